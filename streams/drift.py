@@ -43,3 +43,18 @@ def background_noise(
     """
     noise = rng.random(images.shape, dtype=np.float32)
     return np.where(images < threshold, noise, images)
+
+
+def noisy_background(
+    images: npt.NDArray[np.uint8], rng: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """Replace the background by noise, as `background_noise` does, in 256 levels of grey.
+
+    Pixels under 1e-2 · 255 become uniform on 0…255, so that an image stays one byte a pixel.
+
+    Args:
+        images: any shape; not changed.
+        rng: the source of the noise.
+    """
+    noise = rng.integers(256, size=images.shape, dtype=np.uint8)
+    return np.where(images < 3, noise, images)

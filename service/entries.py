@@ -1,0 +1,191 @@
+"""Log entries and cuts: what they mean, and how batches are taken from entries.
+
+An entry is a batch of examples; a cut says where a batch of the learner ends. Entries that cannot
+be decoded are dead: a cut names them, so that replay skips them whatever the reader then thinks.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from streams.batch import Batch, InvalidBatchError, check, concatenate, decode
+from streams.json_batch import from_json
+
+SOURCES = ("http", "redis")
+
+
+class EntryId(NamedTuple):
+    """Id of a Redis stream entry; ids sort as pairs do."""
+
+    milliseconds: int
+    sequence: int
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> "EntryId":
+        """Read ``<milliseconds>-<sequence>``.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        head, _, tail = (text.decode() if isinstance(text, bytes) else text).partition("-")
+        return cls(int(head), int(tail))
+
+    def __str__(self) -> str:
+        return f"{self.milliseconds}-{self.sequence}"
+
+
+ORIGIN = EntryId(0, 0)
+TOP = EntryId((1 << 64) - 1, (1 << 64) - 1)
+
+
+class Position(NamedTuple):
+    """A place in the log: behind ``entry``, or behind the first ``taken`` examples of it."""
+
+    entry: EntryId
+    taken: int | None = None
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> "Position":
+        """Read ``<entry>`` or ``<entry>+<taken>``.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        head, plus, tail = (text.decode() if isinstance(text, bytes) else text).partition("+")
+        return cls(EntryId.parse(head), int(tail) if plus else None)
+
+    def __str__(self) -> str:
+        return str(self.entry) if self.taken is None else f"{self.entry}+{self.taken}"
+
+    def covers(self, entry: EntryId) -> bool:
+        """Say whether the whole of ``entry`` lies before this position."""
+        return self.entry > entry or (self.entry == entry and self.taken is None)
+
+
+class Dead(NamedTuple):
+    """An entry that cannot be learned, and why."""
+
+    entry: EntryId
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A decision of the learner, recorded before it is carried out."""
+
+    position: Position
+    """Where it ends."""
+    examples: int = 0
+    """Examples of the batch; 0 if the cut only moves the position, or gives a command."""
+    entries: int = 0
+    """Entries that lie wholly before the position, counted from the start of the log."""
+    dead: tuple[Dead, ...] = ()
+    """Entries put aside since the cut before."""
+    command: str = ""
+    """JSON of an operator's command, carried out after the batch."""
+    sources: Mapping[str, int] = field(default_factory=dict)
+    """Examples of the batch by where they came from."""
+
+
+class Entry(NamedTuple):
+    """An entry as read: its examples, or why it has none."""
+
+    id: EntryId
+    batch: Batch | None
+    source: str
+    reason: str = ""
+
+
+def read_entry(entry: EntryId, fields: dict[bytes, bytes], width: int, classes: int) -> Entry:
+    """Decode and check an entry; what is wrong with it becomes its reason."""
+    source = "http" if fields.get(b"source") == b"http" else "redis"
+    try:
+        if b"batch" in fields:
+            batch = decode(fields[b"batch"])
+        elif b"json" in fields:
+            batch = from_json(fields[b"json"])
+        else:
+            names = sorted(fields)[:4]
+            raise InvalidBatchError(f"no field 'batch' or 'json', only {names}")
+        check(batch, width, classes)
+    except InvalidBatchError as error:
+        where = "" if error.index is None else f" (example {error.index})"
+        return Entry(entry, None, source, f"{error}{where}"[:500])
+    return Entry(entry, batch, source)
+
+
+class Pending:
+    """Entries read but not yet cut, in log order; takes batches off their front.
+
+    Args:
+        position: where the last cut ended.
+        entries: its count of entries.
+    """
+
+    def __init__(self, position: Position, entries: int) -> None:
+        self.position, self.entries = position, entries
+        self.examples = 0
+        """Examples waiting to be cut."""
+        self._queue: deque[Entry] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    @property
+    def newest(self) -> EntryId:
+        """Id of the last entry that was read."""
+        return self._queue[-1].id if self._queue else self.position.entry
+
+    @property
+    def oldest(self) -> EntryId:
+        """Id of the first entry that is not wholly cut; only while there is one."""
+        return self._queue[0].id
+
+    def add(self, entry: Entry) -> None:
+        """Queue the next entry of the log."""
+        if entry.id == self.position.entry and entry.batch is not None:
+            entry = entry._replace(batch=_rest(entry.batch, self.position.taken or 0))
+        self._queue.append(entry)
+        self.examples += len(entry.batch) if entry.batch is not None else 0
+
+    def take(self, size: int) -> tuple[Cut, Batch | None]:
+        """Cut off up to ``size`` examples, with the dead entries before and right behind them."""
+        parts: list[Batch] = []
+        dead: list[Dead] = []
+        sources: dict[str, int] = {}
+        left = size
+        while self._queue:
+            entry = self._queue[0]
+            if entry.batch is None:
+                dead.append(Dead(entry.id, entry.reason))
+                self._pass(entry.id)
+                continue
+            if left == 0:
+                break
+            n = min(left, len(entry.batch))
+            parts.append(entry.batch.part(0, n))
+            sources[entry.source] = sources.get(entry.source, 0) + n
+            left -= n
+            if n == len(entry.batch):
+                self._pass(entry.id)
+            else:
+                self._queue[0] = entry._replace(batch=_rest(entry.batch, n))
+                before = self.position.taken if self.position.entry == entry.id else 0
+                self.position = Position(entry.id, (before or 0) + n)
+        examples = size - left
+        self.examples -= examples
+        cut = Cut(self.position, examples, self.entries, tuple(dead), sources=sources)
+        return cut, concatenate(parts) if parts else None
+
+    def _pass(self, entry: EntryId) -> None:
+        self._queue.popleft()
+        self.position = Position(entry)
+        self.entries += 1
+
+
+def _rest(batch: Batch, taken: int) -> Batch:
+    return batch.part(taken, len(batch))

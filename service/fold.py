@@ -1,0 +1,289 @@
+"""The state of the model and the step that folds one batch into it.
+
+`step` is a function of (state, batch) alone: on one machine, with one number of threads, equal
+states and equal batches give equal states, bit for bit. It never reads the device on the host.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, Inner, RMSprop
+from service import models
+from service.scoring import Scores
+from service.standardizer import Standardizer, standardize
+from service.upload import Upload
+from streams.batch import Batch
+
+INNER: dict[str, Inner] = {
+    "sgd": SGD(),
+    "adagrad": Adagrad(initial_accumulator_value=0.1),
+    "adagrad-ema": AdagradEMA(initial_accumulator_value=0.1),
+    "rmsprop": RMSprop(),
+    "adam": Adam(),
+}
+OPTIMIZERS = ("funnel", *INNER)
+
+NORM_CAP = 10.0
+"""A gradient may be this many times longer than nearly all of the recent ones; then it is cut."""
+NORM_UP, NORM_DOWN = 0.45, 0.05
+"""Steps of log ‖g‖'s tracked quantile: it rests where 1 of (UP + DOWN) / DOWN gradients is above."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the model is, for its whole life; a checkpoint of another spec is refused."""
+
+    model: str
+    features: int
+    classes: int
+    hidden: tuple[int, ...]
+    optimizer: str
+    standardize: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Hyperparameters that an operator may change in a running model; the log records it."""
+
+    lr: float
+    momentum: float
+    gain_lr: float
+    scale_lr: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step did, as device tensors."""
+
+    version: int
+    """Of the model after the step."""
+    accuracy: Tensor
+    """Of the predictions before the update, in [0, 1], 0-dim."""
+    loss: Tensor
+    """Mean cross-entropy of the same, in nats, 0-dim."""
+
+
+class State:
+    """Everything that learning changes: weights, optimizer, standardizer, scores, counters.
+
+    Args:
+        spec: what the model is.
+        rates: the optimizer's hyperparameters.
+        device: where everything lives.
+
+    Raises:
+        service.models.ModelError: the model cannot be built.
+    """
+
+    def __init__(self, spec: Spec, rates: Rates, device: torch.device) -> None:
+        self.spec, self.rates, self.device = spec, rates, device
+        module = models.build(spec.model, spec.features, spec.classes, spec.hidden, spec.seed)
+        self.module = module.to(device).train()
+        self.parameters = dict(self.module.named_parameters())
+        self.standardizer = Standardizer(spec.features, device)
+        self.scores = Scores(spec.classes, device)
+        self.optimizer = make_optimizer(spec.optimizer, rates, self.module)
+        self.norm_level = torch.full((), math.inf, device=device)
+        """Log of the gradient norm that nearly all recent ones stay under; inf before the first."""
+        self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        """Batches left out because loss or gradient was not finite."""
+        self.version = 0
+        """Batches folded in."""
+        self.examples = 0
+        """Examples folded in."""
+        self.upload = Upload(device)
+
+    def set_rates(self, rates: Rates) -> None:
+        """Go on with other hyperparameters."""
+        self.rates = rates
+        for group in self.optimizer.param_groups:
+            group.update(optimizer_rates(self.spec.optimizer, rates))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor of the state by name, the tensors themselves."""
+        named = {f"model.{k}": v for k, v in weights(self.module).items()}
+        named |= {f"standardizer.{k}": v for k, v in self.standardizer.tensors().items()}
+        named |= {f"scores.{k}": v for k, v in self.scores.tensors().items()}
+        named |= {"norm_level": self.norm_level, "nonfinite": self.nonfinite}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if key == "inner":
+                    named |= {f"optimizer.{name}.inner.{k}": v for k, v in value.items()}
+                else:
+                    named[f"optimizer.{name}.{key}"] = value
+        return named
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], version: int, examples: int) -> None:
+        """Take over a saved state of the same spec.
+
+        Raises:
+            ValueError: names, shapes or dtypes differ; nothing is changed then.
+        """
+        mine = self.tensors() | self._optimizer_tensors(tensors)
+        if mine.keys() != tensors.keys():
+            raise ValueError(f"tensors differ: {sorted(mine.keys() ^ tensors.keys())[:4]}")
+        for name, tensor in tensors.items():
+            if mine[name].shape != tensor.shape or mine[name].dtype != tensor.dtype:
+                raise ValueError(
+                    f"{name} is {tensor.dtype} {list(tensor.shape)}, "
+                    f"expected {mine[name].dtype} {list(mine[name].shape)}"
+                )
+        state = self.optimizer.state_dict()
+        state["state"] = self._optimizer_state(tensors)
+        self.optimizer.load_state_dict(state)
+        for name, tensor in tensors.items():
+            if not name.startswith("optimizer."):
+                mine[name].copy_(tensor)
+        self.version, self.examples = version, examples
+
+    def _optimizer_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the optimizer's part of a state that has been stepped, if that one has been."""
+        if not any(name.startswith("optimizer.") for name in tensors):
+            return {}
+        twin = State(self.spec, self.rates, self.device)
+        blank = Batch(
+            torch.zeros(1, self.spec.features).numpy(), torch.zeros(1, dtype=torch.int64).numpy()
+        )
+        step(twin, blank)
+        return twin.tensors()
+
+    def _optimizer_state(self, tensors: dict[str, Tensor]) -> dict[int, dict[str, Any]]:
+        state: dict[int, dict[str, Any]] = {}
+        for index, name in enumerate(self.parameters):
+            prefix = f"optimizer.{name}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if own:
+                inner = {k.removeprefix("inner."): v for k, v in own.items() if "inner." in k}
+                state[index] = {k: v for k, v in own.items() if "inner." not in k}
+                state[index]["inner"] = inner
+        return state
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, those left out of ``state_dict`` too."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def make_optimizer(name: str, rates: Rates, module: nn.Module) -> Funnel:
+    """Return the optimizer called ``name``, one of OPTIMIZERS.
+
+    ``funnel`` is Funnel(AdaGrad). The plain ones are Funnel at γp = γs = 0, which is the inner
+    optimizer with heavy-ball momentum, bit for bit.
+    """
+    inner = INNER["adagrad" if name == "funnel" else name]
+    return Funnel(module.named_parameters(), inner, **optimizer_rates(name, rates))
+
+
+def optimizer_rates(name: str, rates: Rates) -> dict[str, float]:
+    """Return Funnel's arguments for the optimizer called ``name``."""
+    learns = name == "funnel"
+    return {
+        "lr": rates.lr,
+        "momentum": rates.momentum,
+        "gain_lr": rates.gain_lr if learns else 0.0,
+        "scale_lr": rates.scale_lr if learns else 0.0,
+    }
+
+
+def step(state: State, batch: Batch) -> Report:
+    """Score the batch with the weights as they are, then take one Funnel update.
+
+    A batch whose loss or gradient is not finite changes nothing but its count.
+
+    Args:
+        state: changed in place.
+        batch: checked examples (see `streams.batch.check`).
+    """
+    inputs, labels = state.upload(batch)
+    if state.spec.standardize and state.examples == 0:
+        state.standardizer.start(inputs)
+    prepared = prepare(inputs, state.standardizer, state.spec.standardize)
+    if models.is_plain(state.spec.model):
+        logits, losses, gradients = _differentiate(state, prepared, labels)
+        finite = _give(state, losses, gradients)
+    else:
+        _seed(state)
+        with torch.no_grad(), evaluating(state.module):
+            logits = state.module(prepared)
+        buffers = [(b, b.clone()) for b in state.module.buffers()]
+        _, training_losses, gradients = _differentiate(state, prepared, labels)
+        finite = _give(state, training_losses, gradients)
+        for buffer, before in buffers:
+            buffer.copy_(torch.where(finite, buffer, before))
+        losses = F.cross_entropy(logits, labels, reduction="none")
+    state.optimizer.step()
+    correct = logits.argmax(dim=1) == labels
+    state.scores.update(correct, losses, labels, finite)
+    if state.spec.standardize:
+        state.standardizer.update(inputs, finite)
+    state.nonfinite.add_(~finite)
+    state.version += 1
+    state.examples += len(batch)
+    return Report(state.version, correct.float().mean(), losses.mean())
+
+
+def prepare(inputs: Tensor, standardizer: Standardizer, standardized: bool) -> Tensor:
+    """Return what the model is given, fp32 [n, d]."""
+    if not standardized:
+        return inputs
+    return standardize(inputs, standardizer.mean, standardizer.variance)
+
+
+def _differentiate(
+    state: State, prepared: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return logits, the loss of each example, and the gradient of the mean loss."""
+    with torch.enable_grad():
+        logits = state.module(prepared)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        gradients = torch.autograd.grad(
+            losses.mean(), list(state.parameters.values()), allow_unused=True
+        )
+    return logits.detach(), losses.detach(), gradients
+
+
+def _give(state: State, losses: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
+    """Hand the optimizer the gradient, cut to NORM_CAP, or NaN if the batch is not finite.
+
+    Funnel leaves a tensor with a NaN in its gradient as it is, so NaN in all leaves all.
+
+    Returns:
+        Whether loss and gradient are finite, bool, 0-dim.
+    """
+    given = [g for g in gradients if g is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(given)))
+    finite = torch.isfinite(norm) & torch.isfinite(losses).all()
+    log_norm = norm.log()
+    level = state.norm_level
+    factor = (level + math.log(NORM_CAP) - log_norm).clamp_(max=0.0).exp_()
+    torch._foreach_mul_(given, torch.where(finite, factor, math.nan))
+    moved = level + torch.where(log_norm > level, NORM_UP, -NORM_DOWN)
+    moved = torch.where(level.isinf(), log_norm, moved)
+    level.copy_(torch.where(finite & (norm > 0), moved, level))
+    for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
+        parameter.grad = gradient
+    return finite
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off for a while."""
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()
+
+
+def _seed(state: State) -> None:
+    """Make the randomness inside step k a function of the seed and k, so that replay repeats it."""
+    torch.manual_seed((state.spec.seed << 40) + state.version)

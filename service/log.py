@@ -1,0 +1,319 @@
+"""The log on Redis Streams: entries, cuts, dead letters, and whether it is still whole.
+
+Keys carry the model's name in literal braces, so that a Redis Cluster keeps them in one slot:
+
+- ``funnel:{model}:log``   entries, with a field ``batch`` (safetensors) or ``json``;
+- ``funnel:{model}:cuts``  the learner's decisions; cut k has the id ``k-0``;
+- ``funnel:{model}:dead``  entries that could not be decoded, with ``entry`` and ``reason``;
+- ``funnel:{model}:uuid``  made with the log, gone with it;
+- ``funnel:{model}:epoch`` counts the learners; only the newest may append cuts;
+- ``funnel:{model}:key:…`` one for each Idempotency-Key of the last hour.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+from service.entries import ORIGIN, TOP, Cut, Dead, EntryId, Position
+
+DEAD_KEPT = 10_000
+"""Dead letters kept, about."""
+SOCKET_SECONDS = 15.0
+"""Time-out of the connection; longer than any BLOCK."""
+CUTS_A_READ = 1_000
+
+APPEND_CUTS = """
+-- KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, then for each cut its number, fields and
+-- dead letters. Nothing is written unless the epoch is still the caller's.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return redis.error_reply('FENCED epoch ' .. tostring(redis.call('GET', KEYS[1])))
+end
+for _, text in ipairs(cjson.decode(ARGV[3])) do
+  local id, body, dead = text[1], text[2], text[3]
+  redis.call('XADD', KEYS[2], id, 'cut', body)
+  for _, letter in ipairs(dead) do
+    local fields = {'entry', letter[1], 'reason', letter[2]}
+    local found = redis.call('XRANGE', KEYS[4], letter[1], letter[1])
+    if found[1] then
+      for _, field in ipairs(found[1][2]) do
+        if #field <= 1048576 then fields[#fields + 1] = field else fields[#fields + 1] = '' end
+      end
+    end
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields, 1, math.min(#fields, 4000)))
+  end
+end
+return 1
+"""
+
+TAKE_EPOCH = """
+-- KEYS: epoch. ARGV: the highest epoch the caller knows of.
+local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])) + 1
+redis.call('SET', KEYS[1], string.format('%d', epoch))
+return epoch
+"""
+
+DESCRIBE = """
+-- KEYS: log, uuid. Without the entries themselves, which XINFO STREAM would send along.
+local kind = redis.call('TYPE', KEYS[1]).ok
+local name = redis.call('GET', KEYS[2])
+if kind ~= 'stream' then return {kind, name} end
+local info, out = redis.call('XINFO', 'STREAM', KEYS[1]), {kind, name}
+for i = 1, #info, 2 do
+  if info[i] == 'length' or info[i] == 'entries-added' then out[#out + 1] = info[i + 1] end
+  if info[i] == 'last-generated-id' then out[#out + 1] = info[i + 1] end
+  if info[i] == 'first-entry' then out[#out + 1] = info[i + 1] and info[i + 1][1] or false end
+end
+return out
+"""
+
+
+class LogError(RuntimeError):
+    """The log cannot be used as it is; the message says why and what to do."""
+
+
+class GapError(LogError):
+    """The log does not reach back to where the model is."""
+
+
+class FencedError(LogError):
+    """Another learner has taken the log over."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names of a model's keys."""
+
+    model: str
+
+    def __getattr__(self, name: str) -> str:
+        return f"funnel:{{{self.model}}}:{name}"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How far the log reaches."""
+
+    uuid: str | None
+    length: int
+    added: int
+    """Entries ever added."""
+    last: EntryId
+    """The highest id ever given."""
+    first: EntryId | None
+    """Id of the oldest entry that is still there."""
+
+
+def connect(url: str) -> Redis:
+    """Return a client that never repeats a command by itself.
+
+    redis-py would send an XADD whose reply got lost once more, and make two entries of one.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``, with user and password if need be.
+    """
+    return Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        socket_timeout=SOCKET_SECONDS,
+        socket_connect_timeout=5,
+        health_check_interval=0,
+        client_name="funnel",
+    )
+
+
+class Log:
+    """One model's log, as its learner sees it.
+
+    Args:
+        redis: a client from `connect`.
+        model: the model's name.
+    """
+
+    def __init__(self, redis: Redis, model: str) -> None:
+        self.redis, self.keys = redis, Keys(model)
+
+    async def check_server(self) -> list[str]:
+        """Return warnings about the server's durability.
+
+        Raises:
+            LogError: it is too old, or evicts streams when its memory is full.
+        """
+        info = await self.redis.info("server")
+        version = str(info.get("valkey_version") or info["redis_version"])
+        if int(version.split(".")[0]) < 7:
+            raise LogError(f"Redis {version} is too old: Funnel needs 7 or later")
+        try:
+            config = await self.redis.config_get("maxmemory-policy", "appendonly", "appendfsync")
+        except ResponseError:
+            return ["the server does not show its configuration; is it durable, without eviction?"]
+        policy = config.get("maxmemory-policy", "noeviction")
+        if policy.startswith("allkeys"):
+            raise LogError(
+                f"the server's maxmemory-policy is {policy}: it may throw the log away; "
+                "set it to noeviction"
+            )
+        if config.get("appendonly") == "no":
+            return ["the server's append-only file is off: acknowledged examples may be lost"]
+        if config.get("appendfsync") != "always":
+            return [
+                f"the server's appendfsync is {config.get('appendfsync')}: "
+                "a power cut may lose the last acknowledged examples"
+            ]
+        return []
+
+    async def name(self) -> str:
+        """Return the log's uuid, giving it one if it has none."""
+        await self.redis.set(self.keys.uuid, uuid.uuid4().hex, nx=True)
+        return str((await self.redis.get(self.keys.uuid)).decode())
+
+    async def extent(self) -> Extent:
+        """Ask how far the log reaches.
+
+        Raises:
+            GapError: something else has taken its key.
+        """
+        kind, name, *rest = await self.redis.eval(DESCRIBE, 2, self.keys.log, self.keys.uuid)
+        name = name.decode() if name else None
+        if kind == b"none":
+            return Extent(name, 0, 0, ORIGIN, None)
+        if kind != b"stream":
+            raise GapError(f"the key {self.keys.log} holds a {kind.decode()}, not a stream")
+        length, last, added, first = rest
+        return Extent(
+            name, length, added, EntryId.parse(last), EntryId.parse(first) if first else None
+        )
+
+    async def take_epoch(self, at_least: int) -> int:
+        """Become the one learner of this log; every earlier one is fenced off."""
+        return int(await self.redis.eval(TAKE_EPOCH, 1, self.keys.epoch, at_least))
+
+    async def read(
+        self, after: EntryId, count: int, block_ms: int | None
+    ) -> list[tuple[EntryId, dict[bytes, bytes]]]:
+        """Return up to ``count`` entries behind ``after``; waits for the first if told to."""
+        found = await self.redis.xread({self.keys.log: str(after)}, count=count, block=block_ms)
+        return _entries(found[0][1]) if found else []
+
+    async def read_one(self, entry: EntryId) -> tuple[EntryId, dict[bytes, bytes]] | None:
+        """Return one entry, or None if it is gone."""
+        found = _entries(await self.redis.xrange(self.keys.log, str(entry), str(entry)))
+        return found[0] if found else None
+
+    async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
+        """Record cuts ``first``, ``first`` + 1, … in order.
+
+        Raises:
+            FencedError: the epoch is over.
+        """
+        rows = [
+            [f"{number}-0", _cut_to_json(cut), [[str(d.entry), d.reason] for d in cut.dead]]
+            for number, cut in enumerate(cuts, first)
+        ]
+        keys = (self.keys.epoch, self.keys.cuts, self.keys.dead, self.keys.log)
+        try:
+            await self.redis.eval(
+                APPEND_CUTS, len(keys), *keys, epoch, DEAD_KEPT, orjson.dumps(rows)
+            )
+        except ResponseError as error:
+            if "FENCED" in str(error):
+                raise FencedError(
+                    f"another learner has taken over this log ({error}; mine is {epoch})"
+                ) from error
+            raise
+
+    async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
+        """Return the next recorded cuts behind cut ``number``, some at a time."""
+        found = await self.redis.xrange(
+            self.keys.cuts, f"({number}-0", "+", count=CUTS_A_READ
+        )
+        return [(i.milliseconds, _cut_from_json(fields[b"cut"])) for i, fields in _entries(found)]
+
+    async def last_cut(self) -> int:
+        """Return the number of the newest recorded cut, 0 if there is none."""
+        found = _entries(await self.redis.xrevrange(self.keys.cuts, count=1))
+        return found[0][0].milliseconds if found else 0
+
+    async def trim(self, position: Position, cut: int) -> None:
+        """Forget what lies before a position and before a cut; both themselves stay."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.xtrim(self.keys.log, minid=str(position.entry), approximate=False)
+            pipe.xtrim(self.keys.cuts, minid=f"{cut}-0", approximate=False)
+            await pipe.execute()
+
+    async def retire(self) -> None:
+        """Set the present log aside and begin a new one."""
+        mark = uuid.uuid4().hex[:8]
+        for key in (self.keys.log, self.keys.cuts):
+            if await self.redis.exists(key):
+                await self.redis.rename(key, f"{key}:retired:{mark}")
+        await self.redis.delete(self.keys.uuid)
+
+
+def check_reach(extent: Extent, name: str, position: Position, entries: int) -> None:
+    """Make sure that the log still holds everything behind a position.
+
+    Args:
+        extent: how far the log reaches now.
+        name: the uuid of the log that the position is in.
+        position: how far the model is.
+        entries: entries wholly before it, since the log began.
+
+    Raises:
+        GapError: entries are missing, or it is another log.
+    """
+    if extent.uuid != name:
+        raise GapError(
+            "this is another log than the model was learned from (it was flushed, restored or "
+            f"replaced): its uuid is {extent.uuid}, expected {name}"
+        )
+    if extent.last < position.entry:
+        raise GapError(f"the log ends at {extent.last}, before the model's position {position}")
+    if extent.last == TOP:
+        raise GapError(
+            f"the log is full: an entry with the highest possible id {TOP} was added to it"
+        )
+    behind = extent.added - entries
+    if extent.first is None or extent.first > position.entry:
+        if position.taken is not None:
+            raise GapError(f"entry {position.entry}, which is learned in part, is gone")
+        if extent.length != behind:
+            raise GapError(
+                f"{behind - extent.length} entries behind the model's position {position} are gone; "
+                f"the log now begins at {extent.first or extent.last}"
+            )
+
+
+def _entries(found: list[tuple[bytes, dict[bytes, bytes]]]) -> list[tuple[EntryId, dict[bytes, bytes]]]:
+    return [(EntryId.parse(i), fields or {}) for i, fields in found]
+
+
+def _cut_to_json(cut: Cut) -> str:
+    return orjson.dumps(
+        {
+            "position": str(cut.position),
+            "examples": cut.examples,
+            "entries": cut.entries,
+            "dead": [str(d.entry) for d in cut.dead],
+            "command": cut.command,
+            "sources": dict(cut.sources),
+        }
+    ).decode()
+
+
+def _cut_from_json(raw: bytes) -> Cut:
+    found = orjson.loads(raw)
+    return Cut(
+        Position.parse(found["position"]),
+        found["examples"],
+        found["entries"],
+        tuple(Dead(EntryId.parse(d), "") for d in found["dead"]),
+        found["command"],
+        found["sources"],
+    )

@@ -1,0 +1,130 @@
+"""Gathers concurrent predictions into one forward pass."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from service.snapshot import Evaluator, Snapshot
+from streams.batch import Features, join_features
+
+GATHER_SECONDS = 0.001
+"""How long the first of some requests waits for others."""
+GATHER_ROWS = 1024
+"""Rows that are enough for a pass; a larger request goes alone."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one request."""
+
+    labels: npt.NDArray[np.int64]
+    """[n]."""
+    probabilities: npt.NDArray[np.float32]
+    """[n, classes]."""
+    version: int
+
+
+@dataclass(frozen=True)
+class _Request:
+    features: Features
+    answer: "asyncio.Future[Prediction]"
+
+
+class Predictor:
+    """Answers requests from the newest snapshot, several in one pass.
+
+    While one pass runs, the next requests gather. A cancelled request only drops its own answer.
+
+    Args:
+        evaluate: computes a pass; runs in a thread of its own.
+        newest: returns the newest snapshot.
+    """
+
+    def __init__(self, evaluate: Evaluator, newest: Callable[[], Snapshot]) -> None:
+        self._evaluate, self._newest = evaluate, newest
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="funnel-predict")
+        self._waiting: deque[_Request] = deque()
+        self._rows = 0
+        self._enough = asyncio.Event()
+        self._arrived = asyncio.Event()
+
+    async def predict(self, features: Features) -> Prediction:
+        """Predict checked features [n, d]."""
+        request = _Request(features, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        self._rows += len(features)
+        self._arrived.set()
+        if self._rows >= GATHER_ROWS:
+            self._enough.set()
+        return await request.answer
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await self._arrived.wait()
+                await self._gather()
+                requests = self._next()
+                if not requests:
+                    continue
+                snapshot = self._newest()
+                joined = join_features([r.features for r in requests])
+                try:
+                    answers = await loop.run_in_executor(
+                        self._thread, self._evaluate, snapshot, joined
+                    )
+                except Exception as error:
+                    for request in requests:
+                        if not request.answer.done():
+                            request.answer.set_exception(error)
+                    continue
+                _share(requests, answers, snapshot.version)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _gather(self) -> None:
+        if self._rows < GATHER_ROWS:
+            try:
+                async with asyncio.timeout(GATHER_SECONDS):
+                    await self._enough.wait()
+            except TimeoutError:
+                return
+
+    def _next(self) -> list[_Request]:
+        """Take requests up to GATHER_ROWS rows, in order; at least one if any is still wanted."""
+        taken: list[_Request] = []
+        rows = 0
+        while self._waiting:
+            request = self._waiting[0]
+            n = len(request.features)
+            if taken and rows + n > GATHER_ROWS:
+                break
+            self._waiting.popleft()
+            self._rows -= n
+            if not request.answer.done():
+                taken.append(request)
+                rows += n
+        if self._rows < GATHER_ROWS:
+            self._enough.clear()
+        if not self._waiting:
+            self._arrived.clear()
+        return taken
+
+
+def _share(requests: list[_Request], answers: tuple[Tensor, Tensor], version: int) -> None:
+    labels, probabilities = (answer.numpy() for answer in answers)
+    start = 0
+    for request in requests:
+        end = start + len(request.features)
+        if not request.answer.done():
+            request.answer.set_result(
+                Prediction(labels[start:end], probabilities[start:end], version)
+            )
+        start = end

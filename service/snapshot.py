@@ -1,0 +1,62 @@
+"""Snapshots: immutable, versioned copies of what prediction needs."""
+
+import copy
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from service.fold import State, weights
+from service.standardizer import standardize
+from service.upload import to_inputs
+from streams.batch import Features
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The model at one version; nothing changes it any more."""
+
+    version: int
+    weights: dict[str, Tensor]
+    mean: Tensor | None
+    """Of the inputs, fp32 [d]; None if they are not standardized."""
+    variance: Tensor | None
+    made: float = field(default_factory=time.monotonic)
+    """Seconds on the monotonic clock."""
+
+    @classmethod
+    def of(cls, state: State) -> "Snapshot":
+        """Copy what prediction needs, on the device; does not wait for it."""
+        keeps = state.spec.standardize
+        return cls(
+            state.version,
+            {k: v.detach().clone() for k, v in weights(state.module).items()},
+            state.standardizer.mean.clone() if keeps else None,
+            state.standardizer.variance.clone() if keeps else None,
+        )
+
+
+class Evaluator:
+    """Computes predictions from snapshots with a module of its own; for one thread.
+
+    Args:
+        module: its architecture is copied.
+        device: where snapshots are.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.module, self.device = copy.deepcopy(module).eval(), device
+
+    @torch.inference_mode()
+    def __call__(self, snapshot: Snapshot, features: Features) -> tuple[Tensor, Tensor]:
+        """Return the labels, int64 [n], and the probabilities, fp32 [n, classes], on the host."""
+        inputs = to_inputs(features, self.device)
+        if snapshot.mean is not None and snapshot.variance is not None:
+            inputs = standardize(inputs, snapshot.mean, snapshot.variance)
+        logits = functional_call(self.module, snapshot.weights, (inputs,))
+        probabilities = torch.softmax(logits, dim=1)
+        return logits.argmax(dim=1).cpu(), probabilities.cpu()
+
+

@@ -1,0 +1,168 @@
+"""A batch of labelled examples and its one byte format.
+
+The bytes are a safetensors file with the tensors ``features`` and ``labels``
+(https://github.com/huggingface/safetensors#format): on the wire, in the log and in files alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
+
+FEATURE_TYPES = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+LABEL_TYPES = {"I64": np.dtype("<i8")}
+
+Features = npt.NDArray[Any]
+Labels = npt.NDArray[np.int64]
+
+
+class InvalidBatchError(ValueError):
+    """A batch that cannot be learned or predicted.
+
+    Attributes:
+        field: the part at fault, ``features`` or ``labels``, or None for the whole.
+        index: the first example at fault, or None.
+    """
+
+    def __init__(self, message: str, field: str | None = None, index: int | None = None) -> None:
+        super().__init__(message)
+        self.field, self.index = field, index
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Labelled examples."""
+
+    features: Features
+    """[n, d]; uint8 means 0…255 for [0, 1]; float16 and float32 are taken as they are."""
+    labels: Labels
+    """int64 [n], from 0."""
+
+    def __len__(self) -> int:
+        """Return the number of examples, n."""
+        return len(self.labels)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Return the examples from ``start`` up to ``stop``, without a copy."""
+        return Batch(self.features[start:stop], self.labels[start:stop])
+
+    def to_bytes(self) -> bytes:
+        """Return the safetensors file."""
+        return save(
+            {
+                "features": np.ascontiguousarray(self.features),
+                "labels": np.ascontiguousarray(self.labels),
+            }
+        )
+
+
+def decode(raw: bytes) -> Batch:
+    """Read the safetensors file of a batch; what it holds is not checked yet (see `check`).
+
+    Raises:
+        InvalidBatchError: it is not one, or has other tensors or dtypes.
+    """
+    tensors = _tensors(raw, {"features": FEATURE_TYPES, "labels": LABEL_TYPES})
+    return Batch(tensors["features"], tensors["labels"])
+
+
+def decode_features(raw: bytes) -> Features:
+    """Read a safetensors file with the one tensor ``features``.
+
+    Raises:
+        InvalidBatchError: as for `decode`.
+    """
+    return _tensors(raw, {"features": FEATURE_TYPES})["features"]
+
+
+def check(batch: Batch, width: int, classes: int) -> None:
+    """Make sure that every example can be learned.
+
+    Raises:
+        InvalidBatchError: features are not [n, width] and finite, labels not [n] in
+            [0, classes), or n is 0.
+    """
+    check_features(batch.features, width)
+    labels = batch.labels
+    if labels.shape != (len(batch.features),):
+        raise InvalidBatchError(
+            f"labels have shape {list(labels.shape)}, expected [{len(batch.features)}], "
+            "one label an example",
+            "labels",
+        )
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        index = int(outside.argmax())
+        raise InvalidBatchError(
+            f"label {labels[index]} is outside 0…{classes - 1}", "labels", index
+        )
+
+
+def check_features(features: Features, width: int) -> None:
+    """Make sure that every example can be predicted.
+
+    Raises:
+        InvalidBatchError: features are not [n, width] and finite, or n is 0.
+    """
+    if features.ndim != 2 or features.shape[1] != width:
+        raise InvalidBatchError(
+            f"features have shape {list(features.shape)}, expected [n, {width}]", "features"
+        )
+    if not len(features):
+        raise InvalidBatchError("the batch has no examples", "features")
+    if features.dtype != np.uint8:
+        finite = np.isfinite(features).all(axis=1)
+        if not finite.all():
+            raise InvalidBatchError(
+                "features must be finite; this example has a NaN or an infinity",
+                "features",
+                int(finite.argmin()),
+            )
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Join batches of the same width; those of different dtypes become float32 (uint8 / 255)."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        join_features([b.features for b in batches]), np.concatenate([b.labels for b in batches])
+    )
+
+
+def join_features(parts: Sequence[Features]) -> Features:
+    """Join features of the same width; those of different dtypes become float32 (uint8 / 255)."""
+    if len({part.dtype for part in parts}) > 1:
+        parts = [
+            part.astype(np.float32) / np.float32(255) if part.dtype == np.uint8 else part
+            for part in parts
+        ]
+        return np.concatenate(parts, dtype=np.float32)
+    return np.concatenate(parts)
+
+
+def _tensors(
+    raw: bytes, expected: dict[str, dict[str, np.dtype[Any]]]
+) -> dict[str, npt.NDArray[Any]]:
+    try:
+        found = dict(deserialize(raw))
+    except (SafetensorError, ValueError, OverflowError) as error:
+        raise InvalidBatchError(f"not a safetensors file: {error}") from error
+    if found.keys() != expected.keys():
+        raise InvalidBatchError(
+            f"expected the tensors {sorted(expected)}, got {sorted(found)[:8]}"
+        )
+    tensors = {}
+    for name, types in expected.items():
+        tensor = found[name]
+        if tensor["dtype"] not in types:
+            raise InvalidBatchError(
+                f"{name} have dtype {tensor['dtype']}, expected one of {', '.join(types)}", name
+            )
+        tensors[name] = np.frombuffer(tensor["data"], types[tensor["dtype"]]).reshape(
+            tensor["shape"]
+        )
+    return tensors

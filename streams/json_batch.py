@@ -1,0 +1,123 @@
+"""Batches written as JSON or NDJSON, for people and for languages without safetensors."""
+
+from typing import Any
+
+import numpy as np
+import orjson
+
+from streams.batch import Batch, Features, InvalidBatchError, Labels
+
+NUMBER = {int, float}
+INT64 = range(-(1 << 63), 1 << 63)
+
+
+def from_json(raw: bytes) -> Batch:
+    """Read ``{"features": [[…], …], "labels": [3, …]}``; features become float32.
+
+    Numbers are taken strictly: no booleans, no strings, no NaN, nothing that float32 cannot hold.
+
+    Raises:
+        InvalidBatchError: the message, field and index say what is wrong.
+    """
+    document = _object(raw, {"features", "labels"})
+    return Batch(_features(document["features"]), _labels(document["labels"]))
+
+
+def features_from_json(raw: bytes) -> Features:
+    """Read ``{"features": [[…], …]}`` as float32 [n, d].
+
+    Raises:
+        InvalidBatchError: as for `from_json`.
+    """
+    return _features(_object(raw, {"features"})["features"])
+
+
+def from_ndjson(raw: bytes) -> Batch:
+    """Read one ``{"features": […], "label": 3}`` a line; blank lines are skipped.
+
+    Raises:
+        InvalidBatchError: as for `from_json`; the index counts examples.
+    """
+    rows, labels = [], []
+    for line in raw.splitlines():
+        if not line.strip():
+            continue
+        try:
+            example = _object(line, {"features", "label"})
+        except InvalidBatchError as error:
+            raise InvalidBatchError(str(error), error.field, len(rows)) from error
+        rows.append(example["features"])
+        labels.append(example["label"])
+    return Batch(_features(rows), _labels(labels))
+
+
+def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidBatchError(f"not JSON: {error}") from error
+    if type(document) is not dict:
+        raise InvalidBatchError(f"expected an object with {_names(keys)}")
+    if missing := keys - document.keys():
+        field = min(missing)
+        raise InvalidBatchError(f"the field {field!r} is missing", field)
+    if unknown := document.keys() - keys:
+        field = min(unknown)
+        raise InvalidBatchError(f"unknown field {field[:40]!r}, expected {_names(keys)}")
+    return document
+
+
+def _features(rows: Any) -> Features:
+    if type(rows) is not list:
+        raise InvalidBatchError("features must be a list of lists of numbers", "features")
+    for index, row in enumerate(rows):
+        if type(row) is not list:
+            raise InvalidBatchError("an example must be a list of numbers", "features", index)
+        if len(row) != len(rows[0]):
+            raise InvalidBatchError(
+                f"this example has {len(row)} features, the first has {len(rows[0])}",
+                "features",
+                index,
+            )
+        if other := set(map(type, row)) - NUMBER:
+            raise InvalidBatchError(
+                f"features must be numbers, this example has a {_json_name(other.pop())}",
+                "features",
+                index,
+            )
+    if not rows:
+        return np.zeros((0, 0), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        features = np.array(rows, dtype=np.float64).astype(np.float32)
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise InvalidBatchError(
+            "this example has a number too large for float32", "features", int(finite.argmin())
+        )
+    return features
+
+
+def _labels(labels: Any) -> Labels:
+    if type(labels) is not list:
+        raise InvalidBatchError("labels must be a list of integers", "labels")
+    for index, label in enumerate(labels):
+        if type(label) is not int:
+            raise InvalidBatchError(
+                f"a label must be an integer, got {_json_name(type(label))} {str(label)[:40]}",
+                "labels",
+                index,
+            )
+        if label not in INT64:
+            raise InvalidBatchError(f"label {label} does not fit int64", "labels", index)
+    return np.array(labels, dtype=np.int64)
+
+
+def _names(keys: set[str]) -> str:
+    return " and ".join(repr(key) for key in sorted(keys))
+
+
+def _json_name(kind: type) -> str:
+    return {
+        bool: "boolean", str: "string", dict: "object", list: "list", float: "number",
+        type(None): "null",
+    }.get(kind, kind.__name__)  # fmt: skip
