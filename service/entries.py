@@ -152,38 +152,45 @@ class Pending:
         self._queue.append(entry)
         self.examples += len(entry.batch) if entry.batch is not None else 0
 
-    def take(self, size: int) -> tuple[Cut, Batch | None]:
-        """Cut off up to ``size`` examples, with the dead entries before and right behind them."""
+    def take(self, size: int, recorded: Cut | None = None) -> tuple[Cut, Batch | None]:
+        """Cut off up to ``size`` examples, with the dead entries before and right behind them.
+
+        Args:
+            size: number of examples.
+            recorded: the cut to repeat: it ends where that ends, and what is dead is what that
+                calls dead.
+        """
+        named = None if recorded is None else {d.entry for d in recorded.dead}
         parts: list[Batch] = []
         dead: list[Dead] = []
         sources: dict[str, int] = {}
         left = size
-        while self._queue:
+        while self._queue and (recorded is None or self.position != recorded.position):
             entry = self._queue[0]
-            if entry.batch is None:
+            if entry.batch is None if named is None else entry.id in named:
                 dead.append(Dead(entry.id, entry.reason))
-                self._pass(entry.id)
+                self._pass(entry)
                 continue
-            if left == 0:
+            if left == 0 or entry.batch is None:
                 break
             n = min(left, len(entry.batch))
             parts.append(entry.batch.part(0, n))
             sources[entry.source] = sources.get(entry.source, 0) + n
             left -= n
             if n == len(entry.batch):
-                self._pass(entry.id)
+                self._pass(entry)
             else:
+                self.examples -= n
                 self._queue[0] = entry._replace(batch=_rest(entry.batch, n))
                 before = self.position.taken if self.position.entry == entry.id else 0
                 self.position = Position(entry.id, (before or 0) + n)
-        examples = size - left
-        self.examples -= examples
-        cut = Cut(self.position, examples, self.entries, tuple(dead), sources=sources)
+        cut = Cut(self.position, size - left, self.entries, tuple(dead), sources=sources)
         return cut, concatenate(parts) if parts else None
 
-    def _pass(self, entry: EntryId) -> None:
+    def _pass(self, entry: Entry) -> None:
         self._queue.popleft()
-        self.position = Position(entry)
+        self.examples -= 0 if entry.batch is None else len(entry.batch)
+        self.position = Position(entry.id)
         self.entries += 1
 
 

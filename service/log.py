@@ -230,9 +230,7 @@ class Log:
 
     async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
         """Return the next recorded cuts behind cut ``number``, some at a time."""
-        found = await self.redis.xrange(
-            self.keys.cuts, f"({number}-0", "+", count=CUTS_A_READ
-        )
+        found = await self.redis.xrange(self.keys.cuts, f"({number}-0", "+", count=CUTS_A_READ)
         return [(i.milliseconds, _cut_from_json(fields[b"cut"])) for i, fields in _entries(found)]
 
     async def last_cut(self) -> int:
@@ -290,7 +288,9 @@ def check_reach(extent: Extent, name: str, position: Position, entries: int) -> 
             )
 
 
-def _entries(found: list[tuple[bytes, dict[bytes, bytes]]]) -> list[tuple[EntryId, dict[bytes, bytes]]]:
+def _entries(
+    found: list[tuple[bytes, dict[bytes, bytes]]],
+) -> list[tuple[EntryId, dict[bytes, bytes]]]:
     return [(EntryId.parse(i), fields or {}) for i, fields in found]
 
 

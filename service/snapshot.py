@@ -58,5 +58,3 @@ class Evaluator:
         logits = functional_call(self.module, snapshot.weights, (inputs,))
         probabilities = torch.softmax(logits, dim=1)
         return logits.argmax(dim=1).cpu(), probabilities.cpu()
-
-

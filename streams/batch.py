@@ -152,9 +152,7 @@ def _tensors(
     except (SafetensorError, ValueError, OverflowError) as error:
         raise InvalidBatchError(f"not a safetensors file: {error}") from error
     if found.keys() != expected.keys():
-        raise InvalidBatchError(
-            f"expected the tensors {sorted(expected)}, got {sorted(found)[:8]}"
-        )
+        raise InvalidBatchError(f"expected the tensors {sorted(expected)}, got {sorted(found)[:8]}")
     tensors = {}
     for name, types in expected.items():
         tensor = found[name]

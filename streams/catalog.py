@@ -114,7 +114,12 @@ def get(name: str, examples: int = EXAMPLES, source: str = "mnist") -> Stream:
     if name in IMAGE_STREAMS:
         drift, shifts = IMAGE_STREAMS[name](examples)
         return Stream(
-            name, 784, 10, examples, tuple(shifts), partial(_drifting_images, SOURCES[source], drift)
+            name,
+            784,
+            10,
+            examples,
+            tuple(shifts),
+            partial(_drifting_images, SOURCES[source], drift),
         )
     if name in SYNTHETIC:
         width, classes, every, make = SYNTHETIC[name]
@@ -203,7 +208,9 @@ IMAGE_STREAMS: dict[str, Callable[[int], tuple[Drift, list[Shift]]]] = {
 }
 
 
-def _synthetic(make: Callable[[int, int], Any], width: int, every: int, seed: int) -> Iterator[Batch]:
+def _synthetic(
+    make: Callable[[int, int], Any], width: int, every: int, seed: int
+) -> Iterator[Batch]:
     """Yield from river's generators, the next concept every so many examples."""
     concepts = (iter(make(k, seed * 1000 + k)) for k in count())
     start, concept = 0, next(concepts)

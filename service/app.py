@@ -1,0 +1,66 @@
+"""The FastAPI application around a `Service`."""
+
+import logging
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.errors import ErrorDetail, HTTPError, error_response
+from service.guard import Guard
+from service.routes import health, learn, model, predict
+from service.service import Service
+
+logger = logging.getLogger("funnel")
+
+CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the application; the service is started and stopped by whoever made it."""
+    app = FastAPI(
+        title="Funnel",
+        version=version("funnel"),
+        description="Online learning for data that drifts, with no step size to tune.",
+    )
+    app.state.service = service
+    for module in (learn, predict, model, health):
+        app.include_router(module.router)
+
+    def count(code: str) -> None:
+        service.metrics.rejected.labels(code).inc()
+
+    @app.exception_handler(HTTPError)
+    async def known(_: Request, error: HTTPError) -> Response:
+        count(error.code)
+        return error.answer()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        count("invalid")
+        found = error.errors()[0]
+        where = str(found["loc"][-1])
+        detail = ErrorDetail(code="invalid", message=f"{where}: {found['msg']}", field=where)
+        return error_response(422, detail)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> Response:
+        code = CODES.get(error.status_code, "http_error")
+        count(code)
+        detail = ErrorDetail(code=code, message=str(error.detail))
+        return error_response(error.status_code, detail, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        count("internal")
+        detail = ErrorDetail(code="internal", message="the service failed; its log says more")
+        return error_response(500, detail)
+
+    app.add_middleware(
+        Guard,
+        key=service.settings.api_key.get_secret_value(),
+        metrics=service.metrics,
+        router=app.router,
+    )
+    return app

@@ -1,0 +1,81 @@
+"""Reading request bodies: bounded in bytes and in time, large ones decoded off the loop."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import HTTPError
+from streams.batch import InvalidBatchError
+
+BODY_SECONDS = 30.0
+SMALL = 4_096
+"""Bytes that are decoded at once; more go to a thread."""
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+SAFETENSORS = "application/octet-stream"
+
+T = TypeVar("T")
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """Return the body.
+
+    Raises:
+        HTTPError: 413 it is longer than ``most`` bytes; 408 it did not come in BODY_SECONDS; 415
+            it is compressed.
+    """
+    too_large = HTTPError(
+        413, "body_too_large", f"the body has more than {most} bytes (FUNNEL_MAX_BODY_BYTES)"
+    )
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise HTTPError(415, "unsupported_encoding", "send the body without Content-Encoding")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > most:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        raise HTTPError(
+            408, "body_too_slow", f"the body did not come within {BODY_SECONDS:g} s"
+        ) from None
+    except ClientDisconnect:
+        raise HTTPError(400, "disconnected", "the client went away") from None
+    return b"".join(chunks)
+
+
+def content_type(request: Request, *allowed: str) -> str:
+    """Return the media type; without a header it is JSON.
+
+    Raises:
+        HTTPError: 415 it is none of the allowed.
+    """
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if kind not in allowed:
+        raise HTTPError(
+            415, "unsupported_type", f"Content-Type {kind[:80]!r}: send {', '.join(allowed)}"
+        )
+    return kind
+
+
+async def decoded(decode: Callable[[bytes], T], body: bytes) -> T:
+    """Return what ``decode`` makes of the body.
+
+    Raises:
+        HTTPError: 422 it is invalid; nothing of it has been applied.
+    """
+    try:
+        if len(body) <= SMALL:
+            return decode(body)
+        return await asyncio.to_thread(decode, body)
+    except InvalidBatchError as error:
+        raise HTTPError(422, "invalid", str(error), error.field, error.index) from error

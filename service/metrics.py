@@ -1,0 +1,180 @@
+"""All Prometheus metrics, from one registry."""
+
+import time
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeHistogramMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from funnel.telemetry import QUANTILES
+from service.statistics import GAIN_EDGES, Statistics, lag_seconds
+
+if TYPE_CHECKING:
+    from service.service import Service
+
+LEARNER = "served"
+STEP_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+HTTP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+class Metrics:
+    """What happens is counted here; what is, the collector reads from the service."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.step_seconds = Histogram(
+            "funnel_step_seconds", "Host time of one step", registry=r, buckets=STEP_BUCKETS
+        )
+        self.batch_examples = Histogram(
+            "funnel_batch_examples", "Examples in a batch", registry=r, buckets=BATCH_BUCKETS
+        )
+        self.predict_seconds = Histogram(
+            "funnel_predict_seconds",
+            "Time from a checked prediction request to its answer",
+            registry=r,
+            buckets=HTTP_BUCKETS,
+        )
+        self.http_seconds = Histogram(
+            "funnel_http_request_seconds",
+            "Time of a request, its body included",
+            ["route", "code"],
+            registry=r,
+            buckets=HTTP_BUCKETS,
+        )
+        self.rejected = Counter(
+            "funnel_rejected", "Requests refused, by error code", ["code"], registry=r
+        )
+
+    def observe_step(self, seconds: float, examples: int) -> None:
+        """Count one step."""
+        self.step_seconds.observe(seconds)
+        self.batch_examples.observe(examples)
+
+    def watch(self, service: "Service") -> None:
+        """Collect from the service at each scrape."""
+        self.registry.register(_ServiceCollector(service))
+
+
+class _ServiceCollector(Collector):
+    def __init__(self, service: "Service") -> None:
+        self._service = service
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        service = self._service
+        learner = service.learner
+        yield _gauge("ready", "1 if predictions are served", float(service.is_ready))
+        if learner is None:
+            return
+        checkpoints = CounterMetricFamily(
+            "funnel_checkpoints", "Checkpoints, by result", labels=["result"]
+        )
+        for result, count in learner.checkpoint_results.items():
+            checkpoints.add_metric([result], count)
+        yield checkpoints
+        now = time.monotonic()
+        if learner.snapshot is not None:
+            age = now - learner.snapshot.made if service.backlog() else 0.0
+            yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
+        if learner.checkpoint_at is not None:
+            yield _gauge(
+                "checkpoint_age_seconds", "Since the last checkpoint", now - learner.checkpoint_at
+            )
+        statistics = learner.statistics
+        if statistics is None:
+            return
+        yield _gauge("backlog_examples", "Examples that wait to be learned", service.backlog())
+        yield _gauge("lag_seconds", "Age of the oldest entry that waits", lag_seconds(statistics))
+        yield _gauge("model_version", "Batches folded into the model", statistics.version)
+        yield from _learning(statistics)
+        yield from _optimizer(statistics)
+
+
+def _learning(statistics: Statistics) -> Iterable[Metric]:
+    place, scores = statistics.place, statistics.scores
+    examples = CounterMetricFamily(
+        "funnel_examples", "Examples learned, by where they came from", labels=["source"]
+    )
+    examples.add_metric(["http"], place.http)
+    examples.add_metric(["redis"], place.redis)
+    yield examples
+    yield CounterMetricFamily("funnel_batches", "Batches learned", value=statistics.version)
+    yield CounterMetricFamily(
+        "funnel_nonfinite_batches",
+        "Batches left out because loss or gradient was not finite",
+        value=statistics.nonfinite_batches,
+    )
+    yield CounterMetricFamily(
+        "funnel_dead_entries", "Entries put aside because they cannot be learned", value=place.dead
+    )
+    for name, what, value in (
+        ("funnel_correct", "Examples predicted right before they were learned", scores.correct),
+        ("funnel_scored", "Examples predicted before they were learned", scores.scored),
+    ):
+        counter = CounterMetricFamily(name, what, labels=["learner"])
+        counter.add_metric([LEARNER], value)
+        yield counter
+    if not scores.scored:
+        return
+    for name, what, rolling, total in (
+        ("accuracy", "Prequential accuracy", scores.rolling_accuracy, scores.accuracy),
+        ("loss", "Prequential cross-entropy in nats", scores.rolling_loss, scores.loss),
+    ):
+        family = GaugeMetricFamily(f"funnel_{name}", what, labels=["learner", "window"])
+        family.add_metric([LEARNER, "rolling"], rolling)
+        family.add_metric([LEARNER, "total"], total)
+        yield family
+    recall = GaugeMetricFamily("funnel_class_recall", "Rolling recall by class", labels=["class"])
+    for label, value in enumerate(scores.class_recall[:MOST_CLASSES]):
+        recall.add_metric([str(label)], value)
+    yield recall
+
+
+MOST_CLASSES = 100
+"""Classes with a series of their own; of more, only the first."""
+MOST_TENSORS = 100
+"""Tensors with series of their own; of more, only the first."""
+
+
+def _optimizer(statistics: Statistics) -> Iterable[Metric]:
+    def family(name: str, what: str, *labels: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"funnel_{name}", what, labels=["learner", "tensor", *labels])
+
+    scale = family("scale", "Funnel's scale s")
+    gain = family("gain", "Quantiles of Funnel's gains p", "quantile")
+    bound = family("gain_at_bound_ratio", "Share of the gains at a bound", "bound")
+    alignment = family("alignment", "cos(g, ν) of the last step")
+    gradient = family("gradient_norm", "Length of the last gradient")
+    update = family("update_norm", "Length of the last step")
+    distribution = GaugeHistogramMetricFamily(
+        "funnel_gain_distribution", "Funnel's gains p", labels=["learner", "tensor"]
+    )
+    for name, tensor in list(statistics.tensors.items())[:MOST_TENSORS]:
+        scale.add_metric([LEARNER, name], tensor.scale)
+        for quantile, value in zip(QUANTILES, tensor.gain_quantiles, strict=True):
+            gain.add_metric([LEARNER, name, f"{quantile:g}"], value)
+        bound.add_metric([LEARNER, name, "lower"], tensor.gain_at_lower_bound)
+        bound.add_metric([LEARNER, name, "upper"], tensor.gain_at_upper_bound)
+        alignment.add_metric([LEARNER, name], tensor.alignment)
+        gradient.add_metric([LEARNER, name], tensor.gradient_norm)
+        update.add_metric([LEARNER, name], tensor.update_norm)
+        edges = [f"{edge:.4g}" for edge in GAIN_EDGES] + ["+Inf"]
+        buckets = list(zip(edges, accumulate(tensor.gain_counts), strict=True))
+        distribution.add_metric([LEARNER, name], buckets, tensor.gain_sum)
+    yield from (scale, gain, bound, alignment, gradient, update, distribution)
+
+
+def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"funnel_{name}", what, value=value)

@@ -1,0 +1,165 @@
+"""``POST /learn``: labelled examples into the log."""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from service.body import JSON, NDJSON, SAFETENSORS, content_type, decoded, read_body
+from service.dependencies import Running
+from service.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
+from service.intake import Intake, KeyInFlightError, KeyReusedError, LogUnavailableError
+from service.log import LogError
+from service.service import Service
+from streams.batch import Batch, check, decode
+from streams.json_batch import from_json, from_ndjson
+
+WAIT_SECONDS = 60.0
+
+router = APIRouter()
+
+
+class Examples(BaseModel):
+    """Labelled examples."""
+
+    features: list[list[float]] = Field(examples=[[[0.0, 0.5, 1.0]]])
+    labels: list[int] = Field(examples=[[2]])
+
+
+class Accepted(BaseModel):
+    """The examples are in the log."""
+
+    accepted: int
+    """Number of examples."""
+    entry: str
+    """Id of the entry that holds them."""
+
+
+class AppliedAnswer(Accepted):
+    """The examples are learned."""
+
+    model_version: int
+    """Of the first model that has learned all of them."""
+    accuracy: float
+    """Of the batch in which the last of them fell, before it was learned."""
+    loss: float
+    """Cross-entropy of the same, in nats."""
+
+
+BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        JSON: {"schema": Examples.model_json_schema()},
+        NDJSON: {
+            "schema": {"type": "string"},
+            "example": '{"features": [0.0, 0.5, 1.0], "label": 2}\n',
+        },
+        SAFETENSORS: {
+            "schema": {
+                "type": "string",
+                "format": "binary",
+                "description": "safetensors: features [n, d] uint8, float16 or float32; "
+                "labels [n] int64",
+            }
+        },
+    },
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (401, 408, 409, 413, 415, 422, 429, 503)
+}
+
+
+@router.post(
+    "/learn",
+    status_code=202,
+    response_model=Accepted,
+    responses={200: {"model": AppliedAnswer}, **ERRORS},
+    openapi_extra={"requestBody": BODY},
+)
+async def learn(
+    request: Request,
+    service: Running,
+    wait: Annotated[
+        Literal["applied"] | None, Query(description="answer when the examples are learned")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=255, description="makes a retry within an hour safe"),
+    ] = None,
+) -> JSONResponse:
+    """Append labelled examples to the log.
+
+    202 means that they are in the log, as durable as the operator chose. With `wait=applied` the
+    answer comes when they are learned (200), or after a minute or at shutdown without that (202).
+    """
+    intake = admit(service)
+    kind = content_type(request, JSON, NDJSON, SAFETENSORS)
+    body = await read_body(request, service.settings.max_body_bytes)
+    spec = service.settings.spec
+
+    def read(body: bytes) -> tuple[int, bytes]:
+        batch: Batch = {JSON: from_json, NDJSON: from_ndjson, SAFETENSORS: decode}[kind](body)
+        check(batch, spec.features, spec.classes)
+        return len(batch), body if kind == SAFETENSORS else batch.to_bytes()
+
+    examples, payload = await decoded(read, body)
+    try:
+        entry = await intake.append(payload, examples, idempotency_key)
+    except LogUnavailableError as error:
+        raise unavailable(
+            "log_unavailable", f"{error}. It may hold the examples; with an Idempotency-Key a "
+            "retry is safe",
+        ) from error  # fmt: skip
+    except KeyReusedError as error:
+        raise HTTPError(422, "key_reused", str(error), field="Idempotency-Key") from error
+    except KeyInFlightError as error:
+        raise HTTPError(409, "key_in_flight", str(error), retry=RETRY_SECONDS) from error
+    accepted = Accepted(accepted=examples, entry=str(entry))
+    if wait is None or service.learner is None:
+        return JSONResponse(accepted.model_dump(), 202)
+    future = asyncio.wrap_future(service.learner.applied(entry))
+    draining = asyncio.create_task(service.draining.wait())
+    done, _ = await asyncio.wait(
+        {future, draining}, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+    )
+    draining.cancel()
+    if future not in done:
+        future.cancel()
+        return JSONResponse(accepted.model_dump(), 202)
+    try:
+        applied = future.result()
+    except LogError:
+        return JSONResponse(accepted.model_dump(), 202)
+    answer = AppliedAnswer(
+        accepted=examples,
+        entry=str(entry),
+        model_version=applied.model_version,
+        accuracy=applied.accuracy,
+        loss=applied.loss,
+    )
+    return JSONResponse(answer.model_dump(), 200)
+
+
+def admit(service: Service) -> Intake:
+    """Return the intake, if it may take examples now.
+
+    Raises:
+        HTTPError: 503 the log is not there; 429 too many examples wait already.
+    """
+    learner = service.learner
+    if service.intake is None or learner is None:
+        raise unavailable("starting", "the service is starting")
+    if learner.condition in ("waiting", "halted"):
+        code = "log_unavailable" if learner.condition == "waiting" else "learning_halted"
+        raise unavailable(code, f"no examples are taken: {learner.reason}")
+    if (backlog := service.backlog()) >= service.settings.max_backlog:
+        raise HTTPError(
+            429,
+            "backlog_full",
+            f"about {backlog} examples wait to be learned already (FUNNEL_MAX_BACKLOG is "
+            f"{service.settings.max_backlog})",
+            retry=RETRY_SECONDS,
+        )
+    return service.intake

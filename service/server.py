@@ -1,0 +1,119 @@
+"""Running the application: one port, one service, an orderly end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from service.app import create_app
+from service.log import LogError
+from service.service import Service
+from service.settings import Settings
+
+logger = logging.getLogger("funnel")
+
+GRACE_SECONDS = 5
+"""Longest wait at the end for answers that are under way."""
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to `serve`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do nothing: `serve` sees the signals, and exits with 0 after them."""
+        yield
+
+    @property
+    def url(self) -> str:
+        """Where it listens; only once it has started."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def serve(settings: Settings, started: Callable[[Service, str], None] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM: then stop intake, finish the batch, checkpoint, return.
+
+    HTTP is up before the service is, so that liveness can be asked while it loads.
+
+    Args:
+        settings: all of them.
+        started: called once with the running service and its address.
+
+    Raises:
+        LogError, OSError and those of `Service.start`: it could not be started.
+    """
+    service = Service(settings)
+    server = Server(
+        uvicorn.Config(
+            create_app(service),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_keep_alive=30,
+            h11_max_incomplete_event_size=16 << 10,
+            server_header=False,
+        )
+    )
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        service.draining.set()
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    listening = asyncio.create_task(_listen(server))
+    try:
+        starting = asyncio.create_task(_start(service, server, listening))
+        draining = asyncio.create_task(service.draining.wait())
+        await asyncio.wait({starting, draining}, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        if starting.done():
+            await starting
+            if started is not None:
+                started(service, server.url)
+        else:
+            await asyncio.wait({starting})
+        await listening
+    finally:
+        stop()
+        await asyncio.gather(listening, return_exceptions=True)
+        await service.stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _listen(server: Server) -> None:
+    try:
+        await server.serve()
+    except SystemExit:
+        raise OSError(
+            f"cannot listen on {server.config.host}:{server.config.port}; is it taken?"
+        ) from None
+
+
+async def _start(service: Service, server: Server, listening: "asyncio.Task[None]") -> None:
+    while not server.started:
+        if listening.done():
+            await listening
+            return
+        await asyncio.sleep(0.01)
+    await service.start()
+    assert service.learner is not None
+    while service.learner.condition in ("starting", "replaying") and not server.should_exit:
+        await asyncio.sleep(0.02)
+    if service.learner.condition == "halted":
+        raise LogError(service.learner.reason)
+    logger.info(
+        "serving %s on %s: version %d, %d examples learned",
+        service.settings.model,
+        server.url,
+        service.learner.state.version,
+        service.learner.state.examples,
+    )

@@ -1,0 +1,163 @@
+"""The service without its HTTP side: what is started, wired together and stopped in order."""
+
+import asyncio
+import fcntl
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from service.checkpoint import Checkpoints, numerics
+from service.embedded import EmbeddedServer
+from service.fold import State
+from service.intake import Intake
+from service.learner import Cutting, Learner
+from service.log import Log, connect
+from service.metrics import Metrics
+from service.predictor import Predictor
+from service.settings import Settings
+from service.snapshot import Evaluator, Snapshot
+
+logger = logging.getLogger("funnel")
+
+DRAIN_SECONDS = 20.0
+"""Longest wait for the learner to finish and write its last checkpoint."""
+
+
+class InUseError(RuntimeError):
+    """Another service uses the same data directory."""
+
+
+class Service:
+    """Log, learner, intake and predictor of one model.
+
+    Args:
+        settings: all of them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self.metrics.watch(self)
+        self.learner: Learner | None = None
+        self.intake: Intake | None = None
+        self.predictor: Predictor | None = None
+        self.draining = asyncio.Event()
+        """Set when the service begins to stop."""
+        self.failed = asyncio.Event()
+        """Set when the learner has halted for good."""
+        self._server: EmbeddedServer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lock: int | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether predictions are served."""
+        return self.predictor is not None and not self.draining.is_set()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest snapshot; only once the service is ready."""
+        assert self.learner is not None
+        assert self.learner.snapshot is not None
+        return self.learner.snapshot
+
+    def backlog(self) -> int:
+        """Estimate the examples in the log that are not learned yet.
+
+        Exact in entries; entries not seen yet count as many examples as recent ones had.
+        """
+        learner, intake = self.learner, self.intake
+        if learner is None or intake is None or learner.place is None:
+            return 0
+        known = learner.statistics.entries_added if learner.statistics else 0
+        entries = max(known, intake.added) - learner.place.entries
+        mean = intake.mean_entry or learner.mean_entry
+        return max(0, round(entries * mean) - (learner.place.position.taken or 0))
+
+    async def start(self) -> None:
+        """Start everything; returns when predictions can be served.
+
+        Raises:
+            InUseError, LogError, ServerError, DamagedError, ModelError, SettingsError, OSError:
+                it cannot be started; the message says why and what to do.
+        """
+        settings = self.settings
+        device = settings.torch_device()
+        torch.set_num_threads(settings.threads)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_directory(settings.data_dir)
+        url = settings.redis_url.get_secret_value()
+        if not url:
+            self._server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
+            await self._server.start()
+            url = self._server.url
+            self._tasks.append(asyncio.create_task(self._server.watch()))
+        state = State(settings.spec, settings.rates, device)
+        name = settings.model
+        learner = Learner(
+            state,
+            lambda: Log(connect(url), name),
+            Checkpoints(
+                settings.data_dir / "checkpoints" / name.replace(":", "-"),
+                numerics(device),
+                logger.error,
+            ),
+            Cutting(
+                settings.batch_size,
+                settings.max_wait_ms / 1000,
+                settings.checkpoint_every_seconds,
+                settings.accept_gap,
+            ),
+            self.metrics.observe_step,
+        )
+        loop = asyncio.get_running_loop()
+        learner.failed = lambda _: loop.call_soon_threadsafe(self.failed.set)
+        await asyncio.to_thread(learner.start)
+        self.learner = learner
+        self.intake = Intake(connect(url), name)
+        predictor = Predictor(Evaluator(state.module, device), lambda: self.snapshot)
+        self._tasks += [
+            asyncio.create_task(self.intake.run()),
+            asyncio.create_task(predictor.run()),
+        ]
+        self.predictor = predictor
+
+    async def stop(self) -> None:
+        """Finish the batch at hand, write a checkpoint, stop the embedded server."""
+        self.draining.set()
+        if self.learner is not None and not await asyncio.to_thread(
+            self.learner.stop, DRAIN_SECONDS
+        ):
+            logger.error("the learner did not end within %g s; replay will catch up", DRAIN_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.intake is not None:
+            await self.intake.redis.aclose()
+        if self._server is not None:
+            await self._server.stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def lock_directory(directory: Path) -> int:
+    """Return a descriptor that keeps other services off the directory.
+
+    Raises:
+        InUseError: another one is there.
+    """
+    descriptor = os.open(directory / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(descriptor, 20).decode(errors="replace") or "?"
+        os.close(descriptor)
+        raise InUseError(
+            f"another funnel service (process {pid}) uses {directory.absolute()}; stop it, or give "
+            "another DATA_DIR"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor

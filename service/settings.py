@@ -1,0 +1,160 @@
+"""The service's settings: ``FUNNEL_*`` environment variables, and options of the same names."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.fold import OPTIMIZERS, Rates, Spec
+
+PREFIX = "FUNNEL_"
+MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; one line that names it."""
+
+
+class Settings(BaseSettings):
+    """All settings; the descriptions are what ``funnel serve --help`` shows."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        description="log on this server (redis://, rediss://, unix://); empty: one of its own",
+    )
+    data_dir: Path = Field(
+        Path("funnel-data"), description="folder of the checkpoints and the embedded log"
+    )
+    appendfsync: Literal["always", "everysec", "no"] = Field(
+        "always", description="when the embedded log is synced to disk; always: before it answers"
+    )
+    model: str = Field("logistic", description="logistic, mlp, or package.module:factory")
+    features: int = Field(784, ge=1, le=1_000_000, description="numbers in an example")
+    classes: int = Field(10, ge=2, le=100_000, description="labels run from 0 to one less")
+    hidden: Annotated[tuple[int, ...], NoDecode] = Field(
+        (128,), description="sizes of mlp's hidden layers, with commas"
+    )
+    batch_size: int = Field(100, ge=1, le=1_000_000, description="examples a step")
+    max_wait_ms: int = Field(
+        1_000, ge=0, le=86_400_000, description="longest wait for a full batch before a smaller one"
+    )
+    optimizer: str = Field("funnel", description=f"one of {', '.join(OPTIMIZERS)}")
+    lr: float = Field(0.03, gt=0, le=1e6, allow_inf_nan=False, description="where η starts")
+    gain_lr: float = Field(
+        0.03, ge=0, le=10, allow_inf_nan=False, description="γp, how fast gains adapt"
+    )
+    scale_lr: float = Field(
+        0.03, ge=0, le=10, allow_inf_nan=False, description="γs, how fast scales adapt"
+    )
+    momentum: float = Field(0.0, ge=0, lt=1, description="μ")
+    standardize: bool = Field(True, description="standardize the inputs online")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
+    threads: int = Field(
+        1, ge=1, le=1024, description="CPU threads of one operation; bits depend on it"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
+    api_key: SecretStr = Field(
+        SecretStr(""), description="if set, requests need Authorization: Bearer <key>"
+    )
+    max_body_bytes: int = Field(32 << 20, ge=1, description="largest request body")
+    max_backlog: int = Field(
+        1_000_000, ge=1, description="examples that may wait to be learned before 429"
+    )
+    checkpoint_every_seconds: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="time between checkpoints"
+    )
+    seed: int = Field(0, ge=0, lt=1 << 23, description="of the weights, and of dropout")
+    accept_gap: bool = Field(
+        False, description="go on although acknowledged examples are missing from the log"
+    )
+
+    @field_validator("hidden", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+
+    @field_validator("hidden")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in value):
+            raise ValueError("sizes must be at least 1")
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not MODEL_NAME.fullmatch(value):
+            raise ValueError("choose logistic, mlp or package.module:factory")
+        return value
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in OPTIMIZERS:
+            raise ValueError(f"choose one of {', '.join(OPTIMIZERS)}")
+        return value
+
+    @property
+    def spec(self) -> Spec:
+        """What the model is."""
+        return Spec(
+            self.model,
+            self.features,
+            self.classes,
+            self.hidden if self.model == "mlp" else (),
+            self.optimizer,
+            self.standardize,
+            self.seed,
+        )
+
+    @property
+    def rates(self) -> Rates:
+        """The optimizer's hyperparameters."""
+        return Rates(self.lr, self.momentum, self.gain_lr, self.scale_lr)
+
+    def torch_device(self) -> torch.device:
+        """Return the device.
+
+        Raises:
+            SettingsError: there is no such device.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise SettingsError(f"DEVICE {self.device!r} cannot be used: {reason}") from error
+        return device
+
+
+def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
+    """Read the environment; ``options`` win over it.
+
+    Raises:
+        SettingsError: a value is wrong, or a ``FUNNEL_*`` variable has no setting.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in os.environ:
+        if variable.startswith(PREFIX) and variable not in known:
+            close = difflib.get_close_matches(variable, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise SettingsError(f"the environment has {variable}, which is no setting{hint}")
+    try:
+        return Settings(**(options or {}))
+    except ValidationError as error:
+        found = error.errors()[0]
+        name = str(found["loc"][0]).upper() if found["loc"] else "settings"
+        message = found["msg"].removeprefix("Value error, ")
+        given = "" if name in ("API_KEY", "REDIS_URL") else f", got {found['input']!r}"
+        raise SettingsError(f"{PREFIX}{name}: {message}{given}") from error

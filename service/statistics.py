@@ -1,0 +1,90 @@
+"""What the learner shows of itself about once a second, on the host."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from funnel.telemetry import TensorTelemetry
+from service.checkpoint import Place
+from service.fold import State
+from service.log import Extent
+from service.scoring import ScoreSummary
+
+GAIN_EDGES = tuple(10 ** (k / 4) for k in range(-12, 13))
+"""Upper edges of the gain histogram's buckets: quarters of a decade over 1e-3…1e3."""
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """Funnel's view of one parameter tensor, as numbers; see `funnel.telemetry`."""
+
+    scale: float
+    gain_quantiles: tuple[float, ...]
+    gain_at_lower_bound: float
+    gain_at_upper_bound: float
+    alignment: float
+    gradient_norm: float
+    update_norm: float
+    gain_counts: tuple[int, ...]
+    """Coordinates with a gain up to each of GAIN_EDGES, not cumulated, and above the last."""
+    gain_sum: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The model at one place of the log."""
+
+    version: int
+    examples: int
+    scores: ScoreSummary
+    nonfinite_batches: int
+    tensors: dict[str, TensorStatistics]
+    place: Place
+    entries_added: int
+    """Entries ever added to the log."""
+    waiting_since: float | None
+    """Unix time in seconds of the oldest entry that is read but not learned."""
+
+
+def read_statistics(
+    state: State, place: Place, extent: Extent, waiting_since_ms: int | None = None
+) -> Statistics:
+    """Compute the statistics on the device and bring them to the host."""
+    return Statistics(
+        version=state.version,
+        examples=state.examples,
+        scores=state.scores.read(),
+        nonfinite_batches=int(state.nonfinite),
+        tensors={
+            str(name): _tensor(telemetry, state, str(name))
+            for name, telemetry in state.optimizer.telemetry().items()
+        },
+        place=place,
+        entries_added=extent.added,
+        waiting_since=None if waiting_since_ms is None else waiting_since_ms / 1000,
+    )
+
+
+def lag_seconds(statistics: Statistics) -> float:
+    """Return the age of the oldest entry that waits, by its id; 0 if none does."""
+    if statistics.waiting_since is None:
+        return 0.0
+    return max(0.0, time.time() - statistics.waiting_since)
+
+
+def _tensor(telemetry: TensorTelemetry, state: State, name: str) -> TensorStatistics:
+    gain = state.optimizer.state[state.parameters[name]]["log_gain"].flatten().exp()
+    edges = torch.tensor(GAIN_EDGES, dtype=gain.dtype, device=gain.device) * (1 + 1e-6)
+    counts = torch.bincount(torch.bucketize(gain, edges), minlength=len(GAIN_EDGES) + 1)
+    return TensorStatistics(
+        scale=float(telemetry["scale"]),
+        gain_quantiles=tuple(telemetry["gain_quantiles"].tolist()),
+        gain_at_lower_bound=float(telemetry["gain_at_lower_bound"]),
+        gain_at_upper_bound=float(telemetry["gain_at_upper_bound"]),
+        alignment=float(telemetry["alignment"]),
+        gradient_norm=float(telemetry["gradient_norm"]),
+        update_norm=float(telemetry["update_norm"]),
+        gain_counts=tuple(counts.tolist()),
+        gain_sum=float(gain.double().sum()),
+    )
