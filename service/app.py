@@ -61,6 +61,5 @@ def create_app(service: Service) -> FastAPI:
         Guard,
         key=service.settings.api_key.get_secret_value(),
         metrics=service.metrics,
-        router=app.router,
     )
     return app

@@ -3,10 +3,18 @@
 import argparse
 import asyncio
 import logging
+import os
 import sys
+import uuid
+from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from service.settings import PREFIX, Settings, SettingsError, load_settings
+from streams import mnist
+from streams.catalog import EXAMPLES, NAMES, SOURCES, get
+from streams.producer import make_target, produce
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +45,87 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_settings(serve)
     serve.set_defaults(run=run_serve)
+    demo = commands.add_parser(
+        "demo",
+        help="watch a model learn MNIST digits that start to rotate",
+        description="Start a log, a service and a stream of digits that turn from 90° to 0° to "
+        "45°, and show accuracy, scale and gains as they adapt. Everything is removed afterwards.",
+    )
+    add_stream(demo, name="abrupt", examples=30_000, rate=500.0)
+    demo.add_argument("--plot", metavar="FILE", type=Path, help="write the run as a picture")
+    add_settings(demo)
+    demo.set_defaults(run=run_demo)
+    stream = commands.add_parser(
+        "stream",
+        help="send a stream to a service or into its log",
+        description="Send a named stream, with a progress bar; busy and absent services are tried "
+        "again.",
+    )
+    stream.add_argument("--to", required=True, metavar="URL", help="http://… or redis://…")
+    stream.add_argument(
+        "--batch-size",
+        type=_positive_int,
+        default=100,
+        metavar="N",
+        help="examples a request [100]",
+    )
+    stream.add_argument("--seed", type=int, default=0, metavar="N", help="of the stream [0]")
+    stream.add_argument("--model", default="logistic", help="whose log, for redis:// [logistic]")
+    stream.add_argument(
+        "--name", help="for idempotency keys: two runs of one name are one stream [random]"
+    )
+    add_stream(stream, name=None, examples=EXAMPLES, rate=None)
+    stream.set_defaults(run=run_stream)
+    data = commands.add_parser("data", help="fetch data sets")
+    data.add_argument("set", choices=["mnist"], help="which")
+    data.set_defaults(run=run_data)
     return parser
+
+
+def add_stream(
+    parser: argparse.ArgumentParser, name: str | None, examples: int, rate: float | None
+) -> None:
+    """Give the parser the options of a stream."""
+    parser.add_argument(
+        "stream",
+        nargs="?" if name else None,  # type: ignore[arg-type]
+        default=name,
+        choices=NAMES,
+        metavar="STREAM",
+        help=f"one of {', '.join(NAMES)}" + (f" [{name}]" if name else ""),
+    )
+    parser.add_argument(
+        "--rate",
+        type=_positive,
+        default=rate,
+        metavar="N",
+        help=f"examples a second [{f'{rate:g}' if rate else 'as fast as they are taken'}]",
+    )
+    parser.add_argument(
+        "--examples",
+        type=_positive_int,
+        default=examples,
+        metavar="N",
+        help=f"length of the stream [{examples}]",
+    )
+    parser.add_argument(
+        "--source",
+        choices=sorted(SOURCES),
+        default="mnist",
+        help="images: mnist, or scikit-learn's small digits where MNIST cannot be had [mnist]",
+    )
+
+
+def _positive(text: str) -> float:
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def _positive_int(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +166,52 @@ def run_serve(options: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     asyncio.run(serve(settings_of(options)))
+    return 0
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """``funnel demo``."""
+    from service import demo
+
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
+    stream = get(options.stream, options.examples, options.source)
+    next(stream.batches(1))  # fetches what is missing before anything is started
+
+    def settings_in(directory: Path) -> Settings:
+        defaults = {"data_dir": directory, "features": stream.width, "classes": stream.classes}
+        return settings_of(options, **defaults)
+
+    return demo.run_demo(stream, options.rate, settings_in, options.plot)
+
+
+def run_stream(options: argparse.Namespace) -> int:
+    """``funnel stream``."""
+    target = make_target(options.to, options.model, os.environ.get(f"{PREFIX}API_KEY", ""))
+    stream = get(options.stream, options.examples, options.source)
+    with tqdm(total=stream.examples, desc=stream.name, unit=" examples", unit_scale=True) as bar:
+        sent = produce(
+            stream.batches(options.batch_size, options.seed),
+            target,
+            options.rate,
+            name=options.name or uuid.uuid4().hex,
+            progress=bar.update,
+        )
+    sys.stdout.write(
+        f"{sent.examples} examples in {sent.seconds:.1f} s "
+        f"({sent.examples / sent.seconds:,.0f} a second), {sent.retries} retries\n"
+    )
+    return 0
+
+
+def run_data(options: argparse.Namespace) -> int:
+    """``funnel data``."""
+    found = mnist.load()
+    sys.stdout.write(
+        f"{mnist.cache_directory()}: {len(found.train_images)} images to train, "
+        f"{len(found.test_images)} to test\n"
+    )
     return 0
 
 

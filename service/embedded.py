@@ -174,7 +174,7 @@ def find_server() -> str:
 
 
 def _socket_path(directory: Path) -> Path:
-    """Return a path that fits a socket address: in the directory, or short and in the temp folder."""
+    """Return a path that fits a socket address: in the directory, or a short one elsewhere."""
     path = directory / "valkey.sock"
     if len(os.fsencode(path)) <= LONGEST_SOCKET:
         return path

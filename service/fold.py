@@ -33,7 +33,7 @@ OPTIMIZERS = ("funnel", *INNER)
 NORM_CAP = 10.0
 """A gradient may be this many times longer than nearly all of the recent ones; then it is cut."""
 NORM_UP, NORM_DOWN = 0.45, 0.05
-"""Steps of log ‖g‖'s tracked quantile: it rests where 1 of (UP + DOWN) / DOWN gradients is above."""
+"""Steps of the tracked quantile of log ‖g‖; it rests where DOWN of UP + DOWN norms are above."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def make_optimizer(name: str, rates: Rates, module: nn.Module) -> Funnel:
     return Funnel(module.named_parameters(), inner, **optimizer_rates(name, rates))
 
 
-def optimizer_rates(name: str, rates: Rates) -> dict[str, float]:
+def optimizer_rates(name: str, rates: Rates) -> dict[str, Any]:
     """Return Funnel's arguments for the optimizer called ``name``."""
     learns = name == "funnel"
     return {

@@ -102,6 +102,8 @@ class Learner:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="funnel-checkpoint")
         self._writing: asyncio.Future[Info] | None = None
         self._started = threading.Event()
+        self.caught_up = threading.Event()
+        """Set once the recorded cuts are repeated, or the learner has halted or stopped."""
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
@@ -175,6 +177,7 @@ class Learner:
         finally:
             self._started.set()
             self._give_up()
+            self.caught_up.set()
             self._writer.shutdown()
 
     async def _main(self) -> None:
@@ -240,6 +243,7 @@ class Learner:
         if self.state.rates != self._rates:
             await self._command({"rates": asdict(self._rates)}, log)
         self.condition, self.reason = "learning", ""
+        self.caught_up.set()
         self._publish()
         self.statistics = read_statistics(self.state, self.place, await log.extent())
         return Pending(self.place.position, self.place.entries)
@@ -485,9 +489,9 @@ class Learner:
     async def _after_writing(self, log: Log) -> None:
         assert self._writing is not None
         writing, self._writing = self._writing, None
-        if writing.exception() is None and (oldest := self.checkpoints.oldest()) is not None:
-            if oldest.log == self.place.log if self.place else False:
-                await log.trim(oldest.position, oldest.cut)
+        oldest = self.checkpoints.oldest()
+        if writing.exception() is None and oldest and self.place and oldest.log == self.place.log:
+            await log.trim(oldest.position, oldest.cut)
 
     async def _last_checkpoint(self, log: Log) -> None:
         if self._writing is not None:

@@ -13,6 +13,7 @@ Keys carry the model's name in literal braces, so that a Redis Cluster keeps the
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
@@ -45,7 +46,8 @@ for _, text in ipairs(cjson.decode(ARGV[3])) do
         if #field <= 1048576 then fields[#fields + 1] = field else fields[#fields + 1] = '' end
       end
     end
-    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields, 1, math.min(#fields, 4000)))
+    local n = math.min(#fields, 4000)
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields, 1, n))
   end
 end
 return 1
@@ -125,6 +127,7 @@ def connect(url: str) -> Redis:
         socket_connect_timeout=5,
         health_check_interval=0,
         client_name="funnel",
+        protocol=2,
     )
 
 
@@ -153,7 +156,7 @@ class Log:
             config = await self.redis.config_get("maxmemory-policy", "appendonly", "appendfsync")
         except ResponseError:
             return ["the server does not show its configuration; is it durable, without eviction?"]
-        policy = config.get("maxmemory-policy", "noeviction")
+        policy = str(config.get("maxmemory-policy", "noeviction"))
         if policy.startswith("allkeys"):
             raise LogError(
                 f"the server's maxmemory-policy is {policy}: it may throw the log away; "
@@ -171,7 +174,10 @@ class Log:
     async def name(self) -> str:
         """Return the log's uuid, giving it one if it has none."""
         await self.redis.set(self.keys.uuid, uuid.uuid4().hex, nx=True)
-        return str((await self.redis.get(self.keys.uuid)).decode())
+        found = await self.redis.get(self.keys.uuid)
+        if not isinstance(found, bytes):
+            raise LogError(f"the key {self.keys.uuid} vanished as soon as it was made")
+        return found.decode()
 
     async def extent(self) -> Extent:
         """Ask how far the log reaches.
@@ -198,7 +204,9 @@ class Log:
         self, after: EntryId, count: int, block_ms: int | None
     ) -> list[tuple[EntryId, dict[bytes, bytes]]]:
         """Return up to ``count`` entries behind ``after``; waits for the first if told to."""
-        found = await self.redis.xread({self.keys.log: str(after)}, count=count, block=block_ms)
+        found: Any = await self.redis.xread(
+            {self.keys.log: str(after)}, count=count, block=block_ms
+        )
         return _entries(found[0][1]) if found else []
 
     async def read_one(self, entry: EntryId) -> tuple[EntryId, dict[bytes, bytes]] | None:
@@ -283,14 +291,12 @@ def check_reach(extent: Extent, name: str, position: Position, entries: int) -> 
             raise GapError(f"entry {position.entry}, which is learned in part, is gone")
         if extent.length != behind:
             raise GapError(
-                f"{behind - extent.length} entries behind the model's position {position} are gone; "
-                f"the log now begins at {extent.first or extent.last}"
+                f"{behind - extent.length} entries behind the model's position {position} are "
+                f"gone; the log now begins at {extent.first or extent.last}"
             )
 
 
-def _entries(
-    found: list[tuple[bytes, dict[bytes, bytes]]],
-) -> list[tuple[EntryId, dict[bytes, bytes]]]:
+def _entries(found: Any) -> list[tuple[EntryId, dict[bytes, bytes]]]:
     return [(EntryId.parse(i), fields or {}) for i, fields in found]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeHistogramMetricFamily,
@@ -19,6 +19,8 @@ from service.statistics import GAIN_EDGES, Statistics, lag_seconds
 
 if TYPE_CHECKING:
     from service.service import Service
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 LEARNER = "served"
 STEP_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -137,8 +139,8 @@ def _learning(statistics: Statistics) -> Iterable[Metric]:
         family.add_metric([LEARNER, "total"], total)
         yield family
     recall = GaugeMetricFamily("funnel_class_recall", "Rolling recall by class", labels=["class"])
-    for label, value in enumerate(scores.class_recall[:MOST_CLASSES]):
-        recall.add_metric([str(label)], value)
+    for label, share in enumerate(scores.class_recall[:MOST_CLASSES]):
+        recall.add_metric([str(label)], share)
     yield recall
 
 

@@ -1,4 +1,4 @@
-"""The models that can be served, all of them maps from fp32 [n, features] to logits [n, classes]."""
+"""The models that can be served: maps from fp32 [n, features] to logits [n, classes]."""
 
 import importlib
 import math

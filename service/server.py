@@ -80,6 +80,11 @@ async def serve(settings: Settings, started: Callable[[Service, str], None] | No
                 started(service, server.url)
         else:
             await asyncio.wait({starting})
+        await asyncio.wait(
+            {listening, asyncio.ensure_future(service.draining.wait())},
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        server.should_exit = True
         await listening
     finally:
         stop()
@@ -106,8 +111,7 @@ async def _start(service: Service, server: Server, listening: "asyncio.Task[None
         await asyncio.sleep(0.01)
     await service.start()
     assert service.learner is not None
-    while service.learner.condition in ("starting", "replaying") and not server.should_exit:
-        await asyncio.sleep(0.02)
+    await asyncio.to_thread(service.learner.caught_up.wait)
     if service.learner.condition == "halted":
         raise LogError(service.learner.reason)
     logger.info(

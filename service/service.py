@@ -112,7 +112,11 @@ class Service:
             self.metrics.observe_step,
         )
         loop = asyncio.get_running_loop()
-        learner.failed = lambda _: loop.call_soon_threadsafe(self.failed.set)
+
+        def halted(_: BaseException) -> None:
+            loop.call_soon_threadsafe(self.failed.set)
+
+        learner.failed = halted
         await asyncio.to_thread(learner.start)
         self.learner = learner
         self.intake = Intake(connect(url), name)

@@ -18,7 +18,9 @@ class Upload:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = (
+            torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        )
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return inputs, fp32 [n, d] with uint8 scaled to [0, 1], and labels, int64 [n]."""

@@ -13,8 +13,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-FEATURE_TYPES = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-LABEL_TYPES = {"I64": np.dtype("<i8")}
+Types = dict[str, np.dtype[Any]]
+
+FEATURE_TYPES: Types = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+LABEL_TYPES: Types = {"I64": np.dtype("<i8")}
 
 Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -144,11 +146,9 @@ def join_features(parts: Sequence[Features]) -> Features:
     return np.concatenate(parts)
 
 
-def _tensors(
-    raw: bytes, expected: dict[str, dict[str, np.dtype[Any]]]
-) -> dict[str, npt.NDArray[Any]]:
+def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[Any]]:
     try:
-        found = dict(deserialize(raw))
+        found = dict(deserialize(raw))  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, OverflowError) as error:
         raise InvalidBatchError(f"not a safetensors file: {error}") from error
     if found.keys() != expected.keys():

@@ -38,7 +38,8 @@ def from_ndjson(raw: bytes) -> Batch:
     Raises:
         InvalidBatchError: as for `from_json`; the index counts examples.
     """
-    rows, labels = [], []
+    rows: list[Any] = []
+    labels: list[Any] = []
     for line in raw.splitlines():
         if not line.strip():
             continue

@@ -9,8 +9,10 @@ from pydantic import BaseModel, Field
 
 from service.body import JSON, NDJSON, SAFETENSORS, content_type, decoded, read_body
 from service.dependencies import Running
+from service.entries import EntryId
 from service.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.intake import Intake, KeyInFlightError, KeyReusedError, LogUnavailableError
+from service.learner import Applied, Learner
 from service.log import LogError
 from service.service import Service
 from streams.batch import Batch, check, decode
@@ -119,18 +121,8 @@ async def learn(
     accepted = Accepted(accepted=examples, entry=str(entry))
     if wait is None or service.learner is None:
         return JSONResponse(accepted.model_dump(), 202)
-    future = asyncio.wrap_future(service.learner.applied(entry))
-    draining = asyncio.create_task(service.draining.wait())
-    done, _ = await asyncio.wait(
-        {future, draining}, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED
-    )
-    draining.cancel()
-    if future not in done:
-        future.cancel()
-        return JSONResponse(accepted.model_dump(), 202)
-    try:
-        applied = future.result()
-    except LogError:
+    applied = await _applied(service, service.learner, entry)
+    if applied is None:
         return JSONResponse(accepted.model_dump(), 202)
     answer = AppliedAnswer(
         accepted=examples,
@@ -140,6 +132,23 @@ async def learn(
         loss=applied.loss,
     )
     return JSONResponse(answer.model_dump(), 200)
+
+
+async def _applied(service: Service, learner: Learner, entry: EntryId) -> Applied | None:
+    """Wait until an entry is learned; None if that takes too long or learning ends first."""
+    future = asyncio.wrap_future(learner.applied(entry))
+    draining = asyncio.ensure_future(service.draining.wait())
+    done, _ = await asyncio.wait(
+        (future, draining), timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+    )
+    draining.cancel()
+    if future not in done:
+        future.cancel()
+        return None
+    try:
+        return future.result()
+    except LogError:
+        return None
 
 
 def admit(service: Service) -> Intake:

@@ -1,0 +1,298 @@
+"""``funnel demo``: the service, the rotating stream, and a view of both in the terminal."""
+
+import asyncio
+import math
+import tempfile
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from service.learner import Learner
+from service.server import serve
+from service.service import Service
+from service.settings import Settings
+from streams.batch import Batch
+from streams.catalog import Stream
+from streams.producer import HTTPTarget, ProducerError, RetryLaterError, Target, produce
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+FRAME_SECONDS = 0.25
+COLUMNS = 60
+UNEVENNESS_FLOOR = 1e-9
+
+
+@dataclass(frozen=True)
+class Point:
+    """The model at one moment of the run."""
+
+    examples: int
+    accuracy: float
+    """Rolling, prequential."""
+    scale: float
+    """Of the weights."""
+    gains: tuple[float, ...]
+    """Quantiles 0, .05, .25, .5, .75, .95, 1 of the weights' gains."""
+
+
+class Demo:
+    """One run of the demo.
+
+    Args:
+        stream: what is sent.
+        rate: examples a second.
+        settings: of the service.
+        console: where the view is drawn; plain lines if it is not a terminal.
+        seed: of the stream.
+    """
+
+    def __init__(
+        self, stream: Stream, rate: float, settings: Settings, console: Console, seed: int = 0
+    ) -> None:
+        self.stream, self.rate, self.settings, self.seed = stream, rate, settings, seed
+        self.console = console
+        self.points: list[Point] = []
+        self.sent = 0
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._problem: BaseException | None = None
+
+    async def run(self) -> None:
+        """Serve and send until the stream is through or a signal comes.
+
+        Raises:
+            ProducerError: the stream could not be sent.
+        """
+        self.console.print("Starting the log and the service …")
+        watching: list[asyncio.Task[None]] = []
+
+        def started(service: Service, url: str) -> None:
+            watching.append(asyncio.create_task(self._watch(service, url)))
+
+        try:
+            await serve(self.settings, started)
+        finally:
+            self._stop.set()
+            await asyncio.gather(*watching, return_exceptions=True)
+        if self._problem is not None:
+            raise self._problem
+
+    def _send(self, url: str) -> None:
+        target = HTTPTarget(url, self.settings.api_key.get_secret_value())
+
+        def count(examples: int) -> None:
+            self.sent += examples
+            if self._stop.is_set():
+                raise _StoppedError
+
+        try:
+            produce(
+                self.stream.batches(100, self.seed),
+                _Stoppable(target, self._stop),
+                self.rate,
+                name=uuid.uuid4().hex,
+                progress=count,
+            )
+        except _StoppedError:
+            return
+        except (ProducerError, OSError, RuntimeError) as error:
+            self._problem = error
+        finally:
+            self._done.set()
+
+    async def _watch(self, service: Service, url: str) -> None:
+        learner = service.learner
+        assert learner is not None
+        sender = threading.Thread(target=self._send, args=(url,), name="demo-send", daemon=True)
+        sender.start()
+        live = self.console.is_terminal
+        marks = deque(self.stream.shifts)
+        with Live(console=self.console, auto_refresh=False, transient=False) as view:
+            while not service.draining.is_set():
+                await asyncio.sleep(FRAME_SECONDS)
+                point = _point(learner)
+                if point and (not self.points or point.examples > self.points[-1].examples):
+                    self.points.append(point)
+                    if not live:
+                        while marks and marks[0].example <= point.examples:
+                            self.console.print(f"  ── shift at {marks[0].example}: {marks[0].what}")
+                            marks.popleft()
+                        self.console.print(_line(point), highlight=False)
+                if live:
+                    view.update(self.view(url), refresh=True)
+                if self._done.is_set() and service.backlog() == 0 and self._all_shown(learner):
+                    break
+        service.draining.set()
+
+    def _all_shown(self, learner: Learner) -> bool:
+        if self._problem is not None:
+            return True
+        return bool(self.points) and self.points[-1].examples >= learner.state.examples
+
+    def view(self, url: str) -> Panel:
+        """Return the picture of the terminal."""
+        table = Table.grid(padding=(0, 1))
+        if not self.points:
+            return Panel(Text("waiting for the first batch …"), title=f"Funnel · {url}")
+        now, total = self.points[-1], self.stream.examples
+        row = [" "] * COLUMNS
+        for shift in self.stream.shifts:
+            if shift.example <= now.examples:
+                column = min(COLUMNS - 1, shift.example * COLUMNS // total)
+                for offset, letter in enumerate(f"▼{shift.what}"[: COLUMNS - column]):
+                    row[column + offset] = letter
+        marks = Text("".join(row), style="bold yellow")
+        low, high = now.gains[1], now.gains[5]
+        rows = (
+            ("shift", marks, ""),
+            ("accuracy", self._spark(lambda p: p.accuracy, 0.0, 1.0), f"{now.accuracy:.1%}"),
+            ("scale s", self._spark(lambda p: math.log(p.scale)), f"{now.scale:.3f}"),
+            (
+                "gain spread",
+                self._spark(lambda p: math.log(p.gains[5] / p.gains[1])),
+                f"{low:.2f} … {high:.2f}",
+            ),
+        )
+        for name, line, value in rows:
+            table.add_row(Text(name, style="bold"), line, value)
+        foot = Text(
+            f"{now.examples:,} of {total:,} examples learned at {self.rate:,.0f}/s · "
+            "gain spread: from the 5 % to the 95 % quantile of p · Ctrl-C ends",
+            style="dim",
+        )
+        return Panel(Group(table, foot), title=f"Funnel · {self.stream.name} · {url}", expand=False)
+
+    def _spark(
+        self,
+        value: Callable[[Point], float],
+        low: float | None = None,
+        high: float | None = None,
+    ) -> Text:
+        cells: list[float | None] = [None] * COLUMNS
+        for point in self.points:
+            column = min(COLUMNS - 1, point.examples * COLUMNS // self.stream.examples)
+            cells[column] = value(point)
+        known = [c for c in cells if c is not None and math.isfinite(c)]
+        bottom = min(known) if low is None else low
+        top = max(known) if high is None else high
+        line = "".join(
+            " " if c is None or not math.isfinite(c) else _block(c, bottom, top) for c in cells
+        )
+        return Text(line, style="cyan")
+
+
+class _StoppedError(Exception):
+    """The demo ends."""
+
+
+class _Stoppable:
+    """A target that stops retrying once the demo ends."""
+
+    def __init__(self, target: Target, stop: threading.Event) -> None:
+        self._target, self._stop = target, stop
+
+    def send(self, batch: Batch, key: str) -> None:
+        """Send, or end."""
+        if self._stop.is_set():
+            raise _StoppedError
+        try:
+            self._target.send(batch, key)
+        except RetryLaterError:
+            if self._stop.is_set():
+                raise _StoppedError from None
+            raise
+
+
+def _point(learner: Learner) -> Point | None:
+    statistics = learner.statistics
+    if statistics is None or not statistics.tensors:
+        return None
+    tensor = next(iter(statistics.tensors.values()))
+    return Point(
+        statistics.examples,
+        statistics.scores.rolling_accuracy,
+        tensor.scale,
+        tensor.gain_quantiles,
+    )
+
+
+def _line(point: Point) -> str:
+    return (
+        f"{point.examples:>7,} examples  accuracy {point.accuracy:6.1%}  scale {point.scale:6.3f}  "
+        f"gains {point.gains[1]:6.2f} … {point.gains[5]:6.2f}"
+    )
+
+
+def _block(value: float, low: float, high: float) -> str:
+    share = (value - low) / max(high - low, UNEVENNESS_FLOOR)
+    return BLOCKS[min(len(BLOCKS) - 1, max(0, int(share * len(BLOCKS))))]
+
+
+def plot(points: list[Point], stream: Stream, path: Path) -> None:
+    """Write the run as a picture: accuracy, scale and gain band over examples, shifts marked.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError("--plot needs matplotlib: pip install 'funnel[experiments]'") from error
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    x = [p.examples for p in points]
+    top.plot(x, [p.accuracy for p in points], color="C0")
+    top.set(ylabel="rolling accuracy", ylim=(0, 1), title=f"funnel demo: {stream.name}")
+    middle.plot(x, [p.scale for p in points], color="C1")
+    middle.set(ylabel="scale s")
+    for low, high, alpha in ((0, 6, 0.15), (1, 5, 0.25), (2, 4, 0.4)):
+        bottom.fill_between(
+            x, [p.gains[low] for p in points], [p.gains[high] for p in points],
+            color="C2", alpha=alpha, linewidth=0,
+        )  # fmt: skip
+    bottom.plot(x, [p.gains[3] for p in points], color="C2")
+    bottom.set(ylabel="gains p", yscale="log", xlabel="examples learned")
+    for axes in (top, middle, bottom):
+        for shift in stream.shifts:
+            axes.axvline(shift.example, color="0.4", linestyle="--", linewidth=0.8)
+    for shift in stream.shifts:
+        top.annotate(f" {shift.what}", (shift.example, 0.02), fontsize=9, color="0.3")
+    figure.savefig(path, dpi=110)
+
+
+def run_demo(
+    stream: Stream, rate: float, settings_in: Callable[[Path], Settings], picture: Path | None
+) -> int:
+    """Run the demo on a log of its own that is removed afterwards.
+
+    Args:
+        stream: what is sent.
+        rate: examples a second.
+        settings_in: makes the settings for a data directory.
+        picture: where to write the run as a picture, if anywhere.
+    """
+    console = Console()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:
+        settings = settings_in(Path(scratch))
+        demo = Demo(stream, rate, settings, console, settings.seed)
+        asyncio.run(demo.run())
+    if demo.points:
+        last = demo.points[-1]
+        console.print(
+            f"{last.examples:,} examples learned in {time.monotonic() - began:.0f} s; "
+            f"rolling accuracy {last.accuracy:.1%}"
+        )
+    if picture is not None and demo.points:
+        plot(demo.points, stream, picture)
+        console.print(f"picture: {picture}")
+    return 0

@@ -1,0 +1,179 @@
+"""Sends a stream to a service over HTTP, or straight into its log in Redis, at a chosen rate."""
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httpx
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from streams.batch import Batch
+
+FIRST_WAIT = 0.1
+LONGEST_WAIT = 5.0
+GIVE_UP_SECONDS = 120.0
+BUSY = (408, 409, 429, 502, 503, 504)
+
+
+class ProducerError(RuntimeError):
+    """The stream cannot be sent; the message says why."""
+
+
+class RetryLaterError(Exception):
+    """Not now: the receiver is busy or away.
+
+    Args:
+        reason: why.
+        after: seconds the receiver asked for, or None.
+    """
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class Target(Protocol):
+    """Where batches go."""
+
+    def send(self, batch: Batch, key: str) -> None:
+        """Send one batch; sending it again under the same key must not make it two.
+
+        Raises:
+            RetryLaterError: try again.
+            ProducerError: trying again is no use.
+        """
+
+
+class HTTPTarget:
+    """``POST /learn`` of a service, as safetensors, with an Idempotency-Key.
+
+    Args:
+        url: of the service.
+        api_key: sent as bearer token if not empty.
+    """
+
+    def __init__(self, url: str, api_key: str = "") -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=60.0)
+
+    def send(self, batch: Batch, key: str) -> None:
+        """See `Target.send`."""
+        try:
+            answer = self._client.post(
+                "/learn",
+                content=batch.to_bytes(),
+                headers={"Content-Type": "application/octet-stream", "Idempotency-Key": key},
+            )
+        except httpx.TransportError as error:
+            raise RetryLaterError(f"{error or type(error).__name__}") from error
+        if answer.status_code in BUSY:
+            after = answer.headers.get("Retry-After", "")
+            raise RetryLaterError(answer.text[:200], float(after) if after.isdigit() else None)
+        if answer.status_code != 202:
+            raise ProducerError(f"the service answered {answer.status_code}: {answer.text[:500]}")
+
+
+class RedisTarget:
+    """XADD to a model's log.
+
+    A reply that is lost may leave an entry twice: Redis alone has no idempotency keys.
+
+    Args:
+        url: of the server, ``redis://``, ``rediss://`` or ``unix://``.
+        model: the model's name.
+    """
+
+    def __init__(self, url: str, model: str) -> None:
+        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
+        self._key = f"funnel:{{{model}}}:log"
+
+    def send(self, batch: Batch, key: str) -> None:
+        """See `Target.send`."""
+        try:
+            self._redis.xadd(self._key, {"batch": batch.to_bytes()})
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            raise RetryLaterError(str(error)) from error
+        except RedisError as error:
+            raise ProducerError(f"the server refused the entry: {error}") from error
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What was sent."""
+
+    examples: int
+    seconds: float
+    retries: int
+
+
+def make_target(url: str, model: str = "logistic", api_key: str = "") -> Target:
+    """Return the target for a URL.
+
+    Raises:
+        ProducerError: the URL has another scheme.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme in ("http", "https"):
+        return HTTPTarget(url, api_key)
+    if scheme in ("redis", "rediss", "unix"):
+        return RedisTarget(url, model)
+    raise ProducerError(f"{url!r} is neither http:// nor redis://, rediss:// or unix://")
+
+
+def produce(
+    batches: Iterable[Batch],
+    target: Target,
+    rate: float | None = None,
+    name: str = "",
+    progress: Callable[[int], None] = lambda examples: None,
+    give_up_seconds: float = GIVE_UP_SECONDS,
+) -> Sent:
+    """Send every batch in order, each exactly once if the target knows keys.
+
+    Args:
+        batches: the stream.
+        target: where to.
+        rate: examples a second; None is as fast as the target takes them.
+        name: of the stream; makes the keys unique. Two runs of one name are one stream.
+        progress: told the examples of each batch that was sent.
+        give_up_seconds: longest time without a success.
+
+    Raises:
+        ProducerError: a batch was refused, or the target was away for too long.
+    """
+    began = time.monotonic()
+    examples = retries = 0
+    for index, batch in enumerate(batches):
+        if rate is not None:
+            time.sleep(max(0.0, began + examples / rate - time.monotonic()))
+        retries += _send(batch, target, f"{name}-{index}", give_up_seconds)
+        examples += len(batch)
+        progress(len(batch))
+    return Sent(examples, time.monotonic() - began, retries)
+
+
+def _send(batch: Batch, target: Target, key: str, give_up_seconds: float) -> int:
+    """Send one batch, with exponential back-off and jitter; return the number of retries."""
+    began, wait, retries = time.monotonic(), FIRST_WAIT, 0
+    jitter = random.Random(key)
+    while True:
+        try:
+            target.send(batch, key)
+        except RetryLaterError as error:
+            if time.monotonic() - began > give_up_seconds:
+                raise ProducerError(
+                    f"gave up after {give_up_seconds:g} s; last answer: {error}"
+                ) from error
+            retries += 1
+            time.sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
+            wait = min(2 * wait, LONGEST_WAIT)
+        else:
+            return retries
