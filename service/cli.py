@@ -88,7 +88,7 @@ def add_stream(
     """Give the parser the options of a stream."""
     parser.add_argument(
         "stream",
-        nargs="?" if name else None,  # type: ignore[arg-type]
+        nargs="?" if name else None,
         default=name,
         choices=NAMES,
         metavar="STREAM",
@@ -191,12 +191,16 @@ def run_stream(options: argparse.Namespace) -> int:
     target = make_target(options.to, options.model, os.environ.get(f"{PREFIX}API_KEY", ""))
     stream = get(options.stream, options.examples, options.source)
     with tqdm(total=stream.examples, desc=stream.name, unit=" examples", unit_scale=True) as bar:
+
+        def count(examples: int) -> None:
+            bar.update(examples)
+
         sent = produce(
             stream.batches(options.batch_size, options.seed),
             target,
             options.rate,
             name=options.name or uuid.uuid4().hex,
-            progress=bar.update,
+            progress=count,
         )
     sys.stdout.write(
         f"{sent.examples} examples in {sent.seconds:.1f} s "

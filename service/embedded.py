@@ -135,6 +135,7 @@ class EmbeddedServer:
             *("--dir", str(self.directory), "--logfile", str(self.directory / "valkey.log")),
             *("--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+            *("--pidfile", str(self.directory / "valkey.pid")),
         ]
         try:
             self.socket.unlink(missing_ok=True)

@@ -128,7 +128,7 @@ class State:
         Raises:
             ValueError: names, shapes or dtypes differ; nothing is changed then.
         """
-        mine = self.tensors() | self._optimizer_tensors(tensors)
+        mine = self._optimizer_tensors(tensors) | self.tensors()
         if mine.keys() != tensors.keys():
             raise ValueError(f"tensors differ: {sorted(mine.keys() ^ tensors.keys())[:4]}")
         for name, tensor in tensors.items():

@@ -30,6 +30,8 @@ logger = logging.getLogger("funnel")
 PUBLISH_SECONDS = 0.05
 """Snapshots are at most this old while batches stream in; without a backlog they are new."""
 STATISTICS_SECONDS = 1.0
+PAUSE_SECONDS = 0.25
+"""Time between statistics when learning has paused and they are not of its end."""
 BLOCK_MS = 2_000
 READ_BYTES = 4 << 20
 """Aim of one read of the log."""
@@ -303,11 +305,15 @@ class Learner:
         reading: asyncio.Task[bool] | None = None
         waited_since = time.monotonic()
         statistics_at = time.monotonic()
+        stale = False
         try:
             while not self._stopping:
                 self._wake.clear()
                 await self._serve_requests(log)
-                if time.monotonic() - statistics_at >= STATISTICS_SECONDS:
+                paused = pending.examples < self.cutting.batch_size
+                if time.monotonic() - statistics_at >= (
+                    PAUSE_SECONDS if paused and stale else STATISTICS_SECONDS
+                ):
                     statistics_at = time.monotonic()
                     await self._watch(log, pending)
                 if pending.examples >= self.cutting.batch_size:
@@ -316,10 +322,12 @@ class Learner:
                     await asyncio.sleep(0)
                     continue
                 self._publish()
-                wait = STATISTICS_SECONDS
+                stale = self.statistics is None or self.statistics.version != self.state.version
+                wait = PAUSE_SECONDS if stale else STATISTICS_SECONDS
                 if pending:
-                    wait = waited_since + self.cutting.max_wait_seconds - time.monotonic()
-                    if wait <= 0 or not pending.examples:
+                    left = waited_since + self.cutting.max_wait_seconds - time.monotonic()
+                    wait = min(wait, left)
+                    if left <= 0 or not pending.examples:
                         await self._cut_rest(log, pending)
                         continue
                 else:
@@ -327,7 +335,7 @@ class Learner:
                 reading = reading or asyncio.create_task(self._read(log, pending, BLOCK_MS))
                 woken = asyncio.create_task(self._wake.wait())
                 await asyncio.wait(
-                    {reading, woken}, timeout=min(wait, STATISTICS_SECONDS),
+                    {reading, woken}, timeout=wait,
                     return_when=asyncio.FIRST_COMPLETED,
                 )  # fmt: skip
                 woken.cancel()

@@ -1,0 +1,48 @@
+"""Kill -9 a service many times in mid-stream and compare digests with an uninterrupted run.
+
+    python -m tests.service.kill --kills 30 --examples 60000
+    python -m tests.service.kill --kills 30 --examples 60000 --redis-server
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from streams.catalog import get
+from tests.service.harness import RedisProcess, ServiceProcess, fold
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--examples", type=int, default=60_000)
+    parser.add_argument("--entry", type=int, default=70, help="examples a request")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--redis-server", action="store_true", help="on a real one by URL")
+    options = parser.parse_args()
+    stream = get("abrupt", options.examples)
+    folds = []
+    for name, kills in (("uninterrupted", 0), ("killed", options.kills)):
+        with tempfile.TemporaryDirectory() as scratch:
+            settings = {"max_wait_ms": 600_000, "checkpoint_every_seconds": 1.0}
+            redis = None
+            if options.redis_server:
+                redis = RedisProcess(Path(scratch) / "redis").start()
+                settings["redis_url"] = redis.url
+            service = ServiceProcess(Path(scratch), settings)
+            began = time.monotonic()
+            ended = fold(service, stream.batches(options.entry), kills, options.seed, redis)
+            seconds = time.monotonic() - began
+            service.terminate()
+            if redis is not None:
+                redis.kill()
+        print(f"{name:>13}: {kills} kills, {seconds:.1f} s, {ended}")
+        folds.append(ended)
+    print("equal" if folds[0] == folds[1] else "DIFFERENT")
+    return 0 if folds[0] == folds[1] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
