@@ -83,16 +83,16 @@ class _ServiceCollector(Collector):
         checkpoints = CounterMetricFamily(
             "funnel_checkpoints", "Checkpoints, by result", labels=["result"]
         )
-        for result, count in learner.checkpoint_results.items():
+        for result, count in learner.keeper.results.items():
             checkpoints.add_metric([result], count)
         yield checkpoints
         now = time.monotonic()
         if learner.snapshot is not None:
             age = now - learner.snapshot.made if service.backlog() else 0.0
             yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
-        if learner.checkpoint_at is not None:
+        if learner.keeper.begun_at is not None:
             yield _gauge(
-                "checkpoint_age_seconds", "Since the last checkpoint", now - learner.checkpoint_at
+                "checkpoint_age_seconds", "Since the last checkpoint", now - learner.keeper.begun_at
             )
         statistics = learner.statistics
         if statistics is None:

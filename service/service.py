@@ -68,12 +68,12 @@ class Service:
         Exact in entries; entries not seen yet count as many examples as recent ones had.
         """
         learner, intake = self.learner, self.intake
-        if learner is None or intake is None or learner.place is None:
+        if learner is None or intake is None or learner.replica.place is None:
             return 0
         known = learner.statistics.entries_added if learner.statistics else 0
-        entries = max(known, intake.added) - learner.place.entries
-        mean = intake.mean_entry or learner.mean_entry
-        return max(0, round(entries * mean) - (learner.place.position.taken or 0))
+        entries = max(known, intake.added) - learner.replica.place.entries
+        mean = intake.mean_entry or learner.replica.mean_entry
+        return max(0, round(entries * mean) - (learner.replica.place.position.taken or 0))
 
     async def start(self) -> None:
         """Start everything; returns when predictions can be served.
@@ -95,6 +95,7 @@ class Service:
             self._tasks.append(asyncio.create_task(self._server.watch()))
         state = State(settings.spec, settings.rates, device)
         name = settings.model
+        loop = asyncio.get_running_loop()
         learner = Learner(
             state,
             lambda: Log(connect(url), name),
@@ -110,13 +111,8 @@ class Service:
                 settings.accept_gap,
             ),
             self.metrics.observe_step,
+            lambda _: loop.call_soon_threadsafe(self.failed.set),
         )
-        loop = asyncio.get_running_loop()
-
-        def halted(_: BaseException) -> None:
-            loop.call_soon_threadsafe(self.failed.set)
-
-        learner.failed = halted
         await asyncio.to_thread(learner.start)
         self.learner = learner
         self.intake = Intake(connect(url), name)

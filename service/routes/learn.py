@@ -12,9 +12,10 @@ from service.dependencies import Running
 from service.entries import EntryId
 from service.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.intake import Intake, KeyInFlightError, KeyReusedError, LogUnavailableError
-from service.learner import Applied, Learner
+from service.learner import Learner
 from service.log import LogError
 from service.service import Service
+from service.waiters import Applied
 from streams.batch import Batch, check, decode
 from streams.json_batch import from_json, from_ndjson
 

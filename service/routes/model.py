@@ -82,7 +82,7 @@ async def model(service: Running) -> ModelAnswer:
         model=settings.model,
         model_version=learner.state.version,
         examples_learned=learner.state.examples,
-        position=str(learner.place.position) if learner.place else "0-0",
+        position=str(learner.replica.place.position) if learner.replica.place else "0-0",
         optimizer=settings.optimizer,
         hyperparameters={
             "lr": rates.lr,

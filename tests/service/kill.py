@@ -1,7 +1,7 @@
 """Kill -9 a service many times in mid-stream and compare digests with an uninterrupted run.
 
-    python -m tests.service.kill --kills 30 --examples 60000
-    python -m tests.service.kill --kills 30 --examples 60000 --redis-server
+python -m tests.service.kill --kills 30 --examples 60000
+python -m tests.service.kill --kills 30 --examples 60000 --redis-server
 """
 
 import argparse

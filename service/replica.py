@@ -1,0 +1,213 @@
+"""The model at a place in its log: reading entries, recording cuts, carrying them out, recovering.
+
+Nothing here decides where a batch ends; that is the learner's.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import orjson
+import torch
+
+from service.checkpoint import Checkpoints, Place
+from service.entries import ORIGIN, TOP, Cut, EntryId, Pending, Position, read_entry
+from service.fold import Rates, Report, State, step
+from service.log import GapError, Log, LogError, check_reach
+from streams.batch import Batch
+
+logger = logging.getLogger("funnel")
+
+READ_BYTES = 4 << 20
+"""Aim of one read of the log."""
+READ_ENTRIES = 1_000
+GAP_COMMAND = '{"gap": true}'
+
+Observe = Callable[[Position, Report, float, int], None]
+"""Told of each step: where its cut ends, its report, its seconds on the host, its examples."""
+
+
+class Replica:
+    """A state and the place it is at; moved by one thread.
+
+    Args:
+        state: as built.
+        observe: told of each step.
+    """
+
+    def __init__(self, state: State, observe: Observe) -> None:
+        self.state, self._observe = state, observe
+        self._rates = state.rates
+        self.place: Place | None = None
+        """None before the log was first seen, if there was no checkpoint."""
+        self.mean_entry = 1.0
+        """Examples in an entry, on recent average."""
+        self._epoch: int | None = None
+
+    @property
+    def at(self) -> Place:
+        """The place; only once the log has been seen."""
+        assert self.place is not None
+        return self.place
+
+    @property
+    def has_recovered(self) -> bool:
+        """Whether cuts may be recorded."""
+        return self._epoch is not None
+
+    def load(self, checkpoints: Checkpoints) -> bool:
+        """Go to the newest good checkpoint; say whether there is one.
+
+        Raises:
+            DamagedError: there are checkpoints, but no good one.
+            LogError: the newest is of another model.
+        """
+        copy = checkpoints.load()
+        if copy is None:
+            return False
+        if copy.spec != self.state.spec:
+            mine, theirs = asdict(self.state.spec), asdict(copy.spec)
+            differing = ", ".join(
+                f"{k} is {theirs[k]} there and {mine[k]} here" for k in mine if mine[k] != theirs[k]
+            )
+            raise LogError(
+                f"the checkpoint in {checkpoints.directory} is of another model: {differing}. "
+                "Use its settings, or another DATA_DIR"
+            )
+        self.state.load(copy.tensors, copy.version, copy.examples)
+        self.state.set_rates(copy.rates)
+        self.place = copy.place
+        return True
+
+    async def recover(self, log: Log, accept_gap: bool, stop: Callable[[], bool]) -> Pending:
+        """Check the place against the log, take the log over and repeat every recorded cut.
+
+        Args:
+            log: as found now.
+            accept_gap: go on behind entries that are missing.
+            stop: asked now and then whether to break off.
+
+        Returns:
+            What is pending behind the last cut.
+
+        Raises:
+            GapError: the log does not reach back to the place.
+        """
+        name, extent = await log.name(), await log.extent()
+        if self.place is None:
+            self.place = Place(name, 0, 0, Position(ORIGIN), 0, 0, 0, 0)
+        try:
+            check_reach(extent, self.at.log, self.at.position, self.at.entries)
+        except GapError as error:
+            if self.has_recovered or not accept_gap:
+                raise GapError(
+                    f"{error}. Entries that were acknowledged are missing; to go on without them, "
+                    "start once with --accept-gap"
+                ) from error
+            logger.warning("gap accepted: %s", error)
+            await self._accept_gap(log)
+        if self._epoch is None:
+            self._epoch = await log.take_epoch(self.at.epoch)
+            self.place = replace(self.at, epoch=self._epoch)
+        await self._replay(log, stop)
+        if self.state.rates != self._rates and not stop():
+            await self._command({"rates": asdict(self._rates)}, log)
+        return Pending(self.at.position, self.at.entries)
+
+    async def _accept_gap(self, log: Log) -> None:
+        """Move the place to the oldest entry that the log still has, and record that."""
+        if (await log.extent()).last == TOP:
+            await log.retire()
+        name, extent = await log.name(), await log.extent()
+        cut = max(self.at.cut, await log.last_cut())
+        self._epoch = await log.take_epoch(self.at.epoch)
+        gap = Cut(
+            Position(extent.first, 0) if extent.first else Position(extent.last),
+            entries=extent.added - extent.length,
+            command=GAP_COMMAND,
+        )
+        self.place = replace(self.at, log=name, epoch=self._epoch, cut=cut)
+        await self.record(log, [gap])
+        self.apply(gap, None)
+
+    async def _replay(self, log: Log, stop: Callable[[], bool]) -> None:
+        pending = Pending(self.at.position, self.at.entries)
+        while not stop() and (cuts := await log.cuts_after(self.at.cut)):
+            for number, cut in cuts:
+                if number != self.at.cut + 1:
+                    raise GapError(f"cut {self.at.cut + 1} is missing; the next is {number}")
+                if cut.command == GAP_COMMAND:
+                    pending = Pending(cut.position, cut.entries)
+                while pending.position != cut.position and (
+                    not pending or pending.newest < cut.position.entry
+                ):
+                    if not await self.read(log, pending, None):
+                        raise GapError(f"entries before {cut.position} of cut {number} are missing")
+                again, batch = pending.take(cut.examples, cut)
+                if (again.position, again.examples) != (cut.position, cut.examples):
+                    raise GapError(f"cut {number} ends at {cut.position}, not at {again.position}")
+                self.apply(cut, batch)
+
+    async def _command(self, command: dict[str, object], log: Log) -> None:
+        cut = Cut(
+            self.at.position,
+            entries=self.at.entries,
+            command=orjson.dumps(command, option=orjson.OPT_SORT_KEYS).decode(),
+        )
+        await self.record(log, [cut])
+        self.apply(cut, None)
+
+    async def read(self, log: Log, pending: Pending, block_ms: int | None) -> bool:
+        """Read some entries behind the newest pending one; say whether there were any.
+
+        Raises:
+            GapError: an entry that is learned in part is gone.
+        """
+        spec = self.state.spec
+        found: list[tuple[EntryId, dict[bytes, bytes]]] = []
+        if not pending and pending.position.taken is not None:
+            one = await log.read_one(pending.position.entry)
+            if one is None:
+                raise GapError(f"entry {pending.position.entry}, learned in part, is gone")
+            found = [one]
+        else:
+            count = int(READ_BYTES / (self.mean_entry * spec.features))
+            found = await log.read(pending.newest, min(max(count, 1), READ_ENTRIES), block_ms)
+        for entry_id, fields in found:
+            entry = read_entry(entry_id, fields, spec.features, spec.classes)
+            if entry.batch is not None:
+                self.mean_entry += 0.05 * (len(entry.batch) - self.mean_entry)
+            pending.add(entry)
+        return bool(found)
+
+    async def record(self, log: Log, cuts: list[Cut]) -> None:
+        """Append the next cuts to the log.
+
+        Raises:
+            FencedError: another learner has taken the log over.
+        """
+        assert self._epoch is not None
+        await log.append_cuts(self._epoch, self.at.cut + 1, cuts)
+
+    def apply(self, cut: Cut, batch: Batch | None) -> None:
+        """Carry out a recorded cut: the batch, then the command."""
+        if batch is not None:
+            began = time.perf_counter()
+            with torch.no_grad():
+                report = step(self.state, batch)
+            self._observe(cut.position, report, time.perf_counter() - began, len(batch))
+        if cut.command:
+            command = orjson.loads(cut.command)
+            if "rates" in command:
+                self.state.set_rates(Rates(**command["rates"]))
+        at = self.at
+        self.place = replace(
+            at,
+            cut=at.cut + 1,
+            position=cut.position,
+            entries=cut.entries,
+            dead=at.dead + len(cut.dead),
+            http=at.http + cut.sources.get("http", 0),
+            redis=at.redis + cut.sources.get("redis", 0),
+        )

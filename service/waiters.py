@@ -1,0 +1,70 @@
+"""Those who wait until an entry of the log has been learned."""
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from service.entries import EntryId, Position
+from service.fold import Report
+from service.log import LogError
+
+RECENT = 4_096
+"""Reports kept for those who come late."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of an entry."""
+
+    model_version: int
+    accuracy: float
+    """Of the batch in which its last example fell, before the update."""
+    loss: float
+
+
+class Waiters:
+    """Futures of entries; asked for in any thread, answered in the learner's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[EntryId, Future[Applied]]] = []
+        self._recent: deque[tuple[Position, Report]] = deque(maxlen=RECENT)
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def wait(self, entry: EntryId) -> "Future[Applied]":
+        """Return a future of what becomes of an entry."""
+        future: Future[Applied] = Future()
+        with self._lock:
+            self._waiting.append((entry, future))
+        return future
+
+    def note(self, position: Position, report: Report) -> None:
+        """Remember the report of the batch that ends at a position."""
+        self._recent.append((position, report))
+
+    def answer(self, position: Position) -> None:
+        """Answer all whose entries lie before a position; waits for the device if there are any."""
+        with self._lock:
+            ready = [w for w in self._waiting if position.covers(w[0])]
+            self._waiting = [w for w in self._waiting if not position.covers(w[0])]
+        for entry, future in ready:
+            report = next((r for p, r in self._recent if p.covers(entry)), None)
+            if not future.set_running_or_notify_cancel():
+                continue
+            if report is None:
+                future.set_exception(LogError(f"entry {entry} was applied long ago, or is dead"))
+            else:
+                future.set_result(
+                    Applied(report.version, float(report.accuracy), float(report.loss))
+                )
+
+    def give_up(self, reason: str) -> None:
+        """Tell all that nothing more will happen."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for _, future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(LogError(reason))
