@@ -141,6 +141,12 @@ class Pending:
         return self._queue[-1].id if self._queue else self.position.entry
 
     @property
+    def seen(self) -> int:
+        """Entries up to and with `newest`, since the log began."""
+        in_part = not self._queue and self.position.taken is not None
+        return self.entries + len(self._queue) + in_part
+
+    @property
     def oldest(self) -> EntryId:
         """Id of the first entry that is not wholly cut; only while there is one."""
         return self._queue[0].id

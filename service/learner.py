@@ -271,10 +271,10 @@ class Learner:
         extent, place = await log.extent(), self.replica.at
         check_reach(extent, place.log, place.position, place.entries)
         newest = pending.newest
-        if extent.last == newest and extent.added != pending.entries + len(pending):
+        if extent.last == newest and extent.added != pending.seen:
             raise GapError(
                 f"entries were deleted before they were learned: {extent.added} were added up to "
-                f"{newest}, {pending.entries + len(pending)} were read"
+                f"{newest}, {pending.seen} were read"
             )
         waiting_since = pending.oldest.milliseconds if pending else None
         self.statistics = read_statistics(self.state, place, extent, waiting_since)

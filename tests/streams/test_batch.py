@@ -1,0 +1,170 @@
+"""The one byte format of a batch, and what is refused."""
+
+import contextlib
+import json
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from streams.batch import (
+    Batch,
+    InvalidBatchError,
+    check,
+    check_features,
+    concatenate,
+    decode,
+    decode_features,
+)
+
+
+def a_batch(n: int = 3, d: int = 4, dtype: Any = np.float32) -> Batch:
+    rng = np.random.default_rng(n)
+    return Batch(rng.integers(0, 200, (n, d)).astype(dtype), rng.integers(0, 5, n))
+
+
+def with_header(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32])
+def test_a_batch_survives_its_bytes(dtype: Any) -> None:
+    batch = a_batch(dtype=dtype)
+    again = decode(batch.to_bytes())
+    assert again.features.dtype == dtype
+    np.testing.assert_array_equal(again.features, batch.features)
+    np.testing.assert_array_equal(again.labels, batch.labels)
+    np.testing.assert_array_equal(
+        decode_features(save({"features": batch.features})), batch.features
+    )
+
+
+def test_a_file_cut_short_anywhere_is_refused() -> None:
+    raw = a_batch().to_bytes()
+    for length in range(len(raw)):
+        with pytest.raises(InvalidBatchError):
+            decode(raw[:length])
+
+
+TENSOR = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
+LABELS = {"dtype": "I64", "shape": [1], "data_offsets": [8, 16]}
+LYING: dict[str, bytes] = {
+    "empty": b"",
+    "header longer than the file": struct.pack("<Q", 1 << 62),
+    "header that is no JSON": with_header(b"{nothing"),
+    "header that is a list": with_header([]),
+    "shape larger than the data": with_header(
+        {"features": TENSOR | {"shape": [1 << 40, 2]}, "labels": LABELS}, bytes(16)
+    ),
+    "shape that overflows": with_header(
+        {"features": TENSOR | {"shape": [1 << 63, 1 << 63]}, "labels": LABELS}, bytes(16)
+    ),
+    "negative shape": with_header(
+        {"features": TENSOR | {"shape": [-1, -2]}, "labels": LABELS}, bytes(16)
+    ),
+    "offsets past the end": with_header(
+        {"features": TENSOR, "labels": LABELS | {"data_offsets": [8, 1 << 50]}}, bytes(16)
+    ),
+    "offsets that overlap": with_header(
+        {"features": TENSOR, "labels": LABELS | {"data_offsets": [0, 8]}}, bytes(16)
+    ),
+    "unknown dtype": with_header(
+        {"features": TENSOR | {"dtype": "F31"}, "labels": LABELS}, bytes(16)
+    ),
+    "pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os",
+}
+
+
+@pytest.mark.parametrize("raw", LYING.values(), ids=LYING)
+def test_a_lying_file_is_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidBatchError):
+        decode(raw)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_get_past_the_decoder_but_a_batch(raw: bytes) -> None:
+    with pytest.raises(InvalidBatchError):
+        decode(raw)
+
+
+@given(st.integers(0, 8 * 200), st.integers(0, 255))
+def test_a_changed_byte_gives_a_batch_or_a_refusal(index: int, value: int) -> None:
+    raw = bytearray(a_batch().to_bytes())
+    raw[index % len(raw)] = value
+    with contextlib.suppress(InvalidBatchError):
+        check(decode(bytes(raw)), 4, 5)
+
+
+def wrong_tensors() -> dict[str, tuple[dict[str, Any], str | None]]:
+    good = {"features": np.zeros((2, 4), np.float32), "labels": np.zeros(2, np.int64)}
+    return {
+        "float64 features": (good | {"features": np.zeros((2, 4))}, "features"),
+        "int32 labels": (good | {"labels": np.zeros(2, np.int32)}, "labels"),
+        "float labels": (good | {"labels": np.zeros(2, np.float32)}, "labels"),
+        "boolean labels": (good | {"labels": np.zeros(2, bool)}, "labels"),
+        "no labels": ({"features": good["features"]}, None),
+        "another tensor": (good | {"weights": np.zeros(1)}, None),
+    }
+
+
+@pytest.mark.parametrize("name", wrong_tensors())
+def test_tensors_of_other_names_or_types_are_refused(name: str) -> None:
+    tensors, field = wrong_tensors()[name]
+    with pytest.raises(InvalidBatchError) as caught:
+        decode(save(tensors))
+    assert caught.value.field == field
+
+
+def test_what_cannot_be_learned_is_named_with_its_index() -> None:
+    fine = np.zeros((3, 4), np.float32)
+    bad = fine.copy()
+    bad[1, 2] = np.nan
+    worse = fine.copy()
+    worse[2, 0] = -np.inf
+    labels = np.zeros(3, np.int64)
+    cases: list[tuple[Batch, str, int | None]] = [
+        (Batch(bad, labels), "features", 1),
+        (Batch(worse, labels), "features", 2),
+        (Batch(fine[:, :3], labels), "features", None),
+        (Batch(fine[0], labels), "features", None),
+        (Batch(fine[:0], labels[:0]), "features", None),
+        (Batch(fine, labels[:2]), "labels", None),
+        (Batch(fine, np.zeros((3, 1), np.int64)), "labels", None),
+        (Batch(fine, np.array([0, 1, 5])), "labels", 2),
+        (Batch(fine, np.array([0, -1, 5])), "labels", 1),
+    ]
+    for batch, field, index in cases:
+        with pytest.raises(InvalidBatchError) as caught:
+            check(batch, 4, 5)
+        assert (caught.value.field, caught.value.index) == (field, index)
+    check(Batch(fine, labels), 4, 5)
+
+
+def test_uint8_and_float_join_as_what_they_mean() -> None:
+    joined = concatenate([a_batch(2, 4, np.uint8), a_batch(3, 4, np.float16)])
+    assert joined.features.dtype == np.float32
+    np.testing.assert_array_equal(
+        joined.features[:2], a_batch(2, 4, np.uint8).features.astype(np.float32) / np.float32(255)
+    )
+    np.testing.assert_array_equal(joined.features[2:], a_batch(3, 4, np.float16).features)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.data())
+def test_parts_join_to_the_whole(sizes: list[int], data: st.DataObject) -> None:
+    whole = a_batch(sum(sizes), 2, np.uint8)
+    ends = np.cumsum(sizes)
+    joined = concatenate([whole.part(e - n, e) for e, n in zip(ends, sizes, strict=True)])
+    np.testing.assert_array_equal(joined.features, whole.features)
+    np.testing.assert_array_equal(joined.labels, whole.labels)
+
+
+def test_features_without_labels_are_checked_alike() -> None:
+    with pytest.raises(InvalidBatchError, match="finite"):
+        check_features(np.full((1, 4), np.nan, np.float32), 4)
+    with pytest.raises(InvalidBatchError, match="expected the tensors"):
+        decode_features(a_batch().to_bytes())

@@ -1,0 +1,117 @@
+"""JSON and NDJSON are read strictly."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.batch import InvalidBatchError
+from streams.json_batch import features_from_json, from_json, from_ndjson
+
+BAD: list[tuple[str, str | None, int | None]] = [
+    ("", None, None),
+    ("[]", None, None),
+    ("null", None, None),
+    ("{", None, None),
+    ('{"features": [[1]]}', "labels", None),
+    ('{"labels": [1]}', "features", None),
+    ('{"features": [[1]], "labels": [1], "lables": [1]}', None, None),
+    ('{"features": 1, "labels": [1]}', "features", None),
+    ('{"features": [1], "labels": [1]}', "features", 0),
+    ('{"features": [[1], [1, 2]], "labels": [1, 1]}', "features", 1),
+    ('{"features": [[1], [true]], "labels": [1, 1]}', "features", 1),
+    ('{"features": [["1"]], "labels": [1]}', "features", 0),
+    ('{"features": [["nan"]], "labels": [1]}', "features", 0),
+    ('{"features": [[null]], "labels": [1]}', "features", 0),
+    ('{"features": [[[1]]], "labels": [1]}', "features", 0),
+    ('{"features": [[NaN]], "labels": [1]}', None, None),
+    ('{"features": [[Infinity]], "labels": [1]}', None, None),
+    ('{"features": [[1e39]], "labels": [1]}', "features", 0),
+    ('{"features": [[1], [-1e300]], "labels": [1, 1]}', "features", 1),
+    ('{"features": [[1]], "labels": 1}', "labels", None),
+    ('{"features": [[1]], "labels": [1.5]}', "labels", 0),
+    ('{"features": [[1]], "labels": [1.0]}', "labels", 0),
+    ('{"features": [[1], [1]], "labels": [1, true]}', "labels", 1),
+    ('{"features": [[1]], "labels": ["1"]}', "labels", 0),
+    ('{"features": [[1]], "labels": [18446744073709551615]}', "labels", 0),
+]
+
+
+@pytest.mark.parametrize(("text", "field", "index"), BAD)
+def test_what_is_wrong_is_named(text: str, field: str | None, index: int | None) -> None:
+    with pytest.raises(InvalidBatchError) as caught:
+        from_json(text.encode())
+    assert (caught.value.field, caught.value.index) == (field, index)
+
+
+def test_a_number_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(InvalidBatchError):
+        from_json(b'{"features": [[1e999]], "labels": [1]}')
+
+
+@pytest.mark.parametrize("opening", ["[", '{"features":', '{"features": ['])
+def test_deep_json_is_refused_not_a_crash(opening: str) -> None:
+    with pytest.raises(InvalidBatchError):
+        from_json((opening * 100_000).encode())
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+rows = st.integers(1, 4).flatmap(
+    lambda d: st.lists(
+        st.tuples(
+            st.lists(
+                st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=d, max_size=d
+            ),
+            st.integers(-(1 << 63), (1 << 63) - 1),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+
+
+@given(rows)
+def test_json_and_ndjson_say_the_same(examples: list[tuple[list[float], int]]) -> None:
+    features, labels = [x for x, _ in examples], [y for _, y in examples]
+    whole = from_json(json.dumps({"features": features, "labels": labels}).encode())
+    lines = from_ndjson(
+        b"\n\n".join(json.dumps({"features": x, "label": y}).encode() for x, y in examples)
+    )
+    np.testing.assert_array_equal(whole.features, np.array(features, np.float32))
+    np.testing.assert_array_equal(whole.features, lines.features)
+    np.testing.assert_array_equal(whole.labels, lines.labels)
+    alone = features_from_json(json.dumps({"features": features}).encode())
+    np.testing.assert_array_equal(alone, whole.features)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+
+
+@given(json_values, json_values)
+def test_no_json_gets_past_the_reader_but_a_batch(features: Any, labels: Any) -> None:
+    raw = json.dumps({"features": features, "labels": labels}).encode()
+    try:
+        batch = from_json(raw)
+    except InvalidBatchError:
+        return
+    assert batch.features.dtype == np.float32
+    assert np.isfinite(batch.features).all()
+    assert batch.labels.dtype == np.int64
+
+
+def test_a_bad_line_is_named() -> None:
+    with pytest.raises(InvalidBatchError) as caught:
+        from_ndjson(b'{"features": [1], "label": 1}\n\n{"features": [1]}')
+    assert (caught.value.field, caught.value.index) == ("label", 1)
+    with pytest.raises(InvalidBatchError) as caught:
+        from_ndjson(b'{"features": [1], "label": 1}\n{"features": [1, 2], "label": 1}')
+    assert (caught.value.field, caught.value.index) == ("features", 1)
