@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from redis.asyncio import Redis
 from redis.exceptions import BusyLoadingError, RedisError
@@ -49,7 +50,7 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """URL for redis-py."""
-        return f"unix://{self.socket}"
+        return f"unix://{quote(str(self.socket))}"
 
     async def start(self) -> None:
         """Start a server, or adopt the one that runs; returns when it answers.
@@ -58,16 +59,18 @@ class EmbeddedServer:
             ServerError: there is no program, or it does not come up.
         """
         deadline = time.monotonic() + LOAD_SECONDS
+        launched = False
         while time.monotonic() < deadline:
-            if (lock := self._try_lock()) is not None:
-                self._launch(lock)
-            if await self._answers():
-                return
-            if self._process is not None and self._process.poll() is not None:
+            if launched and self._process is not None and self._process.poll() is not None:
                 raise ServerError(
                     f"the embedded server ended with exit status {self._process.returncode}:\n"
                     + _tail(self.directory / "valkey.log")
                 )
+            if (lock := self._try_lock()) is not None:
+                self._launch(lock)
+                launched = True
+            if await self._answers():
+                return
             await asyncio.sleep(POLL_SECONDS)
         raise ServerError(f"the embedded server does not answer on {self.socket}")
 

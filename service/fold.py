@@ -4,6 +4,7 @@
 states and equal batches give equal states, bit for bit. It never reads the device on the host.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from service.scoring import Scores
 from service.standardizer import Standardizer, standardize
 from service.upload import Upload
 from streams.batch import Batch
+
+logger = logging.getLogger("funnel")
 
 INNER: dict[str, Inner] = {
     "sgd": SGD(),
@@ -151,7 +154,7 @@ class State:
             return {}
         twin = State(self.spec, self.rates, self.device)
         blank = Batch(
-            torch.zeros(1, self.spec.features).numpy(), torch.zeros(1, dtype=torch.int64).numpy()
+            torch.zeros(2, self.spec.features).numpy(), torch.zeros(2, dtype=torch.int64).numpy()
         )
         step(twin, blank)
         return twin.tensors()
@@ -211,15 +214,7 @@ def step(state: State, batch: Batch) -> Report:
         logits, losses, gradients = _differentiate(state, prepared, labels)
         finite = _give(state, losses, gradients)
     else:
-        _seed(state)
-        with torch.no_grad(), evaluating(state.module):
-            logits = state.module(prepared)
-        buffers = [(b, b.clone()) for b in state.module.buffers()]
-        _, training_losses, gradients = _differentiate(state, prepared, labels)
-        finite = _give(state, training_losses, gradients)
-        for buffer, before in buffers:
-            buffer.copy_(torch.where(finite, buffer, before))
-        losses = F.cross_entropy(logits, labels, reduction="none")
+        logits, losses, finite = _differentiate_any(state, prepared, labels)
     state.optimizer.step()
     correct = logits.argmax(dim=1) == labels
     state.scores.update(correct, losses, labels, finite)
@@ -249,6 +244,40 @@ def _differentiate(
             losses.mean(), list(state.parameters.values()), allow_unused=True
         )
     return logits.detach(), losses.detach(), gradients
+
+
+def _differentiate_any(
+    state: State, prepared: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same for a user's module, which may hold randomness and buffers, and may fail.
+
+    It is scored in evaluation mode and differentiated in training mode. If it raises, the batch is
+    left out as one that is not finite is: what it raises at, it raises at again in replay.
+
+    Returns:
+        Logits, losses, and whether the update was handed to the optimizer.
+
+    Raises:
+        torch.OutOfMemoryError, torch.AcceleratorError: the device failed, not the module.
+    """
+    torch.manual_seed((state.spec.seed << 40) + state.version)  # so that replay draws the same
+    before = [(buffer, buffer.clone()) for buffer in state.module.buffers()]
+    try:
+        with torch.no_grad(), evaluating(state.module):
+            logits = state.module(prepared)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        _, training_losses, gradients = _differentiate(state, prepared, labels)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception:
+        logger.exception("the model failed on a batch of %d, which is left out", len(labels))
+        logits = torch.full((len(labels), state.spec.classes), math.nan, device=state.device)
+        losses = training_losses = logits[:, 0]
+        gradients = tuple(torch.zeros_like(p) for p in state.parameters.values())
+    finite = _give(state, training_losses, gradients)
+    for buffer, old in before:
+        buffer.copy_(torch.where(finite, buffer, old))
+    return logits, losses, finite
 
 
 def _give(state: State, losses: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
@@ -282,8 +311,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train()
-
-
-def _seed(state: State) -> None:
-    """Make the randomness inside step k a function of the seed and k, so that replay repeats it."""
-    torch.manual_seed((state.spec.seed << 40) + state.version)

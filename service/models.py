@@ -1,5 +1,6 @@
 """The models that can be served: maps from fp32 [n, features] to logits [n, classes]."""
 
+import copy
 import importlib
 import math
 from collections.abc import Sequence
@@ -92,10 +93,11 @@ def _try(model: nn.Module, name: str, features: int, classes: int) -> None:
             raise ModelError(f"{name}: parameter {key!r} is {tensor.dtype}, expected float32")
     if not any(True for _ in model.parameters()):
         raise ModelError(f"{name} has no parameters to learn")
-    model.eval()
+    tried = copy.deepcopy(model)
     try:
+        tried.train()(torch.zeros(2, features))
         with torch.no_grad():
-            logits = model(torch.zeros(2, features))
+            logits = tried.eval()(torch.zeros(2, features))
     except Exception as error:
         raise ModelError(f"{name} cannot take inputs [2, {features}]: {error!r}") from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):

@@ -1,9 +1,12 @@
 """Those who wait until an entry of the log has been learned."""
 
+import math
 import threading
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from service.entries import EntryId, Position
 from service.fold import Report
@@ -18,9 +21,9 @@ class Applied:
     """What became of an entry."""
 
     model_version: int
-    accuracy: float
-    """Of the batch in which its last example fell, before the update."""
-    loss: float
+    accuracy: float | None
+    """Of the batch in which its last example fell, before the update; None if it is not finite."""
+    loss: float | None
 
 
 class Waiters:
@@ -58,7 +61,7 @@ class Waiters:
                 future.set_exception(LogError(f"entry {entry} was applied long ago, or is dead"))
             else:
                 future.set_result(
-                    Applied(report.version, float(report.accuracy), float(report.loss))
+                    Applied(report.version, _number(report.accuracy), _number(report.loss))
                 )
 
     def give_up(self, reason: str) -> None:
@@ -68,3 +71,8 @@ class Waiters:
         for _, future in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_exception(LogError(reason))
+
+
+def _number(value: Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

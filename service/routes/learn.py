@@ -45,9 +45,10 @@ class AppliedAnswer(Accepted):
 
     model_version: int
     """Of the first model that has learned all of them."""
-    accuracy: float
-    """Of the batch in which the last of them fell, before it was learned."""
-    loss: float
+    accuracy: float | None
+    """Of the batch in which the last of them fell, before it was learned; null if that batch was
+    left out because it is not finite."""
+    loss: float | None
     """Cross-entropy of the same, in nats."""
 
 

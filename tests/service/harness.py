@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ import httpx
 from redis import Redis
 from redis.exceptions import RedisError
 
+from service.embedded import find_server
 from streams.batch import Batch
 from streams.producer import HTTPTarget, produce
 
@@ -140,9 +140,13 @@ def serving(directory: Path, **options: Any) -> Iterator[ServiceProcess]:
 
 @dataclass
 class RedisProcess:
-    """A real ``redis-server`` on a port, with an append-only file synced always."""
+    """A real server on a port, with an append-only file synced always.
+
+    Without a program it is the one that the service itself would start.
+    """
 
     directory: Path
+    program: str = field(default_factory=find_server)
     port: int = field(default_factory=free_port)
     process: Any = None
 
@@ -152,10 +156,8 @@ class RedisProcess:
 
     def start(self) -> "RedisProcess":
         self.directory.mkdir(parents=True, exist_ok=True)
-        program = shutil.which("redis-server")
-        assert program is not None
         self.process = subprocess.Popen(
-            [program, "--port", str(self.port), "--dir", str(self.directory), "--save", "",
+            [self.program, "--port", str(self.port), "--dir", str(self.directory), "--save", "",
              "--appendonly", "yes", "--appendfsync", "always"],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -167,7 +169,10 @@ class RedisProcess:
                 return self
             except RedisError:
                 time.sleep(0.02)
-        raise TimeoutError("redis-server did not start")
+        raise TimeoutError("the server did not start")
+
+    def client(self) -> Redis:
+        return Redis.from_url(self.url)
 
     def kill(self) -> None:
         self.process.kill()

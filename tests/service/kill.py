@@ -20,7 +20,9 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--entry", type=int, default=70, help="examples a request")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--redis-server", action="store_true", help="on a real one by URL")
+    parser.add_argument(
+        "--redis-server", nargs="?", const="redis-server", help="by URL on this program's server"
+    )
     options = parser.parse_args()
     stream = get("abrupt", options.examples)
     folds = []
@@ -29,7 +31,7 @@ def main() -> int:
             settings = {"max_wait_ms": 600_000, "checkpoint_every_seconds": 1.0}
             redis = None
             if options.redis_server:
-                redis = RedisProcess(Path(scratch) / "redis").start()
+                redis = RedisProcess(Path(scratch) / "redis", options.redis_server).start()
                 settings["redis_url"] = redis.url
             service = ServiceProcess(Path(scratch), settings)
             began = time.monotonic()

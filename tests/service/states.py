@@ -1,0 +1,63 @@
+"""Small states and batches for tests."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from service.fold import Rates, Spec, State
+from streams.batch import Batch
+
+CPU = torch.device("cpu")
+FEATURES, CLASSES = 6, 3
+RATES = Rates(lr=0.03, momentum=0.0, gain_lr=0.03, scale_lr=0.03)
+
+
+def a_spec(
+    model: str = "logistic", optimizer: str = "funnel", standardize: bool = True, seed: int = 0
+) -> Spec:
+    hidden = (5, 4) if model == "mlp" else ()
+    return Spec(model, FEATURES, CLASSES, hidden, optimizer, standardize, seed)
+
+
+def a_state(model: str = "logistic", rates: Rates = RATES, device: torch.device = CPU) -> State:
+    return State(a_spec(model), rates, device)
+
+
+def a_batch(seed: int, n: int = 20) -> Batch:
+    """Gaussian classes in float32."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    centres = np.random.default_rng(0).normal(size=(CLASSES, FEATURES))
+    features = centres[labels] + 0.5 * rng.normal(size=(n, FEATURES))
+    return Batch(features.astype(np.float32), labels)
+
+
+def same_tensors(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """Say whether names, types, shapes and bits agree."""
+    return mine.keys() == theirs.keys() and all(
+        mine[k].dtype == theirs[k].dtype
+        and mine[k].shape == theirs[k].shape
+        and bits(mine[k]) == bits(theirs[k])
+        for k in mine
+    )
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().tobytes()
+
+
+class Restless(nn.Module):
+    """A user's model with dropout and batch normalization: randomness and buffers."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5),
+            nn.Linear(8, classes),
+        )  # fmt: skip
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.layers(inputs)
+        return out

