@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +191,12 @@ def run_stream(options: argparse.Namespace) -> int:
     """``funnel stream``."""
     target = make_target(options.to, options.model, os.environ.get(f"{PREFIX}API_KEY", ""))
     stream = get(options.stream, options.examples, options.source)
-    with tqdm(total=stream.examples, desc=stream.name, unit=" examples", unit_scale=True) as bar:
+    bar = tqdm(total=stream.examples, desc=stream.name, unit=" examples", unit_scale=True)
 
-        def count(examples: int) -> None:
-            bar.update(examples)
+    def count(examples: int) -> None:
+        bar.update(examples)
 
+    with bar, closing(target):
         sent = produce(
             stream.batches(options.batch_size, options.seed),
             target,

@@ -107,6 +107,7 @@ class Demo:
         except (ProducerError, OSError, RuntimeError) as error:
             self._problem = error
         finally:
+            target.close()
             self._done.set()
 
     async def _watch(self, service: Service, url: str) -> None:
@@ -210,6 +211,10 @@ class _Stoppable:
             if self._stop.is_set():
                 raise _StoppedError from None
             raise
+
+    def close(self) -> None:
+        """Close the target."""
+        self._target.close()
 
 
 def _point(learner: Learner) -> Point | None:

@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -22,6 +21,7 @@ from redis.exceptions import BusyLoadingError, RedisError
 
 logger = logging.getLogger("funnel")
 
+SOCKET = "valkey.sock"
 LONGEST_SOCKET = 100  # bytes; the kernel's limit is 104 to 108
 LOAD_SECONDS = 600.0
 STOP_SECONDS = 20.0
@@ -108,6 +108,9 @@ class EmbeddedServer:
             os.close(lock)
         if self._process is not None:
             self._process.wait()
+        if self.socket.parent != self.directory:
+            self.socket.unlink(missing_ok=True)
+            self.socket.parent.rmdir()
 
     async def _answers(self) -> bool:
         redis = Redis.from_url(self.url, socket_timeout=2.0)
@@ -179,15 +182,15 @@ def find_server() -> str:
 
 def _socket_path(directory: Path) -> Path:
     """Return a path that fits a socket address: in the directory, or a short one elsewhere."""
-    path = directory / "valkey.sock"
+    path = directory / SOCKET
     if len(os.fsencode(path)) <= LONGEST_SOCKET:
         return path
     name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    short = Path(tempfile.gettempdir()) / f"funnel-{os.getuid()}-{name}"
+    short = Path("/tmp") / f"funnel-{os.getuid()}-{name}"
     short.mkdir(mode=0o700, exist_ok=True)
     if short.stat().st_uid != os.getuid() or short.stat().st_mode & 0o077:
         raise ServerError(f"{short} belongs to somebody else; give a shorter DATA_DIR")
-    return short / "valkey.sock"
+    return short / SOCKET
 
 
 def _tail(path: Path, lines: int = 5) -> str:

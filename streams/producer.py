@@ -51,6 +51,9 @@ class Target(Protocol):
             ProducerError: trying again is no use.
         """
 
+    def close(self) -> None:
+        """Close the connection."""
+
 
 class HTTPTarget:
     """``POST /learn`` of a service, as safetensors, with an Idempotency-Key.
@@ -80,6 +83,10 @@ class HTTPTarget:
         if answer.status_code != 202:
             raise ProducerError(f"the service answered {answer.status_code}: {answer.text[:500]}")
 
+    def close(self) -> None:
+        """See `Target.close`."""
+        self._client.close()
+
 
 class RedisTarget:
     """XADD to a model's log.
@@ -103,6 +110,10 @@ class RedisTarget:
             raise RetryLaterError(str(error)) from error
         except RedisError as error:
             raise ProducerError(f"the server refused the entry: {error}") from error
+
+    def close(self) -> None:
+        """See `Target.close`."""
+        self._redis.close()
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,8 @@ def fold(
 
     def send() -> None:
         try:
-            produce(sent, HTTPTarget(service.url), name="fold")
+            with contextlib.closing(HTTPTarget(service.url)) as target:
+                produce(sent, target, name="fold")
         except BaseException as error:
             problem.append(error)
         finally:

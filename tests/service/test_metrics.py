@@ -1,0 +1,166 @@
+"""The metrics of the contract, as Prometheus reads them."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.service.harness import SAFETENSORS, serving, wait_for
+from tests.service.states import a_batch
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
+
+# Those of the contract that one Funnel without drift detectors and experts can fill.
+CONTRACT = {
+    "funnel_examples_total": {"source"},
+    "funnel_correct_total": {"learner"},
+    "funnel_scored_total": {"learner"},
+    "funnel_batches_total": set(),
+    "funnel_rejected_total": {"code"},
+    "funnel_checkpoints_total": {"result"},
+    "funnel_nonfinite_batches_total": set(),
+    "funnel_dead_entries_total": set(),
+    "funnel_scale": {"learner", "tensor"},
+    "funnel_gain": {"learner", "tensor", "quantile"},
+    "funnel_gain_at_bound_ratio": {"learner", "tensor", "bound"},
+    "funnel_alignment": {"learner", "tensor"},
+    "funnel_gradient_norm": {"learner", "tensor"},
+    "funnel_update_norm": {"learner", "tensor"},
+    "funnel_accuracy": {"learner", "window"},
+    "funnel_loss": {"learner", "window"},
+    "funnel_class_recall": {"class"},
+    "funnel_model_version": set(),
+    "funnel_backlog_examples": set(),
+    "funnel_lag_seconds": set(),
+    "funnel_snapshot_age_seconds": set(),
+    "funnel_checkpoint_age_seconds": set(),
+    "funnel_ready": set(),
+    "funnel_gain_distribution_bucket": {"learner", "tensor", "le"},
+    "funnel_step_seconds_bucket": {"le"},
+    "funnel_batch_examples_bucket": {"le"},
+    "funnel_predict_seconds_bucket": {"le"},
+    "funnel_http_request_seconds_bucket": {"route", "code", "le"},
+}
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with (
+        serving(tmp_path_factory.mktemp("service"), **SMALL) as service,
+        service.client() as client,
+    ):
+        for k in range(60):
+            client.post("/learn?wait=applied", content=a_batch(k).to_bytes(), headers=SAFETENSORS)
+        client.post("/predict", json={"features": a_batch(0).features.tolist()})
+        assert client.post("/learn", content=b"x").status_code == 422
+        client.post("/checkpoint")
+        client.get("/nothing/here/1")
+        client.get("/nothing/here/2")
+        wait_for(lambda: sample(scrape(client), "funnel_model_version") == 60)
+        yield client.get("/metrics").text
+
+
+def scrape(client: httpx.Client) -> Samples:
+    return samples(client.get("/metrics").text)
+
+
+def samples(text: str) -> Samples:
+    return {
+        (s.name, frozenset(s.labels.items())): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+def sample(found: Samples, name: str, **labels: str) -> float:
+    return found[name, frozenset(labels.items())]
+
+
+def test_every_name_and_label_of_the_contract_is_there(text: str) -> None:
+    found: dict[str, set[str]] = {}
+    for name, labels in samples(text):
+        found.setdefault(name, set()).update(key for key, _ in labels)
+    assert {name: found.get(name) for name in CONTRACT} == CONTRACT
+
+
+def test_no_label_is_made_of_what_clients_send(text: str) -> None:
+    assert "/nothing" not in text
+    assert (
+        sample(samples(text), "funnel_http_request_seconds_count", route="other", code="404") == 2
+    )
+
+
+def test_the_numbers_are_those_of_the_model(text: str) -> None:
+    found = samples(text)
+    assert sample(found, "funnel_examples_total", source="http") == 1200
+    assert sample(found, "funnel_examples_total", source="redis") == 0
+    assert sample(found, "funnel_scored_total", learner="served") == 1200
+    assert sample(found, "funnel_batches_total") == 60
+    assert sample(found, "funnel_rejected_total", code="invalid") == 1
+    assert sample(found, "funnel_checkpoints_total", result="ok") == 1
+    assert sample(found, "funnel_backlog_examples") == 0
+    assert sample(found, "funnel_lag_seconds") == 0
+    assert sample(found, "funnel_ready") == 1
+    correct = sample(found, "funnel_correct_total", learner="served")
+    total = sample(found, "funnel_accuracy", learner="served", window="total")
+    assert total == pytest.approx(correct / 1200)
+    assert sample(found, "funnel_accuracy", learner="served", window="rolling") > total
+    median = sample(found, "funnel_gain", learner="served", tensor="weight", quantile="0.5")
+    top = sample(found, "funnel_gain", learner="served", tensor="weight", quantile="1")
+    assert 1e-3 <= median <= top <= 1e3
+    gains = "funnel_gain_distribution_bucket"
+    assert sample(found, gains, learner="served", tensor="weight", le="+Inf") == 18
+    assert sample(found, "funnel_step_seconds_count") == 60
+    assert sample(found, "funnel_batch_examples_sum") == 1200
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Prometheus)")
+def test_promtool_objects_to_nothing_but_the_contracts_label(text: str) -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    objections = set((checked.stdout + checked.stderr).splitlines())
+    assert objections <= {'funnel_gain non-summary metrics should not have "quantile" label'}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus")
+def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
+    from tests.service.harness import free_port
+
+    port = free_port()
+    with serving(tmp_path, **SMALL, api_key="secret") as service:
+        (tmp_path / "prometheus.yml").write_text(
+            "global: {scrape_interval: 200ms}\n"
+            "scrape_configs:\n"
+            "- job_name: funnel\n"
+            "  authorization: {credentials: secret}\n"
+            f"  static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
+        )
+        process = subprocess.Popen(
+            ["prometheus", f"--config.file={tmp_path}/prometheus.yml",
+             f"--storage.tsdb.path={tmp_path}/tsdb", f"--web.listen-address=127.0.0.1:{port}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as prometheus:
+
+                def ready() -> bool:
+                    try:
+                        answer = prometheus.get("/api/v1/query", params={"query": "funnel_ready"})
+                    except httpx.TransportError:
+                        return False
+                    if answer.status_code != 200:
+                        return False
+                    found = answer.json()["data"]["result"]
+                    return bool(found) and found[0]["value"][1] == "1"
+
+                wait_for(ready)
+        finally:
+            process.terminate()
+            process.wait()

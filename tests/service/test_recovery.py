@@ -1,0 +1,292 @@
+"""Restart: the state comes back bit for bit, or the service says why it cannot."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.checkpoint import DamagedError
+from service.log import LogError
+from service.service import InUseError
+from tests.service.harness import (
+    SAFETENSORS,
+    RedisProcess,
+    ServiceProcess,
+    free_port,
+    serving,
+    wait_for,
+)
+from tests.service.states import a_batch
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000}
+LOG, CUTS = "funnel:{logistic}:log", "funnel:{logistic}:cuts"
+
+
+def learn(client: httpx.Client, seed: int, n: int = 20, wait: str = "?wait=applied") -> None:
+    body = a_batch(seed, n).to_bytes()
+    client.post(f"/learn{wait}", content=body, headers=SAFETENSORS).raise_for_status()
+
+
+def digest(client: httpx.Client) -> str:
+    return str(client.post("/checkpoint").json()["sha256"])
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[ServiceProcess]:
+    with serving(tmp_path, **SMALL) as running:
+        yield running
+
+
+def checkpoints(service: ServiceProcess) -> list[Path]:
+    return sorted((service.directory / "data/checkpoints").rglob("*.safetensors"))
+
+
+def test_a_state_is_replayed_from_the_log_alone(service: ServiceProcess) -> None:
+    with service.client() as client:
+        for k in range(5):
+            learn(client, k)
+    service.kill()
+    assert checkpoints(service) == []
+    service.start()
+    with service.client() as client:
+        assert client.get("/model").json()["examples_learned"] == 100
+        replayed = digest(client)
+        for k in range(5, 8):
+            learn(client, k)
+        after = digest(client)
+    other = ServiceProcess(service.directory / "other", SMALL).start()
+    try:
+        with other.client() as client:
+            for k in range(5):
+                learn(client, k)
+            assert digest(client) == replayed
+            for k in range(5, 8):
+                learn(client, k)
+            assert digest(client) == after
+    finally:
+        other.kill()
+
+
+def test_a_checkpoint_inside_the_logs_last_entry_is_gone_on_from(service: ServiceProcess) -> None:
+    with service.client() as client:
+        learn(client, 0)
+        learn(client, 1, 30, wait="")
+        wait_for(lambda: client.get("/model").json()["model_version"] == 2)
+        assert "+20" in client.post("/checkpoint").json()["position"]
+        before = digest(client)
+    service.kill()
+    service.start()
+    with service.client() as client:
+        assert digest(client) == before
+        learn(client, 2, 10)
+        assert client.get("/model").json()["examples_learned"] == 60
+
+
+def test_a_damaged_checkpoint_costs_nothing_but_a_longer_replay(service: ServiceProcess) -> None:
+    with service.client() as client:
+        for k in range(3):
+            learn(client, k)
+            before = digest(client)
+    service.kill()
+    newest = checkpoints(service)[-1]
+    raw = bytearray(newest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    newest.write_bytes(raw)
+    service.start()
+    assert f"{newest.name} is damaged and passed over" in service.log
+    with service.client() as client:
+        assert digest(client) == before
+
+
+def test_without_a_good_checkpoint_it_does_not_start(service: ServiceProcess) -> None:
+    with service.client() as client:
+        learn(client, 0)
+        digest(client)
+    service.kill()
+    for path in checkpoints(service):
+        path.write_bytes(b"")
+    with pytest.raises(DamagedError, match="backup"):
+        service.start()
+
+
+def test_a_checkpoint_of_another_model_is_refused(service: ServiceProcess) -> None:
+    with service.client() as client:
+        learn(client, 0)
+        digest(client)
+    service.kill()
+    service.options["features"] = 7
+    with pytest.raises(LogError, match="features is 6 there and 7 here"):
+        service.start()
+
+
+def test_new_rates_are_recorded_so_that_replay_agrees(service: ServiceProcess) -> None:
+    with service.client() as client:
+        learn(client, 0)
+    service.kill()
+    service.options["lr"] = 0.3
+    service.start()
+    with service.client() as client:
+        learn(client, 1)
+        before = digest(client)
+    service.kill()
+    for path in checkpoints(service):
+        path.unlink()
+    service.options["lr"] = 0.03
+    service.start()
+    service.kill()
+    service.options["lr"] = 0.3
+    service.start()
+    with service.client() as client:
+        learn(client, 2)
+        assert digest(client) != before
+        assert client.get("/model").json()["hyperparameters"]["lr"] == 0.3
+
+
+def test_two_services_on_one_directory_are_refused(service: ServiceProcess) -> None:
+    second = ServiceProcess(service.directory, SMALL | {"port": free_port()})
+    with pytest.raises(InUseError, match=str(service.process.pid)):
+        second.start()
+    with service.client() as client:
+        learn(client, 0)
+
+
+Harm = Callable[[Redis], Any]
+GAPS: dict[str, tuple[Harm, str]] = {
+    "flushed": (lambda r: r.flushall(), "another log"),
+    "cut to one by a producer": (
+        lambda r: [r.xadd(LOG, {"x": "y"}), r.xadd(LOG, {"x": "y"}, maxlen=1, approximate=False)],
+        "gone",
+    ),
+    "filled up by the highest id": (
+        lambda r: r.xadd(LOG, {"x": "y"}, id="18446744073709551615-18446744073709551615"),
+        "full",
+    ),
+}
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_a_gap_is_refused_until_it_is_accepted(tmp_path: Path, gap: str) -> None:
+    harm, message = GAPS[gap]
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        with serving(tmp_path, **SMALL, redis_url=redis.url) as service:
+            with service.client() as client:
+                for k in range(3):
+                    learn(client, k)
+                digest(client)
+            service.kill()
+            with redis.client() as direct:
+                harm(direct)
+            with pytest.raises(LogError, match=message) as caught:
+                service.start()
+            assert "--accept-gap" in str(caught.value)
+            service.options["accept_gap"] = True
+            service.start()
+            assert "gap accepted" in service.log
+            with service.client() as client:
+                learn(client, 3)
+                learned = client.get("/model").json()["examples_learned"]
+                assert learned == 80
+                before = digest(client)
+            service.kill()
+            service.options["accept_gap"] = False
+            service.start()
+            with service.client() as client:
+                assert digest(client) == before
+                learn(client, 4)
+    finally:
+        redis.kill()
+
+
+def test_a_log_erased_under_a_running_service_halts_learning_but_not_prediction(
+    tmp_path: Path,
+) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        with serving(tmp_path, **SMALL, redis_url=redis.url) as service, service.client() as client:
+            learn(client, 0)
+            with redis.client() as direct:
+                direct.flushall()
+            wait_for(lambda: client.get("/health/ready").json()["learning"] == "halted")
+            assert "another log" in client.get("/health/ready").json()["reason"]
+            refused = client.post("/learn", content=a_batch(1).to_bytes(), headers=SAFETENSORS)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "learning_halted"
+            features = {"features": a_batch(1).features.tolist()}
+            assert client.post("/predict", json=features).status_code == 200
+    finally:
+        redis.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(service: ServiceProcess, number: int) -> None:
+    with service.client() as client:
+        learn(client, 0)
+        learn(client, 1, 7, wait="")
+    assert service.terminate(number) == 0
+    assert service.server_pid() is None
+    assert len(checkpoints(service)) == 1
+    service.start()
+    with service.client() as client:
+        assert client.get("/model").json()["examples_learned"] == 20
+        learn(client, 2, 13)  # with the 7 a batch of 20: stopping cut nothing
+        assert client.get("/model").json()["model_version"] == 2
+
+
+def test_draining_answers_those_who_wait_and_turns_away_the_rest(service: ServiceProcess) -> None:
+    import threading
+
+    answers: list[httpx.Response] = []
+
+    def wait_in_vain() -> None:
+        with service.client() as client:
+            answers.append(
+                client.post(
+                    "/learn?wait=applied", content=a_batch(0, 3).to_bytes(), headers=SAFETENSORS
+                )
+            )
+
+    waiting = threading.Thread(target=wait_in_vain)
+    waiting.start()
+    with service.client() as client:
+        wait_for(lambda: "funnel_backlog_examples 3.0" in client.get("/metrics").text)
+    assert service.terminate() == 0
+    waiting.join(10)
+    assert [a.status_code for a in answers] == [202]
+
+
+def test_checkpoints_come_by_themselves_and_the_log_is_trimmed_behind_them(tmp_path: Path) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    options = SMALL | {"redis_url": redis.url, "checkpoint_every_seconds": 0.05}
+    try:
+        with (
+            serving(tmp_path, **options) as service,
+            service.client() as client,
+            redis.client() as direct,
+        ):
+            for k in range(200):
+                learn(client, k)
+                if direct.xlen(LOG) < k - 10 and len(checkpoints(service)) == 3:
+                    break
+            else:
+                pytest.fail("nothing was trimmed")
+            before = digest(client)
+            service.kill()
+            service.start()
+            assert digest(client) == before
+    finally:
+        redis.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_is_left_behind_by_an_orderly_end(service: ServiceProcess) -> None:
+    pid = service.server_pid()
+    assert pid is not None
+    assert service.terminate() == 0
+    assert not Path(f"/proc/{pid}").exists()
+    assert not list((service.directory / "data").rglob(".writing-*"))

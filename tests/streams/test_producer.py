@@ -1,0 +1,132 @@
+"""The producer sends every batch once, and keeps trying where that helps."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.cli import main
+from streams.catalog import get
+from streams.producer import (
+    HTTPTarget,
+    ProducerError,
+    RedisTarget,
+    RetryLaterError,
+    make_target,
+    produce,
+)
+from tests.service.harness import RedisProcess
+
+
+@contextmanager
+def answering(script: list[int], retry_after: str | None = None) -> Iterator[Any]:
+    """A server whose requests get these statuses in turn, then 202; 0 hangs up unanswered."""
+    seen: list[tuple[str, bytes, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((self.headers["Idempotency-Key"], body, self.headers["Authorization"]))
+            status = script.pop(0) if script else 202
+            if status == 0:
+                self.close_connection = True
+                return
+            self.send_response(status)
+            if retry_after and status != 202:
+                self.send_header("Retry-After", retry_after)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    server.seen = seen  # type: ignore[attr-defined]
+    server.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_busy_service_is_tried_again_under_the_same_key() -> None:
+    stream = get("sea", 500)
+    told: list[int] = []
+    with answering([202, 503, 0, 429, 202, 408]) as server:
+        with closing(HTTPTarget(server.url, "secret")) as target:
+            sent = produce(stream.batches(100), target, name="run", progress=told.append)
+        keys = [key for key, _, _ in server.seen]
+        assert keys == [f"run-{k}" for k in (0, 1, 1, 1, 1, 2, 2, 3, 4)]
+        assert (sent.examples, sent.retries, sum(told)) == (500, 4, 500)
+        bodies = {key: body for key, body, _ in server.seen}
+        assert list(bodies.values()) == [b.to_bytes() for b in stream.batches(100)]
+        assert all(body == bodies[key] for key, body, _ in server.seen)
+        assert {token for _, _, token in server.seen} == {"Bearer secret"}
+
+
+def test_what_the_service_asks_for_is_waited() -> None:
+    with answering([503], retry_after="1") as server, closing(HTTPTarget(server.url)) as target:
+        began = time.monotonic()
+        produce(get("sea", 100).batches(100), target, name="run")
+        assert time.monotonic() - began >= 1
+
+
+def test_a_refusal_is_final_and_said() -> None:
+    with answering([422]) as server, closing(HTTPTarget(server.url)) as target:
+        with pytest.raises(ProducerError, match="422"):
+            produce(get("sea", 300).batches(100), target, name="run")
+        assert len(server.seen) == 1
+
+
+def test_a_service_that_stays_away_is_given_up() -> None:
+    with (
+        closing(HTTPTarget("http://127.0.0.1:9")) as target,
+        pytest.raises(ProducerError, match=r"gave up after 0\.3 s"),
+    ):
+        produce(get("sea", 100).batches(100), target, give_up_seconds=0.3)
+
+
+def test_the_rate_is_kept() -> None:
+    with answering([]) as server, closing(HTTPTarget(server.url)) as target:
+        began = time.monotonic()
+        produce(get("sea", 1_000).batches(100), target, rate=1_000.0, name="run")
+        assert 0.85 < time.monotonic() - began < 3
+
+
+def test_redis_gets_the_same_bytes(tmp_path: Path) -> None:
+    redis = RedisProcess(tmp_path).start()
+    try:
+        stream = get("sea", 250)
+        with closing(make_target(redis.url, "mlp")) as target:
+            sent = produce(stream.batches(100), target)
+        assert sent.examples == 250
+        with redis.client() as direct:
+            found = [fields[b"batch"] for _, fields in direct.xrange("funnel:{mlp}:log")]
+        assert found == [b.to_bytes() for b in stream.batches(100)]
+        redis.kill()
+        with closing(RedisTarget(redis.url, "mlp")) as target, pytest.raises(RetryLaterError):
+            target.send(next(stream.batches(10)), "key")
+    finally:
+        redis.kill()
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(ProducerError, match="ftp"):
+        make_target("ftp://host")
+
+
+def test_the_command_sends_and_sums_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with answering([]) as server:
+        assert main(["stream", "sea", "--to", server.url, "--examples", "250"]) == 0
+        assert len(server.seen) == 3
+    assert "250 examples in" in capsys.readouterr().out
