@@ -1,9 +1,13 @@
-# `make test` on a fresh clone makes the virtual environment, installs what it needs and runs all checks.
+# `make demo` and `make test` on a fresh clone make the virtual environment and install what they
+# need. No root.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint install bench figure3 clean
+.PHONY: demo test lint install bench streams kill figure3 clean
+
+demo: install
+	$(BIN)/funnel demo
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --durations=10
@@ -23,6 +27,13 @@ $(BIN)/installed: pyproject.toml
 
 bench: install
 	$(BIN)/python -m tests.benchmarks.step
+	$(BIN)/python -m tests.benchmarks.service
+
+streams: install
+	$(BIN)/python -m tests.benchmarks.streams
+
+kill: install
+	$(BIN)/python -m tests.service.kill
 
 figure3: install
 	$(BIN)/python -m funnel.experiments.figure3 --out funnel/docs/figure3.png

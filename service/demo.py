@@ -1,6 +1,7 @@
 """``funnel demo``: the service, the rotating stream, and a view of both in the terminal."""
 
 import asyncio
+import importlib.util
 import math
 import tempfile
 import threading
@@ -243,15 +244,9 @@ def _block(value: float, low: float, high: float) -> str:
 
 
 def plot(points: list[Point], stream: Stream, path: Path) -> None:
-    """Write the run as a picture: accuracy, scale and gain band over examples, shifts marked.
+    """Write the run as a picture: accuracy, scale and gain band over examples, shifts marked."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        RuntimeError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError("--plot needs matplotlib: pip install 'funnel[experiments]'") from error
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     x = [p.examples for p in points]
@@ -284,7 +279,12 @@ def run_demo(
         rate: examples a second.
         settings_in: makes the settings for a data directory.
         picture: where to write the run as a picture, if anywhere.
+
+    Raises:
+        RuntimeError: there is to be a picture, and matplotlib is not installed.
     """
+    if picture is not None and importlib.util.find_spec("matplotlib") is None:
+        raise RuntimeError("--plot needs matplotlib: pip install 'funnel[experiments]'")
     console = Console()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:
