@@ -17,6 +17,9 @@ JSON = "application/json"
 NDJSON = "application/x-ndjson"
 SAFETENSORS = "application/octet-stream"
 
+MAX_EXAMPLES = 65_536
+"""Most examples in a request: a body of narrow rows unfolds into logits many times its size."""
+
 T = TypeVar("T")
 
 
@@ -65,6 +68,20 @@ def content_type(request: Request, *allowed: str) -> str:
             415, "unsupported_type", f"Content-Type {kind[:80]!r}: send {', '.join(allowed)}"
         )
     return kind
+
+
+def check_number(examples: int) -> None:
+    """Make sure that a request has no more than MAX_EXAMPLES.
+
+    Raises:
+        HTTPError: 413.
+    """
+    if examples > MAX_EXAMPLES:
+        raise HTTPError(
+            413,
+            "too_many_examples",
+            f"{examples} examples in one request, at most {MAX_EXAMPLES}; send several",
+        )
 
 
 async def decoded(decode: Callable[[bytes], T], body: bytes) -> T:

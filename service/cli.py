@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    sys.path.append(os.getcwd())  # where a --model of the user's own may be
     try:
         return int(options.run(options))
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from service.body import JSON, NDJSON, SAFETENSORS, content_type, decoded, read_body
+from service.body import JSON, NDJSON, SAFETENSORS, check_number, content_type, decoded, read_body
 from service.dependencies import Running
 from service.entries import EntryId
 from service.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
@@ -105,6 +105,7 @@ async def learn(
 
     def read(body: bytes) -> tuple[int, bytes]:
         batch: Batch = {JSON: from_json, NDJSON: from_ndjson, SAFETENSORS: decode}[kind](body)
+        check_number(len(batch))
         check(batch, spec.features, spec.classes)
         return len(batch), body if kind == SAFETENSORS else batch.to_bytes()
 

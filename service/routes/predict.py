@@ -6,7 +6,7 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from service.body import JSON, SAFETENSORS, content_type, decoded, read_body
+from service.body import JSON, SAFETENSORS, check_number, content_type, decoded, read_body
 from service.dependencies import Running
 from service.errors import ErrorBody
 from streams.batch import Features, check_features, decode_features
@@ -63,6 +63,7 @@ async def predict(
 
     def read(body: bytes) -> Features:
         features = features_from_json(body) if kind == JSON else decode_features(body)
+        check_number(len(features))
         check_features(features, width)
         return features
 
