@@ -148,14 +148,14 @@ class Log:
         Raises:
             LogError: it is too old, or evicts streams when its memory is full.
         """
-        info = await self.redis.info("server")
-        version = str(info.get("valkey_version") or info["redis_version"])
-        if int(version.split(".")[0]) < 7:
-            raise LogError(f"Redis {version} is too old: Funnel needs 7 or later")
         try:
+            info = await self.redis.info("server")
             config = await self.redis.config_get("maxmemory-policy", "appendonly", "appendfsync")
         except ResponseError:
             return ["the server does not show its configuration; is it durable, without eviction?"]
+        version = str(info.get("valkey_version") or info["redis_version"])
+        if int(version.split(".")[0]) < 7:
+            raise LogError(f"Redis {version} is too old: Funnel needs 7 or later")
         policy = str(config.get("maxmemory-policy", "noeviction"))
         if policy.startswith("allkeys"):
             raise LogError(

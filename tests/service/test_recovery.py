@@ -223,6 +223,23 @@ def test_a_log_erased_under_a_running_service_halts_learning_but_not_prediction(
         redis.kill()
 
 
+def test_a_user_who_may_only_use_the_services_keys_is_enough(tmp_path: Path) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        with redis.client() as direct:
+            direct.execute_command(
+                "ACL", "SETUSER", "funnel", "on", ">p@ss", "~funnel:*", "+@all", "-@dangerous"
+            )
+        url = redis.url.replace("redis://", "redis://funnel:p%40ss@")
+        with serving(tmp_path, **SMALL, redis_url=url) as service, service.client() as client:
+            learn(client, 0)
+            assert "does not show its configuration" in service.log
+            assert "p@ss" not in service.log
+            assert "p%40ss" not in service.log
+    finally:
+        redis.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(service: ServiceProcess, number: int) -> None:
     with service.client() as client:
