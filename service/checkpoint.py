@@ -138,10 +138,16 @@ class Checkpoints:
         self.directory, self.numerics, self._warn = directory, numerics, warn
         directory.mkdir(parents=True, exist_ok=True)
         self._infos: dict[Path, Info] = {}
+        self._seen: list[Path] = []
 
     def files(self) -> list[Path]:
         """Return the files there are, oldest first."""
         return sorted(p for p in self.directory.iterdir() if NAME.fullmatch(p.name))
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are other files than at the last `load`."""
+        return self.files() != self._seen
 
     def load(self) -> Copy | None:
         """Return the newest good checkpoint, or None if there never was one.
@@ -150,11 +156,13 @@ class Checkpoints:
             DamagedError: there are files, but none of them is good.
         """
         newest: Copy | None = None
-        files = self.files()
+        files = self._seen = self.files()
         for path in reversed(files):
             try:
                 raw = path.read_bytes()
                 copy, metadata = decode(raw)
+            except FileNotFoundError:
+                continue  # the learner that we stand by for has removed it by now
             except (DamagedError, OSError) as error:
                 self._warn(f"checkpoint {path.name} is damaged and passed over: {error}")
                 continue
@@ -236,10 +244,9 @@ def decode(raw: bytes) -> tuple[Copy, dict[str, Any]]:
         if metadata["format"] != 1:
             raise DamagedError(f"its format {metadata['format']} is not known to this version")
         state, log = metadata["state"], metadata["log"]
-        spec = Spec(**state["spec"] | {"hidden": tuple(state["spec"]["hidden"])})
         place = Place(**log | {"position": Position.parse(log["position"])})
         copy = Copy(
-            spec,
+            Spec.of(state["spec"]),
             Rates(**state["rates"]),
             state["version"],
             state["examples"],

@@ -192,7 +192,13 @@ def run_stream(options: argparse.Namespace) -> int:
     """``funnel stream``."""
     target = make_target(options.to, options.model, os.environ.get(f"{PREFIX}API_KEY", ""))
     stream = get(options.stream, options.examples, options.source)
-    bar = tqdm(total=stream.examples, desc=stream.name, unit=" examples", unit_scale=True)
+    bar = tqdm(
+        total=stream.examples,
+        desc=stream.name,
+        unit=" examples",
+        unit_scale=True,
+        mininterval=0.1 if sys.stderr.isatty() else 30.0,
+    )
 
     def count(examples: int) -> None:
         bar.update(examples)

@@ -51,6 +51,11 @@ class Spec:
     standardize: bool
     seed: int
 
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Spec":
+        """Return the spec that was written as JSON."""
+        return cls(**fields | {"hidden": tuple(fields["hidden"])})
+
 
 @dataclass(frozen=True)
 class Rates:

@@ -62,12 +62,16 @@ class Keeper:
 
     def close(self, reason: str) -> None:
         """End the thread; tell those who still wait why."""
+        self.give_up(reason)
+        self._writer.shutdown()
+
+    def give_up(self, reason: str) -> None:
+        """Tell those who wait for a checkpoint that there will be none."""
         with self._lock:
             requests, self._requests = self._requests, []
         for future in requests:
             if future.set_running_or_notify_cancel():
                 future.set_exception(LogError(reason))
-        self._writer.shutdown()
 
     def _is_due(self, state: State) -> bool:
         if self.begun_at is None:

@@ -18,7 +18,8 @@ from service.checkpoint import Checkpoints, Info
 from service.entries import Cut, EntryId, Pending, Position
 from service.fold import Report, State
 from service.keeper import Keeper
-from service.log import GapError, Log, LogError, check_reach
+from service.lease import Lease, Lock
+from service.log import FencedError, GapError, Log, LogError, check_reach
 from service.replica import Replica
 from service.snapshot import Snapshot
 from service.statistics import Statistics, read_statistics
@@ -36,6 +37,8 @@ BLOCK_MS = 2_000
 GROUP = 32
 """Batches whose cuts are recorded in one call."""
 RETRY_SECONDS = 0.5
+STANDBY_SECONDS = 0.25
+"""Time between looks of a standby at the lease and the newest checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Cutting:
     batch_size: int
     max_wait_seconds: float
     checkpoint_seconds: float
+    lease_seconds: float = 5.0
     accept_gap: bool = False
 
 
@@ -55,6 +59,7 @@ class Learner:
         state: as built; `start` loads the newest checkpoint into it.
         open_log: connects; called in the learner's own loop.
         checkpoints: where states are kept.
+        lock: beside them; see `service.lease`.
         cutting: sizes and times.
         observe: told the seconds and the examples of each step.
         failed: called from the learner's thread when it halts for good.
@@ -65,6 +70,7 @@ class Learner:
         state: State,
         open_log: Callable[[], Log],
         checkpoints: Checkpoints,
+        lock: Lock,
         cutting: Cutting,
         observe: Callable[[float, int], None],
         failed: Callable[[BaseException], object],
@@ -76,12 +82,13 @@ class Learner:
         self.snapshot: Snapshot | None = None
         self.statistics: Statistics | None = None
         self.condition = "starting"
-        """One of starting, replaying, learning, waiting (for the log), halted, stopped."""
+        """One of starting, standby, replaying, learning, waiting (for the log), halted, stopped."""
         self.reason = ""
-        """Why it waits or is halted."""
+        """Why it does not learn."""
         self.caught_up = threading.Event()
-        """Set once the recorded cuts are repeated, or the learner has halted or stopped."""
-        self._open_log, self._observe, self._failed = open_log, observe, failed
+        """Set once it learns or stands by, or has halted or stopped."""
+        self._open_log, self._lock, self._observe, self._failed = open_log, lock, observe, failed
+        self._lease: Lease | None = None
         self._started = threading.Event()
         self._stopping = False
         self._statistics_at = 0.0
@@ -93,6 +100,11 @@ class Learner:
     def state(self) -> State:
         """The live state, which the learner's thread changes."""
         return self.replica.state
+
+    @property
+    def role(self) -> str:
+        """``learner`` once it records cuts; ``standby`` before, and while another service does."""
+        return "learner" if self.replica.has_recovered else "standby"
 
     def start(self) -> None:
         """Load the newest checkpoint and start the thread.
@@ -151,6 +163,8 @@ class Learner:
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
         self._started.set()
         log = self._open_log()
+        lease = Lease(log.redis, log.keys.lease, self._lock, self.cutting.lease_seconds)
+        self._lease = lease
         checked = False
         try:
             while not self._stopping:
@@ -159,7 +173,13 @@ class Learner:
                         for warning in await log.check_server():
                             logger.warning("%s", warning)
                         checked = True
-                    await self._learn(log, await self._recover(log))
+                    if await lease.take():
+                        await self._learn(log, await self._recover(log))
+                    else:
+                        await self._stand_by(log)
+                        await self._sleep(STANDBY_SECONDS)
+                except FencedError as error:
+                    self._resign(str(error))
                 except (RedisError, OSError) as error:
                     if self.condition != "waiting":
                         logger.warning("the log cannot be reached: %r; learning waits", error)
@@ -171,6 +191,8 @@ class Learner:
                     break
             if self.replica.has_recovered:
                 await self.keeper.finish(self.state, self.replica.at)
+                if self.condition == "learning":
+                    await lease.release()
         finally:
             await log.redis.aclose()
 
@@ -188,10 +210,41 @@ class Learner:
             return
         self._wake.clear()
 
+    async def _stand_by(self, log: Log) -> None:
+        """Serve the newest checkpoint while another service learns."""
+        if self.condition != "standby":
+            logger.info("another service learns from this log; standing by")
+            self.condition, self.reason = "standby", "another service learns from this log"
+        self.keeper.give_up(self.reason)
+        self.waiters.give_up(self.reason)
+        checkpoints = self.keeper.checkpoints
+        if checkpoints.has_news and self.replica.load(checkpoints):
+            self._publish()
+            self.statistics = read_statistics(self.state, self.replica.at, await log.extent())
+        self.caught_up.set()
+
+    def _resign(self, reason: str) -> None:
+        logger.warning("learning has passed to another service: %s", reason)
+        self.replica.resign()
+
+    async def _may_go_on(self) -> bool:
+        """Renew the lease if that is due; say whether learning goes on.
+
+        Raises:
+            FencedError: another service has taken the lease.
+        """
+        assert self._lease is not None
+        if self._lease.is_due and not await self._lease.take():
+            raise FencedError("the lease ran out and another service has taken it")
+        return not self._stopping
+
     async def _recover(self, log: Log) -> Pending:
-        if self.condition == "starting" and self.replica.place is not None:
-            self.condition, self.reason = "replaying", f"from cut {self.replica.place.cut}"
-        pending = await self.replica.recover(log, self.cutting.accept_gap, lambda: self._stopping)
+        if self.condition in ("starting", "standby"):
+            if self.keeper.checkpoints.has_news:
+                self.replica.load(self.keeper.checkpoints)
+            cut = self.replica.place.cut if self.replica.place else 0
+            self.condition, self.reason = "replaying", f"from cut {cut}"
+        pending = await self.replica.recover(log, self.cutting.accept_gap, self._may_go_on)
         self.condition, self.reason = "learning", ""
         self._publish()
         await self._watch(log, pending)
@@ -204,7 +257,7 @@ class Learner:
         reading: asyncio.Task[bool] | None = None
         waited_since = time.monotonic()
         try:
-            while not self._stopping:
+            while await self._may_go_on():
                 self._wake.clear()
                 await self.keeper.tend(self.state, self.replica.at, log)
                 if self._statistics_due_in(pending) <= 0:
@@ -246,6 +299,7 @@ class Learner:
             for dead in cut.dead:
                 logger.warning("entry %s is put aside as dead: %s", dead.entry, dead.reason)
             self.replica.apply(cut, batch)
+            await self._may_go_on()
             snapshot = self.snapshot
             age = time.monotonic() - snapshot.made if snapshot else PUBLISH_SECONDS
             if self.waiters or age >= PUBLISH_SECONDS:

@@ -7,6 +7,7 @@ Keys carry the model's name in literal braces, so that a Redis Cluster keeps the
 - ``funnel:{model}:dead``  entries that could not be decoded, with ``entry`` and ``reason``;
 - ``funnel:{model}:uuid``  made with the log, gone with it;
 - ``funnel:{model}:epoch`` counts the learners; only the newest may append cuts;
+- ``funnel:{model}:lease`` says who is the learner, for some seconds (see `service.lease`);
 - ``funnel:{model}:key:…`` one for each Idempotency-Key of the last hour.
 """
 

@@ -5,7 +5,7 @@ Nothing here decides where a batch ends; that is the learner's.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 
 import orjson
@@ -13,7 +13,7 @@ import torch
 
 from service.checkpoint import Checkpoints, Place
 from service.entries import ORIGIN, TOP, Cut, EntryId, Pending, Position, read_entry
-from service.fold import Rates, Report, State, step
+from service.fold import Rates, Report, Spec, State, step
 from service.log import GapError, Log, LogError, check_reach
 from streams.batch import Batch
 
@@ -56,8 +56,12 @@ class Replica:
         """Whether cuts may be recorded."""
         return self._epoch is not None
 
+    def resign(self) -> None:
+        """Record no more cuts until the next `recover`."""
+        self._epoch = None
+
     def load(self, checkpoints: Checkpoints) -> bool:
-        """Go to the newest good checkpoint; say whether there is one.
+        """Go to the newest good checkpoint, if it is further on; say whether there is one.
 
         Raises:
             DamagedError: there are checkpoints, but no good one.
@@ -66,27 +70,31 @@ class Replica:
         copy = checkpoints.load()
         if copy is None:
             return False
-        if copy.spec != self.state.spec:
-            mine, theirs = asdict(self.state.spec), asdict(copy.spec)
-            differing = ", ".join(
-                f"{k} is {theirs[k]} there and {mine[k]} here" for k in mine if mine[k] != theirs[k]
-            )
-            raise LogError(
-                f"the checkpoint in {checkpoints.directory} is of another model: {differing}. "
-                "Use its settings, or another DATA_DIR"
-            )
+        if self.place is not None and copy.place.cut <= self.place.cut:
+            return True
+        self._check_spec(copy.spec, f"the checkpoint in {checkpoints.directory}")
         self.state.load(copy.tensors, copy.version, copy.examples)
         self.state.set_rates(copy.rates)
         self.place = copy.place
         return True
 
-    async def recover(self, log: Log, accept_gap: bool, stop: Callable[[], bool]) -> Pending:
+    def _check_spec(self, spec: Spec, what: str) -> None:
+        mine, theirs = asdict(self.state.spec), asdict(spec)
+        if differing := [k for k in mine if mine[k] != theirs[k]]:
+            listed = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in differing)
+            raise LogError(
+                f"{what} is of another model: {listed}. Use its settings, or another DATA_DIR"
+            )
+
+    async def recover(
+        self, log: Log, accept_gap: bool, may_go_on: Callable[[], Awaitable[bool]]
+    ) -> Pending:
         """Check the place against the log, take the log over and repeat every recorded cut.
 
         Args:
             log: as found now.
             accept_gap: go on behind entries that are missing.
-            stop: asked now and then whether to break off.
+            may_go_on: asked now and then; False breaks off.
 
         Returns:
             What is pending behind the last cut.
@@ -110,9 +118,10 @@ class Replica:
         if self._epoch is None:
             self._epoch = await log.take_epoch(self.at.epoch)
             self.place = replace(self.at, epoch=self._epoch)
-        await self._replay(log, stop)
-        if self.state.rates != self._rates and not stop():
-            await self._command({"rates": asdict(self._rates)}, log)
+        await self._replay(log, may_go_on)
+        begun = {"spec": asdict(self.state.spec)} if self.at.cut == 0 else {}
+        if (begun or self.state.rates != self._rates) and await may_go_on():
+            await self._command(begun | {"rates": asdict(self._rates)}, log)
         return Pending(self.at.position, self.at.entries)
 
     async def _accept_gap(self, log: Log) -> None:
@@ -131,10 +140,12 @@ class Replica:
         await self.record(log, [gap])
         self.apply(gap, None)
 
-    async def _replay(self, log: Log, stop: Callable[[], bool]) -> None:
+    async def _replay(self, log: Log, may_go_on: Callable[[], Awaitable[bool]]) -> None:
         pending = Pending(self.at.position, self.at.entries)
-        while not stop() and (cuts := await log.cuts_after(self.at.cut)):
+        while cuts := await log.cuts_after(self.at.cut):
             for number, cut in cuts:
+                if not await may_go_on():
+                    return
                 if number != self.at.cut + 1:
                     raise GapError(f"cut {self.at.cut + 1} is missing; the next is {number}")
                 if cut.command == GAP_COMMAND:
@@ -199,6 +210,8 @@ class Replica:
             self._observe(cut.position, report, time.perf_counter() - began, len(batch))
         if cut.command:
             command = orjson.loads(cut.command)
+            if "spec" in command:
+                self._check_spec(Spec.of(command["spec"]), "the log")
             if "rates" in command:
                 self.state.set_rates(Rates(**command["rates"]))
         at = self.at

@@ -1,10 +1,7 @@
 """The service without its HTTP side: what is started, wired together and stopped in order."""
 
 import asyncio
-import fcntl
 import logging
-import os
-from pathlib import Path
 
 import torch
 
@@ -13,6 +10,7 @@ from service.embedded import EmbeddedServer
 from service.fold import State
 from service.intake import Intake
 from service.learner import Cutting, Learner
+from service.lease import Lock
 from service.log import Log, connect
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -23,10 +21,6 @@ logger = logging.getLogger("funnel")
 
 DRAIN_SECONDS = 20.0
 """Longest wait for the learner to finish and write its last checkpoint."""
-
-
-class InUseError(RuntimeError):
-    """Another service uses the same data directory."""
 
 
 class Service:
@@ -48,7 +42,7 @@ class Service:
         """Set when the learner has halted for good."""
         self._server: EmbeddedServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._lock: int | None = None
+        self._lock: Lock | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -79,14 +73,13 @@ class Service:
         """Start everything; returns when predictions can be served.
 
         Raises:
-            InUseError, LogError, ServerError, DamagedError, ModelError, SettingsError, OSError:
+            LogError, ServerError, DamagedError, ModelError, SettingsError, OSError:
                 it cannot be started; the message says why and what to do.
         """
         settings = self.settings
         device = settings.torch_device()
         torch.set_num_threads(settings.threads)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_directory(settings.data_dir)
         url = settings.redis_url.get_secret_value()
         if not url:
             self._server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
@@ -96,18 +89,22 @@ class Service:
         state = State(settings.spec, settings.rates, device)
         name = settings.model
         loop = asyncio.get_running_loop()
+        checkpoints = Checkpoints(
+            settings.data_dir / "checkpoints" / name.replace(":", "-"),
+            numerics(device),
+            logger.error,
+        )
+        self._lock = Lock(checkpoints.directory / "lock")
         learner = Learner(
             state,
             lambda: Log(connect(url), name),
-            Checkpoints(
-                settings.data_dir / "checkpoints" / name.replace(":", "-"),
-                numerics(device),
-                logger.error,
-            ),
+            checkpoints,
+            self._lock,
             Cutting(
                 settings.batch_size,
                 settings.max_wait_ms / 1000,
                 settings.checkpoint_every_seconds,
+                settings.lease_seconds,
                 settings.accept_gap,
             ),
             self.metrics.observe_step,
@@ -126,6 +123,7 @@ class Service:
     async def stop(self) -> None:
         """Finish the batch at hand, write a checkpoint, stop the embedded server."""
         self.draining.set()
+        stands_by = self.learner is not None and self.learner.condition == "standby"
         if self.learner is not None and not await asyncio.to_thread(
             self.learner.stop, DRAIN_SECONDS
         ):
@@ -135,29 +133,8 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.intake is not None:
             await self.intake.redis.aclose()
-        if self._server is not None:
+        if self._server is not None and not stands_by:
             await self._server.stop()
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
-
-
-def lock_directory(directory: Path) -> int:
-    """Return a descriptor that keeps other services off the directory.
-
-    Raises:
-        InUseError: another one is there.
-    """
-    descriptor = os.open(directory / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.read(descriptor, 20).decode(errors="replace") or "?"
-        os.close(descriptor)
-        raise InUseError(
-            f"another funnel service (process {pid}) uses {directory.absolute()}; stop it, or give "
-            "another DATA_DIR"
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
-    return descriptor

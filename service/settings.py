@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     checkpoint_every_seconds: float = Field(
         30.0, gt=0, allow_inf_nan=False, description="time between checkpoints"
     )
+    lease_seconds: float = Field(
+        5.0, ge=1, le=3600, allow_inf_nan=False,
+        description="a standby takes over when the learner has been silent for this long",
+    )  # fmt: skip
     seed: int = Field(0, ge=0, lt=1 << 23, description="of the weights, and of dropout")
     accept_gap: bool = Field(
         False, description="go on although acknowledged examples are missing from the log"

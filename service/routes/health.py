@@ -16,7 +16,7 @@ class Health(BaseModel):
     status: str
     role: str
     learning: str
-    """starting, replaying, learning, waiting (for the log) or halted."""
+    """starting, standby, replaying, learning, waiting (for the log) or halted."""
     reason: str = ""
     """Why it does not learn."""
 
@@ -36,7 +36,7 @@ async def ready(service: AnyCondition) -> Health:
         raise unavailable("starting", "the service is starting")
     return Health(
         status="ready",
-        role="learner",
+        role=service.learner.role,
         learning=service.learner.condition,
         reason=service.learner.reason,
     )

@@ -163,8 +163,8 @@ def admit(service: Service) -> Intake:
     learner = service.learner
     if service.intake is None or learner is None:
         raise unavailable("starting", "the service is starting")
-    if learner.condition in ("waiting", "halted"):
-        code = "log_unavailable" if learner.condition == "waiting" else "learning_halted"
+    codes = {"waiting": "log_unavailable", "halted": "learning_halted", "standby": "standby"}
+    if code := codes.get(learner.condition):
         raise unavailable(code, f"no examples are taken: {learner.reason}")
     if (backlog := service.backlog()) >= service.settings.max_backlog:
         raise HTTPError(

@@ -30,7 +30,7 @@ class ModelAnswer(BaseModel):
     device: str
     role: str
     condition: str
-    """starting, replaying, learning, waiting (for the log) or halted."""
+    """starting, standby, replaying, learning, waiting (for the log) or halted."""
     reason: str
     accuracy: float | None
     """Prequential, of all examples."""
@@ -98,7 +98,7 @@ async def model(service: Running) -> ModelAnswer:
             "seed": settings.seed,
         },
         device=str(learner.state.device),
-        role="learner",
+        role=learner.role,
         condition=learner.condition,
         reason=learner.reason,
         accuracy=_number(scores.accuracy) if scores else None,
@@ -137,6 +137,8 @@ async def optimizer(service: Running) -> OptimizerAnswer:
 async def checkpoint(service: Running) -> CheckpointAnswer:
     """Write a checkpoint of the state as it is now."""
     assert service.learner is not None
+    if service.learner.condition == "standby":
+        raise unavailable("standby", "another service learns; ask that one for a checkpoint")
     try:
         info = await asyncio.wrap_future(service.learner.checkpoint())
     except OSError as error:

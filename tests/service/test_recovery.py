@@ -12,12 +12,10 @@ from redis import Redis
 
 from service.checkpoint import DamagedError
 from service.log import LogError
-from service.service import InUseError
 from tests.service.harness import (
     SAFETENSORS,
     RedisProcess,
     ServiceProcess,
-    free_port,
     serving,
     wait_for,
 )
@@ -124,6 +122,16 @@ def test_a_checkpoint_of_another_model_is_refused(service: ServiceProcess) -> No
         service.start()
 
 
+def test_a_log_that_was_begun_with_another_model_is_refused(service: ServiceProcess) -> None:
+    with service.client() as client:
+        learn(client, 0)
+    service.kill()
+    assert checkpoints(service) == []
+    service.options["seed"] = 5
+    with pytest.raises(LogError, match="the log is of another model: seed is 0 there and 5 here"):
+        service.start()
+
+
 def test_new_rates_are_recorded_so_that_replay_agrees(service: ServiceProcess) -> None:
     with service.client() as client:
         learn(client, 0)
@@ -132,27 +140,21 @@ def test_new_rates_are_recorded_so_that_replay_agrees(service: ServiceProcess) -
     service.start()
     with service.client() as client:
         learn(client, 1)
-        before = digest(client)
-    service.kill()
-    for path in checkpoints(service):
-        path.unlink()
-    service.options["lr"] = 0.03
-    service.start()
-    service.kill()
-    service.options["lr"] = 0.3
-    service.start()
-    with service.client() as client:
-        learn(client, 2)
-        assert digest(client) != before
         assert client.get("/model").json()["hyperparameters"]["lr"] == 0.3
-
-
-def test_two_services_on_one_directory_are_refused(service: ServiceProcess) -> None:
-    second = ServiceProcess(service.directory, SMALL | {"port": free_port()})
-    with pytest.raises(InUseError, match=str(service.process.pid)):
-        second.start()
+    service.kill()
+    assert checkpoints(service) == []
+    service.start()
     with service.client() as client:
-        learn(client, 0)
+        replayed = digest(client)
+    with serving(service.directory / "other", **SMALL) as other:
+        with other.client() as client:
+            learn(client, 0)
+        other.terminate()
+        other.options["lr"] = 0.3
+        other.start()
+        with other.client() as client:
+            learn(client, 1)
+            assert digest(client) == replayed
 
 
 Harm = Callable[[Redis], Any]

@@ -1,0 +1,219 @@
+"""Two services on one log: one learns, the other stands by and takes over."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from streams.batch import Batch
+from streams.producer import HTTPTarget, RetryLaterError, produce
+from tests.service.harness import (
+    SAFETENSORS,
+    RedisProcess,
+    ServiceProcess,
+    free_port,
+    serving,
+    wait_for,
+)
+from tests.service.states import a_batch
+
+SMALL = {
+    "features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000, "lease_seconds": 1.0,
+    "checkpoint_every_seconds": 0.2,
+}  # fmt: skip
+
+
+def learn(client: httpx.Client, seed: int) -> None:
+    client.post(
+        "/learn?wait=applied", content=a_batch(seed).to_bytes(), headers=SAFETENSORS
+    ).raise_for_status()
+
+
+def role(service: ServiceProcess) -> str:
+    with service.client() as client:
+        return str(client.get("/model").json()["role"])
+
+
+def digest(service: ServiceProcess) -> str:
+    with service.client() as client:
+        return str(client.post("/checkpoint").raise_for_status().json()["sha256"])
+
+
+def second(first: ServiceProcess) -> ServiceProcess:
+    """One more service on the same directory and log."""
+    return ServiceProcess(first.directory, first.options, free_port())
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[ServiceProcess, ServiceProcess]]:
+    """A learner with some batches behind it, and a standby, on a server of their own."""
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        with serving(tmp_path, **SMALL, redis_url=redis.url) as first:
+            with first.client() as client:
+                for k in range(3):
+                    learn(client, k)
+            other = second(first).start()
+            yield first, other
+            if other.process.is_alive():
+                other.kill(server=False)
+    finally:
+        redis.kill()
+
+
+def uninterrupted(directory: Path, batches: int) -> str:
+    with serving(directory, **SMALL) as alone:
+        with alone.client() as client:
+            for k in range(batches):
+                learn(client, k)
+        return digest(alone)
+
+
+def test_a_standby_predicts_and_forwards_nothing(
+    pair: tuple[ServiceProcess, ServiceProcess],
+) -> None:
+    first, other = pair
+    before = digest(first)
+    with other.client() as client:
+        ready = client.get("/health/ready")
+        assert (ready.status_code, ready.json()["role"]) == (200, "standby")
+        assert client.get("/model").json()["role"] == "standby"
+        wait_for(lambda: client.get("/model").json()["model_version"] == 3)
+        features = {"features": a_batch(9).features.tolist()}
+        with first.client() as learner:
+            theirs = learner.post("/predict", json=features).json()
+        assert client.post("/predict", json=features).json() == theirs
+        for path, body in (("/learn", a_batch(4).to_bytes()), ("/checkpoint", b"")):
+            refused = client.post(path, content=body, headers=SAFETENSORS)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "standby"
+            assert "Retry-After" in refused.headers
+        assert "funnel_ready 1.0" in client.get("/metrics").text
+    assert (role(first), digest(first)) == ("learner", before)
+
+
+def test_a_killed_learner_is_followed_at_once(
+    pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
+) -> None:
+    first, other = pair
+    first.kill(server=False)
+    wait_for(lambda: role(other) == "learner", seconds=5)
+    with other.client() as client:
+        learn(client, 3)
+    assert digest(other) == uninterrupted(tmp_path / "alone", 4)
+    first.start()
+    assert role(first) == "standby"
+
+
+def test_a_learner_that_ends_in_order_hands_over(
+    pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
+) -> None:
+    first, other = pair
+    assert first.terminate() == 0
+    wait_for(lambda: role(other) == "learner", seconds=5)
+    with other.client() as client:
+        learn(client, 3)
+    assert digest(other) == uninterrupted(tmp_path / "alone", 4)
+
+
+def test_a_stopped_learner_that_wakes_changes_nothing(
+    pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
+) -> None:
+    first, other = pair
+    with first.client() as client:
+        client.post("/learn", content=a_batch(3).to_bytes(), headers=SAFETENSORS)
+        os.kill(first.process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    wait_for(lambda: role(other) == "learner", seconds=10)
+    assert time.monotonic() - began > 0.3  # it held the lock: only the lease ran out
+    with other.client() as client:
+        for k in range(4, 6):
+            learn(client, k)
+    before = digest(other)
+    os.kill(first.process.pid, signal.SIGCONT)
+    wait_for(lambda: role(first) == "standby")
+    assert "learning has passed to another service" in first.log
+    assert digest(other) == before == uninterrupted(tmp_path / "alone", 6)
+    with other.client() as client:
+        learn(client, 6)
+        version = client.get("/model").json()["model_version"]
+    digest(other)
+    with first.client() as client:
+        wait_for(lambda: client.get("/model").json()["model_version"] == version)
+
+
+def test_an_embedded_log_outlives_the_learner_that_started_it(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL) as first:
+        with first.client() as client:
+            for k in range(3):
+                learn(client, k)
+        other = second(first).start()
+        try:
+            assert role(other) == "standby"
+            assert first.terminate() == 0
+            wait_for(lambda: role(other) == "learner", seconds=20)
+            with other.client() as client:
+                learn(client, 3)
+            assert digest(other) == uninterrupted(tmp_path / "alone", 4)
+            assert other.terminate() == 0
+            assert other.server_pid() is None
+        finally:
+            if other.process.is_alive():
+                other.kill()
+
+
+class Either:
+    """A target that goes to the other service when one cannot take a batch."""
+
+    def __init__(self, *services: ServiceProcess) -> None:
+        self._targets = [HTTPTarget(service.url) for service in services]
+
+    def send(self, batch: Batch, key: str) -> None:
+        try:
+            self._targets[0].send(batch, key)
+        except RetryLaterError as error:
+            self._targets.reverse()
+            raise RetryLaterError(str(error)) from error
+
+    def close(self) -> None:
+        for target in self._targets:
+            target.close()
+
+
+@pytest.mark.slow
+def test_the_learner_is_killed_again_and_again(
+    pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
+) -> None:
+    """No acknowledged example is lost, none counts twice, and the bits are the same."""
+    import threading
+
+    services, batches = list(pair), 200
+    done = threading.Event()
+
+    def send() -> None:
+        with closing(Either(*services)) as target:
+            produce((a_batch(k) for k in range(3, batches)), target, rate=2_000, name="run")
+        done.set()
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    kills = 0
+    while not done.wait(0.2) and kills < 6:
+        learner = next((s for s in services if role(s) == "learner"), None)
+        if learner is not None:
+            learner.kill(server=False)
+            kills += 1
+            wait_for(lambda: any(role(s) == "learner" for s in services if s is not learner))  # noqa: B023
+            learner.start()
+    sender.join(120)
+    assert done.is_set()
+    assert kills >= 3
+    learner = next(s for s in services if role(s) == "learner")
+    with learner.client() as client:
+        wait_for(lambda: client.get("/model").json()["examples_learned"] == 20 * batches)
+    assert digest(learner) == uninterrupted(tmp_path / "alone", batches)
