@@ -1,0 +1,48 @@
+"""The compose files are valid, and their parts agree with the service."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = (ROOT / "docker-compose.yml").read_text()
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose")
+@pytest.mark.parametrize("override", [[], ["-f", "docker/docker-compose.gpu.yml"]])
+def test_the_compose_files_are_valid(override: list[str]) -> None:
+    command = ["docker-compose", "-f", "docker-compose.yml", *override, "config", "--quiet"]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Prometheus)")
+def test_the_prometheus_configuration_is_valid() -> None:
+    subprocess.run(
+        ["promtool", "check", "config", ROOT / "docker/prometheus/prometheus.yml"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def test_every_setting_in_the_containers_is_one_of_the_service() -> None:
+    known = {f"FUNNEL_{name.upper()}" for name in Settings.model_fields}
+    for text in (COMPOSE, (ROOT / "docker/Dockerfile").read_text()):
+        set_there = set(re.findall(r"^\s*(FUNNEL_[A-Z_]+)[:=]", text, re.MULTILINE))
+        assert set_there <= known
+
+
+def test_every_image_is_pinned() -> None:
+    images = re.findall(r"image: (\S+)", COMPOSE)
+    assert len(images) >= 4
+    assert all(re.search(r":v?\d+\.\d+\.\d+", image) for image in images)
+
+
+def test_ports_are_published_on_this_machine_only() -> None:
+    published = re.findall(r'ports: \["([^"]+)"\]', COMPOSE)
+    assert len(published) >= 4
+    assert all(port.startswith("127.0.0.1:") for port in published)
