@@ -88,7 +88,8 @@ class Learner:
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._open_log, self._lock, self._observe, self._failed = open_log, lock, observe, failed
-        self._lease: Lease | None = None
+        self._lease: Lease
+        """Made in the learner's loop."""
         self._started = threading.Event()
         self._stopping = False
         self._statistics_at = 0.0
@@ -233,8 +234,7 @@ class Learner:
         Raises:
             FencedError: another service has taken the lease.
         """
-        assert self._lease is not None
-        if self._lease.is_due and not await self._lease.take():
+        if self._lease.due_in <= 0 and not await self._lease.take():
             raise FencedError("the lease ran out and another service has taken it")
         return not self._stopping
 
@@ -267,7 +267,7 @@ class Learner:
                     waited_since = time.monotonic()
                     continue
                 self._publish()
-                wait = self._statistics_due_in(pending)
+                wait = max(0.0, min(self._statistics_due_in(pending), self._lease.due_in))
                 if pending:
                     left = waited_since + self.cutting.max_wait_seconds - time.monotonic()
                     if left <= 0 or not pending.examples:

@@ -84,9 +84,9 @@ class Lease:
         self._renewed_at = 0.0
 
     @property
-    def is_due(self) -> bool:
-        """Whether it is time to renew: a third of the lease is over."""
-        return time.monotonic() - self._renewed_at >= self._seconds / 3
+    def due_in(self) -> float:
+        """Seconds until it is time to renew: when a third of the lease is over."""
+        return self._renewed_at + self._seconds / 3 - time.monotonic()
 
     async def take(self) -> bool:
         """Take the lease, or renew it; say whether it is held."""

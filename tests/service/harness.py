@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 
 from service.embedded import find_server
 from streams.batch import Batch
-from streams.producer import HTTPTarget, produce
+from streams.producer import HTTPTarget, RetryLaterError, produce
 
 START_SECONDS = 60.0
 SAFETENSORS = {"Content-Type": "application/octet-stream"}
@@ -245,6 +245,70 @@ def fold(
         model["examples_learned"],
         model["model_version"],
     )
+
+
+class Either:
+    """A target that goes to the other service when one cannot take a batch."""
+
+    def __init__(self, *services: ServiceProcess) -> None:
+        self._targets = [HTTPTarget(service.url) for service in services]
+
+    def send(self, batch: Batch, key: str) -> None:
+        try:
+            self._targets[0].send(batch, key)
+        except RetryLaterError as error:
+            self._targets.reverse()
+            raise RetryLaterError(str(error)) from error
+
+    def close(self) -> None:
+        for target in self._targets:
+            target.close()
+
+
+def relay(
+    services: tuple[ServiceProcess, ServiceProcess],
+    batches: Iterable[Batch],
+    kills: int,
+    seed: int = 0,
+) -> Fold:
+    """Send batches to a learner and a standby, and kill whoever learns so many times."""
+    rng = random.Random(seed)
+    sent = list(batches)
+    total = sum(map(len, sent))
+    done = threading.Event()
+
+    def send() -> None:
+        with contextlib.closing(Either(*services)) as target:
+            produce(sent, target, name="relay")
+        done.set()
+
+    def role(service: ServiceProcess) -> str:
+        with service.client() as client:
+            return str(client.get("/model").json()["role"])
+
+    def learner(among: Iterable[ServiceProcess]) -> ServiceProcess | None:
+        return next((s for s in among if role(s) == "learner"), None)
+
+    for service in services:
+        service.start()
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    for _ in range(kills):
+        done.wait(rng.uniform(0.02, 0.4))
+        wait_for(lambda: learner(services) is not None)
+        dead = learner(services)
+        assert dead is not None
+        dead.kill(server=False)
+        wait_for(lambda dead=dead: learner(s for s in services if s is not dead) is not None)
+        dead.start()
+    sender.join(600)
+    assert done.is_set()
+    last = learner(services)
+    assert last is not None
+    with last.client() as client:
+        wait_for(lambda: client.get("/model").json()["examples_learned"] >= total)
+        checkpoint, model = client.post("/checkpoint").json(), client.get("/model").json()
+    return Fold(checkpoint["sha256"], model["examples_learned"], model["model_version"])
 
 
 def wait_for(condition: Any, seconds: float = 60.0) -> None:

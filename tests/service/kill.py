@@ -2,6 +2,7 @@
 
 python -m tests.service.kill --kills 30 --examples 60000
 python -m tests.service.kill --kills 30 --examples 60000 --redis-server
+python -m tests.service.kill --kills 20 --examples 60000 --redis-server --standby
 """
 
 import argparse
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 from streams.catalog import get
-from tests.service.harness import RedisProcess, ServiceProcess, fold
+from tests.service.harness import RedisProcess, ServiceProcess, fold, relay
 
 
 def main() -> int:
@@ -22,6 +23,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--redis-server", nargs="?", const="redis-server", help="by URL on this program's server"
+    )
+    parser.add_argument(
+        "--standby", action="store_true", help="beside a standby: kill whoever learns"
     )
     options = parser.parse_args()
     stream = get("abrupt", options.examples)
@@ -34,8 +38,14 @@ def main() -> int:
                 redis = RedisProcess(Path(scratch) / "redis", options.redis_server).start()
                 settings["redis_url"] = redis.url
             service = ServiceProcess(Path(scratch), settings)
+            batches = stream.batches(options.entry)
             began = time.monotonic()
-            ended = fold(service, stream.batches(options.entry), kills, options.seed, redis)
+            if options.standby and kills:
+                other = ServiceProcess(service.directory, service.options)
+                ended = relay((service, other), batches, kills, options.seed)
+                other.kill(server=False)
+            else:
+                ended = fold(service, batches, kills, options.seed, redis)
             seconds = time.monotonic() - began
             service.terminate()
             if redis is not None:

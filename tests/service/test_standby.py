@@ -4,19 +4,17 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
-from streams.batch import Batch
-from streams.producer import HTTPTarget, RetryLaterError, produce
 from tests.service.harness import (
     SAFETENSORS,
     RedisProcess,
     ServiceProcess,
     free_port,
+    relay,
     serving,
     wait_for,
 )
@@ -167,53 +165,18 @@ def test_an_embedded_log_outlives_the_learner_that_started_it(tmp_path: Path) ->
                 other.kill()
 
 
-class Either:
-    """A target that goes to the other service when one cannot take a batch."""
-
-    def __init__(self, *services: ServiceProcess) -> None:
-        self._targets = [HTTPTarget(service.url) for service in services]
-
-    def send(self, batch: Batch, key: str) -> None:
-        try:
-            self._targets[0].send(batch, key)
-        except RetryLaterError as error:
-            self._targets.reverse()
-            raise RetryLaterError(str(error)) from error
-
-    def close(self) -> None:
-        for target in self._targets:
-            target.close()
-
-
 @pytest.mark.slow
-def test_the_learner_is_killed_again_and_again(
-    pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
-) -> None:
+def test_the_learner_is_killed_again_and_again(tmp_path: Path) -> None:
     """No acknowledged example is lost, none counts twice, and the bits are the same."""
-    import threading
-
-    services, batches = list(pair), 200
-    done = threading.Event()
-
-    def send() -> None:
-        with closing(Either(*services)) as target:
-            produce((a_batch(k) for k in range(3, batches)), target, rate=2_000, name="run")
-        done.set()
-
-    sender = threading.Thread(target=send, daemon=True)
-    sender.start()
-    kills = 0
-    while not done.wait(0.2) and kills < 6:
-        learner = next((s for s in services if role(s) == "learner"), None)
-        if learner is not None:
-            learner.kill(server=False)
-            kills += 1
-            wait_for(lambda: any(role(s) == "learner" for s in services if s is not learner))  # noqa: B023
-            learner.start()
-    sender.join(120)
-    assert done.is_set()
-    assert kills >= 3
-    learner = next(s for s in services if role(s) == "learner")
-    with learner.client() as client:
-        wait_for(lambda: client.get("/model").json()["examples_learned"] == 20 * batches)
-    assert digest(learner) == uninterrupted(tmp_path / "alone", batches)
+    batches = 150
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        first = ServiceProcess(tmp_path, SMALL | {"redis_url": redis.url})
+        both = (first, second(first))
+        ended = relay(both, map(a_batch, range(batches)), kills=5)
+        for service in both:
+            service.kill(server=False)
+    finally:
+        redis.kill()
+    assert ended.examples == 20 * batches
+    assert ended.sha256 == uninterrupted(tmp_path / "alone", batches)
