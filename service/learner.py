@@ -33,6 +33,8 @@ PUBLISH_SECONDS = 0.05
 STATISTICS_SECONDS = 1.0
 PAUSE_SECONDS = 0.25
 """Time between statistics when learning has paused and they are not of its end."""
+CHECK_SECONDS = 60.0
+"""Time between looks at the server's configuration."""
 BLOCK_MS = 2_000
 GROUP = 32
 """Batches whose cuts are recorded in one call."""
@@ -92,7 +94,8 @@ class Learner:
         """Made in the learner's loop."""
         self._started = threading.Event()
         self._stopping = False
-        self._statistics_at = 0.0
+        self._statistics_at = self._checked_at = 0.0
+        self._warnings: list[str] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name="funnel-learner", daemon=True)
@@ -166,14 +169,10 @@ class Learner:
         log = self._open_log()
         lease = Lease(log.redis, log.keys.lease, self._lock, self.cutting.lease_seconds)
         self._lease = lease
-        checked = False
         try:
             while not self._stopping:
                 try:
-                    if not checked:
-                        for warning in await log.check_server():
-                            logger.warning("%s", warning)
-                        checked = True
+                    await self._check_server(log)
                     if await lease.take():
                         await self._learn(log, await self._recover(log))
                     else:
@@ -192,10 +191,21 @@ class Learner:
                     break
             if self.replica.has_recovered:
                 await self.keeper.finish(self.state, self.replica.at)
-                if self.condition == "learning":
-                    await lease.release()
         finally:
+            try:
+                await lease.release()
+            except (RedisError, OSError) as error:
+                logger.warning("the lease was not given back: %r", error)
             await log.redis.aclose()
+
+    async def _check_server(self, log: Log) -> None:
+        """At each start, reconnection and some minutes: is the server still fit to keep a log?"""
+        self._checked_at = time.monotonic()
+        warnings = await log.check_server()
+        for warning in warnings:
+            if warning not in self._warnings:
+                logger.warning("%s", warning)
+        self._warnings = warnings
 
     def _halt(self, error: BaseException) -> None:
         self.condition, self.reason = "halted", str(error) or repr(error)
@@ -322,6 +332,8 @@ class Learner:
     async def _watch(self, log: Log, pending: Pending) -> None:
         """Look at the log's extent, and read the statistics off the device."""
         self._statistics_at = time.monotonic()
+        if self._statistics_at - self._checked_at >= CHECK_SECONDS:
+            await self._check_server(log)
         extent, place = await log.extent(), self.replica.at
         check_reach(extent, place.log, place.position, place.entries)
         newest = pending.newest

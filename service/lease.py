@@ -99,5 +99,5 @@ class Lease:
         return bool(taken)
 
     async def release(self) -> None:
-        """Let somebody else take it at once."""
+        """Let somebody else take it at once; does nothing if somebody has."""
         await self._redis.eval(RELEASE, 1, self._key, self._holder)

@@ -39,7 +39,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _serve(options: dict[str, Any], log: str, pipe: Connection) -> None:
+def _serve(
+    options: dict[str, Any], log: str, pipe: Connection, environment: dict[str, str]
+) -> None:
     from service.server import serve
     from service.settings import load_settings
 
@@ -47,6 +49,7 @@ def _serve(options: dict[str, Any], log: str, pipe: Connection) -> None:
     logging.basicConfig(filename=log, level=logging.INFO, force=True)
     for name in [n for n in os.environ if n.startswith("FUNNEL_")]:
         del os.environ[name]
+    os.environ |= environment
     try:
         asyncio.run(serve(load_settings(options), lambda _, url: pipe.send(url)))
     except Exception as error:
@@ -64,6 +67,7 @@ class ServiceProcess:
     options: dict[str, Any] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: Any = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -83,7 +87,9 @@ class ServiceProcess:
         mine, theirs = context.Pipe()
         options = {"data_dir": str(self.directory / "data"), "port": self.port, **self.options}
         self.process = context.Process(
-            target=_serve, args=(options, str(self.directory / "service.log"), theirs), daemon=False
+            target=_serve,
+            args=(options, str(self.directory / "service.log"), theirs, self.environment),
+            daemon=False,
         )
         self.process.start()
         theirs.close()

@@ -1,5 +1,6 @@
 """Small states and batches for tests."""
 
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -46,6 +47,20 @@ def same_tensors(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bo
 
 def bits(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().numpy().tobytes()
+
+
+class Fragile(nn.Module):
+    """A model whose device fails in training while the file FRAGILE names exists."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(features, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and os.path.exists(os.environ.get("FRAGILE", "")):
+            raise torch.OutOfMemoryError("the device is full")
+        out: Tensor = self.layer(inputs)
+        return out
 
 
 class Restless(nn.Module):

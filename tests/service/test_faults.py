@@ -1,0 +1,194 @@
+"""Faults, each caused for real; `service/docs/faults.md` says what must happen."""
+
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from redis import Redis
+
+from service.fold import Rates, Spec, State, step
+from tests.service.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
+from tests.service.states import CPU, a_batch
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000}
+LOG = "funnel:{logistic}:log"
+
+
+@dataclass
+class World:
+    """A service on a server of its own, with one batch learned."""
+
+    service: ServiceProcess
+    server: RedisProcess
+    client: httpx.Client
+    redis: Redis
+
+    def learn(self, seed: int, wait: str = "?wait=applied", key: str = "") -> httpx.Response:
+        headers = SAFETENSORS | ({"Idempotency-Key": key} if key else {})
+        return self.client.post(f"/learn{wait}", content=a_batch(seed).to_bytes(), headers=headers)
+
+    def predicts(self) -> bool:
+        features = {"features": a_batch(99).features.tolist()}
+        return self.client.post("/predict", json=features).status_code == 200
+
+    def learning(self) -> str:
+        return str(self.client.get("/health/ready").raise_for_status().json()["learning"])
+
+    def digest(self) -> str:
+        return str(self.client.post("/checkpoint").raise_for_status().json()["sha256"])
+
+    def refuses(self, seed: int, code: str) -> bool:
+        answer = self.learn(seed, wait="", key=str(seed))
+        if answer.status_code == 202:
+            return False
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) >= 1
+        return bool(answer.json()["error"]["code"] == code)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    server = RedisProcess(tmp_path / "redis").start()
+    try:
+        with (
+            serving(tmp_path, **SMALL, redis_url=server.url, lease_seconds=1.0) as service,
+            service.client() as client,
+            server.client() as redis,
+        ):
+            world = World(service, server, client, redis)
+            world.learn(0).raise_for_status()
+            yield world
+    finally:
+        server.kill()
+
+
+def folded(batches: int) -> str:
+    """The digest of the first batches, computed without any service."""
+    from service.checkpoint import Copy, Place
+    from service.entries import ORIGIN, Position
+
+    state = State(Spec("logistic", 6, 3, (), "funnel", True, 0), Rates(0.03, 0.0, 0.03, 0.03), CPU)
+    torch.set_num_threads(1)
+    for k in range(batches):
+        step(state, a_batch(k))
+    return Copy.of(state, Place("", 0, 0, Position(ORIGIN), 0, 0, 0, 0)).sha256()
+
+
+def goes_on(world: World, batches: int) -> None:
+    """After the fault all is as if it had not been."""
+    wait_for(lambda: world.learning() == "learning")
+    for k in range(1, batches):
+        wait_for(lambda k=k: world.learn(k, key=str(k)).status_code in (200, 202))  # type: ignore[misc]
+    wait_for(lambda: world.client.get("/model").json()["model_version"] == batches)
+    assert world.digest() == folded(batches)
+
+
+def test_a_server_out_of_memory_takes_nothing_and_loses_nothing(world: World) -> None:
+    world.redis.config_set("maxmemory", 1)
+    wait_for(lambda: world.refuses(1, "log_unavailable"))
+    assert world.predicts()
+    world.redis.config_set("maxmemory", 0)
+    goes_on(world, 4)
+
+
+def test_a_server_that_turns_read_only_takes_nothing_and_loses_nothing(world: World) -> None:
+    world.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    wait_for(lambda: world.refuses(1, "log_unavailable"))
+    assert world.predicts()
+    world.redis.execute_command("REPLICAOF", "NO", "ONE")
+    goes_on(world, 4)
+
+
+def test_a_server_that_stands_still_delays_and_loses_nothing(world: World) -> None:
+    answers: list[httpx.Response] = []
+    os.kill(world.server.process.pid, signal.SIGSTOP)
+    asking = threading.Thread(target=lambda: answers.append(world.learn(1, "", "1")))
+    asking.start()
+    with world.service.client() as other:
+        for _ in range(10):
+            features = {"features": a_batch(99).features.tolist()}
+            assert other.post("/predict", json=features).status_code == 200
+    assert answers == []
+    os.kill(world.server.process.pid, signal.SIGCONT)
+    asking.join(30)
+    assert answers[0].status_code == 202
+    goes_on(world, 4)
+
+
+def test_a_server_that_is_killed_and_started_again_loses_nothing(world: World) -> None:
+    for k in range(1, 4):
+        world.server.kill()
+        wait_for(lambda k=k: world.refuses(k, "log_unavailable"))  # type: ignore[misc]
+        assert world.predicts()
+        world.server.start()
+        goes_on(world, k + 1)
+
+
+def test_a_server_that_begins_to_evict_halts_learning(world: World) -> None:
+    world.redis.config_set("maxmemory-policy", "allkeys-lru")
+    world.service.kill()
+    with pytest.raises(Exception, match="noeviction"):
+        world.service.start()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(world: World) -> None:
+    before = resource.prlimit(world.service.process.pid, resource.RLIMIT_FSIZE, (9_000, -1))
+    refused = world.client.post("/checkpoint")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "checkpoint_failed")
+    assert 'funnel_checkpoints_total{result="failed"} 1.0' in world.client.get("/metrics").text
+    assert world.learn(1, key="1").status_code == 200
+    resource.prlimit(world.service.process.pid, resource.RLIMIT_FSIZE, before)
+    goes_on(world, 3)
+    assert not list((world.service.directory / "data").rglob(".writing-*"))
+
+
+def test_a_clock_that_jumps_ahead_and_back_does_not_stop_learning(world: World) -> None:
+    ahead = int(time.time() * 1000) + 86_400_000
+    world.redis.xadd(LOG, {"batch": a_batch(1).to_bytes()}, id=f"{ahead}-0")
+    wait_for(lambda: world.client.get("/model").json()["model_version"] == 2)
+    assert world.learn(2).json()["entry"] == f"{ahead}-1"
+    assert "funnel_lag_seconds 0.0" in world.client.get("/metrics").text
+    assert world.digest() == folded(3)
+
+
+def test_a_service_that_stood_still_goes_on(world: World) -> None:
+    os.kill(world.service.process.pid, signal.SIGSTOP)
+    time.sleep(1.5)  # longer than the lease
+    os.kill(world.service.process.pid, signal.SIGCONT)
+    goes_on(world, 4)
+
+
+def test_a_device_that_fails_halts_learning_until_a_restart(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    options: dict[str, Any] = SMALL | {"model": "tests.service.states:Fragile"}
+    service = ServiceProcess(tmp_path, options, environment={"FRAGILE": str(broken)}).start()
+    try:
+        with service.client() as client:
+            body = a_batch(0).to_bytes()
+            client.post("/learn?wait=applied", content=body, headers=SAFETENSORS)
+            broken.touch()
+            client.post("/learn", content=body, headers=SAFETENSORS)
+            wait_for(lambda: client.get("/health/ready").json()["learning"] == "halted")
+            assert "the device is full" in client.get("/health/ready").json()["reason"]
+            refused = client.post("/learn", content=body, headers=SAFETENSORS)
+            assert refused.json()["error"]["code"] == "learning_halted"
+            features = {"features": a_batch(1).features.tolist()}
+            assert client.post("/predict", json=features).json()["model_version"] == 1
+        broken.unlink()
+        service.kill()
+        service.start()
+        with service.client() as client:
+            assert client.get("/model").json()["model_version"] == 2
+    finally:
+        service.kill()
