@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from service.app import create_app
+from service.connection import Connection
 from service.log import LogError
 from service.service import Service
 from service.settings import Settings
@@ -57,7 +58,8 @@ async def serve(settings: Settings, started: Callable[[Service, str], None] | No
             access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
             timeout_keep_alive=30,
-            h11_max_incomplete_event_size=16 << 10,
+            http=Connection,
+            ws="none",
             server_header=False,
         )
     )

@@ -1,0 +1,127 @@
+"""Clients that mean harm, or are merely broken, harm only themselves."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from service.connection import HEAD_BYTES, HEAD_SECONDS
+from tests.service.harness import ServiceProcess, serving
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with serving(tmp_path_factory.mktemp("service"), **SMALL) as running:
+        yield running
+
+
+def connect(service: ServiceProcess) -> socket.socket:
+    raw = socket.create_connection(("127.0.0.1", service.port))
+    raw.settimeout(HEAD_SECONDS + 10)
+    return raw
+
+
+def answer(raw: socket.socket) -> tuple[int, str]:
+    """Status and error code of what comes until the other side closes."""
+    found = b""
+    while chunk := raw.recv(65_536):
+        found += chunk
+    head, _, body = found.partition(b"\r\n\r\n")
+    return int(head.split()[1]), str(json.loads(body)["error"]["code"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [b"", b"G", b"POST /learn HTTP/1.1\r\nHost: x\r\n"])
+def test_a_slow_head_is_cut_off(service: ServiceProcess, sent: bytes) -> None:
+    with connect(service) as raw:
+        began = time.monotonic()
+        raw.sendall(sent)
+        assert answer(raw) == (408, "head_too_slow")
+        assert HEAD_SECONDS - 1 < time.monotonic() - began < HEAD_SECONDS + 5
+
+
+@pytest.mark.slow
+def test_dripping_headers_do_not_put_off_the_end(service: ServiceProcess) -> None:
+    with connect(service) as raw:
+        began = time.monotonic()
+        raw.sendall(b"GET /model HTTP/1.1\r\nHost: x\r\n")
+        raw.settimeout(0.2)
+        while time.monotonic() - began < HEAD_SECONDS + 5:
+            try:
+                raw.sendall(b"X-Drip: 1\r\n")
+                assert b"408" in raw.recv(65_536)
+                break
+            except TimeoutError:
+                continue
+        assert time.monotonic() - began < HEAD_SECONDS + 5
+
+
+@pytest.mark.parametrize("what", ["header", "headers", "path"])
+def test_an_endless_head_is_cut_off(service: ServiceProcess, what: str) -> None:
+    head = {
+        "header": b"GET /model HTTP/1.1\r\nX: " + b"y" * (4 * HEAD_BYTES),
+        "headers": b"GET /model HTTP/1.1\r\n" + b"X: y\r\n" * HEAD_BYTES,
+        "path": b"GET /" + b"y" * (4 * HEAD_BYTES),
+    }[what]
+    with connect(service) as raw:
+        try:
+            raw.sendall(head)
+            status, _ = answer(raw)
+        except ConnectionError:
+            return  # cut off before all was sent
+        assert status in (400, 431)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /learn HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"POST /learn HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_what_is_not_http_is_answered_and_closed(service: ServiceProcess, sent: bytes) -> None:
+    with connect(service) as raw:
+        raw.sendall(sent)
+        assert answer(raw)[0] == 400
+
+
+def test_connections_that_hang_do_not_keep_others_out(service: ServiceProcess) -> None:
+    hanging = [connect(service) for _ in range(200)]
+    try:
+        for raw in hanging:
+            raw.sendall(b"POST /learn HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        with service.client() as client:
+            assert client.get("/health/ready").status_code == 200
+            assert client.post("/predict", json={"features": [[0.0] * 6]}).status_code == 200
+    finally:
+        for raw in hanging:
+            raw.close()
+
+
+def test_several_requests_share_a_connection(service: ServiceProcess) -> None:
+    with connect(service) as raw:
+        for _ in range(3):
+            raw.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            found = b""
+            while not found.endswith(b"}"):
+                found += raw.recv(65_536)
+            assert b"200 OK" in found
+
+
+def test_a_key_of_redis_cannot_be_injected(service: ServiceProcess) -> None:
+    with service.client() as client:
+        for key in ("a:b}{c", "*", "x" * 255, "funnel:{logistic}:log", "a\tb"):
+            sent = client.post(
+                "/learn",
+                json={"features": [[0.0] * 6], "labels": [0]},
+                headers={"Idempotency-Key": key},
+            )
+            assert sent.status_code in (202, 422)
+        assert client.get("/health/ready").json()["learning"] == "learning"
