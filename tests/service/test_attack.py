@@ -4,10 +4,12 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from service.connection import HEAD_BYTES, HEAD_SECONDS
+from tests.service.fuzz import run
 from tests.service.harness import ServiceProcess, serving
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
@@ -125,3 +127,10 @@ def test_a_key_of_redis_cannot_be_injected(service: ServiceProcess) -> None:
             )
             assert sent.status_code in (202, 422)
         assert client.get("/health/ready").json()["learning"] == "learning"
+
+
+def test_mutated_requests_are_answered_and_change_nothing(tmp_path: Path) -> None:
+    statuses = run(tmp_path, requests=1_500, seed=1)
+    assert statuses.total() > 1_400
+    assert statuses[202] > 50
+    assert statuses[422] > 500

@@ -1,0 +1,139 @@
+"""Send mutated requests to every route: no 5xx, every error as JSON, the state's digest unchanged.
+
+python -m tests.service.fuzz --requests 20000
+
+Batches are never full and never late here, so that what a mutation leaves valid is taken into the
+log but not learned. `schemathesis run http://…/openapi.json` beside it goes by the documentation.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from tests.service.harness import ServiceProcess, serving
+from tests.service.states import a_batch
+
+OPTIONS = {
+    "features": 6, "classes": 3, "batch_size": 1_000_000, "max_wait_ms": 86_400_000,
+    "max_body_bytes": 100_000,
+}  # fmt: skip
+BATCH = a_batch(0, 5)
+LINES = [
+    {"features": x, "label": y}
+    for x, y in zip(BATCH.features.tolist(), BATCH.labels.tolist(), strict=True)
+]
+JSON, NDJSON, BYTES = "application/json", "application/x-ndjson", "application/octet-stream"
+WHOLE = {"features": BATCH.features.tolist(), "labels": BATCH.labels.tolist()}
+SEEDS = (
+    ("/learn", JSON, json.dumps(WHOLE).encode()),
+    ("/learn", NDJSON, "\n".join(map(json.dumps, LINES)).encode()),
+    ("/learn", BYTES, BATCH.to_bytes()),
+    ("/learn", BYTES, save({"features": BATCH.features.astype("f2"), "labels": BATCH.labels})),
+    ("/predict", JSON, json.dumps({"features": BATCH.features.tolist()}).encode()),
+    ("/predict", BYTES, save({"features": BATCH.features})),
+)
+TOKENS = (
+    b"NaN", b"-Infinity", b"1e999", b"1e39", b"-0", b"true", b"null", b'"1"', b"[]", b"{}", b"1.5",
+    b"18446744073709551616", b"\xff\xfe", b"\x00", b"\\ud800", b"[" * 2000, b'{"a":' * 500,
+    b'"features"', b'"labels"', b"\n", b",", b"F32", b"I64", b"BOOL", b"U8", b"[9999999999999]",
+)  # fmt: skip
+TYPES = (
+    JSON, NDJSON, BYTES, "text/plain", f"{JSON}; charset=utf-16", "multipart/form-data", "", "éé",
+)  # fmt: skip
+PATHS = (
+    "/learn?wait=x", "/predict?probabilities=2", "/model", "/optimizer", "/metrics", "/checkpoint",
+    "/health/live", "/health/ready", "/drift", "/learn/../model", "/%00", "/learn?" + "a=1&" * 200,
+)  # fmt: skip
+METHODS = ("POST", "GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
+
+
+def mutated(rng: random.Random, seed: bytes) -> bytes:
+    """Return a body that was valid once."""
+    body = bytearray(seed)
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 8))):
+        at = rng.randrange(len(body) + 1)
+        match rng.randrange(6):
+            case 0 if body:
+                body[at % len(body)] ^= 1 << rng.randrange(8)
+            case 1:
+                del body[at:]
+            case 2:
+                body[at:at] = rng.choice(TOKENS)
+            case 3:
+                body[at : at + rng.randrange(1, 9)] = rng.choice(TOKENS)
+            case 4:
+                body[at:at] = rng.randbytes(rng.randrange(1, 20))
+            case _:
+                start = rng.randrange(len(body) + 1)
+                body[at:at] = body[start : start + rng.randrange(200)]
+    return bytes(body)
+
+
+def fuzz(service: ServiceProcess, requests: int, seed: int) -> Counter[int]:
+    """Send mutated requests and return how often each status came.
+
+    Raises:
+        AssertionError: an answer was a 5xx, or an error without the contract's body.
+    """
+    rng, statuses = random.Random(seed), Counter[int]()
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    for number in tqdm(range(requests), unit=" requests", disable=requests < 5_000):
+        method = "POST"
+        path, kind, body = rng.choice(SEEDS)
+        body = mutated(rng, body)
+        if rng.random() < 0.1:
+            method, path = rng.choice(METHODS), rng.choice(PATHS)
+        if rng.random() < 0.1:
+            kind = rng.choice(TYPES)
+        headers = {"Content-Type": kind.encode("latin-1")}
+        if rng.random() < 0.2:
+            headers["Idempotency-Key"] = rng.randbytes(rng.randrange(4)).hex().encode()
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            text = answer.read()
+        except (BrokenPipeError, ConnectionResetError):
+            connection.close()  # refused before all was sent
+            continue
+        what = (seed, number, method, path, body[:200], headers, answer.status, text[:200])
+        statuses[answer.status] += 1
+        assert answer.status < 500, what
+        if answer.status >= 400 and method != "HEAD":
+            assert json.loads(text)["error"]["code"], what
+    connection.close()
+    return statuses
+
+
+def run(directory: Path, requests: int, seed: int) -> Counter[int]:
+    """Fuzz a service of its own, and make sure that it is as it was."""
+    with serving(directory, **OPTIONS) as service, service.client() as client:
+        before = client.post("/checkpoint").json()["sha256"]
+        statuses = fuzz(service, requests, seed)
+        assert client.post("/checkpoint").json()["sha256"] == before
+        assert client.get("/health/ready").json()["learning"] == "learning"
+        learned = client.post("/predict", json={"features": BATCH.features.tolist()})
+        assert learned.status_code == 200
+    return statuses
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        statuses = run(Path(scratch), options.requests, options.seed)
+    print(", ".join(f"{status}: {n}" for status, n in sorted(statuses.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
