@@ -1,7 +1,7 @@
 """The state of the model and the step that folds one batch into it.
 
 `step` is a function of (state, batch) alone: on one machine, with one number of threads, equal
-states and equal batches give equal states, bit for bit. It never reads the device on the host.
+states and equal batches give equal states, bit for bit. It never reads a GPU on the host.
 """
 
 import logging
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, Inner, RMSprop
 from service import models
 from service.scoring import Scores
-from service.standardizer import Standardizer, standardize
+from service.standardizer import Standardizer, clamped
 from service.upload import Upload
 from streams.batch import Batch
 
@@ -98,7 +98,10 @@ class State:
         self.parameters = dict(self.module.named_parameters())
         self.standardizer = Standardizer(spec.features, device)
         self.scores = Scores(spec.classes, device)
-        self.optimizer = make_optimizer(spec.optimizer, rates, self.module)
+        self.skips_itself = device.type != "cpu"
+        """Whether the optimizer leaves itself as it is at a NaN. On the CPU the step can ask at no
+        cost whether all is finite, and Funnel's masks, a third of its operators, are not needed."""
+        self.optimizer = make_optimizer(spec.optimizer, rates, self.module, self.skips_itself)
         self.norm_level = torch.full((), math.inf, device=device)
         """Log of the gradient norm that nearly all recent ones stay under; inf before the first."""
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
@@ -181,14 +184,21 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def make_optimizer(name: str, rates: Rates, module: nn.Module) -> Funnel:
+def make_optimizer(
+    name: str, rates: Rates, module: nn.Module, skip_nonfinite: bool = True
+) -> Funnel:
     """Return the optimizer called ``name``, one of OPTIMIZERS.
 
     ``funnel`` is Funnel(AdaGrad). The plain ones are Funnel at γp = γs = 0, which is the inner
     optimizer with heavy-ball momentum, bit for bit.
     """
     inner = INNER["adagrad" if name == "funnel" else name]
-    return Funnel(module.named_parameters(), inner, **optimizer_rates(name, rates))
+    return Funnel(
+        module.named_parameters(),
+        inner,
+        skip_nonfinite=skip_nonfinite,
+        **optimizer_rates(name, rates),
+    )
 
 
 def optimizer_rates(name: str, rates: Rates) -> dict[str, Any]:
@@ -212,30 +222,27 @@ def step(state: State, batch: Batch) -> Report:
         batch: checked examples (see `streams.batch.check`).
     """
     inputs, labels = state.upload(batch)
-    if state.spec.standardize and state.examples == 0:
-        state.standardizer.start(inputs)
-    prepared = prepare(inputs, state.standardizer, state.spec.standardize)
+    prepared = inputs
+    if state.spec.standardize:
+        if state.examples == 0:
+            state.standardizer.start(inputs)
+        deviations = state.standardizer.deviations(inputs)
+        prepared = clamped(deviations)
     if models.is_plain(state.spec.model):
         logits, losses, gradients = _differentiate(state, prepared, labels)
         finite = _give(state, losses, gradients)
     else:
         logits, losses, finite = _differentiate_any(state, prepared, labels)
-    state.optimizer.step()
+    if state.skips_itself or finite:
+        state.optimizer.step()
     correct = logits.argmax(dim=1) == labels
     state.scores.update(correct, losses, labels, finite)
     if state.spec.standardize:
-        state.standardizer.update(inputs, finite)
+        state.standardizer.update(deviations, finite)
     state.nonfinite.add_(~finite)
     state.version += 1
     state.examples += len(batch)
     return Report(state.version, correct.float().mean(), losses.mean())
-
-
-def prepare(inputs: Tensor, standardizer: Standardizer, standardized: bool) -> Tensor:
-    """Return what the model is given, fp32 [n, d]."""
-    if not standardized:
-        return inputs
-    return standardize(inputs, standardizer.mean, standardizer.variance)
 
 
 def _differentiate(
@@ -245,8 +252,9 @@ def _differentiate(
     with torch.enable_grad():
         logits = state.module(prepared)
         losses = F.cross_entropy(logits, labels, reduction="none")
+        mean = torch.full_like(losses, 1 / len(losses))
         gradients = torch.autograd.grad(
-            losses.mean(), list(state.parameters.values()), allow_unused=True
+            losses, list(state.parameters.values()), mean, allow_unused=True
         )
     return logits.detach(), losses.detach(), gradients
 

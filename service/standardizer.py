@@ -41,22 +41,32 @@ class Standardizer:
         self.mean.copy_(inputs.mean(dim=0))
         self.variance.copy_((inputs - self.mean).square_().mean(dim=0))
 
-    def update(self, inputs: Tensor, keep: Tensor) -> None:
+    def deviations(self, inputs: Tensor) -> Tensor:
+        """Return (x - mean) / std, not clamped, fp32 [n, d]."""
+        return _deviations(inputs, self.mean, self.variance)
+
+    def update(self, deviations: Tensor, keep: Tensor) -> None:
         """Let the statistics take a batch.
 
         Args:
-            inputs: fp32 [n, d].
+            deviations: what `deviations` returned for it; changed in place.
             keep: bool, 0-dim; where it is False nothing changes.
         """
-        n = inputs.shape[0]
-        reach = STATISTICS_LIMIT * _floored(self.mean, self.variance).sqrt_()
-        away = torch.clamp(inputs - self.mean, -reach, reach)
-        shift = away.mean(dim=0)
-        variance = away.square_().mean(dim=0).sub_(shift.square()).clamp_(min=0.0)
+        n = deviations.shape[0]
+        deviations.clamp_(-STATISTICS_LIMIT, STATISTICS_LIMIT)
+        floored = _floored(self.mean, self.variance)
+        shift = deviations.mean(dim=0)
+        squares = deviations.square_().mean(dim=0)
         rate = n / (self.count + n) * keep
-        self.variance.lerp_(variance + (1 - rate) * shift.square(), rate)
-        self.mean.add_(rate * shift)
+        spread = (squares - rate * shift.square()).clamp_(min=0.0)
+        self.variance.lerp_(spread.mul_(floored), rate)
+        self.mean.add_(shift.mul_(floored.sqrt_()).mul_(rate))
         self.count.add_(n * keep).clamp_(max=HORIZON)
+
+
+def clamped(deviations: Tensor) -> Tensor:
+    """Return what the model is given: deviations within ±LIMIT."""
+    return deviations.clamp(-LIMIT, LIMIT)
 
 
 def standardize(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -67,8 +77,12 @@ def standardize(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         mean: fp32 [d].
         variance: fp32 [d].
     """
-    return ((inputs - mean) * _floored(mean, variance).rsqrt_()).clamp_(-LIMIT, LIMIT)
+    return _deviations(inputs, mean, variance).clamp_(-LIMIT, LIMIT)
+
+
+def _deviations(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return (inputs - mean).mul_(_floored(mean, variance).rsqrt_())
 
 
 def _floored(mean: Tensor, variance: Tensor) -> Tensor:
-    return (mean.square() * RELATIVE_FLOOR).add_(variance).add_(ABSOLUTE_FLOOR)
+    return torch.addcmul(variance, mean, mean, value=RELATIVE_FLOOR).add_(ABSOLUTE_FLOOR)
