@@ -189,7 +189,7 @@ class Learner:
                     logger.error("learning is halted: %s", error)
                     self._halt(error)
                     break
-            if self.replica.has_recovered:
+            if self.replica.has_recovered and self.replica.at.cut:
                 await self.keeper.finish(self.state, self.replica.at)
         finally:
             try:

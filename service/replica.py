@@ -119,9 +119,10 @@ class Replica:
             self._epoch = await log.take_epoch(self.at.epoch)
             self.place = replace(self.at, epoch=self._epoch)
         await self._replay(log, may_go_on)
-        begun = {"spec": asdict(self.state.spec)} if self.at.cut == 0 else {}
-        if (begun or self.state.rates != self._rates) and await may_go_on():
-            await self._command(begun | {"rates": asdict(self._rates)}, log)
+        if self.state.rates != self._rates and await may_go_on():
+            command = self._command({"rates": asdict(self._rates)})
+            await self.record(log, [command])
+            self.apply(command, None)
         return Pending(self.at.position, self.at.entries)
 
     async def _accept_gap(self, log: Log) -> None:
@@ -160,14 +161,12 @@ class Replica:
                     raise GapError(f"cut {number} ends at {cut.position}, not at {again.position}")
                 self.apply(cut, batch)
 
-    async def _command(self, command: dict[str, object], log: Log) -> None:
-        cut = Cut(
+    def _command(self, command: dict[str, object]) -> Cut:
+        return Cut(
             self.at.position,
             entries=self.at.entries,
             command=orjson.dumps(command, option=orjson.OPT_SORT_KEYS).decode(),
         )
-        await self.record(log, [cut])
-        self.apply(cut, None)
 
     async def read(self, log: Log, pending: Pending, block_ms: int | None) -> bool:
         """Read some entries behind the newest pending one; say whether there were any.
@@ -193,12 +192,18 @@ class Replica:
         return bool(found)
 
     async def record(self, log: Log, cuts: list[Cut]) -> None:
-        """Append the next cuts to the log.
+        """Append the next cuts to the log; the very first is preceded by what the model is.
 
         Raises:
             FencedError: another learner has taken the log over.
         """
         assert self._epoch is not None
+        if self.at.cut == 0:
+            spec, rates = asdict(self.state.spec), asdict(self.state.rates)
+            begin = self._command({"spec": spec, "rates": rates})
+            await log.append_cuts(self._epoch, 1, [begin, *cuts])
+            self.apply(begin, None)
+            return
         await log.append_cuts(self._epoch, self.at.cut + 1, cuts)
 
     def apply(self, cut: Cut, batch: Batch | None) -> None:

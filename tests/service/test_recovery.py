@@ -132,6 +132,14 @@ def test_a_log_that_was_begun_with_another_model_is_refused(service: ServiceProc
         service.start()
 
 
+def test_before_the_first_example_the_model_may_still_be_changed(service: ServiceProcess) -> None:
+    assert service.terminate() == 0
+    service.options["features"] = 7
+    service.start()
+    with service.client() as client:
+        assert client.get("/model").json()["hyperparameters"]["features"] == 7
+
+
 def test_new_rates_are_recorded_so_that_replay_agrees(service: ServiceProcess) -> None:
     with service.client() as client:
         learn(client, 0)
