@@ -172,7 +172,8 @@ class Learner:
         try:
             while not self._stopping:
                 try:
-                    await self._check_server(log)
+                    if self.condition in ("starting", "waiting"):
+                        await self._check_server(log)
                     if await lease.take():
                         await self._learn(log, await self._recover(log))
                     else:
@@ -192,6 +193,7 @@ class Learner:
             if self.replica.has_recovered and self.replica.at.cut:
                 await self.keeper.finish(self.state, self.replica.at)
         finally:
+            self.replica.resign()
             try:
                 await lease.release()
             except (RedisError, OSError) as error:
@@ -199,7 +201,7 @@ class Learner:
             await log.redis.aclose()
 
     async def _check_server(self, log: Log) -> None:
-        """At each start, reconnection and some minutes: is the server still fit to keep a log?"""
+        """At the start, at reconnections and now and then: is the server fit to keep a log?"""
         self._checked_at = time.monotonic()
         warnings = await log.check_server()
         for warning in warnings:
