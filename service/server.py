@@ -79,7 +79,7 @@ async def serve(settings: Settings, started: Callable[[Service, str], None] | No
         draining.cancel()
         if starting.done():
             await starting
-            if started is not None:
+            if started is not None and not service.draining.is_set():
                 started(service, server.url)
         else:
             await asyncio.wait({starting})
@@ -114,7 +114,12 @@ async def _start(service: Service, server: Server, listening: "asyncio.Task[None
         await asyncio.sleep(0.01)
     await service.start()
     assert service.learner is not None
-    await asyncio.to_thread(service.learner.caught_up.wait)
+    caught_up = asyncio.create_task(asyncio.to_thread(service.learner.caught_up.wait))
+    draining = asyncio.create_task(service.draining.wait())
+    await asyncio.wait({caught_up, draining}, return_when=asyncio.FIRST_COMPLETED)
+    draining.cancel()
+    if not caught_up.done():
+        return  # told to stop while the log cannot be reached
     if service.learner.condition == "halted":
         raise LogError(service.learner.reason)
     gc.collect()

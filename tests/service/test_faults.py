@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +18,14 @@ import torch
 from redis import Redis
 
 from service.fold import Rates, Spec, State, step
-from tests.service.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
+from tests.service.harness import (
+    SAFETENSORS,
+    RedisProcess,
+    ServiceProcess,
+    free_port,
+    serving,
+    wait_for,
+)
 from tests.service.states import CPU, a_batch
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000}
@@ -160,6 +168,30 @@ def test_a_clock_that_jumps_ahead_and_back_does_not_stop_learning(world: World) 
     assert world.learn(2).json()["entry"] == f"{ahead}-1"
     assert "funnel_lag_seconds 0.0" in world.client.get("/metrics").text
     assert world.digest() == folded(3)
+
+
+def test_a_service_that_never_reached_its_log_ends_in_order(tmp_path: Path) -> None:
+    port = free_port()
+    command = ["serve", "--redis-url", "redis://127.0.0.1:1", "--port", str(port)]
+    service = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", *command], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        | {"FUNNEL_DATA_DIR": str(tmp_path)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def waits() -> bool:
+        try:
+            found = httpx.get(f"http://127.0.0.1:{port}/health/ready").json()
+        except httpx.TransportError:
+            return False
+        return bool(found.get("learning") == "waiting")
+
+    try:
+        wait_for(waits)
+        service.terminate()
+        assert service.wait(30) == 0
+    finally:
+        service.kill()
+        service.wait()
 
 
 def test_a_service_that_stood_still_goes_on(world: World) -> None:
