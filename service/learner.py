@@ -33,7 +33,7 @@ PUBLISH_SECONDS = 0.05
 STATISTICS_SECONDS = 1.0
 PAUSE_SECONDS = 0.25
 """Time between statistics when learning has paused and they are not of its end."""
-CHECK_SECONDS = 60.0
+CHECK_SECONDS = 10.0
 """Time between looks at the server's configuration."""
 BLOCK_MS = 2_000
 GROUP = 32
@@ -144,8 +144,10 @@ class Learner:
         if self._loop is not None and self._wake is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake.set)
 
-    def _on_step(self, position: Position, report: Report, seconds: float, examples: int) -> None:
-        self.waiters.note(position, report)
+    def _on_step(
+        self, begin: Position, end: Position, report: Report, seconds: float, examples: int
+    ) -> None:
+        self.waiters.note(begin, end, report)
         self._observe(seconds, examples)
 
     def _run(self) -> None:

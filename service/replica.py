@@ -20,12 +20,13 @@ from streams.batch import Batch
 logger = logging.getLogger("funnel")
 
 READ_BYTES = 4 << 20
-"""Aim of one read of the log."""
-READ_ENTRIES = 1_000
+"""Aim of one read of the log, if entries are like those of the read before."""
+READ_ENTRIES = 100
 GAP_COMMAND = '{"gap": true}'
 
-Observe = Callable[[Position, Report, float, int], None]
-"""Told of each step: where its cut ends, its report, its seconds on the host, its examples."""
+Observe = Callable[[Position, Position, Report, float, int], None]
+"""Told of each step: where its cut begins and ends, its report, its seconds on the host, its
+examples."""
 
 
 class Replica:
@@ -43,6 +44,8 @@ class Replica:
         """None before the log was first seen, if there was no checkpoint."""
         self.mean_entry = 1.0
         """Examples in an entry, on recent average."""
+        self._largest = READ_BYTES
+        """Bytes of the largest entry of the last read; the first read takes one entry."""
         self._epoch: int | None = None
 
     @property
@@ -182,8 +185,10 @@ class Replica:
                 raise GapError(f"entry {pending.position.entry}, learned in part, is gone")
             found = [one]
         else:
-            count = int(READ_BYTES / (self.mean_entry * spec.features))
-            found = await log.read(pending.newest, min(max(count, 1), READ_ENTRIES), block_ms)
+            count = min(max(READ_BYTES // self._largest, 1), READ_ENTRIES)
+            found = await log.read(pending.newest, count, block_ms)
+        if found:
+            self._largest = max(1, *(sum(map(len, fields.values())) for _, fields in found))
         for entry_id, fields in found:
             entry = read_entry(entry_id, fields, spec.features, spec.classes)
             if entry.batch is not None:
@@ -212,7 +217,8 @@ class Replica:
             began = time.perf_counter()
             with torch.no_grad():
                 report = step(self.state, batch)
-            self._observe(cut.position, report, time.perf_counter() - began, len(batch))
+            seconds = time.perf_counter() - began
+            self._observe(self.at.position, cut.position, report, seconds, len(batch))
         if cut.command:
             command = orjson.loads(cut.command)
             if "spec" in command:

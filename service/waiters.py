@@ -32,7 +32,8 @@ class Waiters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: list[tuple[EntryId, Future[Applied]]] = []
-        self._recent: deque[tuple[Position, Report]] = deque(maxlen=RECENT)
+        self._recent: deque[tuple[Position, Position, Report]] = deque(maxlen=RECENT)
+        """Where a batch begins and ends in the log, and its report; in order."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -44,9 +45,9 @@ class Waiters:
             self._waiting.append((entry, future))
         return future
 
-    def note(self, position: Position, report: Report) -> None:
-        """Remember the report of the batch that ends at a position."""
-        self._recent.append((position, report))
+    def note(self, begin: Position, end: Position, report: Report) -> None:
+        """Remember the report of a batch."""
+        self._recent.append((begin, end, report))
 
     def answer(self, position: Position) -> None:
         """Answer all whose entries lie before a position; waits for the device if there are any."""
@@ -54,7 +55,7 @@ class Waiters:
             ready = [w for w in self._waiting if position.covers(w[0])]
             self._waiting = [w for w in self._waiting if not position.covers(w[0])]
         for entry, future in ready:
-            report = next((r for p, r in self._recent if p.covers(entry)), None)
+            report = self._report_of(entry)
             if not future.set_running_or_notify_cancel():
                 continue
             if report is None:
@@ -63,6 +64,13 @@ class Waiters:
                 future.set_result(
                     Applied(report.version, _number(report.accuracy), _number(report.loss))
                 )
+
+    def _report_of(self, entry: EntryId) -> Report | None:
+        """Return that of the batch in which an entry ends, if it is remembered."""
+        for begin, end, report in reversed(self._recent):
+            if not begin.covers(entry):
+                return report if end.covers(entry) else None
+        return None
 
     def give_up(self, reason: str) -> None:
         """Tell all that nothing more will happen."""
