@@ -98,10 +98,10 @@ class State:
         self.parameters = dict(self.module.named_parameters())
         self.standardizer = Standardizer(spec.features, device)
         self.scores = Scores(spec.classes, device)
-        self.skips_itself = device.type != "cpu"
-        """Whether the optimizer leaves itself as it is at a NaN. On the CPU the step can ask at no
-        cost whether all is finite, and Funnel's masks, a third of its operators, are not needed."""
-        self.optimizer = make_optimizer(spec.optimizer, rates, self.module, self.skips_itself)
+        self.on_host = device.type == "cpu"
+        """Whether a step may branch on a tensor: then it asks whether all is finite, and Funnel
+        need not mask, which takes a third of its time."""
+        self.optimizer = make_optimizer(spec.optimizer, rates, self.module, not self.on_host)
         self.norm_level = torch.full((), math.inf, device=device)
         """Log of the gradient norm that nearly all recent ones stay under; inf before the first."""
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
@@ -233,7 +233,7 @@ def step(state: State, batch: Batch) -> Report:
         finite = _give(state, losses, gradients)
     else:
         logits, losses, finite = _differentiate_any(state, prepared, labels)
-    if state.skips_itself or finite:
+    if not state.on_host or finite:
         state.optimizer.step()
     correct = logits.argmax(dim=1) == labels
     state.scores.update(correct, losses, labels, finite)
@@ -248,7 +248,7 @@ def step(state: State, batch: Batch) -> Report:
 def _differentiate(
     state: State, prepared: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Return logits, the loss of each example, and the gradient of the mean loss."""
+    """Return logits, fp32 [n, classes], losses, fp32 [n], and the gradients of the mean loss."""
     with torch.enable_grad():
         logits = state.module(prepared)
         losses = F.cross_entropy(logits, labels, reduction="none")
@@ -264,14 +264,16 @@ def _differentiate_any(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do the same for a user's module, which may hold randomness and buffers, and may fail.
 
-    It is scored in evaluation mode and differentiated in training mode. If it raises, the batch is
-    left out as one that is not finite is: what it raises at, it raises at again in replay.
+    It is scored in evaluation mode and differentiated in training mode. Whatever it raises at its
+    inputs, it raises again in replay, so the batch is left out as one that is not finite is.
 
     Returns:
-        Logits, losses, and whether the update was handed to the optimizer.
+        Logits, fp32 [n, classes]; losses, fp32 [n]; and whether the update was handed to the
+        optimizer, bool, 0-dim.
 
     Raises:
-        torch.OutOfMemoryError, torch.AcceleratorError: the device failed, not the module.
+        torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError: the machine failed,
+            not the module; another try may succeed.
     """
     torch.manual_seed((state.spec.seed << 40) + state.version)  # so that replay draws the same
     before = [(buffer, buffer.clone()) for buffer in state.module.buffers()]
@@ -280,9 +282,9 @@ def _differentiate_any(
             logits = state.module(prepared)
         losses = F.cross_entropy(logits, labels, reduction="none")
         _, training_losses, gradients = _differentiate(state, prepared, labels)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
+    except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError):
         raise
-    except Exception:
+    except Exception:  # a user's code may raise anything
         logger.exception("the model failed on a batch of %d, which is left out", len(labels))
         logits = torch.full((len(labels), state.spec.classes), math.nan, device=state.device)
         losses = training_losses = logits[:, 0]

@@ -1,6 +1,7 @@
 """The fold: one step as a function of state and batch."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -103,31 +104,26 @@ def test_it_learns() -> None:
     assert state.scores.read().rolling_accuracy > 0.85
 
 
-def test_the_update_is_that_of_the_library() -> None:
-    state = State(a_spec(standardize=False), RATES, CPU)
+def funnel_of_the_library(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    inner = Adagrad(initial_accumulator_value=0.1)
+    return Funnel(parameters, inner, lr=0.03, gain_lr=0.03, scale_lr=0.03)
+
+
+def adagrad_of_torch(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(parameters, lr=0.03, initial_accumulator_value=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("funnel", funnel_of_the_library), ("adagrad", adagrad_of_torch)]
+)
+def test_the_update_is_that_of_the_library(
+    name: str, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+) -> None:
+    state = State(a_spec(optimizer=name, standardize=False), RATES, CPU)
     twin = torch.nn.Linear(6, 3)
     torch.nn.init.zeros_(twin.weight)
     torch.nn.init.zeros_(twin.bias)
-    optimizer = Funnel(
-        twin.parameters(), Adagrad(initial_accumulator_value=0.1), lr=0.03, gain_lr=0.03,
-        scale_lr=0.03,
-    )  # fmt: skip
-    for k in range(20):
-        batch = a_batch(k)
-        step(state, batch)
-        optimizer.zero_grad()
-        logits = twin(torch.from_numpy(batch.features))
-        torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels)).backward()
-        optimizer.step()
-    torch.testing.assert_close(state.parameters["weight"], twin.weight, rtol=1e-5, atol=1e-7)
-
-
-def test_plain_adagrad_is_torchs() -> None:
-    state = State(a_spec(optimizer="adagrad", standardize=False), RATES, CPU)
-    twin = torch.nn.Linear(6, 3)
-    torch.nn.init.zeros_(twin.weight)
-    torch.nn.init.zeros_(twin.bias)
-    optimizer = torch.optim.Adagrad(twin.parameters(), lr=0.03, initial_accumulator_value=0.1)
+    optimizer = make(list(twin.parameters()))
     for k in range(20):
         batch = a_batch(k)
         step(state, batch)
@@ -201,6 +197,25 @@ def test_a_batch_at_which_the_model_raises_is_left_out() -> None:
     assert torch.isnan(report.loss)
     step(state, a_batch(4))
     assert int(state.nonfinite) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError, torch.OutOfMemoryError])
+def test_a_machine_that_fails_is_not_the_batchs_fault(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another try may succeed, so that leaving the batch out would not replay."""
+    state = State(a_spec(RESTLESS), RATES, CPU)
+    step(state, a_batch(0))
+    before = copied(state)
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise error("full")
+
+    monkeypatch.setattr(state.module, "forward", fail)
+    with pytest.raises(error):
+        step(state, a_batch(1))
+    assert same_tensors(copied(state), before)
+    assert state.version == 1
 
 
 @pytest.mark.gpu
