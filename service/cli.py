@@ -135,13 +135,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
         default = field.get_default()
         shown = "none" if str(default) in ("", "**********") else _shown(default)
-        flag = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+        is_flag = isinstance(default, bool)
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             dest=f"setting_{name}",
-            metavar="BOOL" if isinstance(default, bool) else name.rpartition("_")[2].upper(),
+            nargs="?" if is_flag else None,
+            const="true" if is_flag else None,
+            metavar="BOOL" if is_flag else name.rpartition("_")[2].upper(),
             help=f"{field.description} [{shown}]".replace("%", "%%"),
-            **flag,  # type: ignore[arg-type]
         )
 
 

@@ -23,6 +23,7 @@ class Connection(HttpToolsProtocol):
     """Whether the head of a request is awaited or under way."""
     _head_bytes = 0
 
+    # uvicorn narrows the argument of asyncio's interface, and so must its subclass.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
         super().connection_made(transport)

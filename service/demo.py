@@ -1,6 +1,7 @@
 """``funnel demo``: the service, the rotating stream, and a view of both in the terminal."""
 
 import asyncio
+import contextlib
 import importlib.util
 import math
 import tempfile
@@ -120,7 +121,8 @@ class Demo:
         marks = deque(self.stream.shifts)
         with Live(console=self.console, auto_refresh=False, transient=False) as view:
             while not service.draining.is_set():
-                await asyncio.sleep(FRAME_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
                 point = _point(learner)
                 if point and (not self.points or point.examples > self.points[-1].examples):
                     self.points.append(point)

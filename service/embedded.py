@@ -55,6 +55,8 @@ class EmbeddedServer:
     async def start(self) -> None:
         """Start a server, or adopt the one that runs; returns when it answers.
 
+        Looks again and again: another process tells of neither its socket nor its lock.
+
         Raises:
             ServerError: there is no program, or it does not come up.
         """
@@ -75,7 +77,10 @@ class EmbeddedServer:
         raise ServerError(f"the embedded server does not answer on {self.socket}")
 
     async def watch(self) -> None:
-        """Start the server again whenever it ends by itself; runs until cancelled."""
+        """Start the server again whenever it ends by itself; runs until cancelled.
+
+        Looks at the lock, because the end of an adopted server cannot be awaited.
+        """
         while True:
             await asyncio.sleep(RESTART_SECONDS)
             if self._process is not None:

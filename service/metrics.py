@@ -20,7 +20,7 @@ from service.statistics import GAIN_EDGES, Statistics, lag_seconds
 if TYPE_CHECKING:
     from service.service import Service
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()
 
 LEARNER = "served"
 STEP_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)

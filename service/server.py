@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import signal
+import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -22,7 +23,16 @@ GRACE_SECONDS = 5
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to `serve`."""
+    """A uvicorn server that leaves signals to `serve` and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listens = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self.listens.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -107,11 +117,12 @@ async def _listen(server: Server) -> None:
 
 
 async def _start(service: Service, server: Server, listening: "asyncio.Task[None]") -> None:
-    while not server.started:
-        if listening.done():
-            await listening
-            return
-        await asyncio.sleep(0.01)
+    listens = asyncio.create_task(server.listens.wait())
+    await asyncio.wait({listens, listening}, return_when=asyncio.FIRST_COMPLETED)
+    if not listens.done():
+        listens.cancel()
+        await listening  # raises why not
+        return
     await service.start()
     assert service.learner is not None
     caught_up = asyncio.create_task(asyncio.to_thread(service.learner.caught_up.wait))

@@ -18,9 +18,7 @@ class Upload:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = (
-            torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        )
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return inputs, fp32 [n, d] with uint8 scaled to [0, 1], and labels, int64 [n]."""

@@ -148,7 +148,7 @@ def join_features(parts: Sequence[Features]) -> Features:
 
 def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[Any]]:
     try:
-        found = dict(deserialize(raw))  # type: ignore[no-untyped-call]
+        found = dict(deserialize(raw))
     except (SafetensorError, ValueError, OverflowError) as error:
         raise InvalidBatchError(f"not a safetensors file: {error}") from error
     if found.keys() != expected.keys():
