@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service import models
@@ -41,8 +42,8 @@ def test_the_python_of_the_readme_runs(service: ServiceProcess) -> None:
     for block in found:
         names: dict[str, object] = {}
         exec(block.replace(ADDRESS, service.url), names)
-        if hasattr(names.get("service"), "close"):
-            names["service"].close()  # type: ignore[attr-defined]
+        if isinstance(client := names.get("service"), httpx.Client):
+            client.close()
 
 
 def commands(program: str) -> list[str]:

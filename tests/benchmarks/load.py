@@ -22,7 +22,7 @@ def send_flat_out(
             answer = connection.getresponse()
             text = answer.read()
             if answer.status == 429:
-                time.sleep(0.02)
+                time.sleep(0.02)  # the backlog is full: there is always more than enough
             elif answer.status != 202:
                 raise RuntimeError(f"{answer.status}: {text[:200]!r}")
             index += connections

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -92,7 +93,7 @@ def learning_rate(service: ServiceProcess, bodies: list[bytes], kind: str, secon
         before = learned(client)
         while learned(client) == before:
             time.sleep(0.05)
-        time.sleep(0.5)
+        time.sleep(0.5)  # until the flow is steady
         began, before = time.perf_counter(), learned(client)
         time.sleep(seconds)
         after, ended = learned(client), time.perf_counter()
@@ -161,10 +162,7 @@ def main() -> int:
             tempfile.TemporaryDirectory() as scratch,
             serving(Path(scratch), appendfsync=fsync, max_backlog=100_000) as service,
         ):
-            rates = measured(
-                lambda s=service, b=bodies, k=kind: learning_rate(s, b, k, seconds),  # type: ignore[misc]
-                repeats,
-            )
+            rates = measured(partial(learning_rate, service, bodies, kind, seconds), repeats)
         share = statistics.median(rates) / statistics.median(bare)
         print(f"{name:<44} {show(rates, ',.0f')} examples/s, {share:.2f} of the bare fold")
     with tempfile.TemporaryDirectory() as scratch:
@@ -184,7 +182,7 @@ def main() -> int:
         for _ in range(repeats):
             idle.append(percentiles(service, row, seconds))
             with flat_out(service.url, encoded(examples, BYTES), BYTES):
-                time.sleep(1.0)
+                time.sleep(1.0)  # until the flow is steady
                 busy.append(percentiles(service, row, seconds))
             drain(service)
     for name, found in (("idle", idle), ("while learning flat out", busy)):

@@ -317,6 +317,17 @@ def relay(
     return Fold(checkpoint["sha256"], model["examples_learned"], model["model_version"])
 
 
+def processes_naming(text: Path | str) -> set[int]:
+    """Return the processes whose command line holds a text; Linux only."""
+    found = set()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if str(text).encode() in (process / "cmdline").read_bytes():
+                    found.add(int(process.name))
+    return found
+
+
 def wait_for(condition: Any, seconds: float = 60.0) -> None:
     """Poll another process until something holds."""
     deadline = time.monotonic() + seconds

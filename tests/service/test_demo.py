@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.service.harness import processes_naming
+
 COMMAND = [
     sys.executable,
     "-m",
@@ -29,19 +31,6 @@ def demo(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def left_behind(tmp_path: Path) -> list[str]:
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                command = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(tmp_path).encode() in command:
-                found.append(command.decode(errors="replace"))
-    return found
-
-
 @pytest.mark.slow
 def test_the_demo_learns_marks_shifts_and_draws_a_picture(tmp_path: Path) -> None:
     picture = tmp_path / "demo.png"
@@ -52,7 +41,7 @@ def test_the_demo_learns_marks_shifts_and_draws_a_picture(tmp_path: Path) -> Non
         assert f": {angle}" in out
     assert "6,000" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert left_behind(tmp_path) == []
+    assert processes_naming(tmp_path) == set()
 
 
 @pytest.mark.slow
@@ -66,5 +55,5 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
     _, errors = run.communicate(timeout=60)
     assert run.returncode in (0, 130)
     assert "Traceback" not in errors
-    assert left_behind(tmp_path) == []
+    assert processes_naming(tmp_path) == set()
     assert [p.name for p in tmp_path.iterdir() if "funnel" in p.name] == []

@@ -11,27 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from service.embedded import EmbeddedServer, ServerError, find_server
-from tests.service.harness import wait_for
+from tests.service.harness import processes_naming, wait_for
 
 
 def pid(directory: Path) -> int:
     return int((directory / "valkey.pid").read_text())
-
-
-def servers_on(directory: Path) -> set[int]:
-    """Processes whose command line names the directory."""
-    found = set()
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                command = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(directory).encode() in command and b"--unixsocket" in command.replace(
-                b"unixsocket:", b"--unixsocket"
-            ):
-                found.add(int(process.name))
-    return found
 
 
 async def ask(server: EmbeddedServer, use: Callable[[Redis], Awaitable[object]]) -> object:
@@ -50,7 +34,7 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
             assert await ask(server, lambda r: r.get("key")) == expected
             await ask(server, lambda r: r.set("key", "value"))
             await server.stop()
-            assert servers_on(tmp_path) == set()
+            assert processes_naming(tmp_path) == set()
 
     asyncio.run(run())
 
@@ -65,12 +49,12 @@ def test_a_server_left_behind_is_adopted(tmp_path: Path) -> None:
         await heir.start()
         assert await ask(heir, lambda r: r.get("key")) == b"value"
         assert pid(tmp_path) == before
-        assert servers_on(tmp_path) == {before}
+        assert processes_naming(tmp_path) == {before}
         stopping = asyncio.create_task(heir.stop())
         assert left._process is not None
         await asyncio.to_thread(left._process.wait)
         await stopping
-        assert servers_on(tmp_path) == set()
+        assert processes_naming(tmp_path) == set()
 
     asyncio.run(run())
 
@@ -79,7 +63,7 @@ def test_many_starts_at_once_make_one_server(tmp_path: Path) -> None:
     async def run() -> None:
         servers = [EmbeddedServer(tmp_path) for _ in range(8)]
         await asyncio.gather(*(server.start() for server in servers))
-        assert servers_on(tmp_path) == {pid(tmp_path)}
+        assert processes_naming(tmp_path) == {pid(tmp_path)}
         owners = [server for server in servers if server._process is not None]
         assert len(owners) == 1
         await owners[0].stop()
@@ -98,7 +82,7 @@ def test_a_killed_server_is_started_again_with_all_it_had(tmp_path: Path) -> Non
         await asyncio.to_thread(wait_for, lambda: pid(tmp_path) != killed)
         await server.start()
         assert await ask(server, lambda r: r.get("key")) == b"value"
-        assert servers_on(tmp_path) == {pid(tmp_path)}
+        assert processes_naming(tmp_path) == {pid(tmp_path)}
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         await server.stop()

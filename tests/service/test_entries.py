@@ -1,6 +1,7 @@
 """Cuts: which examples form a batch is decided once, and repeats."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -127,8 +128,7 @@ JSON_ENTRY = json.dumps({"features": [[1, 2]], "labels": [1]}).encode()
 def test_a_poison_entry_says_why(fields: dict[bytes, bytes], reason: str) -> None:
     entry = read_entry(EntryId(1, 0), fields, 2, 3)
     assert entry.batch is None
-    with pytest.raises(ValueError, match=reason):
-        raise ValueError(entry.reason)
+    assert re.search(reason, entry.reason)
 
 
 def test_an_entry_knows_where_it_came_from() -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,15 @@ def folded(batches: int) -> str:
     return Copy.of(state, Place("", 0, 0, Position(ORIGIN), 0, 0, 0, 0)).sha256()
 
 
+def takes(world: World, k: int) -> bool:
+    return world.learn(k, key=str(k)).status_code in (200, 202)
+
+
 def goes_on(world: World, batches: int) -> None:
     """After the fault all is as if it had not been."""
     wait_for(lambda: world.learning() == "learning")
     for k in range(1, batches):
-        wait_for(lambda k=k: world.learn(k, key=str(k)).status_code in (200, 202))  # type: ignore[misc]
+        wait_for(partial(takes, world, k))
     wait_for(lambda: world.client.get("/model").json()["model_version"] == batches)
     assert world.digest() == folded(batches)
 
@@ -136,7 +141,7 @@ def test_a_server_that_stands_still_delays_and_loses_nothing(world: World) -> No
 def test_a_server_that_is_killed_and_started_again_loses_nothing(world: World) -> None:
     for k in range(1, 4):
         world.server.kill()
-        wait_for(lambda k=k: world.refuses(k, "log_unavailable"))  # type: ignore[misc]
+        wait_for(partial(world.refuses, k, "log_unavailable"))
         assert world.predicts()
         world.server.start()
         goes_on(world, k + 1)
@@ -144,6 +149,9 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(world: World) -
 
 def test_a_server_that_begins_to_evict_halts_learning(world: World) -> None:
     world.redis.config_set("maxmemory-policy", "allkeys-lru")
+    wait_for(lambda: world.learning() == "halted")
+    assert world.refuses(1, "learning_halted")
+    assert world.predicts()
     world.service.kill()
     with pytest.raises(Exception, match="noeviction"):
         world.service.start()
@@ -196,7 +204,7 @@ def test_a_service_that_never_reached_its_log_ends_in_order(tmp_path: Path) -> N
 
 def test_a_service_that_stood_still_goes_on(world: World) -> None:
     os.kill(world.service.process.pid, signal.SIGSTOP)
-    time.sleep(1.5)  # longer than the lease
+    time.sleep(1.5)  # the fault itself: a stop longer than the lease
     os.kill(world.service.process.pid, signal.SIGCONT)
     goes_on(world, 4)
 

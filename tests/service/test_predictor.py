@@ -24,10 +24,12 @@ class Watched(Evaluator):
             step(self.state, a_batch(k))
         super().__init__(self.state.module, CPU)
         self.passes: list[int] = []
+        self.entered = threading.Event()
         self.go = threading.Event()
         self.go.set()
 
     def __call__(self, snapshot: Snapshot, features: Features) -> tuple[Tensor, Tensor]:
+        self.entered.set()
         self.go.wait(20)
         self.passes.append(len(features))
         return super().__call__(snapshot, features)
@@ -81,7 +83,7 @@ def test_a_cancelled_request_harms_no_other() -> None:
     async def use(predictor: Predictor, evaluate: Watched) -> None:
         evaluate.go.clear()
         under_way = asyncio.create_task(predictor.predict(rows(0)))
-        await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(evaluate.entered.wait, 20)
         waiting = [asyncio.create_task(predictor.predict(rows(k))) for k in range(1, 6)]
         await asyncio.sleep(0)
         for task in (under_way, waiting[0], waiting[3]):

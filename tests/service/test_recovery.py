@@ -1,5 +1,6 @@
 """Restart: the state comes back bit for bit, or the service says why it cannot."""
 
+import asyncio
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ import pytest
 from redis import Redis
 
 from service.checkpoint import DamagedError
-from service.log import LogError
+from service.entries import ORIGIN, EntryId, Pending, Position
+from service.log import Log, LogError, connect
+from service.replica import READ_BYTES, Replica
 from tests.service.harness import (
     SAFETENSORS,
     RedisProcess,
@@ -19,7 +22,7 @@ from tests.service.harness import (
     serving,
     wait_for,
 )
-from tests.service.states import a_batch
+from tests.service.states import a_batch, a_state
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000}
 LOG, CUTS = "funnel:{logistic}:log", "funnel:{logistic}:cuts"
@@ -68,6 +71,60 @@ def test_a_state_is_replayed_from_the_log_alone(service: ServiceProcess) -> None
             assert digest(client) == after
     finally:
         other.kill()
+
+
+def test_replay_passes_over_the_dead(tmp_path: Path) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        with serving(tmp_path / "one", **SMALL, redis_url=redis.url) as service:
+            with service.client() as client, redis.client() as direct:
+                for k in range(4):
+                    direct.xadd(LOG, {"batch": b"poison"})
+                    learn(client, k)
+                    direct.xadd(LOG, {"json": '{"features": [[NaN]], "labels": [0]}'})
+            service.kill()
+            assert checkpoints(service) == []
+            service.start()
+            with service.client() as client:
+                replayed = digest(client)
+                assert "funnel_dead_entries_total 8.0" in client.get("/metrics").text
+        with serving(tmp_path / "other", **SMALL) as clean, clean.client() as client:
+            for k in range(4):
+                learn(client, k)
+            assert digest(client) == replayed
+    finally:
+        redis.kill()
+
+
+def test_a_log_of_large_entries_is_not_read_in_one_go(tmp_path: Path) -> None:
+    """However many entries wait, a read asks for about READ_BYTES."""
+    redis = RedisProcess(tmp_path / "redis").start()
+    asked: list[int] = []
+
+    class Watched(Log):
+        async def read(self, after: EntryId, count: int, block_ms: int | None) -> Any:
+            found = await super().read(after, count, block_ms)
+            asked.append(sum(len(fields[b"batch"]) for _, fields in found))
+            return found
+
+    async def read_all() -> int:
+        log = Watched(connect(redis.url), "large")
+        replica = Replica(a_state(), lambda *_: None)
+        pending = Pending(Position(ORIGIN), 0)
+        try:
+            for _ in range(40):
+                await log.redis.xadd(log.keys.log, {"batch": a_batch(0, 40_000).to_bytes()})
+            while await replica.read(log, pending, None):
+                pass
+        finally:
+            await log.redis.aclose()
+        return pending.examples
+
+    try:
+        assert asyncio.run(read_all()) == 40 * 40_000
+    finally:
+        redis.kill()
+    assert max(asked) <= READ_BYTES
 
 
 def test_a_checkpoint_inside_the_logs_last_entry_is_gone_on_from(service: ServiceProcess) -> None:

@@ -1,5 +1,6 @@
 """Settings come from the environment or from options, and mistakes are named."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     [
         (["serve", "--port", "x"], "FUNNEL_PORT"),
         (["serve", "--model", "nowhere:Model"], "nowhere"),
-        (["serve", "--device", "cuda:99"], "FUNNEL_DEVICE|DEVICE"),
+        (["serve", "--device", "cuda:99"], "DEVICE"),
         (["stream", "sea", "--to", "ftp://host"], "ftp"),
         (["demo", "sea", "--optimizer", "x"], "FUNNEL_OPTIMIZER"),
     ],
@@ -111,5 +112,4 @@ def test_a_failure_is_one_line_and_a_status(
     errors = capsys.readouterr().err
     assert errors.startswith("funnel: ")
     assert errors.count("\n") == 1
-    with pytest.raises(AssertionError, match=message):
-        raise AssertionError(errors)
+    assert re.search(message, errors)

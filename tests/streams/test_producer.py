@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -23,8 +23,14 @@ from streams.producer import (
 from tests.service.harness import RedisProcess
 
 
+class Answering(NamedTuple):
+    url: str
+    seen: list[tuple[str, bytes, str]]
+    """Key, body and token of each request."""
+
+
 @contextmanager
-def answering(script: list[int], retry_after: str | None = None) -> Iterator[Any]:
+def answering(script: list[int], retry_after: str | None = None) -> Iterator[Answering]:
     """A server whose requests get these statuses in turn, then 202; 0 hangs up unanswered."""
     seen: list[tuple[str, bytes, str]] = []
 
@@ -49,10 +55,8 @@ def answering(script: list[int], retry_after: str | None = None) -> Iterator[Any
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    server.seen = seen  # type: ignore[attr-defined]
-    server.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
     try:
-        yield server
+        yield Answering(f"http://127.0.0.1:{server.server_port}", seen)
     finally:
         server.shutdown()
         thread.join()
