@@ -86,8 +86,8 @@ def test_replay_passes_over_the_dead(tmp_path: Path) -> None:
             assert checkpoints(service) == []
             service.start()
             with service.client() as client:
+                wait_for(lambda: "funnel_dead_entries_total 8.0" in client.get("/metrics").text)
                 replayed = digest(client)
-                assert "funnel_dead_entries_total 8.0" in client.get("/metrics").text
         with serving(tmp_path / "other", **SMALL) as clean, clean.client() as client:
             for k in range(4):
                 learn(client, k)
