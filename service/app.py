@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.errors import ErrorDetail, HTTPError, error_response
-from service.guard import Guard
+from service.guard import ADMIN, LEARN, PREDICT, Guard
 from service.routes import health, learn, model, predict
 from service.service import Service
 
@@ -57,9 +57,11 @@ def create_app(service: Service) -> FastAPI:
         detail = ErrorDetail(code="internal", message="the service failed; its log says more")
         return error_response(500, detail)
 
+    settings = service.settings
     app.add_middleware(
         Guard,
-        key=service.settings.api_key.get_secret_value(),
+        keys={ADMIN: settings.api_key, LEARN: settings.learn_key, PREDICT: settings.predict_key},
+        routes=app.routes,
         metrics=service.metrics,
     )
     return app

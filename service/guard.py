@@ -1,31 +1,46 @@
-"""Middleware in front of every route: the key, the clock, and errors nobody expected."""
+"""Middleware in front of every route: the keys and the clock."""
 
 import hmac
-import logging
 import time
+from collections.abc import Mapping, Sequence
 
+from pydantic import SecretStr
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import HTTPError
 from service.metrics import Metrics
 
-logger = logging.getLogger("funnel")
-
+ADMIN, LEARN, PREDICT = "admin", "learn", "predict"
+"""Scopes of keys; admin may do everything."""
 OPEN_PATHS = ("/health/live", "/health/ready")
+READS = ("GET", "HEAD")
+SCOPES = {("POST", "/learn"): LEARN, ("POST", "/predict"): PREDICT}
+"""What requests need that are no reads; where nothing stands here, admin."""
 
 
 class Guard:
-    """Checks the API key before anything of the body is read, and times the request.
+    """Checks the key before anything of the body is read, and times the request.
 
     Args:
         app: what comes behind.
-        key: expected after ``Authorization: Bearer``; empty lets everybody in.
+        keys: by scope, expected after ``Authorization: Bearer``; empty ones are none, and with
+            none everybody may do everything.
+        routes: of the app.
         metrics: where requests are counted.
     """
 
-    def __init__(self, app: ASGIApp, key: str, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
-        self._expected = f"Bearer {key}".encode() if key else b""
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Mapping[str, SecretStr],
+        routes: Sequence[BaseRoute],
+        metrics: Metrics,
+    ) -> None:
+        self.app, self.routes, self.metrics = app, routes, metrics
+        self._expected = {
+            name: f"Bearer {key.get_secret_value()}".encode() for name, key in keys.items() if key
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,12 +56,9 @@ class Guard:
             await send(message)
 
         try:
-            if self._may(scope):
+            if (error := self._refusal(scope)) is None:
                 await self.app(scope, receive, watched)
             else:
-                error = HTTPError(
-                    401, "unauthorized", "this needs the header Authorization: Bearer <key>"
-                )
                 self.metrics.rejected.labels(error.code).inc()
                 await error.answer()(scope, receive, watched)
         finally:
@@ -54,11 +66,31 @@ class Guard:
                 time.perf_counter() - began
             )
 
-    def _may(self, scope: Scope) -> bool:
+    def _refusal(self, scope: Scope) -> HTTPError | None:
         if not self._expected or scope["path"] in OPEN_PATHS:
-            return True
+            return None
         given = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(given, self._expected)
+        # A set, not any(): the time must not tell which key it was.
+        held = {name for name, key in self._expected.items() if hmac.compare_digest(given, key)}
+        if not held:
+            return HTTPError(
+                401, "unauthorized", "this needs the header Authorization: Bearer <key>"
+            )
+        needed = needed_scope(scope["method"], scope["path"])
+        if held & {needed, ADMIN} or self._leads_nowhere(scope):
+            return None
+        return HTTPError(403, "forbidden", f"this needs a key of scope {needed}")
+
+    def _leads_nowhere(self, scope: Scope) -> bool:
+        """Return whether this reads what does not exist; the app says so to every known key."""
+        return scope["method"] in READS and all(
+            route.matches(scope)[0] is Match.NONE for route in self.routes
+        )
+
+
+def needed_scope(method: str, path: str) -> str:
+    """Return the scope that a request needs."""
+    return SCOPES.get((method, path), PREDICT if method in READS else ADMIN)
 
 
 def _route(scope: Scope) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.fold import OPTIMIZERS, Rates, Spec
@@ -24,7 +24,9 @@ class SettingsError(ValueError):
 class Settings(BaseSettings):
     """All settings; the descriptions are what ``funnel serve --help`` shows."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     redis_url: SecretStr = Field(
         SecretStr(""),
@@ -63,7 +65,15 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
     api_key: SecretStr = Field(
-        SecretStr(""), description="if set, requests need Authorization: Bearer <key>"
+        SecretStr(""),
+        description="if set, requests need Authorization: Bearer <key>; this one may do everything",
+    )
+    learn_key: SecretStr = Field(
+        SecretStr(""), description="a key that may only POST /learn; API_KEY must be set too"
+    )
+    predict_key: SecretStr = Field(
+        SecretStr(""),
+        description="a key that may POST /predict and GET everything; API_KEY must be set too",
     )
     max_body_bytes: int = Field(32 << 20, ge=1, description="largest request body")
     max_backlog: int = Field(
@@ -105,6 +115,16 @@ class Settings(BaseSettings):
     def _known(cls, value: str) -> str:
         if value not in OPTIMIZERS:
             raise ValueError(f"choose one of {', '.join(OPTIMIZERS)}")
+        return value
+
+    @field_validator("learn_key", "predict_key")
+    @classmethod
+    def _scoped(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        if value and not info.data.get("api_key"):
+            raise ValueError(f"set {PREFIX}API_KEY too, the key that may do everything")
+        for name in ("api_key", "learn_key"):
+            if value and info.data.get(name) == value:
+                raise ValueError(f"choose another key than {PREFIX}{name.upper()}")
         return value
 
     @property
@@ -160,5 +180,7 @@ def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
         found = error.errors()[0]
         name = str(found["loc"][0]).upper() if found["loc"] else "settings"
         message = found["msg"].removeprefix("Value error, ")
-        given = "" if name in ("API_KEY", "REDIS_URL") else f", got {found['input']!r}"
+        field = Settings.model_fields.get(name.lower())
+        secret = field is None or field.annotation is SecretStr
+        given = "" if secret else f", got {found['input']!r}"
         raise SettingsError(f"{PREFIX}{name}: {message}{given}") from error

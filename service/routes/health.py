@@ -42,7 +42,11 @@ async def ready(service: AnyCondition) -> Health:
     )
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={s: {"model": ErrorBody} for s in (401, 403)},
+)
 async def metrics(service: AnyCondition) -> Response:
     """Return all metrics in Prometheus' text format."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

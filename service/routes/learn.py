@@ -71,7 +71,7 @@ BODY: dict[str, Any] = {
     },
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (401, 408, 409, 413, 415, 422, 429, 503)
+    status: {"model": ErrorBody} for status in (401, 403, 408, 409, 413, 415, 422, 429, 503)
 }
 
 

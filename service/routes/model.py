@@ -12,7 +12,7 @@ from service.dependencies import Running
 from service.errors import ErrorBody, unavailable
 from service.log import LogError
 
-router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 503)})
+router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
 
 class ModelAnswer(BaseModel):

@@ -48,7 +48,7 @@ BODY: dict[str, Any] = {
 @router.post(
     "/predict",
     response_model=Predictions,
-    responses={s: {"model": ErrorBody} for s in (401, 408, 413, 415, 422, 503)},
+    responses={s: {"model": ErrorBody} for s in (401, 403, 408, 413, 415, 422, 503)},
     openapi_extra={"requestBody": BODY},
 )
 async def predict(

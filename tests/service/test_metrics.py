@@ -134,12 +134,12 @@ def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
     from tests.service.harness import free_port
 
     port = free_port()
-    with serving(tmp_path, **SMALL, api_key="secret") as service:
+    with serving(tmp_path, **SMALL, api_key="secret", predict_key="reader") as service:
         (tmp_path / "prometheus.yml").write_text(
             "global: {scrape_interval: 200ms}\n"
             "scrape_configs:\n"
             "- job_name: funnel\n"
-            "  authorization: {credentials: secret}\n"
+            "  authorization: {credentials: reader}\n"
             f"  static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
         )
         process = subprocess.Popen(

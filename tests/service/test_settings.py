@@ -67,7 +67,8 @@ def test_a_variable_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_secrets_are_not_shown() -> None:
-    settings = load_settings({"api_key": "hush", "redis_url": "redis://:hush@host"})
+    keys = {"api_key": "hush1", "learn_key": "hush2", "predict_key": "hush3"}
+    settings = load_settings(keys | {"redis_url": "redis://:hush@host"})
     assert "hush" not in repr(settings)
 
 
