@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
         "stream",
         help="send a stream to a service or into its log",
         description="Send a named stream, with a progress bar; busy and absent services are tried "
-        "again.",
+        f"again. The key for http:// is {PREFIX}LEARN_KEY or {PREFIX}API_KEY of the environment.",
     )
     stream.add_argument("--to", required=True, metavar="URL", help="http://… or redis://…")
     stream.add_argument(
@@ -191,7 +191,8 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_stream(options: argparse.Namespace) -> int:
     """``funnel stream``."""
-    target = make_target(options.to, options.model, os.environ.get(f"{PREFIX}API_KEY", ""))
+    key = os.environ.get(f"{PREFIX}LEARN_KEY") or os.environ.get(f"{PREFIX}API_KEY", "")
+    target = make_target(options.to, options.model, key)
     stream = get(options.stream, options.examples, options.source)
     bar = tqdm(
         total=stream.examples,

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from service.settings import Settings
 
@@ -34,6 +35,16 @@ def test_every_setting_in_the_containers_is_one_of_the_service() -> None:
     for text in (COMPOSE, (ROOT / "docker/Dockerfile").read_text()):
         set_there = set(re.findall(r"^\s*(FUNNEL_[A-Z_]+)[:=]", text, re.MULTILINE))
         assert set_there <= known
+
+
+def test_containers_are_given_the_keys_they_need() -> None:
+    def keys(service: str) -> set[str]:
+        environment = yaml.safe_load(COMPOSE)["services"][service]["environment"]
+        return {name for name in environment if name.endswith("_KEY")}
+
+    assert keys("service") == keys("standby")
+    assert keys("service") == {"FUNNEL_API_KEY", "FUNNEL_LEARN_KEY", "FUNNEL_PREDICT_KEY"}
+    assert keys("generator") == {"FUNNEL_LEARN_KEY"}
 
 
 def test_every_image_is_pinned() -> None:

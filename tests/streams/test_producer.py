@@ -129,6 +129,28 @@ def test_an_unknown_scheme_is_refused() -> None:
         make_target("ftp://host")
 
 
+@pytest.mark.parametrize(
+    ("keys", "token"),
+    [
+        ({}, None),
+        ({"API": "all"}, "Bearer all"),
+        ({"API": "all", "LEARN": ""}, "Bearer all"),
+        ({"API": "all", "LEARN": "less"}, "Bearer less"),
+        ({"LEARN": "less"}, "Bearer less"),
+    ],
+)
+def test_the_command_sends_the_key_that_may_do_least(
+    keys: dict[str, str], token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("API", "LEARN"):
+        monkeypatch.delenv(f"FUNNEL_{name}_KEY", raising=False)
+    for name, key in keys.items():
+        monkeypatch.setenv(f"FUNNEL_{name}_KEY", key)
+    with answering([]) as server:
+        assert main(["stream", "sea", "--to", server.url, "--examples", "100"]) == 0
+    assert [given for _, _, given in server.seen] == [token]
+
+
 def test_the_command_sends_and_sums_up(capsys: pytest.CaptureFixture[str]) -> None:
     with answering([]) as server:
         assert main(["stream", "sea", "--to", server.url, "--examples", "250"]) == 0
