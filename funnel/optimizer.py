@@ -14,6 +14,7 @@ from funnel.compiled import CompiledStep
 from funnel.foreign import Factory, ForeignInner, Proposed, own_inner, resumed
 from funnel.inner import Adagrad, Inner
 from funnel.telemetry import TensorTelemetry, describe
+from funnel.traced import TracedStep
 from funnel.update import Alignment, Rates, State, Variant, step_
 from funnel.verbatim import load_verbatim
 
@@ -61,6 +62,8 @@ class Funnel(Optimizer):
             `telemetry` counts it. Done on the device.
         compiled: run the step through ``torch.compile``, which fuses it into two passes over
             memory per tensor. Compiles at the first step; equal to eager up to rounding.
+        traced: run the step in TorchScript's interpreter, without Python and its lock: for small
+            models on a CPU, where calling the operators costs most. Equal to eager bit for bit.
 
     The step never reads a device tensor on the host, so it can be captured in a CUDA graph once
     one step has run to allocate the state (give ``lr`` as a tensor to change it afterwards).
@@ -90,9 +93,13 @@ class Funnel(Optimizer):
         maximize: bool = False,
         skip_nonfinite: bool = True,
         compiled: bool = False,
+        traced: bool = False,
     ) -> None:
         check_flag("compiled", compiled)
-        self._reset(compiled)
+        check_flag("traced", traced)
+        if compiled and traced:
+            raise ValueError("a step is either compiled or traced, not both")
+        self._reset(compiled, traced)
         defaults = {
             "inner": Adagrad() if inner is None else inner,
             "lr": lr,
@@ -113,14 +120,16 @@ class Funnel(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def _reset(self, compiled: bool) -> None:
+    def _reset(self, compiled: bool, traced: bool) -> None:
         """Set what is neither hyperparameter nor state."""
-        self.compiled = compiled
-        self._run: Callable[..., Alignment] = CompiledStep() if compiled else step_
+        self.compiled, self.traced = compiled, traced
+        self._run: Callable[..., Alignment] = step_
+        if compiled or traced:
+            self._run = CompiledStep() if compiled else TracedStep()
         self._last: dict[Tensor, tuple[Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"compiled": self.compiled}
+        return super().__getstate__() | {"compiled": self.compiled, "traced": self.traced}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a pickled or copied optimizer, or the state that ``load_state_dict`` read."""
@@ -131,7 +140,7 @@ class Funnel(Optimizer):
                 loaded["inner"] = resumed(loaded["inner"], mine["inner"])
         super().__setstate__(state)
         if "_run" not in self.__dict__:
-            self._reset(self.compiled)
+            self._reset(self.compiled, self.traced)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it may set every hyperparameter for itself, ``inner`` among them.
