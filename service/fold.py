@@ -6,9 +6,10 @@ states and equal batches give equal states, bit for bit. It never reads a GPU on
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, Inner, RMSprop
+from funnel.traced import Traced
 from service import models
+from service.backprop import differentiate
 from service.scoring import Scores
 from service.standardizer import Standardizer, clamped
 from service.upload import Upload
@@ -101,7 +104,7 @@ class State:
         self.on_host = device.type == "cpu"
         """Whether a step may branch on a tensor: then it asks whether all is finite, and Funnel
         need not mask, which takes a third of its time."""
-        self.optimizer = make_optimizer(spec.optimizer, rates, self.module, not self.on_host)
+        self.optimizer = make_optimizer(spec.optimizer, rates, self.module, self.on_host)
         self.norm_level = torch.full((), math.inf, device=device)
         """Log of the gradient norm that nearly all recent ones stay under; inf before the first."""
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
@@ -111,6 +114,9 @@ class State:
         self.examples = 0
         """Examples folded in."""
         self.upload = Upload(device)
+        self.observe: Callable[..., tuple[Any, ...]] = partial(_observe, self)
+        if self.on_host and models.is_plain(spec.model):
+            self.observe = Traced(self.observe, self.tensors().values())
 
     def set_rates(self, rates: Rates) -> None:
         """Go on with other hyperparameters."""
@@ -184,9 +190,7 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def make_optimizer(
-    name: str, rates: Rates, module: nn.Module, skip_nonfinite: bool = True
-) -> Funnel:
+def make_optimizer(name: str, rates: Rates, module: nn.Module, on_host: bool = False) -> Funnel:
     """Return the optimizer called ``name``, one of OPTIMIZERS.
 
     ``funnel`` is Funnel(AdaGrad). The plain ones are Funnel at γp = γs = 0, which is the inner
@@ -196,7 +200,8 @@ def make_optimizer(
     return Funnel(
         module.named_parameters(),
         inner,
-        skip_nonfinite=skip_nonfinite,
+        skip_nonfinite=not on_host,
+        traced=on_host,
         **optimizer_rates(name, rates),
     )
 
@@ -212,6 +217,7 @@ def optimizer_rates(name: str, rates: Rates) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
 def step(state: State, batch: Batch) -> Report:
     """Score the batch with the weights as they are, then take one Funnel update.
 
@@ -222,54 +228,54 @@ def step(state: State, batch: Batch) -> Report:
         batch: checked examples (see `streams.batch.check`).
     """
     inputs, labels = state.upload(batch)
-    prepared = inputs
-    if state.spec.standardize:
-        if state.examples == 0:
-            state.standardizer.start(inputs)
-        deviations = state.standardizer.deviations(inputs)
-        prepared = clamped(deviations)
-    if models.is_plain(state.spec.model):
-        logits, losses, gradients = _differentiate(state, prepared, labels)
-        finite = _give(state, losses, gradients)
-    else:
-        logits, losses, finite = _differentiate_any(state, prepared, labels)
+    if state.spec.standardize and state.examples == 0:
+        state.standardizer.start(inputs)
+    finite, accuracy, loss, *gradients = state.observe(inputs, labels)
+    for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
+        parameter.grad = gradient
     if not state.on_host or finite:
         state.optimizer.step()
+    state.version += 1
+    state.examples += len(batch)
+    return Report(state.version, accuracy, loss)
+
+
+def _observe(state: State, inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, ...]:
+    """Score and differentiate a batch; let everything but the optimizer take it.
+
+    Returns:
+        Whether loss and gradient are finite, bool; accuracy and mean loss; a gradient for each
+        parameter, NaN if not finite, None for one that the loss does not depend on.
+    """
+    prepared = inputs
+    if state.spec.standardize:
+        deviations = state.standardizer.deviations(inputs)
+        prepared = clamped(deviations)
+    gradients: Sequence[Tensor | None]
+    if models.is_plain(state.spec.model):
+        logits, losses, gradients = differentiate(list(state.parameters.values()), prepared, labels)
+        finite = _bound(state, losses, gradients)
+    else:
+        logits, losses, gradients, finite = _differentiate_any(state, prepared, labels)
     correct = logits.argmax(dim=1) == labels
     state.scores.update(correct, losses, labels, finite)
     if state.spec.standardize:
         state.standardizer.update(deviations, finite)
     state.nonfinite.add_(~finite)
-    state.version += 1
-    state.examples += len(batch)
-    return Report(state.version, correct.float().mean(), losses.mean())
-
-
-def _differentiate(
-    state: State, prepared: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Return logits, fp32 [n, classes], losses, fp32 [n], and the gradients of the mean loss."""
-    with torch.enable_grad():
-        logits = state.module(prepared)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        mean = torch.full_like(losses, 1 / len(losses))
-        gradients = torch.autograd.grad(
-            losses, list(state.parameters.values()), mean, allow_unused=True
-        )
-    return logits.detach(), losses.detach(), gradients
+    return finite, correct.float().mean(), losses.mean(), *gradients
 
 
 def _differentiate_any(
     state: State, prepared: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Sequence[Tensor | None], Tensor]:
     """Do the same for a user's module, which may hold randomness and buffers, and may fail.
 
     It is scored in evaluation mode and differentiated in training mode. Whatever it raises at its
     inputs, it raises again in replay, so the batch is left out as one that is not finite is.
 
     Returns:
-        Logits, fp32 [n, classes]; losses, fp32 [n]; and whether the update was handed to the
-        optimizer, bool, 0-dim.
+        Logits, fp32 [n, classes]; losses, fp32 [n]; gradients as `_observe` returns them; and
+        whether they are finite, bool, 0-dim.
 
     Raises:
         torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError: the machine failed,
@@ -277,26 +283,32 @@ def _differentiate_any(
     """
     torch.manual_seed((state.spec.seed << 40) + state.version)  # so that replay draws the same
     before = [(buffer, buffer.clone()) for buffer in state.module.buffers()]
+    gradients: Sequence[Tensor | None]
     try:
         with torch.no_grad(), evaluating(state.module):
             logits = state.module(prepared)
         losses = F.cross_entropy(logits, labels, reduction="none")
-        _, training_losses, gradients = _differentiate(state, prepared, labels)
+        with torch.enable_grad():
+            training_loss = F.cross_entropy(state.module(prepared), labels)
+            gradients = torch.autograd.grad(
+                training_loss, list(state.parameters.values()), allow_unused=True
+            )
     except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError):
         raise
     except Exception:  # a user's code may raise anything
         logger.exception("the model failed on a batch of %d, which is left out", len(labels))
         logits = torch.full((len(labels), state.spec.classes), math.nan, device=state.device)
-        losses = training_losses = logits[:, 0]
-        gradients = tuple(torch.zeros_like(p) for p in state.parameters.values())
-    finite = _give(state, training_losses, gradients)
+        losses = logits[:, 0]
+        training_loss = losses.sum()
+        gradients = [torch.zeros_like(p) for p in state.parameters.values()]
+    finite = _bound(state, training_loss.detach(), gradients)
     for buffer, old in before:
         buffer.copy_(torch.where(finite, buffer, old))
-    return logits, losses, finite
+    return logits, losses, gradients, finite
 
 
-def _give(state: State, losses: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
-    """Hand the optimizer the gradient, cut to NORM_CAP, or NaN if the batch is not finite.
+def _bound(state: State, losses: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
+    """Cut the gradient to NORM_CAP in place; make it NaN if the batch is not finite.
 
     Funnel leaves a tensor with a NaN in its gradient as it is, so NaN in all leaves all.
 
@@ -313,8 +325,6 @@ def _give(state: State, losses: Tensor, gradients: tuple[Tensor, ...]) -> Tensor
     moved = level + torch.where(log_norm > level, NORM_UP, -NORM_DOWN)
     moved = torch.where(level.isinf(), log_norm, moved)
     level.copy_(torch.where(finite & (norm > 0), moved, level))
-    for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
-        parameter.grad = gradient
     return finite
 
 

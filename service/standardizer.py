@@ -52,7 +52,7 @@ class Standardizer:
             deviations: what `deviations` returned for it; changed in place.
             keep: bool, 0-dim; where it is False nothing changes.
         """
-        n = deviations.shape[0]
+        n = len(deviations)
         deviations.clamp_(-STATISTICS_LIMIT, STATISTICS_LIMIT)
         floored = _floored(self.mean, self.variance)
         shift = deviations.mean(dim=0)

@@ -3,16 +3,18 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from funnel import Adagrad, Funnel
+from funnel.traced import Traced
 from service.checkpoint import Copy, Place
 from service.entries import ORIGIN, Position
-from service.fold import OPTIMIZERS, State, step
-from service.models import ModelError
+from service.fold import OPTIMIZERS, State, _observe, step
+from service.models import BUILT_IN, ModelError
 from streams.batch import Batch
 from tests.service.states import CPU, RATES, a_batch, a_spec, a_state, same_tensors
 
@@ -34,6 +36,22 @@ def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
     for k in range(5):
         torch.manual_seed(k + 100)
         step(other, a_batch(k))
+    assert same_tensors(one.tensors(), other.tensors())
+
+
+@pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(BUILT_IN, OPTIMIZERS)))
+def test_traced_steps_are_the_eager_ones_bit_for_bit(model: str, optimizer: str) -> None:
+    one, other = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
+    other.observe = partial(_observe, other)
+    other.optimizer._reset(compiled=False, traced=False)
+    for k in range(12):
+        batch = a_batch(k, 20 if k % 4 else 7)
+        if k == 9:
+            batch.features[0, 0] = np.inf
+        reports = step(one, batch), step(other, batch)
+        assert float(reports[0].loss) == pytest.approx(float(reports[1].loss), abs=0, nan_ok=True)
+    assert isinstance(one.observe, Traced)
+    assert one.optimizer.traced
     assert same_tensors(one.tensors(), other.tensors())
 
 
