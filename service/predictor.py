@@ -42,7 +42,7 @@ class Predictor:
     While one pass runs, the next requests gather. A cancelled request only drops its own answer.
 
     Args:
-        evaluate: computes a pass; runs in a thread of its own.
+        evaluate: computes a pass; a long one runs in a thread of its own.
         newest: returns the newest snapshot.
     """
 
@@ -77,9 +77,12 @@ class Predictor:
                 snapshot = self._newest()
                 joined = join_features([r.features for r in requests])
                 try:
-                    answers = await loop.run_in_executor(
-                        self._thread, self._evaluate, snapshot, joined
-                    )
+                    if self._evaluate.is_quick(len(joined)):
+                        answers = self._evaluate(snapshot, joined)
+                    else:
+                        answers = await loop.run_in_executor(
+                            self._thread, self._evaluate, snapshot, joined
+                        )
                 except Exception as error:
                     for request in requests:
                         if not request.answer.done():

@@ -13,6 +13,9 @@ from service.standardizer import standardize
 from service.upload import to_inputs
 from streams.batch import Features
 
+QUICK_PRODUCTS = 1 << 18
+"""Multiplications of about 0.1 ms."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -48,6 +51,11 @@ class Evaluator:
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module, self.device = copy.deepcopy(module).eval(), device
+        self._products = sum(p.numel() for p in module.parameters() if p.dim() > 1)
+
+    def is_quick(self, rows: int) -> bool:
+        """Say whether a pass takes less time than handing it to another thread."""
+        return self.device.type == "cpu" and rows * self._products <= QUICK_PRODUCTS
 
     @torch.inference_mode()
     def __call__(self, snapshot: Snapshot, features: Features) -> tuple[Tensor, Tensor]:
