@@ -1,7 +1,7 @@
 """The learner: reads the log, cuts, steps, publishes, checkpoints. Knows nothing of HTTP.
 
-It runs in a thread with an event loop of its own. Torch lets go of the interpreter in every
-operation, so the HTTP side goes on beside it.
+It runs in a thread with an event loop of its own, and steps in another (see `service.pipeline`).
+Torch lets go of the interpreter in every operation, so the HTTP side goes on beside them.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from service.checkpoint import Checkpoints, Info
-from service.entries import Cut, EntryId, Pending, Position
+from service.entries import EntryId, Position
 from service.fold import Report, State
 from service.keeper import Keeper
 from service.lease import Lease, Lock
 from service.log import FencedError, GapError, Log, LogError, check_reach
+from service.pipeline import Cutting, Pipeline, Worker, give_way
 from service.replica import Replica
 from service.snapshot import Snapshot
 from service.statistics import Statistics, read_statistics
 from service.waiters import Applied, Waiters
-from streams.batch import Batch
 
 logger = logging.getLogger("funnel")
 
@@ -35,23 +35,20 @@ PAUSE_SECONDS = 0.25
 """Time between statistics when learning has paused and they are not of its end."""
 CHECK_SECONDS = 10.0
 """Time between looks at the server's configuration."""
-BLOCK_MS = 2_000
-GROUP = 32
-"""Batches whose cuts are recorded in one call."""
 RETRY_SECONDS = 0.5
+STALLED_LEASES = 10
+"""A batch that takes longer than so many leases has hung: the lease is left to a standby."""
 STANDBY_SECONDS = 0.25
 """Time between looks of a standby at the lease and the newest checkpoint."""
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """How batches are cut and checkpoints timed."""
+class Terms:
+    """On what terms a service learns."""
 
-    batch_size: int
-    max_wait_seconds: float
     checkpoint_seconds: float
-    lease_seconds: float = 5.0
-    accept_gap: bool = False
+    lease_seconds: float
+    accept_gap: bool
 
 
 class Learner:
@@ -62,7 +59,8 @@ class Learner:
         open_log: connects; called in the learner's own loop.
         checkpoints: where states are kept.
         lock: beside them; see `service.lease`.
-        cutting: sizes and times.
+        cutting: how batches are cut.
+        terms: times, and what the operator accepts.
         observe: told the seconds and the examples of each step.
         failed: called from the learner's thread when it halts for good.
     """
@@ -74,13 +72,14 @@ class Learner:
         checkpoints: Checkpoints,
         lock: Lock,
         cutting: Cutting,
+        terms: Terms,
         observe: Callable[[float, int], None],
         failed: Callable[[BaseException], object],
     ) -> None:
-        self.cutting = cutting
+        self.cutting, self.terms = cutting, terms
         self.replica = Replica(state, self._on_step)
         self.waiters = Waiters()
-        self.keeper = Keeper(checkpoints, cutting.checkpoint_seconds, self._poke)
+        self.keeper = Keeper(checkpoints, terms.checkpoint_seconds, self._poke)
         self.snapshot: Snapshot | None = None
         self.statistics: Statistics | None = None
         self.condition = "starting"
@@ -91,9 +90,10 @@ class Learner:
         """Set once it learns or stands by, or has halted or stopped."""
         self._open_log, self._lock, self._observe, self._failed = open_log, lock, observe, failed
         self._lease: Lease
-        """Made in the learner's loop."""
+        """Made in the learner's loop, as is the worker."""
+        self._worker: Worker
         self._started = threading.Event()
-        self._stopping = False
+        self._stopping = self._has_stalled = False
         self._statistics_at = self._checked_at = 0.0
         self._warnings: list[str] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -151,6 +151,7 @@ class Learner:
         self._observe(seconds, examples)
 
     def _run(self) -> None:
+        give_way()
         try:
             asyncio.run(self._main())
         except BaseException as error:
@@ -169,8 +170,9 @@ class Learner:
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
         self._started.set()
         log = self._open_log()
-        lease = Lease(log.redis, log.keys.lease, self._lock, self.cutting.lease_seconds)
+        lease = Lease(log.redis, log.keys.lease, self._lock, self.terms.lease_seconds)
         self._lease = lease
+        self._worker = Worker("funnel-step")
         try:
             while not self._stopping:
                 try:
@@ -195,6 +197,7 @@ class Learner:
             if self.replica.has_recovered and self.replica.at.cut:
                 await self.keeper.finish(self.state, self.replica.at)
         finally:
+            self._worker.end()
             self.replica.resign()
             try:
                 await lease.release()
@@ -243,81 +246,62 @@ class Learner:
         self.replica.resign()
 
     async def _may_go_on(self) -> bool:
-        """Renew the lease if that is due; say whether learning goes on.
+        """Renew the lease if that is due, unless a batch hangs; say whether learning goes on.
 
         Raises:
             FencedError: another service has taken the lease.
         """
-        if self._lease.due_in <= 0 and not await self._lease.take():
+        is_due = self._lease.due_in <= 0 and not self._has_stalled
+        if is_due and not await self._lease.take():
             raise FencedError("the lease ran out and another service has taken it")
         return not self._stopping
 
-    async def _recover(self, log: Log) -> Pending:
+    async def _recover(self, log: Log) -> Pipeline:
         if self.condition in ("starting", "standby"):
             if self.keeper.checkpoints.has_news:
                 self.replica.load(self.keeper.checkpoints)
             cut = self.replica.place.cut if self.replica.place else 0
             self.condition, self.reason = "replaying", f"from cut {cut}"
-        pending = await self.replica.recover(log, self.cutting.accept_gap, self._may_go_on)
+        pending = await self.replica.recover(log, self.terms.accept_gap, self._may_go_on)
         self.condition, self.reason = "learning", ""
         self._publish()
-        await self._watch(log, pending)
+        pipeline = Pipeline(
+            self.replica, log, pending, self.cutting, self._worker, self._publish_if_due
+        )
+        await self._watch(pipeline)
         self.caught_up.set()
-        return pending
+        return pipeline
 
-    async def _learn(self, log: Log, pending: Pending) -> None:
-        """Cut full batches as long as there are any; the rest when it has waited long enough."""
+    async def _learn(self, log: Log, pipeline: Pipeline) -> None:
+        """Learn what comes, and tend to everything else between groups of batches."""
         assert self._wake is not None
-        reading: asyncio.Task[bool] | None = None
-        waited_since = time.monotonic()
         try:
             while await self._may_go_on():
                 self._wake.clear()
-                await self.keeper.tend(self.state, self.replica.at, log)
-                if self._statistics_due_in(pending) <= 0:
-                    await self._watch(log, pending)
-                if pending.examples >= self.cutting.batch_size:
-                    await self._carry_out(log, self._take_full(pending))
-                    waited_since = time.monotonic()
-                    continue
-                self._publish()
-                wait = max(0.0, min(self._statistics_due_in(pending), self._lease.due_in))
-                if pending:
-                    left = waited_since + self.cutting.max_wait_seconds - time.monotonic()
-                    if left <= 0 or not pending.examples:
-                        await self._carry_out(log, [pending.take(pending.examples)])
-                        continue
-                    wait = min(wait, left)
-                else:
-                    waited_since = time.monotonic()
-                reading = reading or asyncio.create_task(self.replica.read(log, pending, BLOCK_MS))
-                woken = asyncio.create_task(self._wake.wait())
-                await asyncio.wait({reading, woken}, timeout=wait, return_when="FIRST_COMPLETED")
-                woken.cancel()
-                if reading.done():
-                    reading.result()
-                    reading = None
+                self._note_stall(pipeline)
+                wait = max(self._lease.due_in, STANDBY_SECONDS)
+                if pipeline.is_quiet:
+                    await self.keeper.tend(self.state, self.replica.at, log)
+                    if self._statistics_due_in(pipeline) <= 0:
+                        await self._watch(pipeline)
+                    if pipeline.is_idle:
+                        self._publish()
+                    wait = min(wait, max(0.0, self._statistics_due_in(pipeline)))
+                await pipeline.turn(self._wake, wait)
         finally:
-            if reading is not None:
-                reading.cancel()
+            await pipeline.close()
 
-    def _take_full(self, pending: Pending) -> list[tuple[Cut, Batch | None]]:
-        taken: list[tuple[Cut, Batch | None]] = []
-        while pending.examples >= self.cutting.batch_size and len(taken) < GROUP:
-            taken.append(pending.take(self.cutting.batch_size))
-        return taken
+    def _note_stall(self, pipeline: Pipeline) -> None:
+        stalled = pipeline.batch_seconds > STALLED_LEASES * self.terms.lease_seconds
+        if stalled and not self._has_stalled:
+            logger.error("a batch takes %.0f s: is the device hung?", pipeline.batch_seconds)
+        self._has_stalled = stalled
 
-    async def _carry_out(self, log: Log, taken: list[tuple[Cut, Batch | None]]) -> None:
-        await self.replica.record(log, [cut for cut, _ in taken])
-        for cut, batch in taken:
-            for dead in cut.dead:
-                logger.warning("entry %s is put aside as dead: %s", dead.entry, dead.reason)
-            self.replica.apply(cut, batch)
-            await self._may_go_on()
-            snapshot = self.snapshot
-            age = time.monotonic() - snapshot.made if snapshot else PUBLISH_SECONDS
-            if self.waiters or age >= PUBLISH_SECONDS:
-                self._publish()
+    def _publish_if_due(self) -> None:
+        snapshot = self.snapshot
+        age = time.monotonic() - snapshot.made if snapshot else PUBLISH_SECONDS
+        if self.waiters or age >= PUBLISH_SECONDS:
+            self._publish()
 
     def _publish(self) -> None:
         """Swap in a snapshot of the state, then answer those who wait for what is in it."""
@@ -326,25 +310,23 @@ class Learner:
         if self.waiters:
             self.waiters.answer(self.replica.at.position)
 
-    def _statistics_due_in(self, pending: Pending) -> float:
+    def _statistics_due_in(self, pipeline: Pipeline) -> float:
         """Return the seconds until the next look; sooner once learning has paused."""
-        paused = pending.examples < self.cutting.batch_size
         stale = self.statistics is None or self.statistics.version != self.state.version
-        every = PAUSE_SECONDS if paused and stale else STATISTICS_SECONDS
+        every = PAUSE_SECONDS if pipeline.is_idle and stale else STATISTICS_SECONDS
         return self._statistics_at + every - time.monotonic()
 
-    async def _watch(self, log: Log, pending: Pending) -> None:
+    async def _watch(self, pipeline: Pipeline) -> None:
         """Look at the log's extent, and read the statistics off the device."""
         self._statistics_at = time.monotonic()
         if self._statistics_at - self._checked_at >= CHECK_SECONDS:
-            await self._check_server(log)
-        extent, place = await log.extent(), self.replica.at
+            await self._check_server(pipeline.log)
+        extent, place = await pipeline.log.extent(), self.replica.at
         check_reach(extent, place.log, place.position, place.entries)
-        newest = pending.newest
-        if extent.last == newest and extent.added != pending.seen:
+        newest, seen = pipeline.pending.newest, pipeline.pending.seen
+        if extent.last == newest and extent.added != seen:
             raise GapError(
                 f"entries were deleted before they were learned: {extent.added} were added up to "
-                f"{newest}, {pending.seen} were read"
+                f"{newest}, {seen} were read"
             )
-        waiting_since = pending.oldest.milliseconds if pending else None
-        self.statistics = read_statistics(self.state, place, extent, waiting_since)
+        self.statistics = read_statistics(self.state, place, extent, pipeline.waiting_since_ms)

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 
 import orjson
-import torch
 
 from service.checkpoint import Checkpoints, Place
 from service.entries import ORIGIN, TOP, Cut, EntryId, Pending, Position, read_entry
@@ -46,6 +45,10 @@ class Replica:
         """Examples in an entry, on recent average."""
         self._largest = READ_BYTES
         """Bytes of the largest entry of the last read; the first read takes one entry."""
+        self.step_seconds = 1.0
+        """Of the last step, on the host."""
+        self._recorded = 0
+        """The number of the last cut that is recorded; it may not have been applied yet."""
         self._epoch: int | None = None
 
     @property
@@ -122,6 +125,7 @@ class Replica:
             self._epoch = await log.take_epoch(self.at.epoch)
             self.place = replace(self.at, epoch=self._epoch)
         await self._replay(log, may_go_on)
+        self._recorded = self.at.cut
         if self.state.rates != self._rates and await may_go_on():
             command = self._command({"rates": asdict(self._rates)})
             await self.record(log, [command])
@@ -141,6 +145,7 @@ class Replica:
             command=GAP_COMMAND,
         )
         self.place = replace(self.at, log=name, epoch=self._epoch, cut=cut)
+        self._recorded = cut
         await self.record(log, [gap])
         self.apply(gap, None)
 
@@ -203,22 +208,23 @@ class Replica:
             FencedError: another learner has taken the log over.
         """
         assert self._epoch is not None
-        if self.at.cut == 0:
+        if self._recorded == 0:
             spec, rates = asdict(self.state.spec), asdict(self.state.rates)
             begin = self._command({"spec": spec, "rates": rates})
             await log.append_cuts(self._epoch, 1, [begin, *cuts])
             self.apply(begin, None)
+            self._recorded = 1 + len(cuts)
             return
-        await log.append_cuts(self._epoch, self.at.cut + 1, cuts)
+        await log.append_cuts(self._epoch, self._recorded + 1, cuts)
+        self._recorded += len(cuts)
 
     def apply(self, cut: Cut, batch: Batch | None) -> None:
         """Carry out a recorded cut: the batch, then the command."""
         if batch is not None:
             began = time.perf_counter()
-            with torch.no_grad():
-                report = step(self.state, batch)
-            seconds = time.perf_counter() - began
-            self._observe(self.at.position, cut.position, report, seconds, len(batch))
+            report = step(self.state, batch)
+            self.step_seconds = time.perf_counter() - began
+            self._observe(self.at.position, cut.position, report, self.step_seconds, len(batch))
         if cut.command:
             command = orjson.loads(cut.command)
             if "spec" in command:

@@ -9,10 +9,11 @@ from service.checkpoint import Checkpoints, numerics
 from service.embedded import EmbeddedServer
 from service.fold import State
 from service.intake import Intake
-from service.learner import Cutting, Learner
+from service.learner import Learner, Terms
 from service.lease import Lock
 from service.log import Log, connect
 from service.metrics import Metrics
+from service.pipeline import Cutting
 from service.predictor import Predictor
 from service.settings import Settings
 from service.snapshot import Evaluator, Snapshot
@@ -100,9 +101,8 @@ class Service:
             lambda: Log(connect(url), name),
             checkpoints,
             self._lock,
-            Cutting(
-                settings.batch_size,
-                settings.max_wait_ms / 1000,
+            Cutting(settings.batch_size, settings.max_wait_ms / 1000),
+            Terms(
                 settings.checkpoint_every_seconds,
                 settings.lease_seconds,
                 settings.accept_gap,

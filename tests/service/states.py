@@ -1,6 +1,7 @@
 """Small states and batches for tests."""
 
 import os
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -59,6 +60,20 @@ class Fragile(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.training and os.path.exists(os.environ.get("FRAGILE", "")):
             raise torch.OutOfMemoryError("the device is full")
+        out: Tensor = self.layer(inputs)
+        return out
+
+
+class Hanging(nn.Module):
+    """A model whose device hangs in training while the file HANGING names exists."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(features, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        while self.training and os.path.exists(os.environ.get("HANGING", "")):
+            time.sleep(0.05)
         out: Tensor = self.layer(inputs)
         return out
 

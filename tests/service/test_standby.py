@@ -180,3 +180,27 @@ def test_the_learner_is_killed_again_and_again(tmp_path: Path) -> None:
         redis.kill()
     assert ended.examples == 20 * batches
     assert ended.sha256 == uninterrupted(tmp_path / "alone", batches)
+
+
+def test_a_learner_whose_device_hangs_leaves_the_lease_to_the_standby(tmp_path: Path) -> None:
+    hangs = tmp_path / "hangs"
+    redis = RedisProcess(tmp_path / "redis").start()
+    options = SMALL | {"model": "tests.service.states:Hanging", "redis_url": redis.url}
+    first = ServiceProcess(tmp_path, options, environment={"HANGING": str(hangs)}).start()
+    other = ServiceProcess(tmp_path, options, free_port()).start()
+    try:
+        with first.client() as client:
+            learn(client, 0)
+            hangs.touch()
+            client.post("/learn", content=a_batch(1).to_bytes(), headers=SAFETENSORS)
+            features = {"features": a_batch(2).features.tolist()}
+            assert client.post("/predict", json=features).json()["model_version"] == 1
+        wait_for(lambda: role(other) == "learner", seconds=30)
+        with other.client() as client:
+            wait_for(lambda: client.get("/model").json()["model_version"] == 2)
+        hangs.unlink()
+        wait_for(lambda: role(first) == "standby")
+    finally:
+        for service in (first, other):
+            service.kill(server=False)
+        redis.kill()
