@@ -6,22 +6,21 @@ states and equal batches give equal states, bit for bit. It never reads a GPU on
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, Inner, RMSprop
 from funnel.traced import Traced
 from service import models
-from service.backprop import differentiate
+from service.lossguard import LossGuard
+from service.observation import observe
 from service.scoring import Scores
-from service.standardizer import Standardizer, clamped
+from service.standardizer import Standardizer
 from service.upload import Upload
 from streams.batch import Batch
 
@@ -35,11 +34,6 @@ INNER: dict[str, Inner] = {
     "adam": Adam(),
 }
 OPTIMIZERS = ("funnel", *INNER)
-
-NORM_CAP = 10.0
-"""A gradient may be this many times longer than nearly all of the recent ones; then it is cut."""
-NORM_UP, NORM_DOWN = 0.45, 0.05
-"""Steps of the tracked quantile of log ‖g‖; it rests where DOWN of UP + DOWN norms are above."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +62,8 @@ class Rates:
     momentum: float
     gain_lr: float
     scale_lr: float
+    loss_guard: float = 0.0
+    """See `service.lossguard`; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,8 @@ class Report:
     """Of the predictions before the update, in [0, 1], 0-dim."""
     loss: Tensor
     """Mean cross-entropy of the same, in nats, 0-dim."""
+    kept: Tensor
+    """Whether it was learned, bool, 0-dim."""
 
 
 class State:
@@ -101,6 +99,7 @@ class State:
         self.parameters = dict(self.module.named_parameters())
         self.standardizer = Standardizer(spec.features, device)
         self.scores = Scores(spec.classes, device)
+        self.guard = LossGuard(device)
         self.on_host = device.type == "cpu"
         """Whether a step may branch on a tensor: then it asks whether all is finite, and Funnel
         need not mask, which takes a third of its time."""
@@ -114,21 +113,26 @@ class State:
         self.examples = 0
         """Examples folded in."""
         self.upload = Upload(device)
-        self.observe: Callable[..., tuple[Any, ...]] = partial(_observe, self)
-        if self.on_host and models.is_plain(spec.model):
-            self.observe = Traced(self.observe, self.tensors().values())
+        self.observe = self._observer()
 
     def set_rates(self, rates: Rates) -> None:
         """Go on with other hyperparameters."""
         self.rates = rates
+        self.observe = self._observer()
         for group in self.optimizer.param_groups:
             group.update(optimizer_rates(self.spec.optimizer, rates))
+
+    def _observer(self) -> "Callable[..., tuple[Any, ...]]":
+        if self.on_host and models.is_plain(self.spec.model):
+            return Traced(partial(observe, self), self.tensors().values())
+        return partial(observe, self)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
         named = {f"model.{k}": v for k, v in weights(self.module).items()}
         named |= {f"standardizer.{k}": v for k, v in self.standardizer.tensors().items()}
         named |= {f"scores.{k}": v for k, v in self.scores.tensors().items()}
+        named |= {f"guard.{k}": v for k, v in self.guard.tensors().items()}
         named |= {"norm_level": self.norm_level, "nonfinite": self.nonfinite}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -221,7 +225,8 @@ def optimizer_rates(name: str, rates: Rates) -> dict[str, Any]:
 def step(state: State, batch: Batch) -> Report:
     """Score the batch with the weights as they are, then take one Funnel update.
 
-    A batch whose loss or gradient is not finite changes nothing but its count.
+    A batch whose loss or gradient is not finite changes nothing but its count; one that the guard
+    holds back is scored besides.
 
     Args:
         state: changed in place.
@@ -230,109 +235,11 @@ def step(state: State, batch: Batch) -> Report:
     inputs, labels = state.upload(batch)
     if state.spec.standardize and state.examples == 0:
         state.standardizer.start(inputs)
-    finite, accuracy, loss, *gradients = state.observe(inputs, labels)
+    keep, accuracy, loss, *gradients = state.observe(inputs, labels)
     for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
         parameter.grad = gradient
-    if not state.on_host or finite:
+    if not state.on_host or keep:
         state.optimizer.step()
     state.version += 1
     state.examples += len(batch)
-    return Report(state.version, accuracy, loss)
-
-
-def _observe(state: State, inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, ...]:
-    """Score and differentiate a batch; let everything but the optimizer take it.
-
-    Returns:
-        Whether loss and gradient are finite, bool; accuracy and mean loss; a gradient for each
-        parameter, NaN if not finite, None for one that the loss does not depend on.
-    """
-    prepared = inputs
-    if state.spec.standardize:
-        deviations = state.standardizer.deviations(inputs)
-        prepared = clamped(deviations)
-    gradients: Sequence[Tensor | None]
-    if models.is_plain(state.spec.model):
-        logits, losses, gradients = differentiate(list(state.parameters.values()), prepared, labels)
-        finite = _bound(state, losses, gradients)
-    else:
-        logits, losses, gradients, finite = _differentiate_any(state, prepared, labels)
-    correct = logits.argmax(dim=1) == labels
-    state.scores.update(correct, losses, labels, finite)
-    if state.spec.standardize:
-        state.standardizer.update(deviations, finite)
-    state.nonfinite.add_(~finite)
-    return finite, correct.float().mean(), losses.mean(), *gradients
-
-
-def _differentiate_any(
-    state: State, prepared: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Sequence[Tensor | None], Tensor]:
-    """Do the same for a user's module, which may hold randomness and buffers, and may fail.
-
-    It is scored in evaluation mode and differentiated in training mode. Whatever it raises at its
-    inputs, it raises again in replay, so the batch is left out as one that is not finite is.
-
-    Returns:
-        Logits, fp32 [n, classes]; losses, fp32 [n]; gradients as `_observe` returns them; and
-        whether they are finite, bool, 0-dim.
-
-    Raises:
-        torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError: the machine failed,
-            not the module; another try may succeed.
-    """
-    torch.manual_seed((state.spec.seed << 40) + state.version)  # so that replay draws the same
-    before = [(buffer, buffer.clone()) for buffer in state.module.buffers()]
-    gradients: Sequence[Tensor | None]
-    try:
-        with torch.no_grad(), evaluating(state.module):
-            logits = state.module(prepared)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        with torch.enable_grad():
-            training_loss = F.cross_entropy(state.module(prepared), labels)
-            gradients = torch.autograd.grad(
-                training_loss, list(state.parameters.values()), allow_unused=True
-            )
-    except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError):
-        raise
-    except Exception:  # a user's code may raise anything
-        logger.exception("the model failed on a batch of %d, which is left out", len(labels))
-        logits = torch.full((len(labels), state.spec.classes), math.nan, device=state.device)
-        losses = logits[:, 0]
-        training_loss = losses.sum()
-        gradients = [torch.zeros_like(p) for p in state.parameters.values()]
-    finite = _bound(state, training_loss.detach(), gradients)
-    for buffer, old in before:
-        buffer.copy_(torch.where(finite, buffer, old))
-    return logits, losses, gradients, finite
-
-
-def _bound(state: State, losses: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
-    """Cut the gradient to NORM_CAP in place; make it NaN if the batch is not finite.
-
-    Funnel leaves a tensor with a NaN in its gradient as it is, so NaN in all leaves all.
-
-    Returns:
-        Whether loss and gradient are finite, bool, 0-dim.
-    """
-    given = [g for g in gradients if g is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(given)))
-    finite = torch.isfinite(norm) & torch.isfinite(losses).all()
-    log_norm = norm.log()
-    level = state.norm_level
-    factor = (level + math.log(NORM_CAP) - log_norm).clamp_(max=0.0).exp_()
-    torch._foreach_mul_(given, torch.where(finite, factor, math.nan))
-    moved = level + torch.where(log_norm > level, NORM_UP, -NORM_DOWN)
-    moved = torch.where(level.isinf(), log_norm, moved)
-    level.copy_(torch.where(finite & (norm > 0), moved, level))
-    return finite
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off for a while."""
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train()
+    return Report(state.version, accuracy, loss, keep)

@@ -51,7 +51,7 @@ class Keeper:
                 if writing.exception() is None:
                     await self._trim(place, log)
             return
-        if self._requests or self._is_due(state):
+        if self.is_due(state):
             self._begin(state, place)
 
     async def finish(self, state: State, place: Place) -> None:
@@ -73,10 +73,12 @@ class Keeper:
             if future.set_running_or_notify_cancel():
                 future.set_exception(LogError(reason))
 
-    def _is_due(self, state: State) -> bool:
+    def is_due(self, state: State) -> bool:
+        """Say whether it is time for a checkpoint, or somebody has asked for one."""
         if self.begun_at is None:
             self.begun_at = time.monotonic()
-        return state.version > 0 and time.monotonic() - self.begun_at >= self._every
+        is_time = state.version > 0 and time.monotonic() - self.begun_at >= self._every
+        return self._writing is None and (bool(self._requests) or is_time)
 
     def _begin(self, state: State, place: Place) -> "asyncio.Future[Info]":
         with self._lock:

@@ -21,6 +21,7 @@ from service.keeper import Keeper
 from service.lease import Lease, Lock
 from service.log import FencedError, GapError, Log, LogError, check_reach
 from service.pipeline import Cutting, Pipeline, Worker, give_way
+from service.rejections import Rejections
 from service.replica import Replica
 from service.snapshot import Snapshot
 from service.statistics import Statistics, read_statistics
@@ -79,6 +80,7 @@ class Learner:
         self.cutting, self.terms = cutting, terms
         self.replica = Replica(state, self._on_step)
         self.waiters = Waiters()
+        self.rejections = Rejections(state.on_host)
         self.keeper = Keeper(checkpoints, terms.checkpoint_seconds, self._poke)
         self.snapshot: Snapshot | None = None
         self.statistics: Statistics | None = None
@@ -148,6 +150,7 @@ class Learner:
         self, begin: Position, end: Position, report: Report, seconds: float, examples: int
     ) -> None:
         self.waiters.note(begin, end, report)
+        self.rejections.note(begin, end, report, examples)
         self._observe(seconds, examples)
 
     def _run(self) -> None:
@@ -195,6 +198,7 @@ class Learner:
                     self._halt(error)
                     break
             if self.replica.has_recovered and self.replica.at.cut:
+                await self._put_aside_at_the_end(log)
                 await self.keeper.finish(self.state, self.replica.at)
         finally:
             self._worker.end()
@@ -204,6 +208,12 @@ class Learner:
             except (RedisError, OSError) as error:
                 logger.warning("the lease was not given back: %r", error)
             await log.redis.aclose()
+
+    async def _put_aside_at_the_end(self, log: Log) -> None:
+        try:
+            await self.rejections.put_aside(log)
+        except (RedisError, OSError) as error:
+            logger.warning("what was left out is not noted in the log: %r", error)
 
     async def _check_server(self, log: Log) -> None:
         """At the start, at reconnections and now and then: is the server fit to keep a log?"""
@@ -281,6 +291,8 @@ class Learner:
                 self._note_stall(pipeline)
                 wait = max(self._lease.due_in, STANDBY_SECONDS)
                 if pipeline.is_quiet:
+                    if self.keeper.is_due(self.state):
+                        await self.rejections.put_aside(log)
                     await self.keeper.tend(self.state, self.replica.at, log)
                     if self._statistics_due_in(pipeline) <= 0:
                         await self._watch(pipeline)
@@ -321,6 +333,7 @@ class Learner:
         self._statistics_at = time.monotonic()
         if self._statistics_at - self._checked_at >= CHECK_SECONDS:
             await self._check_server(pipeline.log)
+        await self.rejections.put_aside(pipeline.log)
         extent, place = await pipeline.log.extent(), self.replica.at
         check_reach(extent, place.log, place.position, place.entries)
         newest, seen = pipeline.pending.newest, pipeline.pending.seen

@@ -4,7 +4,9 @@ Keys carry the model's name in literal braces, so that a Redis Cluster keeps the
 
 - ``funnel:{model}:log``   entries, with a field ``batch`` (safetensors) or ``json``;
 - ``funnel:{model}:cuts``  the learner's decisions; cut k has the id ``k-0``;
-- ``funnel:{model}:dead``  entries that could not be decoded, with ``entry`` and ``reason``;
+- ``funnel:{model}:dead``  entries that could not be decoded, with ``entry`` and ``reason``, and
+  batches that were left out, with their ``version``, ``begin``, ``end``, ``examples``, ``reason``;
+- ``funnel:{model}:aside`` the version of the last of those batches;
 - ``funnel:{model}:uuid``  made with the log, gone with it;
 - ``funnel:{model}:epoch`` counts the learners; only the newest may append cuts;
 - ``funnel:{model}:lease`` says who is the learner, for some seconds (see `service.lease`);
@@ -51,6 +53,21 @@ for _, text in ipairs(cjson.decode(ARGV[3])) do
     redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields, 1, n))
   end
 end
+return 1
+"""
+
+PUT_ASIDE = """
+-- KEYS: dead, aside. ARGV: dead kept, then for each batch its version, begin, end, examples and
+-- reason. A batch is written down once, however often it is replayed.
+local noted = tonumber(redis.call('GET', KEYS[2]) or '0')
+for _, row in ipairs(cjson.decode(ARGV[2])) do
+  if tonumber(row[1]) > noted then
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'version', row[1], 'begin', row[2],
+               'end', row[3], 'examples', row[4], 'reason', row[5])
+    noted = tonumber(row[1])
+  end
+end
+redis.call('SET', KEYS[2], string.format('%d', noted))
 return 1
 """
 
@@ -237,6 +254,16 @@ class Log:
                 ) from error
             raise
 
+    async def put_aside(self, batches: Sequence[Sequence[str]]) -> None:
+        """Write down the ranges of batches that were left out, each one once.
+
+        Args:
+            batches: version, begin, end, number of examples and reason of each, in order.
+        """
+        await self.redis.eval(
+            PUT_ASIDE, 2, self.keys.dead, self.keys.aside, DEAD_KEPT, orjson.dumps(batches)
+        )
+
     async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
         """Return the next recorded cuts behind cut ``number``, some at a time."""
         found = await self.redis.xrange(self.keys.cuts, f"({number}-0", "+", count=CUTS_A_READ)
@@ -260,7 +287,7 @@ class Log:
         for key in (self.keys.log, self.keys.cuts):
             if await self.redis.exists(key):
                 await self.redis.rename(key, f"{key}:retired:{mark}")
-        await self.redis.delete(self.keys.uuid)
+        await self.redis.delete(self.keys.uuid, self.keys.aside)
 
 
 def check_reach(extent: Extent, name: str, position: Position, entries: int) -> None:

@@ -119,6 +119,11 @@ def _learning(statistics: Statistics) -> Iterable[Metric]:
         value=statistics.nonfinite_batches,
     )
     yield CounterMetricFamily(
+        "funnel_quarantined_batches",
+        "Batches left out because their loss was far above the recent ones",
+        value=statistics.quarantined_batches,
+    )
+    yield CounterMetricFamily(
         "funnel_dead_entries", "Entries put aside because they cannot be learned", value=place.dead
     )
     for name, what, value in (

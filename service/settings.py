@@ -56,6 +56,11 @@ class Settings(BaseSettings):
     scale_lr: float = Field(
         0.03, ge=0, le=10, allow_inf_nan=False, description="γs, how fast scales adapt"
     )
+    loss_guard: float = Field(
+        0.0, ge=0, le=1e6, allow_inf_nan=False,
+        description="leave out a batch whose loss is this many deviations above the recent ones, "
+        "unless two were just left out; 0: learn all",
+    )  # fmt: skip
     momentum: float = Field(0.0, ge=0, lt=1, description="μ")
     standardize: bool = Field(True, description="standardize the inputs online")
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
@@ -143,7 +148,7 @@ class Settings(BaseSettings):
     @property
     def rates(self) -> Rates:
         """The optimizer's hyperparameters."""
-        return Rates(self.lr, self.momentum, self.gain_lr, self.scale_lr)
+        return Rates(self.lr, self.momentum, self.gain_lr, self.scale_lr, self.loss_guard)
 
     def torch_device(self) -> torch.device:
         """Return the device.

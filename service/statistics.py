@@ -39,6 +39,7 @@ class Statistics:
     examples: int
     scores: ScoreSummary
     nonfinite_batches: int
+    quarantined_batches: int
     tensors: dict[str, TensorStatistics]
     place: Place
     entries_added: int
@@ -56,6 +57,7 @@ def read_statistics(
         examples=state.examples,
         scores=state.scores.read(),
         nonfinite_batches=int(state.nonfinite),
+        quarantined_batches=int(state.guard.quarantined),
         tensors={
             str(name): _tensor(telemetry, state, str(name))
             for name, telemetry in state.optimizer.telemetry().items()

@@ -89,6 +89,7 @@ async def model(service: Running) -> ModelAnswer:
             "gain_lr": rates.gain_lr,
             "scale_lr": rates.scale_lr,
             "momentum": rates.momentum,
+            "loss_guard": rates.loss_guard,
             "batch_size": settings.batch_size,
             "max_wait_ms": settings.max_wait_ms,
             "standardize": settings.standardize,

@@ -13,8 +13,9 @@ from funnel import Adagrad, Funnel
 from funnel.traced import Traced
 from service.checkpoint import Copy, Place
 from service.entries import ORIGIN, Position
-from service.fold import OPTIMIZERS, State, _observe, step
+from service.fold import OPTIMIZERS, State, step
 from service.models import BUILT_IN, ModelError
+from service.observation import observe
 from streams.batch import Batch
 from tests.service.states import CPU, RATES, a_batch, a_spec, a_state, same_tensors
 
@@ -42,7 +43,7 @@ def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
 @pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(BUILT_IN, OPTIMIZERS)))
 def test_traced_steps_are_the_eager_ones_bit_for_bit(model: str, optimizer: str) -> None:
     one, other = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
-    other.observe = partial(_observe, other)
+    other.observe = partial(observe, other)
     other.optimizer._reset(compiled=False, traced=False)
     for k in range(12):
         batch = a_batch(k, 20 if k % 4 else 7)

@@ -23,6 +23,7 @@ CONTRACT = {
     "funnel_rejected_total": {"code"},
     "funnel_checkpoints_total": {"result"},
     "funnel_nonfinite_batches_total": set(),
+    "funnel_quarantined_batches_total": set(),
     "funnel_dead_entries_total": set(),
     "funnel_scale": {"learner", "tensor"},
     "funnel_gain": {"learner", "tensor", "quantile"},
