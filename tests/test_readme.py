@@ -63,14 +63,15 @@ def test_the_curl_of_the_readme_runs(service: ServiceProcess) -> None:
 
 @pytest.mark.skipif(shutil.which("redis-cli") is None, reason="needs redis-cli")
 def test_the_redis_cli_of_the_readme_runs(service: ServiceProcess) -> None:
+    behind = {"features": [[0, 0, 0], [0, 0, 1]], "labels": [0, 1]}
     with service.client() as client:
+        client.post("/learn?wait=applied", json=behind)  # and what came before
         before = client.get("/model").json()["examples_learned"]
         [command] = commands("redis-cli")
         socket = service.directory / "data/log/valkey.sock"
         subprocess.run(
             ["bash", "-c", command.replace("funnel-data/log/valkey.sock", str(socket))], check=True
         )
-        behind = {"features": [[0, 0, 0], [0, 0, 1]], "labels": [0, 1]}
         client.post("/learn?wait=applied", json=behind)
         assert client.get("/model").json()["examples_learned"] == before + 4
 

@@ -33,10 +33,11 @@ context.set_forkserver_preload(["service.server", "torch._dynamo", "tests.servic
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on, and that no client is given while it is not used."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(15_000, 32_000)))  # below the ephemeral ones
+            return int(probe.getsockname()[1])
 
 
 def _serve(

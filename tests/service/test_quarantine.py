@@ -1,5 +1,6 @@
 """What was left out is noted in the log once, and replay leaves out the same."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -31,8 +32,10 @@ def poison(seed: int) -> Batch:
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> RedisProcess:
-    return RedisProcess(tmp_path_factory.mktemp("redis")).start()
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    running = RedisProcess(tmp_path_factory.mktemp("redis")).start()
+    yield running
+    running.kill()
 
 
 def test_ranges_left_out_are_noted_once_and_replay_is_exact(

@@ -14,7 +14,7 @@ from service.waiters import RECENT, Waiters
 
 
 def report(version: int) -> Report:
-    return Report(version, torch.tensor(0.5), torch.tensor(float(version)))
+    return Report(version, torch.tensor(0.5), torch.tensor(float(version)), torch.tensor(True))
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.none() | st.integers(1, 5)), max_size=12))
@@ -49,7 +49,7 @@ def test_an_entry_learned_too_long_ago_is_not_answered_with_another_batch() -> N
 def test_a_loss_that_is_not_finite_is_none() -> None:
     waiters = Waiters()
     future = waiters.wait(EntryId(1, 0))
-    left_out = Report(1, torch.tensor(0.0), torch.tensor(float("nan")))
+    left_out = Report(1, torch.tensor(0.0), torch.tensor(float("nan")), torch.tensor(False))
     waiters.note(Position(ORIGIN), Position(EntryId(1, 0)), left_out)
     waiters.answer(Position(EntryId(1, 0)))
     assert (future.result(0).accuracy, future.result(0).loss) == (0.0, None)
