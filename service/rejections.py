@@ -8,6 +8,9 @@ from service.entries import Position
 from service.fold import Report
 from service.log import Log
 
+READ_EVERY = 1_024
+"""Steps between readings of a device."""
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -26,20 +29,26 @@ class Rejections:
     each by the version of the model.
 
     Args:
-        on_host: whether a report can be read at once; else all are kept until `put_aside`.
+        read_every: steps after which their reports are read: 1 where that does not wait for a
+            device.
     """
 
-    def __init__(self, on_host: bool) -> None:
-        self._on_host = on_host
-        self._noted: list[Rejected] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._noted)
+    def __init__(self, read_every: int) -> None:
+        self._read_every = read_every
+        self._unread: list[Rejected] = []
+        self._left_out: list[Rejected] = []
 
     def note(self, begin: Position, end: Position, report: Report, examples: int) -> None:
         """Remember a step."""
-        if not self._on_host or not report.kept:
-            self._noted.append(Rejected(begin, end, report, examples))
+        self._unread.append(Rejected(begin, end, report, examples))
+        if len(self._unread) >= self._read_every:
+            self._read()
+
+    def _read(self) -> None:
+        if self._unread:
+            kept = torch.stack([r.report.kept for r in self._unread]).tolist()
+            self._left_out += [r for r, k in zip(self._unread, kept, strict=True) if not k]
+            self._unread.clear()
 
     async def put_aside(self, log: Log) -> None:
         """Write down what was left out; waits for the device.
@@ -47,20 +56,18 @@ class Rejections:
         Raises:
             RedisError, OSError: the log cannot be reached; all is remembered.
         """
-        noted = list(self._noted)
-        if not noted:
+        self._read()
+        if not self._left_out:
             return
-        kept = torch.stack([r.report.kept for r in noted]).tolist()
-        left_out = [r for r, was_kept in zip(noted, kept, strict=True) if not was_kept]
-        if left_out:
-            await log.put_aside([
-                [
-                    str(r.report.version), str(r.begin), str(r.end), str(r.examples),
-                    _reason(float(r.report.loss)),
-                ]
-                for r in left_out
-            ])  # fmt: skip
-        del self._noted[: len(noted)]
+        rows = [
+            [
+                str(r.report.version), str(r.begin), str(r.end), str(r.examples),
+                _reason(float(r.report.loss)),
+            ]
+            for r in self._left_out
+        ]  # fmt: skip
+        await log.put_aside(rows)
+        del self._left_out[: len(rows)]
 
 
 def _reason(loss: float) -> str:
