@@ -8,13 +8,13 @@ from service.errors import unavailable
 from service.service import Service
 
 
-def any_service(request: Request) -> Service:
+async def any_service(request: Request) -> Service:
     """Return the service, in whatever condition it is."""
     service: Service = request.app.state.service
     return service
 
 
-def running_service(service: Annotated[Service, Depends(any_service)]) -> Service:
+async def running_service(service: Annotated[Service, Depends(any_service)]) -> Service:
     """Return the service if it can do work.
 
     Raises:
