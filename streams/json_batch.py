@@ -1,5 +1,7 @@
 """Batches written as JSON or NDJSON, for people and for languages without safetensors."""
 
+from struct import Struct
+from struct import error as StructError
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ def from_json(raw: bytes) -> Batch:
         InvalidBatchError: the message, field and index say what is wrong.
     """
     document = _object(raw, {"features", "labels"})
-    return Batch(_features(document["features"]), _labels(document["labels"]))
+    features = _features(document["features"], _may_hold_booleans(raw))
+    return Batch(features, _labels(document["labels"]))
 
 
 def features_from_json(raw: bytes) -> Features:
@@ -29,7 +32,7 @@ def features_from_json(raw: bytes) -> Features:
     Raises:
         InvalidBatchError: as for `from_json`.
     """
-    return _features(_object(raw, {"features"})["features"])
+    return _features(_object(raw, {"features"})["features"], _may_hold_booleans(raw))
 
 
 def from_ndjson(raw: bytes) -> Batch:
@@ -40,6 +43,7 @@ def from_ndjson(raw: bytes) -> Batch:
     """
     rows: list[Any] = []
     labels: list[Any] = []
+    booleans = False
     for line in raw.splitlines():
         if not line.strip():
             continue
@@ -47,9 +51,10 @@ def from_ndjson(raw: bytes) -> Batch:
             example = _object(line, {"features", "label"})
         except InvalidBatchError as error:
             raise InvalidBatchError(str(error), error.field, len(rows)) from error
+        booleans = booleans or _may_hold_booleans(line)
         rows.append(example["features"])
         labels.append(example["label"])
-    return Batch(_features(rows), _labels(labels))
+    return Batch(_features(rows, booleans), _labels(labels))
 
 
 def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
@@ -68,9 +73,44 @@ def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
     return document
 
 
-def _features(rows: Any) -> Features:
+def _features(rows: Any, booleans: bool) -> Features:
     if type(rows) is not list:
         raise InvalidBatchError("features must be a list of lists of numbers", "features")
+    if not rows:
+        return np.zeros((0, 0), dtype=np.float32)
+    features = _packed(rows)
+    if features is None or booleans:
+        _check_rows(rows)
+    assert features is not None, "what cannot be packed is refused"
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise InvalidBatchError(
+            "this example has a number too large for float32", "features", int(finite.argmin())
+        )
+    return features
+
+
+def _packed(rows: list[Any]) -> Features | None:
+    """Return rows as float32, or None if they are not lists of equally many numbers or booleans.
+
+    `struct` takes a third of the time of `numpy.array`, which looks for a common dtype first.
+    """
+    if set(map(type, rows)) != {list}:
+        return None
+    pack = Struct(f"{len(rows[0])}f").pack
+    try:
+        packed = bytearray().join([pack(*row) for row in rows])
+    except StructError:
+        return None
+    return np.frombuffer(packed, np.float32).reshape(len(rows), len(rows[0]))
+
+
+def _check_rows(rows: list[Any]) -> None:
+    """Name the first row that is not a list of as many numbers as the first.
+
+    Raises:
+        InvalidBatchError: there is one.
+    """
     for index, row in enumerate(rows):
         if type(row) is not list:
             raise InvalidBatchError("an example must be a list of numbers", "features", index)
@@ -86,16 +126,15 @@ def _features(rows: Any) -> Features:
                 "features",
                 index,
             )
-    if not rows:
-        return np.zeros((0, 0), dtype=np.float32)
-    with np.errstate(over="ignore"):
-        features = np.array(rows, dtype=np.float64).astype(np.float32)
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
-        raise InvalidBatchError(
-            "this example has a number too large for float32", "features", int(finite.argmin())
-        )
-    return features
+
+
+def _may_hold_booleans(raw: bytes) -> bool:
+    """Say whether an object with the key ``features`` can hold ``true`` or ``false`` besides.
+
+    The key itself needs one u and one f, and escapes in it bring further u's. To find single bytes
+    takes a fiftieth of the time that words take.
+    """
+    return any(raw.find(letter) != raw.rfind(letter) for letter in (b"u", b"f"))
 
 
 def _labels(labels: Any) -> Labels:

@@ -23,6 +23,11 @@ BAD: list[tuple[str, str | None, int | None]] = [
     ('{"features": [1], "labels": [1]}', "features", 0),
     ('{"features": [[1], [1, 2]], "labels": [1, 1]}', "features", 1),
     ('{"features": [[1], [true]], "labels": [1, 1]}', "features", 1),
+    ('{"features": [[1], [false]], "labels": [1, 1]}', "features", 1),
+    (r'{"\u0066eat\u0075res": [[1], [true]], "labels": [1, 1]}', "features", 1),
+    (r'{"\u0066eat\u0075res": [[1], [false]], "labels": [1, 1]}', "features", 1),
+    ('{"features": [{}], "labels": [1]}', "features", 0),
+    ('{"features": [[], ""], "labels": [1, 1]}', "features", 1),
     ('{"features": [["1"]], "labels": [1]}', "features", 0),
     ('{"features": [["nan"]], "labels": [1]}', "features", 0),
     ('{"features": [[null]], "labels": [1]}', "features", 0),
@@ -87,6 +92,64 @@ def test_json_and_ndjson_say_the_same(examples: list[tuple[list[float], int]]) -
     np.testing.assert_array_equal(alone, whole.features)
 
 
+def plainly(rows: list[Any]) -> np.ndarray | int:
+    """What the reader does, without its short cuts: float32, or the index of what is at fault."""
+    for index, row in enumerate(rows):
+        if type(row) is not list or len(row) != len(rows[0]):
+            return index
+        if any(type(number) not in (int, float) for number in row):
+            return index
+    features = np.array(rows, np.float64)
+    for index, row in enumerate(features):
+        if (np.abs(row) >= 2.0**128 - 2.0**103).any():  # rounds to infinity
+            return index
+    return features.astype(np.float32)
+
+
+numbers = (
+    st.floats(allow_nan=False, allow_infinity=False) | finite | st.integers(-(1 << 63), 1 << 64)
+)
+mistakes = st.sampled_from([True, False, None, "1", "", [], [1], {}, {"a": 1}, 1e39, 1 << 70])
+mistaken_rows = st.sampled_from([[], 1, "ab", None, True, {}, {"a": 1, "b": 2}, [1, 2, 3, 4, 5]])
+
+
+@st.composite
+def nearly_right(draw: st.DrawFn) -> list[Any]:
+    width = draw(st.integers(0, 4))
+    rows: list[Any] = draw(
+        st.lists(st.lists(numbers, min_size=width, max_size=width), min_size=1, max_size=5)
+    )
+    for _ in range(draw(st.integers(0, 2))):
+        row = draw(st.integers(0, len(rows) - 1))
+        if draw(st.booleans()):
+            rows[row] = draw(mistaken_rows)
+        elif isinstance(rows[row], list) and rows[row]:
+            rows[row][draw(st.integers(0, len(rows[row]) - 1))] = draw(mistakes)
+    return rows
+
+
+KEYS = ["features", r"\u0066eatures", r"feat\u0075res", r"\u0066eat\u0075res"]
+
+
+@given(nearly_right(), st.sampled_from(KEYS), st.booleans())
+def test_what_is_read_fast_is_what_is_read_plainly(
+    rows: list[Any], key: str, labels_first: bool
+) -> None:
+    fields = [f'"{key}": {json.dumps(rows)}', f'"labels": {[1] * len(rows)}']
+    text = f"{{{', '.join(fields[::-1] if labels_first else fields)}}}"
+    lines = "\n".join(f'{{"{key}": {json.dumps(row)}, "label": 1}}' for row in rows)
+    expected = plainly(rows)
+    for read, raw in ((from_json, text), (from_ndjson, lines)):
+        if isinstance(expected, int):
+            with pytest.raises(InvalidBatchError) as caught:
+                read(raw.encode())
+            assert (caught.value.field, caught.value.index) == ("features", expected)
+        else:
+            features = read(raw.encode()).features
+            assert features.flags.writeable
+            np.testing.assert_array_equal(features, expected, strict=True)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
     lambda inner: (
@@ -115,3 +178,6 @@ def test_a_bad_line_is_named() -> None:
     with pytest.raises(InvalidBatchError) as caught:
         from_ndjson(b'{"features": [1], "label": 1}\n{"features": [1, 2], "label": 1}')
     assert (caught.value.field, caught.value.index) == ("features", 1)
+    with pytest.raises(InvalidBatchError) as caught:
+        from_ndjson(b'{"features": [true], "label": 1}\n{"features": [1], "label": 1}')
+    assert (caught.value.field, caught.value.index) == ("features", 0)
