@@ -68,16 +68,20 @@ class Rates:
 
 @dataclass(frozen=True)
 class Report:
-    """What one step did, as device tensors."""
+    """What one step did: numbers where the host has them, else 0-dim device tensors.
+
+    Thousands of reports are kept. Tensors of the host would lie scattered among the large ones of
+    each step, and no hole between them would be large enough for the next.
+    """
 
     version: int
     """Of the model after the step."""
-    accuracy: Tensor
-    """Of the predictions before the update, in [0, 1], 0-dim."""
-    loss: Tensor
-    """Mean cross-entropy of the same, in nats, 0-dim."""
-    kept: Tensor
-    """Whether it was learned, bool, 0-dim."""
+    accuracy: float | Tensor
+    """Of the predictions before the update, in [0, 1]."""
+    loss: float | Tensor
+    """Mean cross-entropy of the same, in nats."""
+    kept: bool | Tensor
+    """Whether it was learned."""
 
 
 class State:
@@ -242,4 +246,6 @@ def step(state: State, batch: Batch) -> Report:
         state.optimizer.step()
     state.version += 1
     state.examples += len(batch)
+    if state.on_host:
+        return Report(state.version, float(accuracy), float(loss), bool(keep))
     return Report(state.version, accuracy, loss, keep)

@@ -21,7 +21,7 @@ from service.keeper import Keeper
 from service.lease import Lease, Lock
 from service.log import FencedError, GapError, Log, LogError, check_reach
 from service.pipeline import Cutting, Pipeline, Worker, give_way
-from service.rejections import READ_EVERY, Rejections
+from service.rejections import Rejections
 from service.replica import Replica
 from service.snapshot import Snapshot
 from service.statistics import Statistics, read_statistics
@@ -80,7 +80,7 @@ class Learner:
         self.cutting, self.terms = cutting, terms
         self.replica = Replica(state, self._on_step)
         self.waiters = Waiters()
-        self.rejections = Rejections(1 if state.on_host else READ_EVERY)
+        self.rejections = Rejections()
         self.keeper = Keeper(checkpoints, terms.checkpoint_seconds, self._poke)
         self.snapshot: Snapshot | None = None
         self.statistics: Statistics | None = None

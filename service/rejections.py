@@ -27,26 +27,22 @@ class Rejections:
 
     A range is noted before a checkpoint lies behind it; replay notes it again, and the log knows
     each by the version of the model.
-
-    Args:
-        read_every: steps after which their reports are read: 1 where that does not wait for a
-            device.
     """
 
-    def __init__(self, read_every: int) -> None:
-        self._read_every = read_every
+    def __init__(self) -> None:
         self._unread: list[Rejected] = []
         self._left_out: list[Rejected] = []
 
     def note(self, begin: Position, end: Position, report: Report, examples: int) -> None:
         """Remember a step."""
-        self._unread.append(Rejected(begin, end, report, examples))
-        if len(self._unread) >= self._read_every:
+        if report.kept is not True:
+            self._unread.append(Rejected(begin, end, report, examples))
+        if len(self._unread) >= READ_EVERY:
             self._read()
 
     def _read(self) -> None:
         if self._unread:
-            kept = torch.stack([r.report.kept for r in self._unread]).tolist()
+            kept = torch.stack([torch.as_tensor(r.report.kept) for r in self._unread]).tolist()
             self._left_out += [r for r, k in zip(self._unread, kept, strict=True) if not k]
             self._unread.clear()
 

@@ -81,6 +81,6 @@ class Waiters:
                 future.set_exception(LogError(reason))
 
 
-def _number(value: Tensor) -> float | None:
+def _number(value: float | Tensor) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
