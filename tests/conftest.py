@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+collect_ignore = ["benchmarks/litserve_peer.py"]  # it needs the extra `bench`
+
 settings.register_profile("unhurried", deadline=None)  # machines are shared and slow
 settings.load_profile("unhurried")
 

@@ -1,32 +1,79 @@
 """Clients that press on a service; for processes of their own, without torch."""
 
-import http.client
+import contextlib
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from urllib.parse import urlsplit
 
+BYTES, JSON = "application/octet-stream", "application/json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said."""
+
+    status: int
+    retry_after: float
+    body: bytes
+
+    def expect(self, status: int) -> None:
+        """Make sure that the status is this one."""
+        if self.status != status:
+            raise RuntimeError(f"{self.status}: {self.body[:200]!r}")
+
+
+class Client:
+    """A connection that posts to one path, for a fifth of what ``http.client`` costs.
+
+    On two cores, what the client spends the server lacks.
+    """
+
+    def __init__(self, url: str, path: str, content_type: str) -> None:
+        host = urlsplit(url)
+        self._socket = socket.create_connection((host.hostname, host.port), timeout=60)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._file = self._socket.makefile("rb")
+        self._head = (
+            f"POST {path} HTTP/1.1\r\nHost: {host.netloc}\r\n"
+            f"Content-Type: {content_type}\r\nContent-Length: "
+        ).encode()
+
+    def post(self, body: bytes) -> Answer:
+        """Send a body and read the answer, which must have a Content-Length."""
+        self._socket.sendall(self._head + b"%d\r\n\r\n" % len(body) + body)
+        status = int(self._file.readline().split()[1])
+        headers: dict[bytes, bytes] = {}
+        while (line := self._file.readline()) != b"\r\n":
+            name, _, value = line.partition(b":")
+            headers[name.lower()] = value
+        length = int(headers[b"content-length"])
+        return Answer(status, float(headers.get(b"retry-after", 0)), self._file.read(length))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._file.close()
+        self._socket.close()
+
 
 def send_flat_out(
-    url: str, bodies: Sequence[bytes], content_type: str, stop: Event, connections: int = 2
+    url: str, bodies: Sequence[bytes], content_type: str, connections: int, stop: Event
 ) -> None:
     """Post bodies to ``/learn`` over and over, as fast as they are taken."""
 
     def run(start: int) -> None:
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-        index = start
-        while not stop.is_set():
-            body = bodies[index % len(bodies)]
-            connection.request("POST", "/learn", body, {"Content-Type": content_type})
-            answer = connection.getresponse()
-            text = answer.read()
-            if answer.status == 429:
-                time.sleep(0.02)  # the backlog is full: there is always more than enough
-            elif answer.status != 202:
-                raise RuntimeError(f"{answer.status}: {text[:200]!r}")
-            index += connections
-        connection.close()
+        with contextlib.closing(Client(url, "/learn", content_type)) as client:
+            index = start
+            while not stop.is_set():
+                answer = client.post(bodies[index % len(bodies)])
+                if answer.status == 429:
+                    stop.wait(answer.retry_after)
+                else:
+                    answer.expect(202)
+                    index += connections
 
     threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(connections)]
     for thread in threads:
@@ -37,40 +84,47 @@ def send_flat_out(
 
 def latencies(
     url: str, body: bytes, rate: float, seconds: float, connections: int = 16
-) -> list[float]:
-    """Post a body to ``/predict`` at a fixed rate; return seconds from each intended send time.
+) -> tuple[list[float], float]:
+    """Post a body to ``/predict`` at a fixed rate.
 
     The load is open: a slow answer does not put off the next request, and one that had to wait for
     a free connection counts its waiting (G. Tene, 'How NOT to measure latency').
+
+    Returns:
+        Seconds from each intended send time, and how many requests a second were answered.
     """
-    total = round(rate * seconds)
     found: list[float] = []
     lock = threading.Lock()
-    numbers = iter(range(total))
-    began = time.perf_counter() + 0.2
+    began = 0.0
+
+    def begin() -> None:
+        nonlocal began
+        began = time.perf_counter()
+
+    def intended() -> Iterator[float]:
+        for number in range(round(rate * seconds)):
+            yield began + number / rate
+
+    connected, times = threading.Barrier(connections, begin), intended()
 
     def run() -> None:
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-        headers = {"Content-Type": "application/octet-stream"}
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                break
-            intended = began + number / rate
-            time.sleep(max(0.0, intended - time.perf_counter()))
-            connection.request("POST", "/predict?probabilities=false", body, headers)
-            answer = connection.getresponse()
-            text = answer.read()
-            if answer.status != 200:
-                raise RuntimeError(f"{answer.status}: {text[:200]!r}")
-            with lock:
-                found.append(time.perf_counter() - intended)
-        connection.close()
+        with contextlib.closing(Client(url, "/predict?probabilities=false", BYTES)) as client:
+            client.post(body).expect(200)
+            connected.wait()
+            while True:
+                with lock:
+                    at = next(times, None)
+                if at is None:
+                    return
+                time.sleep(max(0.0, at - time.perf_counter()))
+                client.post(body).expect(200)
+                found.append(time.perf_counter() - at)
 
     threads = [threading.Thread(target=run) for _ in range(connections)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    if len(found) < round(rate * seconds):
+        raise RuntimeError("a connection failed")
+    return found, len(found) / (time.perf_counter() - began)

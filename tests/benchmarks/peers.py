@@ -1,0 +1,105 @@
+"""Other learners on the same examples; see `tests.benchmarks.service`.
+
+They run in this process, without log and HTTP, on inputs that are in their own form before the
+clock starts. None of them standardizes its inputs or scores its predictions.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.learning import over_http
+from tests.benchmarks.load import BYTES
+from tests.benchmarks.measure import Plan, batches, ratios, show, table
+
+INSTALL = "not installed: pip install -e '.[bench]'"
+SLICE = 10
+"""Batches of 100 that are learned over and over: as dictionaries or text they are large."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A learner and what it is given."""
+
+    learn: Callable[[Any], object]
+    inputs: Sequence[Any]
+    size: int
+    """Examples of an input."""
+
+    def rate(self, seconds: float) -> float:
+        """Return examples a second."""
+        for found in self.inputs[:10]:
+            self.learn(found)
+        examples, began = 0, time.perf_counter()
+        for found in cycle(self.inputs):
+            self.learn(found)
+            examples += self.size
+            if (passed := time.perf_counter() - began) >= seconds:
+                break
+        return examples / passed
+
+
+def river() -> Peer:
+    """Return softmax regression, which learns one dictionary at a time."""
+    from river import linear_model, optim
+
+    model = linear_model.SoftmaxRegression(optim.AdaGrad())
+    inputs = [
+        (dict(enumerate(row)), label)
+        for batch in batches(100)[:SLICE]
+        for row, label in zip((batch.features / 255).tolist(), batch.labels.tolist(), strict=True)
+    ]
+    return Peer(lambda found: model.learn_one(*found), inputs, 1)
+
+
+def scikit_learn() -> Peer:
+    """Return one logistic regression a class, in batches of 100."""
+    from sklearn.linear_model import SGDClassifier
+
+    model, classes = SGDClassifier(loss="log_loss"), np.arange(10)
+    inputs = [(b.features.astype(np.float32) / 255, b.labels) for b in batches(100)[:SLICE]]
+    return Peer(lambda found: model.partial_fit(*found, classes), inputs, 100)
+
+
+def vowpal_wabbit() -> Peer:
+    """Return one against all; lines of text are the fastest that its binding takes."""
+    from vowpalwabbit import Workspace
+
+    workspace = Workspace("--oaa 10 --quiet")
+    inputs = [
+        f"{label + 1} | " + " ".join(f"{j}:{x}" for j, x in enumerate(row) if x)
+        for batch in batches(100)[:SLICE]
+        for row, label in zip(batch.features.tolist(), batch.labels.tolist(), strict=True)
+    ]
+    return Peer(workspace.learn, inputs, 1)
+
+
+PEERS = {
+    "river SoftmaxRegression(AdaGrad), learn_one": river,
+    "scikit-learn SGDClassifier, partial_fit of 100": scikit_learn,
+    "Vowpal Wabbit --oaa 10, learn": vowpal_wabbit,
+}
+
+
+def run(plan: Plan) -> str:
+    """Measure Funnel and its peers in turn within each round, and return the table."""
+    peers: dict[str, Peer] = {}
+    missing = []
+    for name, make in PEERS.items():
+        try:
+            peers[name] = make()
+        except ImportError:
+            missing.append((name, INSTALL, ""))
+    own: list[float] = []
+    found: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in plan.rounds("peers"):
+        own.append(over_http(1000, BYTES, plan.seconds))
+        for name, peer in peers.items():
+            found[name].append(peer.rate(plan.seconds))
+    lines = [("Funnel over HTTP: safetensors, 1,000 a request", show(own, ",.0f"), "1")]
+    lines += [(name, show(rates, ",.0f"), ratios(own, rates)) for name, rates in found.items()]
+    return table(("learner", "examples/s learned", "Funnel is × as fast"), [*lines, *missing])
