@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +22,9 @@ MAX_EXAMPLES = 65_536
 """Most examples in a request: a body of narrow rows unfolds into logits many times its size."""
 
 T = TypeVar("T")
+
+# Decoding keeps the interpreter's lock: more threads would only hold memory while they wait for it.
+_decoders = ThreadPoolExecutor(2, "decoder")
 
 
 async def read_body(request: Request, most: int) -> bytes:
@@ -93,6 +97,6 @@ async def decoded(decode: Callable[[bytes], T], body: bytes) -> T:
     try:
         if len(body) <= SMALL:
             return decode(body)
-        return await asyncio.to_thread(decode, body)
+        return await asyncio.get_running_loop().run_in_executor(_decoders, decode, body)
     except InvalidBatchError as error:
         raise HTTPError(422, "invalid", str(error), error.field, error.index) from error

@@ -112,6 +112,9 @@ BAD: dict[str, tuple[str, bytes, int, str | None, int | None]] = {
         BYTES, struct.pack("<Q", len(HUGE_SHAPE)) + HUGE_SHAPE + bytes(32), 422, None, None,
     ),
     "deep JSON": (JSON, b"[" * 50_000, 422, None, None),
+    "much from little": (
+        JSON, b'{"features": [[]' + b",[]" * 200_000 + b'], "labels": []}', 422, None, None,
+    ),
     "not JSON": (JSON, b"features=1", 422, None, None),
     "not UTF-8": (JSON, b'{"features": "\xff"}', 422, None, None),
     "empty": (JSON, b"", 422, None, None),
