@@ -26,6 +26,7 @@ $(BIN)/installed: pyproject.toml
 	touch $@
 
 bench: install
+	-$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.benchmarks.step
 	$(BIN)/python -m tests.benchmarks.service
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 
 from service.fold import State, step
@@ -24,10 +25,12 @@ from tests.benchmarks.measure import (
     show,
     table,
 )
-from tests.service.harness import RedisProcess, ServiceProcess, serving
+from tests.service.harness import RedisProcess, serving, wait_for
 
 BACKLOG = 400_000
 """Examples that may wait: more than a learner takes in the second for which a sender is put off."""
+DRAIN_SECONDS = 600.0
+"""Longest wait until all is learned."""
 
 
 def bare_fold(batch_size: int, seconds: float) -> float:
@@ -36,12 +39,11 @@ def bare_fold(batch_size: int, seconds: float) -> float:
     defaults = Settings.model_construct()
     state = State(defaults.spec, defaults.rates, torch.device("cpu"))
     taken = batches(batch_size)[:50]
-    with torch.no_grad():
-        step(state, taken[0])
-        began, before = time.perf_counter(), state.examples
-        while time.perf_counter() - began < seconds:
-            for batch in taken:
-                step(state, batch)
+    step(state, taken[0])
+    began, before = time.perf_counter(), state.examples
+    while time.perf_counter() - began < seconds:
+        for batch in taken:
+            step(state, batch)
     return (state.examples - before) / (time.perf_counter() - began)
 
 
@@ -54,20 +56,17 @@ def over_http(size: int, kind: str, seconds: float, connections: int = 2, **sett
         service.client() as client,
     ):
         with flat_out(service.url, bodies, kind, connections):
-            while not (before := learned(client)):
-                time.sleep(0.02)
-            began = time.perf_counter()
+            wait_for(lambda: learned(client) > 0)
+            began, before = time.perf_counter(), learned(client)
             time.sleep(seconds)
-        drain(service)
+        drain(client)
         return (learned(client) - before) / (time.perf_counter() - began)
 
 
-def drain(service: ServiceProcess) -> None:
+def drain(client: httpx.Client) -> None:
     """Wait until no full batch is left to learn."""
-    with service.client() as client:
-        batch_size = client.get("/model").json()["hyperparameters"]["batch_size"]
-        while backlog(client.get("/metrics").text) >= batch_size:
-            time.sleep(0.05)
+    batch_size = client.get("/model").json()["hyperparameters"]["batch_size"]
+    wait_for(lambda: backlog(client.get("/metrics").text) < batch_size, DRAIN_SECONDS)
 
 
 def backlog(metrics: str) -> float:
@@ -89,9 +88,8 @@ def catching_up(batch_size: int, seconds: float) -> float:
                 service.client() as client,
             ):
                 began, before = time.perf_counter(), learned(client)
-                while (now := learned(client)) < total:
-                    time.sleep(0.05)
-                return (now - before) / (time.perf_counter() - began)
+                wait_for(lambda: learned(client) == total, DRAIN_SECONDS)
+                return (total - before) / (time.perf_counter() - began)
         finally:
             redis.kill()
 

@@ -4,7 +4,8 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from urllib.parse import urlsplit
@@ -75,11 +76,7 @@ def send_flat_out(
                     answer.expect(202)
                     index += connections
 
-    threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(run, connections)
 
 
 def latencies(
@@ -107,10 +104,10 @@ def latencies(
 
     connected, times = threading.Barrier(connections, begin), intended()
 
-    def run() -> None:
+    def run(_: int) -> None:
         with contextlib.closing(Client(url, "/predict?probabilities=false", BYTES)) as client:
             client.post(body).expect(200)
-            connected.wait()
+            connected.wait(60)
             while True:
                 with lock:
                     at = next(times, None)
@@ -120,11 +117,11 @@ def latencies(
                 client.post(body).expect(200)
                 found.append(time.perf_counter() - at)
 
-    threads = [threading.Thread(target=run) for _ in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if len(found) < round(rate * seconds):
-        raise RuntimeError("a connection failed")
+    at_once(run, connections)
     return found, len(found) / (time.perf_counter() - began)
+
+
+def at_once(run: Callable[[int], None], threads: int) -> None:
+    """Call with 0, 1, …, in a thread each; wait for all, and raise what one raises."""
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(run, range(threads)))

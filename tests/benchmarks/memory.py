@@ -50,7 +50,7 @@ def observe(service: ServiceProcess, millions: int) -> dict[str, tuple[list[floa
 
 
 def run(plan: Plan) -> str:
-    """Observe one service, and return the table."""
+    """Observe one service while it learns, and return the table."""
     millions = max(2, plan.memory_examples // MILLION)
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -75,5 +75,5 @@ def run(plan: Plan) -> str:
                 f"{highest:,.0f}",
             )
         )
-    head = ("resident memory, MB", "1st million", f"{millions}th", "range since", "growth", "peak")
+    head = ("resident memory, MB", "1st million", "last", "range since", "growth", "peak")
     return table(head, lines)

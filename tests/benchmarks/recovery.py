@@ -1,5 +1,6 @@
 """How soon a killed service is back; see `tests.benchmarks.service`."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -76,7 +77,10 @@ class Program:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
-        os.kill(int((self.directory / "log/valkey.pid").read_text()), signal.SIGKILL)
+        server = self.directory / "log/valkey.pid"
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int(server.read_text()), signal.SIGKILL)
+            server.unlink()
 
     def _checkpointed(self) -> int:
         """Return the examples in the newest checkpoint."""

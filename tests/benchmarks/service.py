@@ -28,10 +28,11 @@ HTTP and log, 784 an example, which is copied and parsed several times; one exam
 web framework, some 0.8 ms each; JSON by the reading of 784 numbers an example. River walks
 dictionaries in Python; scikit-learn and Vowpal Wabbit spend theirs on ten binary problems an
 example. A prediction waits 1 ms for others to share its pass, and goes through the web framework;
-while learning, it also waits for a core, as do its client's threads. A restart is bounded by the
-import of torch, by the log server's reading of its file, by what torch imports when its first
-optimizer is made, and by the replay, at the bare fold's speed, of up to the time between two
-checkpoints.
+while learning, it also waits for a core, as do its client's threads. Memory is torch's code and
+heap, and what wavers is requests and log under way, in one arena of the allocator a thread. A
+restart is bounded by the imports of torch and, for the streams, scikit-learn, by the log server's
+reading of its file, by what torch imports when its first optimizer is made, and by the replay, at
+the bare fold's speed, of up to the time between two checkpoints.
 """
 
 import argparse
