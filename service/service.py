@@ -81,13 +81,11 @@ class Service:
         device = settings.torch_device()
         torch.set_num_threads(settings.threads)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        url = settings.redis_url.get_secret_value()
-        if not url:
-            self._server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
-            await self._server.start()
-            url = self._server.url
-            self._tasks.append(asyncio.create_task(self._server.watch()))
-        state = State(settings.spec, settings.rates, device)
+        building = asyncio.ensure_future(
+            asyncio.to_thread(State, settings.spec, settings.rates, device)
+        )
+        url = await self._start_server()  # which reads its file meanwhile
+        state = await building
         name = settings.model
         loop = asyncio.get_running_loop()
         checkpoints = Checkpoints(
@@ -119,6 +117,16 @@ class Service:
             asyncio.create_task(predictor.run()),
         ]
         self.predictor = predictor
+
+    async def _start_server(self) -> str:
+        """Return the log's address; of a server of the service's own if none is given."""
+        settings = self.settings
+        if url := settings.redis_url.get_secret_value():
+            return url
+        self._server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
+        await self._server.start()
+        self._tasks.append(asyncio.create_task(self._server.watch()))
+        return self._server.url
 
     async def stop(self) -> None:
         """Finish the batch at hand, write a checkpoint, stop the embedded server."""

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_digits
 
 from streams import mnist
 from streams.batch import Batch, concatenate
@@ -84,6 +83,8 @@ def digits() -> tuple[Images, Labels]:
 
     For trying things out where MNIST cannot be fetched; figures on them say nothing about MNIST.
     """
+    from sklearn.datasets import load_digits  # a second that `funnel serve` need not spend
+
     found = load_digits()
     small = np.rint(found.images * (255 / 16)).astype(np.uint8)
     nearest = np.arange(28) * 8 // 28

@@ -4,7 +4,6 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 Pixels = TypeVar("Pixels", np.uint8, np.float32)
 
@@ -24,6 +23,8 @@ def rotate(images: npt.NDArray[Pixels], degrees: float) -> npt.NDArray[Pixels]:
     """
     if degrees % 90 == 0:
         return np.rot90(images, k=int(degrees // 90), axes=(1, 2))
+    from scipy import ndimage  # as slow to import as it is seldom needed
+
     turned = ndimage.rotate(images.astype(np.float32), degrees, axes=(2, 1), order=1, reshape=False)
     if images.dtype == np.uint8:
         turned = np.rint(turned)
