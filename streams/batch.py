@@ -17,6 +17,9 @@ Types = dict[str, np.dtype[Any]]
 
 FEATURE_TYPES: Types = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 LABEL_TYPES: Types = {"I64": np.dtype("<i8")}
+SHAPES = {"features": "[n, d]", "labels": "[n]"}
+HEADER_BYTES = 64 << 10
+"""Longest header; to read one of 32 MB would take seconds and 1 GB."""
 
 Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -66,7 +69,7 @@ def decode(raw: bytes) -> Batch:
     """Read the safetensors file of a batch; what it holds is not checked yet (see `check`).
 
     Raises:
-        InvalidBatchError: it is not one, or has other tensors or dtypes.
+        InvalidBatchError: it is not one, or has other tensors, dtypes or numbers of dimensions.
     """
     tensors = _tensors(raw, {"features": FEATURE_TYPES, "labels": LABEL_TYPES})
     return Batch(tensors["features"], tensors["labels"])
@@ -147,6 +150,11 @@ def join_features(parts: Sequence[Features]) -> Features:
 
 
 def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[Any]]:
+    if (length := int.from_bytes(raw[:8], "little")) > HEADER_BYTES:
+        raise InvalidBatchError(
+            f"not a safetensors file of a batch: its header has {length} bytes, at most "
+            f"{HEADER_BYTES}"
+        )
     try:
         found = dict(deserialize(raw))
     except (SafetensorError, ValueError, OverflowError) as error:
@@ -159,6 +167,10 @@ def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[An
         if tensor["dtype"] not in types:
             raise InvalidBatchError(
                 f"{name} have dtype {tensor['dtype']}, expected one of {', '.join(types)}", name
+            )
+        if len(tensor["shape"]) != len(SHAPES[name].split()):
+            raise InvalidBatchError(
+                f"{name} have shape {tensor['shape'][:8]}, expected {SHAPES[name]}", name
             )
         tensors[name] = np.frombuffer(tensor["data"], types[tensor["dtype"]]).reshape(
             tensor["shape"]

@@ -3,7 +3,7 @@
 python -m tests.service.fuzz --requests 20000
 
 Batches are never full and never late here, so that what a mutation leaves valid is taken into the
-log but not learned. `schemathesis run http://…/openapi.json` beside it goes by the documentation.
+log but not learned. `test_openapi.py` beside it goes by the documentation.
 """
 
 import argparse

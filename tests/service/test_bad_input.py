@@ -106,6 +106,8 @@ BAD: dict[str, tuple[str, bytes, int, str | None, int | None]] = {
     "int32 labels": (
         BYTES, tensors(np.zeros((1, 6), F32), np.zeros(1, np.int32)), 422, "labels", None,
     ),
+    "one number as features": (BYTES, tensors(F32(1), [0]), 422, "features", None),
+    "one number as labels": (BYTES, tensors(np.zeros((1, 6), F32), I64(0)), 422, "labels", None),
     "truncated file": (BYTES, a_batch(0).to_bytes()[:-1], 422, None, None),
     "lying header": (BYTES, LYING, 422, None, None),
     "lying shape": (
