@@ -1,16 +1,19 @@
 """Clients that mean harm, or are merely broken, harm only themselves."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.connection import HEAD_BYTES, HEAD_SECONDS
 from tests.service.fuzz import run
-from tests.service.harness import ServiceProcess, serving
+from tests.service.harness import RedisProcess, ServiceProcess, serving, wait_for
+from tests.service.test_metrics import scrape
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
 
@@ -117,16 +120,51 @@ def test_several_requests_share_a_connection(service: ServiceProcess) -> None:
             assert b"200 OK" in found
 
 
-def test_a_key_of_redis_cannot_be_injected(service: ServiceProcess) -> None:
+def test_a_key_of_redis_cannot_be_injected(tmp_path: Path, server: RedisProcess) -> None:
+    one = {"features": [[0.0] * 6], "labels": [0]}
+    keys = ("a:b}{c", "*", "x" * 255, "funnel:{logistic}:log", "a\tb", "\\r\\nFLUSHALL", "é")
+    with (
+        serving(tmp_path, **SMALL, redis_url=server.url) as service,
+        service.client() as client,
+        server.client() as redis,
+    ):
+        client.post("/learn?wait=applied", json=one).raise_for_status()
+        before = set(redis.keys())
+        for key in keys:
+            headers = {b"Idempotency-Key": key.encode()}
+            assert client.post("/learn", json=one, headers=headers).status_code == 202
+        made = [name.decode() for name in set(redis.keys()) - before]
+    assert len(made) == len(keys)
+    assert all(re.fullmatch(r"funnel:\{logistic\}:key:[0-9a-f]{64}", name) for name in made)
+
+
+def strange_requests(client: httpx.Client, name: str) -> None:
+    """Every kind of request that can carry a name of its own."""
+    one = {"features": [[0.0] * 6], "labels": [0]}
+    for method in ("GET", "POST", "PROPFIND", "OPTIONS"):
+        client.request(method, f"/{name}", headers={"User-Agent": name, "Host": name})
+        client.request(method, f"/model/{name}?{name}={name}")
+    client.post("/learn", json=one, headers={"Idempotency-Key": name}).raise_for_status()
+    client.post("/learn", json={name: name})
+    client.post("/learn", content=name.encode(), headers={"Content-Type": f"text/{name}"})
+    client.post("/learn", json=one, headers={"Content-Encoding": name})
+    client.post(f"/learn?wait={name}", json=one)
+    client.post(f"/predict?probabilities={name}", json=one)
+    client.delete("/learn")
+
+
+def test_what_clients_send_adds_no_series(service: ServiceProcess) -> None:
     with service.client() as client:
-        for key in ("a:b}{c", "*", "x" * 255, "funnel:{logistic}:log", "a\tb"):
-            sent = client.post(
-                "/learn",
-                json={"features": [[0.0] * 6], "labels": [0]},
-                headers={"Idempotency-Key": key},
-            )
-            assert sent.status_code in (202, 422)
-        assert client.get("/health/ready").json()["learning"] == "learning"
+        strange_requests(client, "x")
+        client.post("/checkpoint").raise_for_status()
+        wait_for(lambda: client.get("/optimizer").json()["tensors"])
+        scrape(client)
+        before = set(scrape(client))
+        for number in range(30):
+            strange_requests(client, f"name-{number}")
+        after = set(scrape(client))
+    assert after == before
+    assert not any("name" in value for _, labels in after for _, value in labels)
 
 
 def test_mutated_requests_are_answered_and_change_nothing(tmp_path: Path) -> None:

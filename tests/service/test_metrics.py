@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.metrics import MOST_CLASSES, MOST_TENSORS
 from tests.service.harness import SAFETENSORS, serving, wait_for
 from tests.service.states import a_batch
 
@@ -94,6 +96,18 @@ def test_no_label_is_made_of_what_clients_send(text: str) -> None:
     assert (
         sample(samples(text), "funnel_http_request_seconds_count", route="other", code="404") == 2
     )
+
+
+def test_a_model_of_many_classes_and_tensors_has_a_bounded_number_of_series(
+    tmp_path: Path,
+) -> None:
+    options = SMALL | {"model": "mlp", "hidden": "2," * 60 + "2", "classes": 300}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        client.post("/learn?wait=applied", content=a_batch(0).to_bytes(), headers=SAFETENSORS)
+        wait_for(lambda: len(client.get("/optimizer").json()["tensors"]) == 124)
+        found = Counter(name for name, _ in scrape(client))
+    assert found["funnel_class_recall"] == MOST_CLASSES
+    assert found["funnel_scale"] == MOST_TENSORS
 
 
 def test_the_numbers_are_those_of_the_model(text: str) -> None:
