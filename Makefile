@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install bench streams kill figure3 clean
+.PHONY: demo test lint audit fuzz install bench streams kill figure3 clean
 
 demo: install
 	$(BIN)/funnel demo
@@ -17,6 +17,17 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pip check
+
+# Asks PyPI, and fails where it cannot be asked.
+audit: install
+	$(BIN)/pip install --quiet 'pip-audit>=2.10'
+	$(BIN)/pip freeze --exclude-editable | \
+		$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin
+
+fuzz: install
+	$(BIN)/pip install --quiet --editable '.[fuzz]'
+	$(BIN)/python -m tests.streams.fuzz_decoder
 
 install: $(BIN)/installed
 
