@@ -30,7 +30,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from service.entries import Position
-from service.fold import Rates, Spec, State
+from service.fold import State
+from service.spec import Rates, Spec
 
 KEPT = 3
 """Files kept in a directory; the log is trimmed behind the oldest."""
@@ -247,7 +248,7 @@ def decode(raw: bytes) -> tuple[Copy, dict[str, Any]]:
         place = Place(**log | {"position": Position.parse(log["position"])})
         copy = Copy(
             Spec.of(state["spec"]),
-            Rates(**state["rates"]),
+            Rates.of(state["rates"]),
             state["version"],
             state["examples"],
             load_tensors(raw),

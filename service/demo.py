@@ -222,12 +222,12 @@ class _Stoppable:
 
 def _point(learner: Learner) -> Point | None:
     statistics = learner.statistics
-    if statistics is None or not statistics.tensors:
+    if statistics is None or not statistics.version:
         return None
-    tensor = next(iter(statistics.tensors.values()))
+    tensor = next(iter(statistics.served.tensors.values()))
     return Point(
         statistics.examples,
-        statistics.scores.rolling_accuracy,
+        statistics.served.scores.rolling_accuracy,
         tensor.scale,
         tensor.gain_quantiles,
     )

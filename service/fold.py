@@ -4,66 +4,28 @@
 states and equal batches give equal states, bit for bit. It never reads a GPU on the host.
 """
 
-import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, Inner, RMSprop
 from funnel.traced import Traced
-from service import models
 from service.lossguard import LossGuard
-from service.observation import observe
-from service.scoring import Scores
+from service.observation import observe, observe_shadow
+from service.optimizers import Shadow
+from service.spec import Rates, Spec
 from service.standardizer import Standardizer
+from service.track import Track
 from service.upload import Upload
 from streams.batch import Batch
 
-logger = logging.getLogger("funnel")
+SERVED = "served"
+"""Name of the learner that answers predictions."""
 
-INNER: dict[str, Inner] = {
-    "sgd": SGD(),
-    "adagrad": Adagrad(initial_accumulator_value=0.1),
-    "adagrad-ema": AdagradEMA(initial_accumulator_value=0.1),
-    "rmsprop": RMSprop(),
-    "adam": Adam(),
-}
-OPTIMIZERS = ("funnel", *INNER)
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What the model is, for its whole life; a checkpoint of another spec is refused."""
-
-    model: str
-    features: int
-    classes: int
-    hidden: tuple[int, ...]
-    optimizer: str
-    standardize: bool
-    seed: int
-
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> "Spec":
-        """Return the spec that was written as JSON."""
-        return cls(**fields | {"hidden": tuple(fields["hidden"])})
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Hyperparameters that an operator may change in a running model; the log records it."""
-
-    lr: float
-    momentum: float
-    gain_lr: float
-    scale_lr: float
-    loss_guard: float = 0.0
-    """See `service.lossguard`; 0 for none."""
+Observer = Callable[..., tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -85,11 +47,11 @@ class Report:
 
 
 class State:
-    """Everything that learning changes: weights, optimizer, standardizer, scores, counters.
+    """Everything that learning changes: the learners, the standardizer, the guard, counters.
 
     Args:
-        spec: what the model is.
-        rates: the optimizer's hyperparameters.
+        spec: what the served model is.
+        rates: hyperparameters, and which baselines shadow the served model.
         device: where everything lives.
 
     Raises:
@@ -97,63 +59,68 @@ class State:
     """
 
     def __init__(self, spec: Spec, rates: Rates, device: torch.device) -> None:
-        self.spec, self.rates, self.device = spec, rates, device
-        module = models.build(spec.model, spec.features, spec.classes, spec.hidden, spec.seed)
-        self.module = module.to(device).train()
-        self.parameters = dict(self.module.named_parameters())
+        self.spec, self.device = spec, device
+        self.served = Track(spec, spec.optimizer, rates, device)
+        self.shadows: dict[str, Track] = {}
         self.standardizer = Standardizer(spec.features, device)
-        self.scores = Scores(spec.classes, device)
         self.guard = LossGuard(device)
         self.on_host = device.type == "cpu"
         """Whether a step may branch on a tensor: then it asks whether all is finite, and Funnel
         need not mask, which takes a third of its time."""
-        self.optimizer = make_optimizer(spec.optimizer, rates, self.module, self.on_host)
-        self.norm_level = torch.full((), math.inf, device=device)
-        """Log of the gradient norm that nearly all recent ones stay under; inf before the first."""
-        self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
-        """Batches left out because loss or gradient was not finite."""
         self.version = 0
         """Batches folded in."""
         self.examples = 0
         """Examples folded in."""
         self.upload = Upload(device)
-        self.observe = self._observer()
+        self.set_rates(rates)
 
     def set_rates(self, rates: Rates) -> None:
-        """Go on with other hyperparameters."""
+        """Go on with other hyperparameters and baselines; a new baseline begins from the start."""
         self.rates = rates
-        self.observe = self._observer()
-        for group in self.optimizer.param_groups:
-            group.update(optimizer_rates(self.spec.optimizer, rates))
+        self.served.set_rates(rates)
+        shadows = {}
+        for shadow in map(Shadow.parse, rates.shadow):
+            own = shadow.rates(rates)
+            track = self.shadows.get(shadow.name)
+            if track is None:
+                track = Track(self.spec, shadow.optimizer, own, self.device)
+            track.set_rates(own)
+            shadows[shadow.name] = track
+        self.shadows = shadows
+        self.observe = self._traced(partial(observe, self), self._shared() | self.served.tensors())
+        self.observe_shadow = {
+            name: self._traced(partial(observe_shadow, track), track.tensors())
+            for name, track in shadows.items()
+        }
 
-    def _observer(self) -> "Callable[..., tuple[Any, ...]]":
-        if self.on_host and models.is_plain(self.spec.model):
-            return Traced(partial(observe, self), self.tensors().values())
-        return partial(observe, self)
+    def learners(self) -> dict[str, Track]:
+        """Return all learners by name, the served one first."""
+        return {SERVED: self.served, **self.shadows}
+
+    def _traced(self, function: Observer, tensors: dict[str, Tensor]) -> Observer:
+        if self.on_host and self.served.is_plain:
+            return Traced(function, tensors.values())
+        return function
+
+    def _shared(self) -> dict[str, Tensor]:
+        named = {f"standardizer.{k}": v for k, v in self.standardizer.tensors().items()}
+        return named | {f"guard.{k}": v for k, v in self.guard.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
-        named = {f"model.{k}": v for k, v in weights(self.module).items()}
-        named |= {f"standardizer.{k}": v for k, v in self.standardizer.tensors().items()}
-        named |= {f"scores.{k}": v for k, v in self.scores.tensors().items()}
-        named |= {f"guard.{k}": v for k, v in self.guard.tensors().items()}
-        named |= {"norm_level": self.norm_level, "nonfinite": self.nonfinite}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if key == "inner":
-                    named |= {f"optimizer.{name}.inner.{k}": v for k, v in value.items()}
-                else:
-                    named[f"optimizer.{name}.{key}"] = value
+        named = self._shared() | self.served.tensors()
+        for name, track in self.shadows.items():
+            named |= {_prefix(name) + k: v for k, v in track.tensors().items()}
         return named
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], version: int, examples: int) -> None:
-        """Take over a saved state of the same spec.
+        """Take over a saved state of the same spec and baselines.
 
         Raises:
             ValueError: names, shapes or dtypes differ; nothing is changed then.
         """
-        mine = self._optimizer_tensors(tensors) | self.tensors()
+        mine = self.tensors()
         if mine.keys() != tensors.keys():
             raise ValueError(f"tensors differ: {sorted(mine.keys() ^ tensors.keys())[:4]}")
         for name, tensor in tensors.items():
@@ -162,75 +129,26 @@ class State:
                     f"{name} is {tensor.dtype} {list(tensor.shape)}, "
                     f"expected {mine[name].dtype} {list(mine[name].shape)}"
                 )
-        state = self.optimizer.state_dict()
-        state["state"] = self._optimizer_state(tensors)
-        self.optimizer.load_state_dict(state)
-        for name, tensor in tensors.items():
-            if not name.startswith("optimizer."):
-                mine[name].copy_(tensor)
+        for name, tensor in self._shared().items():
+            tensor.copy_(tensors[name])
+        self.served.load({k: v for k, v in tensors.items() if k in self.served.tensors()})
+        for name, track in self.shadows.items():
+            prefix = _prefix(name)
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            track.load(own)
         self.version, self.examples = version, examples
 
-    def _optimizer_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the optimizer's part of a state that has been stepped, if that one has been."""
-        if not any(name.startswith("optimizer.") for name in tensors):
-            return {}
-        twin = State(self.spec, self.rates, self.device)
-        blank = Batch(
-            torch.zeros(2, self.spec.features).numpy(), torch.zeros(2, dtype=torch.int64).numpy()
-        )
-        step(twin, blank)
-        return twin.tensors()
 
-    def _optimizer_state(self, tensors: dict[str, Tensor]) -> dict[int, dict[str, Any]]:
-        state: dict[int, dict[str, Any]] = {}
-        for index, name in enumerate(self.parameters):
-            prefix = f"optimizer.{name}."
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if own:
-                inner = {k.removeprefix("inner."): v for k, v in own.items() if "inner." in k}
-                state[index] = {k: v for k, v in own.items() if "inner." not in k}
-                state[index]["inner"] = inner
-        return state
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, those left out of ``state_dict`` too."""
-    return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def make_optimizer(name: str, rates: Rates, module: nn.Module, on_host: bool = False) -> Funnel:
-    """Return the optimizer called ``name``, one of OPTIMIZERS.
-
-    ``funnel`` is Funnel(AdaGrad). The plain ones are Funnel at γp = γs = 0, which is the inner
-    optimizer with heavy-ball momentum, bit for bit.
-    """
-    inner = INNER["adagrad" if name == "funnel" else name]
-    return Funnel(
-        module.named_parameters(),
-        inner,
-        skip_nonfinite=not on_host,
-        traced=on_host,
-        **optimizer_rates(name, rates),
-    )
-
-
-def optimizer_rates(name: str, rates: Rates) -> dict[str, Any]:
-    """Return Funnel's arguments for the optimizer called ``name``."""
-    learns = name == "funnel"
-    return {
-        "lr": rates.lr,
-        "momentum": rates.momentum,
-        "gain_lr": rates.gain_lr if learns else 0.0,
-        "scale_lr": rates.scale_lr if learns else 0.0,
-    }
+def _prefix(shadow: str) -> str:
+    return f"shadow.{shadow}."
 
 
 @torch.no_grad()
 def step(state: State, batch: Batch) -> Report:
-    """Score the batch with the weights as they are, then take one Funnel update.
+    """Score the batch with the weights as they are, then take one update.
 
     A batch whose loss or gradient is not finite changes nothing but its count; one that the guard
-    holds back is scored besides.
+    holds back is scored besides. Shadows learn what the served model learns.
 
     Args:
         state: changed in place.
@@ -239,13 +157,23 @@ def step(state: State, batch: Batch) -> Report:
     inputs, labels = state.upload(batch)
     if state.spec.standardize and state.examples == 0:
         state.standardizer.start(inputs)
-    keep, accuracy, loss, *gradients = state.observe(inputs, labels)
-    for parameter, gradient in zip(state.parameters.values(), gradients, strict=True):
-        parameter.grad = gradient
+    _draw_the_same_in_replay(state)
+    keep, finite, accuracy, loss, prepared, *gradients = state.observe(inputs, labels)
     if not state.on_host or keep:
-        state.optimizer.step()
+        state.served.step(gradients)
+    for name, shadow in state.shadows.items():
+        _draw_the_same_in_replay(state)
+        learns, *gradients = state.observe_shadow[name](prepared, labels, keep, finite)
+        if not state.on_host or learns:
+            shadow.step(gradients)
     state.version += 1
     state.examples += len(batch)
     if state.on_host:
         return Report(state.version, float(accuracy), float(loss), bool(keep))
     return Report(state.version, accuracy, loss, keep)
+
+
+def _draw_the_same_in_replay(state: State) -> None:
+    """Seed what a user's module draws, such as dropout, by the step."""
+    if not state.served.is_plain:
+        torch.manual_seed((state.spec.seed << 40) + state.version)

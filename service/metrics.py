@@ -15,6 +15,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from funnel.telemetry import QUANTILES
+from service.fold import SERVED
+from service.scoring import ScoreSummary
 from service.statistics import GAIN_EDGES, Statistics, lag_seconds
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 disable_created_metrics()
 
-LEARNER = "served"
 STEP_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 HTTP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -105,7 +106,7 @@ class _ServiceCollector(Collector):
 
 
 def _learning(statistics: Statistics) -> Iterable[Metric]:
-    place, scores = statistics.place, statistics.scores
+    place = statistics.place
     examples = CounterMetricFamily(
         "funnel_examples", "Examples learned, by where they came from", labels=["source"]
     )
@@ -126,25 +127,32 @@ def _learning(statistics: Statistics) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "funnel_dead_entries", "Entries put aside because they cannot be learned", value=place.dead
     )
-    for name, what, value in (
-        ("funnel_correct", "Examples predicted right before they were learned", scores.correct),
-        ("funnel_scored", "Examples predicted before they were learned", scores.scored),
+    yield from _scores({name: t.scores for name, t in statistics.learners.items()})
+
+
+def _scores(learners: dict[str, ScoreSummary]) -> Iterable[Metric]:
+    for name, what in (
+        ("correct", "Examples predicted right before they were learned"),
+        ("scored", "Examples predicted before they were learned"),
     ):
-        counter = CounterMetricFamily(name, what, labels=["learner"])
-        counter.add_metric([LEARNER], value)
+        counter = CounterMetricFamily(f"funnel_{name}", what, labels=["learner"])
+        for learner, scores in learners.items():
+            counter.add_metric([learner], getattr(scores, name))
         yield counter
-    if not scores.scored:
+    scored = {learner: scores for learner, scores in learners.items() if scores.scored}
+    if SERVED not in scored:
         return
-    for name, what, rolling, total in (
-        ("accuracy", "Prequential accuracy", scores.rolling_accuracy, scores.accuracy),
-        ("loss", "Prequential cross-entropy in nats", scores.rolling_loss, scores.loss),
+    for name, what in (
+        ("accuracy", "Prequential accuracy"),
+        ("loss", "Prequential cross-entropy in nats"),
     ):
         family = GaugeMetricFamily(f"funnel_{name}", what, labels=["learner", "window"])
-        family.add_metric([LEARNER, "rolling"], rolling)
-        family.add_metric([LEARNER, "total"], total)
+        for learner, scores in scored.items():
+            family.add_metric([learner, "rolling"], getattr(scores, f"rolling_{name}"))
+            family.add_metric([learner, "total"], getattr(scores, name))
         yield family
     recall = GaugeMetricFamily("funnel_class_recall", "Rolling recall by class", labels=["class"])
-    for label, share in enumerate(scores.class_recall[:MOST_CLASSES]):
+    for label, share in enumerate(scored[SERVED].class_recall[:MOST_CLASSES]):
         recall.add_metric([str(label)], share)
     yield recall
 
@@ -168,18 +176,23 @@ def _optimizer(statistics: Statistics) -> Iterable[Metric]:
     distribution = GaugeHistogramMetricFamily(
         "funnel_gain_distribution", "Funnel's gains p", labels=["learner", "tensor"]
     )
-    for name, tensor in list(statistics.tensors.items())[:MOST_TENSORS]:
-        scale.add_metric([LEARNER, name], tensor.scale)
+    series = [
+        ([learner, name], tensor)
+        for learner, track in statistics.learners.items()
+        for name, tensor in list(track.tensors.items())[:MOST_TENSORS]
+    ]
+    for labels, tensor in series:
+        scale.add_metric(labels, tensor.scale)
         for quantile, value in zip(QUANTILES, tensor.gain_quantiles, strict=True):
-            gain.add_metric([LEARNER, name, f"{quantile:g}"], value)
-        bound.add_metric([LEARNER, name, "lower"], tensor.gain_at_lower_bound)
-        bound.add_metric([LEARNER, name, "upper"], tensor.gain_at_upper_bound)
-        alignment.add_metric([LEARNER, name], tensor.alignment)
-        gradient.add_metric([LEARNER, name], tensor.gradient_norm)
-        update.add_metric([LEARNER, name], tensor.update_norm)
+            gain.add_metric([*labels, f"{quantile:g}"], value)
+        bound.add_metric([*labels, "lower"], tensor.gain_at_lower_bound)
+        bound.add_metric([*labels, "upper"], tensor.gain_at_upper_bound)
+        alignment.add_metric(labels, tensor.alignment)
+        gradient.add_metric(labels, tensor.gradient_norm)
+        update.add_metric(labels, tensor.update_norm)
         edges = [f"{edge:.4g}" for edge in GAIN_EDGES] + ["+Inf"]
         buckets = list(zip(edges, accumulate(tensor.gain_counts), strict=True))
-        distribution.add_metric([LEARNER, name], buckets, tensor.gain_sum)
+        distribution.add_metric(labels, buckets, tensor.gain_sum)
     yield from (scale, gain, bound, alignment, gradient, update, distribution)
 
 

@@ -12,8 +12,9 @@ import orjson
 
 from service.checkpoint import Checkpoints, Place
 from service.entries import ORIGIN, TOP, Cut, EntryId, Pending, Position, read_entry
-from service.fold import Rates, Report, Spec, State, step
+from service.fold import Report, State, step
 from service.log import GapError, Log, LogError, check_reach
+from service.spec import Rates, Spec
 from streams.batch import Batch
 
 logger = logging.getLogger("funnel")
@@ -79,8 +80,8 @@ class Replica:
         if self.place is not None and copy.place.cut <= self.place.cut:
             return True
         self._check_spec(copy.spec, f"the checkpoint in {checkpoints.directory}")
-        self.state.load(copy.tensors, copy.version, copy.examples)
         self.state.set_rates(copy.rates)
+        self.state.load(copy.tensors, copy.version, copy.examples)
         self.place = copy.place
         return True
 
@@ -230,7 +231,7 @@ class Replica:
             if "spec" in command:
                 self._check_spec(Spec.of(command["spec"]), "the log")
             if "rates" in command:
-                self.state.set_rates(Rates(**command["rates"]))
+                self.state.set_rates(Rates.of(command["rates"]))
         at = self.at
         self.place = replace(
             at,

@@ -11,9 +11,11 @@ import torch
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.fold import OPTIMIZERS, Rates, Spec
+from service.optimizers import OPTIMIZERS, Shadow
+from service.spec import Rates, Spec
 
 PREFIX = "FUNNEL_"
+MOST_SHADOWS = 8
 MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -62,6 +64,10 @@ class Settings(BaseSettings):
         "unless two were just left out; 0: learn all",
     )  # fmt: skip
     momentum: float = Field(0.0, ge=0, lt=1, description="μ")
+    shadow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="baselines that learn beside it, with commas: adagrad, or adagrad:0.05 for "
+        "a learning rate of one's own; they cost a step each",
+    )  # fmt: skip
     standardize: bool = Field(True, description="standardize the inputs online")
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
     threads: int = Field(
@@ -96,10 +102,12 @@ class Settings(BaseSettings):
         False, description="go on although acknowledged examples are missing from the log"
     )
 
-    @field_validator("hidden", mode="before")
+    @field_validator("hidden", "shadow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @field_validator("hidden")
     @classmethod
@@ -121,6 +129,15 @@ class Settings(BaseSettings):
         if value not in OPTIMIZERS:
             raise ValueError(f"choose one of {', '.join(OPTIMIZERS)}")
         return value
+
+    @field_validator("shadow")
+    @classmethod
+    def _baselines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a baseline is named twice")
+        if len(value) > MOST_SHADOWS:
+            raise ValueError(f"at most {MOST_SHADOWS} baselines")
+        return tuple(Shadow.parse(text).name for text in value)
 
     @field_validator("learn_key", "predict_key")
     @classmethod
@@ -148,7 +165,9 @@ class Settings(BaseSettings):
     @property
     def rates(self) -> Rates:
         """The optimizer's hyperparameters."""
-        return Rates(self.lr, self.momentum, self.gain_lr, self.scale_lr, self.loss_guard)
+        return Rates(
+            self.lr, self.momentum, self.gain_lr, self.scale_lr, self.loss_guard, self.shadow
+        )
 
     def torch_device(self) -> torch.device:
         """Return the device.

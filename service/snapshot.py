@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from service.fold import State, weights
+from service.fold import State
 from service.standardizer import standardize
+from service.track import weights
 from service.upload import to_inputs
 from streams.batch import Features
 
@@ -35,7 +36,7 @@ class Snapshot:
         keeps = state.spec.standardize
         return cls(
             state.version,
-            {k: v.detach().clone() for k, v in weights(state.module).items()},
+            {k: v.detach().clone() for k, v in weights(state.served.module).items()},
             state.standardizer.mean.clone() if keeps else None,
             state.standardizer.variance.clone() if keeps else None,
         )

@@ -7,9 +7,10 @@ import torch
 
 from funnel.telemetry import TensorTelemetry
 from service.checkpoint import Place
-from service.fold import State
+from service.fold import SERVED, State
 from service.log import Extent
 from service.scoring import ScoreSummary
+from service.track import Track
 
 GAIN_EDGES = tuple(10 ** (k / 4) for k in range(-12, 13))
 """Upper edges of the gain histogram's buckets: quarters of a decade over 1e-3…1e3."""
@@ -32,20 +33,33 @@ class TensorStatistics:
 
 
 @dataclass(frozen=True)
+class TrackStatistics:
+    """One learner, the served one or a shadow."""
+
+    scores: ScoreSummary
+    tensors: dict[str, TensorStatistics]
+
+
+@dataclass(frozen=True)
 class Statistics:
-    """The model at one place of the log."""
+    """The learners at one place of the log."""
 
     version: int
     examples: int
-    scores: ScoreSummary
+    learners: dict[str, TrackStatistics]
+    """By name, the served one first."""
     nonfinite_batches: int
     quarantined_batches: int
-    tensors: dict[str, TensorStatistics]
     place: Place
     entries_added: int
     """Entries ever added to the log."""
     waiting_since: float | None
     """Unix time in seconds of the oldest entry that is read but not learned."""
+
+    @property
+    def served(self) -> TrackStatistics:
+        """The learner that answers predictions."""
+        return self.learners[SERVED]
 
 
 def read_statistics(
@@ -55,13 +69,9 @@ def read_statistics(
     return Statistics(
         version=state.version,
         examples=state.examples,
-        scores=state.scores.read(),
-        nonfinite_batches=int(state.nonfinite),
+        learners={name: _track(track) for name, track in state.learners().items()},
+        nonfinite_batches=int(state.served.nonfinite),
         quarantined_batches=int(state.guard.quarantined),
-        tensors={
-            str(name): _tensor(telemetry, state, str(name))
-            for name, telemetry in state.optimizer.telemetry().items()
-        },
         place=place,
         entries_added=extent.added,
         waiting_since=None if waiting_since_ms is None else waiting_since_ms / 1000,
@@ -75,8 +85,16 @@ def lag_seconds(statistics: Statistics) -> float:
     return max(0.0, time.time() - statistics.waiting_since)
 
 
-def _tensor(telemetry: TensorTelemetry, state: State, name: str) -> TensorStatistics:
-    gain = state.optimizer.state[state.parameters[name]]["log_gain"].flatten().exp()
+def _track(track: Track) -> TrackStatistics:
+    tensors = {
+        str(name): _tensor(telemetry, track, str(name))
+        for name, telemetry in track.optimizer.telemetry().items()
+    }
+    return TrackStatistics(track.scores.read(), tensors)
+
+
+def _tensor(telemetry: TensorTelemetry, track: Track, name: str) -> TensorStatistics:
+    gain = track.optimizer.state[track.parameters[name]]["log_gain"].flatten().exp()
     edges = torch.tensor(GAIN_EDGES, dtype=gain.dtype, device=gain.device) * (1 + 1e-6)
     counts = torch.bincount(torch.bucketize(gain, edges), minlength=len(GAIN_EDGES) + 1)
     return TensorStatistics(

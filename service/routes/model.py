@@ -76,7 +76,7 @@ async def model(service: Running) -> ModelAnswer:
     """Say what is served and how far it is."""
     learner, settings = service.learner, service.settings
     assert learner is not None
-    scores = learner.statistics.scores if learner.statistics else None
+    scores = learner.statistics.served.scores if learner.statistics else None
     rates = learner.state.rates
     return ModelAnswer(
         model=settings.model,
@@ -90,6 +90,7 @@ async def model(service: Running) -> ModelAnswer:
             "scale_lr": rates.scale_lr,
             "momentum": rates.momentum,
             "loss_guard": rates.loss_guard,
+            "shadow": list(rates.shadow),
             "batch_size": settings.batch_size,
             "max_wait_ms": settings.max_wait_ms,
             "standardize": settings.standardize,
@@ -113,7 +114,7 @@ async def optimizer(service: Running) -> OptimizerAnswer:
     learner = service.learner
     assert learner is not None
     statistics = learner.statistics
-    tensors = {} if statistics is None else statistics.tensors
+    tensors = {} if statistics is None else statistics.served.tensors
     return OptimizerAnswer(
         optimizer=service.settings.optimizer,
         model_version=statistics.version if statistics else learner.state.version,

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from service.fold import Rates, Spec, State
+from service.fold import State
+from service.spec import Rates, Spec
 from streams.batch import Batch
 
 CPU = torch.device("cpu")

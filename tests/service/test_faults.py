@@ -18,7 +18,8 @@ import pytest
 import torch
 from redis import Redis
 
-from service.fold import Rates, Spec, State, step
+from service.fold import State
+from service.spec import Rates, Spec, step
 from tests.service.harness import (
     SAFETENSORS,
     RedisProcess,

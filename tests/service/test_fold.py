@@ -14,9 +14,10 @@ from funnel import Adagrad, Funnel
 from funnel.traced import Traced
 from service.checkpoint import Copy, Place
 from service.entries import ORIGIN, Position
-from service.fold import OPTIMIZERS, State, step
+from service.fold import State, step
 from service.models import BUILT_IN, ModelError
 from service.observation import observe
+from service.optimizers import OPTIMIZERS
 from streams.batch import Batch
 from tests.service.states import CPU, RATES, a_batch, a_spec, a_state, same_tensors
 
@@ -45,7 +46,7 @@ def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
 def test_traced_steps_are_the_eager_ones_bit_for_bit(model: str, optimizer: str) -> None:
     one, other = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
     other.observe = partial(observe, other)
-    other.optimizer._reset(compiled=False, traced=False)
+    other.served.optimizer._reset(compiled=False, traced=False)
     for k in range(12):
         batch = a_batch(k, 20 if k % 4 else 7)
         if k == 9:
@@ -53,7 +54,7 @@ def test_traced_steps_are_the_eager_ones_bit_for_bit(model: str, optimizer: str)
         reports = step(one, batch), step(other, batch)
         assert float(reports[0].loss) == pytest.approx(float(reports[1].loss), abs=0, nan_ok=True)
     assert isinstance(one.observe, Traced)
-    assert one.optimizer.traced
+    assert one.served.optimizer.traced
     assert same_tensors(one.tensors(), other.tensors())
 
 
@@ -92,13 +93,13 @@ def test_a_batch_that_is_not_finite_changes_nothing_but_its_count(model: str) ->
     for k in range(3):
         step(state, a_batch(k))
     with torch.no_grad():
-        next(iter(state.parameters.values())).view(-1)[0] = torch.inf
+        next(iter(state.served.parameters.values())).view(-1)[0] = torch.inf
     before = copied(state)
     step(state, a_batch(3))
     after = copied(state)
     changed = {k for k in before if not same_tensors({k: before[k]}, {k: after[k]})}
     assert {k.rpartition(".")[2] for k in changed} == {"nonfinite"}
-    assert (state.version, state.examples, int(state.nonfinite)) == (4, 80, 1)
+    assert (state.version, state.examples, int(state.served.nonfinite)) == (4, 80, 1)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -106,10 +107,10 @@ def test_scores_are_of_the_weights_before_the_update(model: str) -> None:
     state = State(a_spec(model, standardize=False), RATES, CPU)
     for k in range(4):
         batch = a_batch(k)
-        state.module.eval()
+        state.served.module.eval()
         with torch.no_grad():
-            logits = state.module(torch.from_numpy(batch.features))
-        state.module.train()
+            logits = state.served.module(torch.from_numpy(batch.features))
+        state.served.module.train()
         expected = (logits.argmax(1).numpy() == batch.labels).mean()
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels))
         report = step(state, batch)
@@ -121,7 +122,7 @@ def test_it_learns() -> None:
     state = a_state()
     for k in range(100):
         step(state, a_batch(k))
-    assert state.scores.read().rolling_accuracy > 0.85
+    assert state.served.scores.read().rolling_accuracy > 0.85
 
 
 def funnel_of_the_library(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -151,7 +152,7 @@ def test_the_update_is_that_of_the_library(
         logits = twin(torch.from_numpy(batch.features))
         torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels)).backward()
         optimizer.step()
-    torch.testing.assert_close(state.parameters["weight"], twin.weight, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(state.served.parameters["weight"], twin.weight, rtol=1e-5, atol=1e-7)
 
 
 def test_one_wild_batch_does_not_poison_adagrads_sums() -> None:
@@ -164,7 +165,7 @@ def test_one_wild_batch_does_not_poison_adagrads_sums() -> None:
             if wild and k == 30:
                 batch = Batch(batch.features * np.float32(1e6), batch.labels)
             step(state, batch)
-        sums = state.optimizer.state[state.parameters["weight"]]["inner"]
+        sums = state.served.optimizer.state[state.served.parameters["weight"]]["inner"]
         return max(float(v.max()) for v in sums.values())
 
     assert swallow(wild=True) < 30 * swallow(wild=False)
@@ -176,7 +177,9 @@ def test_uint8_means_a_fraction_of_255() -> None:
     states = [a_state(), a_state()]
     step(states[0], Batch(pixels, labels))
     step(states[1], Batch(pixels.astype(np.float32) / np.float32(255), labels))
-    torch.testing.assert_close(states[0].parameters["weight"], states[1].parameters["weight"])
+    torch.testing.assert_close(
+        states[0].served.parameters["weight"], states[1].served.parameters["weight"]
+    )
 
 
 def test_new_rates_hold_from_the_next_step() -> None:
@@ -213,10 +216,10 @@ def test_a_batch_at_which_the_model_raises_is_left_out() -> None:
     after = copied(state)
     changed = {k for k in before if not same_tensors({k: before[k]}, {k: after[k]})}
     assert {k.rpartition(".")[2] for k in changed} == {"nonfinite"}
-    assert (state.version, int(state.nonfinite)) == (4, 1)
+    assert (state.version, int(state.served.nonfinite)) == (4, 1)
     assert math.isnan(report.loss)
     step(state, a_batch(4))
-    assert int(state.nonfinite) == 1
+    assert int(state.served.nonfinite) == 1
 
 
 @pytest.mark.parametrize("error", [MemoryError, OSError, torch.OutOfMemoryError])
@@ -231,7 +234,7 @@ def test_a_machine_that_fails_is_not_the_batchs_fault(
     def fail(_: torch.Tensor) -> torch.Tensor:
         raise error("full")
 
-    monkeypatch.setattr(state.module, "forward", fail)
+    monkeypatch.setattr(state.served.module, "forward", fail)
     with pytest.raises(error):
         step(state, a_batch(1))
     assert same_tensors(copied(state), before)

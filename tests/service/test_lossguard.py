@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from service.fold import Rates, State, step
+from service.fold import State, step
 from service.lossguard import MOST_IN_A_ROW, WARM_UP, LossGuard
+from service.spec import Rates
 from streams.batch import Batch
 from tests.service.states import CPU, a_batch, a_spec, same_tensors
 
@@ -30,12 +31,12 @@ def learned(model: str = "logistic", batches: int = 60) -> State:
 def test_an_outlier_is_scored_and_not_learned(model: str) -> None:
     state = learned(model)
     before = {k: v.detach().clone() for k, v in state.tensors().items()}
-    scored = int(state.scores.scored)
+    scored = int(state.served.scores.scored)
     report = step(state, poison(100))
     assert not report.kept
     changed = {k for k, v in state.tensors().items() if not torch.equal(v, before[k])}
     assert {k for k in changed if not k.startswith(("scores.", "guard."))} == set()
-    assert int(state.scores.scored) == scored + 20
+    assert int(state.served.scores.scored) == scored + 20
     assert int(state.guard.quarantined) == 1
     assert state.version == 61
 
