@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
 from tqdm import tqdm
 
 from service.settings import PREFIX, Settings, SettingsError, load_settings
@@ -134,7 +135,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Give the parser an option for every setting."""
     for name, field in Settings.model_fields.items():
         default = field.get_default()
-        shown = "none" if str(default) in ("", "**********") else _shown(default)
+        shown = _shown(default) or "none"
         is_flag = isinstance(default, bool)
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -147,6 +148,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _shown(default: Any) -> str:
+    if isinstance(default, SecretStr):
+        return ""
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     return str(default).lower() if isinstance(default, bool) else str(default)
