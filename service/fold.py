@@ -5,7 +5,6 @@ states and equal batches give equal states, bit for bit. It never reads a GPU on
 """
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, Inner, RMSprop
+from funnel.clipping import NormCap
 from funnel.traced import Traced
 from service import models
 from service.lossguard import LossGuard
@@ -108,8 +108,7 @@ class State:
         """Whether a step may branch on a tensor: then it asks whether all is finite, and Funnel
         need not mask, which takes a third of its time."""
         self.optimizer = make_optimizer(spec.optimizer, rates, self.module, self.on_host)
-        self.norm_level = torch.full((), math.inf, device=device)
-        """Log of the gradient norm that nearly all recent ones stay under; inf before the first."""
+        self.cap = NormCap((), device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         """Batches left out because loss or gradient was not finite."""
         self.version = 0
@@ -137,7 +136,7 @@ class State:
         named |= {f"standardizer.{k}": v for k, v in self.standardizer.tensors().items()}
         named |= {f"scores.{k}": v for k, v in self.scores.tensors().items()}
         named |= {f"guard.{k}": v for k, v in self.guard.tensors().items()}
-        named |= {"norm_level": self.norm_level, "nonfinite": self.nonfinite}
+        named |= {"norm_level": self.cap.level, "nonfinite": self.nonfinite}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if key == "inner":

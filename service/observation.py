@@ -10,19 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from funnel.backprop import differentiate
 from service import models
-from service.backprop import differentiate
 from service.standardizer import clamped
 
 if TYPE_CHECKING:
     from service.fold import State
 
 logger = logging.getLogger("funnel")
-
-NORM_CAP = 10.0
-"""A gradient may be this many times longer than nearly all of the recent ones; then it is cut."""
-NORM_UP, NORM_DOWN = 0.45, 0.05
-"""Steps of the tracked quantile of log ‖g‖; it rests where DOWN of UP + DOWN norms are above."""
 
 
 def observe(state: "State", inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, ...]:
@@ -110,17 +105,12 @@ def _differentiate_any(state: "State", prepared: Tensor, labels: Tensor) -> _Fou
 
 
 def _bound(state: "State", gradients: list[Tensor], norm: Tensor, keep: Tensor) -> None:
-    """Cut the gradient to NORM_CAP in place; make it NaN if the batch is not learned.
+    """Cut the gradient to the cap in place; make it NaN if the batch is not learned.
 
     Funnel leaves a tensor with a NaN in its gradient as it is, so NaN in all leaves all.
     """
-    log_norm = norm.log()
-    level = state.norm_level
-    factor = (level + math.log(NORM_CAP) - log_norm).clamp_(max=0.0).exp_()
-    torch._foreach_mul_(gradients, torch.where(keep, factor, math.nan))
-    moved = level + torch.where(log_norm > level, NORM_UP, -NORM_DOWN)
-    moved = torch.where(level.isinf(), log_norm, moved)
-    level.copy_(torch.where(keep & (norm > 0), moved, level))
+    torch._foreach_mul_(gradients, torch.where(keep, state.cap.factor(norm), math.nan))
+    state.cap.update(norm, keep)
 
 
 @contextmanager
