@@ -6,5 +6,17 @@ Updates', arXiv:2202.00145.
 
 from funnel.inner import SGD, Adagrad, AdagradEMA, Adam, ForeignInner, Inner, RMSprop
 from funnel.optimizer import Funnel
+from funnel.pool import Expert, Pool
 
-__all__ = ["SGD", "Adagrad", "AdagradEMA", "Adam", "ForeignInner", "Funnel", "Inner", "RMSprop"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "AdagradEMA",
+    "Adam",
+    "Expert",
+    "ForeignInner",
+    "Funnel",
+    "Inner",
+    "Pool",
+    "RMSprop",
+]

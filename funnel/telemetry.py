@@ -65,6 +65,48 @@ def describe(
     }
 
 
+def describe_stacked(
+    state: dict[str, Tensor],
+    log_bounds: tuple[float, float],
+    alignment: Tensor,
+    gradient_norm: Tensor,
+    weights: Tensor,
+) -> TensorTelemetry:
+    """Summarize one tensor of K experts as that of one model.
+
+    Scale and gains are the experts' geometric means, weighted; quantiles are of these. Shares at
+    the bounds, alignment and norms are weighted means. ``step`` is that of the expert who took
+    most, ``nonfinite_steps`` the sum.
+
+    Args:
+        state: Funnel's state of the tensor, [K, …].
+        log_bounds: log of the gain bounds.
+        alignment: cosines of the last step, of K elements.
+        gradient_norm: likewise; one that is not finite is left out.
+        weights: of the experts, [K], summing to 1.
+    """
+    log_gain, log_scale = state["log_gain"], state["log_scale"].flatten()
+    velocity = torch.linalg.vector_norm(state["velocity"].flatten(1), dim=1)
+    mean = {
+        "step": state["step"].max(),
+        "nonfinite": state["nonfinite"].sum(),
+        "log_gain": mean_over_experts(log_gain, weights),
+        "log_scale": weights @ log_scale,
+        "velocity": velocity,
+    }
+    norms = gradient_norm.flatten().nan_to_num(nan=0.0, posinf=0.0)
+    report = describe(mean, log_bounds, weights @ alignment.flatten(), weights @ norms)
+    report["gain_at_lower_bound"] = weights @ _shares(log_gain <= log_bounds[0], weights.dtype)
+    report["gain_at_upper_bound"] = weights @ _shares(log_gain >= log_bounds[1], weights.dtype)
+    report["update_norm"] = weights @ (log_scale.exp() * velocity)
+    return report
+
+
+def mean_over_experts(stacked: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean over the first dimension."""
+    return (weights @ stacked.reshape(len(stacked), -1)).view(stacked.shape[1:])
+
+
 def gain_quantiles(log_gain: Tensor) -> Tensor:
     """Return the quantiles of p = exp(``log_gain``), shape [7]; NaN for a tensor of no elements."""
     flat = log_gain.flatten()
@@ -90,6 +132,10 @@ def _sample(flat: Tensor) -> Tensor:
     while math.gcd(stride, n) != 1:
         stride += 1
     return flat[torch.arange(SAMPLE, device=flat.device) * stride % n]
+
+
+def _shares(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.stack([_share(own, dtype) for own in mask])
 
 
 def _share(mask: Tensor, dtype: torch.dtype) -> Tensor:

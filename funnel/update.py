@@ -9,8 +9,10 @@ Gradient Updates', arXiv:2202.00145. Equation numbers are the paper's. Letters a
 
 Every list holds one entry per parameter tensor, all on one device and of one dtype (fp32, or fp64
 for fp64 parameters); only ``params`` and the raw gradients may be of a lower precision. Entries of
-``log_scale``, ``step``, of norms and of per-tensor rates are 0-dim. A trailing underscore means
-that the first argument is changed in place; nothing else is. No function reads a tensor on the
+``log_scale``, ``step``, of norms and of per-tensor rates are 0-dim. Where tensors are stacked, K
+experts on a leading dimension, those entries are [K, 1, …, 1], of as many dimensions as their
+tensor, and each expert is updated as if it were alone. A trailing underscore means that the first
+argument is changed in place; nothing else is. No function reads a tensor on the
 host or branches on one, so all of them can be captured in a CUDA graph or compiled.
 """
 
@@ -62,10 +64,12 @@ class Variant(NamedTuple):
     scale_bounds: Bounds
     decay_weights: bool
     skip_nonfinite: bool
+    stacked: bool = False
+    """Whether the first dimension of every tensor is that of experts."""
 
 
 class Alignment(NamedTuple):
-    """How each gradient lies to the velocity from before this step; every entry is 0-dim."""
+    """How each gradient lies to the velocity from before this step; entries 0-dim, or stacked."""
 
     inner_product: list[Tensor]
     """⟨g, ν⟩."""
@@ -75,17 +79,16 @@ class Alignment(NamedTuple):
     """‖g‖₂ as it came, NaN and inf included."""
 
 
-def align(grads: list[Tensor], velocity: list[Tensor]) -> Alignment:
-    """Return the terms of eqs. (6) and (12): ⟨g, ν⟩, its cosine, and ‖g‖₂."""
-    gradient_norm = lists.norm(grads)
-    inner_product = [
-        torch.dot(g.flatten(), v.flatten()) for g, v in zip(grads, velocity, strict=True)
-    ]
+def align(grads: list[Tensor], velocity: list[Tensor], stacked: bool = False) -> Alignment:
+    """Return the terms of eqs. (6) and (12): ⟨g, ν⟩, its cosine, and ‖g‖₂; of each expert."""
+    norm, dot = (lists.stacked_norm, lists.stacked_dot) if stacked else (lists.norm, lists.dot)
+    gradient_norm = norm(grads)
+    inner_product = dot(grads, velocity)
     cosine = lists.scalarwise(
         lambda gv, g, v: _zero_nonfinite(gv / g / v).clamp(-1.0, 1.0),
         inner_product,
         gradient_norm,
-        lists.norm(velocity),
+        norm(velocity),
     )
     return Alignment(inner_product, cosine, gradient_norm)
 
@@ -215,7 +218,7 @@ def step_(
     grads = [g.to(dtype) for g in grads]
     if variant.maximize:
         grads = lists.neg(grads)
-    alignment = align(grads, state.velocity)
+    alignment = align(grads, state.velocity, variant.stacked)
     active: list[Tensor] | None = None
     counted: Tensor | list[Tensor] | int = 1
     if variant.skip_nonfinite:

@@ -15,7 +15,7 @@ from torch import Tensor
 from funnel.traced import Traced
 from service.lossguard import LossGuard
 from service.observation import observe, observe_shadow
-from service.optimizers import Shadow
+from service.optimizers import Shadow, make_track
 from service.spec import Rates, Spec
 from service.standardizer import Standardizer
 from service.track import Track
@@ -60,7 +60,7 @@ class State:
 
     def __init__(self, spec: Spec, rates: Rates, device: torch.device) -> None:
         self.spec, self.device = spec, device
-        self.served = Track(spec, spec.optimizer, rates, device)
+        self.served = make_track(spec, spec.optimizer, rates, device)
         self.shadows: dict[str, Track] = {}
         self.standardizer = Standardizer(spec.features, device)
         self.guard = LossGuard(device)
@@ -83,7 +83,7 @@ class State:
             own = shadow.rates(rates)
             track = self.shadows.get(shadow.name)
             if track is None:
-                track = Track(self.spec, shadow.optimizer, own, self.device)
+                track = make_track(self.spec, shadow.optimizer, own, self.device)
             track.set_rates(own)
             shadows[shadow.name] = track
         self.shadows = shadows

@@ -103,6 +103,7 @@ class _ServiceCollector(Collector):
         yield _gauge("model_version", "Batches folded into the model", statistics.version)
         yield from _learning(statistics)
         yield from _optimizer(statistics)
+        yield from _experts(statistics)
 
 
 def _learning(statistics: Statistics) -> Iterable[Metric]:
@@ -168,6 +169,7 @@ def _optimizer(statistics: Statistics) -> Iterable[Metric]:
         return GaugeMetricFamily(f"funnel_{name}", what, labels=["learner", "tensor", *labels])
 
     scale = family("scale", "Funnel's scale s")
+    step_size = family("step_size", "Learning rate in effect, η s")
     gain = family("gain", "Quantiles of Funnel's gains p", "quantile")
     bound = family("gain_at_bound_ratio", "Share of the gains at a bound", "bound")
     alignment = family("alignment", "cos(g, ν) of the last step")
@@ -183,6 +185,7 @@ def _optimizer(statistics: Statistics) -> Iterable[Metric]:
     ]
     for labels, tensor in series:
         scale.add_metric(labels, tensor.scale)
+        step_size.add_metric(labels, tensor.step_size)
         for quantile, value in zip(QUANTILES, tensor.gain_quantiles, strict=True):
             gain.add_metric([*labels, f"{quantile:g}"], value)
         bound.add_metric([*labels, "lower"], tensor.gain_at_lower_bound)
@@ -193,7 +196,18 @@ def _optimizer(statistics: Statistics) -> Iterable[Metric]:
         edges = [f"{edge:.4g}" for edge in GAIN_EDGES] + ["+Inf"]
         buckets = list(zip(edges, accumulate(tensor.gain_counts), strict=True))
         distribution.add_metric(labels, buckets, tensor.gain_sum)
-    yield from (scale, gain, bound, alignment, gradient, update, distribution)
+    yield from (scale, step_size, gain, bound, alignment, gradient, update, distribution)
+
+
+def _experts(statistics: Statistics) -> Iterable[Metric]:
+    """Only of a pool: a family without series would say that there are experts."""
+    if weights := statistics.served.expert_weights:
+        family = GaugeMetricFamily(
+            "funnel_expert_weight", "Weight of an expert in the pool", labels=["expert"]
+        )
+        for name, weight in weights.items():
+            family.add_metric([name], weight)
+        yield family
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:

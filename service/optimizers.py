@@ -1,12 +1,15 @@
-"""The optimizers by name: Funnel, the plain ones, and those that shadow the served model."""
+"""The optimizers by name: the pool, Funnel, the plain ones; and those that shadow the served."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-from torch import nn
+import torch
 
-from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, Inner, RMSprop
-from service.spec import Rates
+from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
+from funnel.pool import DEFAULT_EXPERTS, Expert
+from service.pooled import PoolTrack
+from service.single import SingleTrack
+from service.spec import Rates, Spec
+from service.track import Track
 
 INNER: dict[str, Inner] = {
     "sgd": SGD(),
@@ -15,7 +18,7 @@ INNER: dict[str, Inner] = {
     "rmsprop": RMSprop(),
     "adam": Adam(),
 }
-OPTIMIZERS = ("funnel", *INNER)
+OPTIMIZERS = ("pool", "funnel", *INNER)
 
 SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
 """Learning rates of baselines that are given none."""
@@ -59,28 +62,25 @@ class Shadow:
         return replace(served, lr=lr)
 
 
-def make_optimizer(name: str, rates: Rates, module: nn.Module, on_host: bool = False) -> Funnel:
-    """Return the optimizer called ``name``, one of OPTIMIZERS.
+def some_experts(count: int) -> list[Expert]:
+    """Return so many of the default experts, spread evenly over their grid.
 
-    ``funnel`` is Funnel(AdaGrad). The plain ones are Funnel at γp = γs = 0, which is the inner
-    optimizer with heavy-ball momentum, bit for bit.
+    >>> len(some_experts(4))
+    4
     """
-    inner = INNER["adagrad" if name == "funnel" else name]
-    return Funnel(
-        module.named_parameters(),
-        inner,
-        skip_nonfinite=not on_host,
-        traced=on_host,
-        **optimizer_rates(name, rates),
-    )
+    total = len(DEFAULT_EXPERTS)
+    return [DEFAULT_EXPERTS[(2 * k + 1) * total // (2 * count)] for k in range(count)]
 
 
-def optimizer_rates(name: str, rates: Rates) -> dict[str, Any]:
-    """Return Funnel's arguments for the optimizer called ``name``."""
-    learns = name == "funnel"
-    return {
-        "lr": rates.lr,
-        "momentum": rates.momentum,
-        "gain_lr": rates.gain_lr if learns else 0.0,
-        "scale_lr": rates.scale_lr if learns else 0.0,
-    }
+def make_track(spec: Spec, optimizer: str, rates: Rates, device: torch.device) -> Track:
+    """Return a learner with the optimizer called ``optimizer``, one of OPTIMIZERS.
+
+    ``funnel`` is Funnel(AdaGrad); the plain ones are Funnel at γp = γs = 0.
+
+    Raises:
+        service.models.ModelError: the model cannot be built.
+    """
+    if optimizer == "pool":
+        return PoolTrack(spec, device, some_experts(spec.experts))
+    learns = optimizer == "funnel"
+    return SingleTrack(spec, device, INNER["adagrad" if learns else optimizer], learns, rates)

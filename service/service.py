@@ -111,7 +111,7 @@ class Service:
         await asyncio.to_thread(learner.start)
         self.learner = learner
         self.intake = Intake(connect(url), name)
-        predictor = Predictor(Evaluator(state.served.module, device), lambda: self.snapshot)
+        predictor = Predictor(Evaluator(state.served), lambda: self.snapshot)
         self._tasks += [
             asyncio.create_task(self.intake.run()),
             asyncio.create_task(predictor.run()),

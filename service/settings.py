@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from funnel.pool import DEFAULT_EXPERTS
 from service.optimizers import OPTIMIZERS, Shadow
 from service.spec import Rates, Spec
 
@@ -51,6 +52,10 @@ class Settings(BaseSettings):
         1_000, ge=0, le=86_400_000, description="longest wait for a full batch before a smaller one"
     )
     optimizer: str = Field("funnel", description=f"one of {', '.join(OPTIMIZERS)}")
+    experts: int = Field(
+        len(DEFAULT_EXPERTS), ge=1, le=len(DEFAULT_EXPERTS),
+        description="experts of the pool; memory and time grow with them",
+    )  # fmt: skip
     lr: float = Field(0.03, gt=0, le=1e6, allow_inf_nan=False, description="where η starts")
     gain_lr: float = Field(
         0.03, ge=0, le=10, allow_inf_nan=False, description="γp, how fast gains adapt"
@@ -160,6 +165,7 @@ class Settings(BaseSettings):
             self.optimizer,
             self.standardize,
             self.seed,
+            self.experts if "pool" in (self.optimizer, *self.shadow) else 0,
         )
 
     @property

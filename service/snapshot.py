@@ -1,16 +1,14 @@
 """Snapshots: immutable, versioned copies of what prediction needs."""
 
-import copy
 import time
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from service.fold import State
 from service.standardizer import standardize
-from service.track import weights
+from service.track import Track
 from service.upload import to_inputs
 from streams.batch import Features
 
@@ -36,7 +34,7 @@ class Snapshot:
         keeps = state.spec.standardize
         return cls(
             state.version,
-            {k: v.detach().clone() for k, v in weights(state.served.module).items()},
+            state.served.frozen(),
             state.standardizer.mean.clone() if keeps else None,
             state.standardizer.variance.clone() if keeps else None,
         )
@@ -46,13 +44,12 @@ class Evaluator:
     """Computes predictions from snapshots with a module of its own; for one thread.
 
     Args:
-        module: its architecture is copied.
-        device: where snapshots are.
+        track: snapshots are of it; its architecture is copied.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.module, self.device = copy.deepcopy(module).eval(), device
-        self._products = sum(p.numel() for p in module.parameters() if p.dim() > 1)
+    def __init__(self, track: Track) -> None:
+        self.device, self._evaluate = track.device, track.evaluator()
+        self._products = sum(p.numel() for p in track.frozen().values() if p.dim() > 1)
 
     def is_quick(self, rows: int) -> bool:
         """Say whether a pass takes less time than handing it to another thread."""
@@ -64,6 +61,5 @@ class Evaluator:
         inputs = to_inputs(features, self.device)
         if snapshot.mean is not None and snapshot.variance is not None:
             inputs = standardize(inputs, snapshot.mean, snapshot.variance)
-        logits = functional_call(self.module, snapshot.weights, (inputs,))
-        probabilities = torch.softmax(logits, dim=1)
-        return logits.argmax(dim=1).cpu(), probabilities.cpu()
+        labels, probabilities = self._evaluate(snapshot.weights, inputs)
+        return labels.cpu(), probabilities.cpu()

@@ -15,6 +15,8 @@ class Spec:
     optimizer: str
     standardize: bool
     seed: int
+    experts: int = 0
+    """Of the pool, if that is the optimizer of any learner; else 0."""
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Spec":

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from funnel.telemetry import TensorTelemetry
 from service.checkpoint import Place
@@ -21,6 +22,8 @@ class TensorStatistics:
     """Funnel's view of one parameter tensor, as numbers; see `funnel.telemetry`."""
 
     scale: float
+    step_size: float
+    """η s."""
     gain_quantiles: tuple[float, ...]
     gain_at_lower_bound: float
     gain_at_upper_bound: float
@@ -38,6 +41,8 @@ class TrackStatistics:
 
     scores: ScoreSummary
     tensors: dict[str, TensorStatistics]
+    expert_weights: dict[str, float]
+    """Of a pool, by the experts' names; else empty."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +91,22 @@ def lag_seconds(statistics: Statistics) -> float:
 
 
 def _track(track: Track) -> TrackStatistics:
+    found = track.telemetry()
     tensors = {
-        str(name): _tensor(telemetry, track, str(name))
-        for name, telemetry in track.optimizer.telemetry().items()
+        name: _tensor(own, found.log_gains[name], found.step_sizes[name])
+        for name, own in found.tensors.items()
     }
-    return TrackStatistics(track.scores.read(), tensors)
+    weights = {name: float(weight) for name, weight in found.expert_weights.items()}
+    return TrackStatistics(track.scores.read(), tensors, weights)
 
 
-def _tensor(telemetry: TensorTelemetry, track: Track, name: str) -> TensorStatistics:
-    gain = track.optimizer.state[track.parameters[name]]["log_gain"].flatten().exp()
+def _tensor(telemetry: TensorTelemetry, log_gain: Tensor, step_size: Tensor) -> TensorStatistics:
+    gain = log_gain.flatten().exp()
     edges = torch.tensor(GAIN_EDGES, dtype=gain.dtype, device=gain.device) * (1 + 1e-6)
     counts = torch.bincount(torch.bucketize(gain, edges), minlength=len(GAIN_EDGES) + 1)
     return TensorStatistics(
         scale=float(telemetry["scale"]),
+        step_size=float(step_size),
         gain_quantiles=tuple(telemetry["gain_quantiles"].tolist()),
         gain_at_lower_bound=float(telemetry["gain_at_lower_bound"]),
         gain_at_upper_bound=float(telemetry["gain_at_upper_bound"]),

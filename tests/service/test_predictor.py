@@ -12,7 +12,7 @@ from service.fold import step
 from service.predictor import GATHER_ROWS, Predictor
 from service.snapshot import Evaluator, Snapshot
 from streams.batch import Features
-from tests.service.states import CPU, a_batch, a_state
+from tests.service.states import a_batch, a_state
 
 
 class Watched(Evaluator):
@@ -22,7 +22,7 @@ class Watched(Evaluator):
         self.state = a_state()
         for k in range(5):
             step(self.state, a_batch(k))
-        super().__init__(self.state.served.module, CPU)
+        super().__init__(self.state.served)
         self.passes: list[int] = []
         self.entered = threading.Event()
         self.go = threading.Event()
@@ -125,7 +125,7 @@ def test_uint8_and_float_requests_gather_too() -> None:
 def test_a_snapshot_stays_as_it_was_while_the_state_learns_on() -> None:
     state = a_state()
     step(state, a_batch(0))
-    evaluate, snapshot = Evaluator(state.served.module, CPU), Snapshot.of(state)
+    evaluate, snapshot = Evaluator(state.served), Snapshot.of(state)
     before = evaluate(snapshot, rows(1, 8))[1]
     tensors = {k: v.clone() for k, v in state.tensors().items()}
     assert all((v == state.tensors()[k]).all() for k, v in tensors.items())

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from funnel.backprop import differentiate
 from service import models
-from service.backprop import differentiate
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (7, 4, 3)], ids=str)

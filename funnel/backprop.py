@@ -1,0 +1,134 @@
+"""Forward and backward through linear layers with ReLU between them, written out.
+
+Autograd's gradients up to rounding, without its bookkeeping: a logistic model's step is a third
+shorter, and is a plain function of tensors that can be traced.
+
+K experts, models of one shape side by side, all see the same inputs. So their first layers are one
+layer that is K times as wide, and only deeper ones are products in batches. Each expert's result is
+that of a model alone; for one expert they agree bit for bit.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Layers = Sequence[tuple[Tensor, Tensor]]
+"""Weight [K, out, in] and bias [K, out] of each layer in turn."""
+
+
+class Differentiated(NamedTuple):
+    """What K experts make of a batch."""
+
+    probabilities: Tensor
+    """[K, n, classes]."""
+    losses: Tensor
+    """Cross-entropy of each example [K, n], in nats."""
+    training_losses: Tensor
+    """What was differentiated, [K]."""
+    gradients: list[Tensor]
+    """Of each expert's training loss, shaped and ordered as the parameters."""
+
+
+def is_perceptron(module: nn.Module) -> bool:
+    """Say whether the module is linear layers with biases, and ReLU between them: no more."""
+    layers = list(module) if type(module) is nn.Sequential else [module]
+    linear, between = layers[::2], layers[1::2]
+    return (
+        len(linear) == len(between) + 1
+        and all(type(layer) is nn.Linear and layer.bias is not None for layer in linear)
+        and all(type(layer) is nn.ReLU for layer in between)
+        and all(parameter.requires_grad for parameter in module.parameters())
+    )
+
+
+def differentiate(
+    parameters: Sequence[Tensor], inputs: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return logits, losses, and the gradients of the mean loss in the order of the parameters.
+
+    Args:
+        parameters: weight [out, in] and bias [out] of each layer in turn.
+        inputs: fp32 [n, features].
+        labels: int64 [n].
+
+    Returns:
+        Logits [n, classes]; cross-entropy of each example [n], in nats; gradients.
+    """
+    layers = _layers([p[None] for p in parameters])
+    outputs = _forward(layers, inputs)
+    logits = outputs.pop()[0]
+    log_odds = logits.log_softmax(dim=1)
+    losses = _own_losses(log_odds, labels)
+    gradients = _backward(layers, inputs, outputs, _error(log_odds.exp_(), labels)[None])
+    return logits, losses, [g[0] for g in gradients]
+
+
+def differentiate_experts(
+    parameters: Sequence[Tensor], inputs: Tensor, labels: Tensor
+) -> Differentiated:
+    """Do the same for K experts.
+
+    Args:
+        parameters: weight [K, out, in] and bias [K, out] of each layer in turn.
+        inputs: fp32 [n, features].
+        labels: int64 [n].
+    """
+    layers = _layers(parameters)
+    outputs = _forward(layers, inputs)
+    log_odds = outputs.pop().log_softmax(dim=-1)
+    losses = _own_losses(log_odds, labels)
+    probabilities = log_odds.exp_()
+    gradients = _backward(layers, inputs, outputs, _error(probabilities.clone(), labels))
+    return Differentiated(probabilities, losses, losses.mean(dim=-1), gradients)
+
+
+def expert_logits(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """Return the logits of K experts, [K, n, classes]; arguments as above."""
+    return _forward(_layers(parameters), inputs)[-1]
+
+
+def _layers(parameters: Sequence[Tensor]) -> Layers:
+    return list(zip(parameters[::2], parameters[1::2], strict=True))
+
+
+def _forward(layers: Layers, inputs: Tensor) -> list[Tensor]:
+    """Return what each layer gives, [K, n, out]; after ReLU, except for the last."""
+    (weight, bias), *deeper = layers
+    wide = inputs @ weight.flatten(0, 1).t() + bias.flatten()
+    outputs = [wide.unflatten(1, bias.shape).transpose(0, 1)]
+    for weight, bias in deeper:
+        outputs.append(outputs[-1].relu_() @ weight.mT + bias[:, None])
+    return outputs
+
+
+def _backward(
+    layers: Layers, inputs: Tensor, hidden: Sequence[Tensor], error: Tensor
+) -> list[Tensor]:
+    """Return the gradients, from those by the logits, ``error`` [K, n, classes]."""
+    gradients: list[Tensor] = []
+    for (weight, _), below in zip(reversed(layers[1:]), reversed(hidden), strict=True):
+        gradients += [error.sum(dim=1), error.mT @ below]
+        error = (error @ weight) * (below > 0)
+    experts, n, width = error.shape
+    wide = error.transpose(0, 1).reshape(n, experts * width)
+    by_weight = wide.t() @ inputs
+    gradients += [wide.sum(dim=0).view(experts, width), by_weight.view(experts, width, -1)]
+    return gradients[::-1]
+
+
+def _own_losses(log_odds: Tensor, labels: Tensor) -> Tensor:
+    return -log_odds.gather(-1, _as_index(labels, log_odds))[..., 0]
+
+
+def _error(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return the gradient of the mean loss by the logits, in the place of the probabilities."""
+    own = _as_index(labels, probabilities)
+    probabilities.scatter_add_(-1, own, torch.full_like(own, -1, dtype=probabilities.dtype))
+    return probabilities.div_(len(labels))
+
+
+def _as_index(labels: Tensor, like: Tensor) -> Tensor:
+    """Return the labels [n] as an index into the last dimension of [..., n, classes]."""
+    return labels[:, None].expand(*like.shape[:-1], 1)

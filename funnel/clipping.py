@@ -1,0 +1,35 @@
+"""A cap on the gradient norm, relative to nearly all of the recent ones."""
+
+import math
+
+import torch
+from torch import Tensor
+
+NORM_CAP = 10.0
+"""A gradient may be this many times longer than nearly all of the recent ones; then it is cut."""
+NORM_UP, NORM_DOWN = 0.45, 0.05
+"""Steps of the tracked quantile of log ‖g‖; it rests where DOWN of UP + DOWN norms are above."""
+
+
+class NormCap:
+    """Tracks a high quantile of log ‖g‖; on the device, nothing is read back.
+
+    Args:
+        shape: () for one model, (K,) for K experts, each with a level of its own.
+        device: where norms will be.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.level = torch.full(shape, math.inf, device=device)
+        """Log of the norm that nearly all recent ones stay under; inf before the first."""
+
+    def factor(self, norm: Tensor) -> Tensor:
+        """Return what to multiply a gradient of this norm with, at most 1."""
+        return (self.level + math.log(NORM_CAP) - norm.log()).clamp_(max=0.0).exp_()
+
+    def update(self, norm: Tensor, keep: Tensor) -> None:
+        """Let the level follow a norm, where ``keep``, bool, is True."""
+        log_norm, level = norm.log(), self.level
+        moved = level + torch.where(log_norm > level, NORM_UP, -NORM_DOWN)
+        moved = torch.where(level.isinf(), log_norm, moved)
+        level.copy_(torch.where(keep & (norm > 0), moved, level))

@@ -1,0 +1,51 @@
+"""Different inner optimizers for experts that are stacked on a leading dimension."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from funnel.interface import Inner, StateLists
+
+
+@dataclass(frozen=True)
+class Grouped(Inner):
+    """g̃ of each run of experts from an inner optimizer of its own."""
+
+    runs: tuple[tuple[Inner, int], ...]
+    """Inner optimizers, and how many experts in a row each has."""
+
+    def slices(self) -> Iterator[tuple[str, Inner, slice]]:
+        """Yield the prefix of its state's keys, the inner optimizer, and its experts."""
+        start = 0
+        for number, (inner, count) in enumerate(self.runs):
+            yield f"{number}.", inner, slice(start, start + count)
+            start += count
+
+    def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the state of each run, [its experts, …], its keys prefixed by its number."""
+        return {
+            prefix + key: tensor
+            for prefix, inner, own in self.slices()
+            for key, tensor in inner.init_state(param[own], dtype).items()
+        }
+
+    def precondition(
+        self,
+        grads: list[Tensor],
+        state: StateLists,
+        step: list[Tensor],
+        active: list[Tensor] | None,
+    ) -> list[Tensor]:
+        """Precondition each run, and put the results side by side."""
+        parts = [
+            inner.precondition(
+                [g[own] for g in grads],
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
+                [t[own] for t in step],
+                None if active is None else [a[own] for a in active],
+            )
+            for prefix, inner, own in self.slices()
+        ]
+        return [torch.cat(own) for own in zip(*parts, strict=True)] if parts[1:] else parts[0]

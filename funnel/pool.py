@@ -1,0 +1,353 @@
+"""A pool of Funnel experts: no step size to tune.
+
+K models that differ in η, γp, γs or the inner optimizer learn side by side from the same batches,
+as one model with a leading expert dimension. Their predictions are mixed by Fixed Share
+(`funnel.mixing`), which follows the expert that is best now. The update is that of a single
+`funnel.Funnel`, with a scale for each expert and tensor and rates for each expert; a pool of one
+expert is that Funnel, bit for bit.
+
+    >>> from torch import nn
+    >>> pool = Pool(nn.Linear(784, 10), 784)
+    >>> inputs, labels = torch.rand(100, 784), torch.zeros(100, dtype=torch.int64)
+    >>> seen = pool.observe(inputs, labels)
+    >>> diverged = pool.weigh(seen, keep=torch.tensor(True))
+    >>> pool.step(seen.gradients, diverged)
+    >>> pool.predict(inputs).shape
+    torch.Size([100, 10])
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from funnel import mixing
+from funnel.checks import check_number
+from funnel.clipping import NormCap
+from funnel.experts import Experts
+from funnel.grouped import Grouped
+from funnel.inner import SGD, Adagrad
+from funnel.interface import Inner, Rate
+from funnel.mixing import FixedShare
+from funnel.telemetry import TensorTelemetry, describe_stacked, mean_over_experts
+from funnel.traced import Traced
+from funnel.update import Alignment, Rates, State, Variant, step_
+
+BETA = 0.9
+"""Memory of the average that the gains compare with."""
+GAIN_BOUNDS = (math.log(1e-3), math.log(1e3))
+SCALE_BOUNDS = (math.log(1e-2), math.log(1e2))
+"""Ranges of log p and log s."""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Hyperparameters of one expert; see `funnel.Funnel`."""
+
+    inner: Inner
+    lr: float
+    gain_lr: float
+    scale_lr: float
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, Inner):
+            raise TypeError(f"Expert.inner must be a funnel.Inner, got {self.inner!r}")
+        check_number("Expert.lr", self.lr, low=0.0)
+        check_number("Expert.gain_lr", self.gain_lr, low=0.0)
+        check_number("Expert.scale_lr", self.scale_lr, low=0.0)
+        check_number("Expert.momentum", self.momentum, low=0.0, below=1.0)
+
+
+DEFAULT_EXPERTS: tuple[Expert, ...] = (
+    *(
+        Expert(Adagrad(initial_accumulator_value=0.01), lr, gain_lr, 0.03)
+        for lr in (0.003, 0.01, 0.03, 0.1)
+        for gain_lr in (0.01, 0.03, 0.1, 0.3)
+    ),
+    *(Expert(SGD(), lr, gain_lr, 0.03) for lr in (0.03, 0.1, 0.3, 1.0) for gain_lr in (1e-3, 1e-2)),
+)
+
+
+class Observation(NamedTuple):
+    """What a batch gives before anything has changed, but for the buffers of a module."""
+
+    probabilities: Tensor
+    """Of the mixture, fp32 [n, classes]; always finite."""
+    losses: Tensor
+    """Of the mixture, fp32 [n], in nats; not finite if no expert is healthy."""
+    expert_losses: Tensor
+    """Summed over the batch, [K]."""
+    norms: Tensor
+    """‖g‖₂ of each expert, all tensors together, [K]."""
+    healthy: Tensor
+    """Whether an expert's losses and gradient are finite, bool [K]."""
+    gradients: list[Tensor]
+    """Of each expert's mean loss, [K, …], one for each parameter tensor."""
+
+
+class PoolTelemetry(TypedDict):
+    """The pool as a whole; device tensors."""
+
+    weights: Tensor
+    """Of the experts, fp32 [K], summing to 1."""
+    best: Tensor
+    """Index of the expert with the largest weight, int64, 0-dim."""
+    step_sizes: dict[str, Tensor]
+    """By parameter the weighted mean of η s, 0-dim."""
+    tensors: dict[str, TensorTelemetry]
+    """By parameter; see `funnel.telemetry.describe_stacked`."""
+
+
+class Pool:
+    """K experts, their Funnel and their weights, all in tensors with fixed storage.
+
+    A batch goes through `observe`, `weigh` and `step`. The first two are functions of tensors
+    without a host read, and can be traced together if the experts are plain (see
+    `funnel.experts.Experts`). ``step`` on a CPU asks once whether an expert has diverged; then, and
+    on a GPU always, it masks those out and restarts them as copies of the best.
+
+    Args:
+        module: fp32, maps [n, features] to logits [n, classes]; every expert starts as it is.
+        features: width of the inputs.
+        experts: their hyperparameters. Those with equal inner optimizers should stand together.
+        rate: how much an example's evidence weighs (see `funnel.mixing`).
+        switch_rate: share of the weight that is dealt out anew per example.
+
+    Raises:
+        TypeError, ValueError: an argument is outside its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        features: int,
+        experts: Sequence[Expert] = DEFAULT_EXPERTS,
+        rate: float = mixing.RATE,
+        switch_rate: float = mixing.SWITCH_RATE,
+    ) -> None:
+        if not experts:
+            raise ValueError("a pool needs at least one expert")
+        self.experts = tuple(experts)
+        self.models = Experts(module, len(experts), features)
+        self.parameters, self.buffers = self.models.stack()
+        first = next(iter(self.parameters.values()))
+        self.device = first.device
+        self.on_host = first.device.type == "cpu"
+        self.mixing = FixedShare(len(experts), first.device, rate, switch_rate)
+        self.cap = NormCap((len(experts),), first.device)
+        runs = [(inner, len(list(run))) for inner, run in groupby(e.inner for e in experts)]
+        self.inner = Grouped(tuple(runs))
+        self.state, self.inner_state = self._fresh_state()
+        self.alignment = Alignment(*([torch.zeros_like(s) for s in self.state.log_scale],) * 3)
+        """Of the last step."""
+        self.rates = self._rates()
+        self._traced = Traced(partial(_take, self), self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor of the state by name, the tensors themselves.
+
+        A state is saved by copying them, and resumed bit for bit by copying into them.
+        """
+        named = {f"model.{k}": v for k, v in (self.parameters | self.buffers).items()}
+        named |= {"mixing.log_weights": self.mixing.log_weights, "norm_level": self.cap.level}
+        for i, name in enumerate(self.parameters):
+            own = {field: getattr(self.state, field)[i] for field in State._fields}
+            own |= {f"inner.{key}": tensors[i] for key, tensors in self.inner_state.items()}
+            named |= {f"optimizer.{name}.{key}": tensor for key, tensor in own.items()}
+        return named
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Return the mixture's probabilities, fp32 [n, classes], always finite.
+
+        Args:
+            inputs: fp32 [n, features].
+        """
+        logits = self.models.logits(self.parameters, self.buffers, inputs)
+        return predicted(self.mixing.log_weights, logits)
+
+    @torch.no_grad()
+    def observe(self, inputs: Tensor, labels: Tensor) -> Observation:
+        """Score a batch with the weights as they are, and differentiate it.
+
+        Args:
+            inputs: fp32 [n, features].
+            labels: int64 [n].
+        """
+        found = self.models.differentiate(self.parameters, self.buffers, inputs, labels)
+        norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in found.gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        sums = found.losses.sum(dim=1)
+        healthy = torch.isfinite(norm + found.training_losses + sums)
+        log_weights = self.mixing.log_weights
+        return Observation(
+            mixing.mixed(log_weights, found.probabilities, healthy),
+            mixing.mixed_losses(log_weights, found.losses, healthy),
+            sums,
+            norm,
+            healthy,
+            found.gradients,
+        )
+
+    @torch.no_grad()
+    def weigh(self, seen: Observation, keep: Tensor) -> Tensor:
+        """Let the experts' weights take a batch, and cut its gradients, in place.
+
+        Args:
+            seen: what `observe` returned for it.
+            keep: bool, 0-dim; where it is False, or no expert is healthy, the weights stay and the
+                gradients become NaN, at which `step` changes nothing.
+
+        Returns:
+            Which experts have diverged, bool [K], for `step`.
+        """
+        keep = keep & seen.healthy.any()
+        learned = seen.healthy & keep
+        self.mixing.update(seen.expert_losses, len(seen.losses), seen.healthy, keep)
+        factor = torch.where(learned, self.cap.factor(seen.norms), math.nan)
+        for gradient in seen.gradients:
+            gradient.mul_(factor.view([-1] + [1] * (gradient.dim() - 1)))
+        self.cap.update(seen.norms, learned)
+        return ~seen.healthy & keep
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], diverged: Tensor) -> None:
+        """Take one Funnel step, and restart the experts that have diverged.
+
+        On a CPU not to be called for a batch that is not kept.
+
+        Args:
+            gradients: capped by `weigh`, [K, …], one for each parameter tensor.
+            diverged: what `weigh` returned.
+        """
+        if self.on_host and not diverged.any():
+            found = self._traced(*gradients)
+        else:
+            found = _take(self, *gradients, skip_nonfinite=True)
+            self._restart(diverged)
+        n = len(gradients)
+        self.alignment = Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
+
+    @torch.no_grad()
+    def telemetry(self) -> PoolTelemetry:
+        """Return the experts' weights, and what the step sizes of the mixture are doing.
+
+        Device tensors, computed when called and only then.
+        """
+        weights = self.mixing.log_weights.exp()
+        lr = weights.new_tensor([expert.lr for expert in self.experts])
+        tensors: dict[str, TensorTelemetry] = {}
+        step_sizes: dict[str, Tensor] = {}
+        for i, name in enumerate(self.parameters):
+            own = {field: getattr(self.state, field)[i] for field in State._fields}
+            cosine, norm = self.alignment.cosine[i], self.alignment.gradient_norm[i]
+            tensors[name] = describe_stacked(own, GAIN_BOUNDS, cosine, norm, weights)
+            step_sizes[name] = weights @ (lr * own["log_scale"].exp().flatten())
+        return {
+            "weights": weights,
+            "best": weights.argmax(),
+            "step_sizes": step_sizes,
+            "tensors": tensors,
+        }
+
+    @torch.no_grad()
+    def log_gain(self, name: str) -> Tensor:
+        """Return the weighted mean over the experts of one parameter's log p, of its shape."""
+        log_gain = self.state.log_gain[list(self.parameters).index(name)]
+        return mean_over_experts(log_gain, self.mixing.log_weights.exp())
+
+    def _fresh_state(self) -> tuple[State, dict[str, list[Tensor]]]:
+        parameters = list(self.parameters.values())
+        scalars = [p.new_zeros([len(p)] + [1] * (p.dim() - 1)) for p in parameters]
+        state = State(
+            step=[s.long() for s in scalars],
+            log_gain=[torch.zeros_like(p) for p in parameters],
+            log_scale=[s.clone() for s in scalars],
+            velocity=[torch.zeros_like(p) for p in parameters],
+            precond_ema=[torch.zeros_like(p) for p in parameters],
+            nonfinite=[s.long() for s in scalars],
+        )
+        each = [self.inner.init_state(p, p.dtype) for p in parameters]
+        return state, {key: [own[key] for own in each] for key in each[0]}
+
+    def _restart(self, diverged: Tensor) -> None:
+        """Make experts copies of the best: model, Funnel's state and level of the norm.
+
+        The inner optimizer's state is that of the best expert with the same one; if none of these
+        is healthy, a fresh one. Nothing is read on the host.
+        """
+        log_weights = torch.where(diverged, -math.inf, self.mixing.log_weights)
+        everyone = torch.arange(len(self.experts), device=self.device)
+        source = torch.where(diverged, log_weights.argmax(), everyone)
+        shared = [*self.parameters.values(), *self.buffers.values(), *chain(*self.state)]
+        shared.append(self.cap.level)
+        torch._foreach_copy_(shared, [tensor[source] for tensor in shared])
+        _, fresh = self._fresh_state()
+        for prefix, _, own in self.inner.slices():
+            bad = diverged[own]
+            source = torch.where(bad, log_weights[own].argmax(), everyone[: len(bad)])
+            for key in (key for key in self.inner_state if key.startswith(prefix)):
+                for tensor, blank in zip(self.inner_state[key], fresh[key], strict=True):
+                    tensor.copy_(torch.where(bad.all(), blank, tensor[source]))
+
+    def _rates(self) -> Rates:
+        return Rates(
+            lr=self._rate("lr"),
+            momentum=self._rate("momentum"),
+            beta=BETA,
+            one_minus_beta=1.0 - BETA,
+            gain_lr=self._rate("gain_lr"),
+            scale_lr=self._rate("scale_lr"),
+            weight_decay=0.0,
+        )
+
+    def _rate(self, name: str) -> Rate:
+        """Return the number that all experts share, or for each parameter theirs, [K, 1, …, 1]."""
+        values = [getattr(expert, name) for expert in self.experts]
+        if len(set(values)) == 1:
+            return float(values[0])
+        each = torch.tensor(values, device=self.device)
+        return [each.view([-1] + [1] * (p.dim() - 1)) for p in self.parameters.values()]
+
+
+def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
+    """Return the mixture's probabilities, fp32 [n, classes], always finite.
+
+    Args:
+        log_weights: of the experts, fp32 [K].
+        logits: of the experts, fp32 [K, n, classes]; one who has any that is not finite is left
+            out.
+    """
+    probabilities = logits.softmax(dim=-1)
+    healthy = torch.isfinite(probabilities).flatten(1).all(dim=1)
+    return mixing.mixed(log_weights, probabilities, healthy)
+
+
+def _take(pool: Pool, *gradients: Tensor, skip_nonfinite: bool = False) -> tuple[Tensor, ...]:
+    """Take the step, and return its alignment, flat."""
+    alignment = step_(
+        list(pool.parameters.values()),
+        list(gradients),
+        pool.state,
+        pool.inner,
+        pool.inner_state,
+        pool.rates,
+        Variant(
+            nesterov=False,
+            maximize=False,
+            normalize_gain=True,
+            normalize_scale=True,
+            gain_bounds=GAIN_BOUNDS,
+            scale_bounds=SCALE_BOUNDS,
+            decay_weights=False,
+            skip_nonfinite=skip_nonfinite,
+            stacked=True,
+        ),
+    )
+    return tuple(chain.from_iterable(alignment))

@@ -1,0 +1,108 @@
+"""A learner of many: a pool of Funnel experts, mixed by Fixed Share (see `funnel.pool`)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from funnel.experts import Experts
+from funnel.pool import Expert, Observation, Pool, predicted
+from service.spec import Rates, Spec
+from service.track import Evaluate, Found, Track, TrackTelemetry
+
+WEIGHTS = "mixing.log_weights"
+
+
+class PoolTrack(Track):
+    """See `Track`. Every expert starts from the same weights.
+
+    Args:
+        spec: what the model is.
+        device: where everything lives.
+        experts: the pool.
+    """
+
+    def __init__(self, spec: Spec, device: torch.device, experts: Sequence[Expert]) -> None:
+        super().__init__(spec, device)
+        self.features = spec.features
+        self.pool = Pool(self.module, spec.features, experts)
+
+    def set_rates(self, rates: Rates) -> None:
+        """Do nothing: experts keep the rates that they have."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Track.tensors`."""
+        return self.pool.tensors() | self._own_tensors()
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """See `Track.load`."""
+        mine = self.tensors()
+        for name, tensor in tensors.items():
+            mine[name].copy_(tensor)
+
+    def buffers(self) -> list[Tensor]:
+        """See `Track.buffers`."""
+        return list(self.pool.buffers.values())
+
+    def _look(self, prepared: Tensor, labels: Tensor) -> Found:
+        return self._found(self.pool.observe(prepared, labels))
+
+    def _failed(self, scores: Tensor) -> Found:
+        nan = scores.new_full((len(self.pool.experts),), torch.nan)
+        gradients = [torch.zeros_like(p) for p in self.pool.parameters.values()]
+        healthy = torch.zeros_like(nan, dtype=torch.bool)
+        return self._found(Observation(scores, scores[:, 0], nan, nan, healthy, gradients))
+
+    def _found(self, seen: Observation) -> Found:
+        finite = seen.healthy.any() & torch.isfinite(seen.losses).all()
+        return Found(seen.probabilities, seen.losses, finite, seen)
+
+    def _ready(self, found: Found, keep: Tensor) -> tuple[Tensor | None, ...]:
+        """Return which experts have diverged, then the gradients."""
+        return self.pool.weigh(found.rest, keep), *found.rest.gradients
+
+    def step(self, readied: Sequence[Tensor | None]) -> None:
+        """See `Track.step`."""
+        diverged, *gradients = [t for t in readied if t is not None]
+        self.pool.step(gradients, diverged)
+
+    def frozen(self) -> dict[str, Tensor]:
+        """See `Track.frozen`."""
+        named = self.pool.parameters | self.pool.buffers | {WEIGHTS: self.pool.mixing.log_weights}
+        return {k: v.detach().clone() for k, v in named.items()}
+
+    def evaluator(self) -> Evaluate:
+        """See `Track.evaluator`."""
+        models = Experts(self.module, len(self.pool.experts), self.features)
+        parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
+
+        def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+            logits = models.logits(
+                {k: frozen[k] for k in parameters}, {k: frozen[k] for k in buffers}, inputs
+            )
+            probabilities = predicted(frozen[WEIGHTS], logits)
+            return probabilities.argmax(dim=1), probabilities
+
+        return evaluate
+
+    def telemetry(self) -> TrackTelemetry:
+        """See `Track.telemetry`."""
+        found = self.pool.telemetry()
+        return TrackTelemetry(
+            tensors=found["tensors"],
+            log_gains={name: self.pool.log_gain(name) for name in self.pool.parameters},
+            step_sizes=found["step_sizes"],
+            expert_weights=dict(
+                zip(map(expert_name, self.pool.experts), found["weights"], strict=True)
+            ),
+        )
+
+
+def expert_name(expert: Expert) -> str:
+    """Return what tells an expert from the others.
+
+    >>> from funnel import SGD
+    >>> expert_name(Expert(SGD(), lr=0.1, gain_lr=0.01, scale_lr=0.03))
+    'SGD lr=0.1 gain_lr=0.01'
+    """
+    return f"{type(expert.inner).__name__} lr={expert.lr:g} gain_lr={expert.gain_lr:g}"
