@@ -1,6 +1,7 @@
 """A learner of many: a pool of Funnel experts, mixed by Fixed Share (see `funnel.pool`)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class PoolTrack(Track):
 
     def set_rates(self, rates: Rates) -> None:
         """Do nothing: experts keep the rates that they have."""
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """See `Track.hyperparameters`."""
+        return {"experts": [expert_name(expert) for expert in self.pool.experts]}
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Track.tensors`."""

@@ -5,10 +5,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from funnel.pool import DEFAULT_EXPERTS
@@ -51,7 +58,11 @@ class Settings(BaseSettings):
     max_wait_ms: int = Field(
         1_000, ge=0, le=86_400_000, description="longest wait for a full batch before a smaller one"
     )
-    optimizer: str = Field("funnel", description=f"one of {', '.join(OPTIMIZERS)}")
+    optimizer: str = Field("pool", description=f"one of {', '.join(OPTIMIZERS)}")
+    shadow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="baselines that learn beside it, with commas: adagrad, or adagrad:0.05 for "
+        "a learning rate of one's own; they cost a step each",
+    )  # fmt: skip
     experts: int = Field(
         len(DEFAULT_EXPERTS), ge=1, le=len(DEFAULT_EXPERTS),
         description="experts of the pool; memory and time grow with them",
@@ -69,10 +80,6 @@ class Settings(BaseSettings):
         "unless two were just left out; 0: learn all",
     )  # fmt: skip
     momentum: float = Field(0.0, ge=0, lt=1, description="μ")
-    shadow: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="baselines that learn beside it, with commas: adagrad, or adagrad:0.05 for "
-        "a learning rate of one's own; they cost a step each",
-    )  # fmt: skip
     standardize: bool = Field(True, description="standardize the inputs online")
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
     threads: int = Field(
@@ -154,6 +161,16 @@ class Settings(BaseSettings):
                 raise ValueError(f"choose another key than {PREFIX}{name.upper()}")
         return value
 
+    @model_validator(mode="after")
+    def _of_use(self) -> Self:
+        given = {"lr", "gain_lr", "scale_lr", "momentum"} & self.model_fields_set
+        if given and {self.optimizer, *self.shadow} == {"pool"}:
+            raise ValueError(
+                f"{PREFIX}{min(given).upper()}: the experts of the pool have rates of their own; "
+                f"{PREFIX}OPTIMIZER=funnel has one"
+            )
+        return self
+
     @property
     def spec(self) -> Spec:
         """What the model is."""
@@ -208,8 +225,10 @@ def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
         return Settings(**(options or {}))
     except ValidationError as error:
         found = error.errors()[0]
-        name = str(found["loc"][0]).upper() if found["loc"] else "settings"
         message = found["msg"].removeprefix("Value error, ")
+        if not found["loc"]:
+            raise SettingsError(message) from error
+        name = str(found["loc"][0]).upper()
         field = Settings.model_fields.get(name.lower())
         secret = field is None or field.annotation is SecretStr
         given = "" if secret else f", got {found['input']!r}"

@@ -60,6 +60,11 @@ class SingleTrack(Track):
             "scale_lr": rates.scale_lr if self.learns else 0.0,
         }
 
+    def hyperparameters(self) -> dict[str, Any]:
+        """See `Track.hyperparameters`."""
+        names = ("lr", "momentum", "gain_lr", "scale_lr")
+        return {name: self.optimizer.param_groups[0][name] for name in names}
+
     def tensors(self) -> dict[str, Tensor]:
         """See `Track.tensors`."""
         named = {f"model.{k}": v for k, v in weights(self.module).items()}

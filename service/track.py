@@ -80,6 +80,10 @@ class Track(ABC):
         """Go on with other hyperparameters."""
 
     @abstractmethod
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return those of the optimizer, as JSON knows them."""
+
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
 

@@ -41,6 +41,8 @@ class TensorAnswer(BaseModel):
     """Funnel's view of one tensor; see README for the letters."""
 
     scale: float
+    step_size: float
+    """Learning rate in effect, η s."""
     gain_quantiles: dict[str, float | None]
     gain_at_bound: dict[str, float]
     """Share of the gains at the lower and at the upper bound."""
@@ -57,6 +59,9 @@ class OptimizerAnswer(BaseModel):
     optimizer: str
     model_version: int
     tensors: dict[str, TensorAnswer]
+    """Of a pool, of its experts together, weighted."""
+    expert_weights: dict[str, float]
+    """Of a pool; else empty."""
 
 
 class CheckpointAnswer(BaseModel):
@@ -85,10 +90,7 @@ async def model(service: Running) -> ModelAnswer:
         position=str(learner.replica.place.position) if learner.replica.place else "0-0",
         optimizer=settings.optimizer,
         hyperparameters={
-            "lr": rates.lr,
-            "gain_lr": rates.gain_lr,
-            "scale_lr": rates.scale_lr,
-            "momentum": rates.momentum,
+            **learner.state.served.hyperparameters(),
             "loss_guard": rates.loss_guard,
             "shadow": list(rates.shadow),
             "batch_size": settings.batch_size,
@@ -114,13 +116,14 @@ async def optimizer(service: Running) -> OptimizerAnswer:
     learner = service.learner
     assert learner is not None
     statistics = learner.statistics
-    tensors = {} if statistics is None else statistics.served.tensors
+    tensors = statistics.served.tensors if statistics else {}
     return OptimizerAnswer(
         optimizer=service.settings.optimizer,
         model_version=statistics.version if statistics else learner.state.version,
         tensors={
             name: TensorAnswer(
                 scale=t.scale,
+                step_size=t.step_size,
                 gain_quantiles={
                     f"{q:g}": _number(value)
                     for q, value in zip(QUANTILES, t.gain_quantiles, strict=True)
@@ -132,6 +135,7 @@ async def optimizer(service: Running) -> OptimizerAnswer:
             )
             for name, t in tensors.items()
         },
+        expert_weights=statistics.served.expert_weights if statistics else {},
     )
 
 

@@ -16,7 +16,7 @@ from tests.service.states import a_batch
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
 
-# Those of the contract that one Funnel without drift detectors and experts can fill.
+# Those of the contract, and some more.
 CONTRACT = {
     "funnel_examples_total": {"source"},
     "funnel_correct_total": {"learner"},
@@ -28,6 +28,8 @@ CONTRACT = {
     "funnel_quarantined_batches_total": set(),
     "funnel_dead_entries_total": set(),
     "funnel_scale": {"learner", "tensor"},
+    "funnel_step_size": {"learner", "tensor"},
+    "funnel_expert_weight": {"expert"},
     "funnel_gain": {"learner", "tensor", "quantile"},
     "funnel_gain_at_bound_ratio": {"learner", "tensor", "bound"},
     "funnel_alignment": {"learner", "tensor"},
@@ -54,7 +56,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (
-        serving(tmp_path_factory.mktemp("service"), **SMALL) as service,
+        serving(tmp_path_factory.mktemp("service"), **SMALL, shadow="adagrad") as service,
         service.client() as client,
     ):
         for k in range(60):
@@ -89,6 +91,15 @@ def test_every_name_and_label_of_the_contract_is_there(text: str) -> None:
     for name, labels in samples(text):
         found.setdefault(name, set()).update(key for key, _ in labels)
     assert {name: found.get(name) for name in CONTRACT} == CONTRACT
+
+
+def test_experts_share_all_the_weight_and_shadows_are_series_of_their_own(text: str) -> None:
+    found = samples(text)
+    weights = [value for (name, _), value in found.items() if name == "funnel_expert_weight"]
+    assert sum(weights) == pytest.approx(1.0)
+    served = sample(found, "funnel_scored_total", learner="served")
+    assert sample(found, "funnel_scored_total", learner="adagrad") == served
+    assert sample(found, "funnel_scale", learner="adagrad", tensor="weight") == 1.0
 
 
 def test_no_label_is_made_of_what_clients_send(text: str) -> None:

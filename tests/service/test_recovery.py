@@ -197,29 +197,30 @@ def test_before_the_first_example_the_model_may_still_be_changed(service: Servic
         assert client.get("/model").json()["hyperparameters"]["features"] == 7
 
 
-def test_new_rates_are_recorded_so_that_replay_agrees(service: ServiceProcess) -> None:
-    with service.client() as client:
-        learn(client, 0)
-    service.kill()
-    service.options["lr"] = 0.3
-    service.start()
-    with service.client() as client:
-        learn(client, 1)
-        assert client.get("/model").json()["hyperparameters"]["lr"] == 0.3
-    service.kill()
-    assert checkpoints(service) == []
-    service.start()
-    with service.client() as client:
-        replayed = digest(client)
-    with serving(service.directory / "other", **SMALL) as other:
-        with other.client() as client:
-            learn(client, 0)
-        other.terminate()
-        other.options["lr"] = 0.3
-        other.start()
-        with other.client() as client:
-            learn(client, 1)
-            assert digest(client) == replayed
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.3}, {"shadow": "adagrad,adam:0.01"}], ids=["rates", "shadows"]
+)
+def test_what_an_operator_changes_is_recorded_so_that_replay_agrees(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    digests = []
+    for ending in (ServiceProcess.kill, ServiceProcess.terminate):
+        with serving(tmp_path / ending.__name__, **SMALL, optimizer="funnel") as service:
+            with service.client() as client:
+                learn(client, 0)
+            ending(service)
+            service.options |= change
+            service.start()
+            with service.client() as client:
+                learn(client, 1)
+                shown = client.get("/model").json()["hyperparameters"]
+                assert shown["lr"] == change.get("lr", 0.03)
+                assert ",".join(shown["shadow"]) == change.get("shadow", "")
+            ending(service)
+            service.start()
+            with service.client() as client:
+                digests.append(digest(client))
+    assert digests[0] == digests[1]
 
 
 Harm = Callable[[Redis], Any]

@@ -66,6 +66,13 @@ def test_a_variable_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatc
         load_settings()
 
 
+def test_a_rate_that_nobody_would_use_is_refused() -> None:
+    with pytest.raises(SettingsError, match="FUNNEL_LR: the experts of the pool have rates"):
+        load_settings({"lr": "0.1"})
+    assert load_settings({"lr": "0.1", "optimizer": "funnel"}).lr == 0.1
+    assert load_settings({"lr": "0.1", "shadow": "funnel"}).rates.lr == 0.1
+
+
 def test_secrets_are_not_shown() -> None:
     keys = {"api_key": "hush1", "learn_key": "hush2", "predict_key": "hush3"}
     settings = load_settings(keys | {"redis_url": "redis://:hush@host"})
