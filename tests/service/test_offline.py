@@ -1,0 +1,38 @@
+"""What the service learns over HTTP is what its fold learns without it."""
+
+from pathlib import Path
+
+import pytest
+
+from service.fold import State, step
+from service.settings import load_settings
+from streams.catalog import get
+from streams.producer import HTTPTarget, produce
+from tests.service.harness import serving, wait_for
+from tests.service.states import CPU
+from tests.service.test_metrics import sample, scrape
+
+
+@pytest.mark.parametrize("optimizer", ["pool", "funnel"])
+def test_accuracy_in_the_metrics_is_that_of_the_fold_offline(
+    tmp_path: Path, optimizer: str
+) -> None:
+    stream = get("recurring", 3_000, "digits")
+    settings = load_settings({"optimizer": optimizer})
+    offline = State(settings.spec, settings.rates, CPU)
+    for batch in stream.batches(settings.batch_size):
+        step(offline, batch)
+    with serving(tmp_path, optimizer=optimizer) as service, service.client() as client:
+        target = HTTPTarget(service.url)
+        produce(stream.batches(70), target)  # how requests cut the stream does not matter
+        target.close()
+        wait_for(lambda: sample(scrape(client), "funnel_model_version") == 30)
+        found = scrape(client)
+    scores = offline.served.scores.read()
+    for name, window, expected in (
+        ("accuracy", "total", scores.accuracy),
+        ("accuracy", "rolling", scores.rolling_accuracy),
+        ("loss", "total", scores.loss),
+    ):  # to four digits: pytest and the service may differ in threads, and so in the last bits
+        shown = sample(found, f"funnel_{name}", learner="served", window=window)
+        assert shown == pytest.approx(expected, abs=5e-5)
