@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint audit fuzz install bench streams kill figure3 clean
+.PHONY: demo test lint audit fuzz install bench streams kill figure3 dashboards clean
 
 demo: install
 	$(BIN)/funnel demo
@@ -49,6 +49,9 @@ kill: install
 
 figure3: install
 	$(BIN)/python -m funnel.experiments.figure3 --out funnel/docs/figure3.png
+
+dashboards: install
+	$(BIN)/python docker/grafana/dashboard.py > docker/grafana/provisioning/dashboards/funnel.json
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,0 +1,348 @@
+"""Grafana's dashboard of the service, as JSON to standard output: ``make dashboards``.
+
+Each panel says in its description what is good and what is bad. What a metric is stands in README.
+"""
+
+import json
+import sys
+
+from panels import (
+    JSON,
+    Query,
+    Row,
+    annotation,
+    dashboard,
+    heatmap,
+    override,
+    stat,
+    timeseries,
+    variable,
+)
+
+LEARNERS = 'learner=~"$learner"'
+STACKED = {"stacking": {"mode": "normal"}, "fillOpacity": 60}
+BARS = {"drawStyle": "bars", "fillOpacity": 60}
+DRIFT = "sum by (detector, direction) (increase(funnel_drift_events_total[$__rate_interval]))"
+
+
+def main() -> None:
+    """Write the dashboard."""
+    json.dump(funnel(), sys.stdout, indent=1, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def funnel() -> JSON:
+    """Return the dashboard."""
+    return dashboard(
+        "Funnel",
+        "Is it learning, what is Funnel doing, is it healthy?",
+        [is_it_learning(), what_is_funnel_doing(), is_it_healthy()],
+        [
+            variable("learner", "funnel_scored_total", several=True),
+            variable("tensor", "funnel_scale", several=False),
+        ],
+        [
+            annotation(
+                "Drift",
+                "a detector saw the error change",
+                Query(DRIFT, "{{detector}}, {{direction}}"),
+                "orange",
+            )
+        ],
+    )
+
+
+def is_it_learning() -> Row:
+    """Return the row on predictions, each scored before its label was learned."""
+    return Row("Is it learning?", [
+        timeseries(
+            "Accuracy, rolling",
+            "Of the last 1,000 examples. Good: back up within some hundred examples of a drift "
+            "mark, and above the shadows. Bad: it stays down.",
+            Query(f'funnel_accuracy{{{LEARNERS},window="rolling"}}', "{{learner}}"),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Accuracy, total",
+            "Of all examples since the model was new. Good: rising or level. Bad: falling for "
+            "long, which means worse than its own past, not only drift.",
+            Query(f'funnel_accuracy{{{LEARNERS},window="total"}}', "{{learner}}"),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Ahead of the shadows",
+            "Rolling accuracy of the served model minus that of each shadow: what adapting the "
+            "step size is worth. Good: above 0, most of all after drift. Bad: below 0 for long; "
+            "then that optimizer suits this stream better.",
+            Query(
+                '-(funnel_accuracy{learner!="served",window="rolling"} - ignoring (learner) '
+                'group_left () funnel_accuracy{learner="served",window="rolling"})',
+                "of {{learner}}",
+            ),
+            unit="percentunit",
+        ),
+        timeseries(
+            "Loss",
+            "Cross-entropy, of the last 1,000 examples and of all. Good: far below ln(classes), "
+            "which is guessing. Bad: above that, sure of itself and wrong.",
+            Query(f"funnel_loss{{{LEARNERS}}}", "{{learner}} {{window}}"),
+            unit="suffix: nats", limits=(0, None),
+        ),
+        timeseries(
+            "Recall by class",
+            "Of the last 1,000 examples. Good: together and high. Bad: one class at 0 while the "
+            "others are high: new, rare or renamed. A gap: not among the last 1,000.",
+            Query("funnel_class_recall", "class {{class}}"),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Scored a second",
+            "Examples predicted before they were learned, and those of them predicted right. Good: "
+            "the two lines close together. Bad: both at 0 while something is sent.",
+            Query(f"rate(funnel_scored_total{{{LEARNERS}}}[$__rate_interval])",
+                  "{{learner}} scored"),
+            Query(f"rate(funnel_correct_total{{{LEARNERS}}}[$__rate_interval])",
+                  "{{learner}} right"),
+            unit="suffix: /s", limits=(0, None),
+        ),
+        timeseries(
+            "Drift events",
+            "Times at which a detector saw the error change, worse or better; also marked in all "
+            "panels. Good: few, each 'worse' followed by recovery. Bad: one after another.",
+            Query(DRIFT, "{{detector}} {{direction}}"),
+            limits=(0, None), style=BARS, width=12,
+        ),
+        timeseries(
+            "Examples to recover",
+            "From the last drift until rolling accuracy was within 2 points of what it had been. "
+            "Good: hundreds. Bad: growing from drift to drift.",
+            Query("funnel_recovery_examples", "examples"),
+            limits=(0, None), width=12,
+        ),
+    ])  # fmt: skip
+
+
+def what_is_funnel_doing() -> Row:
+    """Return the row on step sizes."""
+    band = "0.05|0.25|0.5|0.75|0.95"
+    served = 'learner="served",tensor="$tensor"'
+    return Row("What is Funnel doing?", [
+        timeseries(
+            "Scale s",
+            "What multiplies the step of a whole tensor; from 1, within 0.01…100. Good: up at a "
+            "drift, down again after. Bad: a large tensor at 100 for long: LR is too low; at 0.01: "
+            "too high.",
+            Query(f"funnel_scale{{{LEARNERS}}}", "{{learner}} {{tensor}}"),
+            log=True,
+        ),
+        timeseries(
+            "Gains p of $tensor",
+            "Quantiles over the coordinates of what multiplies their steps; from 1, within "
+            "0.001…1,000. Dark: the middle half; light: nine tenths. Good: widening at a drift. "
+            "Bad: the whole band at an edge.",
+            Query(f'funnel_gain{{{served},quantile=~"{band}"}}', "{{quantile}}"),
+            log=True,
+            overrides=[
+                override("0.95", fillBelowTo="0.05", fillOpacity=10, lineWidth=0),
+                override("0.05", lineWidth=0),
+                override("0.75", fillBelowTo="0.25", fillOpacity=30, lineWidth=0),
+                override("0.25", lineWidth=0),
+                override("0.5", lineWidth=2),
+            ],
+        ),
+        heatmap(
+            "Distribution of the gains of $tensor",
+            "How many coordinates have which gain; the axis is p. Good: around 1, wider after "
+            "drift. Bad: all of it in the lowest or the highest bucket.",
+            f"sum by (le) (funnel_gain_distribution_bucket{{{served}}})",
+        ),
+        timeseries(
+            "Lowest and highest gain",
+            "Of each tensor. Single coordinates at 0.001 or 1,000 are normal on long streams; how "
+            "many are is in the panel on gains at a bound.",
+            Query('funnel_gain{learner="served",quantile="0"}', "{{tensor}} lowest"),
+            Query('funnel_gain{learner="served",quantile="1"}', "{{tensor}} highest"),
+            log=True,
+        ),
+        timeseries(
+            "Alignment",
+            "cos(g, ν): does the newest gradient point where the last step went? Good: around 0. "
+            "Above for long: steps are too small, and scales rise. Below for long: too large, and "
+            "they fall.",
+            Query(f"funnel_alignment{{{LEARNERS}}}", "{{learner}} {{tensor}}"),
+            limits=(-1, 1),
+        ),
+        timeseries(
+            "Gains at a bound",
+            "Share of a tensor's coordinates whose gain can go no further. Good: a few percent "
+            "(small tensors, such as a bias, more). Bad: a quarter of a large one: LR or GAIN_LR "
+            "does not suit the stream.",
+            Query(f"funnel_gain_at_bound_ratio{{{LEARNERS}}}", "{{learner}} {{tensor}} {{bound}}"),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Length of the gradient",
+            "‖g‖ of the last batch. Good: level, higher for a while after drift. Bad: growing "
+            "without end, or a jump by powers of ten: look at what is sent.",
+            Query(f"funnel_gradient_norm{{{LEARNERS}}}", "{{learner}} {{tensor}}"),
+            log=True,
+        ),
+        timeseries(
+            "Length of the step",
+            "‖s ν‖ of the last batch: how far the weights moved. Good: large after drift, small "
+            "when it is learned. Bad: growing while accuracy falls.",
+            Query(f"funnel_update_norm{{{LEARNERS}}}", "{{learner}} {{tensor}}"),
+            log=True,
+        ),
+        timeseries(
+            "Weights of the experts",
+            "Shares of the mixture that predicts, with OPTIMIZER=pool. Good: they move to other "
+            "experts at drift. Bad: one has all at all times at the edge of the grid: widen it "
+            "there.",
+            Query("funnel_expert_weight", "{{expert}}"),
+            unit="percentunit", limits=(0, 1), style=STACKED,
+        ),
+    ])  # fmt: skip
+
+
+def is_it_healthy() -> Row:
+    """Return the row on operation; the alerts in docker/prometheus/rules watch the same."""
+    rate = "$__rate_interval"
+    return Row("Is it healthy?", [
+        stat(
+            "Ready",
+            "Are predictions served? Good: ready. Bad: anything else for more than the minute that "
+            "a start takes.",
+            Query("min(funnel_ready)", "ready"),
+            steps=[(None, "red"), (1, "green")], texts=[("0", "not ready"), ("1", "ready")],
+        ),
+        stat(
+            "Alerts",
+            "How many fire; which ones, and what to do, is on Prometheus' page Alerts and in "
+            "docker/prometheus/runbook.md. Good: 0.",
+            Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing"),
+            steps=[(None, "green"), (1, "red")],
+        ),
+        stat(
+            "Examples learned",
+            "Since the model was new, from HTTP and from Redis.",
+            Query("sum(funnel_examples_total)", "examples"),
+        ),
+        stat(
+            "Model version",
+            "Batches folded into the model. Good: rising while something is sent.",
+            Query("max(funnel_model_version)", "version"),
+        ),
+        timeseries(
+            "Learned a second, by source",
+            "Good: as much as is sent. Bad: less, and the backlog grows.",
+            Query(f"sum by (source) (rate(funnel_examples_total[{rate}]))", "{{source}}"),
+            unit="suffix: /s", limits=(0, None), style=STACKED,
+        ),
+        timeseries(
+            "Backlog",
+            "Examples in the log that wait to be learned. Good: about a batch. Bad: rising; at "
+            "MAX_BACKLOG /learn answers 429.",
+            Query("funnel_backlog_examples", "examples"),
+            limits=(0, None),
+        ),
+        timeseries(
+            "Behind by",
+            "Lag: age of the oldest entry that waits. Snapshot: how far predictions are behind "
+            "learning. Good: about MAX_WAIT_MS. Bad: rising: more comes than is learned.",
+            Query("funnel_lag_seconds", "lag"),
+            Query("funnel_snapshot_age_seconds", "snapshot"),
+            unit="s", limits=(0, None),
+        ),
+        timeseries(
+            "Time of a step",
+            "Host time of one batch. Good: level. Bad: batch size over this time is below what "
+            "is sent.",
+            *_quantiles("funnel_step_seconds"),
+            unit="s", limits=(0, None),
+        ),
+        timeseries(
+            "Time of a prediction",
+            "From a checked request to its answer. Good: milliseconds. Bad: p99 in the tenths of "
+            "a second: the machine is too small for learning and predicting at this rate.",
+            *_quantiles("funnel_predict_seconds"),
+            unit="s", limits=(0, None),
+        ),
+        timeseries(
+            "Time of a request, by route",
+            "The body's arrival included. Good: milliseconds; /learn waits for the log's disk. "
+            "Bad: /learn in seconds: the log server or its disk is slow.",
+            *_quantiles("funnel_http_request_seconds", "route"),
+            unit="s", limits=(0, None),
+        ),
+        timeseries(
+            "Examples in a batch",
+            "Good: BATCH_SIZE under load, fewer when little is sent. Bad: always few under load: "
+            "MAX_WAIT_MS is too short.",
+            Query(
+                f"rate(funnel_batch_examples_sum[{rate}])"
+                f" / rate(funnel_batch_examples_count[{rate}])",
+                "mean",
+            ),
+            *_quantiles("funnel_batch_examples"),
+            limits=(0, None),
+        ),
+        timeseries(
+            "Batches a second",
+            "Good: rising and falling with what is sent. Bad: 0 while there is a backlog.",
+            Query(f"rate(funnel_batches_total[{rate}])", "batches"),
+            unit="suffix: /s", limits=(0, None),
+        ),
+        timeseries(
+            "Answers a second, by code",
+            "Good: 2xx. Bad: 429 (the backlog is full), 503 (no log, halted, standby, stopping), "
+            "any 500.",
+            Query(f"sum by (code) (rate(funnel_http_request_seconds_count[{rate}]))", "{{code}}"),
+            unit="suffix: /s", limits=(0, None), style=STACKED,
+        ),
+        timeseries(
+            "Refused a second, by reason",
+            "Good: 0. invalid: a sender's fault. unauthorized: a key is wrong. backlog_full, "
+            "log_unavailable, learning_halted: the service's; see the runbook.",
+            Query(f"sum by (code) (rate(funnel_rejected_total[{rate}]))", "{{code}}"),
+            unit="suffix: /s", limits=(0, None),
+        ),
+        timeseries(
+            "Put aside and left out",
+            "Entries that cannot be decoded, batches that were not finite, batches that the guard "
+            "on loss held back; all are named in funnel:{model}:dead. Good: 0.",
+            Query(f"increase(funnel_dead_entries_total[{rate}])", "dead entries"),
+            Query(f"increase(funnel_nonfinite_batches_total[{rate}])", "non-finite batches"),
+            Query(f"increase(funnel_quarantined_batches_total[{rate}])", "quarantined batches"),
+            limits=(0, None), style=BARS,
+        ),
+        timeseries(
+            "Age of the checkpoint",
+            "What a restart replays. Good: a saw up to CHECKPOINT_EVERY_SECONDS. Bad: rising "
+            "beyond it.",
+            Query("funnel_checkpoint_age_seconds", "age"),
+            unit="s", limits=(0, None), width=12,
+        ),
+        timeseries(
+            "Checkpoints",
+            "Written and failed. Good: no failed ones. Bad: those only: the disk is full or "
+            "read-only.",
+            Query(f"increase(funnel_checkpoints_total[{rate}])", "{{result}}"),
+            limits=(0, None), style=BARS, width=12,
+        ),
+    ])  # fmt: skip
+
+
+def _quantiles(histogram: str, *labels: str) -> list[Query]:
+    by, name = ", ".join(("le", *labels)), "".join(f"{{{{{label}}}}} " for label in labels)
+    return [
+        Query(
+            f"histogram_quantile({q}, sum by ({by}) (rate({histogram}_bucket[$__rate_interval])))",
+            f"{name}p{q * 100:g}",
+        )
+        for q in (0.5, 0.99)
+    ]
+
+
+if __name__ == "__main__":
+    main()
