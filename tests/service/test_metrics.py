@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import MOST_CLASSES, MOST_TENSORS
+from tests.docker.prometheus import prometheus, query
 from tests.service.harness import SAFETENSORS, serving, wait_for
 from tests.service.states import a_batch
 
@@ -157,36 +158,12 @@ def test_promtool_objects_to_nothing_but_the_contracts_label(text: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus")
 def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
-    from tests.service.harness import free_port
-
-    port = free_port()
     with serving(tmp_path, **SMALL, api_key="secret", predict_key="reader") as service:
-        (tmp_path / "prometheus.yml").write_text(
-            "global: {scrape_interval: 200ms}\n"
-            "scrape_configs:\n"
-            "- job_name: funnel\n"
-            "  authorization: {credentials: reader}\n"
-            f"  static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
-        )
-        process = subprocess.Popen(
-            ["prometheus", f"--config.file={tmp_path}/prometheus.yml",
-             f"--storage.tsdb.path={tmp_path}/tsdb", f"--web.listen-address=127.0.0.1:{port}"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as prometheus:
-
-                def ready() -> bool:
-                    try:
-                        answer = prometheus.get("/api/v1/query", params={"query": "funnel_ready"})
-                    except httpx.TransportError:
-                        return False
-                    if answer.status_code != 200:
-                        return False
-                    found = answer.json()["data"]["result"]
-                    return bool(found) and found[0]["value"][1] == "1"
-
-                wait_for(ready)
-        finally:
-            process.terminate()
-            process.wait()
+        job = {
+            "job_name": "funnel",
+            "authorization": {"credentials": "reader"},
+            "static_configs": [{"targets": [f"127.0.0.1:{service.port}"]}],
+        }
+        config = {"global": {"scrape_interval": "200ms"}, "scrape_configs": [job]}
+        with prometheus(tmp_path, config) as client:
+            wait_for(lambda: query(client, "funnel_ready") == [1])

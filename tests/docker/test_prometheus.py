@@ -1,0 +1,176 @@
+"""A real Prometheus scrapes a real service: every panel and every alert has data."""
+
+import contextlib
+import json
+import math
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.docker.prometheus import prometheus, query
+from tests.service.harness import SAFETENSORS, ServiceProcess, serving, wait_for
+from tests.service.states import a_batch
+
+ROOT = Path(__file__).parents[2]
+DASHBOARD = json.loads(
+    (ROOT / "docker/grafana/provisioning/dashboards/funnel.json").read_text(encoding="utf-8")
+)
+CONFIG = ROOT / "docker/prometheus/prometheus.yml"
+RULES = ROOT / "docker/prometheus/rules/funnel.yml"
+
+OPTIONS = {
+    "features": 6,
+    "classes": 3,
+    "batch_size": 20,
+    "max_wait_ms": 50,
+    "max_backlog": 1,
+    "shadow": "adagrad",
+}
+NOT_YET = {
+    "funnel_drift_events_total": "there are no drift detectors yet",
+    "funnel_recovery_examples": "there are no drift detectors yet",
+    "funnel_expert_weight": "there is no pool yet",
+}
+"""Metrics without data, and why; what has some must not stand here."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus"),
+]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A Prometheus, and the address of the service that it scrapes."""
+
+    client: httpx.Client
+    instance: str
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    directory = tmp_path_factory.mktemp("prometheus")
+    rules = directory / "rules.yml"
+    rules.write_text(yaml.safe_dump(wakened(yaml.safe_load(RULES.read_text()))))
+    with serving(directory, **OPTIONS) as service, busy(service):
+        instance = f"127.0.0.1:{service.port}"
+        with prometheus(directory, hurried(instance, rules)) as client:
+            yield Watched(client, instance)
+
+
+def hurried(instance: str, rules: Path) -> dict[str, Any]:
+    """Return the configuration of the containers, for another address and with less patience."""
+    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
+    config["rule_files"] = [str(rules)]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [instance]}]
+    return config
+
+
+def wakened(rules: dict[str, Any]) -> dict[str, Any]:
+    """Return the rules such that an alert fires as soon as all that it compares is there.
+
+    With ``bool`` a comparison is 0 or 1 instead of nothing where it does not hold.
+    """
+    for rule in rules["groups"][0]["rules"]:
+        rule["expr"] = re.sub(
+            r"\{[^}]*\}|([=!]=|[<>]=?)",
+            lambda found: found[0] + (" bool" if found[1] else ""),
+            rule["expr"],
+        )
+        rule.pop("for", None)
+    return rules
+
+
+@contextlib.contextmanager
+def busy(service: ServiceProcess) -> Iterator[None]:
+    """Learn, predict, and refuse what is wrong (422) or too much (429), until somebody is done."""
+    done = threading.Event()
+
+    def work() -> None:
+        with service.client() as client:
+            k = 0
+            while not done.wait(0.05):
+                batch, few = a_batch(k := k + 1), a_batch(k, n=5)
+                client.post("/predict", json={"features": batch.features.tolist()})
+                for body in (b"x", few.to_bytes(), few.to_bytes()):
+                    client.post("/learn", content=body, headers=SAFETENSORS)
+                client.post("/learn?wait=applied", content=batch.to_bytes(), headers=SAFETENSORS)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        worker.join()
+
+
+def label_values(client: httpx.Client, definition: str) -> list[str]:
+    """Return what Grafana offers for a template variable."""
+    found = re.fullmatch(r"label_values\((\w+), (\w+)\)", definition)
+    assert found is not None
+    metric, label = found.groups()
+    answer = client.get(f"/api/v1/label/{label}/values", params={"match[]": metric})
+    return list(answer.json()["data"])
+
+
+def filled_in(client: httpx.Client, expr: str) -> str:
+    """Return an expression as Grafana would send it, with everything chosen that can be."""
+    expr = expr.replace("$__rate_interval", "10s")
+    for variable in DASHBOARD["templating"]["list"]:
+        values = label_values(client, variable["definition"])
+        assert values, variable["definition"]
+        chosen = "|".join(values) if variable["multi"] else values[0]
+        expr = expr.replace(f"${variable['name']}", chosen)
+    return expr
+
+
+EXPRESSIONS = [
+    *(target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])),
+    *(annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]),
+]
+
+
+def test_every_expression_of_the_dashboard_has_data_but_for_what_is_not_there_yet(
+    watched: Watched,
+) -> None:
+    wait_for(lambda: query(watched.client, 'funnel_accuracy{learner="adagrad"}'))
+    expected = {e for e in EXPRESSIONS if any(metric in e for metric in NOT_YET)}
+    empty: set[str] = set()
+
+    def only_what_is_expected() -> bool:
+        nonlocal empty
+        values = {e: query(watched.client, filled_in(watched.client, e)) for e in EXPRESSIONS}
+        empty = {e for e, found in values.items() if all(map(math.isnan, found))}
+        return empty == expected
+
+    with contextlib.suppress(TimeoutError):
+        wait_for(only_what_is_expected, 20)
+    assert empty == expected
+
+
+def test_every_alert_has_data_to_judge_by(watched: Watched) -> None:
+    names = {rule["alert"] for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]}
+    active: list[dict[str, Any]] = []
+
+    def all_are_active() -> bool:
+        nonlocal active
+        active = watched.client.get("/api/v1/alerts").json()["data"]["alerts"]
+        return {alert["labels"]["alertname"] for alert in active} == names
+
+    with contextlib.suppress(TimeoutError):
+        wait_for(all_are_active, 20)
+    assert {alert["labels"]["alertname"] for alert in active} == names
+    for alert in active:
+        assert watched.instance in alert["annotations"]["summary"]
+        assert "no value" not in str(alert["annotations"])
+        assert "error" not in str(alert["annotations"])
