@@ -136,6 +136,13 @@ def what_is_funnel_doing() -> Row:
             log=True,
         ),
         timeseries(
+            "Step size η s",
+            "The learning rate in effect; of a pool the mean over its experts, by weight. Good: up "
+            "at a drift, down again after. Bad: growing or falling without end.",
+            Query(f"funnel_step_size{{{LEARNERS}}}", "{{learner}} {{tensor}}"),
+            log=True,
+        ),
+        timeseries(
             "Gains p of $tensor",
             "Quantiles over the coordinates of what multiplies their steps; from 1, within "
             "0.001…1,000. Dark: the middle half; light: nine tenths. Good: widening at a drift. "

@@ -37,7 +37,6 @@ OPTIONS = {
 NOT_YET = {
     "funnel_drift_events_total": "there are no drift detectors yet",
     "funnel_recovery_examples": "there are no drift detectors yet",
-    "funnel_expert_weight": "there is no pool yet",
 }
 """Metrics without data, and why; what has some must not stand here."""
 
