@@ -29,7 +29,9 @@ class Keeper:
         self.checkpoints, self._every, self._wake = checkpoints, every_seconds, wake
         self.results = {"ok": 0, "failed": 0}
         self.begun_at: float | None = None
-        """Monotonic time at which the newest checkpoint's state was copied."""
+        """Monotonic time at which the last try began."""
+        self.kept_at: float | None = None
+        """Monotonic time of the newest checkpoint; before the first, of when learning began."""
         self._requests: list[Future[Info]] = []
         self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="funnel-checkpoint")
@@ -76,7 +78,7 @@ class Keeper:
     def is_due(self, state: State) -> bool:
         """Say whether it is time for a checkpoint, or somebody has asked for one."""
         if self.begun_at is None:
-            self.begun_at = time.monotonic()
+            self.begun_at = self.kept_at = time.monotonic()
         is_time = state.version > 0 and time.monotonic() - self.begun_at >= self._every
         return self._writing is None and (bool(self._requests) or is_time)
 
@@ -84,7 +86,7 @@ class Keeper:
         with self._lock:
             requests, self._requests = self._requests, []
         copy = Copy.of(state, place)
-        self.begun_at = time.monotonic()
+        self.begun_at = begun_at = time.monotonic()
         loop = asyncio.get_running_loop()
         self._writing = loop.run_in_executor(self._writer, self.checkpoints.write, copy)
 
@@ -93,6 +95,8 @@ class Keeper:
             self.results["failed" if error else "ok"] += 1
             if error:
                 logger.error("the checkpoint could not be written: %s", error)
+            else:
+                self.kept_at = begun_at
             for request in requests:
                 if request.set_running_or_notify_cancel():
                     if error:

@@ -120,7 +120,7 @@ class Learner:
             LogError: the newest is of another model.
         """
         if self.replica.load(self.keeper.checkpoints):
-            self.keeper.begun_at = time.monotonic()
+            self.keeper.begun_at = self.keeper.kept_at = time.monotonic()
         self.snapshot = Snapshot.of(self.state)
         self._thread.start()
         self._started.wait()

@@ -91,9 +91,9 @@ class _ServiceCollector(Collector):
         if learner.snapshot is not None:
             age = now - learner.snapshot.made if service.backlog() else 0.0
             yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
-        if learner.keeper.begun_at is not None:
+        if learner.keeper.kept_at is not None:
             yield _gauge(
-                "checkpoint_age_seconds", "Since the last checkpoint", now - learner.keeper.begun_at
+                "checkpoint_age_seconds", "Of the newest checkpoint", now - learner.keeper.kept_at
             )
         statistics = learner.statistics
         if statistics is None:

@@ -1,6 +1,7 @@
 """Faults, each caused for real; `service/docs/faults.md` says what must happen."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,8 +19,8 @@ import pytest
 import torch
 from redis import Redis
 
-from service.fold import State
-from service.spec import Rates, Spec, step
+from service.fold import State, step
+from service.spec import Rates, Spec
 from tests.service.harness import (
     SAFETENSORS,
     RedisProcess,
@@ -159,9 +160,16 @@ def test_a_server_that_begins_to_evict_halts_learning(world: World) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
+def checkpoint_age(world: World) -> float:
+    text = world.client.get("/metrics").text
+    return float(re.findall(r"^funnel_checkpoint_age_seconds (\S+)", text, re.MULTILINE)[0])
+
+
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(world: World) -> None:
     before = resource.prlimit(world.service.process.pid, resource.RLIMIT_FSIZE, (9_000, -1))
+    old = checkpoint_age(world)
     refused = world.client.post("/checkpoint")
+    assert checkpoint_age(world) > old  # of the one that there is, not of the last try
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "checkpoint_failed")
     assert 'funnel_checkpoints_total{result="failed"} 1.0' in world.client.get("/metrics").text
     assert world.learn(1, key="1").status_code == 200
