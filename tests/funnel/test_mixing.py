@@ -105,7 +105,7 @@ def test_an_expert_that_was_out_comes_back() -> None:
             share.update(torch.tensor(losses), 100, ALL, KEEP)
         assert share.log_weights.isfinite().all()
     assert int(share.log_weights.argmax()) == 1
-    assert float(share.log_weights[1].exp()) > 0.9
+    assert float(share.log_weights[1].exp()) > 0.8
 
 
 def test_weights_stay_where_a_batch_is_not_kept() -> None:
