@@ -9,10 +9,9 @@ of n examples with labels y
 
 and α = 1 - (1 - σ)^n, so that a stream costs the same however it is cut: η, ``rate``, weighs the
 evidence of one example, and σ, ``switch_rate``, is the share of the weight that is dealt out anew
-per example, the prior chance that another expert is best from there on. At σ = 1e-3 a tenth is
-dealt out every 100 examples. Between two shares the evidence for one expert over another may grow
-without bound, but none falls below α / K, so it comes back after at most log(K / α) / (η d)
-examples on which it is better by d nats each.
+per example, the prior chance that another expert is best from there on. At σ = 2.2e-3 a fifth is
+dealt out every 100 examples. No weight falls below α / K, so an expert comes back after about
+log(K / α) / (η d) examples on which it is better by d nats each.
 
 η = 1 is Bayes' rule, under which the mixture's total loss exceeds that of any sequence of experts
 that switches m times in T examples by at most log K + m log(K / σ') + …, the entropy of the
@@ -32,7 +31,7 @@ from funnel.checks import check_number
 
 RATE = 0.2
 """η, in 1 / nat."""
-SWITCH_RATE = 1e-3
+SWITCH_RATE = 2.2e-3
 """σ, per example."""
 
 

@@ -1,0 +1,47 @@
+"""Pools that were tried for the default; see `tests.benchmarks.poolselect`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from funnel import SGD, Adagrad, Expert
+from funnel.pool import DEFAULT_EXPERTS
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Experts, and arguments of `funnel.pool.Pool` other than its own defaults."""
+
+    experts: tuple[Expert, ...]
+    mixing: dict[str, float] = field(default_factory=dict)
+
+
+def adagrad(lrs: Iterable[float], gain_lrs: Iterable[float]) -> tuple[Expert, ...]:
+    inner, gain_lrs = Adagrad(initial_accumulator_value=0.01), list(gain_lrs)
+    return tuple(Expert(inner, lr, gain_lr, 0.03) for lr in lrs for gain_lr in gain_lrs)
+
+
+def sgd(
+    lrs: Iterable[float], gain_lrs: Iterable[float], scale_lr: float = 0.03
+) -> tuple[Expert, ...]:
+    gain_lrs = list(gain_lrs)
+    return tuple(Expert(SGD(), lr, gain_lr, scale_lr) for lr in lrs for gain_lr in gain_lrs)
+
+
+ADAGRAD16 = adagrad((0.003, 0.01, 0.03, 0.1), (0.01, 0.03, 0.1, 0.3))
+ADAGRAD4 = adagrad((0.003, 0.01), (0.1, 0.3))
+SGD4 = (0.03, 0.1, 0.3, 1.0)
+LESS_SHARING = {"switch_rate": 1e-3}
+
+POOLS = {
+    "default": Candidate(DEFAULT_EXPERTS),
+    "AdaGrad 16": Candidate(ADAGRAD16),
+    "AdaGrad 16 + SGD 8, σ = 1e-3": Candidate(ADAGRAD16 + sgd(SGD4, (1e-3, 1e-2)), LESS_SHARING),
+    "AdaGrad 16 + SGD 8": Candidate(ADAGRAD16 + sgd(SGD4, (1e-3, 1e-2))),
+    "AdaGrad 4 + SGD 8": Candidate(ADAGRAD4 + sgd(SGD4, (0.01, 0.03))),
+    "AdaGrad 4 + SGD 12": Candidate(
+        ADAGRAD4
+        + sgd((0.03, 0.1, 0.3), (0.03, 0.1), scale_lr=0.1)
+        + sgd(SGD4, (0.01,))
+        + sgd((0.3, 1.0), (0.03,))
+    ),
+}
