@@ -16,13 +16,14 @@ from redis.exceptions import RedisError
 
 from service.checkpoint import Checkpoints, Info
 from service.entries import EntryId, Position
-from service.fold import Report, State
+from service.fold import State
 from service.keeper import Keeper
 from service.lease import Lease, Lock
 from service.log import FencedError, GapError, Log, LogError, check_reach
 from service.pipeline import Cutting, Pipeline, Worker, give_way
 from service.rejections import Rejections
 from service.replica import Replica
+from service.report import Report
 from service.snapshot import Snapshot
 from service.statistics import Statistics, read_statistics
 from service.waiters import Applied, Waiters
