@@ -45,7 +45,7 @@ def _page_hinkley() -> River:
     from river import drift
 
     detector: River = drift.PageHinkley(
-        min_instances=GRACE, delta=0.03, threshold=0.25, alpha=1.0, mode="up"
+        min_instances=GRACE, delta=0.05, threshold=0.4, alpha=1.0, mode="up"
     )
     return detector
 
