@@ -28,7 +28,9 @@ deviates √100 times less, and times SCALE as one outcome does."""
 class River(Protocol):
     """What is used of river's detectors."""
 
-    drift_detected: bool
+    @property
+    def drift_detected(self) -> bool:
+        """Whether the last number showed a change."""
 
     def update(self, x: float) -> object:
         """Take a number."""
