@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from service.errors import ErrorDetail, HTTPError, error_response
 from service.guard import ADMIN, LEARN, PREDICT, Guard
-from service.routes import health, learn, model, predict
+from service.routes import drift, health, learn, model, predict
 from service.service import Service
 
 logger = logging.getLogger("funnel")
@@ -25,7 +25,7 @@ def create_app(service: Service) -> FastAPI:
         description="Online learning for data that drifts, with no step size to tune.",
     )
     app.state.service = service
-    for module in (learn, predict, model, health):
+    for module in (learn, predict, model, drift, health):
         app.include_router(module.router)
 
     def count(code: str) -> None:

@@ -5,6 +5,7 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 - ``state``: spec, rates, and the counts of batches and examples; with the tensors, all there is.
 - ``sha256``: of the state alone, without place, epoch or clock: equal states, equal digests.
 - ``log``: where in which log the state is.
+- ``drifts``: where in it the drift events are.
 - ``numerics``: what the bits depend on besides.
 - ``digest``: SHA-256 of the whole file with this value replaced by 64 tildes, so that any damaged
   bit is found, the place's included.
@@ -73,6 +74,8 @@ class Copy:
     examples: int
     tensors: dict[str, Tensor]
     place: Place
+    drifts: tuple[Position, ...] = ()
+    """Positions of the drift events."""
 
     @classmethod
     def of(cls, state: State, place: Place) -> "Copy":
@@ -80,7 +83,16 @@ class Copy:
         tensors = {
             k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors().items()
         }
-        return cls(state.spec, state.rates, state.version, state.examples, tensors, place)
+        state.drift.settle()
+        return cls(
+            state.spec,
+            state.rates,
+            state.version,
+            state.examples,
+            tensors | state.drift.tensors(),
+            place,
+            state.drift.positions(),
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return what belongs to the state besides the tensors."""
@@ -221,6 +233,7 @@ def encode(copy: Copy, sha256: str, numerics: dict[str, str]) -> bytes:
         "format": 1,
         "state": copy.summary(),
         "log": place,
+        "drifts": list(map(str, copy.drifts)),
         "numerics": numerics,
         "sha256": sha256,
         "digest": BLANK,
@@ -253,6 +266,7 @@ def decode(raw: bytes) -> tuple[Copy, dict[str, Any]]:
             state["examples"],
             load_tensors(raw),
             place,
+            tuple(map(Position.parse, metadata.get("drifts", ()))),
         )
     except DamagedError:
         raise

@@ -4,8 +4,7 @@
 states and equal batches give equal states, bit for bit. It never reads a GPU on the host.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +12,13 @@ import torch
 from torch import Tensor
 
 from funnel.traced import Traced
+from service.drift import PREFIX as DRIFT
+from service.drift import Monitor
+from service.entries import Position
 from service.lossguard import LossGuard
 from service.observation import observe, observe_shadow
 from service.optimizers import Shadow, make_track
+from service.report import Report
 from service.spec import Rates, Spec
 from service.standardizer import Standardizer
 from service.track import Track
@@ -26,24 +29,6 @@ SERVED = "served"
 """Name of the learner that answers predictions."""
 
 Observer = Callable[..., tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one step did: numbers where the host has them, else 0-dim device tensors.
-
-    Thousands of reports are kept. Tensors of the host would lie scattered among the large ones of
-    each step, and no hole between them would be large enough for the next.
-    """
-
-    version: int
-    """Of the model after the step."""
-    accuracy: float | Tensor
-    """Of the predictions before the update, in [0, 1]."""
-    loss: float | Tensor
-    """Mean cross-entropy of the same, in nats."""
-    kept: bool | Tensor
-    """Whether it was learned."""
 
 
 class State:
@@ -71,6 +56,8 @@ class State:
         """Batches folded in."""
         self.examples = 0
         """Examples folded in."""
+        self.drift = Monitor()
+        """Given the report of each step by who knows where in the log the step is."""
         self.upload = Upload(device)
         self.set_rates(rates)
 
@@ -107,19 +94,33 @@ class State:
         return named | {f"guard.{k}": v for k, v in self.guard.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor of the state by name, the tensors themselves."""
+        """Return every tensor of the state but `drift` by name, the tensors themselves."""
         named = self._shared() | self.served.tensors()
         for name, track in self.shadows.items():
             named |= {_prefix(name) + k: v for k, v in track.tensors().items()}
         return named
 
     @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor], version: int, examples: int) -> None:
+    def load(
+        self,
+        tensors: dict[str, Tensor],
+        version: int,
+        examples: int,
+        drifts: Sequence[Position] = (),
+    ) -> None:
         """Take over a saved state of the same spec and baselines.
+
+        Args:
+            tensors: those of `tensors`, and those of `drift`.
+            version: batches folded in.
+            examples: examples folded in.
+            drifts: positions of the drift events.
 
         Raises:
             ValueError: names, shapes or dtypes differ; nothing is changed then.
         """
+        watched = {k: v for k, v in tensors.items() if k.startswith(DRIFT)}
+        tensors = {k: v for k, v in tensors.items() if k not in watched}
         mine = self.tensors()
         if mine.keys() != tensors.keys():
             raise ValueError(f"tensors differ: {sorted(mine.keys() ^ tensors.keys())[:4]}")
@@ -129,6 +130,7 @@ class State:
                     f"{name} is {tensor.dtype} {list(tensor.shape)}, "
                     f"expected {mine[name].dtype} {list(mine[name].shape)}"
                 )
+        self.drift.load(watched, drifts)
         for name, tensor in self._shared().items():
             tensor.copy_(tensors[name])
         self.served.load({k: v for k, v in tensors.items() if k in self.served.tensors()})

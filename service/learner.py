@@ -14,15 +14,18 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
+from service import detectors
 from service.checkpoint import Checkpoints, Info
+from service.drift import Event, Monitor
 from service.entries import EntryId, Position
-from service.fold import Report, State
+from service.fold import State
 from service.keeper import Keeper
 from service.lease import Lease, Lock
 from service.log import FencedError, GapError, Log, LogError, check_reach
 from service.pipeline import Cutting, Pipeline, Worker, give_way
 from service.rejections import Rejections
 from service.replica import Replica
+from service.report import Report
 from service.snapshot import Snapshot
 from service.statistics import Statistics, read_statistics
 from service.waiters import Applied, Waiters
@@ -64,6 +67,7 @@ class Learner:
         terms: times, and what the operator accepts.
         observe: told the seconds and the examples of each step.
         failed: called from the learner's thread when it halts for good.
+        drifted: the same, of each drift event that is found in learning.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Learner:
         terms: Terms,
         observe: Callable[[float, int], None],
         failed: Callable[[BaseException], object],
+        drifted: Callable[[Event], object] = lambda _: None,
     ) -> None:
         self.cutting, self.terms = cutting, terms
         self.replica = Replica(state, self._on_step)
@@ -91,6 +96,9 @@ class Learner:
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._open_log, self._lock, self._observe, self._failed = open_log, lock, observe, failed
+        self._drifted = drifted
+        self._told = 0
+        """Id of the newest drift event that was told, or is old."""
         self._lease: Lease
         """Made in the learner's loop, as is the worker."""
         self._worker: Worker
@@ -106,6 +114,11 @@ class Learner:
     def state(self) -> State:
         """The live state, which the learner's thread changes."""
         return self.replica.state
+
+    @property
+    def drift(self) -> Monitor:
+        """The drift events."""
+        return self.state.drift
 
     @property
     def role(self) -> str:
@@ -172,6 +185,7 @@ class Learner:
     async def _main(self) -> None:
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
         self._started.set()
+        await asyncio.to_thread(detectors.load)
         log = self._open_log()
         lease = Lease(log.redis, log.keys.lease, self._lock, self.terms.lease_seconds)
         self._lease = lease
@@ -267,13 +281,17 @@ class Learner:
         return not self._stopping
 
     async def _recover(self, log: Log) -> Pipeline:
-        if self.condition in ("starting", "standby"):
+        is_new = self.condition in ("starting", "standby")
+        if is_new:
             if self.keeper.checkpoints.has_news:
                 self.replica.load(self.keeper.checkpoints)
             cut = self.replica.place.cut if self.replica.place else 0
             self.condition, self.reason = "replaying", f"from cut {cut}"
         pending = await self.replica.recover(log, self.terms.accept_gap, self._may_go_on)
         self.condition, self.reason = "learning", ""
+        if is_new:
+            self.drift.settle()
+            self._told = sum(self.drift.counts.values())
         self._publish()
         pipeline = Pipeline(
             self.replica, log, pending, self.cutting, self._worker, self._publish_if_due
@@ -343,3 +361,12 @@ class Learner:
                 f"{newest}, {seen} were read"
             )
         self.statistics = read_statistics(self.state, place, extent, pipeline.waiting_since_ms)
+        self._tell_drift()
+
+    def _tell_drift(self) -> None:
+        self.drift.settle()
+        for event in self.drift.events:
+            if event.id > self._told:
+                logger.info("drift: %s", event)
+                self._drifted(event)
+                self._told = event.id

@@ -15,6 +15,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from funnel.telemetry import QUANTILES
+from service.drift import Monitor
 from service.fold import SERVED
 from service.scoring import ScoreSummary
 from service.statistics import GAIN_EDGES, Statistics, lag_seconds
@@ -57,6 +58,9 @@ class Metrics:
         self.rejected = Counter(
             "funnel_rejected", "Requests refused, by error code", ["code"], registry=r
         )
+        self.webhook_failures = Counter(
+            "funnel_webhook_failures", "Drift events that the webhook was not told", registry=r
+        )
 
     def observe_step(self, seconds: float, examples: int) -> None:
         """Count one step."""
@@ -95,6 +99,7 @@ class _ServiceCollector(Collector):
             yield _gauge(
                 "checkpoint_age_seconds", "Of the newest checkpoint", now - learner.keeper.kept_at
             )
+        yield from _drift(learner.drift)
         statistics = learner.statistics
         if statistics is None:
             return
@@ -104,6 +109,23 @@ class _ServiceCollector(Collector):
         yield from _learning(statistics)
         yield from _optimizer(statistics)
         yield from _experts(statistics)
+
+
+def _drift(monitor: Monitor) -> Iterable[Metric]:
+    events = CounterMetricFamily(
+        "funnel_drift_events",
+        "Changes detected in the served model's error",
+        labels=["detector", "direction"],
+    )
+    for labels, count in monitor.counts.items():
+        events.add_metric(labels, count)
+    yield events
+    if monitor.last_recovery is not None:
+        yield _gauge(
+            "recovery_examples",
+            "Examples from the last drift that was recovered from until it was",
+            monitor.last_recovery,
+        )
 
 
 def _learning(statistics: Statistics) -> Iterable[Metric]:

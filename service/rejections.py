@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from service.entries import Position
-from service.fold import Report
 from service.log import Log
+from service.report import Report
 
 READ_EVERY = 1_024
 """Steps between readings of a device."""

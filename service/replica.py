@@ -12,8 +12,9 @@ import orjson
 
 from service.checkpoint import Checkpoints, Place
 from service.entries import ORIGIN, TOP, Cut, EntryId, Pending, Position, read_entry
-from service.fold import Report, State, step
+from service.fold import State, step
 from service.log import GapError, Log, LogError, check_reach
+from service.report import Report
 from service.spec import Rates, Spec
 from streams.batch import Batch
 
@@ -81,7 +82,7 @@ class Replica:
             return True
         self._check_spec(copy.spec, f"the checkpoint in {checkpoints.directory}")
         self.state.set_rates(copy.rates)
-        self.state.load(copy.tensors, copy.version, copy.examples)
+        self.state.load(copy.tensors, copy.version, copy.examples, copy.drifts)
         self.place = copy.place
         return True
 
@@ -225,6 +226,7 @@ class Replica:
             began = time.perf_counter()
             report = step(self.state, batch)
             self.step_seconds = time.perf_counter() - began
+            self.state.drift.note(report, len(batch), self.state.examples, cut.position)
             self._observe(self.at.position, cut.position, report, self.step_seconds, len(batch))
         if cut.command:
             command = orjson.loads(cut.command)

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from dataclasses import asdict
 
 import torch
 
 from service.checkpoint import Checkpoints, numerics
+from service.drift import Event
 from service.embedded import EmbeddedServer
 from service.fold import State
 from service.intake import Intake
@@ -17,6 +19,7 @@ from service.pipeline import Cutting
 from service.predictor import Predictor
 from service.settings import Settings
 from service.snapshot import Evaluator, Snapshot
+from service.webhook import Webhook
 
 logger = logging.getLogger("funnel")
 
@@ -44,6 +47,7 @@ class Service:
         self._server: EmbeddedServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._lock: Lock | None = None
+        self._webhook: Webhook | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -107,7 +111,11 @@ class Service:
             ),
             self.metrics.observe_step,
             lambda _: loop.call_soon_threadsafe(self.failed.set),
+            lambda event: loop.call_soon_threadsafe(self._tell, event),
         )
+        if settings.drift_webhook:
+            self._webhook = Webhook(settings.drift_webhook, self.metrics.webhook_failures.inc)
+            self._tasks.append(asyncio.create_task(self._webhook.run()))
         await asyncio.to_thread(learner.start)
         self.learner = learner
         self.intake = Intake(connect(url), name)
@@ -117,6 +125,11 @@ class Service:
             asyncio.create_task(predictor.run()),
         ]
         self.predictor = predictor
+
+    def _tell(self, event: Event) -> None:
+        if self._webhook is not None:
+            shown = asdict(event) | {"position": str(event.position), "time": event.time}
+            self._webhook.tell(shown)
 
     async def _start_server(self) -> str:
         """Return the log's address; of a server of the service's own if none is given."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import torch
 from pydantic import (
@@ -109,6 +110,9 @@ class Settings(BaseSettings):
         5.0, ge=1, le=3600, allow_inf_nan=False,
         description="a standby takes over when the learner has been silent for this long",
     )  # fmt: skip
+    drift_webhook: SecretStr = Field(
+        SecretStr(""), description="URL that each new drift event is posted to, as JSON"
+    )
     seed: int = Field(0, ge=0, lt=1 << 23, description="of the weights, and of dropout")
     accept_gap: bool = Field(
         False, description="go on although acknowledged examples are missing from the log"
@@ -150,6 +154,15 @@ class Settings(BaseSettings):
         if len(value) > MOST_SHADOWS:
             raise ValueError(f"at most {MOST_SHADOWS} baselines")
         return tuple(Shadow.parse(text).name for text in value)
+
+    @field_validator("drift_webhook")
+    @classmethod
+    def _web(cls, value: SecretStr) -> SecretStr:
+        if value:
+            parts = urlsplit(value.get_secret_value())
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("give an address that begins with http:// or https://")
+        return value
 
     @field_validator("learn_key", "predict_key")
     @classmethod

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from service.entries import EntryId, Position
-from service.fold import Report
 from service.log import LogError
+from service.report import Report
 
 RECENT = 4_096
 """Reports kept for those who come late."""

@@ -29,7 +29,9 @@ START_SECONDS = 60.0
 SAFETENSORS = {"Content-Type": "application/octet-stream"}
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["service.server", "torch._dynamo", "tests.service.harness"])
+context.set_forkserver_preload(
+    ["service.server", "torch._dynamo", "river.drift", "tests.service.harness"]
+)
 
 
 def free_port() -> int:

@@ -73,7 +73,7 @@ def test_the_digest_is_of_the_state_and_nothing_else() -> None:
     elsewhere = replace(PLACE, log="other", epoch=9, cut=99, entries=1)
     assert a_copy(place=elsewhere).sha256() == copy.sha256()
     assert encode(copy, copy.sha256(), NUMERICS) == encode(a_copy(), copy.sha256(), NUMERICS)
-    for name in copy.tensors:
+    for name in (k for k, v in copy.tensors.items() if v.numel()):
         tensors = {k: v.clone() for k, v in copy.tensors.items()}
         tensors[name].view(-1)[:1].view(torch.uint8)[0] ^= 1
         assert replace(copy, tensors=tensors).sha256() != copy.sha256(), name

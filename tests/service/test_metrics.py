@@ -28,6 +28,8 @@ CONTRACT = {
     "funnel_nonfinite_batches_total": set(),
     "funnel_quarantined_batches_total": set(),
     "funnel_dead_entries_total": set(),
+    "funnel_drift_events_total": {"detector", "direction"},
+    "funnel_webhook_failures_total": set(),
     "funnel_scale": {"learner", "tensor"},
     "funnel_step_size": {"learner", "tensor"},
     "funnel_expert_weight": {"expert"},

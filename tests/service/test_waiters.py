@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.entries import ORIGIN, EntryId, Position
-from service.fold import Report
 from service.log import LogError
+from service.report import Report
 from service.waiters import RECENT, Waiters
 
 

@@ -1,0 +1,84 @@
+"""The webhook, with a real server."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from pydantic import SecretStr
+
+from service.settings import SettingsError, load_settings
+from service.webhook import TRIES, Webhook
+
+
+@contextmanager
+def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Serve the statuses in turn, the last for ever; yield the address and the bodies."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(statuses[min(len(bodies), len(statuses)) - 1])
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook?token=secret", bodies
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+async def told(url: str, tries: int) -> int:
+    """Tell of one event and wait for the end of it; return failures."""
+    failures = 0
+    done = asyncio.Event()
+
+    def failed() -> None:
+        nonlocal failures
+        failures += 1
+
+    webhook = Webhook(SecretStr(url), failed, pause_seconds=0.01)
+    task = asyncio.create_task(webhook.run())
+    webhook.tell({"id": 1})
+    original = webhook._post
+
+    async def post(client: object, event: object) -> None:
+        await original(client, event)  # type: ignore[arg-type]
+        done.set()
+
+    webhook._post = post  # type: ignore[method-assign,assignment]
+    await asyncio.wait_for(done.wait(), 10)
+    task.cancel()
+    return failures
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tries", "failures"),
+    [((204,), 1, 0), ((503, 503, 200), 3, 0), ((503,), TRIES, 1), ((302, 200), 1, 1)],
+)
+def test_it_retries_gives_up_and_follows_no_redirect(
+    statuses: tuple[int, ...], tries: int, failures: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with answering(*statuses) as (url, bodies):
+        assert asyncio.run(told(url, tries)) == failures
+    assert bodies == [b'{"id":1}'] * tries
+    assert "secret" not in "".join(r.message for r in caplog.records if r.name == "funnel")
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "no-address"])
+def test_another_scheme_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match="DRIFT_WEBHOOK") as found:
+        load_settings({"drift_webhook": url})
+    assert url not in str(found.value)
