@@ -16,6 +16,7 @@ from tqdm import tqdm
 from service.settings import PREFIX, Settings, SettingsError, load_settings
 from streams import mnist
 from streams.catalog import EXAMPLES, NAMES, SOURCES, get
+from streams.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.producer import make_target, produce
 
 
@@ -54,7 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
         description="Start a log, a service and a stream of digits that turn from 90° to 0° to "
         "45°, and show accuracy, scale and gains as they adapt. Everything is removed afterwards.",
     )
-    add_stream(demo, name="abrupt", examples=30_000, rate=500.0)
+    add_stream(demo, name="abrupt", examples=30_000)
+    add_rate(demo, 500.0)
     demo.add_argument("--plot", metavar="FILE", type=Path, help="write the run as a picture")
     add_settings(demo)
     demo.set_defaults(run=run_demo)
@@ -77,17 +79,41 @@ def make_parser() -> argparse.ArgumentParser:
     stream.add_argument(
         "--name", help="for idempotency keys: two runs of one name are one stream [random]"
     )
-    add_stream(stream, name=None, examples=EXAMPLES, rate=None)
+    add_stream(stream, name=None, examples=EXAMPLES)
+    add_rate(stream, None)
     stream.set_defaults(run=run_stream)
+    compare = commands.add_parser(
+        "compare",
+        help="measure Funnel beside other learners on a stream",
+        description="Learn a stream with the service's learner and with others, each batch "
+        "predicted before it is learned, and show accuracy and recovery after shifts. Funnel runs "
+        "with the settings below, its defaults if none are given. Each of the others is run with "
+        "every setting of a grid, on inputs standardized as the service does, and shown at the "
+        "best, chosen for this stream in hindsight: an oracle that no user has.",
+    )
+    add_stream(compare, name=None, examples=EXAMPLES)
+    compare.add_argument(
+        "--peers",
+        type=_names,
+        default=QUICK,
+        metavar="NAMES",
+        help=f"with commas, of {', '.join(PEERS)}; or all [{','.join(QUICK)}]",
+    )
+    compare.add_argument(
+        "--seeds", type=_positive_int, default=1, metavar="N", help="how many, from 0 [1]"
+    )
+    compare.add_argument(
+        "--plot", metavar="FILE", type=Path, help="write the rolling accuracies as a picture"
+    )
+    add_settings(compare)
+    compare.set_defaults(run=run_compare)
     data = commands.add_parser("data", help="fetch data sets")
     data.add_argument("set", choices=["mnist"], help="which")
     data.set_defaults(run=run_data)
     return parser
 
 
-def add_stream(
-    parser: argparse.ArgumentParser, name: str | None, examples: int, rate: float | None
-) -> None:
+def add_stream(parser: argparse.ArgumentParser, name: str | None, examples: int) -> None:
     """Give the parser the options of a stream."""
     parser.add_argument(
         "stream",
@@ -96,13 +122,6 @@ def add_stream(
         choices=NAMES,
         metavar="STREAM",
         help=f"one of {', '.join(NAMES)}" + (f" [{name}]" if name else ""),
-    )
-    parser.add_argument(
-        "--rate",
-        type=_positive,
-        default=rate,
-        metavar="N",
-        help=f"examples a second [{f'{rate:g}' if rate else 'as fast as they are taken'}]",
     )
     parser.add_argument(
         "--examples",
@@ -119,6 +138,17 @@ def add_stream(
     )
 
 
+def add_rate(parser: argparse.ArgumentParser, rate: float | None) -> None:
+    """Give the parser the option ``--rate``."""
+    parser.add_argument(
+        "--rate",
+        type=_positive,
+        default=rate,
+        metavar="N",
+        help=f"examples a second [{f'{rate:g}' if rate else 'as fast as they are taken'}]",
+    )
+
+
 def _positive(text: str) -> float:
     if not (value := float(text)) > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
@@ -129,6 +159,15 @@ def _positive_int(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    try:
+        find_peers(names)
+    except UnknownPeerError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return names
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +260,17 @@ def run_stream(options: argparse.Namespace) -> int:
         f"({sent.examples / sent.seconds:,.0f} a second), {sent.retries} retries\n"
     )
     return 0
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """``funnel compare``."""
+    from service import compare
+
+    stream = get(options.stream, options.examples, options.source)
+    settings = settings_of(options, features=stream.width, classes=stream.classes)
+    return compare.run(
+        stream, settings, find_peers(options.peers), range(options.seeds), options.plot
+    )
 
 
 def run_data(options: argparse.Namespace) -> int:

@@ -1,8 +1,9 @@
 """Named streams whose distribution shifts.
 
 The six streams of images are MNIST, drawn with replacement: 60,000 examples of 784 uint8 pixels,
-10 classes. `abrupt` is the paper's (arXiv:2202.00145, §4.1). The others come from river's
-generators (https://riverml.xyz, `river.datasets.synth`), as float32.
+10 classes. `abrupt` is the paper's (arXiv:2202.00145, §4.1). The synthetic ones come from river's
+generators (https://riverml.xyz, `river.datasets.synth`), as float32; the others are the labelled
+sets that river carries, in an order drawn by the seed, as theirs means nothing.
 
     >>> stream = get("labels", examples=12_000)
     >>> stream.shifts[1].example, stream.width, stream.classes
@@ -105,8 +106,8 @@ def get(name: str, examples: int = EXAMPLES, source: str = "mnist") -> Stream:
 
     Args:
         name: one of `NAMES`.
-        examples: its length; where it shifts does not depend on it, except that `abrupt` shifts
-            after each third.
+        examples: its length, at most that of a labelled set; where it shifts does not depend on
+            it, except that `abrupt` shifts after each third.
         source: of the images, ``mnist`` or ``digits``.
 
     Raises:
@@ -133,6 +134,10 @@ def get(name: str, examples: int = EXAMPLES, source: str = "mnist") -> Stream:
             tuple(marks) if every < EXAMPLES else (Shift(0, "drifts all the time"),),
             partial(_synthetic, make, width, every),
         )
+    if name in LABELLED:
+        width, classes, length, _ = LABELLED[name]
+        whole = (Shift(0, "in random order"),)
+        return Stream(name, width, classes, min(examples, length), whole, partial(_labelled, name))
     raise UnknownStreamError(f"no stream {name!r}; there are {', '.join(NAMES)}")
 
 
@@ -273,4 +278,25 @@ SYNTHETIC: dict[str, tuple[int, int, int, Callable[[int, int], Any]]] = {
     "led": (24, 10, 20_000, _led),
 }
 
-NAMES = (*IMAGE_STREAMS, *SYNTHETIC)
+
+def _labelled(name: str, seed: int) -> Iterator[Batch]:
+    """Yield a whole set at once, shuffled."""
+    from river import datasets
+
+    found = list(getattr(datasets, LABELLED[name][3])())
+    classes = sorted({label for _, label in found})
+    features = np.array([list(x.values()) for x, _ in found], dtype=np.float32)
+    labels = np.array([classes.index(label) for _, label in found], dtype=np.int64)
+    order = np.random.default_rng([seed, 0]).permutation(len(found))
+    yield Batch(features[order], labels[order])
+
+
+# Features, classes, examples, name in `river.datasets`.
+LABELLED: dict[str, tuple[int, int, int, str]] = {
+    "bananas": (2, 2, 5_300, "Bananas"),
+    "phishing": (9, 2, 1_250, "Phishing"),
+    "segments": (18, 7, 2_310, "ImageSegments"),
+    "shuttle": (9, 2, 49_097, "Shuttle"),
+}
+
+NAMES = (*IMAGE_STREAMS, *SYNTHETIC, *LABELLED)

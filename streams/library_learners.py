@@ -1,0 +1,89 @@
+"""Models of river, scikit-learn and Vowpal Wabbit, as learners to evaluate."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from streams.batch import Batch, Features, Labels
+
+
+class RiverLearner:
+    """A river classifier, which takes one dictionary at a time.
+
+    Args:
+        model: any `river.base.Classifier`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def predict(self, features: Features) -> Labels:
+        """See `streams.prequential.Learner.predict`; class 0 as long as the model knows none."""
+        found = (self.model.predict_one(x) for x in _dictionaries(features))
+        return np.array([0 if label is None else label for label in found], dtype=np.int64)
+
+    def learn(self, batch: Batch) -> None:
+        """See `streams.prequential.Learner.learn`."""
+        for x, label in zip(_dictionaries(batch.features), batch.labels.tolist(), strict=True):
+            self.model.learn_one(x, label)
+
+
+def _dictionaries(features: Features) -> Iterator[dict[int, float]]:
+    return (dict(enumerate(row)) for row in features.tolist())
+
+
+class ScikitLearner:
+    """A scikit-learn classifier with ``partial_fit``.
+
+    Args:
+        model: the classifier.
+        classes: number of classes.
+    """
+
+    def __init__(self, model: Any, classes: int) -> None:
+        self.model, self._classes = model, np.arange(classes)
+        self._fitted = False
+
+    def predict(self, features: Features) -> Labels:
+        """See `streams.prequential.Learner.predict`; class 0 before anything is learned."""
+        if not self._fitted:
+            return np.zeros(len(features), dtype=np.int64)
+        return np.asarray(self.model.predict(features), dtype=np.int64)
+
+    def learn(self, batch: Batch) -> None:
+        """See `streams.prequential.Learner.learn`."""
+        self.model.partial_fit(batch.features, batch.labels, self._classes)
+        self._fitted = True
+
+
+class VowpalWabbitLearner:
+    """Vowpal Wabbit, one against all with logistic loss.
+
+    Args:
+        classes: number of classes.
+        options: more of its command line.
+    """
+
+    def __init__(self, classes: int, options: str = "") -> None:
+        from vowpalwabbit import Workspace
+
+        self._workspace = Workspace(f"--quiet --oaa {classes} --loss_function logistic {options}")
+
+    def predict(self, features: Features) -> Labels:
+        """See `streams.prequential.Learner.predict`."""
+        found = [self._workspace.predict(f"| {text}") for text in _texts(features)]
+        return np.array(found, dtype=np.int64) - 1
+
+    def learn(self, batch: Batch) -> None:
+        """See `streams.prequential.Learner.learn`."""
+        for text, label in zip(_texts(batch.features), batch.labels.tolist(), strict=True):
+            self._workspace.learn(f"{label + 1} | {text}")
+
+
+def _texts(features: Features) -> Sequence[str]:
+    """Return each row as ``0:1.5 1:-2 …``, the form that the binding takes."""
+    form = b" ".join(b"%d:%%b" % j for j in range(features.shape[1]))
+    rows = orjson.dumps(np.ascontiguousarray(features), option=orjson.OPT_SERIALIZE_NUMPY)
+    return [(form % tuple(row.split(b","))).decode() for row in rows[2:-2].split(b"],[")]

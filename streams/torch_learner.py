@@ -1,0 +1,58 @@
+"""Logistic regression under any PyTorch optimizer, as a learner to evaluate."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from streams.batch import Batch, Features, Labels
+
+MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+
+
+class TorchLearner:
+    """Softmax regression from zero weights; one step a batch on its mean cross-entropy.
+
+    Args:
+        width: number of features.
+        classes: number of classes.
+        make_optimizer: given the parameters; one with ``train`` and ``eval`` methods is switched
+            as the schedule-free ones ask to be.
+        resets: numbers of examples after which the optimizer starts anew; the weights stay.
+    """
+
+    def __init__(
+        self, width: int, classes: int, make_optimizer: MakeOptimizer, resets: Sequence[int] = ()
+    ) -> None:
+        self.model = nn.Linear(width, classes)
+        for parameter in self.model.parameters():
+            nn.init.zeros_(parameter)
+        self._make_optimizer = make_optimizer
+        self.optimizer = make_optimizer(self.model.parameters())
+        self._resets = set(resets)
+        self._learned = 0
+
+    @torch.no_grad()
+    def predict(self, features: Features) -> Labels:
+        """See `streams.prequential.Learner.predict`; fp32 features."""
+        self._switch("eval")
+        labels: Labels = self.model(torch.from_numpy(features)).argmax(dim=1).numpy()
+        return labels.astype(np.int64, copy=False)
+
+    def learn(self, batch: Batch) -> None:
+        """See `streams.prequential.Learner.learn`."""
+        if self._learned in self._resets:
+            self.optimizer = self._make_optimizer(self.model.parameters())
+        self._switch("train")
+        logits = self.model(torch.from_numpy(batch.features))
+        self.optimizer.zero_grad()
+        F.cross_entropy(logits, torch.from_numpy(batch.labels)).backward()
+        self.optimizer.step()
+        self._learned += len(batch)
+
+    def _switch(self, mode: str) -> None:
+        if switch := getattr(self.optimizer, mode, None):
+            switch()
