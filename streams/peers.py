@@ -132,7 +132,7 @@ def _adaptive_forest(stream: Stream, seed: int) -> Learner:
 
 
 _CONSTANT = {"learning_rate": "constant", "penalty": None}
-_ADAGRAD = {"lr": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), "initial_accumulator_value": (0.0, 0.1)}
+_ADAGRAD = {"lr": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "initial_accumulator_value": (0.0, 0.1)}
 _FREE = {"lr": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
 
 PEERS: dict[str, Peer] = {
@@ -144,7 +144,7 @@ PEERS: dict[str, Peer] = {
     ),
     "rmsprop": Peer(
         "RMSProp",
-        _torch("torch.optim:RMSprop", {"lr": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1)}),
+        _torch("torch.optim:RMSprop", {"lr": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}),
         "torch",
     ),
     "adam": Peer(
@@ -153,12 +153,15 @@ PEERS: dict[str, Peer] = {
         "torch",
     ),
     "sgd": Peer(
-        "SGD", _torch("torch.optim:SGD", {"lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)}), "torch"
+        "SGD",
+        _torch("torch.optim:SGD", {"lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)}),
+        "torch",
     ),
     "momentum": Peer(
         "SGD, momentum 0.9",
         _torch(
-            "torch.optim:SGD", {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3), "momentum": (0.9,)}
+            "torch.optim:SGD",
+            {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0), "momentum": (0.9,)},
         ),
         "torch",
     ),
@@ -166,7 +169,10 @@ PEERS: dict[str, Peer] = {
         "hypergradient descent (SGD-HD)",
         _torch(
             "streams.hypergradient:HypergradientSGD",
-            {"lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0), "hyper_lr": (1e-5, 1e-4, 1e-3, 0.01, 0.1)},
+            {
+                "lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+                "hyper_lr": (1e-5, 1e-4, 1e-3, 0.01, 0.1),
+            },
         ),
         "torch",
     ),
@@ -185,7 +191,8 @@ PEERS: dict[str, Peer] = {
         "schedule-free",
         _variants(
             SGD=_torch(
-                "schedulefree:SGDScheduleFree", {"lr": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)}
+                "schedulefree:SGDScheduleFree",
+                {"lr": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)},
             ),
             AdamW=_torch(
                 "schedulefree:AdamWScheduleFree", {"lr": (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}
@@ -198,14 +205,14 @@ PEERS: dict[str, Peer] = {
         "scikit-learn SGDClassifier, log loss",
         {
             f"eta0 {eta0:g}": partial(_scikit_learner, {**_CONSTANT, "eta0": eta0})
-            for eta0 in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01)
+            for eta0 in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1)
         }
         | {"optimal, its default": partial(_scikit_learner, {})},
         "sklearn",
     ),
     "vw": Peer(
         "Vowpal Wabbit, its adaptive rule",
-        {f"-l {lr:g}": partial(_vowpal_wabbit, f"-l {lr}") for lr in (0.02, 0.1, 0.5, 2.5)},
+        {f"-l {lr:g}": partial(_vowpal_wabbit, f"-l {lr}") for lr in (0.02, 0.1, 0.5, 2.5, 10.0)},
         "vowpalwabbit",
         "vowpalwabbit",
     ),

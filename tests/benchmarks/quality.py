@@ -268,7 +268,12 @@ def accuracy_table(streams: Sequence[Stream], learners: Sequence[str], taken: Ta
     rows = []
     tops = {
         s.name: max(
-            statistics.mean(taken[s.name, n].accuracies) for n in learners if (s.name, n) in taken
+            (
+                statistics.mean(taken[s.name, n].accuracies)
+                for n in learners
+                if (s.name, n) in taken
+            ),
+            default=math.nan,
         )
         for s in streams
     }
