@@ -27,7 +27,7 @@ class Served:
 
     def __init__(self, settings: Settings) -> None:
         self.state = State(settings.spec, settings.rates, settings.torch_device())
-        self._evaluate = Evaluator(self.state.module, self.state.device)
+        self._evaluate = Evaluator(self.state.served)
 
     def predict(self, features: Features) -> Labels:
         """See `streams.prequential.Learner.predict`."""

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from service.compare import best_ends, examples_shown, interval, median_recovery, shown
 from service.evaluation import Served, as_inputs, run_peer, standardized
-from service.fold import OPTIMIZERS
+from service.optimizers import OPTIMIZERS
 from service.settings import Settings, load_settings
 from streams.batch import Batch
 from streams.catalog import EXAMPLES, IMAGE_STREAMS, LABELLED, NAMES, SYNTHETIC, Stream, get

@@ -22,11 +22,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("optimizer", ["funnel", "adam"])
+@pytest.mark.parametrize("optimizer", ["pool", "funnel", "adam"])
 def test_the_accuracy_is_the_one_that_the_service_keeps(optimizer: str) -> None:
     served = Served(load_settings({"optimizer": optimizer, "device": "cpu"}))
     outcomes = prequential(served, get("abrupt", 3_000, "digits").batches(100))
-    summary = served.state.scores.read()
+    summary = served.state.served.scores.read()
     assert (summary.scored, summary.correct) == (3_000, outcomes.sum())
     assert summary.rolling_accuracy == pytest.approx(outcomes[-1_000:].mean())
 
@@ -99,7 +99,7 @@ def test_compare_prints_a_table_and_draws_a_picture(
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "gone is left out: needs no-such-package" in errors
     assert "8,100 examples, 2 seeds" in out
-    assert "Funnel (funnel)" in out
+    assert "Funnel (pool)" in out
     assert "SGD" in out
     assert "±" in out
     assert "100%" in errors
