@@ -7,7 +7,8 @@ import pytest
 
 from streams.peers import PEERS
 from tests.benchmarks import quality
-from tests.benchmarks.quality import is_at_edge
+from tests.benchmarks.quality_runs import BEHIND, load
+from tests.benchmarks.quality_tables import is_at_edge
 
 PART = ["--streams", "phishing", "--learners", "funnel", "sgd", "--seeds", "0", "1"]
 
@@ -44,10 +45,10 @@ def test_settings_far_behind_on_the_first_seed_are_not_run_on_the_others(
 ) -> None:
     results = tmp_path / "quality.jsonl"
     run(results, monkeypatch)
-    found = quality.load(results)
+    found = load(results)
     first = {k.setting: r.accuracy for k, r in found.items() if (k.learner, k.seed) == ("sgd", 0)}
     second = {k.setting for k in found if (k.learner, k.seed) == ("sgd", 1)}
-    assert second == {s for s, a in first.items() if a >= max(first.values()) - quality.BEHIND}
+    assert second == {s for s, a in first.items() if a >= max(first.values()) - BEHIND}
 
 
 def test_a_best_setting_at_the_edge_of_its_grid_is_noticed() -> None:

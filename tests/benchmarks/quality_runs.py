@@ -1,0 +1,125 @@
+"""One run of a learner on a stream, and what has been run; see `tests.benchmarks.quality`."""
+
+import functools
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from service.evaluation import Served, as_inputs, run_peer, standardized
+from service.settings import Settings, load_settings
+from streams.batch import Batch
+from streams.catalog import Stream
+from streams.peers import PEERS
+from streams.prequential import Curve, curve, prequential
+
+OWN = {"pool": "**Funnel, the pool**", "funnel": "**Funnel, one**"}
+BATCH = 100
+BEHIND = 0.02
+"""A setting that is this much worse than its learner's best on the first seed is not run again."""
+
+
+class Key(NamedTuple):
+    """What a run is."""
+
+    stream: str
+    learner: str
+    setting: str
+    seed: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run went."""
+
+    accuracy: float
+    hits: list[int]
+    """Right answers in each hundred."""
+    seconds: float
+    """To learn and answer, on a machine that may have been busy."""
+
+    @property
+    def curve(self) -> Curve:
+        """See `streams.prequential.curve`."""
+        return np.array(self.hits) / 100
+
+
+Results = dict[Key, Result]
+
+
+def load(path: Path) -> Results:
+    """Read what has been run."""
+    found: Results = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        fields = json.loads(line)
+        key = Key(*(fields.pop(name) for name in Key._fields))
+        found[key] = Result(**fields)
+    return found
+
+
+def settings_of(learner: str) -> list[str]:
+    return ["default"] if learner in OWN else list(PEERS[learner].settings)
+
+
+def contenders(
+    found: Mapping[Key, Result], stream: Stream, learner: str, first_seed: int
+) -> list[str]:
+    """Return the settings that can still be the best: those not BEHIND on the first seed."""
+    first = {
+        setting: found.get(Key(stream.name, learner, setting, first_seed, stream.examples))
+        for setting in settings_of(learner)
+    }
+    known = {setting: result.accuracy for setting, result in first.items() if result}
+    if len(known) < len(first):
+        return list(first)
+    return [s for s, accuracy in known.items() if accuracy >= max(known.values()) - BEHIND]
+
+
+class Inputs:
+    """The examples of a stream, in the forms that learners take; made when first asked for."""
+
+    def __init__(self, stream: Stream, seed: int) -> None:
+        self.stream, self.seed = stream, seed
+
+    @functools.cached_property
+    def batches(self) -> list[Batch]:
+        return list(self.stream.batches(BATCH, self.seed))
+
+    @functools.cached_property
+    def plain(self) -> list[Batch]:
+        return list(as_inputs(self.batches))
+
+    @functools.cached_property
+    def standardized(self) -> list[Batch]:
+        return list(standardized(self.batches))
+
+
+def run(key: Key, inputs: Inputs) -> Result:
+    """Evaluate one learner with one setting on one seed of a stream."""
+    stream = inputs.stream
+    if key.learner in OWN:
+        taken, began = inputs.batches, time.perf_counter()
+        outcomes = prequential(Served(own_settings(key.learner, stream)), taken)
+    else:
+        peer = PEERS[key.learner]
+        taken, began = inputs.plain if peer.raw else inputs.standardized, time.perf_counter()
+        outcomes = run_peer(peer.settings[key.setting], stream, key.seed, taken)
+    hits = np.rint(100 * curve(outcomes)).astype(int).tolist()
+    return Result(float(outcomes.mean()), hits, time.perf_counter() - began)
+
+
+def own_settings(optimizer: str, stream: Stream) -> Settings:
+    return load_settings(
+        {
+            "optimizer": optimizer,
+            "features": stream.width,
+            "classes": stream.classes,
+            "batch_size": BATCH,
+            "device": "cpu",
+        }
+    )

@@ -1,0 +1,182 @@
+"""The tables of `tests.benchmarks.quality`."""
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.compare import best_ends, examples_shown, interval, median_recovery, shown
+from streams.catalog import IMAGE_STREAMS, LABELLED, SYNTHETIC, Stream
+from streams.peers import PEERS
+from streams.prequential import Curve
+from tests.benchmarks.measure import table
+from tests.benchmarks.quality_runs import OWN, Key, Result, Results, contenders, settings_of
+
+
+@dataclass(frozen=True)
+class Best:
+    """A learner at its best setting on a stream."""
+
+    setting: str
+    results: list[Result]
+    """One a seed, in the order of the seeds."""
+    seeds: list[int]
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [result.accuracy for result in self.results]
+
+    @property
+    def curves(self) -> list[Curve]:
+        return [result.curve for result in self.results]
+
+
+def best(found: Results, stream: Stream, learner: str, seeds: Sequence[int]) -> Best | None:
+    """Return a learner at the setting that is best over the seeds which all contenders have run."""
+    names = contenders(found, stream, learner, seeds[0])
+
+    def result(setting: str, seed: int) -> Result | None:
+        return found.get(Key(stream.name, learner, setting, seed, stream.examples))
+
+    common = [seed for seed in seeds if all(result(name, seed) for name in names)]
+    if not common:
+        return None
+    choices = [
+        Best(n, [found[Key(stream.name, learner, n, s, stream.examples)] for s in common], common)
+        for n in names
+    ]
+    return max(choices, key=lambda choice: statistics.mean(choice.accuracies))
+
+
+def is_at_edge(chosen: str, settings: Sequence[str]) -> bool:
+    """Say whether the rate of a setting is the least or largest of those with the same rest."""
+    rates = {}
+    for name in settings:
+        if match := re.search(r"(?:lr|eta0|-l|SGD|AdaGrad) ([\d.e-]+)", name):
+            rates[name] = float(match[1]), name.replace(match[1], "", 1)
+    if chosen not in rates:
+        return False
+    rate, rest = rates[chosen]
+    near = [other for other, others_rest in rates.values() if others_rest == rest]
+    return len(near) > 1 and rate in (min(near), max(near))
+
+
+Taken = dict[tuple[str, str], Best]
+
+
+def grouped(streams: Sequence[Stream]) -> list[list[Stream]]:
+    groups = [[s for s in streams if s.name in of] for of in (IMAGE_STREAMS, SYNTHETIC, LABELLED)]
+    return [group for group in groups if group]
+
+
+def title(learner: str) -> str:
+    return OWN.get(learner) or PEERS[learner].title
+
+
+def accuracy_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:
+    """Return prequential accuracies; the best of each stream is bold."""
+    rows = []
+    tops = {
+        s.name: max(
+            (
+                statistics.mean(taken[s.name, n].accuracies)
+                for n in learners
+                if (s.name, n) in taken
+            ),
+            default=math.nan,
+        )
+        for s in streams
+    }
+    most = max(len(choice.seeds) for choice in taken.values())
+    for learner in learners:
+        cells, means = [], []
+        for stream in streams:
+            choice = taken.get((stream.name, learner))
+            if choice is None:
+                cells.append("–")
+                continue
+            means.append(statistics.mean(choice.accuracies))
+            text = shown(choice.accuracies, 4)
+            cells.append(f"**{text}**" if means[-1] == tops[stream.name] else text)
+            if len(choice.seeds) < most:
+                cells[-1] += f" ({len(choice.seeds)})"
+        if means:
+            mean = f"{statistics.mean(means):.4f}" if len(means) == len(streams) else "–"
+            rows.append((title(learner), *cells, mean))
+    head = ("accuracy", *(s.name for s in streams), "mean")
+    note = f"\n{most} seeds, or as many as in brackets.\n"
+    return table(head, rows) + note
+
+
+def lead_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:
+    """Return by how many points the first learner is ahead, over the seeds that both have run."""
+    first, *others = learners
+    rows = []
+    for learner in others:
+        cells = []
+        for stream in streams:
+            mine, other = taken.get((stream.name, first)), taken.get((stream.name, learner))
+            if mine is None or other is None:
+                cells.append("–")
+                continue
+            by_seed = dict(zip(mine.seeds, mine.accuracies, strict=True))
+            pairs = zip(other.seeds, other.accuracies, strict=True)
+            leads = [100 * (by_seed[seed] - value) for seed, value in pairs if seed in by_seed]
+            cells.append(lead_shown(leads))
+        if set(cells) != {"–"}:
+            rows.append((title(learner), *cells))
+    head = (f"points {title(first)} is ahead of", *(s.name for s in streams))
+    return table(head, rows)
+
+
+def lead_shown(leads: Sequence[float]) -> str:
+    half = interval(leads)
+    mean = f"{statistics.mean(leads):+.2f}"
+    return mean if math.isnan(half) else f"{mean} ± {half:.2f}"
+
+
+def recovery_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:
+    """Return median examples after a shift: to the learner's own end / to the best's end."""
+    rows = []
+    shifts = {s.name: [shift.example for shift in s.shifts] for s in streams}
+    goals: dict[tuple[str, int], list[float]] = {}
+    for stream in streams:
+        choices = [taken[stream.name, n] for n in learners if (stream.name, n) in taken]
+        for seed in {seed for choice in choices for seed in choice.seeds}:
+            curves = [
+                [choice.curves[choice.seeds.index(seed)]]
+                for choice in choices
+                if seed in choice.seeds
+            ]
+            [goals[stream.name, seed]] = best_ends(curves, shifts[stream.name])
+    for learner in learners:
+        cells = []
+        for stream in streams:
+            choice = taken.get((stream.name, learner))
+            if choice is None:
+                cells.append("–")
+                continue
+            at = shifts[stream.name]
+            wanted = [goals[stream.name, seed] for seed in choice.seeds]
+            own = median_recovery(choice.curves, at)
+            common = median_recovery(choice.curves, at, wanted)
+            cells.append(f"{examples_shown(own)} / {examples_shown(common)}")
+        if set(cells) != {"–"}:
+            rows.append((title(learner), *cells))
+    head = ("recovery, examples: to its own end / to the best end", *(s.name for s in streams))
+    return table(head, rows)
+
+
+def settings_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:
+    """Return the settings that were best; † stands at the edge of a grid."""
+    rows = []
+    for learner in learners:
+        if len(settings_of(learner)) > 1:
+            cells = []
+            for stream in streams:
+                choice = taken.get((stream.name, learner))
+                edge = choice and is_at_edge(choice.setting, settings_of(learner))
+                cells.append(f"{choice.setting}{' †' * bool(edge)}" if choice else "–")
+            rows.append((title(learner), *cells))
+    return table(("best setting; † at the edge of its grid", *(s.name for s in streams)), rows)
