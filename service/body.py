@@ -7,12 +7,15 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import HTTPError
+from service.errors import HTTPError, unavailable
+from service.json_process import JSONProcessError
 from streams.batch import InvalidBatchError
 
 BODY_SECONDS = 30.0
 SMALL = 4_096
 """Bytes that are decoded at once; more go to a thread."""
+QUICK = 1 << 20
+"""Bytes of safetensors that are decoded at once: they are only copied and looked at."""
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -23,7 +26,7 @@ MAX_EXAMPLES = 65_536
 
 T = TypeVar("T")
 
-# Decoding keeps the interpreter's lock: more threads would only hold memory while they wait for it.
+# More would only hold memory while they wait for the interpreter's lock, or for a core.
 _decoders = ThreadPoolExecutor(2, "decoder")
 
 
@@ -88,15 +91,18 @@ def check_number(examples: int) -> None:
         )
 
 
-async def decoded(decode: Callable[[bytes], T], body: bytes) -> T:
-    """Return what ``decode`` makes of the body.
+async def decoded(decode: Callable[[bytes], T], body: bytes, kind: str) -> T:
+    """Return what ``decode`` makes of the body, which is of this media type.
 
     Raises:
-        HTTPError: 422 it is invalid; nothing of it has been applied.
+        HTTPError: 422 it is invalid; 503 the process that read it ended. Nothing of it has been
+            applied.
     """
     try:
-        if len(body) <= SMALL:
+        if len(body) <= (QUICK if kind == SAFETENSORS else SMALL):
             return decode(body)
         return await asyncio.get_running_loop().run_in_executor(_decoders, decode, body)
+    except JSONProcessError as error:
+        raise unavailable("reader_lost", str(error)) from error
     except InvalidBatchError as error:
         raise HTTPError(422, "invalid", str(error), error.field, error.index) from error

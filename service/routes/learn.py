@@ -12,12 +12,12 @@ from service.dependencies import Running
 from service.entries import EntryId
 from service.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.intake import Intake, KeyInFlightError, KeyReusedError, LogUnavailableError
+from service.json_process import translate
 from service.learner import Learner
 from service.log import LogError
 from service.service import Service
 from service.waiters import Applied
-from streams.batch import Batch, check, decode
-from streams.json_batch import from_json, from_ndjson
+from streams.batch import check, decode
 
 WAIT_SECONDS = 60.0
 
@@ -104,12 +104,13 @@ async def learn(
     spec = service.settings.spec
 
     def read(body: bytes) -> tuple[int, bytes]:
-        batch: Batch = {JSON: from_json, NDJSON: from_ndjson, SAFETENSORS: decode}[kind](body)
+        payload = body if kind == SAFETENSORS else translate(body, kind == NDJSON)
+        batch = decode(payload)
         check_number(len(batch))
         check(batch, spec.features, spec.classes)
-        return len(batch), body if kind == SAFETENSORS else batch.to_bytes()
+        return len(batch), payload
 
-    examples, payload = await decoded(read, body)
+    examples, payload = await decoded(read, body, kind)
     try:
         entry = await intake.append(payload, examples, idempotency_key)
     except LogUnavailableError as error:

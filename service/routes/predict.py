@@ -67,7 +67,7 @@ async def predict(
         check_features(features, width)
         return features
 
-    features = await decoded(read, body)
+    features = await decoded(read, body, kind)
     assert service.predictor is not None
     with service.metrics.predict_seconds.time():
         prediction = await service.predictor.predict(features)

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 from safetensors.numpy import save
 
+from tests.benchmarks.learning import backlog
 from tests.benchmarks.load import latencies
 from tests.benchmarks.measure import (
     Plan,
@@ -34,9 +35,15 @@ from tests.service.harness import free_port, serving, wait_for
 RATES = (100, 1_000)
 SETTLED = 50_000
 """Examples learned until the flow is steady."""
+FILL_SECONDS = 120.0
+"""Longest wait until so many examples wait."""
+BATCH = 100
 WARM_SECONDS = 1.0
 """Of requests that do not count: a server's first answers are slower."""
-IDLE, BUSY, PEER = "Funnel, idle", "Funnel, learning flat out", "LitServe, which does not learn"
+IDLE, PEER = "Funnel, idle", "LitServe, which does not learn"
+BUSY, LOG = "Funnel, learning flat out, senders pressing", "Funnel, learning its log flat out"
+LEARNED = 80_000
+"""More examples a second than are learned: so many a second wait in the log."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,10 @@ def measure_busy(url: str, client: httpx.Client, rate: float, seconds: float) ->
 
 
 def ask_funnel(seconds: float) -> Iterator[tuple[tuple[str, int], Found]]:
-    """Measure a service, idle and then learning; its backlog never ends."""
+    """Measure a service: idle, while senders press, while it learns what they left behind."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        serving(Path(scratch)) as service,
+        serving(Path(scratch), max_backlog=10 * LEARNED * round(seconds + 2)) as service,
         service.client() as client,
     ):
         measure(service.url, RATES[0], WARM_SECONDS)
@@ -82,6 +89,13 @@ def ask_funnel(seconds: float) -> Iterator[tuple[tuple[str, int], Found]]:
             wait_for(lambda: learned(client) > SETTLED)
             for rate in RATES:
                 yield (BUSY, rate), measure_busy(service.url, client, rate, seconds)
+            # Each measurement also starts a process that asks, in a second or two.
+            enough = LEARNED * len(RATES) * (seconds + 2)
+            wait_for(lambda: backlog(client.get("/metrics").text) > enough, FILL_SECONDS)
+        for rate in RATES:
+            yield (LOG, rate), measure_busy(service.url, client, rate, seconds)
+        if backlog(client.get("/metrics").text) < BATCH:
+            raise RuntimeError("the log was learned before the measurement ended")
 
 
 @contextlib.contextmanager
@@ -129,7 +143,7 @@ def run(plan: Plan) -> str:
     lines = []
     for rate in RATES:
         peers = [one.p99 for one in found.get((PEER, rate), [])]
-        for name in (IDLE, BUSY, PEER):
+        for name in (IDLE, LOG, BUSY, PEER):
             if ones := found.get((name, rate)):
                 p99 = [one.p99 for one in ones]
                 lines.append(
@@ -140,7 +154,7 @@ def run(plan: Plan) -> str:
                         show([one.p50 for one in ones], ".1f"),
                         show(p99, ".1f"),
                         ratios(p99, peers) if peers else "",
-                        show([one.learned for one in ones], ",.0f") if name == BUSY else "",
+                        show([one.learned for one in ones], ",.0f") if name in (LOG, BUSY) else "",
                     )
                 )
             else:

@@ -11,10 +11,12 @@ compared is measured in turn within each round, so that noise hits all alike; gi
   without log and HTTP. *Catching up* is learning a log that was filled before the service started.
 - **peers**: other learners on the same examples, in this process, without log and HTTP, on inputs
   that are in their own form before the clock starts. They neither standardize nor score.
-- **latency**: open loop, from the intended send time. While learning, two connections send
-  batches of 1,000 and the backlog only grows. LitServe serves the same module, reads the same
-  bytes with the same function, and does not learn. Where fewer requests are answered than were
-  sent, the rate is above what the server can do, and percentiles only say for how long it was sent.
+- **latency**: open loop, from the intended send time. *Senders pressing*: two connections
+  send batches of 1,000, faster than they are learned. *Its log*: what these left behind is learned
+  after they have gone, so that senders and fsyncs take no core from what is measured.
+  LitServe serves the same module, reads the same bytes with the same function, and does not learn.
+  Where fewer requests are answered than were sent, the rate is above what the server can do, and
+  percentiles only say for how long it was sent.
 - **memory**: resident memory, its median over each million of examples.
 - **recovery**: `funnel serve` is killed with its log and started again.
 
@@ -25,7 +27,8 @@ are read and recorded; what then is left to wait for is a core: the HTTP side, t
 the clients share two with it. The learner is a thread all the same: snapshots are swapped by
 reference, and weights on a GPU stay there. Batches of 1,000 are bounded by the bytes' way through
 HTTP and log, 784 an example, which is copied and parsed several times; one example a request by the
-web framework, some 0.8 ms each; JSON by the reading of 784 numbers an example. River walks
+web framework, some 0.8 ms each; JSON by the reading of 784 numbers an example, 15 kB, in processes
+beside this one, as the parser would keep the interpreter's lock. River walks
 dictionaries in Python; scikit-learn and Vowpal Wabbit spend theirs on ten binary problems an
 example. A prediction waits 1 ms for others to share its pass, and goes through the web framework;
 while learning, it also waits for a core, as do its client's threads. Memory is torch's code and

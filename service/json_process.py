@@ -1,0 +1,147 @@
+"""JSON bodies to the one byte format, large ones in processes of their own.
+
+The parser makes an object of every number and keeps the interpreter's lock meanwhile, some 40 µs
+for 784 numbers: in this process learning and all other requests would stand still. What comes back
+are the bytes that the log takes. ``python -m service.json_process`` is such a process: it serves
+one socket, its standard input, and ends with it, however its parent ends.
+"""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from struct import Struct
+
+import orjson
+
+from streams.batch import Batch, InvalidBatchError
+from streams.json_batch import from_json, from_ndjson
+
+SMALL = 64 << 10
+"""Bytes that are parsed here, in about 0.2 ms; more go to another process."""
+NICENESS = 5
+"""As that of learning: those that answer requests go before."""
+
+HEAD = Struct("<?Q")
+"""Before a body: whether it is NDJSON, and its length. Before an answer: whether it is a batch
+rather than an error, and its length."""
+
+
+class JSONProcessError(RuntimeError):
+    """The process ended over a body."""
+
+
+class JSONProcess:
+    """A process that reads one body at a time."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "service.json_process"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,  # Ctrl-C is for the service, which answers first
+            )
+
+    def translate(self, body: bytes, is_ndjson: bool) -> bytes:
+        """Return the safetensors file of a batch.
+
+        Raises:
+            InvalidBatchError: it is none.
+            JSONProcessError: the process has ended; it cannot be used again.
+        """
+        try:
+            self._socket.sendall(HEAD.pack(is_ndjson, len(body)))
+            self._socket.sendall(body)
+            is_batch, length = HEAD.unpack(_receive(self._socket, HEAD.size))
+            answer = _receive(self._socket, length)
+        except OSError as error:
+            self.close()
+            raise JSONProcessError(
+                f"the process that read the body ended with {self._process.returncode}"
+            ) from error
+        if is_batch:
+            return bytes(answer)
+        raise InvalidBatchError(**orjson.loads(answer))
+
+    def close(self) -> None:
+        """End the process."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+
+_idle: list[JSONProcess] = []
+
+
+def translate(body: bytes, is_ndjson: bool) -> bytes:
+    """Return the safetensors file of a batch that is written as JSON; for several threads.
+
+    Raises:
+        InvalidBatchError: it is none.
+        JSONProcessError: the process that read it ended.
+    """
+    if len(body) <= SMALL:
+        return _reader(is_ndjson)(body).to_bytes()
+    try:
+        process = _idle.pop()
+    except IndexError:
+        process = JSONProcess()
+    try:
+        answer = process.translate(body, is_ndjson)
+    except InvalidBatchError:
+        _idle.append(process)
+        raise
+    _idle.append(process)
+    return answer
+
+
+@atexit.register
+def _end() -> None:
+    for process in _idle:
+        process.close()
+
+
+def _reader(is_ndjson: bool) -> Callable[[bytes], Batch]:
+    return from_ndjson if is_ndjson else from_json
+
+
+def _receive(source: socket.socket, length: int) -> bytearray:
+    """Read so many bytes, in one call of the system if it can be.
+
+    Raises:
+        ConnectionError: the other end was closed before.
+    """
+    found = bytearray(length)
+    view = memoryview(found)
+    while view:
+        if not (n := source.recv_into(view, len(view), socket.MSG_WAITALL)):
+            raise ConnectionError("the other end is closed")
+        view = view[n:]
+    return found
+
+
+def _serve(parent: socket.socket) -> None:
+    """Answer until the parent is gone."""
+    while True:
+        try:
+            is_ndjson, length = HEAD.unpack(_receive(parent, HEAD.size))
+        except ConnectionError:
+            return
+        body = bytes(_receive(parent, length))
+        try:
+            answer, is_batch = _reader(is_ndjson)(body).to_bytes(), True
+        except InvalidBatchError as error:
+            found = {"message": str(error), "field": error.field, "index": error.index}
+            answer, is_batch = orjson.dumps(found), False
+        parent.sendall(HEAD.pack(is_batch, len(answer)))
+        parent.sendall(answer)
+
+
+if __name__ == "__main__":
+    os.nice(NICENESS)
+    _serve(socket.socket(fileno=os.dup(0)))

@@ -1,0 +1,58 @@
+"""Large JSON bodies are read in other processes, to the same bytes and with the same refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from service import json_process
+from service.json_process import SMALL, JSONProcess, JSONProcessError, translate
+from streams.batch import InvalidBatchError
+from streams.json_batch import from_json
+from tests.service.harness import processes_naming, serving, wait_for
+
+ROWS = np.random.default_rng(0).random((40, 784)).tolist()
+
+
+def body(rows: list[list[float]] = ROWS) -> bytes:
+    found = orjson.dumps({"features": rows, "labels": [3] * len(rows)})
+    assert len(found) > SMALL
+    return found
+
+
+def test_another_process_reads_the_same_batch() -> None:
+    expected = from_json(body()).to_bytes()
+    assert translate(body(), is_ndjson=False) == expected
+    lines = b"\n".join(orjson.dumps({"features": row, "label": 3}) for row in ROWS)
+    assert translate(lines, is_ndjson=True) == expected
+    assert len(json_process._idle) == 1, "the second body found the process of the first"
+
+
+def test_a_refusal_comes_back_whole_and_spares_the_process() -> None:
+    bad = [*ROWS[:7], ROWS[7][:-1], *ROWS[8:]]
+    with pytest.raises(InvalidBatchError, match="has 783 features, the first has 784") as caught:
+        translate(body(bad), is_ndjson=False)
+    assert (caught.value.field, caught.value.index) == ("features", 7)
+    assert translate(body(), is_ndjson=False) == from_json(body()).to_bytes()
+
+
+def test_a_process_that_was_killed_is_replaced() -> None:
+    process = JSONProcess()
+    process._process.kill()
+    process._process.wait()
+    json_process._idle.append(process)
+    with pytest.raises(JSONProcessError):
+        translate(body(), is_ndjson=False)
+    assert translate(body(), is_ndjson=False) == from_json(body()).to_bytes()
+
+
+def test_the_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None:
+    before = processes_naming("service.json_process")
+    with serving(tmp_path) as service, service.client() as client:
+        answer = client.post("/learn", content=body(), headers={"Content-Type": "application/json"})
+        assert answer.status_code == 202, answer.text
+        started = processes_naming("service.json_process") - before
+        assert started
+        service.kill()
+    wait_for(lambda: not started & processes_naming("service.json_process"))
