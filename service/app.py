@@ -1,15 +1,16 @@
 """The FastAPI application around a `Service`."""
 
 import logging
+from collections.abc import Sequence
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.errors import ErrorDetail, HTTPError, error_response
 from service.guard import ADMIN, LEARN, PREDICT, Guard
-from service.routes import drift, health, learn, model, predict
+from service.routes import drift, health, history, learn, model, page, pictures, predict
 from service.service import Service
 
 logger = logging.getLogger("funnel")
@@ -17,16 +18,22 @@ logger = logging.getLogger("funnel")
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the application; the service is started and stopped by whoever made it."""
+def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
+    """Return the application; the service is started and stopped by whoever made it.
+
+    Args:
+        service: what is served.
+        more: routes beside those of every service.
+    """
     app = FastAPI(
         title="Funnel",
         version=version("funnel"),
         description="Online learning for data that drifts, with no step size to tune.",
     )
     app.state.service = service
-    for module in (learn, predict, model, drift, health):
-        app.include_router(module.router)
+    modules = (learn, predict, model, drift, history, pictures, health, page)
+    for router in (*(module.router for module in modules), *more):
+        app.include_router(router)
 
     def count(code: str) -> None:
         service.metrics.rejected.labels(code).inc()

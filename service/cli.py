@@ -53,7 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
         "demo",
         help="watch a model learn MNIST digits that start to rotate",
         description="Start a log, a service and a stream of digits that turn from 90° to 0° to "
-        "45°, and show accuracy, scale and gains as they adapt. Everything is removed afterwards.",
+        "45°, and show accuracy, scale and gains as they adapt: in the terminal, and on a page "
+        "where you can turn the stream yourself. Everything is removed afterwards.",
     )
     add_stream(demo, name="abrupt", examples=30_000)
     add_rate(demo, 500.0)
@@ -225,7 +226,13 @@ def run_demo(options: argparse.Namespace) -> int:
     next(stream.batches(1))  # fetches what is missing before anything is started
 
     def settings_in(directory: Path) -> Settings:
-        defaults = {"data_dir": directory, "features": stream.width, "classes": stream.classes}
+        defaults: dict[str, Any] = {
+            "data_dir": directory,
+            "features": stream.width,
+            "classes": stream.classes,
+        }
+        if f"{PREFIX}SHADOW" not in os.environ:
+            defaults["shadow"] = "adagrad"
         return settings_of(options, **defaults)
 
     return demo.run_demo(stream, options.rate, settings_in, options.plot)

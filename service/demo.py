@@ -1,4 +1,4 @@
-"""``funnel demo``: the service, the rotating stream, and a view of both in the terminal."""
+"""``funnel demo``: the service, a stream to turn, and a view of both in the terminal."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from service.learner import Learner
+from service.routes.demo import demo_router
 from service.server import serve
 from service.service import Service
 from service.settings import Settings
 from streams.batch import Batch
-from streams.catalog import Stream
+from streams.catalog import IMAGE_STREAMS, Shift, Stream
 from streams.producer import HTTPTarget, ProducerError, RetryLaterError, Target, produce
+from streams.steering import Steered
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 FRAME_SECONDS = 0.25
@@ -62,8 +63,12 @@ class Demo:
     ) -> None:
         self.stream, self.rate, self.settings, self.seed = stream, rate, settings, seed
         self.console = console
+        self.steered = Steered(stream, self._on_shift, seed)
         self.points: list[Point] = []
+        self.shifts: list[Shift] = []
+        """Those that were sent."""
         self.sent = 0
+        self._service: Service | None = None
         self._stop = threading.Event()
         self._done = threading.Event()
         self._problem: BaseException | None = None
@@ -71,22 +76,30 @@ class Demo:
     async def run(self) -> None:
         """Serve and send until the stream is through or a signal comes.
 
+        Streams of images can be turned by hand over HTTP, and then they have no end.
+
         Raises:
             ProducerError: the stream could not be sent.
         """
         self.console.print("Starting the log and the service …")
         watching: list[asyncio.Task[None]] = []
+        has_hand = self.stream.name in IMAGE_STREAMS
 
         def started(service: Service, url: str) -> None:
             watching.append(asyncio.create_task(self._watch(service, url)))
 
         try:
-            await serve(self.settings, started)
+            await serve(self.settings, started, [demo_router(self.steered)] * has_hand)
         finally:
             self._stop.set()
             await asyncio.gather(*watching, return_exceptions=True)
         if self._problem is not None:
             raise self._problem
+
+    def _on_shift(self, shift: Shift) -> None:
+        self.shifts.append(shift)
+        if self._service is not None and self._service.learner is not None:
+            self._service.learner.history.add_shift(*shift)
 
     def _send(self, url: str) -> None:
         target = HTTPTarget(url, self.settings.api_key.get_secret_value())
@@ -98,7 +111,7 @@ class Demo:
 
         try:
             produce(
-                self.stream.batches(100, self.seed),
+                self.steered.batches(100),
                 _Stoppable(target, self._stop),
                 self.rate,
                 name=uuid.uuid4().hex,
@@ -113,12 +126,14 @@ class Demo:
             self._done.set()
 
     async def _watch(self, service: Service, url: str) -> None:
-        learner = service.learner
+        self._service, learner = service, service.learner
         assert learner is not None
+        if not self.console.is_terminal:
+            self.console.print(f"Live page: {url}", highlight=False)
         sender = threading.Thread(target=self._send, args=(url,), name="demo-send", daemon=True)
         sender.start()
         live = self.console.is_terminal
-        marks = deque(self.stream.shifts)
+        marked = 0
         with Live(console=self.console, auto_refresh=False, transient=False) as view:
             while not service.draining.is_set():
                 with contextlib.suppress(TimeoutError):
@@ -127,9 +142,10 @@ class Demo:
                 if point and (not self.points or point.examples > self.points[-1].examples):
                     self.points.append(point)
                     if not live:
-                        while marks and marks[0].example <= point.examples:
-                            self.console.print(f"  ── shift at {marks[0].example}: {marks[0].what}")
-                            marks.popleft()
+                        for shift in self.shifts[marked:]:
+                            if shift.example <= point.examples:
+                                self.console.print(f"  ── shift at {shift.example}: {shift.what}")
+                                marked += 1
                         self.console.print(_line(point), highlight=False)
                 if live:
                     view.update(self.view(url), refresh=True)
@@ -142,14 +158,20 @@ class Demo:
             return True
         return bool(self.points) and self.points[-1].examples >= learner.state.examples
 
+    @property
+    def _total(self) -> int:
+        """Examples that the picture is wide."""
+        learned = self.points[-1].examples if self.points else 0
+        return max(self.stream.examples, learned)
+
     def view(self, url: str) -> Panel:
         """Return the picture of the terminal."""
         table = Table.grid(padding=(0, 1))
         if not self.points:
             return Panel(Text("waiting for the first batch …"), title=f"Funnel · {url}")
-        now, total = self.points[-1], self.stream.examples
+        now, total = self.points[-1], self._total
         row = [" "] * COLUMNS
-        for shift in self.stream.shifts:
+        for shift in self.shifts:
             if shift.example <= now.examples:
                 column = min(COLUMNS - 1, shift.example * COLUMNS // total)
                 for offset, letter in enumerate(f"▼{shift.what}"[: COLUMNS - column]):
@@ -168,8 +190,9 @@ class Demo:
         )
         for name, line, value in rows:
             table.add_row(Text(name, style="bold"), line, value)
+        of = "" if self.steered.is_steered else f" of {total:,}"
         foot = Text(
-            f"{now.examples:,} of {total:,} examples learned at {self.rate:,.0f}/s · "
+            f"{now.examples:,}{of} examples learned at {self.rate:,.0f}/s · "
             "gain spread: from the 5 % to the 95 % quantile of p · Ctrl-C ends",
             style="dim",
         )
@@ -183,7 +206,7 @@ class Demo:
     ) -> Text:
         cells: list[float | None] = [None] * COLUMNS
         for point in self.points:
-            column = min(COLUMNS - 1, point.examples * COLUMNS // self.stream.examples)
+            column = min(COLUMNS - 1, point.examples * COLUMNS // self._total)
             cells[column] = value(point)
         known = [c for c in cells if c is not None and math.isfinite(c)]
         bottom = min(known) if low is None else low
@@ -245,7 +268,7 @@ def _block(value: float, low: float, high: float) -> str:
     return BLOCKS[min(len(BLOCKS) - 1, max(0, int(share * len(BLOCKS))))]
 
 
-def plot(points: list[Point], stream: Stream, path: Path) -> None:
+def plot(points: list[Point], shifts: list[Shift], name: str, path: Path) -> None:
     """Write the run as a picture: accuracy, scale and gain band over examples, shifts marked."""
     from matplotlib.figure import Figure
 
@@ -253,7 +276,7 @@ def plot(points: list[Point], stream: Stream, path: Path) -> None:
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     x = [p.examples for p in points]
     top.plot(x, [p.accuracy for p in points], color="C0")
-    top.set(ylabel="rolling accuracy", ylim=(0, 1), title=f"funnel demo: {stream.name}")
+    top.set(ylabel="rolling accuracy", ylim=(0, 1), title=f"funnel demo: {name}")
     middle.plot(x, [p.scale for p in points], color="C1")
     middle.set(ylabel="scale s")
     for low, high, alpha in ((0, 6, 0.15), (1, 5, 0.25), (2, 4, 0.4)):
@@ -264,9 +287,9 @@ def plot(points: list[Point], stream: Stream, path: Path) -> None:
     bottom.plot(x, [p.gains[3] for p in points], color="C2")
     bottom.set(ylabel="gains p", yscale="log", xlabel="examples learned")
     for axes in (top, middle, bottom):
-        for shift in stream.shifts:
+        for shift in shifts:
             axes.axvline(shift.example, color="0.4", linestyle="--", linewidth=0.8)
-    for shift in stream.shifts:
+    for shift in shifts:
         top.annotate(f" {shift.what}", (shift.example, 0.02), fontsize=9, color="0.3")
     figure.savefig(path, dpi=110)
 
@@ -300,6 +323,6 @@ def run_demo(
             f"rolling accuracy {last.accuracy:.1%}"
         )
     if picture is not None and demo.points:
-        plot(demo.points, stream, picture)
+        plot(demo.points, demo.shifts, stream.name, picture)
         console.print(f"picture: {picture}")
     return 0

@@ -1,5 +1,7 @@
 """Middleware in front of every route: the keys and the clock."""
 
+import base64
+import binascii
 import hmac
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ OPEN_PATHS = ("/health/live", "/health/ready")
 READS = ("GET", "HEAD")
 SCOPES = {("POST", "/learn"): LEARN, ("POST", "/predict"): PREDICT}
 """What requests need that are no reads; where nothing stands here, admin."""
+BASIC = 'Basic realm="Funnel", charset="UTF-8"'
 
 
 class Guard:
@@ -24,8 +27,9 @@ class Guard:
 
     Args:
         app: what comes behind.
-        keys: by scope, expected after ``Authorization: Bearer``; empty ones are none, and with
-            none everybody may do everything.
+        keys: by scope, expected after ``Authorization: Bearer``, or, since browsers send no other,
+            as the password of ``Basic`` in reads; empty ones are none, and with none everybody may
+            do everything.
         routes: of the app.
         metrics: where requests are counted.
     """
@@ -60,7 +64,10 @@ class Guard:
                 await self.app(scope, receive, watched)
             else:
                 self.metrics.rejected.labels(error.code).inc()
-                await error.answer()(scope, receive, watched)
+                answer = error.answer()
+                if error.status == 401 and scope["method"] in READS:
+                    answer.headers.append("WWW-Authenticate", BASIC)
+                await answer(scope, receive, watched)
         finally:
             self.metrics.http_seconds.labels(_route(scope), str(status)).observe(
                 time.perf_counter() - began
@@ -70,6 +77,8 @@ class Guard:
         if not self._expected or scope["path"] in OPEN_PATHS:
             return None
         given = dict(scope["headers"]).get(b"authorization", b"")
+        if scope["method"] in READS:
+            given = _as_bearer(given)
         # A set, not any(): the time must not tell which key it was.
         held = {name for name, key in self._expected.items() if hmac.compare_digest(given, key)}
         if not held:
@@ -91,6 +100,18 @@ class Guard:
 def needed_scope(method: str, path: str) -> str:
     """Return the scope that a request needs."""
     return SCOPES.get((method, path), PREDICT if method in READS else ADMIN)
+
+
+def _as_bearer(given: bytes) -> bytes:
+    """Return ``Basic`` credentials with a key for a password as ``Bearer``; others as they are."""
+    scheme, _, encoded = given.partition(b" ")
+    if scheme.lower() != b"basic":
+        return given
+    try:
+        _, _, key = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+    except binascii.Error:
+        return given
+    return b"Bearer " + key
 
 
 def _route(scope: Scope) -> str:

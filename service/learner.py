@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from redis.exceptions import RedisError
 
@@ -19,6 +19,7 @@ from service.checkpoint import Checkpoints, Info
 from service.drift import Event, Monitor
 from service.entries import EntryId, Position
 from service.fold import State
+from service.history import History
 from service.keeper import Keeper
 from service.lease import Lease, Lock
 from service.log import FencedError, GapError, Log, LogError, check_reach
@@ -89,6 +90,7 @@ class Learner:
         self.keeper = Keeper(checkpoints, terms.checkpoint_seconds, self._poke)
         self.snapshot: Snapshot | None = None
         self.statistics: Statistics | None = None
+        self.history = History()
         self.condition = "starting"
         """One of starting, standby, replaying, learning, waiting (for the log), halted, stopped."""
         self.reason = ""
@@ -262,7 +264,7 @@ class Learner:
         checkpoints = self.keeper.checkpoints
         if checkpoints.has_news and self.replica.load(checkpoints):
             self._publish()
-            self.statistics = read_statistics(self.state, self.replica.at, await log.extent())
+            self._show(read_statistics(self.state, self.replica.at, await log.extent()))
         self.caught_up.set()
 
     def _resign(self, reason: str) -> None:
@@ -360,13 +362,22 @@ class Learner:
                 f"entries were deleted before they were learned: {extent.added} were added up to "
                 f"{newest}, {seen} were read"
             )
-        self.statistics = read_statistics(self.state, place, extent, pipeline.waiting_since_ms)
+        self._show(read_statistics(self.state, place, extent, pipeline.waiting_since_ms))
         self._tell_drift()
 
     def _tell_drift(self) -> None:
         self.drift.settle()
+        self.history.note_drifts(
+            asdict(event) | {"time": event.time, "position": str(event.position)}
+            for event in self.drift.events
+        )
         for event in self.drift.events:
             if event.id > self._told:
                 logger.info("drift: %s", event)
                 self._drifted(event)
                 self._told = event.id
+
+    def _show(self, statistics: Statistics) -> None:
+        self.statistics, begun = statistics, self.keeper.begun_at
+        age = None if begun is None else time.monotonic() - begun
+        self.history.add_point(statistics, self.replica.backlog(statistics.entries_added), age)

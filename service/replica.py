@@ -14,6 +14,7 @@ from service.checkpoint import Checkpoints, Place
 from service.entries import ORIGIN, TOP, Cut, EntryId, Pending, Position, read_entry
 from service.fold import State, step
 from service.log import GapError, Log, LogError, check_reach
+from service.pictures import Newest
 from service.report import Report
 from service.spec import Rates, Spec
 from streams.batch import Batch
@@ -40,6 +41,7 @@ class Replica:
 
     def __init__(self, state: State, observe: Observe) -> None:
         self.state, self._observe = state, observe
+        self.newest = Newest(state)
         self._rates = state.rates
         self.place: Place | None = None
         """None before the log was first seen, if there was no checkpoint."""
@@ -63,6 +65,15 @@ class Replica:
     def has_recovered(self) -> bool:
         """Whether cuts may be recorded."""
         return self._epoch is not None
+
+    def backlog(self, added: int, mean_entry: float | None = None) -> int:
+        """Estimate the examples that are not learned yet, if so many entries were ever added.
+
+        Exact in entries; those not seen yet count ``mean_entry`` examples, or as recent ones had.
+        """
+        entries = added - self.at.entries
+        examples = round(entries * (mean_entry or self.mean_entry))
+        return max(0, examples - (self.at.position.taken or 0))
 
     def resign(self) -> None:
         """Record no more cuts until the next `recover`."""
@@ -223,6 +234,7 @@ class Replica:
     def apply(self, cut: Cut, batch: Batch | None) -> None:
         """Carry out a recorded cut: the batch, then the command."""
         if batch is not None:
+            self.newest.note(self.state, batch)
             began = time.perf_counter()
             report = step(self.state, batch)
             self.step_seconds = time.perf_counter() - began

@@ -6,9 +6,10 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
+from fastapi import APIRouter
 
 from service.app import create_app
 from service.connection import Connection
@@ -46,7 +47,11 @@ class Server(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def serve(settings: Settings, started: Callable[[Service, str], None] | None = None) -> None:
+async def serve(
+    settings: Settings,
+    started: Callable[[Service, str], None] | None = None,
+    more: Sequence[APIRouter] = (),
+) -> None:
     """Serve until SIGINT or SIGTERM: then stop intake, finish the batch, checkpoint, return.
 
     HTTP is up before the service is, so that liveness can be asked while it loads.
@@ -54,6 +59,7 @@ async def serve(settings: Settings, started: Callable[[Service, str], None] | No
     Args:
         settings: all of them.
         started: called once with the running service and its address.
+        more: routes beside those of every service.
 
     Raises:
         LogError, OSError and those of `Service.start`: it could not be started.
@@ -61,7 +67,7 @@ async def serve(settings: Settings, started: Callable[[Service, str], None] | No
     service = Service(settings)
     server = Server(
         uvicorn.Config(
-            create_app(service),
+            create_app(service, more),
             host=settings.host,
             port=settings.port,
             log_config=None,

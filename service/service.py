@@ -44,6 +44,8 @@ class Service:
         """Set when the service begins to stop."""
         self.failed = asyncio.Event()
         """Set when the learner has halted for good."""
+        self.viewers = 0
+        """Open streams of events."""
         self._server: EmbeddedServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._lock: Lock | None = None
@@ -62,17 +64,12 @@ class Service:
         return self.learner.snapshot
 
     def backlog(self) -> int:
-        """Estimate the examples in the log that are not learned yet.
-
-        Exact in entries; entries not seen yet count as many examples as recent ones had.
-        """
+        """Estimate the examples in the log that are not learned yet; see `Replica.backlog`."""
         learner, intake = self.learner, self.intake
         if learner is None or intake is None or learner.replica.place is None:
             return 0
         known = learner.statistics.entries_added if learner.statistics else 0
-        entries = max(known, intake.added) - learner.replica.place.entries
-        mean = intake.mean_entry or learner.replica.mean_entry
-        return max(0, round(entries * mean) - (learner.replica.place.position.taken or 0))
+        return learner.replica.backlog(max(known, intake.added), intake.mean_entry)
 
     async def start(self) -> None:
         """Start everything; returns when predictions can be served.

@@ -10,8 +10,9 @@ from funnel.telemetry import TensorTelemetry
 from service.checkpoint import Place
 from service.fold import SERVED, State
 from service.log import Extent
+from service.pictures import Gains, read_gains
 from service.scoring import ScoreSummary
-from service.track import Track
+from service.track import Track, TrackTelemetry
 
 GAIN_EDGES = tuple(10 ** (k / 4) for k in range(-12, 13))
 """Upper edges of the gain histogram's buckets: quarters of a decade over 1e-3…1e3."""
@@ -60,6 +61,8 @@ class Statistics:
     """Entries ever added to the log."""
     waiting_since: float | None
     """Unix time in seconds of the oldest entry that is read but not learned."""
+    gains: Gains | None
+    """If the inputs are images, and each class weighs their pixels."""
 
     @property
     def served(self) -> TrackStatistics:
@@ -71,15 +74,18 @@ def read_statistics(
     state: State, place: Place, extent: Extent, waiting_since_ms: int | None = None
 ) -> Statistics:
     """Compute the statistics on the device and bring them to the host."""
+    learners = state.learners()
+    telemetry = {name: track.telemetry() for name, track in learners.items()}
     return Statistics(
         version=state.version,
         examples=state.examples,
-        learners={name: _track(track) for name, track in state.learners().items()},
+        learners={name: _track(track, telemetry[name]) for name, track in learners.items()},
         nonfinite_batches=int(state.served.nonfinite),
         quarantined_batches=int(state.guard.quarantined),
         place=place,
         entries_added=extent.added,
         waiting_since=None if waiting_since_ms is None else waiting_since_ms / 1000,
+        gains=read_gains(telemetry[SERVED].log_gains, state.spec),
     )
 
 
@@ -90,8 +96,7 @@ def lag_seconds(statistics: Statistics) -> float:
     return max(0.0, time.time() - statistics.waiting_since)
 
 
-def _track(track: Track) -> TrackStatistics:
-    found = track.telemetry()
+def _track(track: Track, found: TrackTelemetry) -> TrackStatistics:
     tensors = {
         name: _tensor(own, found.log_gains[name], found.step_sizes[name])
         for name, own in found.tensors.items()

@@ -13,6 +13,7 @@ A stream is a function of its name, seed and number of examples; how it is cut i
 not change the examples.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -58,14 +59,22 @@ class Stream:
     classes: int
     examples: int
     shifts: tuple[Shift, ...]
-    blocks: Callable[[int], Iterator[Batch]]
-    """From a seed to the examples, in blocks of any size, without an end of their own."""
+    blocks: Callable[[int, int | None], Iterator[Batch]]
+    """From a seed to the examples, in blocks of any size, without an end of their own; as they are
+    at the example of an index, if one is given."""
 
     def batches(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Yield the examples in batches of ``size``; the last may be smaller."""
+        return self._cut(self.blocks(seed, None), size, self.examples)
+
+    def held(self, size: int, seed: int, example: int) -> Iterator[Batch]:
+        """Yield batches of ``size`` without an end, all as the stream is at an example."""
+        return self._cut(self.blocks(seed, example), size, sys.maxsize)
+
+    def _cut(self, blocks: Iterator[Batch], size: int, left: int) -> Iterator[Batch]:
         held: list[Batch] = []
-        left, ready = self.examples, 0
-        for block in self.blocks(seed):
+        ready = 0
+        for block in blocks:
             block = block.part(0, left)
             left -= len(block)
             ready += len(block)
@@ -141,15 +150,16 @@ def get(name: str, examples: int = EXAMPLES, source: str = "mnist") -> Stream:
     raise UnknownStreamError(f"no stream {name!r}; there are {', '.join(NAMES)}")
 
 
-def _drifting_images(source: Source, drift: Drift, seed: int) -> Iterator[Batch]:
+def _drifting_images(source: Source, drift: Drift, seed: int, held: int | None) -> Iterator[Batch]:
     images, labels = source()
-    rng = np.random.default_rng([seed, 0])
-    start = 0
+    rng = np.random.default_rng([seed, 0] if held is None else [seed, 2, held])
+    start = 0 if held is None else held // BLOCK * BLOCK
     while True:
         drawn = rng.integers(len(images), size=BLOCK)
         drifted, named = drift(images[drawn], labels[drawn], start, seed, rng)
         yield Batch(drifted.reshape(BLOCK, -1), named)
-        start += BLOCK
+        if held is None:
+            start += BLOCK
 
 
 def _turned(
@@ -215,17 +225,18 @@ IMAGE_STREAMS: dict[str, Callable[[int], tuple[Drift, list[Shift]]]] = {
 
 
 def _synthetic(
-    make: Callable[[int, int], Any], width: int, every: int, seed: int
+    make: Callable[[int, int], Any], width: int, every: int, seed: int, held: int | None
 ) -> Iterator[Batch]:
     """Yield from river's generators, the next concept every so many examples."""
-    concepts = (iter(make(k, seed * 1000 + k)) for k in count())
+    first = 0 if held is None else held // every
+    concepts = (iter(make(k, seed * 1000 + k)) for k in count(first))
     start, concept = 0, next(concepts)
     while True:
         drawn = [next(concept) for _ in range(BLOCK)]
         features = np.array([list(x.values()) for x, _ in drawn], dtype=np.float32)
         yield Batch(features.reshape(BLOCK, width), np.array([int(y) for _, y in drawn]))
         start += BLOCK
-        if start % every == 0:
+        if held is None and start % every == 0:
             concept = next(concepts)
 
 
