@@ -92,3 +92,19 @@ class Restless(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         out: Tensor = self.layers(inputs)
         return out
+
+
+class Sly(nn.Module):
+    """A model whose parameters have names that look like markup."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        layer = nn.Linear(features, classes)
+        self.weights = nn.ParameterDict({"<img src=x onerror=alert(1)>": layer.weight})
+        self.register_parameter("<b>", layer.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight, bias = self.parameters()
+        if weight.dim() == 1:
+            weight, bias = bias, weight
+        return torch.nn.functional.linear(inputs, weight, bias)

@@ -1,0 +1,125 @@
+"""The recent past is kept, in bounded memory, and says what happened."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service import history
+from service.history import DRIFT, POINT, SHIFT, History
+from tests.service.harness import SAFETENSORS, ServiceProcess, serving, wait_for
+from tests.service.states import a_batch, a_state
+from tests.service.test_pictures import statistics_of
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50, "shadow": "adagrad"}
+
+
+def a_history(*versions: int) -> History:
+    made, state = History(), a_state()
+    for version in versions:
+        state.version, state.examples = version, 20 * version
+        made.add_point(statistics_of(state), backlog=0, checkpoint_age=None)
+    return made
+
+
+def test_the_ring_is_bounded_and_knows_what_it_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MOST_ITEMS", 5)
+    made = a_history(*range(1, 9))
+    assert len(made.points()) == 5
+    assert made.after(2) is None
+    behind = made.after(3)
+    assert behind is not None
+    assert [item.version for item in behind] == [4, 5, 6, 7, 8]
+
+
+def test_a_model_that_stands_still_takes_two_points() -> None:
+    made = a_history(1, 2, 2, 2, 2, 3)
+    kept = made.after(0)
+    assert kept is not None
+    assert [item.version for item in kept] == [1, 2, 2, 3]
+    assert [item.version for item in made.after(kept[-2].number) or ()] == [3]
+    assert [item.version for item in made.after(3) or ()] == [2, 3]  # the third was replaced
+
+
+def test_shifts_and_drifts_lie_among_the_points() -> None:
+    made = a_history(1)
+    made.add_shift(20, "turned by 90°")
+    drift = {"id": 0, "examples": 40, "recovery_examples": None}
+    made.note_drifts([drift])
+    made.note_drifts([drift])
+    made.note_drifts([drift | {"recovery_examples": 100}])
+    assert [item.kind for item in made.after(0) or ()] == [POINT, SHIFT, DRIFT, DRIFT]
+    assert made.after(4) == []
+    assert made.after(5) is None
+
+
+def test_only_newer_points_are_asked_for() -> None:
+    made = a_history(1, 2, 3)
+    made.add_shift(60, "noise on")
+    assert len(made.points()) == 3
+    assert len(made.points(since=1)) == 2
+    assert made.points(since=3) == []
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with serving(tmp_path_factory.mktemp("service"), **SMALL) as running:
+        yield running
+
+
+def learn(client: httpx.Client, batches: int) -> int:
+    """Learn, and return the version when the history shows it."""
+    for k in range(batches):
+        client.post("/learn?wait=applied", content=a_batch(k).to_bytes(), headers=SAFETENSORS)
+    version = int(client.get("/model").json()["model_version"])
+    wait_for(lambda: points(client)[-1]["version"] == version)
+    return version
+
+
+def points(client: httpx.Client, **query: int) -> list[dict[str, Any]]:
+    return list(client.get("/history", params=query).raise_for_status().json()["points"])
+
+
+def test_points_agree_with_the_other_routes(service: ServiceProcess) -> None:
+    with service.client() as client:
+        learn(client, 20)
+        last = points(client)[-1]
+        optimizer = client.get("/optimizer").json()
+        model = client.get("/model").json()
+        assert list(last["learners"]) == ["served", "adagrad"]
+        assert last["examples"] == model["examples_learned"]
+        assert last["learners"]["served"]["accuracy"] == pytest.approx(model["accuracy"], rel=1e-4)
+        for name, tensor in optimizer["tensors"].items():
+            assert last["tensors"][name]["scale"] == pytest.approx(tensor["scale"], rel=1e-4)
+            quantiles = list(tensor["gain_quantiles"].values())
+            assert last["tensors"][name]["gain_quantiles"] == pytest.approx(quantiles, rel=1e-4)
+        assert last["backlog"] == 0
+        assert sum(last["expert_weights"].values()) == pytest.approx(1, rel=1e-3)
+
+
+def test_since_leaves_out_what_is_known(service: ServiceProcess) -> None:
+    with service.client() as client:
+        before = learn(client, 1)
+        assert points(client, since=before) == []
+        after = learn(client, 3)
+        assert {p["version"] for p in points(client, since=before)} <= set(
+            range(before + 1, after + 1)
+        )
+        assert client.get("/history?since=-1").status_code == 422
+
+
+def test_a_model_of_many_tensors_has_small_points(tmp_path: Path) -> None:
+    options = SMALL | {"model": "mlp", "hidden": "2," * 30 + "2", "optimizer": "funnel"}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        learn(client, 1)
+        assert len(points(client)[-1]["tensors"]) == history.MOST_TENSORS
+
+
+def test_where_inputs_are_no_images_there_are_no_pictures(service: ServiceProcess) -> None:
+    with service.client() as client:
+        learn(client, 1)
+        gains, newest = client.get("/optimizer/gains").json(), client.get("/newest").json()
+    assert (gains["side"], gains["log_gains"]) == (None, [])
+    assert (newest["side"], newest["examples"]) == (None, [])
