@@ -35,6 +35,7 @@ function connect() {
   source.addEventListener("open", () => {
     newsAt = performance.now();
     askModel();
+    showPictures(isLive);
   });
   source.addEventListener("error", () => {
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, AGAIN_MS);
@@ -271,4 +272,3 @@ setInterval(showConnection, 1000);
 setInterval(askModel, MODEL_MS);
 for (const id of ["window", "tensor"]) byId(id).addEventListener("change", draw);
 offerControls();
-showPictures(isLive);

@@ -5,8 +5,14 @@ import { element } from "./charts.js";
 const EVERY_MS = 1000;
 const byId = (id) => document.getElementById(id);
 
+let asked = false;
+
+// Called whenever the service can be reached; asks once whether there are images to show.
 export async function showPictures(isLive) {
+  if (asked) return;
+  asked = true;
   const newest = await ask("/newest");
+  asked = newest !== null;
   if (newest === null || newest.side === null) return;
   byId("pictures").hidden = false;
   setInterval(async () => {

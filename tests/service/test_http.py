@@ -1,5 +1,6 @@
 """The contract of the routes, over real HTTP."""
 
+import base64
 import fcntl
 import json
 import socket
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from service.guard import BASIC
 from tests.service.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 from tests.service.states import a_batch
 
@@ -195,7 +197,7 @@ def test_with_a_key_set_only_health_is_open(locked: ServiceProcess) -> None:
         for path in ("/model", "/optimizer", "/metrics", "/docs", "/openapi.json", "/nothing"):
             answer = client.get(path)
             assert answer.status_code == 401, path
-            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.headers.get_list("WWW-Authenticate") == ["Bearer", BASIC]
             assert answer.json()["error"]["code"] == "unauthorized"
         for given in (
             "Bearer wrong",
@@ -207,6 +209,24 @@ def test_with_a_key_set_only_health_is_open(locked: ServiceProcess) -> None:
             headers = {b"Authorization": given.encode()}
             assert client.get("/model", headers=headers).status_code == 401
         assert client.get("/model", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def basic(text: str) -> dict[bytes, bytes]:
+    return {b"Authorization": b"Basic " + base64.b64encode(text.encode())}
+
+
+def test_reads_take_the_key_as_a_password_too(locked: ServiceProcess) -> None:
+    with locked.client() as client:
+        for path in ("/model", "/", "/page/page.js", "/history"):
+            assert client.get(path, headers=basic("anybody:secret")).status_code == 200
+        for text in ("secret:", ":secrets", "secret", ":", ":schlüssel", "a:b:secret"):
+            assert client.get("/model", headers=basic(text)).status_code == 401
+        for raw in (b"Basic", b"Basic =", b"Basic \xff\xfe", b"basic !!!!"):
+            assert client.get("/model", headers={b"Authorization": raw}).status_code == 401
+        for path in ("/checkpoint", "/learn", "/predict"):
+            refused = client.post(path, headers=basic("anybody:secret"))
+            assert refused.status_code == 401
+            assert refused.headers.get_list("WWW-Authenticate") == ["Bearer"]
 
 
 def test_without_the_key_no_body_is_read(locked: ServiceProcess) -> None:

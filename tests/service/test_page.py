@@ -4,13 +4,13 @@ import base64
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.service.browser import PROGRAM, Page, browsing
@@ -41,9 +41,11 @@ class Demo:
     page: Page
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         with browsing(tmp_path_factory.mktemp("profile")) as page:
             page.resize(1280, 900)
             url = f"http://127.0.0.1:{port}/"
-            wait_for(lambda: listens(port))
+            wait_for(lambda: is_ready(url))
             page.open(url)
             page.wait_for("document.querySelectorAll('#accuracy .line').length === 2")
             page.wait_for("document.querySelectorAll('#buttons button').length === 4")
@@ -80,8 +82,8 @@ def test_charts_pictures_and_numbers_hold_data(demo: Demo) -> None:
         assert page.evaluate(f"document.querySelector('#{chart} .summary').textContent")
     page.wait_for("document.querySelectorAll('#maps canvas').length === 10")
     page.wait_for("document.querySelectorAll('#newest canvas').length === 8")
-    colors = "new Set(document.querySelector('#maps canvas').getContext('2d').getImageData(0,0,28,28).data).size"
-    page.wait_for(f"{colors} > 20")
+    canvas = "document.querySelector('#maps canvas').getContext('2d')"
+    page.wait_for(f"new Set({canvas}.getImageData(0, 0, 28, 28).data).size > 20")
     numbers = page.evaluate("[...document.querySelectorAll('#now dd')].map(d => d.textContent)")
     assert len(numbers) == 8
     assert "–" not in numbers

@@ -22,7 +22,7 @@ from tests.service.states import CPU, RATES, same_tensors
 def statistics_of(state: State) -> Statistics:
     """Read the statistics of a state that no log belongs to."""
     place = Place("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
-    return read_statistics(state, place, Extent(0, 0, None, ORIGIN))
+    return read_statistics(state, place, Extent(None, 0, 0, ORIGIN, None))
 
 
 def an_image_state(model: str = "logistic") -> State:
