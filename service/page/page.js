@@ -11,6 +11,7 @@ const STALE_MS = 5000;
 const AGAIN_MS = 2000;
 const MODEL_MS = 5000;
 const MOST_SHIFTS = 20;
+const MOST_LINES = 5;
 const SERVED = "served";
 
 const byId = (id) => document.getElementById(id);
@@ -152,11 +153,17 @@ function drawOptimizer(kept, x, marks) {
   }, sayGains(chosen, now.tensors[chosen]?.gain_quantiles));
   const weights = Object.entries(now.expert_weights);
   if (!weights.length) return;
-  experts ??= new Chart(grid, { id: "experts", title: "Weight of each expert of the pool", format: percent, floor: 0, ceiling: 1 });
+  experts ??= new Chart(grid, { id: "experts", title: "Weight of the heaviest experts", format: (v) => `${Math.round(100 * v)} %`, floor: 0, ceiling: 1 });
   experts.show({
     x, marks,
-    lines: weights.map(([name]) => ({ name, values: kept.map((p) => p.expert_weights[name]) })),
+    lines: heaviest(kept).map((name) => ({ name, values: kept.map((p) => p.expert_weights[name]) })),
   }, sayExperts(weights));
+}
+
+function heaviest(kept) {
+  const most = (name) => Math.max(...kept.map((p) => p.expert_weights[name] ?? 0));
+  const peaks = Object.keys(kept[kept.length - 1].expert_weights).map((name) => [name, most(name)]);
+  return peaks.sort((a, b) => b[1] - a[1]).slice(0, MOST_LINES).map(([name]) => name);
 }
 
 function sayExperts(weights) {
