@@ -108,6 +108,7 @@ def expert_name(expert: Expert) -> str:
 
     >>> from funnel import SGD
     >>> expert_name(Expert(SGD(), lr=0.1, gain_lr=0.01, scale_lr=0.03))
-    'SGD lr=0.1 gain_lr=0.01'
+    'SGD lr=0.1 gain_lr=0.01 scale_lr=0.03'
     """
-    return f"{type(expert.inner).__name__} lr={expert.lr:g} gain_lr={expert.gain_lr:g}"
+    rates = (f"{name}={getattr(expert, name):g}" for name in ("lr", "gain_lr", "scale_lr"))
+    return f"{type(expert.inner).__name__} {' '.join(rates)}"

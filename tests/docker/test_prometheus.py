@@ -35,8 +35,7 @@ OPTIONS = {
     "shadow": "adagrad",
 }
 NOT_YET = {
-    "funnel_drift_events_total": "there are no drift detectors yet",
-    "funnel_recovery_examples": "there are no drift detectors yet",
+    "funnel_recovery_examples": "a recovery takes thousands of examples",
 }
 """Metrics without data, and why; what has some must not stand here."""
 
