@@ -18,7 +18,7 @@ expert is that Funnel, bit for bit.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 from typing import NamedTuple, TypedDict
@@ -47,13 +47,20 @@ SCALE_BOUNDS = (math.log(1e-2), math.log(1e2))
 
 @dataclass(frozen=True)
 class Expert:
-    """Hyperparameters of one expert; see `funnel.Funnel`."""
+    """Hyperparameters of one expert; see `funnel.Funnel`.
+
+    ``pull`` is the share of its way to the pool's weighted mean that its weights go after each
+    step: elastic averaging [S. Zhang, A. Choromanska, Y. LeCun, 'Deep learning with elastic
+    averaging SGD', 2015], towards those who are right now. Experts that are pulled profit at once
+    from whoever recovers first; experts that are not remember what they knew before a shift.
+    """
 
     inner: Inner
     lr: float
     gain_lr: float
     scale_lr: float
     momentum: float = 0.0
+    pull: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Inner):
@@ -62,16 +69,20 @@ class Expert:
         check_number("Expert.gain_lr", self.gain_lr, low=0.0)
         check_number("Expert.scale_lr", self.scale_lr, low=0.0)
         check_number("Expert.momentum", self.momentum, low=0.0, below=1.0)
+        check_number("Expert.pull", self.pull, low=0.0, high=1.0)
 
 
 ADAGRAD = Adagrad(initial_accumulator_value=0.01)
-DEFAULT_EXPERTS: tuple[Expert, ...] = (
+_GRID: tuple[Expert, ...] = (
     *(Expert(ADAGRAD, lr, gain_lr, 0.03) for lr in (0.003, 0.01) for gain_lr in (0.1, 0.3)),
     *(Expert(ADAGRAD, lr, 0.03, 0.03) for lr in (0.01, 0.03)),
     *(Expert(SGD(), lr, 0.01, 0.03) for lr in (0.03, 0.1, 0.3)),
     *(Expert(SGD(), lr, 0.03, 0.03) for lr in (0.1, 0.3, 1.0)),
     *(Expert(SGD(), lr, 0.03, 0.1) for lr in (0.03, 0.1, 0.3)),
     Expert(SGD(), 0.03, 0.1, 0.1),
+)
+DEFAULT_EXPERTS: tuple[Expert, ...] = tuple(
+    replace(expert, pull=0.1 * (number % 2)) for number, expert in enumerate(_GRID)
 )
 """Chosen on six streams; funnel/docs/pool.md says how, and what was tried beside them."""
 
@@ -149,6 +160,7 @@ class Pool:
         self.alignment = Alignment(*([torch.zeros_like(s) for s in self.state.log_scale],) * 3)
         """Of the last step."""
         self.rates = self._rates()
+        self.pulls = self._each("pull") if any(expert.pull for expert in experts) else None
         self._traced = Traced(partial(_take, self), self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -228,13 +240,15 @@ class Pool:
             gradients: capped by `weigh`, [K, …], one for each parameter tensor.
             diverged: what `weigh` returned.
         """
-        if self.on_host and not diverged.any():
-            found = self._traced(*gradients)
-        else:
-            found = _take(self, *gradients, skip_nonfinite=True)
-            self._restart(diverged)
         n = len(gradients)
+        is_masked = not self.on_host or bool(diverged.any())
+        found = (partial(_take, self, skip_nonfinite=True) if is_masked else self._traced)(
+            *gradients
+        )
         self.alignment = Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
+        if is_masked:
+            self._restart(diverged)
+            self._pull([torch.isfinite(norm) for norm in self.alignment.gradient_norm])
 
     @torch.no_grad()
     def telemetry(self) -> PoolTelemetry:
@@ -278,6 +292,19 @@ class Pool:
         each = [self.inner.init_state(p, p.dtype) for p in parameters]
         return state, {key: [own[key] for own in each] for key in each[0]}
 
+    def _pull(self, learned: list[Tensor] | None = None) -> None:
+        """Draw experts to the weighted mean: w_k ← w_k + pull_k (Σ v_j w_j - w_k).
+
+        Args:
+            learned: for each parameter, which experts learned the batch; None for all.
+        """
+        if self.pulls is None:
+            return
+        weights = self.mixing.log_weights.exp()
+        for i, parameter in enumerate(self.parameters.values()):
+            share = self.pulls[i] if learned is None else self.pulls[i] * learned[i]
+            parameter.add_(share * (mean_over_experts(parameter, weights) - parameter))
+
     def _restart(self, diverged: Tensor) -> None:
         """Make experts copies of the best: model, Funnel's state and level of the norm.
 
@@ -311,9 +338,12 @@ class Pool:
 
     def _rate(self, name: str) -> Rate:
         """Return the number that all experts share, or for each parameter theirs, [K, 1, …, 1]."""
+        values = {getattr(expert, name) for expert in self.experts}
+        return float(values.pop()) if len(values) == 1 else self._each(name)
+
+    def _each(self, name: str) -> list[Tensor]:
+        """Return for each parameter the numbers of the experts, [K, 1, …, 1]."""
         values = [getattr(expert, name) for expert in self.experts]
-        if len(set(values)) == 1:
-            return float(values[0])
         each = torch.tensor(values, device=self.device)
         return [each.view([-1] + [1] * (p.dim() - 1)) for p in self.parameters.values()]
 
@@ -352,4 +382,6 @@ def _take(pool: Pool, *gradients: Tensor, skip_nonfinite: bool = False) -> tuple
             stacked=True,
         ),
     )
+    if not skip_nonfinite:
+        pool._pull()
     return tuple(chain.from_iterable(alignment))
