@@ -157,7 +157,7 @@ def test_what_clients_send_adds_no_series(service: ServiceProcess) -> None:
     with service.client() as client:
         strange_requests(client, "x")
         client.post("/checkpoint").raise_for_status()
-        wait_for(lambda: client.get("/optimizer").json()["tensors"])
+        wait_for(lambda: client.get("/optimizer").json()["model_version"])
         scrape(client)
         before = set(scrape(client))
         for number in range(30):
