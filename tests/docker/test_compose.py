@@ -85,6 +85,12 @@ def test_containers_write_to_their_volumes_only(service: str) -> None:
     assert container["security_opt"] == ["no-new-privileges:true"]
 
 
+@pytest.mark.parametrize("service", ["service", "standby", "generator"])
+def test_containers_of_ours_stop_when_told_to(service: str) -> None:
+    """Without an init the generator stands through SIGTERM, until it is killed."""
+    assert yaml.safe_load(COMPOSE)["services"][service]["init"]
+
+
 def test_pins_are_versions_that_the_project_allows() -> None:
     for wanted in map(Requirement, REQUIREMENTS):
         assert wanted.specifier.contains(PINS[canonicalize_name(wanted.name)]), wanted
