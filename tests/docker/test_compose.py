@@ -3,15 +3,28 @@
 import re
 import shutil
 import subprocess
+import tomllib
+from collections.abc import Iterable, Iterator
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
+DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+REQUIREMENTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+PINS = {
+    canonicalize_name(name): version
+    for name, _, version in (
+        pin.partition("==") for pin in (ROOT / "docker/constraints.txt").read_text().split()
+    )
+}
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose")
@@ -32,7 +45,7 @@ def test_the_prometheus_configuration_is_valid() -> None:
 
 def test_every_setting_in_the_containers_is_one_of_the_service() -> None:
     known = {f"FUNNEL_{name.upper()}" for name in Settings.model_fields}
-    for text in (COMPOSE, (ROOT / "docker/Dockerfile").read_text()):
+    for text in (COMPOSE, DOCKERFILE):
         set_there = set(re.findall(r"^\s*(FUNNEL_[A-Z_]+)[:=]", text, re.MULTILINE))
         assert set_there <= known
 
@@ -57,3 +70,45 @@ def test_ports_are_published_on_this_machine_only() -> None:
     published = re.findall(r'ports: \["([^"]+)"\]', COMPOSE)
     assert len(published) >= 4
     assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_the_programs_that_we_build_run_as_nobody_in_particular() -> None:
+    """Neither as root nor in its group, which owns files of the image."""
+    (user,) = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, re.MULTILINE)
+    assert "0" not in user
+
+
+@pytest.mark.parametrize("service", ["redis", "service", "standby", "generator", "prometheus"])
+def test_containers_write_to_their_volumes_only(service: str) -> None:
+    container = yaml.safe_load(COMPOSE)["services"][service]
+    assert container["read_only"]
+    assert container["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("service", ["service", "standby", "generator"])
+def test_containers_of_ours_stop_when_told_to(service: str) -> None:
+    """Without an init the generator stands through SIGTERM, until it is killed."""
+    assert yaml.safe_load(COMPOSE)["services"][service]["init"]
+
+
+def test_pins_are_versions_that_the_project_allows() -> None:
+    for wanted in map(Requirement, REQUIREMENTS):
+        assert wanted.specifier.contains(PINS[canonicalize_name(wanted.name)]), wanted
+
+
+def test_everything_that_the_image_installs_is_pinned() -> None:
+    """Where a dependency itself asks for one version (torch does, of CUDA) no pin is needed."""
+    for wanted in dependencies(REQUIREMENTS):
+        one_version = any(clause.operator == "==" for clause in wanted.specifier)
+        assert canonicalize_name(wanted.name) in PINS or one_version, wanted
+
+
+def dependencies(
+    requirements: Iterable[str], extras: frozenset[str] = frozenset({""})
+) -> Iterator[Requirement]:
+    """These requirements and all of theirs, as far as they apply here."""
+    for wanted in map(Requirement, requirements):
+        marker = wanted.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+            yield wanted
+            yield from dependencies(requires(wanted.name) or (), frozenset({"", *wanted.extras}))
