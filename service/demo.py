@@ -9,7 +9,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -18,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from service.demo_report import Point, plot, recoveries, tell
 from service.learner import Learner
 from service.routes.demo import demo_router
 from service.server import serve
@@ -32,19 +32,6 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 FRAME_SECONDS = 0.25
 COLUMNS = 60
 UNEVENNESS_FLOOR = 1e-9
-
-
-@dataclass(frozen=True)
-class Point:
-    """The model at one moment of the run."""
-
-    examples: int
-    accuracy: float
-    """Rolling, prequential."""
-    scale: float
-    """Of the weights."""
-    gains: tuple[float, ...]
-    """Quantiles 0, .05, .25, .5, .75, .95, 1 of the weights' gains."""
 
 
 class Demo:
@@ -250,7 +237,7 @@ def _point(learner: Learner) -> Point | None:
     tensor = next(iter(statistics.served.tensors.values()))
     return Point(
         statistics.examples,
-        statistics.served.scores.rolling_accuracy,
+        {name: track.scores.rolling_accuracy for name, track in statistics.learners.items()},
         tensor.scale,
         tensor.gain_quantiles,
     )
@@ -266,32 +253,6 @@ def _line(point: Point) -> str:
 def _block(value: float, low: float, high: float) -> str:
     share = (value - low) / max(high - low, UNEVENNESS_FLOOR)
     return BLOCKS[min(len(BLOCKS) - 1, max(0, int(share * len(BLOCKS))))]
-
-
-def plot(points: list[Point], shifts: list[Shift], name: str, path: Path) -> None:
-    """Write the run as a picture: accuracy, scale and gain band over examples, shifts marked."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    x = [p.examples for p in points]
-    top.plot(x, [p.accuracy for p in points], color="C0")
-    top.set(ylabel="rolling accuracy", ylim=(0, 1), title=f"funnel demo: {name}")
-    middle.plot(x, [p.scale for p in points], color="C1")
-    middle.set(ylabel="scale s")
-    for low, high, alpha in ((0, 6, 0.15), (1, 5, 0.25), (2, 4, 0.4)):
-        bottom.fill_between(
-            x, [p.gains[low] for p in points], [p.gains[high] for p in points],
-            color="C2", alpha=alpha, linewidth=0,
-        )  # fmt: skip
-    bottom.plot(x, [p.gains[3] for p in points], color="C2")
-    bottom.set(ylabel="gains p", yscale="log", xlabel="examples learned")
-    for axes in (top, middle, bottom):
-        for shift in shifts:
-            axes.axvline(shift.example, color="0.4", linestyle="--", linewidth=0.8)
-    for shift in shifts:
-        top.annotate(f" {shift.what}", (shift.example, 0.02), fontsize=9, color="0.3")
-    figure.savefig(path, dpi=110)
 
 
 def run_demo(
@@ -322,6 +283,8 @@ def run_demo(
             f"{last.examples:,} examples learned in {time.monotonic() - began:.0f} s; "
             f"rolling accuracy {last.accuracy:.1%}"
         )
+        for recovery in recoveries(demo.points, demo.shifts):
+            console.print(tell(recovery), highlight=False)
     if picture is not None and demo.points:
         plot(demo.points, demo.shifts, stream.name, picture)
         console.print(f"picture: {picture}")
