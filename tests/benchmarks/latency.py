@@ -79,7 +79,9 @@ def ask_funnel(seconds: float) -> Iterator[tuple[tuple[str, int], Found]]:
     """Measure a service: idle, while senders press, while it learns what they left behind."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        serving(Path(scratch), max_backlog=10 * LEARNED * round(seconds + 2)) as service,
+        serving(
+            Path(scratch), optimizer="funnel", max_backlog=10 * LEARNED * round(seconds + 2)
+        ) as service,
         service.client() as client,
     ):
         measure(service.url, RATES[0], WARM_SECONDS)

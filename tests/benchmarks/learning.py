@@ -12,7 +12,7 @@ import httpx
 import torch
 
 from service.fold import State, step
-from service.settings import Settings
+from service.settings import load_settings
 from streams.producer import RedisTarget, produce
 from tests.benchmarks.load import BYTES, JSON
 from tests.benchmarks.measure import (
@@ -33,11 +33,11 @@ DRAIN_SECONDS = 600.0
 """Longest wait until all is learned."""
 
 
-def bare_fold(batch_size: int, seconds: float) -> float:
+def bare_fold(batch_size: int, optimizer: str, seconds: float) -> float:
     """Return examples a second of the steps alone, in this process."""
     torch.set_num_threads(1)
-    defaults = Settings.model_construct()
-    state = State(defaults.spec, defaults.rates, torch.device("cpu"))
+    settings = load_settings({"optimizer": optimizer})
+    state = State(settings.spec, settings.rates, torch.device("cpu"))
     taken = batches(batch_size)[:50]
     step(state, taken[0])
     began, before = time.perf_counter(), state.examples
@@ -74,7 +74,7 @@ def backlog(metrics: str) -> float:
     return float(line.split()[1])
 
 
-def catching_up(batch_size: int, seconds: float) -> float:
+def catching_up(batch_size: int, optimizer: str, seconds: float) -> float:
     """Return examples a second at which a log that was filled beforehand is learned."""
     copies = max(2, round(seconds))
     total = 50_000 * copies
@@ -84,7 +84,9 @@ def catching_up(batch_size: int, seconds: float) -> float:
             with contextlib.closing(RedisTarget(redis.url, "logistic")) as target:
                 produce(batches(1000) * copies, target)
             with (
-                serving(Path(scratch), redis_url=redis.url, batch_size=batch_size) as service,
+                serving(
+                    Path(scratch), redis_url=redis.url, batch_size=batch_size, optimizer=optimizer
+                ) as service,
                 service.client() as client,
             ):
                 began, before = time.perf_counter(), learned(client)
@@ -94,45 +96,70 @@ def catching_up(batch_size: int, seconds: float) -> float:
             redis.kill()
 
 
-def rows(seconds: float) -> dict[tuple[str, str], tuple[int, Callable[[], float]]]:
-    """Return what is measured, by how examples come and how they are learned."""
+Row = tuple[str, str, str]
+"""How examples come, the optimizer, the batch size."""
 
-    def http(size: int, batch_size: int, kind: str = BYTES, **more: Any) -> Any:
-        return batch_size, partial(over_http, size, kind, seconds, batch_size=batch_size, **more)
 
-    def log(batch_size: int) -> Any:
-        return batch_size, partial(catching_up, batch_size, seconds)
+def rows(seconds: float) -> dict[Row, tuple[int, str, Callable[[], float]]]:
+    """Return what is measured, with the batch size and the optimizer of its bare fold."""
 
+    def row(what: str, batch_size: int, measure: Callable[..., float], optimizer: str) -> Any:
+        bound = partial(measure, batch_size=batch_size, optimizer=optimizer)
+        return (what, optimizer, f"{batch_size:,}"), (batch_size, optimizer, bound)
+
+    def http(
+        what: str,
+        size: int,
+        batch_size: int,
+        kind: str = BYTES,
+        optimizer: str = "funnel",
+        **more: Any,
+    ) -> Any:
+        return row(what, batch_size, partial(over_http, size, kind, seconds, **more), optimizer)
+
+    def log(batch_size: int, optimizer: str = "funnel") -> Any:
+        measure = partial(catching_up, seconds=seconds)
+        return row("XADD, 1,000 an entry, catching up", batch_size, measure, optimizer)
+
+    large = "safetensors, 1,000 a request"
     everysec = {"appendfsync": "everysec"}
-    return {
-        ("safetensors, 1 a request, 16 connections", "100"): http(1, 100, connections=16),
-        ("safetensors, 100 a request", "100"): http(100, 100),
-        ("safetensors, 1,000 a request", "100"): http(1000, 100),
-        ("safetensors, 1,000 a request, fsync everysec", "100"): http(1000, 100, **everysec),
-        ("safetensors, 1,000 a request", "1,000"): http(1000, 1000),
-        ("safetensors, 1,000 a request, fsync everysec", "1,000"): http(1000, 1000, **everysec),
-        ("JSON, 100 a request", "100"): http(100, 100, JSON),
-        ("XADD, 1,000 an entry, catching up", "100"): log(100),
-        ("XADD, 1,000 an entry, catching up", "1,000"): log(1000),
-    }
+    return dict(
+        (
+            http("safetensors, 1 a request, 16 connections", 1, 100, connections=16),
+            http("safetensors, 100 a request", 100, 100),
+            http(large, 1000, 100),
+            http(f"{large}, fsync everysec", 1000, 100, **everysec),
+            http(large, 1000, 1000),
+            http(f"{large}, fsync everysec", 1000, 1000, **everysec),
+            http("JSON, 100 a request", 100, 100, JSON),
+            log(100),
+            log(1000),
+            http(large, 1000, 100, optimizer="pool"),
+            http(large, 1000, 1000, optimizer="pool"),
+            log(1000, "pool"),
+        )
+    )
 
 
 def run(plan: Plan) -> str:
     """Measure every row, in turn within each round, and return the table."""
     taken = rows(plan.seconds)
-    bare: dict[int, list[float]] = {100: [], 1000: []}
-    found: dict[tuple[str, str], list[float]] = {key: [] for key in taken}
+    bare: dict[tuple[int, str], list[float]] = {
+        (size, optimizer): [] for size, optimizer, _ in taken.values()
+    }
+    found: dict[Row, list[float]] = {key: [] for key in taken}
     for _ in plan.rounds("learn"):
-        for batch_size, rates in bare.items():
-            rates.append(bare_fold(batch_size, plan.seconds))
-        for key, (_, measure) in taken.items():
+        for (size, optimizer), rates in bare.items():
+            rates.append(bare_fold(size, optimizer, plan.seconds))
+        for key, (_, _, measure) in taken.items():
             found[key].append(measure())
+    what = "bare fold: the same steps, no log, no HTTP"
     lines = [
-        ("bare fold: the same steps, no log, no HTTP", f"{size:,}", show(rates, ",.0f"), "1")
-        for size, rates in bare.items()
+        (what, optimizer, f"{size:,}", show(rates, ",.0f"), "1")
+        for (size, optimizer), rates in bare.items()
     ]
     lines += [
-        (*key, show(found[key], ",.0f"), ratios(found[key], bare[size]))
-        for key, (size, _) in taken.items()
+        (*key, show(found[key], ",.0f"), ratios(found[key], bare[size, optimizer]))
+        for key, (size, optimizer, _) in taken.items()
     ]
-    return table(("", "batch", "examples/s learned", "of the bare fold"), lines)
+    return table(("", "optimizer", "batch", "examples/s learned", "of the bare fold"), lines)

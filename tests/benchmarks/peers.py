@@ -97,7 +97,7 @@ def run(plan: Plan) -> str:
     own: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in peers}
     for _ in plan.rounds("peers"):
-        own.append(over_http(1000, BYTES, plan.seconds))
+        own.append(over_http(1000, BYTES, plan.seconds, optimizer="funnel"))
         for name, peer in peers.items():
             found[name].append(peer.rate(plan.seconds))
     lines = [("Funnel over HTTP: safetensors, 1,000 a request", show(own, ",.0f"), "1")]
