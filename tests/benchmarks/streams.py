@@ -21,6 +21,7 @@ from tqdm import tqdm
 from streams.batch import Batch
 from streams.catalog import IMAGE_STREAMS, get
 from streams.producer import HTTPTarget, produce
+from tests.benchmarks.measure import table
 from tests.service.harness import serving, wait_for
 
 GRID = (0.01, 0.03, 0.1, 0.3)
@@ -67,23 +68,15 @@ def main() -> int:
                     scores.setdefault(label, []).append(accuracy(batches, **setting))
                     bar.update()
             rows.append((name, {k: statistics.mean(v) for k, v in scores.items()}))
-    heads = ["pool", *(f"{lr:g}" for lr in GRID)]
-    print(
-        "| stream | the pool, default | one Funnel | AdaGrad, best | "
-        + " | ".join(heads[1:])
-        + " |"
-    )
-    print("|---" * (3 + len(heads)) + "|")
+    heads = ["pool", "funnel", "best", *(f"{lr:g}" for lr in GRID)]
     means: dict[str, list[float]] = {}
     for _, found in rows:
         found["best"] = max(found[f"{lr:g}"] for lr in GRID)
         for key, value in found.items():
             means.setdefault(key, []).append(value)
-    for name, found in [*rows, ("mean", {k: statistics.mean(v) for k, v in means.items()})]:
-        shown = " | ".join(f"{found[h]:.3f}" for h in heads[1:])
-        print(
-            f"| {name} | {found['pool']:.3f} | {found['funnel']:.3f} | {found['best']:.3f} | {shown} |"
-        )
+    rows.append(("mean", {k: statistics.mean(v) for k, v in means.items()}))
+    names = ("stream", "pool, the default", "one Funnel", "AdaGrad, best", *heads[3:])
+    print(table(names, [(name, *(f"{found[h]:.3f}" for h in heads)) for name, found in rows]))
     return 0
 
 
