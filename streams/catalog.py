@@ -290,8 +290,9 @@ SYNTHETIC: dict[str, tuple[int, int, int, Callable[[int, int], Any]]] = {
 }
 
 
-def _labelled(name: str, seed: int) -> Iterator[Batch]:
-    """Yield a whole set at once, shuffled."""
+def _labelled(name: str, seed: int, held: int | None) -> Iterator[Batch]:
+    """Yield a whole set at once, shuffled; nothing of it shifts."""
+    del held
     from river import datasets
 
     found = list(getattr(datasets, LABELLED[name][3])())
