@@ -1,5 +1,7 @@
 """Large JSON bodies are read in other processes, to the same bytes and with the same refusals."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +58,23 @@ def test_the_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None
         assert started
         service.kill()
     wait_for(lambda: not started & processes_naming("service.json_process"))
+
+
+def test_a_body_whose_reader_was_killed_is_to_be_sent_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as service, service.client() as client:
+        client.headers["Content-Type"] = "application/json"
+        assert client.post("/learn", content=body()).status_code == 202
+        for reader in processes_naming("service.json_process") & children(service.process.pid):
+            os.kill(reader, signal.SIGKILL)
+        refused = client.post("/learn", content=body())
+        assert refused.status_code == 503, refused.text
+        assert refused.json()["error"]["code"] == "reader_lost"
+        assert "Retry-After" in refused.headers
+        assert client.post("/learn", content=body()).status_code == 202
+        assert 'funnel_rejected_total{code="reader_lost"} 1.0' in client.get("/metrics").text
+
+
+def children(parent: int) -> set[int]:
+    """Return the processes that a process has started; Linux only."""
+    lists = Path(f"/proc/{parent}/task").glob("*/children")
+    return {int(child) for found in lists for child in found.read_text().split()}
