@@ -319,6 +319,7 @@ def is_it_healthy() -> Row:
             "Entries that cannot be decoded, batches that were not finite, batches that the guard "
             "on loss held back; all are named in funnel:{model}:dead. Good: 0.",
             Query(f"increase(funnel_dead_entries_total[{rate}])", "dead entries"),
+            Query(f"increase(funnel_webhook_failures_total[{rate}])", "drift events not posted"),
             Query(f"increase(funnel_nonfinite_batches_total[{rate}])", "non-finite batches"),
             Query(f"increase(funnel_quarantined_batches_total[{rate}])", "quarantined batches"),
             limits=(0, None), style=BARS,

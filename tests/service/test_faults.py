@@ -20,7 +20,7 @@ import torch
 from redis import Redis
 
 from service.fold import State, step
-from service.spec import Rates, Spec
+from service.settings import load_settings
 from tests.service.harness import (
     SAFETENSORS,
     RedisProcess,
@@ -88,11 +88,13 @@ def folded(batches: int) -> str:
     from service.checkpoint import Copy, Place
     from service.entries import ORIGIN, Position
 
-    state = State(Spec("logistic", 6, 3, (), "funnel", True, 0), Rates(0.03, 0.0, 0.03, 0.03), CPU)
+    settings, at = load_settings(SMALL), Position(ORIGIN)
+    state = State(settings.spec, settings.rates, CPU)
     torch.set_num_threads(1)
     for k in range(batches):
-        step(state, a_batch(k))
-    return Copy.of(state, Place("", 0, 0, Position(ORIGIN), 0, 0, 0, 0)).sha256()
+        batch = a_batch(k)
+        state.drift.note(step(state, batch), len(batch), state.examples, at)
+    return Copy.of(state, Place("", 0, 0, at, 0, 0, 0, 0)).sha256()
 
 
 def takes(world: World, k: int) -> bool:
