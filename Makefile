@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint audit fuzz install bench streams kill figure3 dashboards clean
+.PHONY: demo test lint audit fuzz install bench streams quality kill figure3 dashboards clean
 
 demo: install
 	$(BIN)/funnel demo
@@ -43,6 +43,10 @@ bench: install
 
 streams: install
 	$(BIN)/python -m tests.benchmarks.streams
+
+quality: install
+	-$(BIN)/pip install --quiet --editable '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.quality
 
 kill: install
 	$(BIN)/python -m tests.service.kill
