@@ -63,7 +63,7 @@ class Shadow:
 
 
 def some_experts(count: int) -> list[Expert]:
-    """Return so many of the default experts, spread evenly over their grid.
+    """Return so many of the default experts, spread evenly over them.
 
     >>> len(some_experts(4))
     4
