@@ -45,6 +45,11 @@ class Webhook:
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, follow_redirects=False) as client:
             while True:
                 await self._post(client, await self._queue.get())
+                self._queue.task_done()
+
+    async def settled(self) -> None:
+        """Wait until every queued event has been posted or given up; `run` must be running."""
+        await self._queue.join()
 
     async def _post(self, client: httpx.AsyncClient, event: dict[str, Any]) -> None:
         reason = ""
