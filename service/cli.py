@@ -1,7 +1,6 @@
 """The command ``funnel``."""
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
@@ -10,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from pydantic import SecretStr
 from tqdm import tqdm
 
@@ -213,7 +213,7 @@ def run_serve(options: argparse.Namespace) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    asyncio.run(serve(settings_of(options)))
+    uvloop.run(serve(settings_of(options)))
     return 0
 
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import uvloop
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -276,7 +277,7 @@ def run_demo(
     with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:
         settings = settings_in(Path(scratch))
         demo = Demo(stream, rate, settings, console, settings.seed)
-        asyncio.run(demo.run())
+        uvloop.run(demo.run())
     if demo.points:
         last = demo.points[-1]
         console.print(

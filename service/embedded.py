@@ -27,6 +27,9 @@ LOAD_SECONDS = 600.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.02
 RESTART_SECONDS = 1.0
+REWRITE_BYTES = 512 << 20
+"""Size of the append-only file from which it is rewritten without what was trimmed. At Valkey's own
+64 MB, and compressed, rewriting takes a quarter of two cores from a stream of images."""
 
 
 class ServerError(RuntimeError):
@@ -145,6 +148,7 @@ class EmbeddedServer:
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self.directory), "--logfile", str(self.directory / "valkey.log")),
             *("--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""),
+            *("--auto-aof-rewrite-min-size", str(REWRITE_BYTES), "--rdbcompression", "no"),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
             *("--pidfile", str(self.directory / "valkey.pid")),
         ]

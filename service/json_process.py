@@ -16,6 +16,7 @@ from struct import Struct
 
 import orjson
 
+from service.allocator import keep_freed_memory
 from streams.batch import Batch, InvalidBatchError
 from streams.json_batch import from_json, from_ndjson
 
@@ -144,4 +145,5 @@ def _serve(parent: socket.socket) -> None:
 
 if __name__ == "__main__":
     os.nice(NICENESS)
+    keep_freed_memory()
     _serve(socket.socket(fileno=os.dup(0)))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
+import uvloop
 from redis.exceptions import RedisError
 
 from service import detectors
@@ -171,7 +172,7 @@ class Learner:
     def _run(self) -> None:
         give_way()
         try:
-            asyncio.run(self._main())
+            uvloop.run(self._main())
         except BaseException as error:
             logger.exception("the learner failed")
             self._halt(error)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import uvicorn
 from fastapi import APIRouter
 
+from service.allocator import keep_freed_memory
 from service.app import create_app
 from service.connection import Connection
 from service.log import LogError
@@ -64,6 +65,7 @@ async def serve(
     Raises:
         LogError, OSError and those of `Service.start`: it could not be started.
     """
+    keep_freed_memory()
     service = Service(settings)
     server = Server(
         uvicorn.Config(

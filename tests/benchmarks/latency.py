@@ -42,7 +42,7 @@ WARM_SECONDS = 1.0
 """Of requests that do not count: a server's first answers are slower."""
 IDLE, PEER = "Funnel, idle", "LitServe, which does not learn"
 BUSY, LOG = "Funnel, learning flat out, senders pressing", "Funnel, learning its log flat out"
-LEARNED = 80_000
+LEARNED = 120_000
 """More examples a second than are learned: so many a second wait in the log."""
 
 

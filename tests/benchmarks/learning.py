@@ -47,7 +47,7 @@ def bare_fold(batch_size: int, optimizer: str, seconds: float) -> float:
     return (state.examples - before) / (time.perf_counter() - began)
 
 
-def over_http(size: int, kind: str, seconds: float, connections: int = 2, **settings: Any) -> float:
+def over_http(size: int, kind: str, seconds: float, connections: int = 4, **settings: Any) -> float:
     """Return examples a second: sent flat out for a while, until the last of them is learned."""
     bodies = encoded(batches(size)[:100] if kind == JSON else batches(size), kind)
     with (

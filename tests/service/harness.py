@@ -1,6 +1,5 @@
 """Real services in processes of their own, forked from one that has torch imported already."""
 
-import asyncio
 import contextlib
 import logging
 import multiprocessing
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvloop
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -54,7 +54,7 @@ def _serve(
         del os.environ[name]
     os.environ |= environment
     try:
-        asyncio.run(serve(load_settings(options), lambda _, url: pipe.send(url)))
+        uvloop.run(serve(load_settings(options), lambda _, url: pipe.send(url)))
     except Exception as error:
         logging.getLogger("funnel").exception("ended")
         with contextlib.suppress(OSError):
