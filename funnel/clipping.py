@@ -15,13 +15,17 @@ class NormCap:
     """Tracks a high quantile of log ‖g‖; on the device, nothing is read back.
 
     Args:
-        shape: () for one model, (K,) for K experts, each with a level of its own.
-        device: where norms will be.
+        level: log of the norm that nearly all recent ones stay under, changed in place; inf before
+            the first. 0-dim for one model, [K] for K experts.
     """
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        self.level = torch.full(shape, math.inf, device=device)
-        """Log of the norm that nearly all recent ones stay under; inf before the first."""
+    def __init__(self, level: Tensor) -> None:
+        self.level = level
+
+    @classmethod
+    def fresh(cls, shape: tuple[int, ...], device: torch.device) -> "NormCap":
+        """Return one that has seen nothing."""
+        return cls(torch.full(shape, math.inf, device=device))
 
     def factor(self, norm: Tensor) -> Tensor:
         """Return what to multiply a gradient of this norm with, at most 1."""

@@ -1,11 +1,13 @@
 """Different inner optimizers for experts that are stacked on a leading dimension."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from funnel.expert import Expert
 from funnel.interface import Inner, StateLists
 
 
@@ -15,11 +17,13 @@ class Grouped(Inner):
 
     runs: tuple[tuple[Inner, int], ...]
     """Inner optimizers, and how many experts in a row each has."""
+    first: int = 0
+    """Number of the first run, in the keys of the state."""
 
     def slices(self) -> Iterator[tuple[str, Inner, slice]]:
         """Yield the prefix of its state's keys, the inner optimizer, and its experts."""
         start = 0
-        for number, (inner, count) in enumerate(self.runs):
+        for number, (inner, count) in enumerate(self.runs, self.first):
             yield f"{number}.", inner, slice(start, start + count)
             start += count
 
@@ -49,3 +53,8 @@ class Grouped(Inner):
             for prefix, inner, own in self.slices()
         ]
         return [torch.cat(own) for own in zip(*parts, strict=True)] if parts[1:] else parts[0]
+
+
+def runs_of(experts: Sequence[Expert]) -> tuple[tuple[Inner, int], ...]:
+    """Return the inner optimizers of experts in a row, and how many in a row have each."""
+    return tuple((inner, len(list(run))) for inner, run in groupby(e.inner for e in experts))

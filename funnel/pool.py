@@ -11,14 +11,13 @@ expert is that Funnel, bit for bit.
     >>> inputs, labels = torch.rand(100, 784), torch.zeros(100, dtype=torch.int64)
     >>> seen = pool.observe(inputs, labels)
     >>> diverged = pool.weigh(seen, keep=torch.tensor(True))
-    >>> pool.step(seen.gradients, diverged)
+    >>> pool.step(inputs, labels, seen.gradients, diverged)
     >>> pool.predict(inputs).shape
     torch.Size([100, 10])
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, groupby
 from typing import NamedTuple, TypedDict
@@ -27,64 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from funnel import mixing
-from funnel.checks import check_number
 from funnel.clipping import NormCap
+from funnel.cohort import Cohort, Stack, cut, norms_of
+from funnel.expert import DEFAULT_EXPERTS, GAIN_BOUNDS, Expert
 from funnel.experts import Experts
 from funnel.grouped import Grouped
-from funnel.inner import SGD, Adagrad
-from funnel.interface import Inner, Rate
 from funnel.mixing import FixedShare
 from funnel.telemetry import TensorTelemetry, describe_stacked, mean_over_experts
 from funnel.traced import Traced
-from funnel.update import Alignment, Rates, State, Variant, step_
-
-BETA = 0.9
-"""Memory of the average that the gains compare with."""
-GAIN_BOUNDS = (math.log(1e-3), math.log(1e3))
-SCALE_BOUNDS = (math.log(1e-2), math.log(1e2))
-"""Ranges of log p and log s."""
-
-
-@dataclass(frozen=True)
-class Expert:
-    """Hyperparameters of one expert; see `funnel.Funnel`.
-
-    ``pull`` is the share of its way to the pool's weighted mean that its weights go after each
-    step: elastic averaging [S. Zhang, A. Choromanska, Y. LeCun, 'Deep learning with elastic
-    averaging SGD', 2015], towards those who are right now. Experts that are pulled profit at once
-    from whoever recovers first; experts that are not remember what they knew before a shift.
-    """
-
-    inner: Inner
-    lr: float
-    gain_lr: float
-    scale_lr: float
-    momentum: float = 0.0
-    pull: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.inner, Inner):
-            raise TypeError(f"Expert.inner must be a funnel.Inner, got {self.inner!r}")
-        check_number("Expert.lr", self.lr, low=0.0)
-        check_number("Expert.gain_lr", self.gain_lr, low=0.0)
-        check_number("Expert.scale_lr", self.scale_lr, low=0.0)
-        check_number("Expert.momentum", self.momentum, low=0.0, below=1.0)
-        check_number("Expert.pull", self.pull, low=0.0, high=1.0)
-
-
-ADAGRAD = Adagrad(initial_accumulator_value=0.01)
-_GRID: tuple[Expert, ...] = (
-    *(Expert(ADAGRAD, lr, gain_lr, 0.03) for lr in (0.003, 0.01) for gain_lr in (0.1, 0.3)),
-    *(Expert(ADAGRAD, lr, 0.03, 0.03) for lr in (0.01, 0.03)),
-    *(Expert(SGD(), lr, 0.01, 0.03) for lr in (0.03, 0.1, 0.3)),
-    *(Expert(SGD(), lr, 0.03, 0.03) for lr in (0.1, 0.3, 1.0)),
-    *(Expert(SGD(), lr, 0.03, 0.1) for lr in (0.03, 0.1, 0.3)),
-    Expert(SGD(), 0.03, 0.1, 0.1),
-)
-DEFAULT_EXPERTS: tuple[Expert, ...] = tuple(
-    replace(expert, pull=0.1 * (number % 2)) for number, expert in enumerate(_GRID)
-)
-"""Chosen on six streams; funnel/docs/pool.md says how, and what was tried beside them."""
+from funnel.update import Alignment, State
 
 
 class Observation(NamedTuple):
@@ -128,7 +78,8 @@ class Pool:
     Args:
         module: fp32, maps [n, features] to logits [n, classes]; every expert starts as it is.
         features: width of the inputs.
-        experts: their hyperparameters. Those with equal inner optimizers should stand together.
+        experts: their hyperparameters. Those with equal ``steps`` should stand together, and among
+            them those with equal inner optimizers.
         rate: how much an example's evidence weighs (see `funnel.mixing`).
         switch_rate: share of the weight that is dealt out anew per example.
 
@@ -153,14 +104,16 @@ class Pool:
         self.device = first.device
         self.on_host = first.device.type == "cpu"
         self.mixing = FixedShare(len(experts), first.device, rate, switch_rate)
-        self.cap = NormCap((len(experts),), first.device)
-        runs = [(inner, len(list(run))) for inner, run in groupby(e.inner for e in experts)]
-        self.inner = Grouped(tuple(runs))
+        self.cap = NormCap.fresh((len(experts),), first.device)
+        self.cohorts = list(_cohorts(module, experts, first.device))
+        self.inner = Grouped(tuple(run for cohort in self.cohorts for run in cohort.inner.runs))
         self.state, self.inner_state = self._fresh_state()
         self.alignment = Alignment(*([torch.zeros_like(s) for s in self.state.log_scale],) * 3)
         """Of the last step."""
-        self.rates = self._rates()
-        self.pulls = self._each("pull") if any(expert.pull for expert in experts) else None
+        whole = [cohort.steps == 1 for cohort in self.cohorts for _ in cohort.experts]
+        self._takes_it_whole = torch.tensor(whole, device=self.device)
+        pulls = torch.tensor([expert.pull for expert in experts], device=self.device)
+        self.pulls = pulls if any(expert.pull for expert in experts) else None
         self._traced = Traced(partial(_take, self), self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -195,8 +148,7 @@ class Pool:
             labels: int64 [n].
         """
         found = self.models.differentiate(self.parameters, self.buffers, inputs, labels)
-        norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in found.gradients]
-        norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        norm = norms_of(found.gradients)
         sums = found.losses.sum(dim=1)
         healthy = torch.isfinite(norm + found.training_losses + sums)
         log_weights = self.mixing.log_weights
@@ -224,27 +176,28 @@ class Pool:
         keep = keep & seen.healthy.any()
         learned = seen.healthy & keep
         self.mixing.update(seen.expert_losses, len(seen.losses), seen.healthy, keep)
-        factor = torch.where(learned, self.cap.factor(seen.norms), math.nan)
-        for gradient in seen.gradients:
-            gradient.mul_(factor.view([-1] + [1] * (gradient.dim() - 1)))
-        self.cap.update(seen.norms, learned)
+        cut(seen.gradients, torch.where(learned, self.cap.factor(seen.norms), math.nan))
+        self.cap.update(seen.norms, learned & self._takes_it_whole)
         return ~seen.healthy & keep
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], diverged: Tensor) -> None:
-        """Take one Funnel step, and restart the experts that have diverged.
+    def step(
+        self, inputs: Tensor, labels: Tensor, gradients: Sequence[Tensor], diverged: Tensor
+    ) -> None:
+        """Learn a batch, and restart the experts that have diverged.
 
         On a CPU not to be called for a batch that is not kept.
 
         Args:
+            inputs: fp32 [n, features].
+            labels: int64 [n].
             gradients: capped by `weigh`, [K, …], one for each parameter tensor.
             diverged: what `weigh` returned.
         """
         n = len(gradients)
         is_masked = not self.on_host or bool(diverged.any())
-        found = (partial(_take, self, skip_nonfinite=True) if is_masked else self._traced)(
-            *gradients
-        )
+        take = partial(_take, self, skip_nonfinite=True) if is_masked else self._traced
+        found = take(inputs, labels, *gradients)
         self.alignment = Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
         if is_masked:
             self._restart(diverged)
@@ -292,6 +245,24 @@ class Pool:
         each = [self.inner.init_state(p, p.dtype) for p in parameters]
         return state, {key: [own[key] for own in each] for key in each[0]}
 
+    def _stack(self, cohort: Cohort) -> Stack:
+        """Return a cohort's part of what learning changes; views made here can be traced."""
+        is_all = len(cohort.experts) == len(self.experts)
+
+        def part(tensor: Tensor) -> Tensor:
+            return tensor if is_all else tensor[cohort.own]
+
+        return Stack(
+            parameters=[part(p) for p in self.parameters.values()],
+            state=State(*([part(t) for t in field] for field in self.state)),
+            inner_state={
+                key: self.inner_state[key]
+                for key in self.inner_state
+                if key.startswith(cohort.prefixes)
+            },
+            level=part(self.cap.level),
+        )
+
     def _pull(self, learned: list[Tensor] | None = None) -> None:
         """Draw experts to the weighted mean: w_k ← w_k + pull_k (Σ v_j w_j - w_k).
 
@@ -302,7 +273,9 @@ class Pool:
             return
         weights = self.mixing.log_weights.exp()
         for i, parameter in enumerate(self.parameters.values()):
-            share = self.pulls[i] if learned is None else self.pulls[i] * learned[i]
+            share = self.pulls.view([-1] + [1] * (parameter.dim() - 1))
+            if learned is not None:
+                share = share * learned[i]
             parameter.add_(share * (mean_over_experts(parameter, weights) - parameter))
 
     def _restart(self, diverged: Tensor) -> None:
@@ -325,27 +298,15 @@ class Pool:
                 for tensor, blank in zip(self.inner_state[key], fresh[key], strict=True):
                     tensor.copy_(torch.where(bad.all(), blank, tensor[source]))
 
-    def _rates(self) -> Rates:
-        return Rates(
-            lr=self._rate("lr"),
-            momentum=self._rate("momentum"),
-            beta=BETA,
-            one_minus_beta=1.0 - BETA,
-            gain_lr=self._rate("gain_lr"),
-            scale_lr=self._rate("scale_lr"),
-            weight_decay=0.0,
-        )
 
-    def _rate(self, name: str) -> Rate:
-        """Return the number that all experts share, or for each parameter theirs, [K, 1, …, 1]."""
-        values = {getattr(expert, name) for expert in self.experts}
-        return float(values.pop()) if len(values) == 1 else self._each(name)
-
-    def _each(self, name: str) -> list[Tensor]:
-        """Return for each parameter the numbers of the experts, [K, 1, …, 1]."""
-        values = [getattr(expert, name) for expert in self.experts]
-        each = torch.tensor(values, device=self.device)
-        return [each.view([-1] + [1] * (p.dim() - 1)) for p in self.parameters.values()]
+def _cohorts(
+    module: nn.Module, experts: Sequence[Expert], device: torch.device
+) -> Iterator[Cohort]:
+    start = first = 0
+    for _, group in groupby(experts, key=lambda expert: expert.steps):
+        cohort = Cohort(module, list(group), start, first, device)
+        yield cohort
+        start, first = cohort.own.stop, first + len(cohort.inner.runs)
 
 
 def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
@@ -361,27 +322,17 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
     return mixing.mixed(log_weights, probabilities, healthy)
 
 
-def _take(pool: Pool, *gradients: Tensor, skip_nonfinite: bool = False) -> tuple[Tensor, ...]:
-    """Take the step, and return its alignment, flat."""
-    alignment = step_(
-        list(pool.parameters.values()),
-        list(gradients),
-        pool.state,
-        pool.inner,
-        pool.inner_state,
-        pool.rates,
-        Variant(
-            nesterov=False,
-            maximize=False,
-            normalize_gain=True,
-            normalize_scale=True,
-            gain_bounds=GAIN_BOUNDS,
-            scale_bounds=SCALE_BOUNDS,
-            decay_weights=False,
-            skip_nonfinite=skip_nonfinite,
-            stacked=True,
-        ),
-    )
+def _take(
+    pool: Pool, inputs: Tensor, labels: Tensor, *gradients: Tensor, skip_nonfinite: bool = False
+) -> tuple[Tensor, ...]:
+    """Take the steps of a batch, and return the last one's alignment, flat."""
+    each = [
+        cohort.learn(
+            pool._stack(cohort), inputs, labels, [g[cohort.own] for g in gradients], skip_nonfinite
+        )
+        for cohort in pool.cohorts
+    ]
     if not skip_nonfinite:
         pool._pull()
-    return tuple(chain.from_iterable(alignment))
+    flat = [list(chain.from_iterable(alignment)) for alignment in each]
+    return tuple(torch.cat(own) if own[1:] else own[0] for own in zip(*flat, strict=True))

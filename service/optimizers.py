@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
-from funnel.pool import DEFAULT_EXPERTS, Expert
+from funnel.expert import DEFAULT_EXPERTS, Expert
 from service.pooled import PoolTrack
 from service.single import SingleTrack
 from service.spec import Rates, Spec

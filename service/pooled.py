@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funnel.expert import Expert
 from funnel.experts import Experts
-from funnel.pool import Expert, Observation, Pool, predicted
+from funnel.pool import Observation, Pool, predicted
 from service.spec import Rates, Spec
 from service.track import Evaluate, Found, Track, TrackTelemetry
 
@@ -50,26 +51,28 @@ class PoolTrack(Track):
         return list(self.pool.buffers.values())
 
     def _look(self, prepared: Tensor, labels: Tensor) -> Found:
-        return self._found(self.pool.observe(prepared, labels))
+        return self._found(self.pool.observe(prepared, labels), prepared, labels)
 
     def _failed(self, scores: Tensor) -> Found:
         nan = scores.new_full((len(self.pool.experts),), torch.nan)
         gradients = [torch.zeros_like(p) for p in self.pool.parameters.values()]
         healthy = torch.zeros_like(nan, dtype=torch.bool)
-        return self._found(Observation(scores, scores[:, 0], nan, nan, healthy, gradients))
+        seen = Observation(scores, scores[:, 0], nan, nan, healthy, gradients)
+        return self._found(seen, scores, scores[:, 0].long())
 
-    def _found(self, seen: Observation) -> Found:
+    def _found(self, seen: Observation, prepared: Tensor, labels: Tensor) -> Found:
         finite = seen.healthy.any() & torch.isfinite(seen.losses).all()
-        return Found(seen.probabilities, seen.losses, finite, seen)
+        return Found(seen.probabilities, seen.losses, finite, (seen, prepared, labels))
 
     def _ready(self, found: Found, keep: Tensor) -> tuple[Tensor | None, ...]:
-        """Return which experts have diverged, then the gradients."""
-        return self.pool.weigh(found.rest, keep), *found.rest.gradients
+        """Return the batch, which experts have diverged, then the gradients."""
+        seen, prepared, labels = found.rest
+        return prepared, labels, self.pool.weigh(seen, keep), *seen.gradients
 
     def step(self, readied: Sequence[Tensor | None]) -> None:
         """See `Track.step`."""
-        diverged, *gradients = [t for t in readied if t is not None]
-        self.pool.step(gradients, diverged)
+        prepared, labels, diverged, *gradients = [t for t in readied if t is not None]
+        self.pool.step(prepared, labels, gradients, diverged)
 
     def frozen(self) -> dict[str, Tensor]:
         """See `Track.frozen`."""
@@ -110,5 +113,6 @@ def expert_name(expert: Expert) -> str:
     >>> expert_name(Expert(SGD(), lr=0.1, gain_lr=0.01, scale_lr=0.03))
     'SGD lr=0.1 gain_lr=0.01 scale_lr=0.03'
     """
-    rates = (f"{name}={getattr(expert, name):g}" for name in ("lr", "gain_lr", "scale_lr"))
+    names = ("lr", "gain_lr", "scale_lr", *(("steps",) if expert.steps > 1 else ()))
+    rates = (f"{name}={getattr(expert, name):g}" for name in names)
     return f"{type(expert.inner).__name__} {' '.join(rates)}"

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from funnel.pool import DEFAULT_EXPERTS
+from funnel.expert import DEFAULT_EXPERTS
 from service.optimizers import OPTIMIZERS, Shadow
 from service.spec import Rates, Spec
 

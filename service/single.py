@@ -45,7 +45,7 @@ class SingleTrack(Track):
             **self._rates(rates),
         )
         self.optimizer.allocate()
-        self.cap = NormCap((), device)
+        self.cap = NormCap.fresh((), device)
 
     def set_rates(self, rates: Rates) -> None:
         """See `Track.set_rates`."""

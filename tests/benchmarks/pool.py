@@ -15,7 +15,7 @@ from itertools import cycle
 
 import torch
 
-from funnel.pool import DEFAULT_EXPERTS
+from funnel.expert import DEFAULT_EXPERTS
 from service import models
 from service.fold import State, step
 from service.settings import Settings

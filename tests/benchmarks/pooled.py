@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from funnel.pool import DEFAULT_EXPERTS, Expert, Pool
+from funnel.expert import DEFAULT_EXPERTS, Expert
+from funnel.pool import Pool
 from funnel.traced import Traced
 from service.scoring import Scores
 from service.standardizer import Standardizer, clamped
@@ -47,18 +48,19 @@ class PoolLearner:
         if not self._started:
             self.standardizer.start(inputs)
             self._started = True
-        keep, accuracy, _, diverged, *gradients = self._observe(inputs, labels)
+        keep, accuracy, _, prepared, diverged, *gradients = self._observe(inputs, labels)
         if keep:
-            self.pool.step(gradients, diverged)
+            self.pool.step(prepared, labels, gradients, diverged)
         return float(accuracy)
 
     def observe(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Do what comes before the step; a function of tensors."""
         deviations = self.standardizer.deviations(inputs)
-        seen = self.pool.observe(clamped(deviations), labels)
+        prepared = clamped(deviations)
+        seen = self.pool.observe(prepared, labels)
         keep = torch.isfinite(seen.losses).all()
         diverged = self.pool.weigh(seen, keep)
         correct = seen.probabilities.argmax(dim=1) == labels
         self.scores.update(correct, seen.losses, labels, keep)
         self.standardizer.update(deviations, keep)
-        return keep, correct.float().mean(), seen.losses.mean(), diverged, *seen.gradients
+        return keep, correct.float().mean(), seen.losses.mean(), prepared, diverged, *seen.gradients

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from funnel import SGD, Adagrad, Expert
-from funnel.pool import DEFAULT_EXPERTS
+from funnel.expert import DEFAULT_EXPERTS
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
 def learn(pool: Pool, inputs: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
     seen = pool.observe(inputs, labels)
-    pool.step(seen.gradients, pool.weigh(seen, KEEP))
+    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, KEEP))
     return seen.losses
 
 
@@ -79,7 +79,7 @@ class Single:
     """A Funnel with the cap on its gradient, as the service runs it."""
 
     def __init__(self, module: nn.Module, expert: Expert) -> None:
-        self.module, self.cap = module, NormCap((), torch.device("cpu"))
+        self.module, self.cap = module, NormCap.fresh((), torch.device("cpu"))
         self.opt = Funnel(
             module.named_parameters(),
             expert.inner,
@@ -216,7 +216,7 @@ def test_observing_and_weighing_read_no_element_on_the_host() -> None:
         for _ in range(2):
             seen = pool.observe(inputs, labels)
             pool.weigh(seen, KEEP)
-            pool.step(seen.gradients, diverged)
+            pool.step(inputs, labels, seen.gradients, diverged)
             pool.predict(inputs)
     reads = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
     events = {e.key: e.count for e in recorded.key_averages()}

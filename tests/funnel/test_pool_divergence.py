@@ -35,7 +35,7 @@ def learn(pool: Pool, seed: int) -> Tensor:
     seen = pool.observe(*batch(seed))
     assert seen.probabilities.isfinite().all()
     diverged = pool.weigh(seen, KEEP)
-    pool.step(seen.gradients, diverged)
+    pool.step(*batch(seed), seen.gradients, diverged)
     return diverged
 
 
@@ -101,7 +101,7 @@ def test_a_batch_at_which_all_diverge_or_that_is_held_back_changes_nothing(keep:
     seen = pool.observe(inputs, labels)
     assert seen.probabilities.isfinite().all()
     assert seen.losses.isfinite().all() != keep
-    pool.step(seen.gradients, pool.weigh(seen, torch.tensor(keep)))
+    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, torch.tensor(keep)))
     counted = {k for k, v in pool.tensors().items() if k.endswith("nonfinite")}
     for name in counted:
         pool.tensors()[name].sub_(1)
@@ -115,8 +115,9 @@ def test_predictions_of_no_healthy_expert_are_uniform() -> None:
 
 def test_one_wild_batch_does_not_end_the_pool() -> None:
     pool = trained(hidden=True)
-    seen = pool.observe(1e18 * batch(9)[0], batch(9)[1])
-    pool.step(seen.gradients, pool.weigh(seen, KEEP))
+    inputs, labels = batch(9)
+    seen = pool.observe(1e18 * inputs, labels)
+    pool.step(1e18 * inputs, labels, seen.gradients, pool.weigh(seen, KEEP))
     for seed in range(10, 40):
         learn(pool, seed)
     assert everything(pool).isfinite().all()

@@ -41,7 +41,7 @@ def test_a_batch_that_is_not_kept_pulls_nobody() -> None:
         learn(pool, seed)
     before = {k: v.clone() for k, v in pool.tensors().items()}
     seen = pool.observe(*batch(9))
-    pool.step(seen.gradients, pool.weigh(seen, torch.tensor(False)))
+    pool.step(*batch(9), seen.gradients, pool.weigh(seen, torch.tensor(False)))
     changed = {k for k, v in pool.tensors().items() if not torch.equal(v, before[k])}
     assert {k.rpartition(".")[2] for k in changed} <= {"nonfinite"}
 

@@ -1,0 +1,63 @@
+"""One expert of a pool: its hyperparameters, and which experts the default pool has."""
+
+import math
+from dataclasses import dataclass, replace
+
+from funnel.checks import check_number
+from funnel.inner import SGD, Adagrad
+from funnel.interface import Inner
+
+BETA = 0.9
+"""Memory of the average that the gains compare with."""
+GAIN_BOUNDS = (math.log(1e-3), math.log(1e3))
+SCALE_BOUNDS = (math.log(1e-2), math.log(1e2))
+"""Ranges of log p and log s."""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Hyperparameters of one expert; see `funnel.Funnel`.
+
+    ``pull`` is the share of its way to the pool's weighted mean that its weights go after each
+    step: elastic averaging [S. Zhang, A. Choromanska, Y. LeCun, 'Deep learning with elastic
+    averaging SGD', 2015], towards those who are right now. Experts that are pulled profit at once
+    from whoever recovers first; experts that are not remember what they knew before a shift.
+
+    ``steps`` is how many steps it takes a batch: the batch is cut in so many pieces, and each is
+    learned with the weights that the one before left. Models other than linear layers with ReLU
+    between them take one: what normalizes over a batch is for whole ones.
+    """
+
+    inner: Inner
+    lr: float
+    gain_lr: float
+    scale_lr: float
+    momentum: float = 0.0
+    pull: float = 0.0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, Inner):
+            raise TypeError(f"Expert.inner must be a funnel.Inner, got {self.inner!r}")
+        check_number("Expert.lr", self.lr, low=0.0)
+        check_number("Expert.gain_lr", self.gain_lr, low=0.0)
+        check_number("Expert.scale_lr", self.scale_lr, low=0.0)
+        check_number("Expert.momentum", self.momentum, low=0.0, below=1.0)
+        check_number("Expert.pull", self.pull, low=0.0, high=1.0)
+        if type(self.steps) is not int or self.steps < 1:
+            raise ValueError(f"Expert.steps must be an integer of at least 1, got {self.steps!r}")
+
+
+ADAGRAD = Adagrad(initial_accumulator_value=0.01)
+_GRID: tuple[Expert, ...] = (
+    *(Expert(ADAGRAD, lr, gain_lr, 0.03) for lr in (0.003, 0.01) for gain_lr in (0.1, 0.3)),
+    *(Expert(ADAGRAD, lr, 0.03, 0.03) for lr in (0.01, 0.03)),
+    *(Expert(SGD(), lr, 0.01, 0.03) for lr in (0.03, 0.1, 0.3)),
+    *(Expert(SGD(), lr, 0.03, 0.03) for lr in (0.1, 0.3, 1.0)),
+    *(Expert(SGD(), lr, 0.03, 0.1) for lr in (0.03, 0.1, 0.3)),
+    Expert(SGD(), 0.03, 0.1, 0.1),
+)
+DEFAULT_EXPERTS: tuple[Expert, ...] = tuple(
+    replace(expert, pull=0.1 * (number % 2)) for number, expert in enumerate(_GRID)
+)
+"""Chosen on six streams; funnel/docs/pool.md says how, and what was tried beside them."""
