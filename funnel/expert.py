@@ -51,11 +51,13 @@ class Expert:
 ADAGRAD = Adagrad(initial_accumulator_value=0.01)
 _GRID: tuple[Expert, ...] = (
     *(Expert(ADAGRAD, lr, gain_lr, 0.03) for lr in (0.003, 0.01) for gain_lr in (0.1, 0.3)),
-    *(Expert(ADAGRAD, lr, 0.03, 0.03) for lr in (0.01, 0.03)),
-    *(Expert(SGD(), lr, 0.01, 0.03) for lr in (0.03, 0.1, 0.3)),
-    *(Expert(SGD(), lr, 0.03, 0.03) for lr in (0.1, 0.3, 1.0)),
-    *(Expert(SGD(), lr, 0.03, 0.1) for lr in (0.03, 0.1, 0.3)),
+    Expert(ADAGRAD, 0.01, 0.03, 0.03),
+    Expert(SGD(), 0.03, 0.03, 0.1),
+    Expert(SGD(), 0.1, 0.03, 0.03),
     Expert(SGD(), 0.03, 0.1, 0.1),
+    *(Expert(ADAGRAD, lr, 0.003, 0.003, steps=5) for lr in (0.03, 0.01)),
+    Expert(SGD(), 0.06, 0.003, 0.003, steps=5),
+    Expert(SGD(), 0.1, 0.01, 0.003, steps=5),
 )
 DEFAULT_EXPERTS: tuple[Expert, ...] = tuple(
     replace(expert, pull=0.1 * (number % 2)) for number, expert in enumerate(_GRID)

@@ -9,9 +9,15 @@ of n examples with labels y
 
 and α = 1 - (1 - σ)^n, so that a stream costs the same however it is cut: η, ``rate``, weighs the
 evidence of one example, and σ, ``switch_rate``, is the share of the weight that is dealt out anew
-per example, the prior chance that another expert is best from there on. At σ = 2.2e-3 a fifth is
-dealt out every 100 examples. No weight falls below α / K, so an expert comes back after about
-log(K / α) / (η d) examples on which it is better by d nats each.
+per example, the prior chance that another expert is best from there on. No weight falls below
+α / K, so an expert comes back after about log(K / α) / (η d) examples on which it is better by d
+nats each.
+
+Which σ is right depends on how often the stream shifts, so it is learned too, by Learn-α
+[C. Monteleoni, T. Jaakkola, 'Online learning of non-stationary sequences', NIPS 2003]: Fixed Share
+runs at each of some switch rates, and its mixtures are mixed in turn, with weights u that follow
+their losses as v follow the experts', shared at a rate of their own. At the rates of SWITCH_RATES
+2, 10 and 40 % of the weight are dealt out every 100 examples.
 
 η = 1 is Bayes' rule, under which the mixture's total loss exceeds that of any sequence of experts
 that switches m times in T examples by at most log K + m log(K / σ') + …, the entropy of the
@@ -23,6 +29,7 @@ back.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,8 +38,10 @@ from funnel.checks import check_number
 
 RATE = 0.2
 """η, in 1 / nat."""
-SWITCH_RATE = 2.2e-3
+SWITCH_RATES = (2e-4, 1e-3, 5e-3)
 """σ, per example."""
+RATE_SWITCH_RATE = 2e-4
+"""Share of u that is dealt out anew, per example."""
 
 
 class FixedShare:
@@ -42,7 +51,7 @@ class FixedShare:
         experts: K.
         device: where losses will be.
         rate: η in [0, 1].
-        switch_rate: σ in [0, 1).
+        switch_rates: each σ in [0, 1).
 
     Raises:
         TypeError, ValueError: an argument is outside its range; the message names it.
@@ -53,30 +62,60 @@ class FixedShare:
         experts: int,
         device: torch.device,
         rate: float = RATE,
-        switch_rate: float = SWITCH_RATE,
+        switch_rates: Sequence[float] = SWITCH_RATES,
     ) -> None:
         check_number("rate", rate, low=0.0, high=1.0)
-        check_number("switch_rate", switch_rate, low=0.0, below=1.0)
-        self.rate, self.switch_rate = rate, switch_rate
+        if not switch_rates:
+            raise ValueError("switch_rates must hold at least one")
+        for switch_rate in switch_rates:
+            check_number("switch_rates", switch_rate, low=0.0, below=1.0)
+        self.rate, n = rate, len(switch_rates)
+        self.log_kept = torch.tensor([math.log1p(-s) for s in switch_rates], device=device)[:, None]
+        """log(1 - σ), [A, 1]."""
         self.log_weights = torch.full((experts,), -math.log(experts), device=device)
-        """log v, fp32 [K], normalized up to rounding."""
+        """log Σ u v of the experts, fp32 [K], normalized up to rounding."""
+        self.log_weights_at = self.log_weights.repeat(n, 1)
+        """log v at each switch rate, [A, K]."""
+        self.log_rate_weights = torch.full((n,), -math.log(n), device=device)
+        """log u, [A]."""
 
-    def update(self, losses: Tensor, examples: int, healthy: Tensor, keep: Tensor) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state by name, the tensors themselves."""
+        return {
+            "log_weights": self.log_weights,
+            "log_weights_at": self.log_weights_at,
+            "log_rate_weights": self.log_rate_weights,
+        }
+
+    def update(self, losses: Tensor, healthy: Tensor, keep: Tensor) -> None:
         """Take the losses of a batch.
 
         Args:
-            losses: of each expert, summed over the batch [K], in nats.
-            examples: n, how many they are.
+            losses: of each expert and example [K, n], in nats.
             healthy: bool [K]; an expert that is not keeps only its share of the others' weight.
             keep: bool, 0-dim; where it is False nothing changes.
         """
-        evidence = torch.where(healthy, self.log_weights - self.rate * losses, -math.inf)
-        log_weights = evidence.log_softmax(dim=0)
-        kept = examples * math.log1p(-self.switch_rate)
-        if dealt := -math.expm1(kept):
-            share = torch.full_like(log_weights, math.log(dealt / len(log_weights)))
-            log_weights = torch.logaddexp(log_weights + kept, share)
-        self.log_weights.copy_(torch.where(keep, log_weights, self.log_weights))
+        n = losses.shape[1]
+        log_weights = self.log_weights_at
+        mixtures = torch.stack([mixed_losses(v, losses, healthy).sum() for v in log_weights])
+        log_rates = (self.log_rate_weights - self.rate * mixtures).log_softmax(dim=0)
+        log_rates = _shared(log_rates, n * log_rates.new_tensor(math.log1p(-RATE_SWITCH_RATE)))
+        own = losses.sum(dim=1)
+        evidence = torch.where(healthy, log_weights - self.rate * own, -math.inf)
+        log_weights = _shared(evidence.log_softmax(dim=1), n * self.log_kept)
+        mixture = torch.logsumexp(log_rates[:, None] + log_weights, dim=0)
+        for mine, new in (
+            (self.log_rate_weights, log_rates),
+            (self.log_weights_at, log_weights),
+            (self.log_weights, mixture),
+        ):
+            mine.copy_(torch.where(keep, new, mine))
+
+
+def _shared(log_weights: Tensor, log_kept: Tensor) -> Tensor:
+    """Share update along the last dimension: w ← (1 - α) w + α / K, with log(1 - α) given."""
+    dealt = (-torch.expm1(log_kept) / log_weights.shape[-1]).log()
+    return torch.logaddexp(log_weights + log_kept, dealt)
 
 
 def weights_of(log_weights: Tensor, healthy: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Observation(NamedTuple):
     losses: Tensor
     """Of the mixture, fp32 [n], in nats; not finite if no expert is healthy."""
     expert_losses: Tensor
-    """Summed over the batch, [K]."""
+    """Of each expert and example, [K, n], in nats."""
     norms: Tensor
     """‖g‖₂ of each expert, all tensors together, [K]."""
     healthy: Tensor
@@ -81,7 +81,7 @@ class Pool:
         experts: their hyperparameters. Those with equal ``steps`` should stand together, and among
             them those with equal inner optimizers.
         rate: how much an example's evidence weighs (see `funnel.mixing`).
-        switch_rate: share of the weight that is dealt out anew per example.
+        switch_rates: shares of the weight that are dealt out anew per example.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; the message names it.
@@ -93,7 +93,7 @@ class Pool:
         features: int,
         experts: Sequence[Expert] = DEFAULT_EXPERTS,
         rate: float = mixing.RATE,
-        switch_rate: float = mixing.SWITCH_RATE,
+        switch_rates: Sequence[float] = mixing.SWITCH_RATES,
     ) -> None:
         if not experts:
             raise ValueError("a pool needs at least one expert")
@@ -103,7 +103,7 @@ class Pool:
         first = next(iter(self.parameters.values()))
         self.device = first.device
         self.on_host = first.device.type == "cpu"
-        self.mixing = FixedShare(len(experts), first.device, rate, switch_rate)
+        self.mixing = FixedShare(len(experts), first.device, rate, switch_rates)
         self.cap = NormCap.fresh((len(experts),), first.device)
         self.cohorts = list(_cohorts(module, experts, first.device))
         self.inner = Grouped(tuple(run for cohort in self.cohorts for run in cohort.inner.runs))
@@ -122,7 +122,8 @@ class Pool:
         A state is saved by copying them, and resumed bit for bit by copying into them.
         """
         named = {f"model.{k}": v for k, v in (self.parameters | self.buffers).items()}
-        named |= {"mixing.log_weights": self.mixing.log_weights, "norm_level": self.cap.level}
+        named |= {f"mixing.{k}": v for k, v in self.mixing.tensors().items()}
+        named["norm_level"] = self.cap.level
         for i, name in enumerate(self.parameters):
             own = {field: getattr(self.state, field)[i] for field in State._fields}
             own |= {f"inner.{key}": tensors[i] for key, tensors in self.inner_state.items()}
@@ -149,13 +150,12 @@ class Pool:
         """
         found = self.models.differentiate(self.parameters, self.buffers, inputs, labels)
         norm = norms_of(found.gradients)
-        sums = found.losses.sum(dim=1)
-        healthy = torch.isfinite(norm + found.training_losses + sums)
+        healthy = torch.isfinite(norm + found.training_losses + found.losses.sum(dim=1))
         log_weights = self.mixing.log_weights
         return Observation(
             mixing.mixed(log_weights, found.probabilities, healthy),
             mixing.mixed_losses(log_weights, found.losses, healthy),
-            sums,
+            found.losses,
             norm,
             healthy,
             found.gradients,
@@ -175,7 +175,7 @@ class Pool:
         """
         keep = keep & seen.healthy.any()
         learned = seen.healthy & keep
-        self.mixing.update(seen.expert_losses, len(seen.losses), seen.healthy, keep)
+        self.mixing.update(seen.expert_losses, seen.healthy, keep)
         cut(seen.gradients, torch.where(learned, self.cap.factor(seen.norms), math.nan))
         self.cap.update(seen.norms, learned & self._takes_it_whole)
         return ~seen.healthy & keep

@@ -57,7 +57,8 @@ class PoolTrack(Track):
         nan = scores.new_full((len(self.pool.experts),), torch.nan)
         gradients = [torch.zeros_like(p) for p in self.pool.parameters.values()]
         healthy = torch.zeros_like(nan, dtype=torch.bool)
-        seen = Observation(scores, scores[:, 0], nan, nan, healthy, gradients)
+        losses = nan[:, None].expand(-1, len(scores))
+        seen = Observation(scores, scores[:, 0], losses, nan, healthy, gradients)
         return self._found(seen, scores, scores[:, 0].long())
 
     def _found(self, seen: Observation, prepared: Tensor, labels: Tensor) -> Found:

@@ -1,6 +1,6 @@
 """What a pool costs: observe and step of K experts, as a multiple of one expert.
 
-    python -m tests.benchmarks.pool [--experts 16,20,24] [--batch 100] [--rounds 15]
+    python -m tests.benchmarks.pool [--experts 1,4,12] [--batch 100] [--rounds 15]
 
 Logistic regression, 784 inputs and 10 classes, one thread. A turn is observing (standardize, score,
 differentiate, cap) and the update, both traced, as the service does for a plain model on a CPU.
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--experts", default=f"1,16,{len(DEFAULT_EXPERTS)}")
+    parser.add_argument("--experts", default=f"1,4,{len(DEFAULT_EXPERTS)}")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from funnel import SGD, Adagrad, Expert
 from funnel.expert import DEFAULT_EXPERTS
@@ -12,7 +13,7 @@ class Candidate:
     """Experts, and arguments of `funnel.pool.Pool` other than its own defaults."""
 
     experts: tuple[Expert, ...]
-    mixing: dict[str, float] = field(default_factory=dict)
+    mixing: dict[str, Any] = field(default_factory=dict)
 
 
 def adagrad(lrs: Iterable[float], gain_lrs: Iterable[float]) -> tuple[Expert, ...]:
@@ -30,7 +31,7 @@ def sgd(
 ADAGRAD16 = adagrad((0.003, 0.01, 0.03, 0.1), (0.01, 0.03, 0.1, 0.3))
 ADAGRAD4 = adagrad((0.003, 0.01), (0.1, 0.3))
 SGD4 = (0.03, 0.1, 0.3, 1.0)
-LESS_SHARING = {"switch_rate": 1e-3}
+LESS_SHARING = {"switch_rates": (1e-3,)}
 
 POOLS = {
     "default": Candidate(DEFAULT_EXPERTS),

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.service [--only learn peers latency memory recovery]
 
-Logistic regression 784 × 10 on the stream `abrupt`, single Funnel (and the pool of 16 where it says
+Logistic regression 784 × 10 on the stream `abrupt`, single Funnel (and the pool where it says
 so), one thread. All that is
 compared is measured in turn within each round, so that noise hits all alike; given are median
 (lowest to highest), of ratios too, each of one round.
