@@ -29,7 +29,7 @@ TURNS = 60
 
 def single(batch_size: int) -> Callable[[], object]:
     """Return a turn of the service's single Funnel."""
-    defaults = Settings.model_construct()
+    defaults = Settings.model_construct(optimizer="funnel")
     state = State(defaults.spec, defaults.rates, torch.device("cpu"))
     found = cycle(batches(batch_size)[:100])
     return lambda: step(state, next(found))
