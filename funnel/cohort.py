@@ -63,8 +63,8 @@ class Cohort:
     ) -> Alignment:
         """Take the steps of a batch, and return the alignment of the last.
 
-        An expert that is no longer finite after one of several steps goes on so, until it is found
-        and restarted at the next batch.
+        An expert whose gradient is not finite after one of several steps takes no more of them; it
+        is restarted at the next batch.
 
         Args:
             stack: their tensors, changed in place.
@@ -83,6 +83,9 @@ class Cohort:
             norm = norms_of(found)
             cut(found, torch.where(learns, cap.factor(norm), math.nan))
             cap.update(norm, learns & torch.isfinite(norm))
+            if not skip_nonfinite:
+                for gradient in found:
+                    gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
             alignment = self._step(stack, found, skip_nonfinite)
         return alignment
 

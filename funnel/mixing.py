@@ -72,6 +72,7 @@ class FixedShare:
         self.rate, n = rate, len(switch_rates)
         self.log_kept = torch.tensor([math.log1p(-s) for s in switch_rates], device=device)[:, None]
         """log(1 - σ), [A, 1]."""
+        self.log_rates_kept = torch.tensor(math.log1p(-RATE_SWITCH_RATE), device=device)
         self.log_weights = torch.full((experts,), -math.log(experts), device=device)
         """log Σ u v of the experts, fp32 [K], normalized up to rounding."""
         self.log_weights_at = self.log_weights.repeat(n, 1)
@@ -99,7 +100,7 @@ class FixedShare:
         log_weights = self.log_weights_at
         mixtures = torch.stack([mixed_losses(v, losses, healthy).sum() for v in log_weights])
         log_rates = (self.log_rate_weights - self.rate * mixtures).log_softmax(dim=0)
-        log_rates = _shared(log_rates, n * log_rates.new_tensor(math.log1p(-RATE_SWITCH_RATE)))
+        log_rates = _shared(log_rates, n * self.log_rates_kept)
         own = losses.sum(dim=1)
         evidence = torch.where(healthy, log_weights - self.rate * own, -math.inf)
         log_weights = _shared(evidence.log_softmax(dim=1), n * self.log_kept)

@@ -68,7 +68,22 @@ def test_a_batch_that_is_not_learned_moves_nobody(keep: bool) -> None:
         assert torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("on_host", [False, True])
+def test_an_expert_that_overflows_between_its_steps_makes_no_weight_nan(on_host: bool) -> None:
+    wild = replace(EXPERTS[0], lr=1e38, steps=STEPS)
+    experts = [EXPERTS[0], replace(EXPERTS[0], pull=0.1), wild]
+    pool = Pool(made("logistic"), FEATURES, experts)
+    pool.on_host = on_host
+    found = list(batches(2))
+    learn(pool, *found[0])
+    assert all(parameter.isfinite().all() for parameter in pool.parameters.values())
+    seen = pool.observe(*found[1])
+    assert not seen.healthy[2]
+    assert seen.healthy[0]
+    assert seen.probabilities.isfinite().all()
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True])
 def test_steps_are_a_whole_number_above_zero(steps: object) -> None:
     with pytest.raises(ValueError, match=r"Expert\.steps must be an integer of at least 1"):
-        replace(EXPERTS[0], steps=steps)  # type: ignore[arg-type]
+        replace(EXPERTS[0], steps=steps)
