@@ -6,6 +6,9 @@ shorter, and is a plain function of tensors that can be traced.
 K experts, models of one shape side by side, all see the same inputs. So their first layers are one
 layer that is K times as wide, and only deeper ones are products in batches. Each expert's result is
 that of a model alone; for one expert they agree bit for bit.
+
+What a layer gives is kept as [K, out, n], examples last: sums over few classes are then sums of
+long rows, and no product needs a copy.
 """
 
 from collections.abc import Sequence
@@ -58,11 +61,11 @@ def differentiate(
     """
     layers = _layers([p[None] for p in parameters])
     outputs = _forward(layers, inputs)
-    logits = outputs.pop()[0]
+    logits = outputs.pop()
     log_odds = logits.log_softmax(dim=1)
     losses = _own_losses(log_odds, labels)
-    gradients = _backward(layers, inputs, outputs, _error(log_odds.exp_(), labels)[None])
-    return logits, losses, [g[0] for g in gradients]
+    gradients = _backward(layers, inputs, outputs, _error(log_odds.exp_(), labels))
+    return logits[0].t(), losses[0], [g[0] for g in gradients]
 
 
 def differentiate_experts(
@@ -77,16 +80,26 @@ def differentiate_experts(
     """
     layers = _layers(parameters)
     outputs = _forward(layers, inputs)
-    log_odds = outputs.pop().log_softmax(dim=-1)
+    log_odds = outputs.pop().log_softmax(dim=1)
     losses = _own_losses(log_odds, labels)
     probabilities = log_odds.exp_()
     gradients = _backward(layers, inputs, outputs, _error(probabilities.clone(), labels))
-    return Differentiated(probabilities, losses, losses.mean(dim=-1), gradients)
+    return Differentiated(probabilities.mT, losses, losses.mean(dim=-1), gradients)
+
+
+def expert_gradients(
+    parameters: Sequence[Tensor], inputs: Tensor, labels: Tensor
+) -> list[Tensor]:
+    """Return the gradients of K experts alone; arguments as above."""
+    layers = _layers(parameters)
+    outputs = _forward(layers, inputs)
+    error = _error(outputs.pop().softmax(dim=1), labels)
+    return _backward(layers, inputs, outputs, error)
 
 
 def expert_logits(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
     """Return the logits of K experts, [K, n, classes]; arguments as above."""
-    return _forward(_layers(parameters), inputs)[-1]
+    return _forward(_layers(parameters), inputs)[-1].mT
 
 
 def _layers(parameters: Sequence[Tensor]) -> Layers:
@@ -94,41 +107,39 @@ def _layers(parameters: Sequence[Tensor]) -> Layers:
 
 
 def _forward(layers: Layers, inputs: Tensor) -> list[Tensor]:
-    """Return what each layer gives, [K, n, out]; after ReLU, except for the last."""
+    """Return what each layer gives, [K, out, n]; after ReLU, except for the last."""
     (weight, bias), *deeper = layers
-    wide = inputs @ weight.flatten(0, 1).t() + bias.flatten()
-    outputs = [wide.unflatten(1, bias.shape).transpose(0, 1)]
+    wide = torch.addmm(bias.flatten()[:, None], weight.flatten(0, 1), inputs.t())
+    outputs = [wide.unflatten(0, bias.shape)]
     for weight, bias in deeper:
-        outputs.append(outputs[-1].relu_() @ weight.mT + bias[:, None])
+        outputs.append(torch.baddbmm(bias[:, :, None], weight, outputs[-1].relu_()))
     return outputs
 
 
 def _backward(
     layers: Layers, inputs: Tensor, hidden: Sequence[Tensor], error: Tensor
 ) -> list[Tensor]:
-    """Return the gradients, from those by the logits, ``error`` [K, n, classes]."""
+    """Return the gradients, from those by the logits, ``error`` [K, classes, n]."""
     gradients: list[Tensor] = []
     for (weight, _), below in zip(reversed(layers[1:]), reversed(hidden), strict=True):
-        gradients += [error.sum(dim=1), error.mT @ below]
-        error = (error @ weight) * (below > 0)
-    experts, n, width = error.shape
-    wide = error.transpose(0, 1).reshape(n, experts * width)
-    by_weight = wide.t() @ inputs
-    gradients += [wide.sum(dim=0).view(experts, width), by_weight.view(experts, width, -1)]
+        gradients += [error.sum(dim=2), error @ below.mT]
+        error = (weight.mT @ error) * (below > 0)
+    by_weight = error.flatten(0, 1) @ inputs
+    gradients += [error.sum(dim=2), by_weight.unflatten(0, error.shape[:2])]
     return gradients[::-1]
 
 
 def _own_losses(log_odds: Tensor, labels: Tensor) -> Tensor:
-    return -log_odds.gather(-1, _as_index(labels, log_odds))[..., 0]
+    return -log_odds.gather(1, _as_index(labels, log_odds))[:, 0]
 
 
 def _error(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Return the gradient of the mean loss by the logits, in the place of the probabilities."""
     own = _as_index(labels, probabilities)
-    probabilities.scatter_add_(-1, own, torch.full_like(own, -1, dtype=probabilities.dtype))
+    probabilities.scatter_add_(1, own, probabilities.new_full((), -1.0).expand(own.shape))
     return probabilities.div_(len(labels))
 
 
 def _as_index(labels: Tensor, like: Tensor) -> Tensor:
-    """Return the labels [n] as an index into the last dimension of [..., n, classes]."""
-    return labels[:, None].expand(*like.shape[:-1], 1)
+    """Return the labels [n] as an index into the classes of [K, classes, n]."""
+    return labels.expand(len(like), 1, -1)

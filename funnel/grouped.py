@@ -1,7 +1,7 @@
 """Different inner optimizers for experts that are stacked on a leading dimension."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -19,6 +19,8 @@ class Grouped(Inner):
     """Inner optimizers, and how many experts in a row each has."""
     first: int = 0
     """Number of the first run, in the keys of the state."""
+    walked: Mapping[str, list[Tensor]] = field(default_factory=dict)
+    """g̃ of runs that have it already, by prefix; see `funnel.walk`."""
 
     def slices(self) -> Iterator[tuple[str, Inner, slice]]:
         """Yield the prefix of its state's keys, the inner optimizer, and its experts."""
@@ -44,7 +46,8 @@ class Grouped(Inner):
     ) -> list[Tensor]:
         """Precondition each run, and put the results side by side."""
         parts = [
-            inner.precondition(
+            self.walked.get(prefix)
+            or inner.precondition(
                 [g[own] for g in grads],
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
                 [t[own] for t in step],
@@ -56,5 +59,7 @@ class Grouped(Inner):
 
 
 def runs_of(experts: Sequence[Expert]) -> tuple[tuple[Inner, int], ...]:
-    """Return the inner optimizers of experts in a row, and how many in a row have each."""
-    return tuple((inner, len(list(run))) for inner, run in groupby(e.inner for e in experts))
+    """Return the inner optimizers of experts in a row, and how many in a row have each.
+
+    Experts of other steps are another run."""
+    return tuple((inner, len(list(run))) for (inner, _), run in groupby((e.inner, e.steps) for e in experts))

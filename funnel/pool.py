@@ -27,14 +27,28 @@ from torch import Tensor, nn
 
 from funnel import mixing
 from funnel.clipping import NormCap
-from funnel.cohort import Cohort, Stack, cut, norms_of
-from funnel.expert import DEFAULT_EXPERTS, GAIN_BOUNDS, Expert
+from funnel.expert import BETA, DEFAULT_EXPERTS, GAIN_BOUNDS, SCALE_BOUNDS, Expert
 from funnel.experts import Experts
-from funnel.grouped import Grouped
+from funnel.grouped import Grouped, runs_of
+from funnel.interface import Rate
 from funnel.mixing import FixedShare
 from funnel.telemetry import TensorTelemetry, describe_stacked, mean_over_experts
 from funnel.traced import Traced
-from funnel.update import Alignment, State
+from funnel.update import Alignment, Rates, State, Variant, step_
+from funnel.walk import Walk, cut, norms_of
+
+
+VARIANT = Variant(
+    nesterov=False,
+    maximize=False,
+    normalize_gain=True,
+    normalize_scale=True,
+    gain_bounds=GAIN_BOUNDS,
+    scale_bounds=SCALE_BOUNDS,
+    decay_weights=False,
+    skip_nonfinite=False,
+    stacked=True,
+)
 
 
 class Observation(NamedTuple):
@@ -105,13 +119,15 @@ class Pool:
         self.on_host = first.device.type == "cpu"
         self.mixing = FixedShare(len(experts), first.device, rate, switch_rates)
         self.cap = NormCap.fresh((len(experts),), first.device)
-        self.cohorts = list(_cohorts(module, experts, first.device))
-        self.inner = Grouped(tuple(run for cohort in self.cohorts for run in cohort.inner.runs))
+        self.inner = Grouped(runs_of(experts))
+        self.rates = self._rates()
+        self.walks = list(_walks(self.experts, self.rates.lr)) if self.models.is_plain else []
         self.state, self.inner_state = self._fresh_state()
         self.alignment = Alignment(*([torch.zeros_like(s) for s in self.state.log_scale],) * 3)
         """Of the last step."""
-        whole = [cohort.steps == 1 for cohort in self.cohorts for _ in cohort.experts]
-        self._takes_it_whole = torch.tensor(whole, device=self.device)
+        self._takes_it_whole = torch.ones(len(experts), dtype=torch.bool, device=self.device)
+        for walk in self.walks:
+            self._takes_it_whole[walk.own] = False
         pulls = torch.tensor([expert.pull for expert in experts], device=self.device)
         self.pulls = pulls if any(expert.pull for expert in experts) else None
         self._traced = Traced(partial(_take, self), self.tensors().values())
@@ -196,7 +212,7 @@ class Pool:
         """
         n = len(gradients)
         is_masked = not self.on_host or bool(diverged.any())
-        take = partial(_take, self, skip_nonfinite=True) if is_masked else self._traced
+        take = partial(_take, self, is_masked=True) if is_masked else self._traced
         found = take(inputs, labels, *gradients)
         self.alignment = Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
         if is_masked:
@@ -245,22 +261,23 @@ class Pool:
         each = [self.inner.init_state(p, p.dtype) for p in parameters]
         return state, {key: [own[key] for own in each] for key in each[0]}
 
-    def _stack(self, cohort: Cohort) -> Stack:
-        """Return a cohort's part of what learning changes; views made here can be traced."""
-        is_all = len(cohort.experts) == len(self.experts)
+    def _rates(self) -> Rates:
+        def rate(name: str) -> Rate:
+            """Return the number that all share, or for each parameter theirs, [K, 1, …, 1]."""
+            values = [getattr(expert, name) for expert in self.experts]
+            if len(set(values)) == 1:
+                return float(values[0])
+            each = torch.tensor(values, device=self.device)
+            return [each.view([-1] + [1] * (p.dim() - 1)) for p in self.parameters.values()]
 
-        def part(tensor: Tensor) -> Tensor:
-            return tensor if is_all else tensor[cohort.own]
-
-        return Stack(
-            parameters=[part(p) for p in self.parameters.values()],
-            state=State(*([part(t) for t in field] for field in self.state)),
-            inner_state={
-                key: self.inner_state[key]
-                for key in self.inner_state
-                if key.startswith(cohort.prefixes)
-            },
-            level=part(self.cap.level),
+        return Rates(
+            lr=rate("lr"),
+            momentum=rate("momentum"),
+            beta=BETA,
+            one_minus_beta=1.0 - BETA,
+            gain_lr=rate("gain_lr"),
+            scale_lr=rate("scale_lr"),
+            weight_decay=0.0,
         )
 
     def _pull(self, learned: list[Tensor] | None = None) -> None:
@@ -299,14 +316,13 @@ class Pool:
                     tensor.copy_(torch.where(bad.all(), blank, tensor[source]))
 
 
-def _cohorts(
-    module: nn.Module, experts: Sequence[Expert], device: torch.device
-) -> Iterator[Cohort]:
-    start = first = 0
-    for _, group in groupby(experts, key=lambda expert: expert.steps):
-        cohort = Cohort(module, list(group), start, first, device)
-        yield cohort
-        start, first = cohort.own.stop, first + len(cohort.inner.runs)
+def _walks(experts: Sequence[Expert], lr: Rate) -> Iterator[Walk]:
+    start = first_run = 0
+    for steps, group in groupby(experts, key=lambda expert: expert.steps):
+        walk = Walk(list(group), start, first_run, lr)
+        start, first_run = walk.own.stop, first_run + len(walk.inner.runs)
+        if steps > 1:
+            yield walk
 
 
 def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
@@ -323,16 +339,31 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
 
 
 def _take(
-    pool: Pool, inputs: Tensor, labels: Tensor, *gradients: Tensor, skip_nonfinite: bool = False
+    pool: Pool, inputs: Tensor, labels: Tensor, *gradients: Tensor, is_masked: bool = False
 ) -> tuple[Tensor, ...]:
-    """Take the steps of a batch, and return the last one's alignment, flat."""
-    each = [
-        cohort.learn(
-            pool._stack(cohort), inputs, labels, [g[cohort.own] for g in gradients], skip_nonfinite
+    """Take the step of a batch, and return its alignment, flat."""
+    parameters, walked = list(pool.parameters.values()), {}
+    learns = torch.isfinite(norms_of(gradients)) if pool.walks else None
+    for walk in pool.walks:
+        walked |= walk.take(
+            parameters,
+            pool.state,
+            pool.inner_state,
+            pool.cap.level,
+            inputs,
+            labels,
+            learns,
+            is_masked,
         )
-        for cohort in pool.cohorts
-    ]
-    if not skip_nonfinite:
+    alignment = step_(
+        parameters,
+        list(gradients),
+        pool.state,
+        Grouped(pool.inner.runs, walked=walked),
+        pool.inner_state,
+        pool.rates,
+        VARIANT._replace(skip_nonfinite=is_masked),
+    )
+    if not is_masked:
         pool._pull()
-    flat = [list(chain.from_iterable(alignment)) for alignment in each]
-    return tuple(torch.cat(own) if own[1:] else own[0] for own in zip(*flat, strict=True))
+    return tuple(chain.from_iterable(alignment))

@@ -124,7 +124,7 @@ def gain_normalized_(
     sgn(m̃) = sgn(m): no bias correction is needed. Two signs, because the sign of a product would
     be lost where the product underflows.
     """
-    agreement = lists.mul(lists.sign(grads), lists.sign(precond_ema))
+    agreement = lists.mul_(lists.sign(grads), lists.sign(precond_ema))
     _exponentiated_gradient_(log_gain, agreement, gain_lr, bounds)
 
 
@@ -151,17 +151,13 @@ def _exponentiated_gradient_(
     log_weight: list[Tensor], ascent: list[Tensor], rate: Rate, bounds: Bounds
 ) -> None:
     """EGU [Kivinen & Warmuth 1997] in the log domain, then the clamp to ``bounds`` (logarithms)."""
-    lists.add_(log_weight, lists.mul(ascent, rate))
-    lists.clamp_min_(log_weight, bounds[0])
-    lists.clamp_max_(log_weight, bounds[1])
+    lists.add_scaled_(log_weight, ascent, rate)
+    lists.clamp_(log_weight, *bounds)
 
 
-def precond_ema_(
-    precond_ema: list[Tensor], precond: list[Tensor], beta: Rate, one_minus_beta: Rate
-) -> None:
-    """EMA of the preconditioned gradients (Algorithm 1): m ← β m + (1-β) g̃."""
-    lists.mul_(precond_ema, beta)
-    lists.add_(precond_ema, lists.mul(precond, one_minus_beta))
+def precond_ema_(precond_ema: list[Tensor], precond: list[Tensor], one_minus_beta: Rate) -> None:
+    """EMA of the preconditioned gradients (Algorithm 1): m ← β m + (1-β) g̃ = m + (1-β) (g̃ - m)."""
+    lists.lerp_(precond_ema, precond, one_minus_beta)
 
 
 def bias_correction(step: list[Tensor], beta: Rate, dtype: torch.dtype) -> list[Tensor]:
@@ -180,6 +176,9 @@ def gained_step(log_gain: list[Tensor], precond: list[Tensor], lr: Rate) -> list
 
 def velocity_(velocity: list[Tensor], gained: list[Tensor], momentum: Rate) -> None:
     """Eq. (3), first line: ν ← μ ν + η (p ⊙ g̃)."""
+    if isinstance(momentum, float) and momentum == 0.0:
+        lists.copy_(velocity, gained)
+        return
     lists.mul_(velocity, momentum)
     lists.add_(velocity, gained)
 
@@ -192,6 +191,9 @@ def parameter_(
     The change is summed in the dtype of ``direction`` and rounded to w's own precision once.
     Weight decay is decoupled [Loshchilov & Hutter 2019] and not scaled by s.
     """
+    if decay is None and params[0].dtype == direction[0].dtype:
+        lists.sub_product_(params, direction, scale)
+        return
     change = lists.mul(direction, scale)
     if decay is not None:
         weights = [w.to(d.dtype) for w, d in zip(params, direction, strict=True)]
@@ -242,12 +244,7 @@ def step_(
         scale_normalized_(state.log_scale, alignment.cosine, scale_lr, variant.scale_bounds)
     else:
         scale_(state.log_scale, alignment.inner_product, scale_lr, variant.scale_bounds)
-    precond_ema_(
-        state.precond_ema,
-        precond,
-        masked(rates.beta, active, idle=1.0),
-        masked(rates.one_minus_beta, active),
-    )
+    precond_ema_(state.precond_ema, precond, masked(rates.one_minus_beta, active))
     gained = gained_step(state.log_gain, precond, masked(rates.lr, active))
     velocity_(state.velocity, gained, masked(rates.momentum, active, idle=1.0))
     direction = state.velocity
