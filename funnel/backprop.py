@@ -88,13 +88,27 @@ def differentiate_experts(
 
 
 def expert_gradients(
-    parameters: Sequence[Tensor], inputs: Tensor, labels: Tensor
+    parameters: Sequence[Tensor], inputs: Tensor, targets: Tensor, factor: Tensor
 ) -> list[Tensor]:
-    """Return the gradients of K experts alone; arguments as above."""
+    """Return the gradients of K experts, and nothing else.
+
+    Args:
+        parameters: as above.
+        inputs: fp32 [n, features].
+        targets: what `one_hot` makes of the labels, [classes, n].
+        factor: what the gradients of each expert are multiplied with, [K].
+    """
     layers = _layers(parameters)
     outputs = _forward(layers, inputs)
-    error = _error(outputs.pop().softmax(dim=1), labels)
+    share = (factor / len(inputs)).view(-1, 1, 1)
+    error = outputs.pop().softmax(dim=1).sub_(targets).mul_(share)
     return _backward(layers, inputs, outputs, error)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Return the probabilities of labels [n] that are certain, fp32 [classes, n]."""
+    targets = torch.zeros(classes, len(labels), device=labels.device)
+    return targets.scatter_(0, labels[None], 1.0)
 
 
 def expert_logits(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
@@ -135,9 +149,8 @@ def _own_losses(log_odds: Tensor, labels: Tensor) -> Tensor:
 
 def _error(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Return the gradient of the mean loss by the logits, in the place of the probabilities."""
-    own = _as_index(labels, probabilities)
-    probabilities.scatter_add_(1, own, probabilities.new_full((), -1.0).expand(own.shape))
-    return probabilities.div_(len(labels))
+    targets = one_hot(labels, probabilities.shape[1])
+    return probabilities.sub_(targets).div_(len(labels))
 
 
 def _as_index(labels: Tensor, like: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class FixedShare:
         """
         n = losses.shape[1]
         log_weights = self.log_weights_at
-        mixtures = torch.stack([mixed_losses(v, losses, healthy).sum() for v in log_weights])
+        mixtures = mixed_losses(log_weights, losses, healthy).sum(dim=1)
         log_rates = (self.log_rate_weights - self.rate * mixtures).log_softmax(dim=0)
         log_rates = _shared(log_rates, n * self.log_rates_kept)
         own = losses.sum(dim=1)
@@ -143,17 +143,17 @@ def mixed_losses(log_weights: Tensor, losses: Tensor, healthy: Tensor) -> Tensor
     """Return -log of the weighted mean of the healthy experts' probabilities of the labels.
 
     Args:
-        log_weights: [K].
+        log_weights: [..., K].
         losses: -log of these probabilities, [K, n], in nats.
         healthy: bool [K].
 
     Returns:
-        [n], in nats; infinite if none is healthy.
+        [..., n], in nats; infinite if none is healthy.
     """
     known = torch.where(healthy[:, None], losses, math.inf)
-    return -torch.logsumexp(_log_weights_of(log_weights, healthy)[:, None] - known, dim=0)
+    return -torch.logsumexp(_log_weights_of(log_weights, healthy)[..., None] - known, dim=-2)
 
 
 def _log_weights_of(log_weights: Tensor, healthy: Tensor) -> Tensor:
     among = torch.where(healthy, log_weights, -math.inf)
-    return torch.where(healthy.any(), among, log_weights).log_softmax(dim=0)
+    return torch.where(healthy.any(), among, log_weights).log_softmax(dim=-1)

@@ -220,11 +220,12 @@ class Funnel(Optimizer):
                 _rates(group),
                 _variant(group),
             )
-            self._last.update(
-                zip(
-                    params, zip(alignment.cosine, alignment.gradient_norm, strict=True), strict=True
-                )
-            )
+            found = zip(alignment.cosine, alignment.gradient_norm, strict=True)
+            for p, cosine_and_norm in zip(params, found, strict=True):
+                if p.is_cuda and p in self._last:  # a captured step must leave it where it is
+                    torch._foreach_copy_(self._last[p], cosine_and_norm)
+                else:
+                    self._last[p] = cosine_and_norm
 
     def _init_state(self, param: Tensor, inner: Inner | ForeignInner) -> dict[str, Any]:
         if param.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -10,8 +10,8 @@ expert is that Funnel, bit for bit.
     >>> pool = Pool(nn.Linear(784, 10), 784)
     >>> inputs, labels = torch.rand(100, 784), torch.zeros(100, dtype=torch.int64)
     >>> seen = pool.observe(inputs, labels)
-    >>> diverged = pool.weigh(seen, keep=torch.tensor(True))
-    >>> pool.step(inputs, labels, seen.gradients, diverged)
+    >>> factor = pool.weigh(seen, keep=torch.tensor(True))
+    >>> pool.step(inputs, labels, seen.gradients, factor)
     >>> pool.predict(inputs).shape
     torch.Size([100, 10])
 """
@@ -35,7 +35,7 @@ from funnel.mixing import FixedShare
 from funnel.telemetry import TensorTelemetry, describe_stacked, mean_over_experts
 from funnel.traced import Traced
 from funnel.update import Alignment, Rates, State, Variant, step_
-from funnel.walk import Walk, cut, norms_of
+from funnel.walk import Walk, norms_of
 
 
 VARIANT = Variant(
@@ -123,11 +123,10 @@ class Pool:
         self.rates = self._rates()
         self.walks = list(_walks(self.experts, self.rates.lr)) if self.models.is_plain else []
         self.state, self.inner_state = self._fresh_state()
-        self.alignment = Alignment(*([torch.zeros_like(s) for s in self.state.log_scale],) * 3)
+        self.alignment = Alignment(
+            *([torch.zeros_like(s) for s in self.state.log_scale] for _ in Alignment._fields)
+        )
         """Of the last step."""
-        self._takes_it_whole = torch.ones(len(experts), dtype=torch.bool, device=self.device)
-        for walk in self.walks:
-            self._takes_it_whole[walk.own] = False
         pulls = torch.tensor([expert.pull for expert in experts], device=self.device)
         self.pulls = pulls if any(expert.pull for expert in experts) else None
         self._traced = Traced(partial(_take, self), self.tensors().values())
@@ -187,18 +186,21 @@ class Pool:
                 gradients become NaN, at which `step` changes nothing.
 
         Returns:
-            Which experts have diverged, bool [K], for `step`.
+            What each expert's gradients were multiplied with, [K], for `step`: NaN where an expert
+            has diverged, and of all if the batch changes nothing.
         """
         keep = keep & seen.healthy.any()
         learned = seen.healthy & keep
         self.mixing.update(seen.expert_losses, seen.healthy, keep)
-        cut(seen.gradients, torch.where(learned, self.cap.factor(seen.norms), math.nan))
-        self.cap.update(seen.norms, learned & self._takes_it_whole)
-        return ~seen.healthy & keep
+        factor = torch.where(learned, self.cap.factor(seen.norms), math.nan)
+        for gradient in seen.gradients:
+            gradient.mul_(factor.view([-1] + [1] * (gradient.dim() - 1)))
+        self.cap.update(seen.norms, learned)
+        return factor
 
     @torch.no_grad()
     def step(
-        self, inputs: Tensor, labels: Tensor, gradients: Sequence[Tensor], diverged: Tensor
+        self, inputs: Tensor, labels: Tensor, gradients: Sequence[Tensor], factor: Tensor
     ) -> None:
         """Learn a batch, and restart the experts that have diverged.
 
@@ -208,16 +210,21 @@ class Pool:
             inputs: fp32 [n, features].
             labels: int64 [n].
             gradients: capped by `weigh`, [K, …], one for each parameter tensor.
-            diverged: what `weigh` returned.
+            factor: what `weigh` returned.
         """
-        n = len(gradients)
+        n, learns = len(gradients), ~factor.isnan()
+        diverged = ~learns & learns.any()
         is_masked = not self.on_host or bool(diverged.any())
         take = partial(_take, self, is_masked=True) if is_masked else self._traced
-        found = take(inputs, labels, *gradients)
-        self.alignment = Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
+        found = take(inputs, labels, factor, *gradients)
+        last = Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
         if is_masked:
             self._restart(diverged)
-            self._pull([torch.isfinite(norm) for norm in self.alignment.gradient_norm])
+            self._pull([torch.isfinite(norm) for norm in last.gradient_norm])
+        if self.on_host:
+            self.alignment = last
+        else:  # a captured step must leave it where it is
+            torch._foreach_copy_(list(chain(*self.alignment)), list(chain(*last)))
 
     @torch.no_grad()
     def telemetry(self) -> PoolTelemetry:
@@ -339,21 +346,19 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
 
 
 def _take(
-    pool: Pool, inputs: Tensor, labels: Tensor, *gradients: Tensor, is_masked: bool = False
+    pool: Pool,
+    inputs: Tensor,
+    labels: Tensor,
+    factor: Tensor,
+    *gradients: Tensor,
+    is_masked: bool = False,
 ) -> tuple[Tensor, ...]:
     """Take the step of a batch, and return its alignment, flat."""
-    parameters, walked = list(pool.parameters.values()), {}
-    learns = torch.isfinite(norms_of(gradients)) if pool.walks else None
+    parameters = list(pool.parameters.values())
+    walked: dict[str, list[Tensor]] = {}
     for walk in pool.walks:
         walked |= walk.take(
-            parameters,
-            pool.state,
-            pool.inner_state,
-            pool.cap.level,
-            inputs,
-            labels,
-            learns,
-            is_masked,
+            parameters, pool.state, pool.inner_state, inputs, labels, factor
         )
     alignment = step_(
         parameters,

@@ -9,15 +9,13 @@ but for what it learns of p and s at this batch. It learns that from the gradien
 batch, which is less noisy than those of pieces, and once a batch, which costs less.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from funnel import tensorlists as lists
-from funnel.backprop import expert_gradients
-from funnel.clipping import NormCap
+from funnel.backprop import expert_gradients, one_hot
 from funnel.expert import Expert
 from funnel.grouped import Grouped, runs_of
 from funnel.interface import Rate, StateLists
@@ -39,7 +37,7 @@ class Walk:
     ) -> None:
         self.own = own = slice(start, start + len(experts))
         self.steps = experts[0].steps
-        self.lr = [each[own] for each in lr] if isinstance(lr, list) else lr
+        self.lr: Rate = [each[own] for each in lr] if isinstance(lr, list) else lr
         self.inner = Grouped(runs_of(experts), first_run)
         self._prefixes = tuple(prefix for prefix, _, _ in self.inner.slices())
 
@@ -48,61 +46,54 @@ class Walk:
         parameters: Sequence[Tensor],
         state: State,
         inner_state: StateLists,
-        level: Tensor,
         inputs: Tensor,
         labels: Tensor,
-        learns: Tensor,
-        is_masked: bool,
+        factor: Tensor,
     ) -> dict[str, list[Tensor]]:
         """Walk through a batch, and return g̃ of each run of experts, by its prefix.
 
-        ``inner_state`` and ``level`` change, in place. An expert stays where it is for a piece of
-        which its gradient is not finite.
+        An expert whose walk leads to what is not finite has not moved: its g̃ is zero, and the
+        state of its inner optimizer as it was.
 
         Args:
             parameters: of all experts of the pool, as is the state.
             state: Funnel's, not changed.
-            inner_state: of all inner optimizers.
-            level: of the cap on the norm, [K].
+            inner_state: of all inner optimizers; that of these is changed in place.
             inputs: fp32 [n, features].
             labels: int64 [n].
-            learns: whether each expert learns the batch, bool [K].
-            is_masked: whether any may not.
+            factor: what the gradients of each expert are multiplied with, [K]; NaN where it does
+                not learn the batch.
         """
         own = self.own
-        start = [p[own] for p in parameters]
+        mine = {k: v for k, v in inner_state.items() if k.startswith(self._prefixes)}
+        before = {key: [t.clone() for t in tensors] for key, tensors in mine.items()}
+        taken = [t[own] * self.steps for t in state.step]
         scale = [s[own].exp() for s in state.log_scale]
         step_size = gained_step([p[own] for p in state.log_gain], scale, self.lr)
-        mine = {k: v for k, v in inner_state.items() if k.startswith(self._prefixes)}
-        taken = [t[own] * self.steps for t in state.step]
-        cap, learns = NormCap(level[own]), learns[own]
-        active = [learns.to(p.dtype).view([-1] + [1] * (p.dim() - 1)) for p in start] if is_masked else None
-        weights, total = start, [torch.zeros_like(p) for p in start]
-        pieces = zip(inputs.chunk(self.steps), labels.chunk(self.steps), strict=True)
-        for number, (some, their_labels) in enumerate(pieces):
-            found = expert_gradients(weights, some, their_labels)
-            norm = norms_of(found)
-            cut(found, cap.factor(norm))
-            cap.update(norm, learns & torch.isfinite(norm))
-            if is_masked:
-                found = lists.mul(found, active)
-            found = [g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0) for g in found]
-            precond = self.inner.precondition(found, mine, [t + number for t in taken], active)
+        weights = [p[own].clone() for p in parameters]
+        total = [torch.zeros_like(p) for p in weights]
+        targets = one_hot(labels, weights[-1].shape[-1])
+        pieces = zip(inputs.chunk(self.steps), targets.chunk(self.steps, dim=1), strict=True)
+        for number, (some, theirs) in enumerate(pieces):
+            gradients = expert_gradients(weights, some, theirs, factor[own])
+            precond = self.inner.precondition(gradients, mine, [t + number for t in taken], None)
             lists.add_(total, precond)
-            weights = [torch.addcmul(w, r, g, value=-1) for w, r, g in zip(weights, step_size, precond, strict=True)]
-        return {
-            prefix: [t[run] for t in total] for prefix, _, run in self.inner.slices()
-        }
+            lists.sub_product_(weights, step_size, precond)
+        arrived = torch.isfinite(norms_of(weights) + norms_of(total))
+        for prefix, _, run in self.inner.slices():
+            for key in (key for key in mine if key.startswith(prefix)):
+                for tensor, old in zip(mine[key], before[key], strict=True):
+                    tensor.copy_(torch.where(_column(arrived[run], tensor), tensor, old))
+        total = [torch.where(_column(arrived, t), t, 0.0) for t in total]
+        return {prefix: [t[run] for t in total] for prefix, _, run in self.inner.slices()}
 
 
 def norms_of(gradients: Sequence[Tensor]) -> Tensor:
-    """Return ‖g‖₂ of each expert, all tensors [K, …] together, [K]."""
+    """Return ‖·‖₂ of each expert, all tensors [K, …] together, [K]."""
     norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     return norm
 
 
-def cut(gradients: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply the gradients of each expert, [K, …], with its factor, [K], in place."""
-    for gradient in gradients:
-        gradient.mul_(factor.view([-1] + [1] * (gradient.dim() - 1)))
+def _column(each: Tensor, like: Tensor) -> Tensor:
+    return each.view([-1] + [1] * (like.dim() - 1))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funnel.captured import Captured
 from funnel.traced import Traced
 from service.drift import PREFIX as DRIFT
 from service.drift import Monitor
@@ -74,11 +75,18 @@ class State:
             track.set_rates(own)
             shadows[shadow.name] = track
         self.shadows = shadows
+        self._record()
+
+    def _record(self) -> None:
+        """Trace or capture anew what may be: storage or constants have changed."""
         self.observe = self._traced(partial(observe, self), self._shared() | self.served.tensors())
         self.observe_shadow = {
             name: self._traced(partial(observe_shadow, track), track.tensors())
-            for name, track in shadows.items()
+            for name, track in self.shadows.items()
         }
+        self.learn: Callable[..., tuple[Tensor, ...]] = partial(_learn, self)
+        if self.served.is_plain and not self.on_host:
+            self.learn = Captured(self.learn)
 
     def learners(self) -> dict[str, Track]:
         """Return all learners by name, the served one first."""
@@ -139,6 +147,7 @@ class State:
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             track.load(own)
         self.version, self.examples = version, examples
+        self._record()
 
 
 def _prefix(shadow: str) -> str:
@@ -159,6 +168,16 @@ def step(state: State, batch: Batch) -> Report:
     inputs, labels = state.upload(batch)
     if state.spec.standardize and state.examples == 0:
         state.standardizer.start(inputs)
+    keep, accuracy, loss = state.learn(inputs, labels)
+    state.version += 1
+    state.examples += len(batch)
+    if state.on_host:
+        return Report(state.version, float(accuracy), float(loss), bool(keep))
+    return Report(state.version, accuracy.clone(), loss.clone(), keep.clone())
+
+
+def _learn(state: State, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Let all learners take a batch; return whether it was learned, its accuracy and its loss."""
     _draw_the_same_in_replay(state)
     keep, finite, accuracy, loss, prepared, *gradients = state.observe(inputs, labels)
     if not state.on_host or keep:
@@ -168,11 +187,7 @@ def step(state: State, batch: Batch) -> Report:
         learns, *gradients = state.observe_shadow[name](prepared, labels, keep, finite)
         if not state.on_host or learns:
             shadow.step(gradients)
-    state.version += 1
-    state.examples += len(batch)
-    if state.on_host:
-        return Report(state.version, float(accuracy), float(loss), bool(keep))
-    return Report(state.version, accuracy, loss, keep)
+    return keep, accuracy, loss
 
 
 def _draw_the_same_in_replay(state: State) -> None:

@@ -66,14 +66,14 @@ class PoolTrack(Track):
         return Found(seen.probabilities, seen.losses, finite, (seen, prepared, labels))
 
     def _ready(self, found: Found, keep: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the batch, which experts have diverged, then the gradients."""
+        """Return the batch, what the gradients were multiplied with, then the gradients."""
         seen, prepared, labels = found.rest
         return prepared, labels, self.pool.weigh(seen, keep), *seen.gradients
 
     def step(self, readied: Sequence[Tensor | None]) -> None:
         """See `Track.step`."""
-        prepared, labels, diverged, *gradients = [t for t in readied if t is not None]
-        self.pool.step(prepared, labels, gradients, diverged)
+        prepared, labels, factor, *gradients = [t for t in readied if t is not None]
+        self.pool.step(prepared, labels, gradients, factor)
 
     def frozen(self) -> dict[str, Tensor]:
         """See `Track.frozen`."""

@@ -1,52 +1,52 @@
-"""What a pool costs: observe and step of K experts, as a multiple of one expert.
+"""What a pool costs: a step of K experts in the service, as a multiple of a single Funnel's.
 
-    python -m tests.benchmarks.pool [--experts 1,4,12] [--batch 100] [--rounds 15]
+    python -m tests.benchmarks.pool [--experts 1,4,12] [--batch 100] [--rounds 15] [--device cuda]
 
-Logistic regression, 784 inputs and 10 classes, one thread. A turn is observing (standardize, score,
-differentiate, cap) and the update, both traced, as the service does for a plain model on a CPU.
-All contenders take their turns within each round, so that noise hits all alike. Given are the
-median over the rounds, the lowest and the highest, and the same of the ratios within each round.
+Logistic regression, 784 inputs and 10 classes, one thread. A turn is all that the service does with
+a batch: bring it to the device, standardize, score, differentiate, update. All contenders take their
+turns within each round, so that noise hits all alike. Given are the median over the rounds, the
+lowest and the highest, and the same of the ratios within each round.
+
+What bounds the figures. On a CPU, at batch 100: two products of the inputs with all experts'
+weights, a seventh; some fifteen passes over the optimizer's state, which no longer fits the L2; and
+for experts of several steps as many small products and updates, which dispatch. On a GPU a step is
+replayed as one CUDA graph, and costs its kernels' latencies, one after the other: those of several
+steps a batch cannot overlap.
 """
 
 import argparse
+import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import cycle
 
 import torch
 
 from funnel.expert import DEFAULT_EXPERTS
-from service import models
 from service.fold import State, step
 from service.settings import Settings
-from service.upload import Upload
 from tests.benchmarks.measure import batches, progress, ratios, show, table
-from tests.benchmarks.pooled import PoolLearner
 
 TURNS = 60
 """Batches in a round."""
 
 
-def single(batch_size: int) -> Callable[[], object]:
-    """Return a turn of the service's single Funnel."""
-    defaults = Settings.model_construct(optimizer="funnel")
-    state = State(defaults.spec, defaults.rates, torch.device("cpu"))
+def turn(optimizer: str, count: int, batch_size: int, device: str) -> Callable[[], object]:
+    """Return a step of the service; a smaller pool is spread over the default's experts."""
+    settings = Settings.model_construct()
+    spec = replace(settings.spec, optimizer=optimizer, experts=count)
+    state = State(spec, settings.rates, torch.device(device))
     found = cycle(batches(batch_size)[:100])
     return lambda: step(state, next(found))
 
 
-def pool(count: int, batch_size: int) -> Callable[[], object]:
-    """Return a turn of a pool of the first experts of the default, over again if there are less."""
-    experts = [DEFAULT_EXPERTS[k % len(DEFAULT_EXPERTS)] for k in range(count)]
-    learner = PoolLearner(models.build("logistic", 784, 10, (), 0), 784, 10, experts)
-    upload, found = Upload(torch.device("cpu")), cycle(batches(batch_size)[:100])
-    return lambda: learner.step(*upload(next(found)))
-
-
-def microseconds(turn: Callable[[], object]) -> float:
+def microseconds(turn: Callable[[], object], device: str) -> float:
     began = time.perf_counter()
     for _ in range(TURNS):
         turn()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return (time.perf_counter() - began) / TURNS * 1e6
 
 
@@ -57,21 +57,24 @@ def main() -> None:
     parser.add_argument("--experts", default=f"1,4,{len(DEFAULT_EXPERTS)}")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    turns = {"one Funnel, the service's step": single(args.batch)}
     counts = [int(count) for count in args.experts.split(",")]
-    turns |= {f"pool of {count}": pool(count, args.batch) for count in counts}
+    turns = {"one Funnel": turn("funnel", 1, args.batch, args.device)}
+    turns |= {f"pool of {k}": turn("pool", k, args.batch, args.device) for k in counts}
     found: dict[str, list[float]] = {name: [] for name in turns}
-    for turn in turns.values():
-        microseconds(turn)
+    for contender in turns.values():
+        microseconds(contender, args.device)
     for number in range(args.rounds):
         progress(f"round {number + 1} of {args.rounds}")
-        for name, turn in turns.items():
-            found[name].append(microseconds(turn))
+        for name, contender in turns.items():
+            found[name].append(microseconds(contender, args.device))
     progress("")
     base = next(iter(found.values()))
     rows = [(name, show(times, ",.0f"), ratios(times, base)) for name, times in found.items()]
+    chip = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
+    print(f"{chip or 'cpu'}; torch {torch.__version__}; {args.rounds} rounds\n")
     print(table((f"batch {args.batch}", "µs a batch", "× one Funnel"), rows))
 
 

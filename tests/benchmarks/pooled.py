@@ -48,9 +48,9 @@ class PoolLearner:
         if not self._started:
             self.standardizer.start(inputs)
             self._started = True
-        keep, accuracy, _, prepared, diverged, *gradients = self._observe(inputs, labels)
+        keep, accuracy, _, prepared, factor, *gradients = self._observe(inputs, labels)
         if keep:
-            self.pool.step(prepared, labels, gradients, diverged)
+            self.pool.step(prepared, labels, gradients, factor)
         return float(accuracy)
 
     def observe(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -59,8 +59,8 @@ class PoolLearner:
         prepared = clamped(deviations)
         seen = self.pool.observe(prepared, labels)
         keep = torch.isfinite(seen.losses).all()
-        diverged = self.pool.weigh(seen, keep)
+        factor = self.pool.weigh(seen, keep)
         correct = seen.probabilities.argmax(dim=1) == labels
         self.scores.update(correct, seen.losses, labels, keep)
         self.standardizer.update(deviations, keep)
-        return keep, correct.float().mean(), seen.losses.mean(), prepared, diverged, *seen.gradients
+        return keep, correct.float().mean(), seen.losses.mean(), prepared, factor, *seen.gradients

@@ -209,13 +209,11 @@ def test_a_pool_resumes_bit_for_bit(name: str) -> None:
 def test_observing_and_weighing_read_no_element_on_the_host() -> None:
     pool = Pool(made("mlp"), FEATURES, EXPERTS)
     inputs, labels = next(batches(1))
-    diverged = torch.tensor([True] + [False] * (len(EXPERTS) - 1))
     pool.on_host = False  # as on a GPU
     with profile() as recorded:
         for _ in range(2):
             seen = pool.observe(inputs, labels)
-            pool.weigh(seen, KEEP)
-            pool.step(inputs, labels, seen.gradients, diverged)
+            pool.step(inputs, labels, seen.gradients, pool.weigh(seen, KEEP))
             pool.predict(inputs)
     reads = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
     events = {e.key: e.count for e in recorded.key_averages()}

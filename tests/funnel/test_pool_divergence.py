@@ -34,9 +34,9 @@ def trained(hidden: bool = False, on_host: bool = True) -> Pool:
 def learn(pool: Pool, seed: int) -> Tensor:
     seen = pool.observe(*batch(seed))
     assert seen.probabilities.isfinite().all()
-    diverged = pool.weigh(seen, KEEP)
-    pool.step(*batch(seed), seen.gradients, diverged)
-    return diverged
+    factor = pool.weigh(seen, KEEP)
+    pool.step(*batch(seed), seen.gradients, factor)
+    return factor.isnan()
 
 
 def everything(pool: Pool) -> Tensor:

@@ -14,7 +14,7 @@ from funnel import Adagrad, Funnel
 from funnel.traced import Traced
 from service.checkpoint import Copy, Place
 from service.entries import ORIGIN, Position
-from service.fold import State, step
+from service.fold import State, _learn, step
 from service.models import BUILT_IN, ModelError
 from service.observation import observe
 from service.optimizers import OPTIMIZERS
@@ -22,6 +22,7 @@ from service.pooled import PoolTrack
 from service.single import SingleTrack
 from service.track import Track
 from streams.batch import Batch
+from tests.gpu import waiting_is_an_error
 from tests.service.states import CPU, RATES, a_batch, a_spec, a_state, same_tensors
 
 RESTLESS = "tests.service.states:Restless"
@@ -251,32 +252,55 @@ def test_a_machine_that_fails_is_not_the_batchs_fault(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["funnel", "pool"])
 @pytest.mark.parametrize("model", MODELS)
-def test_the_gpu_learns_what_the_cpu_learns(model: str) -> None:
-    here, there = (
-        State(a_spec(model), RATES, CPU),
-        State(a_spec(model), RATES, torch.device("cuda")),
-    )
+def test_the_gpu_learns_what_the_cpu_learns(model: str, optimizer: str) -> None:
+    spec = a_spec(model, optimizer)
+    here, there = State(spec, RATES, CPU), State(spec, RATES, torch.device("cuda"))
     for k in range(10):
         step(here, a_batch(k))
         step(there, a_batch(k))
-    if model == "logistic":
-        for name, parameter in there.parameters.items():
-            torch.testing.assert_close(parameter.cpu(), here.parameters[name], rtol=1e-3, atol=1e-4)
     assert all(t.device.type == "cuda" for t in there.tensors().values())
+    if model == "logistic":
+        for name, expected in here.tensors().items():
+            if ".log_gain" not in name and "ema" not in name:
+                mine = there.tensors()[name].cpu()
+                torch.testing.assert_close(mine, expected, rtol=1e-2, atol=1e-3, msg=name)
 
 
 @pytest.mark.gpu
-def test_no_step_waits_for_the_gpu() -> None:
-    state = State(a_spec(), RATES, torch.device("cuda"))
-    step(state, a_batch(0))
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for k in range(1, 5):
+@pytest.mark.parametrize("optimizer", ["funnel", "pool"])
+def test_no_step_waits_for_the_gpu(optimizer: str) -> None:
+    state = State(a_spec(optimizer=optimizer), RATES, torch.device("cuda"))
+    for k in range(3):  # the second is captured, which waits
+        step(state, a_batch(k))
+    with waiting_is_an_error():
+        for k in range(3, 6):
             step(state, a_batch(k))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["funnel", "pool"])
+def test_a_captured_step_is_an_eager_one_bit_for_bit(optimizer: str) -> None:
+    """With a shadow, batches of two sizes, one that is not finite, and a state loaded between."""
+    rates = replace(RATES, shadow=("adagrad",))
+    eager, captured = (
+        State(a_spec(optimizer=optimizer), rates, torch.device("cuda")) for _ in range(2)
+    )
+    for k in range(16):
+        eager.learn = partial(_learn, eager)
+        batch = a_batch(k, n=11 if k == 7 else 20)
+        if k == 9:
+            batch.features[3, 1] = np.nan
+        if k == 12:
+            saved = {name: tensor.clone() for name, tensor in captured.tensors().items()}
+            captured.load(saved, captured.version, captured.examples)
+        mine, theirs = step(captured, batch), step(eager, batch)
+        for field, value in vars(theirs).items():
+            torch.testing.assert_close(vars(mine)[field], value, rtol=0, atol=0, equal_nan=True)
+    assert same_tensors(captured.tensors(), eager.tensors())
+    for name, found in eager.served.telemetry().tensors.items():
+        assert torch.equal(captured.served.telemetry().tensors[name]["alignment"], found["alignment"])
 
 
 def test_reports_of_the_host_keep_no_tensors() -> None:
