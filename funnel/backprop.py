@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Layers = Sequence[tuple[Tensor, Tensor]]
@@ -87,22 +88,30 @@ def differentiate_experts(
     return Differentiated(probabilities.mT, losses, losses.mean(dim=-1), gradients)
 
 
-def expert_gradients(
-    parameters: Sequence[Tensor], inputs: Tensor, targets: Tensor, factor: Tensor
+def affine_gradients(
+    layers: Sequence[Tensor], inputs: Tensor, targets: Tensor, factor: Tensor
 ) -> list[Tensor]:
-    """Return the gradients of K experts, and nothing else.
+    """Return the gradients of K experts, and nothing else; biases are a column of the weights.
 
     Args:
-        parameters: as above.
-        inputs: fp32 [n, features].
+        layers: weight and bias of each, side by side, [K, out, in + 1].
+        inputs: fp32 [n, features + 1]; the last is 1.
         targets: what `one_hot` makes of the labels, [classes, n].
         factor: what the gradients of each expert are multiplied with, [K].
     """
-    layers = _layers(parameters)
-    outputs = _forward(layers, inputs)
-    share = (factor / len(inputs)).view(-1, 1, 1)
-    error = outputs.pop().softmax(dim=1).sub_(targets).mul_(share)
-    return _backward(layers, inputs, outputs, error)
+    first, *deeper = layers
+    outputs = (inputs @ first.flatten(0, 1).t()).t().unflatten(0, first.shape[:2])
+    below = []
+    for layer in deeper:
+        below.append(F.pad(outputs.relu_(), (0, 0, 0, 1), value=1.0))
+        outputs = layer @ below[-1]
+    error = outputs.softmax(dim=1).sub_(targets).mul_((factor / len(inputs)).view(-1, 1, 1))
+    gradients = []
+    for layer, hidden in zip(reversed(deeper), reversed(below), strict=True):
+        gradients.append(error @ hidden.mT)
+        error = (layer[:, :, :-1].mT @ error) * (hidden[:, :-1] > 0)
+    gradients.append((error.flatten(0, 1) @ inputs).unflatten(0, first.shape[:2]))
+    return gradients[::-1]
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -51,14 +51,11 @@ class Expert:
 ADAGRAD = Adagrad(initial_accumulator_value=0.01)
 DEFAULT_EXPERTS: tuple[Expert, ...] = (
     Expert(ADAGRAD, 0.003, 0.1, 0.03),
-    Expert(ADAGRAD, 0.003, 0.3, 0.03, pull=0.1),
-    Expert(ADAGRAD, 0.01, 0.1, 0.03),
     Expert(ADAGRAD, 0.01, 0.3, 0.03, pull=0.1),
-    Expert(ADAGRAD, 0.01, 0.03, 0.03),
     Expert(SGD(), 0.03, 0.1, 0.1, pull=0.1),
     Expert(ADAGRAD, 0.03, 0.003, 0.002, steps=10),
     Expert(ADAGRAD, 0.01, 0.003, 0.002, steps=10, pull=0.1),
-    Expert(SGD(), 0.03, 0.002, 0.002, steps=10),
+    Expert(ADAGRAD, 0.001, 0.03, 0.03, steps=10),
     Expert(SGD(), 0.06, 0.005, 0.002, steps=10, pull=0.1),
 )
 """Chosen on six streams; funnel/docs/pool.md says how, and what was tried beside them."""

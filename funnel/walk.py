@@ -10,15 +10,16 @@ batch, which is less noisy than those of pieces, and once a batch, which costs l
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from funnel import tensorlists as lists
-from funnel.backprop import expert_gradients, one_hot
+from funnel.backprop import affine_gradients, one_hot
 from funnel.expert import Expert
 from funnel.grouped import Grouped, runs_of
-from funnel.interface import Rate, StateLists
+from funnel.interface import Inner, Rate, StateLists
 from funnel.update import State, gained_step
 
 
@@ -39,7 +40,6 @@ class Walk:
         self.steps = experts[0].steps
         self.lr: Rate = [each[own] for each in lr] if isinstance(lr, list) else lr
         self.inner = Grouped(runs_of(experts), first_run)
-        self._prefixes = tuple(prefix for prefix, _, _ in self.inner.slices())
 
     def take(
         self,
@@ -65,27 +65,77 @@ class Walk:
                 not learn the batch.
         """
         own = self.own
-        mine = {k: v for k, v in inner_state.items() if k.startswith(self._prefixes)}
-        before = {key: [t.clone() for t in tensors] for key, tensors in mine.items()}
-        taken = [t[own] * self.steps for t in state.step]
         scale = [s[own].exp() for s in state.log_scale]
-        step_size = gained_step([p[own] for p in state.log_gain], scale, self.lr)
-        weights = [p[own].clone() for p in parameters]
-        total = [torch.zeros_like(p) for p in weights]
-        targets = one_hot(labels, weights[-1].shape[-1])
-        pieces = zip(inputs.chunk(self.steps), targets.chunk(self.steps, dim=1), strict=True)
-        for number, (some, theirs) in enumerate(pieces):
-            gradients = expert_gradients(weights, some, theirs, factor[own])
-            precond = self.inner.precondition(gradients, mine, [t + number for t in taken], None)
-            lists.add_(total, precond)
-            lists.sub_product_(weights, step_size, precond)
+        gains = [p[own] for p in state.log_gain]
+        step_size = _affine(gained_step(gains, scale, self.lr))
+        weights = _affine([p[own] for p in parameters])
+        total = [torch.zeros_like(w) for w in weights]
+        runs = []
+        for prefix, inner, run in self.inner.slices():
+            runs.append(
+                _Run(
+                    inner,
+                    run,
+                    *([t[run] for t in each] for each in (weights, total, step_size)),
+                    state={
+                        key.removeprefix(prefix): _affine(tensors)
+                        for key, tensors in inner_state.items()
+                        if key.startswith(prefix)
+                    },
+                    taken=[t[own][run] * self.steps for t in state.step[::2]],
+                )
+            )
+        ones = inputs.new_ones(len(inputs), 1)
+        pieces = zip(
+            torch.cat([inputs, ones], dim=1).chunk(self.steps),
+            one_hot(labels, weights[-1].shape[1]).chunk(self.steps, dim=1),
+            strict=True,
+        )
+        for number, (some, targets) in enumerate(pieces):
+            gradients = affine_gradients(weights, some, targets, factor[own])
+            for run in runs:
+                run.step([g[run.own] for g in gradients], number)
         arrived = torch.isfinite(norms_of(weights) + norms_of(total))
-        for prefix, _, run in self.inner.slices():
-            for key in (key for key in mine if key.startswith(prefix)):
-                for tensor, old in zip(mine[key], before[key], strict=True):
-                    tensor.copy_(torch.where(_column(arrived[run], tensor), tensor, old))
-        total = [torch.where(_column(arrived, t), t, 0.0) for t in total]
-        return {prefix: [t[run] for t in total] for prefix, _, run in self.inner.slices()}
+        for (prefix, _, part), run in zip(self.inner.slices(), runs, strict=True):
+            for key, new in run.state.items():
+                for tensor, value in zip(inner_state[prefix + key], _parts(new), strict=True):
+                    tensor.copy_(torch.where(_column(arrived[part], tensor), value, tensor))
+        found = _parts([torch.where(_column(arrived, t), t, 0.0) for t in total])
+        return {prefix: [t[run] for t in found] for prefix, _, run in self.inner.slices()}
+
+
+class _Run(NamedTuple):
+    """Experts of one inner optimizer on their walk; each list has an entry a layer."""
+
+    inner: Inner
+    own: slice
+    """Of the walk's experts."""
+    weights: list[Tensor]
+    total: list[Tensor]
+    """Σ g̃."""
+    step_size: list[Tensor]
+    """s η p."""
+    state: StateLists
+    taken: list[Tensor]
+    """Steps taken before the walk."""
+
+    def step(self, gradients: list[Tensor], number: int) -> None:
+        """Take the step of that number, in place."""
+        taken = [t + number for t in self.taken]
+        precond = self.inner.precondition(gradients, self.state, taken, None)
+        lists.add_(self.total, precond)
+        lists.sub_product_(self.weights, self.step_size, precond)
+
+
+def _affine(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Put those of the weight [K, out, in] and the bias [K, out] of each layer side by side."""
+    pairs = zip(tensors[::2], tensors[1::2], strict=True)
+    return [torch.cat([weight, bias[:, :, None]], dim=2) for weight, bias in pairs]
+
+
+def _parts(layers: Sequence[Tensor]) -> list[Tensor]:
+    """Undo `_affine`."""
+    return [part for layer in layers for part in (layer[:, :, :-1], layer[:, :, -1])]
 
 
 def norms_of(gradients: Sequence[Tensor]) -> Tensor:
