@@ -62,4 +62,6 @@ def runs_of(experts: Sequence[Expert]) -> tuple[tuple[Inner, int], ...]:
     """Return the inner optimizers of experts in a row, and how many in a row have each.
 
     Experts of other steps are another run."""
-    return tuple((inner, len(list(run))) for (inner, _), run in groupby((e.inner, e.steps) for e in experts))
+    return tuple(
+        (inner, len(list(run))) for (inner, _), run in groupby((e.inner, e.steps) for e in experts)
+    )

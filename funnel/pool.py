@@ -37,7 +37,6 @@ from funnel.traced import Traced
 from funnel.update import Alignment, Rates, State, Variant, step_
 from funnel.walk import Walk, norms_of
 
-
 VARIANT = Variant(
     nesterov=False,
     maximize=False,
@@ -357,9 +356,7 @@ def _take(
     parameters = list(pool.parameters.values())
     walked: dict[str, list[Tensor]] = {}
     for walk in pool.walks:
-        walked |= walk.take(
-            parameters, pool.state, pool.inner_state, inputs, labels, factor
-        )
+        walked |= walk.take(parameters, pool.state, pool.inner_state, inputs, labels, factor)
     alignment = step_(
         parameters,
         list(gradients),

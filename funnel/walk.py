@@ -33,9 +33,7 @@ class Walk:
         lr: η of all experts of the pool.
     """
 
-    def __init__(
-        self, experts: Sequence[Expert], start: int, first_run: int, lr: Rate
-    ) -> None:
+    def __init__(self, experts: Sequence[Expert], start: int, first_run: int, lr: Rate) -> None:
         self.own = own = slice(start, start + len(experts))
         self.steps = experts[0].steps
         self.lr: Rate = [each[own] for each in lr] if isinstance(lr, list) else lr
@@ -70,21 +68,22 @@ class Walk:
         step_size = _affine(gained_step(gains, scale, self.lr))
         weights = _affine([p[own] for p in parameters])
         total = [torch.zeros_like(w) for w in weights]
-        runs = []
-        for prefix, inner, run in self.inner.slices():
-            runs.append(
-                _Run(
-                    inner,
-                    run,
-                    *([t[run] for t in each] for each in (weights, total, step_size)),
-                    state={
-                        key.removeprefix(prefix): _affine(tensors)
-                        for key, tensors in inner_state.items()
-                        if key.startswith(prefix)
-                    },
-                    taken=[t[own][run] * self.steps for t in state.step[::2]],
-                )
+        runs = {
+            prefix: _Run(
+                inner,
+                part,
+                weights=[w[part] for w in weights],
+                total=[t[part] for t in total],
+                step_size=[s[part] for s in step_size],
+                state={
+                    key.removeprefix(prefix): _affine(tensors)
+                    for key, tensors in inner_state.items()
+                    if key.startswith(prefix)
+                },
+                taken=[t[own][part] * self.steps for t in state.step[::2]],
             )
+            for prefix, inner, part in self.inner.slices()
+        }
         ones = inputs.new_ones(len(inputs), 1)
         pieces = zip(
             torch.cat([inputs, ones], dim=1).chunk(self.steps),
@@ -93,15 +92,15 @@ class Walk:
         )
         for number, (some, targets) in enumerate(pieces):
             gradients = affine_gradients(weights, some, targets, factor[own])
-            for run in runs:
+            for run in runs.values():
                 run.step([g[run.own] for g in gradients], number)
         arrived = torch.isfinite(norms_of(weights) + norms_of(total))
-        for (prefix, _, part), run in zip(self.inner.slices(), runs, strict=True):
-            for key, new in run.state.items():
-                for tensor, value in zip(inner_state[prefix + key], _parts(new), strict=True):
-                    tensor.copy_(torch.where(_column(arrived[part], tensor), value, tensor))
+        for prefix, run in runs.items():
+            for key, layers in run.state.items():
+                for tensor, new in zip(inner_state[prefix + key], _parts(layers), strict=True):
+                    tensor.copy_(torch.where(_column(arrived[run.own], tensor), new, tensor))
         found = _parts([torch.where(_column(arrived, t), t, 0.0) for t in total])
-        return {prefix: [t[run] for t in found] for prefix, _, run in self.inner.slices()}
+        return {prefix: [t[run.own] for t in found] for prefix, run in runs.items()}
 
 
 class _Run(NamedTuple):

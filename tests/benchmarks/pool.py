@@ -3,9 +3,9 @@
     python -m tests.benchmarks.pool [--experts 1,4,12] [--batch 100] [--rounds 15] [--device cuda]
 
 Logistic regression, 784 inputs and 10 classes, one thread. A turn is all that the service does with
-a batch: bring it to the device, standardize, score, differentiate, update. All contenders take their
-turns within each round, so that noise hits all alike. Given are the median over the rounds, the
-lowest and the highest, and the same of the ratios within each round.
+a batch: bring it to the device, standardize, score, differentiate, update. All contenders take
+their turns within each round, so that noise hits all alike. Given are the median over the rounds,
+the lowest and the highest, and the same of the ratios within each round.
 
 What bounds the figures. On a CPU, at batch 100: two products of the inputs with all experts'
 weights, a seventh; some fifteen passes over the optimizer's state, which no longer fits the L2; and

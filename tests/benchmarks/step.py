@@ -51,7 +51,6 @@ def contenders(device: str) -> list[str]:
     return [name for name in CONTENDERS if device == "cpu" or name != "Adagrad fused"]
 
 
-
 def prepare(
     make: Callable[[list[nn.Parameter]], Optimizer], shapes: list, device: str
 ) -> Optimizer:

@@ -300,7 +300,9 @@ def test_a_captured_step_is_an_eager_one_bit_for_bit(optimizer: str) -> None:
             torch.testing.assert_close(vars(mine)[field], value, rtol=0, atol=0, equal_nan=True)
     assert same_tensors(captured.tensors(), eager.tensors())
     for name, found in eager.served.telemetry().tensors.items():
-        assert torch.equal(captured.served.telemetry().tensors[name]["alignment"], found["alignment"])
+        assert torch.equal(
+            captured.served.telemetry().tensors[name]["alignment"], found["alignment"]
+        )
 
 
 def test_reports_of_the_host_keep_no_tensors() -> None:
