@@ -23,9 +23,9 @@ class Expert:
     averaging SGD', 2015], towards those who are right now. Experts that are pulled profit at once
     from whoever recovers first; experts that are not remember what they knew before a shift.
 
-    ``steps`` is how many steps it takes a batch: the batch is cut in so many pieces, and each is
-    learned with the weights that the one before left. Models other than linear layers with ReLU
-    between them take one: what normalizes over a batch is for whole ones.
+    ``steps`` is how many steps the inner optimizer takes a batch, through as many pieces of it, for
+    one of Funnel's; see `funnel.walk`. Models other than linear layers with ReLU between them take
+    one: what normalizes over a batch is for whole ones.
     """
 
     inner: Inner

@@ -2,9 +2,9 @@
 
 Eager PyTorch is fastest with one ``torch._foreach_*`` call for a whole list. Inductor is the other
 way round: it keeps the result of every foreach operator in memory, but fuses plain operators on
-one tensor into a single loop. A trace costs least with plain ones too, of which it has no more. So
-each operator here picks its form by who is asking, and the equations in `funnel.update` are
-written once.
+one tensor into a single loop. A trace costs least with plain ones too, and so do one or two
+tensors. So each operator here picks its form by who is asking, and the equations in
+`funnel.update` are written once.
 
 A further argument is a list (one entry per tensor), or one number or 0-dim tensor for them all. A
 trailing underscore means in place, as in torch.
@@ -21,13 +21,21 @@ from torch import Tensor
 
 Operator = Callable[..., list[Tensor]]
 
+FEW = 2
+"""A foreach kernel on a GPU carries all its arguments along, and takes as long as three plain."""
+
+
+def _is_few(tensors: list[Tensor]) -> bool:
+    """Say whether one plain operator a tensor costs less than one foreach operator for them all."""
+    return torch._C._is_tracing() or len(tensors) <= FEW
+
 
 def _listwise(name: str) -> Operator:
     foreach: Callable[..., Any] = getattr(torch, f"_foreach_{name}")
     plain: Callable[..., Tensor] = getattr(Tensor, name)
 
     def apply(tensors: list[Tensor], *args: Any) -> list[Tensor]:
-        if torch.compiler.is_compiling() or torch._C._is_tracing():
+        if torch.compiler.is_compiling() or _is_few(tensors):
             return [
                 plain(t, *(a[i] if isinstance(a, list) else a for a in args))
                 for i, t in enumerate(tensors)
@@ -61,7 +69,7 @@ def add_scaled_(tensors: list[Tensor], others: list[Tensor], rate: Any) -> list[
         return add_(tensors, mul(others, rate))
     if isinstance(rate, list):
         return addcmul_(tensors, others, rate)
-    if torch._C._is_tracing():
+    if _is_few(tensors):
         return [t.add_(o, alpha=rate) for t, o in zip(tensors, others, strict=True)]
     torch._foreach_add_(tensors, others, alpha=rate)
     return tensors
@@ -76,7 +84,7 @@ def clamp_(tensors: list[Tensor], low: float, high: float) -> list[Tensor]:
 
 def lerp_(tensors: list[Tensor], to: list[Tensor], share: Any) -> list[Tensor]:
     """Go this share of the way in place: x ← x + share (to - x)."""
-    if isinstance(share, float) and not (torch.compiler.is_compiling() or torch._C._is_tracing()):
+    if isinstance(share, float) and not (torch.compiler.is_compiling() or _is_few(tensors)):
         torch._foreach_lerp_(tensors, to, share)
         return tensors
     shares = share if isinstance(share, list) else [share] * len(to)
@@ -87,7 +95,7 @@ def sub_product_(tensors: list[Tensor], xs: list[Tensor], ys: list[Tensor]) -> l
     """Subtract x y in place."""
     if torch.compiler.is_compiling():
         return sub_(tensors, mul(xs, ys))
-    if torch._C._is_tracing():
+    if _is_few(tensors):
         each = zip(tensors, xs, ys, strict=True)
         return [t.addcmul_(x, y, value=-1) for t, x, y in each]
     torch._foreach_addcmul_(tensors, xs, ys, value=-1)

@@ -1,7 +1,7 @@
 """Pools that were tried for the default; see `tests.benchmarks.poolselect`."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from funnel import SGD, Adagrad, Expert
@@ -31,10 +31,16 @@ def sgd(
 ADAGRAD16 = adagrad((0.003, 0.01, 0.03, 0.1), (0.01, 0.03, 0.1, 0.3))
 ADAGRAD4 = adagrad((0.003, 0.01), (0.1, 0.3))
 SGD4 = (0.03, 0.1, 0.3, 1.0)
+TWENTY = tuple(
+    replace(e, steps=20, lr=e.lr / 2 if e.inner == SGD() else e.lr) if e.steps > 1 else e
+    for e in DEFAULT_EXPERTS
+)
 LESS_SHARING = {"switch_rates": (1e-3,)}
 
 POOLS = {
     "default": Candidate(DEFAULT_EXPERTS),
+    "default, twenty steps": Candidate(TWENTY),
+    "default, one step": Candidate(tuple(replace(e, steps=1) for e in DEFAULT_EXPERTS)),
     "AdaGrad 16": Candidate(ADAGRAD16),
     "AdaGrad 16 + SGD 8, σ = 1e-3": Candidate(ADAGRAD16 + sgd(SGD4, (1e-3, 1e-2)), LESS_SHARING),
     "AdaGrad 16 + SGD 8": Candidate(ADAGRAD16 + sgd(SGD4, (1e-3, 1e-2))),
