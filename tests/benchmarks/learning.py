@@ -131,7 +131,7 @@ def rows(seconds: float) -> dict[Row, tuple[int, str, Callable[[], float]]]:
             http(f"{large}, fsync everysec", 1000, 100, **everysec),
             http(large, 1000, 1000),
             http(f"{large}, fsync everysec", 1000, 1000, **everysec),
-            http("JSON, 100 a request", 100, 100, JSON),
+            http("JSON, 100 a request, 8 connections", 100, 100, JSON, connections=8),
             log(100),
             log(1000),
             http(large, 1000, 100, optimizer="pool"),
