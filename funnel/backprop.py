@@ -130,12 +130,15 @@ def _layers(parameters: Sequence[Tensor]) -> Layers:
 
 
 def _forward(layers: Layers, inputs: Tensor) -> list[Tensor]:
-    """Return what each layer gives, [K, out, n]; after ReLU, except for the last."""
+    """Return what each layer gives, [K, out, n]; after ReLU, except for the last.
+
+    Not by ``addmm``, which a trace would take apart, and round in another way.
+    """
     (weight, bias), *deeper = layers
-    wide = torch.addmm(bias.flatten()[:, None], weight.flatten(0, 1), inputs.t())
+    wide = weight.flatten(0, 1) @ inputs.t() + bias.flatten()[:, None]
     outputs = [wide.unflatten(0, bias.shape)]
     for weight, bias in deeper:
-        outputs.append(torch.baddbmm(bias[:, :, None], weight, outputs[-1].relu_()))
+        outputs.append(weight @ outputs[-1].relu_() + bias[:, :, None])
     return outputs
 
 

@@ -20,6 +20,7 @@ from service.observation import observe
 from service.optimizers import OPTIMIZERS
 from service.pooled import PoolTrack
 from service.single import SingleTrack
+from service.spec import Spec
 from service.track import Track
 from streams.batch import Batch
 from tests.gpu import waiting_is_an_error
@@ -249,6 +250,27 @@ def test_a_machine_that_fails_is_not_the_batchs_fault(
         step(state, a_batch(1))
     assert same_tensors(copied(state), before)
     assert state.version == 1
+
+
+@pytest.mark.parametrize("optimizer", ["funnel", "pool"])
+@pytest.mark.parametrize("model", BUILT_IN)
+def test_a_traced_step_is_an_eager_one_bit_for_bit(
+    model: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a service that was started again, and is not tracing yet, would learn other bits."""
+    hidden = (16,) if model == "mlp" else ()
+    spec = Spec(model, 200, 5, hidden, optimizer, True, 0, experts=7)
+    rates = replace(RATES, shadow=("adagrad",))
+    traced, eager = State(spec, rates, CPU), State(spec, rates, CPU)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        features = rng.normal(size=(100, 200)).astype(np.float32)
+        batch = Batch(features, features[:, :5].argmax(axis=1))
+        step(traced, batch)
+        with monkeypatch.context() as patch:
+            patch.setattr(Traced, "__call__", lambda self, *tensors: self._function(*tensors))
+            step(eager, batch)
+        assert same_tensors(traced.tensors(), eager.tensors())
 
 
 @pytest.mark.gpu
