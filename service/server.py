@@ -6,8 +6,10 @@ import gc
 import logging
 import signal
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 import uvicorn
 from fastapi import APIRouter
 
@@ -66,6 +68,8 @@ async def serve(
         LogError, OSError and those of `Service.start`: it could not be started.
     """
     keep_freed_memory()
+    # `funnel.traced` ignores it too, but what that sets is undone by any other thread's.
+    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
     service = Service(settings)
     server = Server(
         uvicorn.Config(
