@@ -9,9 +9,9 @@ import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 import uvicorn
 from fastapi import APIRouter
+from torch.jit._trace import TracerWarning
 
 from service.allocator import keep_freed_memory
 from service.app import create_app
@@ -69,7 +69,7 @@ async def serve(
     """
     keep_freed_memory()
     # `funnel.traced` ignores it too, but what that sets is undone by any other thread's.
-    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+    warnings.filterwarnings("ignore", category=TracerWarning)
     service = Service(settings)
     server = Server(
         uvicorn.Config(
