@@ -84,10 +84,12 @@ class Walk:
             )
             for prefix, inner, part in self.inner.slices()
         }
-        ones = inputs.new_ones(len(inputs), 1)
+        n = len(inputs)
+        count = min(self.steps, n)  # of pieces, which differ in size by one example at most
+        ones = inputs.new_ones(n, 1)
         pieces = zip(
-            torch.cat([inputs, ones], dim=1).chunk(self.steps),
-            one_hot(labels, weights[-1].shape[1]).chunk(self.steps, dim=1),
+            torch.cat([inputs, ones], dim=1).tensor_split(count),
+            one_hot(labels, weights[-1].shape[1]).tensor_split(count, dim=1),
             strict=True,
         )
         for number, (some, targets) in enumerate(pieces):

@@ -12,7 +12,7 @@ from funnel import SGD, Adagrad, Adam, Expert, Inner, Pool
 from funnel.clipping import NormCap
 from tests.funnel.test_pool import CLASSES, EXPERTS, FEATURES, KEEP, batches, learn, made
 
-STEPS = 4
+STEPS = 3  # of batches of 20: pieces of 7, 7 and 6
 
 
 @pytest.mark.parametrize("on_host", [False, True])
@@ -29,7 +29,7 @@ def test_the_inner_optimizer_walks_and_funnel_learns_from_where_it_went(
         learn(pool, inputs, labels)
         twin.learn(inputs.double(), labels)
     for parameter, expected in zip(pool.parameters.values(), twin.weights, strict=True):
-        assert torch.equal(parameter[0], parameter[1])
+        torch.testing.assert_close(parameter[0], parameter[1])
         torch.testing.assert_close(parameter[0], expected.float(), rtol=2e-3, atol=2e-4)
     for mine, expected in zip(pool.state.log_scale, twin.log_scale, strict=True):
         torch.testing.assert_close(mine[0].squeeze(), expected.float(), rtol=1e-3, atol=1e-5)
@@ -64,7 +64,9 @@ class Twin:
         self.cap.update(norm, KEEP)
         whole = [factor * g for g in whole]
         walk, total = list(self.weights), [torch.zeros_like(w) for w in self.weights]
-        for some, theirs in zip(inputs.chunk(STEPS), labels.chunk(STEPS), strict=True):
+        for some, theirs in zip(
+            inputs.tensor_split(STEPS), labels.tensor_split(STEPS), strict=True
+        ):
             for i, g in enumerate(self.gradients(walk, some, theirs)):
                 (step,) = expert.inner.precondition(
                     [factor * g],
