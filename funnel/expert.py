@@ -1,7 +1,8 @@
 """One expert of a pool: its hyperparameters, and which experts the default pool has."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from funnel.checks import check_number
 from funnel.inner import SGD, Adagrad
@@ -58,4 +59,19 @@ DEFAULT_EXPERTS: tuple[Expert, ...] = (
     Expert(ADAGRAD, 0.001, 0.03, 0.03, steps=10),
     Expert(SGD(), 0.06, 0.005, 0.002, steps=10, pull=0.1),
 )
-"""Chosen on six streams; funnel/docs/pool.md says how, and what was tried beside them."""
+"""For inputs of WIDTH features; see `for_width`. Chosen on six streams; funnel/docs/pool.md says
+how, and what was tried beside them."""
+WIDTH = 784
+
+
+def for_width(features: int, experts: Sequence[Expert] = DEFAULT_EXPERTS) -> tuple[Expert, ...]:
+    """Return the experts with learning rates for inputs of another width: η √(WIDTH / features).
+
+    The wider standardized inputs are, the further the same step in every weight moves an output.
+    Rates have three digits.
+
+    >>> [expert.lr for expert in for_width(196)[:2]]
+    [0.006, 0.02]
+    """
+    factor = math.sqrt(WIDTH / features)
+    return tuple(replace(expert, lr=float(f"{factor * expert.lr:.3g}")) for expert in experts)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from funnel import mixing
 from funnel.clipping import NormCap
-from funnel.expert import BETA, DEFAULT_EXPERTS, GAIN_BOUNDS, SCALE_BOUNDS, Expert
+from funnel.expert import BETA, GAIN_BOUNDS, SCALE_BOUNDS, Expert, for_width
 from funnel.experts import Experts
 from funnel.grouped import Grouped, runs_of
 from funnel.interface import Rate
@@ -91,8 +91,8 @@ class Pool:
     Args:
         module: fp32, maps [n, features] to logits [n, classes]; every expert starts as it is.
         features: width of the inputs.
-        experts: their hyperparameters. Those with equal ``steps`` should stand together, and among
-            them those with equal inner optimizers.
+        experts: their hyperparameters; by default those of `funnel.expert.for_width`. Those with
+            equal ``steps`` should stand together, and among them those with equal inner optimizers.
         rate: how much an example's evidence weighs (see `funnel.mixing`).
         switch_rates: shares of the weight that are dealt out anew per example.
 
@@ -104,13 +104,14 @@ class Pool:
         self,
         module: nn.Module,
         features: int,
-        experts: Sequence[Expert] = DEFAULT_EXPERTS,
+        experts: Sequence[Expert] | None = None,
         rate: float = mixing.RATE,
         switch_rates: Sequence[float] = mixing.SWITCH_RATES,
     ) -> None:
+        experts = for_width(features) if experts is None else tuple(experts)
         if not experts:
             raise ValueError("a pool needs at least one expert")
-        self.experts = tuple(experts)
+        self.experts = experts
         self.models = Experts(module, len(experts), features)
         self.parameters, self.buffers = self.models.stack()
         first = next(iter(self.parameters.values()))

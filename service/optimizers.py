@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
-from funnel.expert import DEFAULT_EXPERTS, Expert
+from funnel.expert import Expert, for_width
 from service.pooled import PoolTrack
 from service.single import SingleTrack
 from service.spec import Rates, Spec
@@ -62,14 +62,14 @@ class Shadow:
         return replace(served, lr=lr)
 
 
-def some_experts(count: int) -> list[Expert]:
-    """Return so many of the default experts, spread evenly over them.
+def some_experts(count: int, features: int) -> list[Expert]:
+    """Return so many of the default experts for a width of inputs, spread evenly over them.
 
-    >>> len(some_experts(4))
+    >>> len(some_experts(4, 784))
     4
     """
-    total = len(DEFAULT_EXPERTS)
-    return [DEFAULT_EXPERTS[(2 * k + 1) * total // (2 * count)] for k in range(count)]
+    experts = for_width(features)
+    return [experts[(2 * k + 1) * len(experts) // (2 * count)] for k in range(count)]
 
 
 def make_track(spec: Spec, optimizer: str, rates: Rates, device: torch.device) -> Track:
@@ -81,6 +81,6 @@ def make_track(spec: Spec, optimizer: str, rates: Rates, device: torch.device) -
         service.models.ModelError: the model cannot be built.
     """
     if optimizer == "pool":
-        return PoolTrack(spec, device, some_experts(spec.experts))
+        return PoolTrack(spec, device, some_experts(spec.experts, spec.features))
     learns = optimizer == "funnel"
     return SingleTrack(spec, device, INNER["adagrad" if learns else optimizer], learns, rates)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from funnel.expert import DEFAULT_EXPERTS, Expert
+from funnel.expert import Expert
 from funnel.pool import Pool
 from funnel.traced import Traced
 from service.scoring import Scores
@@ -28,7 +28,7 @@ class PoolLearner:
         module: nn.Module,
         features: int,
         classes: int,
-        experts: Sequence[Expert] = DEFAULT_EXPERTS,
+        experts: Sequence[Expert] | None = None,
         **options: Any,
     ) -> None:
         self.pool = Pool(module, features, experts, **options)

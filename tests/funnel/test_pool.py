@@ -1,6 +1,7 @@
 """A pool of one is a Funnel, bit for bit; K experts are K Funnels."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.profiler import profile
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Expert, Funnel, Pool, RMSprop
 from funnel.backprop import differentiate, is_perceptron
 from funnel.clipping import NormCap
+from funnel.expert import DEFAULT_EXPERTS, WIDTH, for_width
 
 FEATURES, CLASSES, N = 12, 4, 20
 KEEP = torch.tensor(True)
@@ -275,3 +277,12 @@ def test_experts_refuse_foreign_optimizers_and_other_precisions() -> None:
         Expert(SGD(), -0.1, 0.1, 0.1)
     with pytest.raises(TypeError, match="experts need fp32 parameters"):
         Pool(made("logistic").double(), FEATURES)
+
+
+def test_the_default_experts_take_longer_steps_where_inputs_are_narrower() -> None:
+    assert for_width(WIDTH) == DEFAULT_EXPERTS
+    experts = Pool(made("logistic"), FEATURES).experts
+    assert experts == for_width(FEATURES)
+    for expert, wide in zip(experts, DEFAULT_EXPERTS, strict=True):
+        assert expert.lr == pytest.approx(wide.lr * (WIDTH / FEATURES) ** 0.5, rel=5e-3)
+        assert replace(expert, lr=wide.lr) == wide
