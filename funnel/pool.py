@@ -17,9 +17,9 @@ expert is that Funnel, bit for bit.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -27,27 +27,16 @@ from torch import Tensor, nn
 
 from funnel import mixing
 from funnel.clipping import NormCap
-from funnel.expert import BETA, GAIN_BOUNDS, SCALE_BOUNDS, Expert, for_width
+from funnel.expert import GAIN_BOUNDS, Expert, for_width
 from funnel.experts import Experts
 from funnel.grouped import Grouped, runs_of
-from funnel.interface import Rate
+from funnel.interface import StateLists
 from funnel.mixing import FixedShare
+from funnel.stacked import VARIANT, fresh_state, rates_of
 from funnel.telemetry import TensorTelemetry, describe_stacked, mean_over_experts
 from funnel.traced import Traced
-from funnel.update import Alignment, Rates, State, Variant, step_
-from funnel.walk import Walk, norms_of
-
-VARIANT = Variant(
-    nesterov=False,
-    maximize=False,
-    normalize_gain=True,
-    normalize_scale=True,
-    gain_bounds=GAIN_BOUNDS,
-    scale_bounds=SCALE_BOUNDS,
-    decay_weights=False,
-    skip_nonfinite=False,
-    stacked=True,
-)
+from funnel.update import Alignment, State, step_
+from funnel.walk import norms_of, walks_of
 
 
 class Observation(NamedTuple):
@@ -120,9 +109,10 @@ class Pool:
         self.mixing = FixedShare(len(experts), first.device, rate, switch_rates)
         self.cap = NormCap.fresh((len(experts),), first.device)
         self.inner = Grouped(runs_of(experts))
-        self.rates = self._rates()
-        self.walks = list(_walks(self.experts, self.rates.lr)) if self.models.is_plain else []
-        self.state, self.inner_state = self._fresh_state()
+        self.rates = rates_of(experts, list(self.parameters.values()))
+        self.walks = list(walks_of(experts, self.rates.lr)) if self.models.is_plain else []
+        self.state = fresh_state(list(self.parameters.values()))
+        self.inner_state = self._fresh_inner_state()
         self.alignment = Alignment(
             *([torch.zeros_like(s) for s in self.state.log_scale] for _ in Alignment._fields)
         )
@@ -254,38 +244,9 @@ class Pool:
         log_gain = self.state.log_gain[list(self.parameters).index(name)]
         return mean_over_experts(log_gain, self.mixing.log_weights.exp())
 
-    def _fresh_state(self) -> tuple[State, dict[str, list[Tensor]]]:
-        parameters = list(self.parameters.values())
-        scalars = [p.new_zeros([len(p)] + [1] * (p.dim() - 1)) for p in parameters]
-        state = State(
-            step=[s.long() for s in scalars],
-            log_gain=[torch.zeros_like(p) for p in parameters],
-            log_scale=[s.clone() for s in scalars],
-            velocity=[torch.zeros_like(p) for p in parameters],
-            precond_ema=[torch.zeros_like(p) for p in parameters],
-            nonfinite=[s.long() for s in scalars],
-        )
-        each = [self.inner.init_state(p, p.dtype) for p in parameters]
-        return state, {key: [own[key] for own in each] for key in each[0]}
-
-    def _rates(self) -> Rates:
-        def rate(name: str) -> Rate:
-            """Return the number that all share, or for each parameter theirs, [K, 1, …, 1]."""
-            values = [getattr(expert, name) for expert in self.experts]
-            if len(set(values)) == 1:
-                return float(values[0])
-            each = torch.tensor(values, device=self.device)
-            return [each.view([-1] + [1] * (p.dim() - 1)) for p in self.parameters.values()]
-
-        return Rates(
-            lr=rate("lr"),
-            momentum=rate("momentum"),
-            beta=BETA,
-            one_minus_beta=1.0 - BETA,
-            gain_lr=rate("gain_lr"),
-            scale_lr=rate("scale_lr"),
-            weight_decay=0.0,
-        )
+    def _fresh_inner_state(self) -> StateLists:
+        each = [self.inner.init_state(p, p.dtype) for p in self.parameters.values()]
+        return {key: [own[key] for own in each] for key in each[0]}
 
     def _pull(self, learned: list[Tensor] | None = None) -> None:
         """Draw experts to the weighted mean: w_k ← w_k + pull_k (Σ v_j w_j - w_k).
@@ -314,22 +275,13 @@ class Pool:
         shared = [*self.parameters.values(), *self.buffers.values(), *chain(*self.state)]
         shared.append(self.cap.level)
         torch._foreach_copy_(shared, [tensor[source] for tensor in shared])
-        _, fresh = self._fresh_state()
+        fresh = self._fresh_inner_state()
         for prefix, _, own in self.inner.slices():
             bad = diverged[own]
             source = torch.where(bad, log_weights[own].argmax(), everyone[: len(bad)])
             for key in (key for key in self.inner_state if key.startswith(prefix)):
                 for tensor, blank in zip(self.inner_state[key], fresh[key], strict=True):
                     tensor.copy_(torch.where(bad.all(), blank, tensor[source]))
-
-
-def _walks(experts: Sequence[Expert], lr: Rate) -> Iterator[Walk]:
-    start = first_run = 0
-    for steps, group in groupby(experts, key=lambda expert: expert.steps):
-        walk = Walk(list(group), start, first_run, lr)
-        start, first_run = walk.own.stop, first_run + len(walk.inner.runs)
-        if steps > 1:
-            yield walk
 
 
 def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ but for what it learns of p and s at this batch. It learns that from the gradien
 batch, which is less noisy than those of pieces, and once a batch, which costs less.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -103,6 +104,21 @@ class Walk:
                     tensor.copy_(torch.where(_column(arrived[run.own], tensor), new, tensor))
         found = _parts([torch.where(_column(arrived, t), t, 0.0) for t in total])
         return {prefix: [t[run.own] for t in found] for prefix, run in runs.items()}
+
+
+def walks_of(experts: Sequence[Expert], lr: Rate) -> Iterator[Walk]:
+    """Yield the walks of a pool's experts: of those in a row that take equally many steps.
+
+    Args:
+        experts: all of them.
+        lr: their η.
+    """
+    start = first_run = 0
+    for steps, group in groupby(experts, key=lambda expert: expert.steps):
+        row = list(group)
+        if steps > 1:
+            yield Walk(row, start, first_run, lr)
+        start, first_run = start + len(row), first_run + len(runs_of(row))
 
 
 class _Run(NamedTuple):

@@ -1,0 +1,65 @@
+"""What `funnel.update.step_` takes of K experts that are stacked on a leading dimension."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from funnel.expert import BETA, GAIN_BOUNDS, SCALE_BOUNDS, Expert
+from funnel.interface import Rate
+from funnel.update import Rates, State, Variant
+
+VARIANT = Variant(
+    nesterov=False,
+    maximize=False,
+    normalize_gain=True,
+    normalize_scale=True,
+    gain_bounds=GAIN_BOUNDS,
+    scale_bounds=SCALE_BOUNDS,
+    decay_weights=False,
+    skip_nonfinite=False,
+    stacked=True,
+)
+
+
+def fresh_state(parameters: Sequence[Tensor]) -> State:
+    """Return Funnel's state of experts that have seen nothing.
+
+    Args:
+        parameters: of all of them, each [K, …].
+    """
+    scalars = [p.new_zeros([len(p)] + [1] * (p.dim() - 1)) for p in parameters]
+    return State(
+        step=[s.long() for s in scalars],
+        log_gain=[torch.zeros_like(p) for p in parameters],
+        log_scale=[s.clone() for s in scalars],
+        velocity=[torch.zeros_like(p) for p in parameters],
+        precond_ema=[torch.zeros_like(p) for p in parameters],
+        nonfinite=[s.long() for s in scalars],
+    )
+
+
+def rates_of(experts: Sequence[Expert], parameters: Sequence[Tensor]) -> Rates:
+    """Return η, μ, γp and γs: a number if all experts share it, else for each parameter theirs.
+
+    Args:
+        experts: K of them.
+        parameters: each [K, …]; rates are [K, 1, …, 1].
+    """
+
+    def rate(name: str) -> Rate:
+        values = [getattr(expert, name) for expert in experts]
+        if len(set(values)) == 1:
+            return float(values[0])
+        each = torch.tensor(values, device=parameters[0].device)
+        return [each.view([-1] + [1] * (p.dim() - 1)) for p in parameters]
+
+    return Rates(
+        lr=rate("lr"),
+        momentum=rate("momentum"),
+        beta=BETA,
+        one_minus_beta=1.0 - BETA,
+        gain_lr=rate("gain_lr"),
+        scale_lr=rate("scale_lr"),
+        weight_decay=0.0,
+    )
