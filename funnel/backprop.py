@@ -89,7 +89,7 @@ def differentiate_experts(
 
 
 def affine_gradients(
-    layers: Sequence[Tensor], inputs: Tensor, targets: Tensor, factor: Tensor
+    layers: Sequence[Tensor], inputs: Tensor, targets: Tensor, share: Tensor
 ) -> list[Tensor]:
     """Return the gradients of K experts, and nothing else; biases are a column of the weights.
 
@@ -97,7 +97,7 @@ def affine_gradients(
         layers: weight and bias of each, side by side, [K, out, in + 1].
         inputs: fp32 [n, features + 1]; the last is 1.
         targets: what `one_hot` makes of the labels, [classes, n].
-        factor: what the gradients of each expert are multiplied with, [K].
+        share: what the losses of each expert are multiplied with before they are summed, [K, 1, 1].
     """
     first, *deeper = layers
     outputs = (inputs @ first.flatten(0, 1).t()).t().unflatten(0, first.shape[:2])
@@ -105,7 +105,7 @@ def affine_gradients(
     for layer in deeper:
         below.append(F.pad(outputs.relu_(), (0, 0, 0, 1), value=1.0))
         outputs = layer @ below[-1]
-    error = outputs.softmax(dim=1).sub_(targets).mul_((factor / len(inputs)).view(-1, 1, 1))
+    error = outputs.softmax(dim=1).sub_(targets).mul_(share)
     gradients = []
     for layer, hidden in zip(reversed(deeper), reversed(below), strict=True):
         gradients.append(error @ hidden.mT)

@@ -49,7 +49,7 @@ class Expert:
             raise ValueError(f"Expert.steps must be an integer of at least 1, got {self.steps!r}")
 
 
-ADAGRAD = Adagrad(initial_accumulator_value=0.01)
+ADAGRAD = Adagrad(eps=0.0, initial_accumulator_value=0.01)
 DEFAULT_EXPERTS: tuple[Expert, ...] = (
     Expert(ADAGRAD, 0.003, 0.1, 0.03),
     Expert(ADAGRAD, 0.01, 0.3, 0.03, pull=0.1),

@@ -60,6 +60,8 @@ class Adagrad(Inner):
     ) -> list[Tensor]:
         """Add g² to the accumulator and divide by its root; a zero gradient changes nothing."""
         lists.addcmul_(state["sum"], grads, grads)
+        if self.eps == 0.0:
+            return lists.mul(grads, lists.rsqrt(state["sum"]))
         return lists.div(grads, lists.add_(lists.sqrt(state["sum"]), self.eps))
 
 

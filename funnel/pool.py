@@ -110,16 +110,20 @@ class Pool:
         self.cap = NormCap.fresh((len(experts),), first.device)
         self.inner = Grouped(runs_of(experts))
         self.rates = rates_of(experts, list(self.parameters.values()))
-        self.walks = list(walks_of(experts, self.rates.lr)) if self.models.is_plain else []
-        self.state = fresh_state(list(self.parameters.values()))
+        parameters = list(self.parameters.values())
+        self.state = fresh_state(parameters)
         self.inner_state = self._fresh_inner_state()
+        walks = walks_of(experts, self.rates.lr, parameters, self.inner_state)
+        self.walks = list(walks) if self.models.is_plain else []
         self.alignment = Alignment(
             *([torch.zeros_like(s) for s in self.state.log_scale] for _ in Alignment._fields)
         )
         """Of the last step."""
         pulls = torch.tensor([expert.pull for expert in experts], device=self.device)
         self.pulls = pulls if any(expert.pull for expert in experts) else None
-        self._traced = Traced(partial(_take, self), self.tensors().values())
+        tensors = [*self.tensors().values(), *chain.from_iterable(w.tensors() for w in self.walks)]
+        self._walk_traced = Traced(partial(_walk, self), tensors)
+        self._take_traced = Traced(partial(_take, self), tensors)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves.
@@ -202,14 +206,14 @@ class Pool:
             gradients: capped by `weigh`, [K, …], one for each parameter tensor.
             factor: what `weigh` returned.
         """
-        n, learns = len(gradients), ~factor.isnan()
-        diverged = ~learns & learns.any()
-        is_masked = not self.on_host or bool(diverged.any())
-        take = partial(_take, self, is_masked=True) if is_masked else self._traced
-        found = take(inputs, labels, factor, *gradients)
+        walk = self._walk_traced if self.on_host else partial(_walk, self)
+        learns = walk(inputs, labels, factor)
+        is_masked = not (self.on_host and learns.all())
+        take = partial(_take, self, learns=learns) if is_masked else self._take_traced
+        found, n = take(*gradients), len(gradients)
         last = Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
         if is_masked:
-            self._restart(diverged)
+            self._restart(~learns & learns.any())
             self._pull([torch.isfinite(norm) for norm in last.gradient_norm])
         if self.on_host:
             self.alignment = last
@@ -261,7 +265,7 @@ class Pool:
             share = self.pulls.view([-1] + [1] * (parameter.dim() - 1))
             if learned is not None:
                 share = share * learned[i]
-            parameter.add_(share * (mean_over_experts(parameter, weights) - parameter))
+            parameter.lerp_(mean_over_experts(parameter, weights), share)
 
     def _restart(self, diverged: Tensor) -> None:
         """Make experts copies of the best: model, Funnel's state and level of the norm.
@@ -297,28 +301,43 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
     return mixing.mixed(log_weights, probabilities, healthy)
 
 
-def _take(
-    pool: Pool,
-    inputs: Tensor,
-    labels: Tensor,
-    factor: Tensor,
-    *gradients: Tensor,
-    is_masked: bool = False,
-) -> tuple[Tensor, ...]:
-    """Take the step of a batch, and return its alignment, flat."""
+def _walk(pool: Pool, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
+    """Lead those through the batch who walk, and return who learns it, bool [K]."""
+    learns = ~factor.isnan()
     parameters = list(pool.parameters.values())
+    for walk in pool.walks:
+        learns[walk.own] &= walk.take(
+            parameters, pool.state, pool.inner_state, inputs, labels, factor
+        )
+    return learns
+
+
+def _take(pool: Pool, *gradients: Tensor, learns: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Take the step of a batch, and return its alignment, flat.
+
+    Args:
+        pool: after `_walk`.
+        gradients: one for each parameter tensor.
+        learns: who takes it, bool [K]; None for all, who are then pulled, too.
+    """
+    if learns is not None:
+        columns = [learns.view([-1] + [1] * (g.dim() - 1)) for g in gradients]
+        gradients = tuple(
+            torch.where(c, g, math.nan) for c, g in zip(columns, gradients, strict=True)
+        )
     walked: dict[str, list[Tensor]] = {}
     for walk in pool.walks:
-        walked |= walk.take(parameters, pool.state, pool.inner_state, inputs, labels, factor)
+        walk.accept(pool.inner_state, None if learns is None else learns[walk.own])
+        walked |= walk.precond()
     alignment = step_(
-        parameters,
+        list(pool.parameters.values()),
         list(gradients),
         pool.state,
         Grouped(pool.inner.runs, walked=walked),
         pool.inner_state,
         pool.rates,
-        VARIANT._replace(skip_nonfinite=is_masked),
+        VARIANT._replace(skip_nonfinite=learns is not None),
     )
-    if not is_masked:
+    if learns is None:
         pool._pull()
     return tuple(chain.from_iterable(alignment))

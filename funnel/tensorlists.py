@@ -143,6 +143,7 @@ mul = _listwise("mul")
 neg = _listwise("neg")
 norm = _listwise("norm")
 reciprocal = _listwise("reciprocal")
+rsqrt = _listwise("rsqrt")
 sign = _listwise("sign")
 sqrt = _listwise("sqrt")
 

@@ -10,7 +10,7 @@ batch, which is less noisy than those of pieces, and once a batch, which costs l
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import NamedTuple
 
 import torch
@@ -21,24 +21,50 @@ from funnel.backprop import affine_gradients, one_hot
 from funnel.expert import Expert
 from funnel.grouped import Grouped, runs_of
 from funnel.interface import Inner, Rate, StateLists
-from funnel.update import State, gained_step
+from funnel.update import State
 
 
 class Walk:
     """Some experts of a pool that stand together and take equally many steps.
+
+    `take` leads them through a batch, in tensors of the walk's own. What it found is for the pool
+    to accept, with `precond` and `accept`.
 
     Args:
         experts: theirs, all with the same ``steps``.
         start: how many of the pool's experts stand before them.
         first_run: how many runs of inner optimizers do.
         lr: η of all experts of the pool.
+        parameters: of all of them.
+        inner_state: likewise.
     """
 
-    def __init__(self, experts: Sequence[Expert], start: int, first_run: int, lr: Rate) -> None:
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        start: int,
+        first_run: int,
+        lr: Rate,
+        parameters: Sequence[Tensor],
+        inner_state: StateLists,
+    ) -> None:
         self.own = own = slice(start, start + len(experts))
         self.steps = experts[0].steps
         self.lr: Rate = [each[own] for each in lr] if isinstance(lr, list) else lr
         self.inner = Grouped(runs_of(experts), first_run)
+        self.weights = _affine([p[own] for p in parameters])
+        self.total = [torch.zeros_like(w) for w in self.weights]
+        """Σ g̃."""
+        prefixes = tuple(prefix for prefix, _, _ in self.inner.slices())
+        self.inner_state = {
+            key: _affine(tensors)
+            for key, tensors in inner_state.items()
+            if key.startswith(prefixes)
+        }
+
+    def tensors(self) -> list[Tensor]:
+        """Return those in which it walks."""
+        return [*self.weights, *self.total, *chain.from_iterable(self.inner_state.values())]
 
     def take(
         self,
@@ -48,76 +74,98 @@ class Walk:
         inputs: Tensor,
         labels: Tensor,
         factor: Tensor,
-    ) -> dict[str, list[Tensor]]:
-        """Walk through a batch, and return g̃ of each run of experts, by its prefix.
-
-        An expert whose walk leads to what is not finite has not moved: its g̃ is zero, and the
-        state of its inner optimizer as it was.
+    ) -> Tensor:
+        """Walk through a batch, and return whose walk led to what is finite, bool [own experts].
 
         Args:
-            parameters: of all experts of the pool, as is the state.
-            state: Funnel's, not changed.
-            inner_state: of all inner optimizers; that of these is changed in place.
+            parameters: of all experts of the pool, as is the state; not changed.
+            state: Funnel's.
+            inner_state: of all inner optimizers.
             inputs: fp32 [n, features].
             labels: int64 [n].
             factor: what the gradients of each expert are multiplied with, [K]; NaN where it does
                 not learn the batch.
         """
         own = self.own
-        scale = [s[own].exp() for s in state.log_scale]
-        gains = [p[own] for p in state.log_gain]
-        step_size = _affine(gained_step(gains, scale, self.lr))
-        weights = _affine([p[own] for p in parameters])
-        total = [torch.zeros_like(w) for w in weights]
-        runs = {
-            prefix: _Run(
+        scaled = lists.mul([s[own].exp() for s in state.log_scale], self.lr)
+        gains = [p[own].exp() for p in state.log_gain]
+        step_size = _affine(lists.mul_(gains, scaled))
+        _affine([p[own] for p in parameters], self.weights)
+        for key, layers in self.inner_state.items():
+            _affine(inner_state[key], layers)
+        for total in self.total:
+            total.zero_()
+        runs = [
+            _Run(
                 inner,
                 part,
-                weights=[w[part] for w in weights],
-                total=[t[part] for t in total],
+                weights=[w[part] for w in self.weights],
+                total=[t[part] for t in self.total],
                 step_size=[s[part] for s in step_size],
                 state={
-                    key.removeprefix(prefix): _affine(tensors)
-                    for key, tensors in inner_state.items()
+                    key.removeprefix(prefix): layers
+                    for key, layers in self.inner_state.items()
                     if key.startswith(prefix)
                 },
                 taken=[t[own][part] * self.steps for t in state.step[::2]],
             )
             for prefix, inner, part in self.inner.slices()
-        }
+        ]
         n = len(inputs)
         count = min(self.steps, n)  # of pieces, which differ in size by one example at most
+        shares = {s: (factor[own] / s).view(-1, 1, 1) for s in (n // count, -(-n // count))}
         ones = inputs.new_ones(n, 1)
         pieces = zip(
             torch.cat([inputs, ones], dim=1).tensor_split(count),
-            one_hot(labels, weights[-1].shape[1]).tensor_split(count, dim=1),
+            one_hot(labels, self.weights[-1].shape[1]).tensor_split(count, dim=1),
             strict=True,
         )
         for number, (some, targets) in enumerate(pieces):
-            gradients = affine_gradients(weights, some, targets, factor[own])
-            for run in runs.values():
+            gradients = affine_gradients(self.weights, some, targets, shares[len(some)])
+            for run in runs:
                 run.step([g[run.own] for g in gradients], number)
-        arrived = torch.isfinite(norms_of(weights) + norms_of(total))
-        for prefix, run in runs.items():
-            for key, layers in run.state.items():
-                for tensor, new in zip(inner_state[prefix + key], _parts(layers), strict=True):
-                    tensor.copy_(torch.where(_column(arrived[run.own], tensor), new, tensor))
-        found = _parts([torch.where(_column(arrived, t), t, 0.0) for t in total])
-        return {prefix: [t[run.own] for t in found] for prefix, run in runs.items()}
+        return torch.isfinite(norms_of(self.total))
+
+    def precond(self) -> dict[str, list[Tensor]]:
+        """Return g̃ of each run of experts, by its prefix."""
+        found = _parts(self.total)
+        return {prefix: [t[part] for t in found] for prefix, _, part in self.inner.slices()}
+
+    def accept(self, inner_state: StateLists, arrived: Tensor | None) -> None:
+        """Set the state of the inner optimizers to what it was at the end of the walk.
+
+        Args:
+            inner_state: of the pool, changed in place.
+            arrived: of whom, bool [own experts]; g̃ of the others becomes zero. None for all.
+        """
+        if arrived is not None:
+            for total in self.total:
+                total.copy_(torch.where(_column(arrived, total), total, 0.0))
+        for prefix, _, part in self.inner.slices():
+            for key in (key for key in self.inner_state if key.startswith(prefix)):
+                ends = _parts(self.inner_state[key])
+                for tensor, new in zip(inner_state[key], ends, strict=True):
+                    if arrived is not None:
+                        new = torch.where(_column(arrived[part], tensor), new, tensor)
+                    tensor.copy_(new)
 
 
-def walks_of(experts: Sequence[Expert], lr: Rate) -> Iterator[Walk]:
+def walks_of(
+    experts: Sequence[Expert], lr: Rate, parameters: Sequence[Tensor], inner_state: StateLists
+) -> Iterator[Walk]:
     """Yield the walks of a pool's experts: of those in a row that take equally many steps.
 
     Args:
         experts: all of them.
         lr: their η.
+        parameters: theirs.
+        inner_state: of their inner optimizers.
     """
     start = first_run = 0
     for steps, group in groupby(experts, key=lambda expert: expert.steps):
         row = list(group)
         if steps > 1:
-            yield Walk(row, start, first_run, lr)
+            yield Walk(row, start, first_run, lr, parameters, inner_state)
         start, first_run = start + len(row), first_run + len(runs_of(row))
 
 
@@ -144,10 +192,13 @@ class _Run(NamedTuple):
         lists.sub_product_(self.weights, self.step_size, precond)
 
 
-def _affine(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _affine(tensors: Sequence[Tensor], out: Sequence[Tensor] | None = None) -> list[Tensor]:
     """Put those of the weight [K, out, in] and the bias [K, out] of each layer side by side."""
-    pairs = zip(tensors[::2], tensors[1::2], strict=True)
-    return [torch.cat([weight, bias[:, :, None]], dim=2) for weight, bias in pairs]
+    pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+    return [
+        torch.cat([weight, bias[:, :, None]], dim=2, out=into)
+        for (weight, bias), into in zip(pairs, out or [None] * len(pairs), strict=True)
+    ]
 
 
 def _parts(layers: Sequence[Tensor]) -> list[Tensor]:

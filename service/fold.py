@@ -50,6 +50,8 @@ class State:
         self.shadows: dict[str, Track] = {}
         self.standardizer = Standardizer(spec.features, device)
         self.guard = LossGuard(device)
+        self.is_plain = self.served.is_plain
+        """Whether a step needs no autograd, as its gradients are written out."""
         self.on_host = device.type == "cpu"
         """Whether a step may branch on a tensor: then it asks whether all is finite, and Funnel
         need not mask, which takes a third of its time."""
@@ -85,7 +87,7 @@ class State:
             for name, track in self.shadows.items()
         }
         self.learn: Callable[..., tuple[Tensor, ...]] = partial(_learn, self)
-        if self.served.is_plain and not self.on_host:
+        if self.is_plain and not self.on_host:
             self.learn = Captured(self.learn)
 
     def learners(self) -> dict[str, Track]:
@@ -93,7 +95,7 @@ class State:
         return {SERVED: self.served, **self.shadows}
 
     def _traced(self, function: Observer, tensors: dict[str, Tensor]) -> Observer:
-        if self.on_host and self.served.is_plain:
+        if self.on_host and self.is_plain:
             return Traced(function, tensors.values())
         return function
 
@@ -154,7 +156,6 @@ def _prefix(shadow: str) -> str:
     return f"shadow.{shadow}."
 
 
-@torch.no_grad()
 def step(state: State, batch: Batch) -> Report:
     """Score the batch with the weights as they are, then take one update.
 
@@ -165,6 +166,11 @@ def step(state: State, batch: Batch) -> Report:
         state: changed in place.
         batch: checked examples (see `streams.batch.check`).
     """
+    with torch.inference_mode() if state.is_plain and state.on_host else torch.no_grad():
+        return _step(state, batch)
+
+
+def _step(state: State, batch: Batch) -> Report:
     inputs, labels = state.upload(batch)
     if state.spec.standardize and state.examples == 0:
         state.standardizer.start(inputs)
@@ -192,5 +198,5 @@ def _learn(state: State, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 def _draw_the_same_in_replay(state: State) -> None:
     """Seed what a user's module draws, such as dropout, by the step."""
-    if not state.served.is_plain:
+    if not state.is_plain:
         torch.manual_seed((state.spec.seed << 40) + state.version)
