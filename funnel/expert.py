@@ -24,6 +24,9 @@ class Expert:
     averaging SGD', 2015], towards those who are right now. Experts that are pulled profit at once
     from whoever recovers first; experts that are not remember what they knew before a shift.
 
+    ``renews`` is whether it begins anew, as all experts once did, as soon as it predicts worse than
+    a model that knows nothing; see `funnel.renewal`. One that does not is the pool's memory.
+
     ``steps`` is how many steps the inner optimizer takes a batch, through as many pieces of it, for
     one of Funnel's; see `funnel.walk`. Models other than linear layers with ReLU between them take
     one: what normalizes over a batch is for whole ones.
@@ -36,6 +39,7 @@ class Expert:
     momentum: float = 0.0
     pull: float = 0.0
     steps: int = 1
+    renews: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Inner):
@@ -52,12 +56,11 @@ class Expert:
 ADAGRAD = Adagrad(eps=0.0, initial_accumulator_value=0.01)
 DEFAULT_EXPERTS: tuple[Expert, ...] = (
     Expert(ADAGRAD, 0.003, 0.1, 0.03),
-    Expert(ADAGRAD, 0.01, 0.3, 0.03, pull=0.1),
-    Expert(SGD(), 0.03, 0.1, 0.1, pull=0.1),
-    Expert(ADAGRAD, 0.03, 0.003, 0.002, steps=10),
-    Expert(ADAGRAD, 0.01, 0.003, 0.002, steps=10, pull=0.1),
-    Expert(ADAGRAD, 0.001, 0.03, 0.03, steps=10),
-    Expert(SGD(), 0.06, 0.005, 0.002, steps=10, pull=0.1),
+    Expert(ADAGRAD, 0.01, 0.3, 0.03, pull=0.1, renews=True),
+    Expert(ADAGRAD, 0.03, 0.003, 0.002, steps=8, renews=True),
+    Expert(ADAGRAD, 0.01, 0.003, 0.002, steps=8, pull=0.1, renews=True),
+    Expert(ADAGRAD, 0.001, 0.03, 0.03, steps=8),
+    Expert(SGD(), 0.06, 0.005, 0.002, steps=8, pull=0.1, renews=True),
 )
 """For inputs of WIDTH features; see `for_width`. Chosen on six streams; funnel/docs/pool.md says
 how, and what was tried beside them."""

@@ -17,7 +17,7 @@ expert is that Funnel, bit for bit.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple, TypedDict
@@ -32,7 +32,8 @@ from funnel.experts import Experts
 from funnel.grouped import Grouped, runs_of
 from funnel.interface import StateLists
 from funnel.mixing import FixedShare
-from funnel.stacked import VARIANT, fresh_state, rates_of
+from funnel.renewal import Renewal
+from funnel.stacked import VARIANT, column, fresh_state, rates_of
 from funnel.telemetry import TensorTelemetry, describe_stacked, mean_over_experts
 from funnel.traced import Traced
 from funnel.update import Alignment, State, step_
@@ -108,6 +109,7 @@ class Pool:
         self.on_host = first.device.type == "cpu"
         self.mixing = FixedShare(len(experts), first.device, rate, switch_rates)
         self.cap = NormCap.fresh((len(experts),), first.device)
+        self.renewal = Renewal(torch.tensor([e.renews for e in experts], device=first.device))
         self.inner = Grouped(runs_of(experts))
         self.rates = rates_of(experts, list(self.parameters.values()))
         parameters = list(self.parameters.values())
@@ -119,6 +121,8 @@ class Pool:
             *([torch.zeros_like(s) for s in self.state.log_scale] for _ in Alignment._fields)
         )
         """Of the last step."""
+        self._blank = [tensor[:1].clone() for tensor in self._shared()]
+        self._blank_inner = {k: [t[:1].clone() for t in own] for k, own in self.inner_state.items()}
         pulls = torch.tensor([expert.pull for expert in experts], device=self.device)
         self.pulls = pulls if any(expert.pull for expert in experts) else None
         tensors = [*self.tensors().values(), *chain.from_iterable(w.tensors() for w in self.walks)]
@@ -133,6 +137,7 @@ class Pool:
         named = {f"model.{k}": v for k, v in (self.parameters | self.buffers).items()}
         named |= {f"mixing.{k}": v for k, v in self.mixing.tensors().items()}
         named["norm_level"] = self.cap.level
+        named["excess"] = self.renewal.excess
         for i, name in enumerate(self.parameters):
             own = {field: getattr(self.state, field)[i] for field in State._fields}
             own |= {f"inner.{key}": tensors[i] for key, tensors in self.inner_state.items()}
@@ -181,14 +186,16 @@ class Pool:
 
         Returns:
             What each expert's gradients were multiplied with, [K], for `step`: NaN where an expert
-            has diverged, and of all if the batch changes nothing.
+            has diverged or is to begin anew, and of all if the batch changes nothing.
         """
         keep = keep & seen.healthy.any()
         learned = seen.healthy & keep
+        self.renewal.update(seen.expert_losses, seen.probabilities.shape[1], learned)
+        learned = learned & ~self.renewal.due()
         self.mixing.update(seen.expert_losses, seen.healthy, keep)
         factor = torch.where(learned, self.cap.factor(seen.norms), math.nan)
         for gradient in seen.gradients:
-            gradient.mul_(factor.view([-1] + [1] * (gradient.dim() - 1)))
+            gradient.mul_(column(factor, gradient))
         self.cap.update(seen.norms, learned)
         return factor
 
@@ -206,15 +213,16 @@ class Pool:
             gradients: capped by `weigh`, [K, …], one for each parameter tensor.
             factor: what `weigh` returned.
         """
-        walk = self._walk_traced if self.on_host else partial(_walk, self)
-        learns = walk(inputs, labels, factor)
-        is_masked = not (self.on_host and learns.all())
-        take = partial(_take, self, learns=learns) if is_masked else self._take_traced
-        found, n = take(*gradients), len(gradients)
-        last = Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
-        if is_masked:
-            self._restart(~learns & learns.any())
-            self._pull([torch.isfinite(norm) for norm in last.gradient_norm])
+        if self.on_host and self._walk_traced(inputs, labels, factor).all():
+            self.alignment = self._aligned(self._take_traced(*gradients))
+            return
+        due = self.renewal.due()
+        self._begin(due)
+        gradients = [torch.where(column(due, g), 0.0, g) for g in gradients]
+        learns = _walk(self, inputs, labels, torch.where(due, 1.0, factor))
+        last = self._aligned(_take(self, *gradients, learns=learns))
+        self._restart(~learns & learns.any())
+        self._pull(learns)
         if self.on_host:
             self.alignment = last
         else:  # a captured step must leave it where it is
@@ -252,20 +260,37 @@ class Pool:
         each = [self.inner.init_state(p, p.dtype) for p in self.parameters.values()]
         return {key: [own[key] for own in each] for key in each[0]}
 
-    def _pull(self, learned: list[Tensor] | None = None) -> None:
+    def _aligned(self, found: Sequence[Tensor]) -> Alignment:
+        n = len(self.parameters)
+        return Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
+
+    def _pull(self, learned: Tensor | None = None) -> None:
         """Draw experts to the weighted mean: w_k ← w_k + pull_k (Σ v_j w_j - w_k).
 
         Args:
-            learned: for each parameter, which experts learned the batch; None for all.
+            learned: which of them learned the batch, bool [K]; None for all.
         """
         if self.pulls is None:
             return
         weights = self.mixing.log_weights.exp()
-        for i, parameter in enumerate(self.parameters.values()):
-            share = self.pulls.view([-1] + [1] * (parameter.dim() - 1))
-            if learned is not None:
-                share = share * learned[i]
-            parameter.lerp_(mean_over_experts(parameter, weights), share)
+        pulls = self.pulls if learned is None else self.pulls * learned
+        for parameter in self.parameters.values():
+            mean = mean_over_experts(parameter, weights)
+            parameter.lerp_(mean, column(pulls, parameter))
+
+    def _shared(self) -> list[Tensor]:
+        """Return what every expert has, whatever its inner optimizer; each [K, …]."""
+        state = chain(self.parameters.values(), self.buffers.values(), *self.state)
+        return [*state, self.cap.level]
+
+    def _begin(self, due: Tensor) -> None:
+        """Let experts begin anew, as all did; bool [K]. Nothing is read on the host."""
+        self.renewal.begin(due)
+        for tensor, blank in zip(self._shared(), self._blank, strict=True):
+            tensor.copy_(torch.where(column(due, tensor), blank, tensor))
+        for prefix, _, own in self.inner.slices():
+            for tensor, blank in self._inner_pairs(prefix):
+                tensor.copy_(torch.where(column(due[own], tensor), blank, tensor))
 
     def _restart(self, diverged: Tensor) -> None:
         """Make experts copies of the best: model, Funnel's state and level of the norm.
@@ -273,19 +298,22 @@ class Pool:
         The inner optimizer's state is that of the best expert with the same one; if none of these
         is healthy, a fresh one. Nothing is read on the host.
         """
+        self.renewal.begin(diverged)
         log_weights = torch.where(diverged, -math.inf, self.mixing.log_weights)
         everyone = torch.arange(len(self.experts), device=self.device)
         source = torch.where(diverged, log_weights.argmax(), everyone)
-        shared = [*self.parameters.values(), *self.buffers.values(), *chain(*self.state)]
-        shared.append(self.cap.level)
+        shared = self._shared()
         torch._foreach_copy_(shared, [tensor[source] for tensor in shared])
-        fresh = self._fresh_inner_state()
         for prefix, _, own in self.inner.slices():
             bad = diverged[own]
             source = torch.where(bad, log_weights[own].argmax(), everyone[: len(bad)])
-            for key in (key for key in self.inner_state if key.startswith(prefix)):
-                for tensor, blank in zip(self.inner_state[key], fresh[key], strict=True):
-                    tensor.copy_(torch.where(bad.all(), blank, tensor[source]))
+            for tensor, blank in self._inner_pairs(prefix):
+                tensor.copy_(torch.where(bad.all(), blank, tensor[source]))
+
+    def _inner_pairs(self, prefix: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the tensors of an inner optimizer's state, and what each begins as."""
+        for key in (key for key in self.inner_state if key.startswith(prefix)):
+            yield from zip(self.inner_state[key], self._blank_inner[key], strict=True)
 
 
 def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
@@ -321,10 +349,7 @@ def _take(pool: Pool, *gradients: Tensor, learns: Tensor | None = None) -> tuple
         learns: who takes it, bool [K]; None for all, who are then pulled, too.
     """
     if learns is not None:
-        columns = [learns.view([-1] + [1] * (g.dim() - 1)) for g in gradients]
-        gradients = tuple(
-            torch.where(c, g, math.nan) for c, g in zip(columns, gradients, strict=True)
-        )
+        gradients = tuple(torch.where(column(learns, g), g, math.nan) for g in gradients)
     walked: dict[str, list[Tensor]] = {}
     for walk in pool.walks:
         walk.accept(pool.inner_state, None if learns is None else learns[walk.own])

@@ -28,7 +28,7 @@ def fresh_state(parameters: Sequence[Tensor]) -> State:
     Args:
         parameters: of all of them, each [K, …].
     """
-    scalars = [p.new_zeros([len(p)] + [1] * (p.dim() - 1)) for p in parameters]
+    scalars = [column(p.new_zeros(len(p)), p) for p in parameters]
     return State(
         step=[s.long() for s in scalars],
         log_gain=[torch.zeros_like(p) for p in parameters],
@@ -52,7 +52,7 @@ def rates_of(experts: Sequence[Expert], parameters: Sequence[Tensor]) -> Rates:
         if len(set(values)) == 1:
             return float(values[0])
         each = torch.tensor(values, device=parameters[0].device)
-        return [each.view([-1] + [1] * (p.dim() - 1)) for p in parameters]
+        return [column(each, p) for p in parameters]
 
     return Rates(
         lr=rate("lr"),
@@ -63,3 +63,8 @@ def rates_of(experts: Sequence[Expert], parameters: Sequence[Tensor]) -> Rates:
         scale_lr=rate("scale_lr"),
         weight_decay=0.0,
     )
+
+
+def column(each: Tensor, like: Tensor) -> Tensor:
+    """Return what each expert has one of, [K], as [K, 1, …, 1], to go with a tensor [K, …]."""
+    return each.view([-1] + [1] * (like.dim() - 1))

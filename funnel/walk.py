@@ -21,6 +21,7 @@ from funnel.backprop import affine_gradients, one_hot
 from funnel.expert import Expert
 from funnel.grouped import Grouped, runs_of
 from funnel.interface import Inner, Rate, StateLists
+from funnel.stacked import column
 from funnel.update import State
 
 
@@ -140,13 +141,13 @@ class Walk:
         """
         if arrived is not None:
             for total in self.total:
-                total.copy_(torch.where(_column(arrived, total), total, 0.0))
+                total.copy_(torch.where(column(arrived, total), total, 0.0))
         for prefix, _, part in self.inner.slices():
             for key in (key for key in self.inner_state if key.startswith(prefix)):
                 ends = _parts(self.inner_state[key])
                 for tensor, new in zip(inner_state[key], ends, strict=True):
                     if arrived is not None:
-                        new = torch.where(_column(arrived[part], tensor), new, tensor)
+                        new = torch.where(column(arrived[part], tensor), new, tensor)
                     tensor.copy_(new)
 
 
@@ -192,7 +193,7 @@ class _Run(NamedTuple):
         lists.sub_product_(self.weights, self.step_size, precond)
 
 
-def _affine(tensors: Sequence[Tensor], out: Sequence[Tensor] | None = None) -> list[Tensor]:
+def _affine(tensors: Sequence[Tensor], out: Sequence[Tensor | None] = ()) -> list[Tensor]:
     """Put those of the weight [K, out, in] and the bias [K, out] of each layer side by side."""
     pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
     return [
@@ -211,7 +212,3 @@ def norms_of(gradients: Sequence[Tensor]) -> Tensor:
     norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     return norm
-
-
-def _column(each: Tensor, like: Tensor) -> Tensor:
-    return each.view([-1] + [1] * (like.dim() - 1))

@@ -114,6 +114,7 @@ class Single:
         named = {f"model.{k}": v.detach() for k, v in self.module.named_parameters()}
         named |= {f"model.{k}": v for k, v in self.module.named_buffers()}
         named["norm_level"] = self.cap.level
+        named["excess"] = torch.zeros(())
         for name, p in self.module.named_parameters():
             state = self.opt.state[p]
             named |= {f"optimizer.{name}.{k}": v for k, v in state.items() if k != "inner"}

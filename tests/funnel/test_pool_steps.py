@@ -135,7 +135,7 @@ def test_a_batch_that_is_not_learned_moves_nobody(keep: bool) -> None:
 
 
 @pytest.mark.parametrize("on_host", [False, True])
-def test_an_expert_that_overflows_on_its_walk_stays_where_it_was(on_host: bool) -> None:
+def test_an_expert_that_overflows_on_its_walk_restarts_from_the_best(on_host: bool) -> None:
     wild = Expert(SGD(), 1e38, 0.1, 0.03, steps=STEPS)
     greedy = replace(EXPERTS[0], lr=1e38, steps=STEPS)
     pool = Pool(
@@ -145,9 +145,10 @@ def test_an_expert_that_overflows_on_its_walk_stays_where_it_was(on_host: bool) 
     before = pool.parameters["weight"].clone()
     for batch in batches(4):
         learn(pool, *batch)
-    weight = pool.parameters["weight"]
-    assert torch.equal(weight[2:], before[2:])
-    assert (weight[:2] != before[:2]).any(dim=-1).all()
+    weight, best = pool.parameters["weight"], int(pool.mixing.log_weights.argmax())
+    assert (weight != before).any(dim=-1).all()
+    assert torch.equal(weight[2], weight[3])
+    assert torch.equal(pool.state.log_gain[0][2], pool.state.log_gain[0][best])
     assert all(tensor.isfinite().all() for tensor in pool.tensors().values())
 
 

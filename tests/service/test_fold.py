@@ -49,7 +49,8 @@ def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
 
 def untrace(track: Track) -> None:
     if isinstance(track, PoolTrack):
-        track.pool._traced = track.pool._traced._function
+        track.pool._walk_traced = track.pool._walk_traced._function
+        track.pool._take_traced = track.pool._take_traced._function
     elif isinstance(track, SingleTrack):
         track.optimizer._reset(compiled=False, traced=False)
 

@@ -1,0 +1,54 @@
+"""Who predicts worse than one who knows nothing begins anew: Page's test.
+
+After an abrupt shift what was learned is in the way, not only useless: weights must be unlearned,
+and AdaGrad's steps have grown short. A model that gives each of C classes the same probability
+loses log C an example, and Page's cumulative sum of what an expert loses beyond that,
+
+    S ← max(0, S + Σ (ℓ - log C)),
+
+is the log-likelihood ratio of the two since the moment from which on it is the largest [E. S. Page,
+'Continuous inspection schemes', Biometrika 41, 1954]. While an expert knows anything S stays near
+0; one that is wrong and sure of it is beyond LIMIT within a batch. That experts which begin after a
+shift are what a pool lacks is from E. Hazan and C. Seshadhri, 'Efficient learning algorithms for
+changing environments', ICML 2009, where one begins every round.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+LIMIT = 30.0
+"""Nats of S at which an expert starts anew; a chance of e^-30 if it knew as much as nothing."""
+
+
+class Renewal:
+    """Tracks how much worse than knowing nothing each expert is; nothing is read on the host.
+
+    Args:
+        renews: which experts start anew at all, bool [K].
+    """
+
+    def __init__(self, renews: Tensor) -> None:
+        self.renews = renews
+        self.excess = torch.zeros(len(renews), device=renews.device)
+        """S, fp32 [K], in nats; 0 of those who do not."""
+
+    def due(self) -> Tensor:
+        """Return who should start anew, bool [K]."""
+        return self.excess > LIMIT
+
+    def update(self, losses: Tensor, classes: int, keep: Tensor) -> None:
+        """Take the losses of a batch.
+
+        Args:
+            losses: of each expert and example, [K, n], in nats.
+            classes: C.
+            keep: of which experts, bool [K].
+        """
+        moved = self.excess + (losses - math.log(classes)).sum(dim=1)
+        self.excess.copy_(torch.where(keep & self.renews, moved.clamp_(min=0.0), self.excess))
+
+    def begin(self, who: Tensor) -> None:
+        """Count from zero for some, bool [K]."""
+        self.excess.masked_fill_(who, 0.0)

@@ -1,0 +1,126 @@
+"""An expert that predicts worse than one who knows nothing begins anew; others remember."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from funnel import SGD, Adagrad, Expert, Pool
+from funnel.renewal import Renewal
+from tests.funnel.test_pool import CLASSES, FEATURES, KEEP, MODULES, learn, made
+
+MEMORY = Expert(Adagrad(initial_accumulator_value=0.1), 0.3, 0.01, 0.03)
+RENEWS = replace(MEMORY, renews=True)
+N = 60
+
+
+def batch(seed: int, shift: int = 0) -> tuple[Tensor, Tensor]:
+    """Return examples whose labels a linear model can tell; another shift gives them others."""
+    inputs = torch.randn(N, FEATURES, generator=torch.Generator().manual_seed(seed))
+    return inputs, (inputs[:, :CLASSES].argmax(dim=1) + shift) % CLASSES
+
+
+def trained(*experts: Expert, name: str = "logistic", on_host: bool = True) -> Pool:
+    pool = Pool(made(name), FEATURES, experts)
+    pool.on_host = on_host
+    for seed in range(60):
+        learn(pool, *batch(seed))
+    return pool
+
+
+def of(pool: Pool, k: int) -> list[Tensor]:
+    """Return what an expert has learned."""
+    return [t[k] for t in (*pool.parameters.values(), *pool.state.log_gain, *pool.state.step)]
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("name", ["logistic", "mlp"])
+def test_one_that_walks_is_after_a_shift_as_if_it_had_seen_nothing_before(
+    name: str, on_host: bool
+) -> None:
+    walks = replace(RENEWS, steps=3)
+    pool = trained(MEMORY, walks, name=name, on_host=on_host)
+    assert not pool.renewal.excess.any()
+    learn(pool, *batch(100, shift=1))
+    fresh = Pool(made(name), FEATURES, [walks])
+    learn(fresh, *batch(100, shift=1))
+    for mine, expected in zip(of(pool, 1), of(fresh, 0), strict=True):
+        torch.testing.assert_close(mine, expected)
+    assert not pool.renewal.excess.any()
+    assert pool.state.step[0].flatten().tolist() == [61, 1]
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("name", MODULES)
+def test_one_of_one_step_a_batch_begins_with_the_next(name: str, on_host: bool) -> None:
+    pool = trained(MEMORY, RENEWS, name=name, on_host=on_host)
+    learn(pool, *batch(100, shift=1))
+    fresh = Pool(made(name), FEATURES, [RENEWS])
+    for mine, expected in zip(pool.parameters.values(), fresh.parameters.values(), strict=True):
+        assert torch.equal(mine[1], expected[0])
+        assert not torch.equal(mine[0], expected[0])
+    for mine, expected in zip(pool.buffers.values(), fresh.buffers.values(), strict=True):
+        assert torch.equal(mine[1], expected[0])
+    learn(pool, *batch(101, shift=1))
+    assert not torch.equal(
+        next(iter(pool.parameters.values()))[1],
+        made(name).state_dict()["weight" if name == "logistic" else "0.weight"],
+    )
+
+
+def test_who_remembers_does_not_notice() -> None:
+    both, alone = trained(MEMORY, RENEWS), trained(MEMORY, MEMORY)
+    for seed in range(100, 103):
+        for pool in (both, alone):
+            learn(pool, *batch(seed, shift=1))
+    for mine, expected in zip(of(both, 0), of(alone, 0), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_a_pool_that_begins_anew_is_right_sooner() -> None:
+    losses = {}
+    for expert in (MEMORY, RENEWS):
+        pool = trained(MEMORY, replace(expert, steps=3))
+        losses[expert.renews] = sum(
+            float(learn(pool, *batch(seed, shift=1)).mean()) for seed in range(100, 120)
+        )
+    assert losses[True] < 0.8 * losses[False]
+
+
+def test_all_may_begin_at_once() -> None:
+    pool = trained(RENEWS, replace(RENEWS, inner=SGD()))
+    learn(pool, *batch(100, shift=1))
+    for parameter, blank in zip(
+        pool.parameters.values(), made("logistic").parameters(), strict=True
+    ):
+        assert torch.equal(parameter, torch.stack([blank.detach()] * 2))
+
+
+def test_a_batch_that_is_held_back_counts_for_nothing() -> None:
+    pool = trained(MEMORY, RENEWS, on_host=False)
+    before = {name: tensor.clone() for name, tensor in pool.tensors().items()}
+    inputs, labels = batch(100, shift=1)
+    seen = pool.observe(inputs, labels)
+    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, ~KEEP))
+    changed = {k for k, v in pool.tensors().items() if not torch.equal(v, before[k])}
+    assert all(name.endswith("nonfinite") for name in changed)
+
+
+def test_what_is_lost_beyond_a_blank_model_is_summed_from_where_it_is_most() -> None:
+    renewal = Renewal(torch.tensor([True, True, False]))
+    blank, better, worse = math.log(4), math.log(4) - 1.0, math.log(4) + 2.0
+    losses = torch.tensor([[worse] * 10, [better] * 10, [worse] * 10])
+    renewal.update(losses, 4, torch.tensor([True, True, True]))
+    torch.testing.assert_close(renewal.excess, torch.tensor([20.0, 0.0, 0.0]))
+    assert not renewal.due().any()
+    losses[:, :] = blank
+    losses[1] = worse
+    renewal.update(losses, 4, torch.tensor([True, False, True]))
+    torch.testing.assert_close(renewal.excess, torch.tensor([20.0, 0.0, 0.0]))
+    losses[:] = worse
+    renewal.update(losses, 4, torch.tensor([True, True, True]))
+    assert renewal.due().tolist() == [True, False, False]
+    renewal.begin(renewal.due())
+    torch.testing.assert_close(renewal.excess, torch.tensor([0.0, 20.0, 0.0]))
