@@ -4,7 +4,8 @@ K models that differ in η, γp, γs or the inner optimizer learn side by side f
 as one model with a leading expert dimension. Their predictions are mixed by Fixed Share
 (`funnel.mixing`), which follows the expert that is best now. The update is that of a single
 `funnel.Funnel`, with a scale for each expert and tensor and rates for each expert; a pool of one
-expert is that Funnel, bit for bit.
+expert is that Funnel, bit for bit. Beyond that an expert may take several steps a batch
+(`funnel.walk`), and begin anew after a shift (`funnel.renewal`).
 
     >>> from torch import nn
     >>> pool = Pool(nn.Linear(784, 10), 784)
@@ -17,7 +18,7 @@ expert is that Funnel, bit for bit.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple, TypedDict
@@ -33,6 +34,7 @@ from funnel.grouped import Grouped, runs_of
 from funnel.interface import StateLists
 from funnel.mixing import FixedShare
 from funnel.renewal import Renewal
+from funnel.restart import Restart
 from funnel.stacked import VARIANT, column, fresh_state, rates_of
 from funnel.telemetry import TensorTelemetry, describe_stacked, mean_over_experts
 from funnel.traced import Traced
@@ -75,8 +77,8 @@ class Pool:
 
     A batch goes through `observe`, `weigh` and `step`. The first two are functions of tensors
     without a host read, and can be traced together if the experts are plain (see
-    `funnel.experts.Experts`). ``step`` on a CPU asks once whether an expert has diverged; then, and
-    on a GPU always, it masks those out and restarts them as copies of the best.
+    `funnel.experts.Experts`). ``step`` on a CPU asks once whether all experts learn the batch; if
+    not, and on a GPU always, it masks out who does not, and sets it to where it goes on from.
 
     Args:
         module: fp32, maps [n, features] to logits [n, classes]; every expert starts as it is.
@@ -111,18 +113,19 @@ class Pool:
         self.cap = NormCap.fresh((len(experts),), first.device)
         self.renewal = Renewal(torch.tensor([e.renews for e in experts], device=first.device))
         self.inner = Grouped(runs_of(experts))
-        self.rates = rates_of(experts, list(self.parameters.values()))
         parameters = list(self.parameters.values())
+        self.rates = rates_of(experts, parameters)
         self.state = fresh_state(parameters)
-        self.inner_state = self._fresh_inner_state()
+        each = [self.inner.init_state(p, p.dtype) for p in parameters]
+        self.inner_state: StateLists = {key: [own[key] for own in each] for key in each[0]}
         walks = walks_of(experts, self.rates.lr, parameters, self.inner_state)
         self.walks = list(walks) if self.models.is_plain else []
         self.alignment = Alignment(
             *([torch.zeros_like(s) for s in self.state.log_scale] for _ in Alignment._fields)
         )
         """Of the last step."""
-        self._blank = [tensor[:1].clone() for tensor in self._shared()]
-        self._blank_inner = {k: [t[:1].clone() for t in own] for k, own in self.inner_state.items()}
+        shared = chain(parameters, self.buffers.values(), *self.state, [self.cap.level])
+        self._restart = Restart(list(shared), self.inner, self.inner_state)
         pulls = torch.tensor([expert.pull for expert in experts], device=self.device)
         self.pulls = pulls if any(expert.pull for expert in experts) else None
         tensors = [*self.tensors().values(), *chain.from_iterable(w.tensors() for w in self.walks)]
@@ -203,9 +206,10 @@ class Pool:
     def step(
         self, inputs: Tensor, labels: Tensor, gradients: Sequence[Tensor], factor: Tensor
     ) -> None:
-        """Learn a batch, and restart the experts that have diverged.
+        """Learn a batch, let begin anew who is due to, and restart who has diverged.
 
-        On a CPU not to be called for a batch that is not kept.
+        Who begins anew learns the batch if it walks; else it begins with the next. On a CPU not to
+        be called for a batch that is not kept.
 
         Args:
             inputs: fp32 [n, features].
@@ -217,11 +221,14 @@ class Pool:
             self.alignment = self._aligned(self._take_traced(*gradients))
             return
         due = self.renewal.due()
-        self._begin(due)
+        self.renewal.begin(due)
+        self._restart.begin(due)
         gradients = [torch.where(column(due, g), 0.0, g) for g in gradients]
         learns = _walk(self, inputs, labels, torch.where(due, 1.0, factor))
         last = self._aligned(_take(self, *gradients, learns=learns))
-        self._restart(~learns & learns.any())
+        diverged = ~learns & learns.any()
+        self.renewal.begin(diverged)
+        self._restart.from_best(diverged, self.mixing.log_weights)
         self._pull(learns)
         if self.on_host:
             self.alignment = last
@@ -256,10 +263,6 @@ class Pool:
         log_gain = self.state.log_gain[list(self.parameters).index(name)]
         return mean_over_experts(log_gain, self.mixing.log_weights.exp())
 
-    def _fresh_inner_state(self) -> StateLists:
-        each = [self.inner.init_state(p, p.dtype) for p in self.parameters.values()]
-        return {key: [own[key] for own in each] for key in each[0]}
-
     def _aligned(self, found: Sequence[Tensor]) -> Alignment:
         n = len(self.parameters)
         return Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
@@ -277,43 +280,6 @@ class Pool:
         for parameter in self.parameters.values():
             mean = mean_over_experts(parameter, weights)
             parameter.lerp_(mean, column(pulls, parameter))
-
-    def _shared(self) -> list[Tensor]:
-        """Return what every expert has, whatever its inner optimizer; each [K, …]."""
-        state = chain(self.parameters.values(), self.buffers.values(), *self.state)
-        return [*state, self.cap.level]
-
-    def _begin(self, due: Tensor) -> None:
-        """Let experts begin anew, as all did; bool [K]. Nothing is read on the host."""
-        self.renewal.begin(due)
-        for tensor, blank in zip(self._shared(), self._blank, strict=True):
-            tensor.copy_(torch.where(column(due, tensor), blank, tensor))
-        for prefix, _, own in self.inner.slices():
-            for tensor, blank in self._inner_pairs(prefix):
-                tensor.copy_(torch.where(column(due[own], tensor), blank, tensor))
-
-    def _restart(self, diverged: Tensor) -> None:
-        """Make experts copies of the best: model, Funnel's state and level of the norm.
-
-        The inner optimizer's state is that of the best expert with the same one; if none of these
-        is healthy, a fresh one. Nothing is read on the host.
-        """
-        self.renewal.begin(diverged)
-        log_weights = torch.where(diverged, -math.inf, self.mixing.log_weights)
-        everyone = torch.arange(len(self.experts), device=self.device)
-        source = torch.where(diverged, log_weights.argmax(), everyone)
-        shared = self._shared()
-        torch._foreach_copy_(shared, [tensor[source] for tensor in shared])
-        for prefix, _, own in self.inner.slices():
-            bad = diverged[own]
-            source = torch.where(bad, log_weights[own].argmax(), everyone[: len(bad)])
-            for tensor, blank in self._inner_pairs(prefix):
-                tensor.copy_(torch.where(bad.all(), blank, tensor[source]))
-
-    def _inner_pairs(self, prefix: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the tensors of an inner optimizer's state, and what each begins as."""
-        for key in (key for key in self.inner_state if key.startswith(prefix)):
-            yield from zip(self.inner_state[key], self._blank_inner[key], strict=True)
 
 
 def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:

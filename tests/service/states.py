@@ -28,13 +28,13 @@ def a_state(model: str = "logistic", rates: Rates = RATES, device: torch.device 
     return State(a_spec(model), rates, device)
 
 
-def a_batch(seed: int, n: int = 20) -> Batch:
-    """Gaussian classes in float32."""
+def a_batch(seed: int, n: int = 20, shift: int = 0) -> Batch:
+    """Gaussian classes in float32; at another shift they have other labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n)
     centres = np.random.default_rng(0).normal(size=(CLASSES, FEATURES))
     features = centres[labels] + 0.5 * rng.normal(size=(n, FEATURES))
-    return Batch(features.astype(np.float32), labels)
+    return Batch(features.astype(np.float32), (labels + shift) % CLASSES)
 
 
 def same_tensors(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:

@@ -55,25 +55,32 @@ def untrace(track: Track) -> None:
         track.optimizer._reset(compiled=False, traced=False)
 
 
+def began_anew(state: State) -> bool:
+    """Say whether some expert has at a shift."""
+    steps = state.tensors()[next(k for k in state.tensors() if k.endswith(".step"))]
+    return bool((steps < steps.max()).any())
+
+
 @pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(BUILT_IN, OPTIMIZERS)))
 def test_traced_steps_are_the_eager_ones_bit_for_bit(model: str, optimizer: str) -> None:
     one, other = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
     other.observe = partial(observe, other)
     untrace(other.served)
-    for k in range(12):
-        batch = a_batch(k, 20 if k % 4 else 7)
+    for k in range(40):
+        batch = a_batch(k, 20 if k % 4 else 7, shift=k // 30)
         if k == 9:
             batch.features[0, 0] = np.inf
         reports = step(one, batch), step(other, batch)
         assert float(reports[0].loss) == pytest.approx(float(reports[1].loss), abs=0, nan_ok=True)
     assert isinstance(one.observe, Traced)
+    assert optimizer != "pool" or began_anew(one)
     assert same_tensors(one.tensors(), other.tensors())
 
 
 @pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(MODELS, OPTIMIZERS)))
 def test_a_resumed_state_goes_on_bit_for_bit(model: str, optimizer: str) -> None:
     whole, resumed = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
-    for k in range(3):
+    for k in range(25):
         step(whole, a_batch(k))
     saved = Copy.of(whole, PLACE)
     resumed.load(saved.tensors, saved.version, saved.examples)
@@ -81,11 +88,11 @@ def test_a_resumed_state_goes_on_bit_for_bit(model: str, optimizer: str) -> None
         a.data_ptr() == b.data_ptr()
         for a, b in zip(resumed.tensors().values(), whole.tensors().values(), strict=True)
     )
-    for k in range(3, 8):
-        step(whole, a_batch(k))
-        step(resumed, a_batch(k))
+    for k in range(25, 35):
+        step(whole, a_batch(k, shift=k // 30))
+        step(resumed, a_batch(k, shift=k // 30))
     assert same_tensors(resumed.tensors(), whole.tensors())
-    assert resumed.version == whole.version == 8
+    assert resumed.version == whole.version == 35
 
 
 def test_a_loaded_state_is_the_one_that_learns() -> None:
@@ -305,14 +312,14 @@ def test_no_step_waits_for_the_gpu(optimizer: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["funnel", "pool"])
 def test_a_captured_step_is_an_eager_one_bit_for_bit(optimizer: str) -> None:
-    """With a shadow, batches of two sizes, one that is not finite, and a state loaded between."""
+    """With a shadow, batches of two sizes, one not finite, a state loaded between, and a shift."""
     rates = replace(RATES, shadow=("adagrad",))
     eager, captured = (
         State(a_spec(optimizer=optimizer), rates, torch.device("cuda")) for _ in range(2)
     )
-    for k in range(16):
+    for k in range(40):
         eager.learn = partial(_learn, eager)
-        batch = a_batch(k, n=11 if k == 7 else 20)
+        batch = a_batch(k, n=11 if k == 7 else 20, shift=k // 30)
         if k == 9:
             batch.features[3, 1] = np.nan
         if k == 12:
@@ -322,6 +329,7 @@ def test_a_captured_step_is_an_eager_one_bit_for_bit(optimizer: str) -> None:
         for field, value in vars(theirs).items():
             torch.testing.assert_close(vars(mine)[field], value, rtol=0, atol=0, equal_nan=True)
     assert same_tensors(captured.tensors(), eager.tensors())
+    assert optimizer != "pool" or began_anew(captured)
     for name, found in eager.served.telemetry().tensors.items():
         assert torch.equal(
             captured.served.telemetry().tensors[name]["alignment"], found["alignment"]
