@@ -40,6 +40,10 @@ LESS_SHARING = {"switch_rates": (1e-3,)}
 POOLS = {
     "default": Candidate(DEFAULT_EXPERTS),
     "default, twenty steps": Candidate(TWENTY),
+    "default, nobody begins anew": Candidate(
+        tuple(replace(e, renews=False) for e in DEFAULT_EXPERTS)
+    ),
+    "default, all begin anew": Candidate(tuple(replace(e, renews=True) for e in DEFAULT_EXPERTS)),
     "default, one step": Candidate(tuple(replace(e, steps=1) for e in DEFAULT_EXPERTS)),
     "AdaGrad 16": Candidate(ADAGRAD16),
     "AdaGrad 16 + SGD 8, σ = 1e-3": Candidate(ADAGRAD16 + sgd(SGD4, (1e-3, 1e-2)), LESS_SHARING),

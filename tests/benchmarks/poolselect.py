@@ -1,10 +1,11 @@
 """Prequential accuracy of pools on the six streams: how the default was chosen.
 
-    python -m tests.benchmarks.poolselect [--seeds 100,101] [--pools NAMES] [--cache DIRECTORY]
+    python -m tests.benchmarks.poolselect [--seeds 100,101] [--pools NAME …] [--cache DIRECTORY]
 
-Each pool learns 60,000 examples of each stream in batches of 100 as the service does: standardized
-online, gradients capped, one pass. Selection is on seeds 100 and 101 alone; figures that are
-reported come from others. Streams are made once and kept in ``--cache``.
+Names are those in `tests.benchmarks.pools`. Each pool learns 60,000 examples of each stream in
+batches of 100 as the service does: standardized online, gradients capped, one pass. Selection is on
+seeds 100 and 101 alone; figures that are reported come from others. Streams are made once and kept
+in ``--cache``.
 """
 
 import argparse
@@ -53,13 +54,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", default="100,101")
-    parser.add_argument("--pools", default=",".join(POOLS), help="names, with commas")
+    parser.add_argument("--pools", nargs="+", choices=POOLS, default=list(POOLS), metavar="NAME")
     parser.add_argument("--cache", type=Path, default=Path("/tmp/funnel-streams"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     rows = []
-    for pool in args.pools.split(","):
+    for pool in args.pools:
         found = []
         for name in IMAGE_STREAMS:
             progress(f"{pool}: {name}")

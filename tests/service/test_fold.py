@@ -267,7 +267,7 @@ def test_a_traced_step_is_an_eager_one_bit_for_bit(
 ) -> None:
     """Else a service that was started again, and is not tracing yet, would learn other bits."""
     hidden = (16,) if model == "mlp" else ()
-    spec = Spec(model, 200, 5, hidden, optimizer, True, 0, experts=7)
+    spec = Spec(model, 200, 5, hidden, optimizer, True, 0, experts=6)
     rates = replace(RATES, shadow=("adagrad",))
     traced, eager = State(spec, rates, CPU), State(spec, rates, CPU)
     rng = np.random.default_rng(0)
