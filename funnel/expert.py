@@ -64,6 +64,8 @@ DEFAULT_EXPERTS: tuple[Expert, ...] = (
 )
 """For inputs of WIDTH features; see `for_width`. Chosen on six streams; funnel/docs/pool.md says
 how, and what was tried beside them."""
+MATTER_MOST = (0, 3, 5, 2, 1, 4)
+"""Which of them a smaller pool should have first."""
 WIDTH = 784
 
 

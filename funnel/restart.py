@@ -33,8 +33,9 @@ class Restart:
         Args:
             who: bool [K].
         """
-        for tensor, blank in zip(self._shared, self._blank, strict=True):
-            tensor.copy_(torch.where(column(who, tensor), blank, tensor))
+        pairs = zip(self._shared, self._blank, strict=True)
+        now = [torch.where(column(who, tensor), blank, tensor) for tensor, blank in pairs]
+        torch._foreach_copy_(self._shared, now)
         for prefix, _, own in self._inner.slices():
             for tensor, blank in self._pairs(prefix):
                 tensor.copy_(torch.where(column(who[own], tensor), blank, tensor))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
-from funnel.expert import Expert, for_width
+from funnel.expert import MATTER_MOST, Expert, for_width
 from service.pooled import PoolTrack
 from service.single import SingleTrack
 from service.spec import Rates, Spec
@@ -63,13 +63,13 @@ class Shadow:
 
 
 def some_experts(count: int, features: int) -> list[Expert]:
-    """Return so many of the default experts for a width of inputs, spread evenly over them.
+    """Return so many of the default experts for a width of inputs, those that matter most.
 
     >>> len(some_experts(4, 784))
     4
     """
     experts = for_width(features)
-    return [experts[(2 * k + 1) * len(experts) // (2 * count)] for k in range(count)]
+    return [experts[k] for k in sorted(MATTER_MOST[:count])]
 
 
 def make_track(spec: Spec, optimizer: str, rates: Rates, device: torch.device) -> Track:
