@@ -9,8 +9,8 @@ the lowest and the highest, and the same of the ratios within each round.
 
 What bounds the figures. On a CPU, at batch 100: two products of the inputs with all experts'
 weights, a sixth; some fifteen passes over the optimizer's state, which no longer fits the L2; and
-for experts that walk as many small products and updates, which dispatch. At 1,000 the products. On a
-GPU a step is replayed as one CUDA graph, and costs its kernels' latencies, one after the other:
+for experts that walk as many small products and updates, which dispatch. At 1,000 the products. On
+a GPU a step is replayed as one CUDA graph, and costs its kernels' latencies, one after the other:
 those of a walk cannot overlap.
 """
 
