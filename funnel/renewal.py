@@ -11,6 +11,9 @@ is the log-likelihood ratio of the two since the moment from which on it is the 
 0; one that is wrong and sure of it is beyond LIMIT within a batch. That experts which begin after a
 shift are what a pool lacks is from E. Hazan and C. Seshadhri, 'Efficient learning algorithms for
 changing environments', ICML 2009, where one begins every round.
+
+Counting starts once a batch has shown that the expert knows something: whoever has only just begun,
+from weights that may be worse than none, is let learn.
 """
 
 import math
@@ -19,23 +22,24 @@ import torch
 from torch import Tensor
 
 LIMIT = 30.0
-"""Nats of S at which an expert starts anew; a chance of e^-30 if it knew as much as nothing."""
+"""Nats of S at which an expert begins anew; a chance of e^-30 if it knew as much as nothing."""
+UNKNOWN = -1.0
 
 
 class Renewal:
     """Tracks how much worse than knowing nothing each expert is; nothing is read on the host.
 
     Args:
-        renews: which experts start anew at all, bool [K].
+        renews: which experts begin anew at all, bool [K].
     """
 
     def __init__(self, renews: Tensor) -> None:
         self.renews = renews
-        self.excess = torch.zeros(len(renews), device=renews.device)
-        """S, fp32 [K], in nats; 0 of those who do not."""
+        self.excess = torch.full((len(renews),), UNKNOWN, device=renews.device)
+        """S, fp32 [K], in nats; UNKNOWN of those who have shown nothing yet, or do not renew."""
 
     def due(self) -> Tensor:
-        """Return who should start anew, bool [K]."""
+        """Return who is to begin anew, bool [K]."""
         return self.excess > LIMIT
 
     def update(self, losses: Tensor, classes: int, keep: Tensor) -> None:
@@ -46,9 +50,11 @@ class Renewal:
             classes: C.
             keep: of which experts, bool [K].
         """
-        moved = self.excess + (losses - math.log(classes)).sum(dim=1)
-        self.excess.copy_(torch.where(keep & self.renews, moved.clamp_(min=0.0), self.excess))
+        worse = (losses - math.log(classes)).sum(dim=1)
+        counts = keep & self.renews & ((self.excess >= 0.0) | (worse < 0.0))
+        moved = (self.excess + worse).clamp_(min=0.0)
+        self.excess.copy_(torch.where(counts, moved, self.excess))
 
     def begin(self, who: Tensor) -> None:
-        """Count from zero for some, bool [K]."""
-        self.excess.masked_fill_(who, 0.0)
+        """Forget of some, bool [K], what they have shown."""
+        self.excess.masked_fill_(who, UNKNOWN)

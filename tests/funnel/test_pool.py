@@ -14,6 +14,7 @@ from funnel import SGD, Adagrad, AdagradEMA, Adam, Expert, Funnel, Pool, RMSprop
 from funnel.backprop import differentiate, is_perceptron
 from funnel.clipping import NormCap
 from funnel.expert import DEFAULT_EXPERTS, WIDTH, for_width
+from funnel.renewal import UNKNOWN
 
 FEATURES, CLASSES, N = 12, 4, 20
 KEEP = torch.tensor(True)
@@ -114,7 +115,7 @@ class Single:
         named = {f"model.{k}": v.detach() for k, v in self.module.named_parameters()}
         named |= {f"model.{k}": v for k, v in self.module.named_buffers()}
         named["norm_level"] = self.cap.level
-        named["excess"] = torch.zeros(())
+        named["excess"] = torch.tensor(UNKNOWN)
         for name, p in self.module.named_parameters():
             state = self.opt.state[p]
             named |= {f"optimizer.{name}.{k}": v for k, v in state.items() if k != "inner"}

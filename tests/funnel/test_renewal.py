@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from funnel import SGD, Adagrad, Expert, Pool
-from funnel.renewal import Renewal
+from funnel.renewal import LIMIT, UNKNOWN, Renewal
 from tests.funnel.test_pool import CLASSES, FEATURES, KEEP, MODULES, learn, made
 
 MEMORY = Expert(Adagrad(initial_accumulator_value=0.1), 0.3, 0.01, 0.03)
@@ -42,13 +42,13 @@ def test_one_that_walks_is_after_a_shift_as_if_it_had_seen_nothing_before(
 ) -> None:
     walks = replace(RENEWS, steps=3)
     pool = trained(MEMORY, walks, name=name, on_host=on_host)
-    assert not pool.renewal.excess.any()
+    assert pool.renewal.excess.tolist() == [UNKNOWN, 0.0]
     learn(pool, *batch(100, shift=1))
     fresh = Pool(made(name), FEATURES, [walks])
     learn(fresh, *batch(100, shift=1))
     for mine, expected in zip(of(pool, 1), of(fresh, 0), strict=True):
         torch.testing.assert_close(mine, expected)
-    assert not pool.renewal.excess.any()
+    assert pool.renewal.excess.tolist() == [UNKNOWN, UNKNOWN]
     assert pool.state.step[0].flatten().tolist() == [61, 1]
 
 
@@ -108,19 +108,33 @@ def test_a_batch_that_is_held_back_counts_for_nothing() -> None:
     assert all(name.endswith("nonfinite") for name in changed)
 
 
-def test_what_is_lost_beyond_a_blank_model_is_summed_from_where_it_is_most() -> None:
+def test_weights_that_begin_worse_than_none_are_given_time() -> None:
+    module = made("logistic")
+    with torch.no_grad():
+        next(module.parameters()).mul_(30.0)
+    pool = Pool(module, FEATURES, [RENEWS, replace(RENEWS, steps=3)])
+    losses = [float(learn(pool, *batch(seed)).mean()) for seed in range(150)]
+    assert losses[0] > math.log(CLASSES) + LIMIT / N
+    assert pool.state.step[0].flatten().tolist() == [150, 150]
+    assert losses[-1] < math.log(CLASSES)
+
+
+def test_what_is_lost_beyond_a_blank_model_is_summed_once_something_was_known() -> None:
     renewal = Renewal(torch.tensor([True, True, False]))
     blank, better, worse = math.log(4), math.log(4) - 1.0, math.log(4) + 2.0
-    losses = torch.tensor([[worse] * 10, [better] * 10, [worse] * 10])
-    renewal.update(losses, 4, torch.tensor([True, True, True]))
-    torch.testing.assert_close(renewal.excess, torch.tensor([20.0, 0.0, 0.0]))
+    all_three = torch.tensor([True, True, True])
+
+    def update(*losses: float, keep: torch.Tensor = all_three) -> list[float]:
+        renewal.update(torch.tensor(losses)[:, None].expand(3, 10), 4, keep)
+        return [round(s, 3) for s in renewal.excess.tolist()]
+
+    assert update(worse, worse, worse) == [UNKNOWN] * 3
+    assert update(better, blank, better) == [0.0, UNKNOWN, UNKNOWN]
+    assert update(worse, better, worse) == [20.0, 0.0, UNKNOWN]
+    assert update(better, worse, worse, keep=~all_three) == [20.0, 0.0, UNKNOWN]
     assert not renewal.due().any()
-    losses[:, :] = blank
-    losses[1] = worse
-    renewal.update(losses, 4, torch.tensor([True, False, True]))
-    torch.testing.assert_close(renewal.excess, torch.tensor([20.0, 0.0, 0.0]))
-    losses[:] = worse
-    renewal.update(losses, 4, torch.tensor([True, True, True]))
+    assert update(worse, better, worse) == [40.0, 0.0, UNKNOWN]
     assert renewal.due().tolist() == [True, False, False]
     renewal.begin(renewal.due())
-    torch.testing.assert_close(renewal.excess, torch.tensor([0.0, 20.0, 0.0]))
+    assert update(worse, worse, worse) == [UNKNOWN, 20.0, UNKNOWN]
+    assert update(better, better, better) == [0.0, 10.0, UNKNOWN]
