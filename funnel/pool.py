@@ -118,7 +118,7 @@ class Pool:
         self.state = fresh_state(parameters)
         each = [self.inner.init_state(p, p.dtype) for p in parameters]
         self.inner_state: StateLists = {key: [own[key] for own in each] for key in each[0]}
-        walks = walks_of(experts, self.rates.lr, parameters, self.inner_state)
+        walks = walks_of(experts, self.rates.lr, parameters, self.state, self.inner_state)
         self.walks = list(walks) if self.models.is_plain else []
         self.alignment = Alignment(
             *([torch.zeros_like(s) for s in self.state.log_scale] for _ in Alignment._fields)
@@ -298,11 +298,8 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
 def _walk(pool: Pool, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
     """Lead those through the batch who walk, and return who learns it, bool [K]."""
     learns = ~factor.isnan()
-    parameters = list(pool.parameters.values())
     for walk in pool.walks:
-        learns[walk.own] &= walk.take(
-            parameters, pool.state, pool.inner_state, inputs, labels, factor
-        )
+        learns[walk.own] &= walk.take(inputs, labels, factor)
     return learns
 
 
@@ -318,7 +315,7 @@ def _take(pool: Pool, *gradients: Tensor, learns: Tensor | None = None) -> tuple
         gradients = tuple(torch.where(column(learns, g), g, math.nan) for g in gradients)
     walked: dict[str, list[Tensor]] = {}
     for walk in pool.walks:
-        walk.accept(pool.inner_state, None if learns is None else learns[walk.own])
+        walk.accept(None if learns is None else learns[walk.own])
         walked |= walk.precond()
     alignment = step_(
         list(pool.parameters.values()),

@@ -29,7 +29,7 @@ class Walk:
     """Some experts of a pool that stand together and take equally many steps.
 
     `take` leads them through a batch, in tensors of the walk's own. What it found is for the pool
-    to accept, with `precond` and `accept`.
+    to take over, by `accept` and `precond`.
 
     Args:
         experts: theirs, all with the same ``steps``.
@@ -37,7 +37,8 @@ class Walk:
         first_run: how many runs of inner optimizers do.
         lr: η of all experts of the pool.
         parameters: of all of them.
-        inner_state: likewise.
+        state: Funnel's.
+        inner_state: of the inner optimizers; `accept` changes it.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Walk:
         first_run: int,
         lr: Rate,
         parameters: Sequence[Tensor],
+        state: State,
         inner_state: StateLists,
     ) -> None:
+        self._parameters, self._state, self._inner_state = parameters, state, inner_state
         self.own = own = slice(start, start + len(experts))
         self.steps = experts[0].steps
         self.lr: Rate = [each[own] for each in lr] if isinstance(lr, list) else lr
@@ -57,43 +60,33 @@ class Walk:
         self.total = [torch.zeros_like(w) for w in self.weights]
         """Σ g̃."""
         prefixes = tuple(prefix for prefix, _, _ in self.inner.slices())
-        self.inner_state = {
+        self.moved = {
             key: _affine(tensors)
             for key, tensors in inner_state.items()
             if key.startswith(prefixes)
         }
+        """The inner optimizers' state on the walk."""
 
     def tensors(self) -> list[Tensor]:
         """Return those in which it walks."""
-        return [*self.weights, *self.total, *chain.from_iterable(self.inner_state.values())]
+        return [*self.weights, *self.total, *chain.from_iterable(self.moved.values())]
 
-    def take(
-        self,
-        parameters: Sequence[Tensor],
-        state: State,
-        inner_state: StateLists,
-        inputs: Tensor,
-        labels: Tensor,
-        factor: Tensor,
-    ) -> Tensor:
+    def take(self, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
         """Walk through a batch, and return whose walk led to what is finite, bool [own experts].
 
         Args:
-            parameters: of all experts of the pool, as is the state; not changed.
-            state: Funnel's.
-            inner_state: of all inner optimizers.
             inputs: fp32 [n, features].
             labels: int64 [n].
             factor: what the gradients of each expert are multiplied with, [K]; NaN where it does
                 not learn the batch.
         """
-        own = self.own
+        own, state = self.own, self._state
         scaled = lists.mul([s[own].exp() for s in state.log_scale], self.lr)
         gains = [p[own].exp() for p in state.log_gain]
         step_size = _affine(lists.mul_(gains, scaled))
-        _affine([p[own] for p in parameters], self.weights)
-        for key, layers in self.inner_state.items():
-            _affine(inner_state[key], layers)
+        _affine([p[own] for p in self._parameters], self.weights)
+        for key, layers in self.moved.items():
+            _affine(self._inner_state[key], layers)
         for total in self.total:
             total.zero_()
         runs = [
@@ -105,7 +98,7 @@ class Walk:
                 step_size=[s[part] for s in step_size],
                 state={
                     key.removeprefix(prefix): layers
-                    for key, layers in self.inner_state.items()
+                    for key, layers in self.moved.items()
                     if key.startswith(prefix)
                 },
                 taken=[t[own][part] * self.steps for t in state.step[::2]],
@@ -132,41 +125,41 @@ class Walk:
         found = _parts(self.total)
         return {prefix: [t[part] for t in found] for prefix, _, part in self.inner.slices()}
 
-    def accept(self, inner_state: StateLists, arrived: Tensor | None) -> None:
+    def accept(self, arrived: Tensor | None) -> None:
         """Set the state of the inner optimizers to what it was at the end of the walk.
 
         Args:
-            inner_state: of the pool, changed in place.
             arrived: of whom, bool [own experts]; g̃ of the others becomes zero. None for all.
         """
         if arrived is not None:
             for total in self.total:
                 total.copy_(torch.where(column(arrived, total), total, 0.0))
         for prefix, _, part in self.inner.slices():
-            for key in (key for key in self.inner_state if key.startswith(prefix)):
-                ends = _parts(self.inner_state[key])
-                for tensor, new in zip(inner_state[key], ends, strict=True):
+            for key in (key for key in self.moved if key.startswith(prefix)):
+                ends = _parts(self.moved[key])
+                for tensor, new in zip(self._inner_state[key], ends, strict=True):
                     if arrived is not None:
                         new = torch.where(column(arrived[part], tensor), new, tensor)
                     tensor.copy_(new)
 
 
 def walks_of(
-    experts: Sequence[Expert], lr: Rate, parameters: Sequence[Tensor], inner_state: StateLists
+    experts: Sequence[Expert],
+    lr: Rate,
+    parameters: Sequence[Tensor],
+    state: State,
+    inner_state: StateLists,
 ) -> Iterator[Walk]:
     """Yield the walks of a pool's experts: of those in a row that take equally many steps.
 
     Args:
-        experts: all of them.
-        lr: their η.
-        parameters: theirs.
-        inner_state: of their inner optimizers.
+        experts: all of them; for the others see `Walk`.
     """
     start = first_run = 0
     for steps, group in groupby(experts, key=lambda expert: expert.steps):
         row = list(group)
         if steps > 1:
-            yield Walk(row, start, first_run, lr, parameters, inner_state)
+            yield Walk(row, start, first_run, lr, parameters, state, inner_state)
         start, first_run = start + len(row), first_run + len(runs_of(row))
 
 
