@@ -64,6 +64,8 @@ class PoolTelemetry(TypedDict):
 
     weights: Tensor
     """Of the experts, fp32 [K], summing to 1."""
+    ages: Tensor
+    """Batches that each expert has learned since it began, int64 [K]."""
     best: Tensor
     """Index of the expert with the largest weight, int64, 0-dim."""
     step_sizes: dict[str, Tensor]
@@ -252,6 +254,7 @@ class Pool:
             step_sizes[name] = weights @ (lr * own["log_scale"].exp().flatten())
         return {
             "weights": weights,
+            "ages": self.state.step[0].flatten().clone(),
             "best": weights.argmax(),
             "step_sizes": step_sizes,
             "tensors": tensors,

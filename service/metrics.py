@@ -223,13 +223,20 @@ def _optimizer(statistics: Statistics) -> Iterable[Metric]:
 
 def _experts(statistics: Statistics) -> Iterable[Metric]:
     """Only of a pool: a family without series would say that there are experts."""
-    if weights := statistics.served.expert_weights:
-        family = GaugeMetricFamily(
-            "funnel_expert_weight", "Weight of an expert in the pool", labels=["expert"]
-        )
-        for name, weight in weights.items():
-            family.add_metric([name], weight)
-        yield family
+    served = statistics.served
+    for name, what, values in (
+        ("funnel_expert_weight", "Weight of an expert in the pool", served.expert_weights),
+        (
+            "funnel_expert_age_batches",
+            "Batches that an expert has learned since it began, or began anew after a shift",
+            served.expert_ages,
+        ),
+    ):
+        if values:
+            family = GaugeMetricFamily(name, what, labels=["expert"])
+            for expert, value in values.items():
+                family.add_metric([expert], value)
+            yield family
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:

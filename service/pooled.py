@@ -97,13 +97,13 @@ class PoolTrack(Track):
     def telemetry(self) -> TrackTelemetry:
         """See `Track.telemetry`."""
         found = self.pool.telemetry()
+        names = [expert_name(expert) for expert in self.pool.experts]
         return TrackTelemetry(
             tensors=found["tensors"],
             log_gains={name: self.pool.log_gain(name) for name in self.pool.parameters},
             step_sizes=found["step_sizes"],
-            expert_weights=dict(
-                zip(map(expert_name, self.pool.experts), found["weights"], strict=True)
-            ),
+            expert_weights=dict(zip(names, found["weights"], strict=True)),
+            expert_ages=dict(zip(names, found["ages"], strict=True)),
         )
 
 

@@ -167,6 +167,7 @@ class SingleTrack(Track):
             log_gains={name: own["log_gain"] for name, own in state.items()},
             step_sizes={name: lr * own["log_scale"].exp() for name, own in state.items()},
             expert_weights={},
+            expert_ages={},
         )
 
 

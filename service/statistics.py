@@ -44,6 +44,8 @@ class TrackStatistics:
     tensors: dict[str, TensorStatistics]
     expert_weights: dict[str, float]
     """Of a pool, by the experts' names; else empty."""
+    expert_ages: dict[str, int]
+    """Likewise: batches learned since they began."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def _track(track: Track, found: TrackTelemetry) -> TrackStatistics:
         for name, own in found.tensors.items()
     }
     weights = {name: float(weight) for name, weight in found.expert_weights.items()}
-    return TrackStatistics(track.scores.read(), tensors, weights)
+    ages = {name: int(age) for name, age in found.expert_ages.items()}
+    return TrackStatistics(track.scores.read(), tensors, weights, ages)
 
 
 def _tensor(telemetry: TensorTelemetry, log_gain: Tensor, step_size: Tensor) -> TensorStatistics:

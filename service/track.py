@@ -52,6 +52,8 @@ class TrackTelemetry(NamedTuple):
     """η s, 0-dim; likewise."""
     expert_weights: dict[str, Tensor]
     """Of a pool, by the experts' names, 0-dim; else empty."""
+    expert_ages: dict[str, Tensor]
+    """Likewise: batches learned since they began, int64."""
 
 
 class Track(ABC):

@@ -132,8 +132,12 @@ def _adaptive_forest(stream: Stream, seed: int) -> Learner:
 
 
 _CONSTANT = {"learning_rate": "constant", "penalty": None}
-_ADAGRAD = {"lr": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "initial_accumulator_value": (0.0, 0.1)}
-_FREE = {"lr": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
+_ADAGRAD = {
+    "lr": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "initial_accumulator_value": (0.0, 0.1),
+}
+_FREE = {"lr": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)}
+_VOWPAL = (0.005, 0.02, 0.1, 0.5, 2.5, 10.0, 40.0)
 
 PEERS: dict[str, Peer] = {
     "adagrad": Peer("AdaGrad", _torch("torch.optim:Adagrad", _ADAGRAD), "torch"),
@@ -149,7 +153,7 @@ PEERS: dict[str, Peer] = {
     ),
     "adam": Peer(
         "Adam",
-        _torch("torch.optim:Adam", {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)}),
+        _torch("torch.optim:Adam", {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}),
         "torch",
     ),
     "sgd": Peer(
@@ -161,7 +165,7 @@ PEERS: dict[str, Peer] = {
         "SGD, momentum 0.9",
         _torch(
             "torch.optim:SGD",
-            {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0), "momentum": (0.9,)},
+            {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "momentum": (0.9,)},
         ),
         "torch",
     ),
@@ -170,7 +174,7 @@ PEERS: dict[str, Peer] = {
         _torch(
             "streams.hypergradient:HypergradientSGD",
             {
-                "lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+                "lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
                 "hyper_lr": (1e-5, 1e-4, 1e-3, 0.01, 0.1),
             },
         ),
@@ -192,7 +196,7 @@ PEERS: dict[str, Peer] = {
         _variants(
             SGD=_torch(
                 "schedulefree:SGDScheduleFree",
-                {"lr": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)},
+                {"lr": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)},
             ),
             AdamW=_torch(
                 "schedulefree:AdamWScheduleFree", {"lr": (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}
@@ -205,14 +209,14 @@ PEERS: dict[str, Peer] = {
         "scikit-learn SGDClassifier, log loss",
         {
             f"eta0 {eta0:g}": partial(_scikit_learner, {**_CONSTANT, "eta0": eta0})
-            for eta0 in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1)
+            for eta0 in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
         }
         | {"optimal, its default": partial(_scikit_learner, {})},
         "sklearn",
     ),
     "vw": Peer(
         "Vowpal Wabbit, its adaptive rule",
-        {f"-l {lr:g}": partial(_vowpal_wabbit, f"-l {lr}") for lr in (0.02, 0.1, 0.5, 2.5, 10.0)},
+        {f"-l {lr:g}": partial(_vowpal_wabbit, f"-l {lr}") for lr in _VOWPAL},
         "vowpalwabbit",
         "vowpalwabbit",
     ),
@@ -228,7 +232,7 @@ PEERS: dict[str, Peer] = {
             f"{rule} {lr:g}": partial(_softmax, rule, lr)
             for rule, rates in (
                 ("SGD", (1e-3, 3e-3, 0.01, 0.03, 0.1)),
-                ("AdaGrad", (3e-3, 0.01, 0.03, 0.1, 0.3)),
+                ("AdaGrad", (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)),
             )
             for lr in rates
         },

@@ -209,6 +209,13 @@ def what_is_funnel_doing() -> Row:
             Query("funnel_expert_weight", "{{expert}}"),
             unit="percentunit", limits=(0, 1), style=STACKED,
         ),
+        timeseries(
+            "Batches since experts began",
+            "With OPTIMIZER=pool. Four of six fall to 0 where they begin anew: at an abrupt shift "
+            "they predicted worse than a model that knows nothing. Bad: they fall again and again; "
+            "labels are noise, or not of these features.",
+            Query("funnel_expert_age_batches", "{{expert}}"),
+        ),
     ])  # fmt: skip
 
 

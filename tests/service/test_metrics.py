@@ -33,6 +33,7 @@ CONTRACT = {
     "funnel_scale": {"learner", "tensor"},
     "funnel_step_size": {"learner", "tensor"},
     "funnel_expert_weight": {"expert"},
+    "funnel_expert_age_batches": {"expert"},
     "funnel_gain": {"learner", "tensor", "quantile"},
     "funnel_gain_at_bound_ratio": {"learner", "tensor", "bound"},
     "funnel_alignment": {"learner", "tensor"},
@@ -100,6 +101,8 @@ def test_experts_share_all_the_weight_and_shadows_are_series_of_their_own(text: 
     found = samples(text)
     weights = [value for (name, _), value in found.items() if name == "funnel_expert_weight"]
     assert sum(weights) == pytest.approx(1.0)
+    ages = [value for (name, _), value in found.items() if name == "funnel_expert_age_batches"]
+    assert max(ages) == sample(found, "funnel_batches_total")
     served = sample(found, "funnel_scored_total", learner="served")
     assert sample(found, "funnel_scored_total", learner="adagrad") == served
     assert sample(found, "funnel_scale", learner="adagrad", tensor="weight") == 1.0
