@@ -24,6 +24,7 @@ from itertools import cycle
 import torch
 
 from funnel.expert import DEFAULT_EXPERTS
+from service.allocator import keep_freed_memory
 from service.fold import State, step
 from service.settings import Settings
 from tests.benchmarks.measure import batches, progress, ratios, show, table
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     counts = [int(count) for count in args.experts.split(",")]
     turns = {"one Funnel": turn("funnel", 1, args.batch, args.device)}
     turns |= {f"pool of {k}": turn("pool", k, args.batch, args.device) for k in counts}
