@@ -40,7 +40,11 @@ def to_inputs(features: Features, device: torch.device) -> Tensor:
 
 
 def scaled(features: Tensor) -> Tensor:
-    """Return fp32; uint8 0…255 becomes [0, 1], other dtypes keep their values."""
+    """Return fp32, row after row; uint8 0…255 becomes [0, 1], other dtypes keep their values.
+
+    In another layout sums would round otherwise, and what comes over HTTP is in this one.
+    """
+    features = features.contiguous()
     if features.dtype == torch.uint8:
         return features.float().div_(255.0)
     return features.float().clamp(-LARGEST, LARGEST)

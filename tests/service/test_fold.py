@@ -47,6 +47,15 @@ def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
     assert same_tensors(one.tensors(), other.tensors())
 
 
+def test_how_a_batch_lies_in_memory_does_not_matter() -> None:
+    one, other = a_state(), a_state()
+    for k in range(5):
+        batch = a_batch(k)
+        step(one, batch)
+        step(other, replace(batch, features=np.asfortranarray(batch.features)))
+    assert same_tensors(one.tensors(), other.tensors())
+
+
 def untrace(track: Track) -> None:
     if isinstance(track, PoolTrack):
         track.pool._walk_traced = track.pool._walk_traced._function
