@@ -279,10 +279,14 @@ class Pool:
         if self.pulls is None:
             return
         weights = self.mixing.log_weights.exp()
-        pulls = self.pulls if learned is None else self.pulls * learned
         for parameter in self.parameters.values():
             mean = mean_over_experts(parameter, weights)
-            parameter.lerp_(mean, column(pulls, parameter))
+            share = column(self.pulls, parameter)
+            if learned is None:
+                parameter.lerp_(mean, share)
+            else:  # the mean is not finite while one who has diverged waits for a restart
+                pulled = column(learned & (self.pulls > 0), parameter)
+                parameter.copy_(torch.where(pulled, parameter.lerp(mean, share), parameter))
 
 
 def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """An expert that diverges loses its weight at once and comes back as a copy of the best."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -106,6 +108,22 @@ def test_a_batch_at_which_all_diverge_or_that_is_held_back_changes_nothing(keep:
     for name in counted:
         pool.tensors()[name].sub_(1)
     assert torch.equal(everything(pool), before)
+
+
+def test_one_that_has_diverged_draws_nobody_along_while_batches_are_held_back() -> None:
+    torch.manual_seed(0)
+    experts = [replace(expert, pull=0.1) for expert in EXPERTS]
+    pool = Pool(nn.Linear(6, 3), 6, experts)
+    pool.on_host = False  # as on a GPU: the step is taken, masked
+    for seed in range(8):
+        learn(pool, seed)
+    pool.parameters["weight"][0] = torch.inf
+    before = pool.parameters["weight"].clone()
+    seen = pool.observe(*batch(9))
+    pool.step(*batch(9), seen.gradients, pool.weigh(seen, ~KEEP))
+    assert torch.equal(pool.parameters["weight"], before)
+    learn(pool, 10)
+    assert everything(pool).isfinite().all()
 
 
 def test_predictions_of_no_healthy_expert_are_uniform() -> None:
