@@ -24,6 +24,7 @@ from torch import Tensor
 LIMIT = 30.0
 """Nats of S at which an expert begins anew; a chance of e^-30 if it knew as much as nothing."""
 UNKNOWN = -1.0
+"""S of one who has shown nothing yet; below any that is counted."""
 
 
 class Renewal:

@@ -1,4 +1,4 @@
-"""Where experts begin: as all did, or as copies of the best."""
+"""Where experts go on from: as all began, or as copies of the best."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -47,15 +47,6 @@ def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
     assert same_tensors(one.tensors(), other.tensors())
 
 
-def test_how_a_batch_lies_in_memory_does_not_matter() -> None:
-    one, other = a_state(), a_state()
-    for k in range(5):
-        batch = a_batch(k)
-        step(one, batch)
-        step(other, replace(batch, features=np.asfortranarray(batch.features)))
-    assert same_tensors(one.tensors(), other.tensors())
-
-
 def untrace(track: Track) -> None:
     if isinstance(track, PoolTrack):
         track.pool._walk_traced = track.pool._walk_traced._function
@@ -197,17 +188,6 @@ def test_one_wild_batch_does_not_poison_adagrads_sums() -> None:
         return max(float(v.max()) for v in sums.values())
 
     assert swallow(wild=True) < 30 * swallow(wild=False)
-
-
-def test_uint8_means_a_fraction_of_255() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 6)).astype(np.uint8)
-    labels = a_batch(0).labels
-    states = [a_state(), a_state()]
-    step(states[0], Batch(pixels, labels))
-    step(states[1], Batch(pixels.astype(np.float32) / np.float32(255), labels))
-    torch.testing.assert_close(
-        states[0].served.parameters["weight"], states[1].served.parameters["weight"]
-    )
 
 
 def test_new_rates_hold_from_the_next_step() -> None:
