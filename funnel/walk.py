@@ -89,6 +89,10 @@ class Walk:
             _affine(self._inner_state[key], layers)
         for total in self.total:
             total.zero_()
+        n = len(inputs)
+        count = min(self.steps, n)  # of pieces, which differ in size by one example at most
+        numbers = torch.arange(count, device=inputs.device)
+        taken = [step[own, ..., None] * self.steps + numbers for step in state.step[::2]]
         runs = [
             _Run(
                 inner,
@@ -101,12 +105,10 @@ class Walk:
                     for key, layers in self.moved.items()
                     if key.startswith(prefix)
                 },
-                taken=[t[own][part] * self.steps for t in state.step[::2]],
+                taken=[step[part] for step in taken],
             )
             for prefix, inner, part in self.inner.slices()
         ]
-        n = len(inputs)
-        count = min(self.steps, n)  # of pieces, which differ in size by one example at most
         shares = {s: (factor[own] / s).view(-1, 1, 1) for s in (n // count, -(-n // count))}
         ones = inputs.new_ones(n, 1)
         pieces = zip(
@@ -176,11 +178,11 @@ class _Run(NamedTuple):
     """s η p."""
     state: StateLists
     taken: list[Tensor]
-    """Steps taken before the walk."""
+    """Steps taken before each of the walk's, [its experts, 1, 1, pieces]."""
 
     def step(self, gradients: list[Tensor], number: int) -> None:
         """Take the step of that number, in place."""
-        taken = [t + number for t in self.taken]
+        taken = [t[..., number] for t in self.taken]
         precond = self.inner.precondition(gradients, self.state, taken, None)
         lists.add_(self.total, precond)
         lists.sub_product_(self.weights, self.step_size, precond)
