@@ -52,6 +52,12 @@ class Event:
     position: Position
     """In the log, when it was detected."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.detector}: {self.direction}, {self.accuracy_before:.1%} → "
+            f"{self.accuracy_after:.1%} after {self.examples} examples"
+        )
+
     @property
     def time(self) -> float:
         """Unix time in seconds at which the entry at the position was added to the log."""

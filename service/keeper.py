@@ -60,7 +60,10 @@ class Keeper:
         """Write the state as it is at the end, and wait for it."""
         if self._writing is not None:
             await asyncio.wait({self._writing})
-        await asyncio.wait({self._begin(state, place)})
+        last = self._begin(state, place)
+        await asyncio.wait({last})
+        if last.exception() is None:
+            logger.info("checkpoint of version %d written", state.version)
 
     def close(self, reason: str) -> None:
         """End the thread; tell those who still wait why."""

@@ -46,6 +46,8 @@ STALLED_LEASES = 10
 """A batch that takes longer than so many leases has hung: the lease is left to a standby."""
 STANDBY_SECONDS = 0.25
 """Time between looks of a standby at the lease and the newest checkpoint."""
+CONDITIONS = ("starting", "standby", "replaying", "learning", "waiting", "halted", "stopped")
+"""What a learner may be doing; ``waiting`` is for the log."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Learner:
         self.statistics: Statistics | None = None
         self.history = History()
         self.condition = "starting"
-        """One of starting, standby, replaying, learning, waiting (for the log), halted, stopped."""
+        """One of CONDITIONS."""
         self.reason = ""
         """Why it does not learn."""
         self.caught_up = threading.Event()
@@ -135,11 +137,17 @@ class Learner:
             DamagedError: there are checkpoints, but no good one.
             LogError: the newest is of another model.
         """
-        if self.replica.load(self.keeper.checkpoints):
-            self.keeper.begun_at = self.keeper.kept_at = time.monotonic()
+        self._load()
         self.snapshot = Snapshot.of(self.state)
         self._thread.start()
         self._started.wait()
+
+    def _load(self) -> bool:
+        """Load the newest checkpoint; say whether there is one."""
+        is_loaded = self.replica.load(self.keeper.checkpoints)
+        if is_loaded:
+            self.keeper.begun_at = self.keeper.kept_at = time.monotonic()
+        return is_loaded
 
     def stop(self, timeout: float) -> bool:
         """Finish the batch at hand, write a checkpoint, end the thread; say whether it ended."""
@@ -207,7 +215,7 @@ class Learner:
                     self._resign(str(error))
                 except (RedisError, OSError) as error:
                     if self.condition != "waiting":
-                        logger.warning("the log cannot be reached: %r; learning waits", error)
+                        logger.warning("the log cannot be reached: %s; learning waits", error)
                     self.condition, self.reason = "waiting", f"the log cannot be reached: {error}"
                     await self._sleep(RETRY_SECONDS)
                 except LogError as error:
@@ -223,14 +231,14 @@ class Learner:
             try:
                 await lease.release()
             except (RedisError, OSError) as error:
-                logger.warning("the lease was not given back: %r", error)
+                logger.warning("the lease was not given back: %s", error)
             await log.redis.aclose()
 
     async def _put_aside_at_the_end(self, log: Log) -> None:
         try:
             await self.rejections.put_aside(log)
         except (RedisError, OSError) as error:
-            logger.warning("what was left out is not noted in the log: %r", error)
+            logger.warning("what was left out is not noted in the log: %s", error)
 
     async def _check_server(self, log: Log) -> None:
         """At the start, at reconnections and now and then: is the server fit to keep a log?"""
@@ -262,8 +270,7 @@ class Learner:
             self.condition, self.reason = "standby", "another service learns from this log"
         self.keeper.give_up(self.reason)
         self.waiters.give_up(self.reason)
-        checkpoints = self.keeper.checkpoints
-        if checkpoints.has_news and self.replica.load(checkpoints):
+        if self.keeper.checkpoints.has_news and self._load():
             self._publish()
             self._show(read_statistics(self.state, self.replica.at, await log.extent()))
         self.caught_up.set()
@@ -284,13 +291,16 @@ class Learner:
         return not self._stopping
 
     async def _recover(self, log: Log) -> Pipeline:
-        is_new = self.condition in ("starting", "standby")
+        was = self.condition
+        is_new = was in ("starting", "standby")
         if is_new:
             if self.keeper.checkpoints.has_news:
-                self.replica.load(self.keeper.checkpoints)
+                self._load()
             cut = self.replica.place.cut if self.replica.place else 0
             self.condition, self.reason = "replaying", f"from cut {cut}"
         pending = await self.replica.recover(log, self.terms.accept_gap, self._may_go_on)
+        if was != "starting":
+            logger.info("learning, from version %d on", self.state.version)
         self.condition, self.reason = "learning", ""
         if is_new:
             self.drift.settle()
@@ -374,7 +384,7 @@ class Learner:
         )
         for event in self.drift.events:
             if event.id > self._told:
-                logger.info("drift: %s", event)
+                logger.info("drift, %s", event)
                 self._drifted(event)
                 self._told = event.id
 

@@ -100,6 +100,13 @@ class LogError(RuntimeError):
 class GapError(LogError):
     """The log does not reach back to where the model is."""
 
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what}. Entries that were acknowledged are missing; to go on without them, start "
+            "once with --accept-gap"
+        )
+
 
 class FencedError(LogError):
     """Another learner has taken the log over."""

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from funnel.telemetry import QUANTILES
 from service.drift import Monitor
 from service.fold import SERVED
+from service.learner import CONDITIONS
 from service.scoring import ScoreSummary
 from service.statistics import GAIN_EDGES, Statistics, lag_seconds
 
@@ -83,6 +84,13 @@ class _ServiceCollector(Collector):
         service = self._service
         learner = service.learner
         yield _gauge("ready", "1 if predictions are served", float(service.is_ready))
+        learning = GaugeMetricFamily(
+            "funnel_learning", "1 at what the learner is doing", labels=["condition"]
+        )
+        now_doing = learner.condition if learner is not None else "starting"
+        for condition in CONDITIONS:
+            learning.add_metric([condition], float(condition == now_doing))
+        yield learning
         if learner is None:
             return
         checkpoints = CounterMetricFamily(

@@ -128,11 +128,8 @@ class Replica:
             check_reach(extent, self.at.log, self.at.position, self.at.entries)
         except GapError as error:
             if self.has_recovered or not accept_gap:
-                raise GapError(
-                    f"{error}. Entries that were acknowledged are missing; to go on without them, "
-                    "start once with --accept-gap"
-                ) from error
-            logger.warning("gap accepted: %s", error)
+                raise
+            logger.warning("gap accepted: %s", error.what)
             await self._accept_gap(log)
         if self._epoch is None:
             self._epoch = await log.take_epoch(self.at.epoch)
@@ -169,17 +166,17 @@ class Replica:
                 if not await may_go_on():
                     return
                 if number != self.at.cut + 1:
-                    raise GapError(f"cut {self.at.cut + 1} is missing; the next is {number}")
+                    raise _damaged(log, f"cut {self.at.cut + 1} is missing, the next is {number}")
                 if cut.command == GAP_COMMAND:
                     pending = Pending(cut.position, cut.entries)
                 while pending.position != cut.position and (
                     not pending or pending.newest < cut.position.entry
                 ):
                     if not await self.read(log, pending, None):
-                        raise GapError(f"entries before {cut.position} of cut {number} are missing")
+                        raise _damaged(log, f"cut {number} needs entries that are gone")
                 again, batch = pending.take(cut.examples, cut)
                 if (again.position, again.examples) != (cut.position, cut.examples):
-                    raise GapError(f"cut {number} ends at {cut.position}, not at {again.position}")
+                    raise _damaged(log, f"cut {number} ends within another entry")
                 self.apply(cut, batch)
 
     def _command(self, command: dict[str, object]) -> Cut:
@@ -256,3 +253,11 @@ class Replica:
             http=at.http + cut.sources.get("http", 0),
             redis=at.redis + cut.sources.get("redis", 0),
         )
+
+
+def _damaged(log: Log, how: str) -> LogError:
+    return LogError(
+        f"the log's record of what was learned is damaged: {how}. Restore the log from its backup; "
+        f"or delete {log.keys.log} and {log.keys.cuts}, and what is in them, and start once with "
+        "--accept-gap"
+    )

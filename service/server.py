@@ -88,6 +88,8 @@ async def serve(
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
+        if not service.draining.is_set():
+            logger.info("stopping")
         service.draining.set()
         server.should_exit = True
 

@@ -271,6 +271,31 @@ def test_a_gap_is_refused_until_it_is_accepted(tmp_path: Path, gap: str) -> None
         redis.kill()
 
 
+def test_missing_cuts_are_refused_and_a_new_log_goes_on(tmp_path: Path) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        with serving(tmp_path, **SMALL, redis_url=redis.url) as service:
+            with service.client() as client:
+                digest(client)
+                for k in range(3):
+                    learn(client, k)
+            service.kill()
+            with redis.client() as direct:
+                (first, _), *_ = direct.xrange(CUTS)
+                direct.xdel(CUTS, first)
+            with pytest.raises(LogError, match=r"cut 1 is missing.*delete funnel:\{logistic\}:log"):
+                service.start()
+            with redis.client() as direct:
+                direct.delete(LOG, CUTS)
+            service.options["accept_gap"] = True
+            service.start()
+            with service.client() as client:
+                learn(client, 3)
+                assert client.get("/model").json()["examples_learned"] == 20
+    finally:
+        redis.kill()
+
+
 def test_a_log_erased_under_a_running_service_halts_learning_but_not_prediction(
     tmp_path: Path,
 ) -> None:
