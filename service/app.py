@@ -3,13 +3,15 @@
 import logging
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from service.errors import ErrorDetail, HTTPError, error_response
-from service.guard import ADMIN, LEARN, PREDICT, Guard
+from service.guard import ADMIN, LEARN, OPEN_PATHS, PREDICT, Guard
 from service.routes import drift, health, history, learn, model, page, pictures, predict
 from service.service import Service
 
@@ -25,7 +27,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         service: what is served.
         more: routes beside those of every service.
     """
-    app = FastAPI(
+    app = FastAPIOffline(  # whose /docs asks nothing of other hosts
         title="Funnel",
         version=version("funnel"),
         description="Online learning for data that drifts, with no step size to tune.",
@@ -65,6 +67,8 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         return error_response(500, detail)
 
     settings = service.settings
+    if settings.api_key:
+        _describe_key(app)
     app.add_middleware(
         Guard,
         keys={ADMIN: settings.api_key, LEARN: settings.learn_key, PREDICT: settings.predict_key},
@@ -72,3 +76,12 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         metrics=service.metrics,
     )
     return app
+
+
+def _describe_key(app: FastAPI) -> None:
+    """Let the schema say that requests need a key; `Guard` sees to it."""
+    schema: dict[str, Any] = app.openapi()
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}]
+    for path in OPEN_PATHS:
+        schema["paths"][path]["get"]["security"] = []

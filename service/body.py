@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.errors import HTTPError, unavailable
 from service.json_process import JSONProcessError
-from streams.batch import InvalidBatchError
+from streams.batch import InvalidBatchError, TooManyError
 
 BODY_SECONDS = 30.0
 SMALL = 4_096
@@ -40,7 +40,7 @@ async def read_body(request: Request, most: int) -> bytes:
     too_large = HTTPError(
         413, "body_too_large", f"the body has more than {most} bytes (FUNNEL_MAX_BODY_BYTES)"
     )
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if request.headers.get("content-encoding", "").lower() not in ("", "identity"):
         raise HTTPError(415, "unsupported_encoding", "send the body without Content-Encoding")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
@@ -95,8 +95,8 @@ async def decoded(decode: Callable[[bytes], T], body: bytes, kind: str) -> T:
     """Return what ``decode`` makes of the body, which is of this media type.
 
     Raises:
-        HTTPError: 422 it is invalid; 503 the process that read it ended. Nothing of it has been
-            applied.
+        HTTPError: 422 it is invalid; 413 it has too many examples; 503 the process that read it
+            ended. Nothing of it has been applied.
     """
     try:
         if len(body) <= (QUICK if kind == SAFETENSORS else SMALL):
@@ -104,5 +104,7 @@ async def decoded(decode: Callable[[bytes], T], body: bytes, kind: str) -> T:
         return await asyncio.get_running_loop().run_in_executor(_decoders, decode, body)
     except JSONProcessError as error:
         raise unavailable("reader_lost", str(error)) from error
+    except TooManyError as error:
+        raise HTTPError(413, "too_many_examples", str(error)) from error
     except InvalidBatchError as error:
         raise HTTPError(422, "invalid", str(error), error.field, error.index) from error

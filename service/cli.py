@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from service.settings import PREFIX, Settings, SettingsError, load_settings
 from streams import mnist
-from streams.catalog import EXAMPLES, NAMES, SOURCES, get
+from streams.catalog import EXAMPLES, NAMES, SOURCES, Stream, get
 from streams.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.producer import make_target, produce
 
@@ -151,14 +151,22 @@ def add_rate(parser: argparse.ArgumentParser, rate: float | None) -> None:
 
 
 def _positive(text: str) -> float:
-    if not (value := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
 
 
 def _positive_int(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
     return value
 
 
@@ -202,7 +210,13 @@ def settings_of(options: argparse.Namespace, **defaults: Any) -> Settings:
         for name in Settings.model_fields
         if (value := getattr(options, f"setting_{name}", None)) is not None
     }
-    return load_settings(defaults | given)
+    settings = load_settings(defaults | given)
+    if idle := settings.without_effect:
+        sys.stderr.write(
+            f"funnel: {', '.join(idle)} without effect: model {settings.model} with optimizer "
+            f"{settings.optimizer} has none\n"
+        )
+    return settings
 
 
 def run_serve(options: argparse.Namespace) -> int:
@@ -236,6 +250,18 @@ def run_demo(options: argparse.Namespace) -> int:
         return settings_of(options, **defaults)
 
     return demo.run_demo(stream, options.rate, settings_in, options.plot)
+
+
+def _check_fits(settings: Settings, stream: Stream) -> None:
+    for name, mine, theirs in (
+        ("features", settings.features, stream.width),
+        ("classes", settings.classes, stream.classes),
+    ):
+        if mine != theirs:
+            raise SettingsError(
+                f"{PREFIX}{name.upper()} is {mine}, and the stream {stream.name} has {theirs} "
+                f"{name}; leave it out"
+            )
 
 
 def run_stream(options: argparse.Namespace) -> int:
@@ -275,6 +301,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
     stream = get(options.stream, options.examples, options.source)
     settings = settings_of(options, features=stream.width, classes=stream.classes)
+    _check_fits(settings, stream)
     return compare.run(
         stream, settings, find_peers(options.peers), range(options.seeds), options.plot
     )

@@ -104,7 +104,7 @@ def read_entry(entry: EntryId, fields: dict[bytes, bytes], width: int, classes: 
         if b"batch" in fields:
             batch = decode(fields[b"batch"])
         elif b"json" in fields:
-            batch = from_json(fields[b"json"])
+            batch = from_json(fields[b"json"], width)
         else:
             names = sorted(fields)[:4]
             raise InvalidBatchError(f"no field 'batch' or 'json', only {names}")

@@ -18,6 +18,8 @@ MOST_VIEWERS = 32
 CHUNK = 64
 """Most items sent in one piece."""
 HEARTBEAT_SECONDS = 10.0
+LONGEST_NUMBER = 20
+"""Digits of an event's number; `int` refuses thousands."""
 STUCK_SECONDS = 30.0
 """A viewer that takes nothing for so long is let go."""
 FAREWELL_SECONDS = 1.0
@@ -90,7 +92,8 @@ class EventStream(Response):
 def _number(history: History, last: str) -> int:
     """Return the number in an event's id; -1, which no ring reaches back to, if there is none."""
     run, _, number = last.partition("-")
-    return int(number) if run == history.run and number.isdecimal() else -1
+    is_number = number.isdecimal() and len(number) < LONGEST_NUMBER
+    return int(number) if run == history.run and is_number else -1
 
 
 def _encoded(run: str, item: Item) -> bytes:

@@ -17,7 +17,7 @@ from struct import Struct
 import orjson
 
 from service.allocator import keep_freed_memory
-from streams.batch import Batch, InvalidBatchError
+from streams.batch import Batch, InvalidBatchError, TooManyError
 from streams.json_batch import from_json, from_ndjson
 
 SMALL = 64 << 10
@@ -25,9 +25,11 @@ SMALL = 64 << 10
 NICENESS = 5
 """As that of learning: those that answer requests go before."""
 
-HEAD = Struct("<?Q")
-"""Before a body: whether it is NDJSON, and its length. Before an answer: whether it is a batch
-rather than an error, and its length."""
+ASKED = Struct("<?IQ")
+"""Before a body: whether it is NDJSON, the width of an example, and the body's length."""
+ANSWERED = Struct("<BQ")
+"""Before an answer: which of KINDS it is, and its length."""
+KINDS = ("batch", "invalid", "too many")
 
 
 class JSONProcessError(RuntimeError):
@@ -48,7 +50,7 @@ class JSONProcess:
                 start_new_session=True,  # Ctrl-C is for the service, which answers first
             )
 
-    def translate(self, body: bytes, is_ndjson: bool) -> bytes:
+    def translate(self, body: bytes, is_ndjson: bool, width: int) -> bytes:
         """Return the safetensors file of a batch.
 
         Raises:
@@ -56,18 +58,19 @@ class JSONProcess:
             JSONProcessError: the process has ended; it cannot be used again.
         """
         try:
-            self._socket.sendall(HEAD.pack(is_ndjson, len(body)))
+            self._socket.sendall(ASKED.pack(is_ndjson, width, len(body)))
             self._socket.sendall(body)
-            is_batch, length = HEAD.unpack(_receive(self._socket, HEAD.size))
+            kind, length = ANSWERED.unpack(_receive(self._socket, ANSWERED.size))
             answer = _receive(self._socket, length)
         except OSError as error:
             self.close()
             raise JSONProcessError(
                 f"the process that read the body ended with {self._process.returncode}"
             ) from error
-        if is_batch:
+        if kind == KINDS.index("batch"):
             return bytes(answer)
-        raise InvalidBatchError(**orjson.loads(answer))
+        is_too_many = kind == KINDS.index("too many")
+        raise (TooManyError if is_too_many else InvalidBatchError)(**orjson.loads(answer))
 
     def close(self) -> None:
         """End the process."""
@@ -79,21 +82,26 @@ class JSONProcess:
 _idle: list[JSONProcess] = []
 
 
-def translate(body: bytes, is_ndjson: bool) -> bytes:
+def translate(body: bytes, is_ndjson: bool, width: int) -> bytes:
     """Return the safetensors file of a batch that is written as JSON; for several threads.
+
+    Args:
+        body: JSON or NDJSON.
+        is_ndjson: which.
+        width: of an example.
 
     Raises:
         InvalidBatchError: it is none.
         JSONProcessError: the process that read it ended.
     """
     if len(body) <= SMALL:
-        return _reader(is_ndjson)(body).to_bytes()
+        return _reader(is_ndjson)(body, width).to_bytes()
     try:
         process = _idle.pop()
     except IndexError:
         process = JSONProcess()
     try:
-        answer = process.translate(body, is_ndjson)
+        answer = process.translate(body, is_ndjson, width)
     except InvalidBatchError:
         _idle.append(process)
         raise
@@ -107,7 +115,7 @@ def _end() -> None:
         process.close()
 
 
-def _reader(is_ndjson: bool) -> Callable[[bytes], Batch]:
+def _reader(is_ndjson: bool) -> Callable[[bytes, int], Batch]:
     return from_ndjson if is_ndjson else from_json
 
 
@@ -130,16 +138,17 @@ def _serve(parent: socket.socket) -> None:
     """Answer until the parent is gone."""
     while True:
         try:
-            is_ndjson, length = HEAD.unpack(_receive(parent, HEAD.size))
+            is_ndjson, width, length = ASKED.unpack(_receive(parent, ASKED.size))
         except ConnectionError:
             return
         body = bytes(_receive(parent, length))
         try:
-            answer, is_batch = _reader(is_ndjson)(body).to_bytes(), True
+            answer, kind = _reader(is_ndjson)(body, width).to_bytes(), "batch"
         except InvalidBatchError as error:
             found = {"message": str(error), "field": error.field, "index": error.index}
-            answer, is_batch = orjson.dumps(found), False
-        parent.sendall(HEAD.pack(is_batch, len(answer)))
+            answer = orjson.dumps(found)
+            kind = "too many" if isinstance(error, TooManyError) else "invalid"
+        parent.sendall(ANSWERED.pack(KINDS.index(kind), len(answer)))
         parent.sendall(answer)
 
 

@@ -217,6 +217,7 @@ class Learner:
                     if self.condition != "waiting":
                         logger.warning("the log cannot be reached: %s; learning waits", error)
                     self.condition, self.reason = "waiting", f"the log cannot be reached: {error}"
+                    self.keeper.give_up(self.reason)
                     await self._sleep(RETRY_SECONDS)
                 except LogError as error:
                     logger.error("learning is halted: %s", error)

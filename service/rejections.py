@@ -67,4 +67,7 @@ class Rejections:
 
 
 def _reason(loss: float) -> str:
-    return f"the batch was left out: its loss is {loss:.6g}, or its gradient is not finite"
+    return (
+        f"the batch was left out: its loss is {loss:.6g}, or its gradient is not finite, or the "
+        "model raised"
+    )

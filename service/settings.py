@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import torch
@@ -15,7 +15,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -68,19 +67,23 @@ class Settings(BaseSettings):
         len(DEFAULT_EXPERTS), ge=1, le=len(DEFAULT_EXPERTS),
         description="experts of the pool; memory and time grow with them",
     )  # fmt: skip
-    lr: float = Field(0.03, gt=0, le=1e6, allow_inf_nan=False, description="where η starts")
+    lr: float = Field(
+        0.03, gt=0, le=1e6, allow_inf_nan=False, description="where η starts; not of the pool"
+    )
     gain_lr: float = Field(
-        0.03, ge=0, le=10, allow_inf_nan=False, description="γp, how fast gains adapt"
-    )
+        0.03, ge=0, le=10, allow_inf_nan=False,
+        description="γp, how fast gains adapt; of funnel alone",
+    )  # fmt: skip
     scale_lr: float = Field(
-        0.03, ge=0, le=10, allow_inf_nan=False, description="γs, how fast scales adapt"
-    )
+        0.03, ge=0, le=10, allow_inf_nan=False,
+        description="γs, how fast scales adapt; of funnel alone",
+    )  # fmt: skip
     loss_guard: float = Field(
         0.0, ge=0, le=1e6, allow_inf_nan=False,
         description="leave out a batch whose loss is this many deviations above the recent ones, "
         "unless two were just left out; 0: learn all",
     )  # fmt: skip
-    momentum: float = Field(0.0, ge=0, lt=1, description="μ")
+    momentum: float = Field(0.0, ge=0, lt=1, description="μ; not of the pool")
     standardize: bool = Field(True, description="standardize the inputs online")
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
     threads: int = Field(
@@ -155,6 +158,27 @@ class Settings(BaseSettings):
             raise ValueError(f"at most {MOST_SHADOWS} baselines")
         return tuple(Shadow.parse(text).name for text in value)
 
+    @field_validator("redis_url")
+    @classmethod
+    def _server(cls, value: SecretStr) -> SecretStr:
+        if value:
+            parts = urlsplit(value.get_secret_value())
+            database = parts.path.strip("/")
+            if parts.scheme == "unix":
+                if not parts.path:
+                    raise ValueError("give the path of the socket: unix:///run/redis.sock")
+            elif parts.scheme not in ("redis", "rediss") or not parts.hostname:
+                raise ValueError("give an address: redis://host:port, rediss://… or unix:///path")
+            elif database and not database.isdecimal():
+                raise ValueError(f"{database!r} is no number of a database: redis://host:port/0")
+        return value
+
+    @field_validator("api_key", "learn_key", "predict_key")
+    @classmethod
+    def _trimmed(cls, value: SecretStr) -> SecretStr:
+        """A key that is read from a file ends with a line break, which no header can hold."""
+        return SecretStr(value.get_secret_value().strip())
+
     @field_validator("drift_webhook")
     @classmethod
     def _web(cls, value: SecretStr) -> SecretStr:
@@ -174,15 +198,18 @@ class Settings(BaseSettings):
                 raise ValueError(f"choose another key than {PREFIX}{name.upper()}")
         return value
 
-    @model_validator(mode="after")
-    def _of_use(self) -> Self:
-        given = {"lr", "gain_lr", "scale_lr", "momentum"} & self.model_fields_set
-        if given and {self.optimizer, *self.shadow} == {"pool"}:
-            raise ValueError(
-                f"{PREFIX}{min(given).upper()}: the experts of the pool have rates of their own; "
-                f"{PREFIX}OPTIMIZER=funnel has one"
-            )
-        return self
+    @property
+    def without_effect(self) -> list[str]:
+        """Names of what was set although nothing looks at it."""
+        learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
+        idle = set() if self.model == "mlp" else {"hidden"}
+        if "pool" not in learners:
+            idle.add("experts")
+        if learners == {"pool"}:  # whose experts have rates of their own
+            idle |= {"lr", "momentum"}
+        if not learners & {"funnel"}:
+            idle |= {"gain_lr", "scale_lr"}
+        return sorted(PREFIX + name.upper() for name in idle & self.model_fields_set)
 
     @property
     def spec(self) -> Spec:

@@ -6,8 +6,6 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from service.entries import EntryId, Position
 from service.log import LogError
 from service.report import Report
@@ -22,7 +20,8 @@ class Applied:
 
     model_version: int
     accuracy: float | None
-    """Of the batch in which its last example fell, before the update; None if it is not finite."""
+    """Of the batch in which its last example fell, before the update; None if that is not finite,
+    or the model raised."""
     loss: float | None
 
 
@@ -61,9 +60,10 @@ class Waiters:
             if report is None:
                 future.set_exception(LogError(f"entry {entry} was applied long ago, or is dead"))
             else:
-                future.set_result(
-                    Applied(report.version, _number(report.accuracy), _number(report.loss))
-                )
+                loss = float(report.loss)
+                scored = math.isfinite(loss)
+                accuracy = float(report.accuracy) if scored else None
+                future.set_result(Applied(report.version, accuracy, loss if scored else None))
 
     def _report_of(self, entry: EntryId) -> Report | None:
         """Return that of the batch in which an entry ends, if it is remembered."""
@@ -79,8 +79,3 @@ class Waiters:
         for _, future in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_exception(LogError(reason))
-
-
-def _number(value: float | Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

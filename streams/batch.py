@@ -38,6 +38,10 @@ class InvalidBatchError(ValueError):
         self.field, self.index = field, index
 
 
+class TooManyError(InvalidBatchError):
+    """More examples than one document may hold."""
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Labelled examples."""
@@ -113,12 +117,12 @@ def check_features(features: Features, width: int) -> None:
     Raises:
         InvalidBatchError: features are not [n, width] and finite, or n is 0.
     """
+    if not len(features):
+        raise InvalidBatchError("the batch has no examples", "features")
     if features.ndim != 2 or features.shape[1] != width:
         raise InvalidBatchError(
             f"features have shape {list(features.shape)}, expected [n, {width}]", "features"
         )
-    if not len(features):
-        raise InvalidBatchError("the batch has no examples", "features")
     if features.dtype != np.uint8:
         finite = np.isfinite(features).all(axis=1)
         if not finite.all():
@@ -160,7 +164,8 @@ def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[An
     except (SafetensorError, ValueError, OverflowError) as error:
         raise InvalidBatchError(f"not a safetensors file: {error}") from error
     if found.keys() != expected.keys():
-        raise InvalidBatchError(f"expected the tensors {sorted(expected)}, got {sorted(found)[:8]}")
+        message = f"expected the tensors {sorted(expected)}, got {sorted(found)[:8]}"
+        raise InvalidBatchError(message, min(expected.keys() - found.keys(), default=None))
     tensors = {}
     for name, types in expected.items():
         tensor = found[name]

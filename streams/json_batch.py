@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from streams.batch import Batch, Features, InvalidBatchError, Labels
+from streams.batch import Batch, Features, InvalidBatchError, Labels, TooManyError
 
 NUMBER = {int, float}
 INT64 = range(-(1 << 63), 1 << 63)
@@ -17,30 +17,36 @@ MOST_LISTS = 1 << 17
 1 GB, and let no other thread run for seconds."""
 
 
-def from_json(raw: bytes) -> Batch:
+def from_json(raw: bytes, width: int | None = None) -> Batch:
     """Read ``{"features": [[…], …], "labels": [3, …]}``; features become float32.
 
     Numbers are taken strictly: no booleans, no strings, no NaN, nothing that float32 cannot hold.
+
+    Args:
+        raw: the document.
+        width: of an example; None takes that of the first.
 
     Raises:
         InvalidBatchError: the message, field and index say what is wrong.
     """
     document = _object(raw, {"features", "labels"})
-    features = _features(document["features"], _may_hold_booleans(raw))
+    features = _features(document["features"], _may_hold_booleans(raw), width)
     return Batch(features, _labels(document["labels"]))
 
 
-def features_from_json(raw: bytes) -> Features:
-    """Read ``{"features": [[…], …]}`` as float32 [n, d].
+def features_from_json(raw: bytes, width: int | None = None) -> Features:
+    """Read ``{"features": [[…], …]}`` as float32 [n, d]; arguments as for `from_json`.
 
     Raises:
         InvalidBatchError: as for `from_json`.
     """
-    return _features(_object(raw, {"features"})["features"], _may_hold_booleans(raw))
+    return _features(_object(raw, {"features"})["features"], _may_hold_booleans(raw), width)
 
 
-def from_ndjson(raw: bytes) -> Batch:
+def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
     """Read one ``{"features": […], "label": 3}`` a line; blank lines are skipped.
+
+    Arguments as for `from_json`.
 
     Raises:
         InvalidBatchError: as for `from_json`; the index counts examples.
@@ -52,7 +58,7 @@ def from_ndjson(raw: bytes) -> Batch:
         if not line.strip():
             continue
         if len(rows) == MOST_LISTS:
-            raise InvalidBatchError(f"more than {MOST_LISTS} examples; send several requests")
+            raise TooManyError(f"more than {MOST_LISTS} examples; send several requests")
         try:
             example = _object(line, {"features", "label"})
         except InvalidBatchError as error:
@@ -60,16 +66,16 @@ def from_ndjson(raw: bytes) -> Batch:
         booleans = booleans or _may_hold_booleans(line)
         rows.append(example["features"])
         labels.append(example["label"])
-    return Batch(_features(rows, booleans), _labels(labels))
+    return Batch(_features(rows, booleans, width), _labels(labels))
 
 
 def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
     if len(raw) > MOST_LISTS and _lists(raw) > MOST_LISTS:
-        raise InvalidBatchError(f"more than {MOST_LISTS} lists and objects; send several requests")
+        raise TooManyError(f"more than {MOST_LISTS} lists and objects; send several requests")
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise InvalidBatchError(f"not JSON: {error}") from error
+        raise _not_json(error) from error
     if type(document) is not dict:
         raise InvalidBatchError(f"expected an object with {_names(keys)}")
     if missing := keys - document.keys():
@@ -77,18 +83,33 @@ def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
         raise InvalidBatchError(f"the field {field!r} is missing", field)
     if unknown := document.keys() - keys:
         field = min(unknown)
-        raise InvalidBatchError(f"unknown field {field[:40]!r}, expected {_names(keys)}")
+        message = f"unknown field {field[:40]!r}, expected {_names(keys)}"
+        raise InvalidBatchError(message, field[:40])
     return document
 
 
-def _features(rows: Any, booleans: bool) -> Features:
+def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
+    """Say what is wrong; of a number that is not finite, which other writers let through, where."""
+    before, there = error.doc[: error.pos], error.doc[error.pos : error.pos + 9].lstrip(",+-")
+    if not there.lower().startswith(("nan", "inf")) and "infinity" not in str(error):
+        return InvalidBatchError(f"not JSON: {error}")
+    _, key, rows = before.rpartition('"features"')
+    index = rows.count("[") - 2 if key else -1  # each example opens a list, as does the whole
+    return InvalidBatchError(
+        f"numbers must be finite; JSON has no NaN and no infinity: {error}",
+        "features" if key else None,
+        index if index >= 0 else None,
+    )
+
+
+def _features(rows: Any, booleans: bool, width: int | None) -> Features:
     if type(rows) is not list:
         raise InvalidBatchError("features must be a list of lists of numbers", "features")
     if not rows:
         return np.zeros((0, 0), dtype=np.float32)
     features = _packed(rows)
-    if features is None or booleans:
-        _check_rows(rows)
+    if features is None or booleans or features.shape[1] != (width or features.shape[1]):
+        _check_rows(rows, width)
     assert features is not None, "what cannot be packed is refused"
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
@@ -113,8 +134,8 @@ def _packed(rows: list[Any]) -> Features | None:
     return np.frombuffer(packed, np.float32).reshape(len(rows), len(rows[0]))
 
 
-def _check_rows(rows: list[Any]) -> None:
-    """Name the first row that is not a list of as many numbers as the first.
+def _check_rows(rows: list[Any], width: int | None) -> None:
+    """Name the first row that is not a list of as many numbers as it should be.
 
     Raises:
         InvalidBatchError: there is one.
@@ -122,12 +143,10 @@ def _check_rows(rows: list[Any]) -> None:
     for index, row in enumerate(rows):
         if type(row) is not list:
             raise InvalidBatchError("an example must be a list of numbers", "features", index)
-        if len(row) != len(rows[0]):
-            raise InvalidBatchError(
-                f"this example has {len(row)} features, the first has {len(rows[0])}",
-                "features",
-                index,
-            )
+        width = len(row) if width is None else width
+        if len(row) != width:
+            message = f"this example has {len(row)} features, expected {width}"
+            raise InvalidBatchError(message, "features", index)
         if other := set(map(type, row)) - NUMBER:
             raise InvalidBatchError(
                 f"features must be numbers, this example has a {_json_name(other.pop())}",

@@ -1,5 +1,6 @@
 // Keeps what the service's events tell, and shows it at most once a second.
 
+import { address } from "./address.js";
 import { Chart, compact, element } from "./charts.js";
 import { showPictures } from "./pictures.js";
 import { recovery } from "./recovery.js";
@@ -89,7 +90,7 @@ function showConnection() {
 async function askModel() {
   if (!isLive()) return;
   try {
-    const answer = await fetch("/model");
+    const answer = await fetch(address("/model"));
     if (answer.ok) model = await answer.json();
   } catch {
     return; // the stream of events will notice, and say so
@@ -249,9 +250,9 @@ function sayDrift(drift) {
 }
 
 async function offerControls() {
-  const document_ = await (await fetch("/openapi.json")).json();
+  const document_ = await (await fetch(address("/openapi.json"))).json();
   if (!("/demo/shift" in document_.paths)) return;
-  const { controls } = await (await fetch("/demo/shift")).json();
+  const { controls } = await (await fetch(address("/demo/shift"))).json();
   byId("buttons").append(...controls.map(({ kind, label }) => {
     const button = element("button", { type: "button", "data-kind": kind }, label);
     button.addEventListener("click", () => shift(kind));
@@ -263,7 +264,7 @@ async function offerControls() {
 async function shift(kind) {
   let words = "The service cannot be reached.";
   try {
-    const answer = await fetch("/demo/shift", {
+    const answer = await fetch(address("/demo/shift"), {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ kind }),
     });
     const body = await answer.json();

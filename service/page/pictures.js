@@ -1,5 +1,6 @@
 // Gains as one map a class, and the newest inputs; asked for about once a second.
 
+import { address } from "./address.js";
 import { element } from "./charts.js";
 
 const EVERY_MS = 1000;
@@ -25,7 +26,7 @@ export async function showPictures(isLive) {
 
 async function ask(path) {
   try {
-    const answer = await fetch(path);
+    const answer = await fetch(address(path));
     return answer.ok ? await answer.json() : null;
   } catch {
     return null; // the connection's state is shown by whoever keeps it

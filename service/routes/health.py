@@ -45,7 +45,10 @@ async def ready(service: AnyCondition) -> Health:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={s: {"model": ErrorBody} for s in (401, 403)},
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **{s: {"model": ErrorBody} for s in (401, 403)},
+    },
 )
 async def metrics(service: AnyCondition) -> Response:
     """Return all metrics in Prometheus' text format."""

@@ -90,7 +90,12 @@ async def learn(
     ] = None,
     idempotency_key: Annotated[
         str | None,
-        Header(min_length=1, max_length=255, description="makes a retry within an hour safe"),
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            description="makes a retry within an hour safe",
+        ),
     ] = None,
 ) -> JSONResponse:
     """Append labelled examples to the log.
@@ -104,7 +109,7 @@ async def learn(
     spec = service.settings.spec
 
     def read(body: bytes) -> tuple[int, bytes]:
-        payload = body if kind == SAFETENSORS else translate(body, kind == NDJSON)
+        payload = body if kind == SAFETENSORS else translate(body, kind == NDJSON, spec.features)
         batch = decode(payload)
         check_number(len(batch))
         check(batch, spec.features, spec.classes)

@@ -48,7 +48,7 @@ class TensorAnswer(BaseModel):
     """Share of the gains at the lower and at the upper bound."""
     alignment: float
     gradient_norm: float | None
-    update_norm: float
+    update_norm: float | None
 
 
 class OptimizerAnswer(BaseModel):
@@ -131,7 +131,7 @@ async def optimizer(service: Running) -> OptimizerAnswer:
                 gain_at_bound={"lower": t.gain_at_lower_bound, "upper": t.gain_at_upper_bound},
                 alignment=t.alignment,
                 gradient_norm=_number(t.gradient_norm),
-                update_norm=t.update_norm,
+                update_norm=_number(t.update_norm),
             )
             for name, t in tensors.items()
         },
@@ -145,6 +145,8 @@ async def checkpoint(service: Running) -> CheckpointAnswer:
     assert service.learner is not None
     if service.learner.condition == "standby":
         raise unavailable("standby", "another service learns; ask that one for a checkpoint")
+    if service.learner.condition == "waiting":
+        raise unavailable("log_unavailable", f"no checkpoint is written: {service.learner.reason}")
     try:
         info = await asyncio.wrap_future(service.learner.checkpoint())
     except OSError as error:
@@ -152,7 +154,8 @@ async def checkpoint(service: Running) -> CheckpointAnswer:
             "checkpoint_failed", f"the checkpoint was not written: {error}"
         ) from error
     except LogError as error:
-        raise unavailable("learning_halted", str(error)) from error
+        code = "log_unavailable" if service.learner.condition == "waiting" else "learning_halted"
+        raise unavailable(code, str(error)) from error
     return CheckpointAnswer(
         model_version=info.version,
         position=str(info.place.position),

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any
 
+import numpy as np
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from service.body import JSON, SAFETENSORS, check_number, content_type, decoded, read_body
 from service.dependencies import Running
-from service.errors import ErrorBody
+from service.errors import ErrorBody, HTTPError
 from streams.batch import Features, check_features, decode_features
 from streams.json_batch import features_from_json
 
@@ -62,7 +63,7 @@ async def predict(
     width = service.settings.features
 
     def read(body: bytes) -> Features:
-        features = features_from_json(body) if kind == JSON else decode_features(body)
+        features = features_from_json(body, width) if kind == JSON else decode_features(body)
         check_number(len(features))
         check_features(features, width)
         return features
@@ -71,6 +72,15 @@ async def predict(
     assert service.predictor is not None
     with service.metrics.predict_seconds.time():
         prediction = await service.predictor.predict(features)
+    finite = np.isfinite(prediction.probabilities).all(axis=1)
+    if not finite.all():
+        raise HTTPError(
+            422,
+            "no_prediction",
+            "the model's answer for this example is not finite",
+            "features",
+            int(finite.argmin()),
+        )
     answer: dict[str, Any] = {"labels": prediction.labels}
     if probabilities:
         answer["probabilities"] = prediction.probabilities

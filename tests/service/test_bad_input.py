@@ -73,7 +73,7 @@ HUGE_SHAPE = json.dumps(
 
 # type, body, status, field, index
 BAD: dict[str, tuple[str, bytes, int, str | None, int | None]] = {
-    "wrong width": (JSON, document([ROW[:5]], [0]), 422, "features", None),
+    "wrong width": (JSON, document([ROW[:5]], [0]), 422, "features", 0),
     "wrong width in bytes": (BYTES, tensors(np.zeros((2, 7), F32), [0, 0]), 422, "features", None),
     "ragged rows": (JSON, document([ROW, ROW[:4]], [0, 0]), 422, "features", 1),
     "label too high": (JSON, document([ROW, ROW], [0, 3]), 422, "labels", 1),
@@ -83,7 +83,7 @@ BAD: dict[str, tuple[str, bytes, int, str | None, int | None]] = {
     "text as label": (JSON, document([ROW], ["1"]), 422, "labels", 0),
     "boolean feature": (JSON, document([[*ROW[:5], True]], [1]), 422, "features", 0),
     "text as feature": (JSON, document([[*ROW[:5], "nan"]], [1]), 422, "features", 0),
-    "NaN": (JSON, document([[*ROW[:5], float("nan")]], [1]), 422, None, None),
+    "NaN": (JSON, document([[*ROW[:5], float("nan")]], [1]), 422, "features", 0),
     "NaN in bytes": (BYTES, tensors(NAN, [0, 0]), 422, "features", 1),
     "infinity": (BYTES, tensors(np.full((1, 6), np.inf, np.float16), [0]), 422, "features", 0),
     "beyond float32": (JSON, document([ROW, [*ROW[:5], 1e39]], [0, 0]), 422, "features", 1),
@@ -101,7 +101,7 @@ BAD: dict[str, tuple[str, bytes, int, str | None, int | None]] = {
     ),
     "fewer labels": (JSON, document([ROW, ROW], [0]), 422, "labels", None),
     "no labels": (JSON, json.dumps({"features": [ROW]}).encode(), 422, "labels", None),
-    "misspelt field": (JSON, b'{"features": [], "labels": [], "lables": []}', 422, None, None),
+    "misspelt field": (JSON, b'{"features": [], "labels": [], "lables": []}', 422, "lables", None),
     "float64": (BYTES, tensors(np.zeros((1, 6)), [0]), 422, "features", None),
     "int32 labels": (
         BYTES, tensors(np.zeros((1, 6), F32), np.zeros(1, np.int32)), 422, "labels", None,
@@ -115,7 +115,7 @@ BAD: dict[str, tuple[str, bytes, int, str | None, int | None]] = {
     ),
     "deep JSON": (JSON, b"[" * 50_000, 422, None, None),
     "much from little": (
-        JSON, b'{"features": [[]' + b",[]" * 200_000 + b'], "labels": []}', 422, None, None,
+        JSON, b'{"features": [[]' + b",[]" * 200_000 + b'], "labels": []}', 413, None, None,
     ),
     "not JSON": (JSON, b"features=1", 422, None, None),
     "not UTF-8": (JSON, b'{"features": "\xff"}', 422, None, None),
@@ -192,7 +192,7 @@ def test_a_key_of_no_use_is_refused(unharmed: httpx.Client, key: str) -> None:
         headers={"Content-Type": JSON, "Idempotency-Key": key},
     )
     assert answer.status_code == 422
-    assert answer.json()["error"]["field"] == "idempotency-key"
+    assert answer.json()["error"]["field"] == "Idempotency-Key"
 
 
 POISON: dict[str, dict[str, bytes]] = {

@@ -120,7 +120,7 @@ JSON_ENTRY = json.dumps({"features": [[1, 2]], "labels": [1]}).encode()
         ({b"btach": b""}, "btach"),
         ({b"batch": b""}, "safetensors"),
         ({b"json": b"{"}, "JSON"),
-        ({b"json": b'{"features": [[1]], "labels": [1]}'}, "expected \\[n, 2\\]"),
+        ({b"json": b'{"features": [[1]], "labels": [1]}'}, "has 1 features, expected 2"),
         ({b"json": b'{"features": [[1, 2]], "labels": [9]}'}, "0…2"),
         ({b"json": b'{"features": [[1, 2], [1, true]], "labels": [0, 0]}'}, "example 1"),
     ],

@@ -90,10 +90,14 @@ def test_a_stream_goes_on_without_loss_or_repetition(service: ServiceProcess) ->
         assert {e.version for e in whole + rest} == {e.version for e in again}
 
 
-@pytest.mark.parametrize("last", ["nonsense", "0-0", "12345678-3", "-", "x-²"])
+@pytest.mark.parametrize(
+    "last", ["nonsense", "0-0", "12345678-3", "-", "x-²", "RUN-" + "1" * 5_000]
+)
 def test_an_id_of_another_run_begins_anew(service: ServiceProcess, last: str) -> None:
     with service.client() as client:
-        found = watch(client, learn(client), last.encode())
+        version = learn(client)
+        run = watch(client, version)[0].id.partition("-")[0]
+        found = watch(client, version, last.replace("RUN", run).encode())
         assert found[0].kind == "reset"
 
 

@@ -176,6 +176,39 @@ def test_the_documentation_describes_bodies_and_errors(client: httpx.Client) -> 
     assert paths.keys() >= {"/model", "/optimizer", "/checkpoint", "/health/live", "/metrics"}
 
 
+def test_the_documentation_says_where_a_key_is_needed(
+    client: httpx.Client, locked: ServiceProcess
+) -> None:
+    assert "security" not in client.get("/openapi.json").json()
+    with locked.client(Authorization="Bearer secret") as holder:
+        document = holder.get("/openapi.json").json()
+    assert document["security"] == [{"key": []}]
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    reads = {path: found["get"] for path, found in document["paths"].items() if "get" in found}
+    is_open = [path for path, operation in reads.items() if operation.get("security") == []]
+    assert is_open == ["/health/live", "/health/ready"]
+
+
+def test_what_can_be_read_answers_head_too(client: httpx.Client) -> None:
+    for path in ("/", "/health/live", "/health/ready", "/metrics", "/model", "/docs"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+    assert client.head("/learn").status_code == 405
+    assert client.head("/events").status_code == 405
+    counted = client.get("/metrics").text
+    assert 'funnel_http_request_seconds_count{code="200",route="/health/live"}' in counted
+
+
+def test_an_answer_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
+    options = {"features": 2, "classes": 3, "model": "tests.service.states:Logarithm"}
+    with serving(tmp_path, **options, optimizer="sgd") as service, service.client() as client:
+        assert client.post("/predict", json={"features": [[1, 2]]}).status_code == 200
+        refused = client.post("/predict", json={"features": [[1, 2], [-9, 2]]})
+        assert refused.status_code == 422
+        error = refused.json()["error"]
+        assert (error["code"], error["field"], error["index"]) == ("no_prediction", "features", 1)
+
+
 def test_health_says_what_it_does(client: httpx.Client) -> None:
     assert client.get("/health/live").status_code == 200
     ready = client.get("/health/ready")
@@ -208,7 +241,8 @@ def test_with_a_key_set_only_health_is_open(locked: ServiceProcess) -> None:
         ):
             headers = {b"Authorization": given.encode()}
             assert client.get("/model", headers=headers).status_code == 401
-        assert client.get("/model", headers={"Authorization": "Bearer secret"}).status_code == 200
+        for given in ("Bearer secret", "bearer secret", "BEARER  secret"):
+            assert client.get("/model", headers={"Authorization": given}).status_code == 200
 
 
 def basic(text: str) -> dict[bytes, bytes]:
@@ -254,9 +288,11 @@ def test_a_lost_log_is_503_until_it_is_back(tmp_path: Path) -> None:
         sent = client.post("/learn?wait=applied", json=as_json(0)).json()
         with server_kept_down(service):
             for _ in range(5):
-                refused = client.post("/learn", json=as_json(1), headers=key)
-                assert refused.status_code == 503
-                assert int(refused.headers["Retry-After"]) >= 1
+                for path in ("/learn", "/checkpoint"):
+                    refused = client.post(path, json=as_json(1), headers=key)
+                    assert refused.status_code == 503
+                    assert refused.json()["error"]["code"] == "log_unavailable"
+                    assert int(refused.headers["Retry-After"]) >= 1
                 assert client.get("/health/ready").status_code == 200
                 features = {"features": as_json(0)["features"]}
                 assert client.post("/predict", json=features).status_code == 200

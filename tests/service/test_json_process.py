@@ -14,7 +14,8 @@ from streams.batch import InvalidBatchError
 from streams.json_batch import from_json
 from tests.service.harness import processes_naming, serving, wait_for
 
-ROWS = np.random.default_rng(0).random((40, 784)).tolist()
+WIDTH = 784
+ROWS = np.random.default_rng(0).random((40, WIDTH)).tolist()
 
 
 def body(rows: list[list[float]] = ROWS) -> bytes:
@@ -25,18 +26,18 @@ def body(rows: list[list[float]] = ROWS) -> bytes:
 
 def test_another_process_reads_the_same_batch() -> None:
     expected = from_json(body()).to_bytes()
-    assert translate(body(), is_ndjson=False) == expected
+    assert translate(body(), is_ndjson=False, width=WIDTH) == expected
     lines = b"\n".join(orjson.dumps({"features": row, "label": 3}) for row in ROWS)
-    assert translate(lines, is_ndjson=True) == expected
+    assert translate(lines, is_ndjson=True, width=WIDTH) == expected
     assert len(json_process._idle) == 1, "the second body found the process of the first"
 
 
 def test_a_refusal_comes_back_whole_and_spares_the_process() -> None:
     bad = [*ROWS[:7], ROWS[7][:-1], *ROWS[8:]]
-    with pytest.raises(InvalidBatchError, match="has 783 features, the first has 784") as caught:
-        translate(body(bad), is_ndjson=False)
+    with pytest.raises(InvalidBatchError, match="has 783 features, expected 784") as caught:
+        translate(body(bad), is_ndjson=False, width=WIDTH)
     assert (caught.value.field, caught.value.index) == ("features", 7)
-    assert translate(body(), is_ndjson=False) == from_json(body()).to_bytes()
+    assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
 
 
 def test_a_process_that_was_killed_is_replaced() -> None:
@@ -45,8 +46,8 @@ def test_a_process_that_was_killed_is_replaced() -> None:
     process._process.wait()
     json_process._idle.append(process)
     with pytest.raises(JSONProcessError):
-        translate(body(), is_ndjson=False)
-    assert translate(body(), is_ndjson=False) == from_json(body()).to_bytes()
+        translate(body(), is_ndjson=False, width=WIDTH)
+    assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
 
 
 def test_the_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ MATRIX = [
     ("GET", "/history", 200, READERS),
     ("GET", "/", 200, READERS),
     ("GET", "/metrics", 200, READERS),
+    ("HEAD", "/metrics", 200, READERS),
+    ("HEAD", "/events", 405, READERS),
     ("GET", "/docs", 200, READERS),
     ("HEAD", "/docs", 200, READERS),
     ("GET", "/docs/oauth2-redirect", 200, READERS),
@@ -188,7 +190,7 @@ def test_the_given_key_is_compared_with_every_key(
 
     monkeypatch.setattr(hmac, "compare_digest", recorded)
     asyncio.run(ask())
-    assert compared == [f"Bearer {key}".encode() for key in TOKENS.values()]
+    assert compared == [key.encode() for key in TOKENS.values()]
 
 
 REFUSED = [

@@ -214,6 +214,22 @@ def test_a_browser_is_let_in_with_a_key_for_a_password(tmp_path: Path, browser: 
         assert browser.problems == []
 
 
+def test_an_address_may_hold_the_password(tmp_path: Path, browser: Page) -> None:
+    with serving(tmp_path / "service", **SMALL, api_key="secret") as service:
+        learn(service, Authorization="Bearer secret")
+        browser.open(service.url.replace("://", "://me:secret@"))
+        browser.wait_for("document.querySelectorAll('#now dd').length === 8")
+        assert browser.problems == []
+
+
+def test_the_documentation_asks_nothing_of_other_hosts(tmp_path: Path, browser: Page) -> None:
+    with serving(tmp_path / "service", **SMALL) as service:
+        browser.open(f"{service.url}/docs")
+        browser.wait_for("document.querySelectorAll('.opblock').length > 5")
+        assert browser.problems == []
+        assert all(r.startswith((service.url, "data:")) for r in browser.requests)
+
+
 def test_names_are_words_not_markup(tmp_path: Path, browser: Page) -> None:
     options = SMALL | {"model": "tests.service.states:Sly", "optimizer": "funnel"}
     with serving(tmp_path / "service", **options) as service:

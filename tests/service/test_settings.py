@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import main
+from service.cli import main, make_parser, settings_of
 from service.settings import Settings, SettingsError, load_settings
 
 CONTRACT = """
@@ -66,11 +66,47 @@ def test_a_variable_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatc
         load_settings()
 
 
-def test_a_rate_that_nobody_would_use_is_refused() -> None:
-    with pytest.raises(SettingsError, match="FUNNEL_LR: the experts of the pool have rates"):
-        load_settings({"lr": "0.1"})
-    assert load_settings({"lr": "0.1", "optimizer": "funnel"}).lr == 0.1
-    assert load_settings({"lr": "0.1", "shadow": "funnel"}).rates.lr == 0.1
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        ({"lr": "0.1", "hidden": "8"}, ["FUNNEL_HIDDEN", "FUNNEL_LR"]),
+        ({"lr": "0.1", "gain_lr": "0.1", "optimizer": "funnel"}, []),
+        ({"lr": "0.1", "gain_lr": "0.1", "shadow": "funnel"}, []),
+        ({"lr": "0.1", "gain_lr": "0.1", "optimizer": "adam"}, ["FUNNEL_GAIN_LR"]),
+        ({"experts": "3", "optimizer": "sgd"}, ["FUNNEL_EXPERTS"]),
+        ({"experts": "3", "model": "mlp", "hidden": "8"}, []),
+    ],
+)
+def test_a_setting_that_nothing_looks_at_is_known(options: dict[str, str], idle: list[str]) -> None:
+    assert load_settings(options).without_effect == idle
+
+
+def test_a_setting_without_effect_is_said_and_stops_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = make_parser().parse_args(["serve", "--lr", "0.1", "--momentum", "0"])
+    assert settings_of(options).lr == 0.1
+    assert "FUNNEL_LR, FUNNEL_MOMENTUM without effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url", ["foo", "http://host", "redis://", "redis://host/one", "unix://", "redis:host"]
+)
+def test_an_address_that_is_no_redis_is_named(url: str) -> None:
+    with pytest.raises(SettingsError, match="FUNNEL_REDIS_URL: "):
+        load_settings({"redis_url": url})
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "redis://h", "redis://:p@h:1/2?socket_timeout=3", "rediss://h/0", "unix:///a/b.sock"],
+)
+def test_addresses_of_redis_are_taken(url: str) -> None:
+    assert load_settings({"redis_url": url}).redis_url.get_secret_value() == url
+
+
+def test_a_key_that_ends_with_a_line_break_is_the_key_before_it() -> None:
+    assert load_settings({"api_key": "hush\n"}).api_key.get_secret_value() == "hush"
 
 
 def test_secrets_are_not_shown() -> None:

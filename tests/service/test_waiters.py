@@ -46,10 +46,10 @@ def test_an_entry_learned_too_long_ago_is_not_answered_with_another_batch() -> N
         old.result(0)
 
 
-def test_a_loss_that_is_not_finite_is_none() -> None:
+def test_what_was_not_scored_has_neither_loss_nor_accuracy() -> None:
     waiters = Waiters()
     future = waiters.wait(EntryId(1, 0))
     left_out = Report(1, torch.tensor(0.0), torch.tensor(float("nan")), torch.tensor(False))
     waiters.note(Position(ORIGIN), Position(EntryId(1, 0)), left_out)
     waiters.answer(Position(EntryId(1, 0)))
-    assert (future.result(0).accuracy, future.result(0).loss) == (0.0, None)
+    assert (future.result(0).accuracy, future.result(0).loss) == (None, None)

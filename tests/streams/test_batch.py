@@ -195,7 +195,7 @@ def wrong_tensors() -> dict[str, tuple[dict[str, Any], str | None]]:
         "int32 labels": (good | {"labels": np.zeros(2, np.int32)}, "labels"),
         "float labels": (good | {"labels": np.zeros(2, np.float32)}, "labels"),
         "boolean labels": (good | {"labels": np.zeros(2, bool)}, "labels"),
-        "no labels": ({"features": good["features"]}, None),
+        "no labels": ({"features": good["features"]}, "labels"),
         "features that are one number": (good | {"features": np.array(1, np.float32)}, "features"),
         "labels that are one number": (good | {"labels": np.array(1)}, "labels"),
         "labels in a column": (good | {"labels": np.zeros((2, 1), np.int64)}, "labels"),

@@ -19,7 +19,7 @@ BAD: list[tuple[str, str | None, int | None]] = [
     ("{", None, None),
     ('{"features": [[1]]}', "labels", None),
     ('{"labels": [1]}', "features", None),
-    ('{"features": [[1]], "labels": [1], "lables": [1]}', None, None),
+    ('{"features": [[1]], "labels": [1], "lables": [1]}', "lables", None),
     ('{"features": 1, "labels": [1]}', "features", None),
     ('{"features": [1], "labels": [1]}', "features", 0),
     ('{"features": [[1], [1, 2]], "labels": [1, 1]}', "features", 1),
@@ -33,8 +33,10 @@ BAD: list[tuple[str, str | None, int | None]] = [
     ('{"features": [["nan"]], "labels": [1]}', "features", 0),
     ('{"features": [[null]], "labels": [1]}', "features", 0),
     ('{"features": [[[1]]], "labels": [1]}', "features", 0),
-    ('{"features": [[NaN]], "labels": [1]}', None, None),
-    ('{"features": [[Infinity]], "labels": [1]}', None, None),
+    ('{"features": [[NaN]], "labels": [1]}', "features", 0),
+    ('{"labels": [1, 1], "features": [[1], [-Infinity]]}', "features", 1),
+    ('{"features": [[1], [1, 1e999]], "labels": [1]}', "features", 1),
+    ('{"labels": [NaN], "features": [[1]]}', None, None),
     ('{"features": [[1e39]], "labels": [1]}', "features", 0),
     ('{"features": [[1], [-1e300]], "labels": [1, 1]}', "features", 1),
     ('{"features": [[1]], "labels": 1}', "labels", None),
@@ -53,9 +55,25 @@ def test_what_is_wrong_is_named(text: str, field: str | None, index: int | None)
     assert (caught.value.field, caught.value.index) == (field, index)
 
 
-def test_a_number_beyond_all_floats_is_refused() -> None:
-    with pytest.raises(InvalidBatchError):
-        from_json(b'{"features": [[1e999]], "labels": [1]}')
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "nan", "1e999"])
+def test_a_number_that_is_not_finite_is_called_so(number: str) -> None:
+    with pytest.raises(InvalidBatchError, match="must be finite"):
+        from_json(b'{"features": [[%s]], "labels": [1]}' % number.encode())
+    line = b'{"features": [1], "label": 1}\n'
+    with pytest.raises(InvalidBatchError, match="must be finite") as caught:
+        from_ndjson(line + line.replace(b"[1]", b"[%s]" % number.encode()))
+    assert (caught.value.field, caught.value.index) == ("features", 1)
+
+
+def test_the_row_at_fault_is_the_one_that_the_model_cannot_take() -> None:
+    raw = b'{"features": [[1, 2], [1, 2, 3]], "labels": [1, 1]}'
+    for width, index in ((None, 1), (3, 0), (2, 1), (4, 0)):
+        with pytest.raises(InvalidBatchError) as caught:
+            from_json(raw, width)
+        assert caught.value.index == index
+    with pytest.raises(InvalidBatchError, match="has 1 features, expected 2") as caught:
+        from_json(b'{"features": [[1], [2]], "labels": [1, 1]}', 2)
+    assert caught.value.index == 0
 
 
 @pytest.mark.parametrize("opening", ["[", '{"features":', '{"features": ['])
