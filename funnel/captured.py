@@ -4,13 +4,13 @@ A small model's step on a GPU takes as long as it takes to ask for its kernels. 
 the same kernels in the same order, so results are those of eager execution, bit for bit.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from funnel.traced import CALLS_BEFORE, KEPT
+from funnel.repeated import Repeated, signature_of
 
 Tensors = tuple[Tensor, ...]
 
@@ -35,23 +35,18 @@ class Captured:
 
     def __init__(self, function: Callable[..., Tensors]) -> None:
         self._function = function
-        self._calls: dict[Hashable, int] = {}
-        self._graphs: dict[Hashable, Graph] = {}
+        self._graphs: Repeated[Graph] = Repeated()
 
     def __call__(self, *tensors: Tensor) -> Tensors:
         """Return what the function returns."""
-        signature = tuple((t.shape, t.dtype, t.stride()) for t in tensors)
-        if found := self._graphs.get(signature):
+        signature = signature_of(tensors)
+        if found := self._graphs.find(signature):
             torch._foreach_copy_(found.inputs, tensors)
             found.graph.replay()
             return found.outputs
         result = self._function(*tensors)
-        self._calls[signature] = self._calls.get(signature, 0) + 1
-        if self._calls[signature] >= CALLS_BEFORE:
-            self._graphs[signature] = self._capture(tensors)
-        if len(self._calls) > KEPT:
-            self._calls.clear()
-            self._graphs.clear()
+        if self._graphs.is_due(signature):
+            self._graphs.keep(signature, self._capture(tensors))
         return result
 
     def _capture(self, tensors: Tensors) -> Graph:

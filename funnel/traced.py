@@ -6,7 +6,7 @@ execution, bit for bit.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from funnel.interface import Inner, StateLists
+from funnel.repeated import Repeated, signature_of
 from funnel.update import Alignment, Rates, State, Variant, step_
 
-CALLS_BEFORE = 2
-"""Calls with the same signature that are made eagerly before it is traced."""
-KEPT = 16
-"""Signatures remembered."""
+Function = Callable[..., Any]
 
 
 class Traced:
@@ -31,42 +29,43 @@ class Traced:
         state: other tensors that it reads or changes; their storage must stay where it is.
     """
 
-    def __init__(self, function: Callable[..., Any], state: Iterable[Tensor] = ()) -> None:
+    def __init__(self, function: Function, state: Iterable[Tensor] = ()) -> None:
         self._function, self._state = function, list(state)
-        self._calls: dict[Hashable, int] = {}
-        self._traces: dict[Hashable, Callable[..., Any]] = {}
+        self._traces: Repeated[Function] = Repeated()
 
     def __call__(self, *tensors: Tensor) -> Any:
         """Return what the function returns."""
-        signature = tuple((t.shape, t.dtype, t.stride()) for t in tensors)
-        if traced := self._traces.get(signature):
+        signature = signature_of(tensors)
+        if traced := self._traces.find(signature):
             return traced(*tensors)
         result = self._function(*tensors)
-        self._calls[signature] = self._calls.get(signature, 0) + 1
-        if self._calls[signature] >= CALLS_BEFORE:
-            self._traces[signature] = self._trace(tensors)
-        if len(self._calls) > KEPT:
-            self._calls.clear()
-            self._traces.clear()
+        if self._traces.is_due(signature):
+            self._traces.keep(signature, trace(self._function, tensors, self._state))
         return result
 
-    def _trace(self, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
-        """Trace on the tensors' values, and put back what that changes."""
-        changed = [*tensors, *self._state]
-        before = [t.clone() for t in changed]
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated, and lens become constants
-            holder = _Holder(self._function, self._state)
-            traced: Callable[..., Any] = torch.jit.trace(holder, tensors, check_trace=False)
-            for tensor, value in zip(changed, before, strict=True):
-                tensor.copy_(value)
-        return traced
+
+def trace(function: Function, tensors: Sequence[Tensor], state: Sequence[Tensor] = ()) -> Function:
+    """Trace a call on the tensors' values, and put back what that changes; see `Traced`."""
+    changed = [t for t in (*tensors, *state) if not _overlaps_itself(t)]
+    before = [t.clone() for t in changed]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and lens become constants
+        holder = _Holder(function, state)
+        traced: Function = torch.jit.trace(holder, tuple(tensors), check_trace=False)
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
+    return traced
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Say whether elements share memory; then torch lets nobody change it in place."""
+    return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 class _Holder(nn.Module):
     """A module around a function: the tracer takes a module's tensors for variables."""
 
-    def __init__(self, function: Callable[..., Any], state: list[Tensor]) -> None:
+    def __init__(self, function: Function, state: Sequence[Tensor]) -> None:
         super().__init__()
         self._function = function
         for index, tensor in enumerate(state):
@@ -87,7 +86,7 @@ class TracedStep:
     """
 
     def __init__(self) -> None:
-        self._steps: dict[Hashable, Traced] = {}
+        self._traces: Repeated[Function] = Repeated()
 
     def __call__(
         self,
@@ -104,10 +103,12 @@ class TracedStep:
         if is_double or any(isinstance(rate, Tensor) for rate in rates):
             return step_(params, grads, state, inner, inner_state, rates, variant)
         n, keys = len(params), tuple(inner_state)
-        key = (n, inner, keys, rates, variant)
-        if key not in self._steps:
-            if len(self._steps) >= KEPT:
-                self._steps.clear()
+        tensors = [*chain(params, grads, *state, *inner_state.values())]
+        signature = (n, inner, keys, rates, variant, signature_of(tensors))
+        if traced := self._traces.find(signature):
+            return Alignment(*_split(traced(*tensors), n))
+        alignment = step_(params, grads, state, inner, inner_state, rates, variant)
+        if self._traces.is_due(signature):
 
             def step(*tensors: Tensor) -> tuple[Tensor, ...]:
                 params, grads, *rest = _split(tensors, n)
@@ -118,9 +119,8 @@ class TracedStep:
                 )  # fmt: skip
                 return tuple(chain.from_iterable(alignment))
 
-            self._steps[key] = Traced(step)
-        lists = (params, grads, *state, *inner_state.values())
-        return Alignment(*_split(self._steps[key](*chain.from_iterable(lists)), n))
+            self._traces.keep(signature, trace(step, tensors))
+        return alignment
 
 
 def _split(tensors: Sequence[Tensor], n: int) -> list[list[Tensor]]:
