@@ -36,7 +36,10 @@ class Differentiated(NamedTuple):
 
 
 def is_perceptron(module: nn.Module) -> bool:
-    """Say whether the module is linear layers with biases, and ReLU between them: no more."""
+    """Say whether the module is linear layers with biases, and ReLU between them: no more.
+
+    No layer or tensor may stand in two places, and no hook may have a say.
+    """
     layers = list(module) if type(module) is nn.Sequential else [module]
     linear, between = layers[::2], layers[1::2]
     return (
@@ -44,6 +47,17 @@ def is_perceptron(module: nn.Module) -> bool:
         and all(type(layer) is nn.Linear and layer.bias is not None for layer in linear)
         and all(type(layer) is nn.ReLU for layer in between)
         and all(parameter.requires_grad for parameter in module.parameters())
+        and len(list(module.parameters())) == 2 * len(linear)
+        and not any(_has_hooks(part) for part in (module, *layers))
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 

@@ -27,6 +27,18 @@ def check_number(
         raise ValueError(f"{name} must be in {span}, got {value!r}")
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a finite real number above 0.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite, or not above 0.
+    """
+    check_number(name, value, low=0.0)
+    if value == 0.0:
+        raise ValueError(f"{name} must be above 0: without it a gradient of 0 is divided by 0")
+
+
 def check_rate(name: str, value: Any) -> None:
     """Raise unless ``value`` is a number ≥ 0 or a 0-dim floating tensor (which is not read)."""
     if not isinstance(value, Tensor):

@@ -7,7 +7,7 @@ are made, so that a replay takes the same.
 
 import copy
 import logging
-from collections.abc import Iterable
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,8 @@ class Experts:
 
     Modules that are not plain may hold buffers, which training changes in place, and randomness,
     which is torch's global one: seed it beforehand to draw the same again. They are scored in
-    evaluation mode and differentiated in training mode.
+    evaluation mode and differentiated in training mode. Parameters that require no gradient are
+    kept with the buffers.
 
     Args:
         module: maps fp32 [n, features] to logits [n, classes]; it is copied.
@@ -35,22 +36,28 @@ class Experts:
 
     Raises:
         TypeError: a parameter is not fp32.
+        ValueError: none requires a gradient.
     """
 
     def __init__(self, module: nn.Module, count: int, features: int) -> None:
         for name, parameter in module.named_parameters():
             if parameter.dtype != torch.float32:
                 raise TypeError(f"experts need fp32 parameters, {name!r} is {parameter.dtype}")
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise ValueError("the module has no parameter that requires a gradient")
         self.module, self.count = copy.deepcopy(module), count
+        self._first_names = _first_names(self.module)
         self.is_plain = is_perceptron(module)
         """Whether training and evaluation are the same function of tensors, which can be traced."""
         self.is_vectorized = not self.is_plain and self._vmap_can(features)
 
     def stack(self) -> tuple[Tensors, Tensors]:
-        """Return K copies of the module's parameters and buffers, each [K, …]."""
-        return _stacked(self.module.named_parameters(), self.count), _stacked(
-            self.module.named_buffers(), self.count
-        )
+        """Return K copies of the parameters to learn, and of all else that the module holds."""
+        found = dict(self.module.named_parameters())
+        learned: Tensors = {name: p for name, p in found.items() if p.requires_grad}
+        frozen: Tensors = {name: p for name, p in found.items() if not p.requires_grad}
+        held = frozen | dict(self.module.named_buffers())
+        return _stacked(learned, self.count), _stacked(held, self.count)
 
     def logits(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
         """Return the logits in evaluation mode, [K, n, classes], of inputs [n, features]."""
@@ -96,7 +103,9 @@ class Experts:
         return True
 
     def _call(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self.module, (parameters, buffers), (inputs,))
+        held = parameters | buffers
+        named = {name: held[first] for name, first in self._first_names.items()}
+        logits: Tensor = functional_call(self.module, named, (inputs,), tie_weights=False)
         return logits
 
     def _call_all(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
@@ -138,5 +147,21 @@ class Experts:
         return {n: p[k] for n, p in parameters.items()}, {n: b[k] for n, b in buffers.items()}
 
 
-def _stacked(named: Iterable[tuple[str, Tensor]], count: int) -> Tensors:
-    return {name: torch.stack([t.detach()] * count) for name, t in named}
+def _stacked(named: Tensors, count: int) -> Tensors:
+    return {name: torch.stack([t.detach()] * count) for name, t in named.items()}
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Return the names of all tensors of a module, and of each the first that it goes by.
+
+    A module within it that stands in two places is named once: `functional_call`, asked to tie
+    weights itself, puts its tensors in twice and does not get the module's own back.
+    """
+    found = {
+        f"{place}.{name}" if place else name: tensor
+        for place, part in module.named_modules()
+        for name, tensor in chain(part._parameters.items(), part._buffers.items())
+        if tensor is not None
+    }
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in found.items()}

@@ -60,7 +60,7 @@ class ForeignInner:
         self.optimizer = optimizer = self.factory(self.proxies)
         _refuse(optimizer)
         _set_unit_lr(optimizer)
-        _refuse_if_it_reads_weights(self.factory)
+        _refuse_if_it_reads_weights(self.factory, self.proxies[0].device)
         return optimizer
 
     @torch.no_grad()
@@ -168,9 +168,9 @@ def _set_unit_lr(optimizer: Optimizer) -> None:
 
 
 @torch.no_grad()
-def _refuse_if_it_reads_weights(factory: Factory) -> None:
+def _refuse_if_it_reads_weights(factory: Factory, device: torch.device) -> None:
     """Compare three steps from a weight of 1 with three from a proxy put back to 0 each time."""
-    grad = torch.tensor([[1.0, -2.0], [3.0, -0.5]], dtype=torch.float64)
+    grad = torch.tensor([[1.0, -2.0], [3.0, -0.5]], dtype=torch.float64, device=device)
     weight, proxy = torch.ones_like(grad).requires_grad_(), torch.zeros_like(grad).requires_grad_()
     optimizers = [factory([weight]), factory([proxy])]
     for optimizer in optimizers:

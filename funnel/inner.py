@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from funnel import tensorlists as lists
-from funnel.checks import check_number
+from funnel.checks import check_number, check_positive
 from funnel.foreign import ForeignInner
 from funnel.interface import Inner, StateLists, masked
 
@@ -38,7 +38,10 @@ class SGD(Inner):
 
 @dataclass(frozen=True)
 class Adagrad(Inner):
-    """AdaGrad [Duchi et al. 2011]: a ← a + g²; g̃ = g / (√a + ε), from a = initial value."""
+    """AdaGrad [Duchi et al. 2011]: a ← a + g²; g̃ = g / (√a + ε), from a = initial value.
+
+    One of ε and the initial value must be above 0.
+    """
 
     eps: float = 1e-10
     initial_accumulator_value: float = 0.0
@@ -46,6 +49,8 @@ class Adagrad(Inner):
     def __post_init__(self) -> None:
         check_number("Adagrad.eps", self.eps, low=0.0)
         check_number("Adagrad.initial_accumulator_value", self.initial_accumulator_value, low=0.0)
+        if not self.initial_accumulator_value:
+            check_positive("Adagrad.eps", self.eps)
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return ``sum``, the accumulator a."""
@@ -104,7 +109,7 @@ class RMSprop(Inner):
 
     def __post_init__(self) -> None:
         check_number("RMSprop.alpha", self.alpha, low=0.0, below=1.0)
-        check_number("RMSprop.eps", self.eps, low=0.0)
+        check_positive("RMSprop.eps", self.eps)
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return ``square_avg``, the average v."""
@@ -133,7 +138,7 @@ class Adam(Inner):
     def __post_init__(self) -> None:
         check_number("Adam.beta1", self.beta1, low=0.0, below=1.0)
         check_number("Adam.beta2", self.beta2, low=0.0, below=1.0)
-        check_number("Adam.eps", self.eps, low=0.0)
+        check_positive("Adam.eps", self.eps)
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return ``exp_avg`` and ``exp_avg_sq``, the averages of g and g²."""

@@ -254,17 +254,19 @@ class Funnel(Optimizer):
     def telemetry(self) -> dict[str | int, TensorTelemetry]:
         """Return scale, gain quantiles, alignment and norms of every parameter stepped so far.
 
-        Keyed by name if the optimizer was given names, else by the index of the parameter over
-        all groups. Device tensors, computed when called and only then; see `TensorTelemetry`.
+        Keyed by name if the optimizer was given names, and by ``group.name`` if an earlier group
+        has that name too; else by the index of the parameter over all groups. Device tensors,
+        computed when called and only then; see `TensorTelemetry`.
         Quantiles of tensors above 65,536 elements come from a fixed sample.
         """
         report: dict[str | int, TensorTelemetry] = {}
         index = 0
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             bounds = _log_bounds(group["gain_bounds"])
             for i, p in enumerate(group["params"]):
                 if state := self.state.get(p):
                     key = _name(group, i) if "param_names" in group else index
+                    key = f"{number}.{key}" if key in report else key
                     report[key] = describe(state, bounds, *self._last.get(p, (None, None)))
                 index += 1
         return report
@@ -293,6 +295,8 @@ class Funnel(Optimizer):
         for number, (mine, saved) in enumerate(
             zip(self.param_groups, saved_groups, strict=False)  # torch refuses other lengths next
         ):
+            if "inner" not in saved:
+                raise ValueError(f"group {number} of the state to load is not of a Funnel")
             kind, loaded = mine["inner"].to_spec(), saved["inner"]
             if _kind(kind) != _kind(loaded):
                 raise ValueError(

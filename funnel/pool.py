@@ -91,7 +91,8 @@ class Pool:
         switch_rates: shares of the weight that are dealt out anew per example.
 
     Raises:
-        TypeError, ValueError: an argument is outside its range; the message names it.
+        TypeError, ValueError: an argument is outside its range, or the module cannot be learned;
+            the message names it.
     """
 
     def __init__(

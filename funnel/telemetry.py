@@ -86,7 +86,8 @@ def describe_stacked(
         weights: of the experts, [K], summing to 1.
     """
     log_gain, log_scale = state["log_gain"], state["log_scale"].flatten()
-    velocity = torch.linalg.vector_norm(state["velocity"].flatten(1), dim=1)
+    each = state["velocity"]
+    velocity = torch.linalg.vector_norm(each.reshape(len(each), -1), dim=1)
     mean = {
         "step": state["step"].max(),
         "nonfinite": state["nonfinite"].sum(),

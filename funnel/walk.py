@@ -204,6 +204,6 @@ def _parts(layers: Sequence[Tensor]) -> list[Tensor]:
 
 def norms_of(gradients: Sequence[Tensor]) -> Tensor:
     """Return ‖·‖₂ of each expert, all tensors [K, …] together, [K]."""
-    norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]
+    norms = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     return norm

@@ -91,7 +91,7 @@ def _try(model: nn.Module, name: str, features: int, classes: int) -> None:
     for key, tensor in model.named_parameters():
         if tensor.dtype != torch.float32:
             raise ModelError(f"{name}: parameter {key!r} is {tensor.dtype}, expected float32")
-    if not any(True for _ in model.parameters()):
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"{name} has no parameters to learn")
     tried = copy.deepcopy(model)
     try:

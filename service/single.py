@@ -35,10 +35,10 @@ class SingleTrack(Track):
     ) -> None:
         super().__init__(spec, device)
         self.learns = learns
-        self.parameters = dict(self.module.named_parameters())
+        self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         on_host = device.type == "cpu"
         self.optimizer = Funnel(
-            self.module.named_parameters(),
+            self.parameters.items(),
             inner,
             skip_nonfinite=not on_host,
             traced=on_host,

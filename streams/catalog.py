@@ -204,8 +204,8 @@ def _every(step: int, examples: int, what: Callable[[int], str]) -> list[Shift]:
 
 
 def _abrupt(examples: int) -> tuple[Drift, list[Shift]]:
-    angles, third = (90, 0, 45), max(BLOCK, examples // 3 // BLOCK * BLOCK)
-    marks = _every(third, examples, lambda k: f"{angles[k % 3]}°")
+    angles, third = (90, 0, 45), -(-examples // (3 * BLOCK)) * BLOCK
+    marks = _every(third, examples, lambda k: f"{angles[k]}°")
     return partial(_turned, angles, third), marks
 
 
@@ -284,8 +284,8 @@ def _led(concept: int, seed: int) -> Any:
 SYNTHETIC: dict[str, tuple[int, int, int, Callable[[int, int], Any]]] = {
     "sea": (3, 2, 15_000, _sea),
     "agrawal": (9, 2, PHASE, _agrawal),
-    "hyperplane": (10, 2, EXAMPLES, _hyperplane),
-    "rbf": (10, 5, EXAMPLES, _rbf),
+    "hyperplane": (10, 2, sys.maxsize, _hyperplane),
+    "rbf": (10, 5, sys.maxsize, _rbf),
     "led": (24, 10, 20_000, _led),
 }
 

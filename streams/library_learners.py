@@ -14,24 +14,26 @@ class RiverLearner:
 
     Args:
         model: any `river.base.Classifier`.
+        constant: whether to give it a further feature that is always 1, which `SoftmaxRegression`
+            needs for a bias.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, constant: bool = False) -> None:
+        self.model, self._constant = model, {-1: 1.0} if constant else {}
 
     def predict(self, features: Features) -> Labels:
         """See `streams.prequential.Learner.predict`; class 0 as long as the model knows none."""
-        found = (self.model.predict_one(x) for x in _dictionaries(features))
+        found = (self.model.predict_one(x) for x in self._dictionaries(features))
         return np.array([0 if label is None else label for label in found], dtype=np.int64)
 
     def learn(self, batch: Batch) -> None:
         """See `streams.prequential.Learner.learn`."""
-        for x, label in zip(_dictionaries(batch.features), batch.labels.tolist(), strict=True):
+        labels = batch.labels.tolist()
+        for x, label in zip(self._dictionaries(batch.features), labels, strict=True):
             self.model.learn_one(x, label)
 
-
-def _dictionaries(features: Features) -> Iterator[dict[int, float]]:
-    return (dict(enumerate(row)) for row in features.tolist())
+    def _dictionaries(self, features: Features) -> Iterator[dict[int, float]]:
+        return (dict(enumerate(row)) | self._constant for row in features.tolist())
 
 
 class ScikitLearner:

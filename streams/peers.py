@@ -112,7 +112,7 @@ def _softmax(rule: str, lr: float, stream: Stream, seed: int) -> Learner:
 
     from streams.library_learners import RiverLearner
 
-    return RiverLearner(linear_model.SoftmaxRegression(getattr(optim, rule)(lr)))
+    return RiverLearner(linear_model.SoftmaxRegression(getattr(optim, rule)(lr)), constant=True)
 
 
 def _adaptive_tree(stream: Stream, seed: int) -> Learner:

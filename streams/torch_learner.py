@@ -21,7 +21,8 @@ class TorchLearner:
         classes: number of classes.
         make_optimizer: given the parameters; one with ``train`` and ``eval`` methods is switched
             as the schedule-free ones ask to be.
-        resets: numbers of examples after which the optimizer starts anew; the weights stay.
+        resets: numbers of examples after which the optimizer starts anew, before the batch that
+            holds the next one; the weights stay.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class TorchLearner:
             nn.init.zeros_(parameter)
         self._make_optimizer = make_optimizer
         self.optimizer = make_optimizer(self.model.parameters())
-        self._resets = set(resets)
+        self._resets = sorted(resets)
         self._learned = 0
 
     @torch.no_grad()
@@ -44,7 +45,8 @@ class TorchLearner:
 
     def learn(self, batch: Batch) -> None:
         """See `streams.prequential.Learner.learn`."""
-        if self._learned in self._resets:
+        while self._resets and self._resets[0] < self._learned + len(batch):
+            del self._resets[0]
             self.optimizer = self._make_optimizer(self.model.parameters())
         self._switch("train")
         logits = self.model(torch.from_numpy(batch.features))

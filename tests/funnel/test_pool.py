@@ -1,6 +1,8 @@
 """A pool of one is a Funnel, bit for bit; K experts are K Funnels."""
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from funnel.backprop import differentiate, is_perceptron
 from funnel.clipping import NormCap
 from funnel.expert import DEFAULT_EXPERTS, WIDTH, for_width
 from funnel.renewal import UNKNOWN
+from funnel.repeated import CALLS_BEFORE
 
 FEATURES, CLASSES, N = 12, 4, 20
 KEEP = torch.tensor(True)
@@ -55,7 +58,55 @@ def batchnorm() -> nn.Module:
     return nn.Sequential(hidden, nn.BatchNorm1d(9), nn.Linear(9, CLASSES))
 
 
-MODULES = {m.__name__: m for m in (logistic, mlp, tanh, dropout, batchnorm)}
+class Tempered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.temperature = nn.Linear(FEATURES, CLASSES), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.layer(inputs) * self.temperature
+        return logits
+
+
+def tempered() -> nn.Module:
+    return Tempered()
+
+
+def frozen() -> nn.Module:
+    module = mlp()
+    next(module.children()).requires_grad_(False)
+    return module
+
+
+def shared() -> nn.Module:
+    hidden = nn.Linear(FEATURES, FEATURES)
+    return nn.Sequential(hidden, nn.ReLU(), hidden, nn.ReLU(), nn.Linear(FEATURES, CLASSES))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES)
+        self.other.weight = self.one.weight
+        self.last = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.other(self.one(inputs).relu()).relu())
+        return logits
+
+
+def tied() -> nn.Module:
+    return Tied()
+
+
+def hooked() -> nn.Module:
+    module = nn.Linear(FEATURES, CLASSES)
+    module.register_forward_hook(lambda _, __, logits: 0.5 * logits)
+    return module
+
+
+FACTORIES = (logistic, mlp, tanh, dropout, batchnorm, tempered, frozen, shared, tied, hooked)
+MODULES = {m.__name__: m for m in FACTORIES}
 
 
 def made(name: str) -> nn.Module:
@@ -83,8 +134,9 @@ class Single:
 
     def __init__(self, module: nn.Module, expert: Expert) -> None:
         self.module, self.cap = module, NormCap.fresh((), torch.device("cpu"))
+        self.learned = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.opt = Funnel(
-            module.named_parameters(),
+            self.learned.items(),
             expert.inner,
             lr=expert.lr,
             momentum=expert.momentum,
@@ -94,7 +146,7 @@ class Single:
 
     def learn(self, inputs: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
         torch.manual_seed(seed)
-        parameters = list(self.module.parameters())
+        parameters = list(self.learned.values())
         with torch.no_grad():
             losses = F.cross_entropy(self.module.eval()(inputs), labels, reduction="none")
         if is_perceptron(self.module):
@@ -116,7 +168,7 @@ class Single:
         named |= {f"model.{k}": v for k, v in self.module.named_buffers()}
         named["norm_level"] = self.cap.level
         named["excess"] = torch.tensor(UNKNOWN)
-        for name, p in self.module.named_parameters():
+        for name, p in self.learned.items():
             state = self.opt.state[p]
             named |= {f"optimizer.{name}.{k}": v for k, v in state.items() if k != "inner"}
             named |= {f"optimizer.{name}.inner.{k}": v for k, v in state["inner"].items()}
@@ -177,7 +229,47 @@ def test_experts_side_by_side_are_as_many_funnels(name: str) -> None:
 def test_modules_take_the_way_that_they_can() -> None:
     ways = {name: Pool(made(name), FEATURES, EXPERTS).models for name in MODULES}
     assert [n for n, m in ways.items() if m.is_plain] == ["logistic", "mlp"]
-    assert [n for n, m in ways.items() if m.is_vectorized] == ["tanh", "dropout"]
+    assert [n for n, m in ways.items() if m.is_vectorized] == [
+        "tanh", "dropout", "tempered", "frozen", "shared", "tied", "hooked",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_pool_predicts_what_its_module_does(name: str) -> None:
+    inputs, _ = next(batches(1))
+    with torch.no_grad():
+        expected = made(name).eval()(inputs).softmax(dim=1)
+    torch.testing.assert_close(Pool(made(name), FEATURES, EXPERTS).predict(inputs), expected)
+
+
+def test_what_requires_no_gradient_stays_as_it_is() -> None:
+    pool, module = Pool(made("frozen"), FEATURES, EXPERTS), made("frozen")
+    for batch in batches(12):
+        learn(pool, *batch)
+    for name, parameter in module.named_parameters():
+        learned = name in pool.parameters
+        assert learned == parameter.requires_grad
+        for held in (pool.parameters if learned else pool.buffers)[name]:
+            assert torch.equal(held, parameter) != learned
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        Pool(made("logistic").requires_grad_(False), FEATURES, EXPERTS)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pool: pickle.loads(pickle.dumps(pool))])
+def test_a_copy_learns_on_by_itself(copied: Callable[[Pool], Pool]) -> None:
+    pool, alone = (Pool(made("logistic"), FEATURES) for _ in range(2))
+    found = list(batches(CALLS_BEFORE + 6))
+    for batch in found[:-3]:
+        learn(pool, *batch)
+        learn(alone, *batch)
+    other = copied(pool)
+    kept = {name: tensor.clone() for name, tensor in pool.tensors().items()}
+    for batch in found[-3:]:
+        learn(other, *batch)
+        learn(alone, *batch)
+    for name, tensor in pool.tensors().items():
+        assert torch.equal(tensor, kept[name]), name
+        assert torch.equal(other.tensors()[name], alone.tensors()[name]), name
 
 
 def test_experts_drop_units_of_their_own_and_the_same_again() -> None:

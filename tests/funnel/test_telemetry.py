@@ -53,6 +53,9 @@ def test_keys_are_names_where_given_and_indices_over_all_groups_otherwise() -> N
     opt = Funnel([{"params": params[:1]}, {"params": params[1:]}])
     opt.step()
     assert list(opt.telemetry()) == [0, 1, 2]
+    named = Funnel([{"params": [("w", p)]} for p in params])
+    named.step()
+    assert list(named.telemetry()) == ["w", "1.w", "2.w"]
 
 
 def test_asking_changes_nothing_and_later_steps_do_not_change_the_answer() -> None:

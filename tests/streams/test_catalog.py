@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from streams.batch import check, concatenate
-from streams.catalog import IMAGE_STREAMS, NAMES, PHASE, SYNTHETIC, UnknownStreamError, get
+from streams.catalog import (
+    EXAMPLES,
+    IMAGE_STREAMS,
+    NAMES,
+    PHASE,
+    SYNTHETIC,
+    UnknownStreamError,
+    get,
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,6 +44,16 @@ def test_abrupt_shifts_after_each_third() -> None:
         (20_000, "0°"),
         (40_000, "45°"),
     ]
+    assert [s.example for s in get("abrupt", 1_000, "digits").shifts] == [0, 400, 800]
+
+
+@pytest.mark.parametrize("name", ["hyperplane", "rbf"])
+def test_what_drifts_all_the_time_never_jumps(name: str) -> None:
+    longer, other = get(name, EXAMPLES + 200), get(name, EXAMPLES + 200)
+    (*_, last) = longer.batches(100, seed=0)
+    first = next(iter(other.batches(100, seed=1)))
+    assert not np.array_equal(last.features, first.features)
+    assert len(longer.shifts) == 1
 
 
 def test_permuted_labels_keep_the_images() -> None:

@@ -1,7 +1,7 @@
 """The peers are what their libraries make of them."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +14,7 @@ from streams.catalog import get
 from streams.hypergradient import HypergradientSGD
 from streams.peers import PEERS, QUICK, Peer, UnknownPeerError, find_peers
 from streams.prequential import prequential
+from streams.torch_learner import TorchLearner
 
 STREAM = get("segments", 500)
 ACCUMULATED = "initial_accumulator_value 0.1"
@@ -99,6 +100,30 @@ def test_the_oracle_resets_the_optimizer_and_keeps_the_weights() -> None:
 
     assert outcomes.tolist() == by_hand(make, batches, (6_000,))
     assert outcomes.tolist() != by_hand(make, batches, ())
+
+
+@pytest.mark.parametrize("size", [64, 100, 7_000])
+def test_the_oracle_resets_before_the_batch_that_holds_a_shift(size: int) -> None:
+    made: list[int] = []
+
+    def make(parameters: Iterable[torch.Tensor]) -> Optimizer:
+        made.append(learned)
+        return torch.optim.SGD(parameters, 0.1)
+
+    learned = 0
+    learner = TorchLearner(2, 2, make, (6_000, 12_000))
+    for start in range(0, 14_000, size):
+        learned = start
+        learner.learn(Batch(np.ones((size, 2), np.float32), np.zeros(size, np.int64)))
+    assert made == [0, 6_000 // size * size, 12_000 // size * size]
+
+
+def test_river_is_given_a_constant_for_its_bias() -> None:
+    batch = Batch(np.zeros((50, 2), np.float32), np.ones(50, np.int64))
+    stream = get("sea", 100)
+    learner = PEERS["river-softmax"].settings["SGD 0.1"](stream, 0)
+    learner.learn(batch)
+    assert learner.predict(batch.features).tolist() == batch.labels.tolist()
 
 
 def test_the_hypergradient_rate_follows_its_formula() -> None:
