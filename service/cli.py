@@ -6,6 +6,7 @@ import os
 import sys
 import uuid
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="funnel",
         description="Online learning for data that drifts, with no step size to tune.",
     )
+    parser.add_argument("--version", action="version", version=f"funnel {version('funnel')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     serve = commands.add_parser(
         "serve",
@@ -287,6 +289,7 @@ def run_stream(options: argparse.Namespace) -> int:
             options.rate,
             name=options.name or uuid.uuid4().hex,
             progress=count,
+            away=lambda answer: bar.write(f"trying again: {answer}", file=sys.stderr),
         )
     sys.stdout.write(
         f"{sent.examples} examples in {sent.seconds:.1f} s "

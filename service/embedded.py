@@ -27,6 +27,8 @@ LOAD_SECONDS = 600.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.02
 RESTART_SECONDS = 1.0
+LITTLE_ROOM = 16 << 20
+"""Bytes free on a disk at which that is taken for the reason."""
 REWRITE_BYTES = 512 << 20
 """Size of the append-only file from which it is rewritten without what was trimmed. At Valkey's own
 64 MB, and compressed, rewriting takes a quarter of two cores from a stream of images."""
@@ -84,16 +86,28 @@ class EmbeddedServer:
 
         Looks at the lock, because the end of an adopted server cannot be awaited.
         """
+        told = ""
         while True:
             await asyncio.sleep(RESTART_SECONDS)
             if self._process is not None:
                 self._process.poll()
             if (lock := self._try_lock()) is not None:
-                logger.error(
-                    "the embedded server has ended and is started again: %s",
-                    _tail(self.directory / "valkey.log", lines=1),
-                )
+                reason = self._reason()
+                if reason != told:
+                    logger.error("the embedded server has ended and is started again: %s", reason)
+                told = reason
                 self._launch(lock)
+            elif told and await self._answers():
+                logger.info("the embedded server is back")
+                told = ""
+
+    def _reason(self) -> str:
+        """Return why the server ended: a disk without room, where it cannot write why, or its own
+        last line."""
+        free = shutil.disk_usage(self.directory).free
+        if free < LITTLE_ROOM:
+            return f"{free:,} bytes are free in {self.directory}; make room"
+        return _tail(self.directory / "valkey.log", lines=1).partition(" * ")[2] or "for no reason"
 
     async def stop(self) -> None:
         """Have the server write out its files and end; kill it if it does not."""

@@ -103,7 +103,7 @@ class _ServiceCollector(Collector):
         if learner.snapshot is not None:
             age = now - learner.snapshot.made if service.backlog() else 0.0
             yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
-        if learner.keeper.kept_at is not None:
+        if learner.keeper.kept_at is not None and learner.condition != "standby":
             yield _gauge(
                 "checkpoint_age_seconds", "Of the newest checkpoint", now - learner.keeper.kept_at
             )

@@ -17,7 +17,7 @@ from service.log import Log, connect
 from service.metrics import Metrics
 from service.pipeline import Cutting
 from service.predictor import Predictor
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from service.snapshot import Evaluator, Snapshot
 from service.webhook import Webhook
 
@@ -81,7 +81,10 @@ class Service:
         settings = self.settings
         device = settings.torch_device()
         torch.set_num_threads(settings.threads)
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"FUNNEL_DATA_DIR: it cannot be made: {error}") from error
         building = asyncio.ensure_future(
             asyncio.to_thread(State, settings.spec, settings.rates, device)
         )

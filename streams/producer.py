@@ -20,6 +20,8 @@ from streams.batch import Batch
 FIRST_WAIT = 0.1
 LONGEST_WAIT = 5.0
 GIVE_UP_SECONDS = 120.0
+PATIENCE = 3
+"""Tries of a batch before somebody is told: a busy receiver refuses one now and then."""
 BUSY = (408, 409, 429, 502, 503, 504)
 
 
@@ -129,9 +131,12 @@ def make_target(url: str, model: str = "logistic", api_key: str = "") -> Target:
     """Return the target for a URL.
 
     Raises:
-        ProducerError: the URL has another scheme.
+        ProducerError: the URL has another scheme, or no host.
     """
-    scheme = urlsplit(url).scheme
+    parts = urlsplit(url)
+    scheme = parts.scheme
+    if scheme in ("http", "https", "redis", "rediss") and not parts.hostname:
+        raise ProducerError(f"{url!r} names no host")
     if scheme in ("http", "https"):
         return HTTPTarget(url, api_key)
     if scheme in ("redis", "rediss", "unix"):
@@ -145,6 +150,7 @@ def produce(
     rate: float | None = None,
     name: str = "",
     progress: Callable[[int], None] = lambda examples: None,
+    away: Callable[[str], None] = lambda answer: None,
     give_up_seconds: float = GIVE_UP_SECONDS,
 ) -> Sent:
     """Send every batch in order, each exactly once if the target knows keys.
@@ -155,6 +161,7 @@ def produce(
         rate: examples a second; None is as fast as the target takes them.
         name: of the stream; makes the keys unique. Two runs of one name are one stream.
         progress: told the examples of each batch that was sent.
+        away: told the answer when a batch has been tried PATIENCE times.
         give_up_seconds: longest time without a success.
 
     Raises:
@@ -165,13 +172,15 @@ def produce(
     for index, batch in enumerate(batches):
         if rate is not None:
             time.sleep(max(0.0, began + examples / rate - time.monotonic()))
-        retries += _send(batch, target, f"{name}-{index}", give_up_seconds)
+        retries += _send(batch, target, f"{name}-{index}", give_up_seconds, away)
         examples += len(batch)
         progress(len(batch))
     return Sent(examples, time.monotonic() - began, retries)
 
 
-def _send(batch: Batch, target: Target, key: str, give_up_seconds: float) -> int:
+def _send(
+    batch: Batch, target: Target, key: str, give_up_seconds: float, away: Callable[[str], None]
+) -> int:
     """Send one batch, with exponential back-off and jitter; return the number of retries."""
     began, wait, retries = time.monotonic(), FIRST_WAIT, 0
     jitter = random.Random(key)
@@ -184,6 +193,8 @@ def _send(batch: Batch, target: Target, key: str, give_up_seconds: float) -> int
                     f"gave up after {give_up_seconds:g} s; last answer: {error}"
                 ) from error
             retries += 1
+            if retries == PATIENCE:
+                away(str(error))
             time.sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
             wait = min(2 * wait, LONGEST_WAIT)
         else:

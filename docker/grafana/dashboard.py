@@ -57,7 +57,7 @@ def is_it_learning() -> Row:
     return Row("Is it learning?", [
         timeseries(
             "Accuracy, rolling",
-            "Of the last 1,000 examples. Good: back up within some hundred examples of a drift "
+            "Of the last 1,000 examples. Good: back up within some thousand examples of a drift "
             "mark, and above the shadows. Bad: it stays down.",
             Query(f'funnel_accuracy{{{LEARNERS},window="rolling"}}', "{{learner}}"),
             unit="percentunit", limits=(0, 1),
@@ -115,7 +115,7 @@ def is_it_learning() -> Row:
         timeseries(
             "Examples to recover",
             "From the last drift until rolling accuracy was within 2 points of what it had been. "
-            "Good: hundreds. Bad: growing from drift to drift.",
+            "Good: some hundreds or thousands. Bad: growing from drift to drift.",
             Query("funnel_recovery_examples", "examples"),
             limits=(0, None), width=12,
         ),
@@ -130,8 +130,8 @@ def what_is_funnel_doing() -> Row:
         timeseries(
             "Scale s",
             "What multiplies the step of a whole tensor; from 1, within 0.01…100. Good: up at a "
-            "drift, down again after. Bad: a large tensor at 100 for long: LR is too low; at 0.01: "
-            "too high.",
+            "drift, down again after. Bad: a large tensor at 100 for long: steps are too short; at "
+            "0.01: too long. With OPTIMIZER=funnel change LR.",
             Query(f"funnel_scale{{{LEARNERS}}}", "{{learner}} {{tensor}}"),
             log=True,
         ),
@@ -182,8 +182,8 @@ def what_is_funnel_doing() -> Row:
         timeseries(
             "Gains at a bound",
             "Share of a tensor's coordinates whose gain can go no further. Good: a few percent "
-            "(small tensors, such as a bias, more). Bad: a quarter of a large one: LR or GAIN_LR "
-            "does not suit the stream.",
+            "(small tensors, such as a bias, more). Bad: a quarter of a large one: steps do not "
+            "suit the stream. With OPTIMIZER=funnel change LR or GAIN_LR.",
             Query(f"funnel_gain_at_bound_ratio{{{LEARNERS}}}", "{{learner}} {{tensor}} {{bound}}"),
             unit="percentunit", limits=(0, 1),
         ),
@@ -204,8 +204,8 @@ def what_is_funnel_doing() -> Row:
         timeseries(
             "Weights of the experts",
             "Shares of the mixture that predicts, with OPTIMIZER=pool. Good: they move to other "
-            "experts at drift. Bad: one has all at all times at the edge of the grid: widen it "
-            "there.",
+            "experts at drift. Bad: one has all at all times: the stream asks for steps that no "
+            "expert takes.",
             Query("funnel_expert_weight", "{{expert}}"),
             unit="percentunit", limits=(0, 1), style=STACKED,
         ),
@@ -231,6 +231,16 @@ def is_it_healthy() -> Row:
             steps=[(None, "red"), (1, "green")], texts=[("0", "not ready"), ("1", "ready")],
         ),
         stat(
+            "Learning",
+            "What the learner does. Good: learning, or standby beside one that is. Bad: waiting "
+            "for the log, or halted; /health/ready says why.",
+            Query("max by (condition) (funnel_learning) > 0", "{{condition}}"),
+            names=[
+                ("learning", "green"), ("standby", "green"), ("starting", "orange"),
+                ("replaying", "orange"), ("waiting", "red"), ("halted", "red"), ("stopped", "red"),
+            ],
+        ),
+        stat(
             "Alerts",
             "How many fire; which ones, and what to do, is on Prometheus' page Alerts and in "
             "docker/prometheus/runbook.md. Good: 0.",
@@ -240,17 +250,17 @@ def is_it_healthy() -> Row:
         stat(
             "Examples learned",
             "Since the model was new, from HTTP and from Redis.",
-            Query("sum(funnel_examples_total)", "examples"),
+            Query("max(sum by (instance) (funnel_examples_total))", "examples"), width=6,
         ),
         stat(
             "Model version",
             "Batches folded into the model. Good: rising while something is sent.",
-            Query("max(funnel_model_version)", "version"),
+            Query("max(funnel_model_version)", "version"), width=6,
         ),
         timeseries(
             "Learned a second, by source",
             "Good: as much as is sent. Bad: less, and the backlog grows.",
-            Query(f"sum by (source) (rate(funnel_examples_total[{rate}]))", "{{source}}"),
+            Query(f"max by (source) (rate(funnel_examples_total[{rate}]))", "{{source}}"),
             unit="suffix: /s", limits=(0, None), style=STACKED,
         ),
         timeseries(

@@ -73,13 +73,16 @@ def stat(
     query: Query,
     steps: Iterable[tuple[float | None, str]] = ((None, "text"),),
     texts: Iterable[tuple[str, str]] = (),
+    names: Iterable[tuple[str, str]] = (),
+    width: int = 4,
 ) -> JSON:
-    """Return a panel of one number.
+    """Return a panel of one number, or of the name of its series.
 
     Args:
-        title, description, query: see `timeseries`.
+        title, description, query, width: see `timeseries`.
         steps: the colour from each value on; the first value is None.
         texts: values, and what to write in their place.
+        names: of series, and their colours; the name is shown then, not the number.
     """
     thresholds = [{"value": value, "color": color} for value, color in steps]
     mapped = {value: {"text": text} for value, text in texts}
@@ -89,9 +92,20 @@ def stat(
         "thresholds": {"mode": "absolute", "steps": thresholds},
         "mappings": [{"type": "value", "options": mapped}] if mapped else [],
     }
-    return _panel("stat", title, description, [query], (6, 4)) | {
-        "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "background_solid"},
+    colored = [
+        {
+            "matcher": {"id": "byName", "options": name},
+            "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": color}}],
+        }
+        for name, color in names
+    ]
+    return _panel("stat", title, description, [query], (width, 4)) | {
+        "fieldConfig": {"defaults": defaults, "overrides": colored},
+        "options": {
+            "reduceOptions": {"calcs": ["lastNotNull"]},
+            "colorMode": "background_solid",
+            "textMode": "name" if colored else "auto",
+        },
     }
 
 

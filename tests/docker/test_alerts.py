@@ -85,6 +85,12 @@ def checkpoints(ok: str, failed: str) -> Series:
     }
 
 
+def doing(condition: str, for_minutes: int = MINUTES) -> Series:
+    before = f"0+0x{MINUTES - for_minutes} " if for_minutes < MINUTES else ""
+    now = f"1+0x{for_minutes - 1 if before else MINUTES}"
+    return {f'funnel_learning{{condition="{condition}"}}': before + now}
+
+
 def learning(batches: str, waiting: int) -> Series:
     return {"funnel_batches_total": batches, "funnel_backlog_examples": level(waiting)}
 
@@ -95,6 +101,8 @@ FIRE: list[tuple[str, str, Series]] = [
     ("FunnelRequestsRefused", "a tenth of learn", answers("/learn", _202=90, _503=10)),
     ("FunnelRequestsRefused", "a full backlog", answers("/learn", _202=90, _429=10)),
     ("FunnelRequestsRefused", "all of predict", answers("/predict", _500=1)),
+    ("FunnelHalted", "nobody sends by HTTP", doing("halted", for_minutes=3)),
+    ("FunnelLogAway", "a full disk", doing("waiting", for_minutes=4)),
     ("FunnelLearnerStalled", "no batch", learning(level(7), 500)),
     ("FunnelLagging", "two minutes", {"funnel_lag_seconds": level(120)}),
     ("FunnelAccuracyDropped", "no recovery", scores(90, 70, minutes=20)),
@@ -113,6 +121,10 @@ SILENT: list[tuple[str, str, Series]] = [
     ("FunnelRequestsRefused", "one of a hundred", answers("/learn", _202=99, _503=1)),
     ("FunnelRequestsRefused", "a sender's faults", answers("/learn", _202=50, _422=50, _503=0)),
     ("FunnelRequestsRefused", "other routes", answers("/checkpoint", _503=1)),
+    ("FunnelHalted", "learning", doing("learning")),
+    ("FunnelHalted", "a standby", doing("standby")),
+    ("FunnelLogAway", "a restart of the log", doing("waiting", for_minutes=1)),
+    ("FunnelLogAway", "learning", doing("learning")),
     ("FunnelLearnerStalled", "busy", learning(rising(100), 500)),
     ("FunnelLearnerStalled", "nothing sent", learning(level(7), 0)),
     ("FunnelLagging", "a second", {"funnel_lag_seconds": level(1)}),

@@ -50,6 +50,14 @@ def test_every_setting_in_the_containers_is_one_of_the_service() -> None:
         assert set_there <= known
 
 
+def test_every_setting_but_those_of_the_container_is_passed_on() -> None:
+    fixed = {"redis_url", "data_dir", "host", "port", "appendfsync"}
+    passed = yaml.safe_load(COMPOSE)["services"]["service"]["environment"]
+    assert {name for name, value in passed.items() if value is None} == {
+        f"FUNNEL_{name.upper()}" for name in Settings.model_fields if name not in fixed
+    }
+
+
 def test_containers_are_given_the_keys_they_need() -> None:
     def keys(service: str) -> set[str]:
         environment = yaml.safe_load(COMPOSE)["services"][service]["environment"]

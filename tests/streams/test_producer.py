@@ -63,6 +63,20 @@ def answering(script: list[int], retry_after: str | None = None) -> Iterator[Ans
         server.server_close()
 
 
+def test_somebody_is_told_of_a_service_that_stays_away() -> None:
+    told: list[str] = []
+    with answering([503, 202, 0, 0, 503, 0]) as server, closing(HTTPTarget(server.url)) as target:
+        sent = produce(get("sea", 200).batches(100), target, away=told.append)
+    assert (sent.examples, sent.retries) == (200, 5)
+    assert told == ["{}"], "once, at the third try of the second batch"
+
+
+@pytest.mark.parametrize("url", ["http://", "https:///learn", "redis://", "localhost:8000"])
+def test_an_address_without_a_host_is_refused(url: str) -> None:
+    with pytest.raises(ProducerError):
+        make_target(url)
+
+
 def test_a_busy_service_is_tried_again_under_the_same_key() -> None:
     stream = get("sea", 500)
     told: list[int] = []
