@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
 from service.errors import HTTPError, unavailable
 from service.json_process import JSONProcessError
@@ -24,7 +25,14 @@ SAFETENSORS = "application/octet-stream"
 MAX_EXAMPLES = 65_536
 """Most examples in a request: a body of narrow rows unfolds into logits many times its size."""
 
+MOST_UNDER_WAY = 512 << 20
+"""Bytes of all bodies together that are being read or handled, or twice the largest allowed."""
+
 T = TypeVar("T")
+
+_under_way = 0
+HELD = "funnel.body"
+"""Where a request's scope keeps how many of them are its own."""
 
 # More would only hold memory while they wait for the interpreter's lock, or for a core.
 _decoders = ThreadPoolExecutor(2, "decoder")
@@ -35,7 +43,7 @@ async def read_body(request: Request, most: int) -> bytes:
 
     Raises:
         HTTPError: 413 it is longer than ``most`` bytes; 408 it did not come in BODY_SECONDS; 415
-            it is compressed.
+            it is compressed; 503 too many others are under way.
     """
     too_large = HTTPError(
         413, "body_too_large", f"the body has more than {most} bytes (FUNNEL_MAX_BODY_BYTES)"
@@ -53,6 +61,7 @@ async def read_body(request: Request, most: int) -> bytes:
                 size += len(chunk)
                 if size > most:
                     raise too_large
+                _hold(request.scope, len(chunk), most)
                 chunks.append(chunk)
     except TimeoutError:
         raise HTTPError(
@@ -61,6 +70,25 @@ async def read_body(request: Request, most: int) -> bytes:
     except ClientDisconnect:
         raise HTTPError(400, "disconnected", "the client went away") from None
     return b"".join(chunks)
+
+
+def _hold(scope: Scope, size: int, most: int) -> None:
+    """Count bytes until the request has ended (see `let_go`).
+
+    Raises:
+        HTTPError: 503 there are too many.
+    """
+    global _under_way
+    if _under_way + size > max(MOST_UNDER_WAY, 2 * most):
+        raise unavailable("too_busy", "the bodies of other requests fill the memory for them")
+    _under_way += size
+    scope[HELD] = scope.get(HELD, 0) + size
+
+
+def let_go(scope: Scope) -> None:
+    """Count the body of a request no more."""
+    global _under_way
+    _under_way -= scope.pop(HELD, 0)
 
 
 def content_type(request: Request, *allowed: str) -> str:

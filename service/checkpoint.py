@@ -37,6 +37,8 @@ from service.spec import Rates, Spec
 KEPT = 3
 """Files kept in a directory; the log is trimmed behind the oldest."""
 BLANK = "~" * 64
+SCRAP = ".writing-"
+"""Begins the names of files that are not whole yet."""
 NAME = re.compile(r"checkpoint-(\d{8})-(\d{14})\.safetensors")
 
 
@@ -159,8 +161,13 @@ class Checkpoints:
 
     @property
     def has_news(self) -> bool:
-        """Whether there are other files than at the last `load`."""
+        """Whether there are other files than at the last `load` or `write`."""
         return self.files() != self._seen
+
+    def clear_scraps(self) -> None:
+        """Remove what writers left behind that were killed; only while nobody writes."""
+        for scrap in self.directory.glob(f"{SCRAP}*"):
+            scrap.unlink(missing_ok=True)
 
     def load(self) -> Copy | None:
         """Return the newest good checkpoint, or None if there never was one.
@@ -213,9 +220,11 @@ class Checkpoints:
         raw = encode(copy, sha256, self.numerics)
         write_atomically(path, raw)
         self._infos[path] = Info(path, copy.version, copy.place, len(raw), sha256)
-        for old in self.files()[:-KEPT]:
+        outdated = self.files()[:-KEPT]
+        for old in outdated:
             old.unlink()
             self._infos.pop(old, None)
+        self._seen = sorted({*self._seen, path} - set(outdated))
         return self._infos[path]
 
     def oldest(self) -> Place | None:
@@ -281,7 +290,7 @@ def write_atomically(path: Path, raw: bytes) -> None:
     Raises:
         OSError: it could not be written; no temporary file is left then.
     """
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=SCRAP)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(raw)

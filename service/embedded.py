@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -27,6 +28,8 @@ LOAD_SECONDS = 600.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.02
 RESTART_SECONDS = 1.0
+SINCE = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
+"""What a line of the server's log begins with: process, role, time and level."""
 LITTLE_ROOM = 16 << 20
 """Bytes free on a disk at which that is taken for the reason."""
 REWRITE_BYTES = 512 << 20
@@ -91,15 +94,25 @@ class EmbeddedServer:
             await asyncio.sleep(RESTART_SECONDS)
             if self._process is not None:
                 self._process.poll()
-            if (lock := self._try_lock()) is not None:
-                reason = self._reason()
-                if reason != told:
-                    logger.error("the embedded server has ended and is started again: %s", reason)
+            try:
+                reason = self._start_again()
+            except (OSError, ServerError) as error:  # no memory or no descriptors, for now
+                reason = str(error)
+            if reason and reason != told:
+                logger.error("the embedded server has ended: %s", reason)
                 told = reason
-                self._launch(lock)
-            elif told and await self._answers():
+            elif told and not reason and await self._answers():
                 logger.info("the embedded server is back")
                 told = ""
+
+    def _start_again(self) -> str:
+        """Start the server if it has ended, and return why it had."""
+        lock = self._try_lock()
+        if lock is None:
+            return ""
+        reason = self._reason()
+        self._launch(lock)
+        return reason
 
     def _reason(self) -> str:
         """Return why the server ended: a disk without room, where it cannot write why, or its own
@@ -107,7 +120,7 @@ class EmbeddedServer:
         free = shutil.disk_usage(self.directory).free
         if free < LITTLE_ROOM:
             return f"{free:,} bytes are free in {self.directory}; make room"
-        return _tail(self.directory / "valkey.log", lines=1).partition(" * ")[2] or "for no reason"
+        return SINCE.sub("", _tail(self.directory / "valkey.log", lines=1))
 
     async def stop(self) -> None:
         """Have the server write out its files and end; kill it if it does not."""
@@ -134,6 +147,12 @@ class EmbeddedServer:
             self.socket.unlink(missing_ok=True)
             self.socket.parent.rmdir()
 
+    def abandon(self) -> None:
+        """End a server that is still reading its files, if it was started here."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
     async def _answers(self) -> bool:
         redis = Redis.from_url(self.url, socket_timeout=2.0)
         try:
@@ -157,6 +176,12 @@ class EmbeddedServer:
 
     def _launch(self, lock: int) -> None:
         """Start the server and leave it the lock."""
+        try:
+            self._process = self._launched(lock)
+        finally:
+            os.close(lock)
+
+    def _launched(self, lock: int) -> "subprocess.Popen[bytes]":
         command = [
             find_server(),
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
@@ -168,7 +193,7 @@ class EmbeddedServer:
         ]
         try:
             self.socket.unlink(missing_ok=True)
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -178,8 +203,6 @@ class EmbeddedServer:
             )
         except OSError as error:
             raise ServerError(f"{command[0]} cannot be started: {error}") from error
-        finally:
-            os.close(lock)
 
 
 def find_server() -> str:

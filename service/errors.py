@@ -66,7 +66,7 @@ def error_response(
         extra["Retry-After"] = str(retry)
     if status == 401:
         extra["WWW-Authenticate"] = "Bearer"
-    if status in (408, 413):
+    if status in (408, 413) or detail.code == "too_busy":
         extra["Connection"] = "close"  # the rest of the body is not read
     body: dict[str, Any] = {"error": detail.model_dump(exclude_none=True)}
     return JSONResponse(body, status, extra)

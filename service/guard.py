@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.body import let_go
 from service.errors import HTTPError
 from service.metrics import Metrics
 
@@ -72,6 +73,7 @@ class Guard:
                     answer.headers.append("WWW-Authenticate", BASIC)
                 await answer(scope, receive, watched)
         finally:
+            let_go(scope)
             self.metrics.http_seconds.labels(_route(scope), str(status)).observe(
                 time.perf_counter() - began
             )

@@ -108,12 +108,12 @@ class History:
         self._add(SHIFT, orjson.dumps({"example": example, "what": what}))
 
     def note_drifts(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Note those of all drift events, by ``id``, that are new or have changed."""
-        for event in events:
-            encoded = orjson.dumps(event)
-            if self._drifts.get(event["id"]) != encoded:
-                self._drifts[event["id"]] = encoded
+        """Note those of the newest drift events, by ``id``, that are new or have changed."""
+        newest = {event["id"]: orjson.dumps(event) for event in events}
+        for number, encoded in newest.items():
+            if self._drifts.get(number) != encoded:
                 self._add(DRIFT, encoded)
+        self._drifts = newest
 
     def after(self, number: int, most: int = MOST_ITEMS) -> list[Item] | None:
         """Return up to so many items behind a number, oldest first; None if some are gone."""

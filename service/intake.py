@@ -70,6 +70,7 @@ class Intake:
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
         self._in_flight: set[str] = set()
+        self._group_under_way: list[_Entry] = []
 
     async def append(self, payload: bytes, examples: int, key: str | None = None) -> EntryId:
         """Append an entry and return its id once the server has confirmed it.
@@ -100,7 +101,16 @@ class Intake:
             await self._arrived.wait()
             self._arrived.clear()
             while self._queue:
-                await self._write(self._group())
+                self._group_under_way = self._group()
+                await self._write(self._group_under_way)
+                self._group_under_way = []
+
+    def give_up(self) -> None:
+        """Wait no longer for what the log has not confirmed."""
+        error = LogUnavailableError("the service is stopping, and the log has not confirmed")
+        for entry in (*self._group_under_way, *self._queue):
+            if not entry.answer.done():
+                entry.answer.set_exception(error)
 
     def _group(self) -> list[_Entry]:
         group: list[_Entry] = []

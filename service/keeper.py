@@ -33,6 +33,8 @@ class Keeper:
         self.kept_at: float | None = None
         """Monotonic time of the newest checkpoint; before the first, of when learning began."""
         self._requests: list[Future[Info]] = []
+        self._closed = ""
+        """Why there will be no more checkpoints."""
         self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="funnel-checkpoint")
         self._writing: asyncio.Future[Info] | None = None
@@ -41,9 +43,17 @@ class Keeper:
         """Return a future of a checkpoint of the state as it is now or soon."""
         future: Future[Info] = Future()
         with self._lock:
+            if self._closed:
+                future.set_exception(LogError(self._closed))
+                return future
             self._requests.append(future)
         self._wake()
         return future
+
+    def tidy(self) -> None:
+        """Remove scraps of killed writers; only for who has the lock beside the checkpoints."""
+        if self._writing is None:
+            self.checkpoints.clear_scraps()
 
     async def tend(self, state: State, place: Place, log: Log) -> None:
         """Begin a checkpoint if one is due; after one, trim the log behind the oldest kept."""
@@ -66,7 +76,9 @@ class Keeper:
             logger.info("checkpoint of version %d written", state.version)
 
     def close(self, reason: str) -> None:
-        """End the thread; tell those who still wait why."""
+        """End the thread; tell those who still wait, and who come later, why."""
+        with self._lock:
+            self._closed = reason
         self.give_up(reason)
         self._writer.shutdown()
 

@@ -70,8 +70,7 @@ class Learner:
         cutting: how batches are cut.
         terms: times, and what the operator accepts.
         observe: told the seconds and the examples of each step.
-        failed: called from the learner's thread when it halts for good.
-        drifted: the same, of each drift event that is found in learning.
+        drifted: told, in the learner's thread, of each drift event that is found in learning.
     """
 
     def __init__(
@@ -83,7 +82,6 @@ class Learner:
         cutting: Cutting,
         terms: Terms,
         observe: Callable[[float, int], None],
-        failed: Callable[[BaseException], object],
         drifted: Callable[[Event], object] = lambda _: None,
     ) -> None:
         self.cutting, self.terms = cutting, terms
@@ -100,7 +98,7 @@ class Learner:
         """Why it does not learn."""
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
-        self._open_log, self._lock, self._observe, self._failed = open_log, lock, observe, failed
+        self._open_log, self._lock, self._observe = open_log, lock, observe
         self._drifted = drifted
         self._told = 0
         """Id of the newest drift event that was told, or is old."""
@@ -252,7 +250,6 @@ class Learner:
 
     def _halt(self, error: BaseException) -> None:
         self.condition, self.reason = "halted", str(error) or repr(error)
-        self._failed(error)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, or less if woken."""
@@ -269,6 +266,7 @@ class Learner:
         if self.condition != "standby":
             logger.info("another service learns from this log; standing by")
             self.condition, self.reason = "standby", "another service learns from this log"
+            self.replica.resign()
         self.keeper.give_up(self.reason)
         self.waiters.give_up(self.reason)
         if self.keeper.checkpoints.has_news and self._load():
@@ -277,26 +275,27 @@ class Learner:
         self.caught_up.set()
 
     def _resign(self, reason: str) -> None:
-        logger.warning("learning has passed to another service: %s", reason)
+        logger.warning("learning may have passed to another service: %s", reason)
         self.replica.resign()
 
     async def _may_go_on(self) -> bool:
         """Renew the lease if that is due, unless a batch hangs; say whether learning goes on.
 
         Raises:
-            FencedError: another service has taken the lease.
+            FencedError: the lease ran out; another service may have learned since.
         """
         is_due = self._lease.due_in <= 0 and not self._has_stalled
-        if is_due and not await self._lease.take():
-            raise FencedError("the lease ran out and another service has taken it")
+        if is_due and not await self._lease.renew():
+            raise FencedError("the lease ran out")
         return not self._stopping
 
     async def _recover(self, log: Log) -> Pipeline:
-        was = self.condition
-        is_new = was in ("starting", "standby")
+        was, is_new = self.condition, not self.replica.has_recovered
+        if self.keeper.checkpoints.has_news:  # another service has learned meanwhile
+            self._load()
         if is_new:
-            if self.keeper.checkpoints.has_news:
-                self._load()
+            if self._lock.is_held:
+                self.keeper.tidy()
             cut = self.replica.place.cut if self.replica.place else 0
             self.condition, self.reason = "replaying", f"from cut {cut}"
         pending = await self.replica.recover(log, self.terms.accept_gap, self._may_go_on)

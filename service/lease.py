@@ -17,15 +17,16 @@ from redis.asyncio import Redis
 
 TAKE = """
 -- KEYS: lease. ARGV: holder, milliseconds, the lock that the caller holds or ''. The lease holds
--- both: it is inherited from a holder that had the lock which the caller has now.
-local held = redis.call('GET', KEYS[1])
+-- both: it is inherited from a holder that had the lock which the caller has now. 0: another's;
+-- 1: the caller's from now on; 2: it was before.
+local held, mine = redis.call('GET', KEYS[1]), false
 if held then
-  local mine = string.sub(held, -#ARGV[1]) == ARGV[1]
+  mine = string.sub(held, -#ARGV[1]) == ARGV[1]
   local heir = ARGV[3] ~= '' and string.sub(held, 1, #ARGV[3]) == ARGV[3]
   if not mine and not heir then return 0 end
 end
 redis.call('SET', KEYS[1], ARGV[3] .. ARGV[1], 'PX', ARGV[2])
-return 1
+return mine and 2 or 1
 """
 
 RELEASE = """
@@ -90,13 +91,20 @@ class Lease:
 
     async def take(self) -> bool:
         """Take the lease, or renew it; say whether it is held."""
+        return await self._take() > 0
+
+    async def renew(self) -> bool:
+        """Take it too; say whether nobody can have had it meanwhile."""
+        return await self._take() == 2
+
+    async def _take(self) -> int:
         now = time.monotonic()
         name = self._lock.name if self._lock.take() else ""
         milliseconds = round(1000 * self._seconds)
         taken = await self._redis.eval(TAKE, 1, self._key, self._holder, milliseconds, name)
         if taken:
             self._renewed_at = now
-        return bool(taken)
+        return int(taken)
 
     async def release(self) -> None:
         """Let somebody else take it at once; does nothing if somebody has."""

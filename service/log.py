@@ -28,29 +28,32 @@ from service.entries import ORIGIN, TOP, Cut, Dead, EntryId, Position
 
 DEAD_KEPT = 10_000
 """Dead letters kept, about."""
+DEAD_BYTES = 4_096
+"""Of the fields of a dead entry, what its letter keeps of them."""
 SOCKET_SECONDS = 15.0
 """Time-out of the connection; longer than any BLOCK."""
 CUTS_A_READ = 1_000
 
 APPEND_CUTS = """
--- KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, then for each cut its number, fields and
--- dead letters. Nothing is written unless the epoch is still the caller's.
+-- KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its
+-- number, fields and dead letters. Nothing is written unless the epoch is still the caller's.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return redis.error_reply('FENCED epoch ' .. tostring(redis.call('GET', KEYS[1])))
 end
-for _, text in ipairs(cjson.decode(ARGV[3])) do
+for _, text in ipairs(cjson.decode(ARGV[4])) do
   local id, body, dead = text[1], text[2], text[3]
   redis.call('XADD', KEYS[2], id, 'cut', body)
   for _, letter in ipairs(dead) do
     local fields = {'entry', letter[1], 'reason', letter[2]}
     local found = redis.call('XRANGE', KEYS[4], letter[1], letter[1])
-    if found[1] then
-      for _, field in ipairs(found[1][2]) do
-        if #field <= 1048576 then fields[#fields + 1] = field else fields[#fields + 1] = '' end
-      end
+    local room, theirs = tonumber(ARGV[3]), found[1] and found[1][2] or {}
+    for i = 1, #theirs, 2 do
+      if #theirs[i] >= room then break end
+      fields[#fields + 1], room = theirs[i], room - #theirs[i]
+      fields[#fields + 1] = string.sub(theirs[i + 1], 1, room)
+      room = room - #fields[#fields]
     end
-    local n = math.min(#fields, 4000)
-    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields, 1, n))
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields))
   end
 end
 return 1
@@ -91,6 +94,28 @@ for i = 1, #info, 2 do
 end
 return out
 """
+
+
+READ = """
+-- KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may go beyond.
+local found, bytes, after = {}, 0, ARGV[1]
+while #found < tonumber(ARGV[2]) and bytes < tonumber(ARGV[3]) do
+  local entry = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 1)[1]
+  if not entry then break end
+  found[#found + 1], after = entry, entry[1]
+  for _, field in ipairs(entry[2]) do bytes = bytes + #field end
+end
+return found
+"""
+
+COUNT = """
+-- KEYS: log. ARGV: an id, the last id, the most. How many lie behind the first up to the last, and
+-- the id of the last of them.
+local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3])
+return {#found, #found > 0 and found[#found][1] or ARGV[1]}
+"""
+COUNTED_AT_ONCE = 16
+"""Entries in a step of `Log.behind`: the script has them all in memory."""
 
 
 class LogError(RuntimeError):
@@ -173,28 +198,40 @@ class Log:
         Raises:
             LogError: it is too old, or evicts streams when its memory is full.
         """
+        warnings = []
         try:
-            info = await self.redis.info("server")
+            info = await self.redis.info("server") | await self.redis.info("memory")
+        except ResponseError:
+            return ["the server does not show its state; is it durable, without eviction?"]
+        try:
             config = await self.redis.config_get("maxmemory-policy", "appendonly", "appendfsync")
         except ResponseError:
-            return ["the server does not show its configuration; is it durable, without eviction?"]
+            config = {}
+            warnings.append("the server does not show its configuration; is it durable?")
         version = str(info.get("valkey_version") or info["redis_version"])
         if int(version.split(".")[0]) < 7:
             raise LogError(f"Redis {version} is too old: Funnel needs 7 or later")
-        policy = str(config.get("maxmemory-policy", "noeviction"))
+        policy = str(config.get("maxmemory-policy") or info.get("maxmemory_policy"))
         if policy.startswith("allkeys"):
             raise LogError(
                 f"the server's maxmemory-policy is {policy}: it may throw the log away; "
                 "set it to noeviction"
             )
+        if policy != "noeviction":
+            warnings.append(
+                f"the server's maxmemory-policy is {policy}: when its memory is full it may throw "
+                "away Idempotency-Keys, and a retry be learned twice; set it to noeviction"
+            )
         if config.get("appendonly") == "no":
-            return ["the server's append-only file is off: acknowledged examples may be lost"]
-        if config.get("appendfsync") != "always":
-            return [
+            warnings.append(
+                "the server's append-only file is off: acknowledged examples may be lost"
+            )
+        elif config.get("appendfsync", "always") != "always":
+            warnings.append(
                 f"the server's appendfsync is {config.get('appendfsync')}: "
                 "a power cut may lose the last acknowledged examples"
-            ]
-        return []
+            )
+        return warnings
 
     async def name(self) -> str:
         """Return the log's uuid, giving it one if it has none."""
@@ -226,18 +263,43 @@ class Log:
         return int(await self.redis.eval(TAKE_EPOCH, 1, self.keys.epoch, at_least))
 
     async def read(
-        self, after: EntryId, count: int, block_ms: int | None
+        self, after: EntryId, count: int, size: int, block_ms: int | None
     ) -> list[tuple[EntryId, dict[bytes, bytes]]]:
-        """Return up to ``count`` entries behind ``after``; waits for the first if told to."""
-        found: Any = await self.redis.xread(
-            {self.keys.log: str(after)}, count=count, block=block_ms
-        )
-        return _entries(found[0][1]) if found else []
+        """Return entries behind ``after``; waits for the first if told to.
+
+        Args:
+            after: an id.
+            count: most entries.
+            size: most bytes; the last entry may go beyond.
+            block_ms: longest wait, in milliseconds.
+        """
+        if block_ms is not None and not await self.redis.xread(
+            {self.keys.log: str(after)}, count=1, block=block_ms
+        ):
+            return []
+        found = await self.redis.eval(READ, 1, self.keys.log, str(after), count, size)
+        return [
+            (EntryId.parse(i), dict(zip(fields[::2], fields[1::2], strict=True)))
+            for i, fields in found
+        ]
 
     async def read_one(self, entry: EntryId) -> tuple[EntryId, dict[bytes, bytes]] | None:
         """Return one entry, or None if it is gone."""
         found = _entries(await self.redis.xrange(self.keys.log, str(entry), str(entry)))
         return found[0] if found else None
+
+    async def behind(self, position: Position, last: EntryId) -> int:
+        """Return how many entries there are from a position on, up to an id."""
+        found, after = 0, str(position.entry)
+        if position.taken is not None and await self.read_one(position.entry) is not None:
+            found = 1
+        while True:
+            n, after = await self.redis.eval(
+                COUNT, 1, self.keys.log, after, str(last), COUNTED_AT_ONCE
+            )
+            found += int(n)
+            if n < COUNTED_AT_ONCE:
+                return found
 
     async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
         """Record cuts ``first``, ``first`` + 1, … in order.
@@ -252,7 +314,7 @@ class Log:
         keys = (self.keys.epoch, self.keys.cuts, self.keys.dead, self.keys.log)
         try:
             await self.redis.eval(
-                APPEND_CUTS, len(keys), *keys, epoch, DEAD_KEPT, orjson.dumps(rows)
+                APPEND_CUTS, len(keys), *keys, epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows)
             )
         except ResponseError as error:
             if "FENCED" in str(error):
@@ -321,6 +383,11 @@ def check_reach(extent: Extent, name: str, position: Position, entries: int) -> 
             f"the log is full: an entry with the highest possible id {TOP} was added to it"
         )
     behind = extent.added - entries
+    if behind < 0:
+        raise GapError(
+            f"the log was put back to an older state: {extent.added} entries were ever added, the "
+            f"model has learned {entries}"
+        )
     if extent.first is None or extent.first > position.entry:
         if position.taken is not None:
             raise GapError(f"entry {position.entry}, which is learned in part, is gone")

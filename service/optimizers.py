@@ -81,6 +81,7 @@ def make_track(spec: Spec, optimizer: str, rates: Rates, device: torch.device) -
         service.models.ModelError: the model cannot be built.
     """
     if optimizer == "pool":
-        return PoolTrack(spec, device, some_experts(spec.experts, spec.features))
+        count = spec.experts or len(MATTER_MOST)  # none are given of a shadow
+        return PoolTrack(spec, device, some_experts(count, spec.features))
     learns = optimizer == "funnel"
     return SingleTrack(spec, device, INNER["adagrad" if learns else optimizer], learns, rates)

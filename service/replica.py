@@ -13,7 +13,7 @@ import orjson
 from service.checkpoint import Checkpoints, Place
 from service.entries import ORIGIN, TOP, Cut, EntryId, Pending, Position, read_entry
 from service.fold import State, step
-from service.log import GapError, Log, LogError, check_reach
+from service.log import Extent, GapError, Log, LogError, check_reach
 from service.pictures import Newest
 from service.report import Report
 from service.spec import Rates, Spec
@@ -22,8 +22,8 @@ from streams.batch import Batch
 logger = logging.getLogger("funnel")
 
 READ_BYTES = 4 << 20
-"""Aim of one read of the log, if entries are like those of the read before."""
 READ_ENTRIES = 100
+"""Most that one read of the log takes; the last entry may go beyond."""
 GAP_COMMAND = '{"gap": true}'
 
 Observe = Callable[[Position, Position, Report, float, int], None]
@@ -47,8 +47,6 @@ class Replica:
         """None before the log was first seen, if there was no checkpoint."""
         self.mean_entry = 1.0
         """Examples in an entry, on recent average."""
-        self._largest = READ_BYTES
-        """Bytes of the largest entry of the last read; the first read takes one entry."""
         self.step_seconds = 1.0
         """Of the last step, on the host."""
         self._recorded = 0
@@ -126,6 +124,8 @@ class Replica:
             self.place = Place(name, 0, 0, Position(ORIGIN), 0, 0, 0, 0)
         try:
             check_reach(extent, self.at.log, self.at.position, self.at.entries)
+            if accept_gap and not self.has_recovered:
+                await self._check_whole(log, extent)
         except GapError as error:
             if self.has_recovered or not accept_gap:
                 raise
@@ -142,19 +142,36 @@ class Replica:
             self.apply(command, None)
         return Pending(self.at.position, self.at.entries)
 
+    async def _check_whole(self, log: Log, extent: Extent) -> None:
+        """Make sure that no entry behind the place was deleted from among others; counts them.
+
+        A learner without orders to go on finds that out when it has read them.
+
+        Raises:
+            GapError: some are gone.
+        """
+        behind = await log.behind(self.at.position, extent.last)
+        if missing := extent.added - self.at.entries - behind:
+            raise GapError(f"{missing} entries behind {self.at.position} were deleted")
+
     async def _accept_gap(self, log: Log) -> None:
-        """Move the place to the oldest entry that the log still has, and record that."""
+        """Move the place to what the log still has of entries not learned, and record that."""
         if (await log.extent()).last == TOP:
             await log.retire()
-        name, extent = await log.name(), await log.extent()
-        cut = max(self.at.cut, await log.last_cut())
-        self._epoch = await log.take_epoch(self.at.epoch)
-        gap = Cut(
-            Position(extent.first, 0) if extent.first else Position(extent.last),
-            entries=extent.added - extent.length,
-            command=GAP_COMMAND,
-        )
-        self.place = replace(self.at, log=name, epoch=self._epoch, cut=cut)
+        name, extent, at = await log.name(), await log.extent(), self.at
+        cut = max(at.cut, await log.last_cut())
+        self._epoch = await log.take_epoch(at.epoch)
+        if name != at.log:  # all that it has is new
+            position = Position(extent.first, 0) if extent.first else Position(extent.last)
+            behind = extent.length
+        elif extent.last < at.position.entry:  # it went back: all that it has is learned
+            position, behind = Position(extent.last), 0
+        else:
+            is_whole = at.position.taken is None or await log.read_one(at.position.entry)
+            position = at.position if is_whole else Position(at.position.entry)
+            behind = await log.behind(position, extent.last)
+        gap = Cut(position, entries=extent.added - behind, command=GAP_COMMAND)
+        self.place = replace(at, log=name, epoch=self._epoch, cut=cut)
         self._recorded = cut
         await self.record(log, [gap])
         self.apply(gap, None)
@@ -200,10 +217,7 @@ class Replica:
                 raise GapError(f"entry {pending.position.entry}, learned in part, is gone")
             found = [one]
         else:
-            count = min(max(READ_BYTES // self._largest, 1), READ_ENTRIES)
-            found = await log.read(pending.newest, count, block_ms)
-        if found:
-            self._largest = max(1, *(sum(map(len, fields.values())) for _, fields in found))
+            found = await log.read(pending.newest, READ_ENTRIES, READ_BYTES, block_ms)
         for entry_id, fields in found:
             entry = read_entry(entry_id, fields, spec.features, spec.classes)
             if entry.batch is not None:

@@ -17,13 +17,15 @@ from service.allocator import keep_freed_memory
 from service.app import create_app
 from service.connection import Connection
 from service.log import LogError
-from service.service import Service
+from service.service import Service, StoppedError
 from service.settings import Settings
 
 logger = logging.getLogger("funnel")
 
 GRACE_SECONDS = 5
 """Longest wait at the end for answers that are under way."""
+CONFIRM_SECONDS = 3
+"""Longest wait at the end for the log to confirm what is under way."""
 
 
 class Server(uvicorn.Server):
@@ -66,6 +68,7 @@ async def serve(
 
     Raises:
         LogError, OSError and those of `Service.start`: it could not be started.
+        RuntimeError: a part of it ended that it cannot do without.
     """
     keep_freed_memory()
     # `funnel.traced` ignores it too, but what that sets is undone by any other thread's.
@@ -90,6 +93,7 @@ async def serve(
     def stop() -> None:
         if not service.draining.is_set():
             logger.info("stopping")
+            loop.call_later(CONFIRM_SECONDS, service.give_up)
         service.draining.set()
         server.should_exit = True
 
@@ -107,6 +111,8 @@ async def serve(
                 started(service, server.url)
         else:
             await asyncio.wait({starting})
+            if not isinstance(error := starting.exception(), StoppedError | None):
+                raise error
         await asyncio.wait(
             {listening, asyncio.ensure_future(service.draining.wait())},
             return_when=asyncio.FIRST_COMPLETED,
@@ -119,6 +125,8 @@ async def serve(
         await service.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+    if service.broken:
+        raise RuntimeError(service.broken)
 
 
 async def _listen(server: Server) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -27,6 +29,10 @@ DRAIN_SECONDS = 20.0
 """Longest wait for the learner to finish and write its last checkpoint."""
 
 
+class StoppedError(RuntimeError):
+    """The service was told to stop before it had started."""
+
+
 class Service:
     """Log, learner, intake and predictor of one model.
 
@@ -42,8 +48,8 @@ class Service:
         self.predictor: Predictor | None = None
         self.draining = asyncio.Event()
         """Set when the service begins to stop."""
-        self.failed = asyncio.Event()
-        """Set when the learner has halted for good."""
+        self.broken = ""
+        """What ended although the service cannot do without; then it stops."""
         self.viewers = 0
         """Open streams of events."""
         self._server: EmbeddedServer | None = None
@@ -77,6 +83,7 @@ class Service:
         Raises:
             LogError, ServerError, DamagedError, ModelError, SettingsError, OSError:
                 it cannot be started; the message says why and what to do.
+            StoppedError: it was told to stop meanwhile.
         """
         settings = self.settings
         device = settings.torch_device()
@@ -110,20 +117,17 @@ class Service:
                 settings.accept_gap,
             ),
             self.metrics.observe_step,
-            lambda _: loop.call_soon_threadsafe(self.failed.set),
             lambda event: loop.call_soon_threadsafe(self._tell, event),
         )
         if settings.drift_webhook:
             self._webhook = Webhook(settings.drift_webhook, self.metrics.webhook_failures.inc)
-            self._tasks.append(asyncio.create_task(self._webhook.run()))
+            self._keep_up("the webhook", self._webhook.run())
         await asyncio.to_thread(learner.start)
         self.learner = learner
         self.intake = Intake(connect(url), name)
         predictor = Predictor(Evaluator(state.served), lambda: self.snapshot)
-        self._tasks += [
-            asyncio.create_task(self.intake.run()),
-            asyncio.create_task(predictor.run()),
-        ]
+        self._keep_up("the way into the log", self.intake.run())
+        self._keep_up("prediction", predictor.run())
         self.predictor = predictor
 
     def _tell(self, event: Event) -> None:
@@ -137,9 +141,36 @@ class Service:
         if url := settings.redis_url.get_secret_value():
             return url
         self._server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
-        await self._server.start()
-        self._tasks.append(asyncio.create_task(self._server.watch()))
+        starting = asyncio.create_task(self._server.start())  # which may read a large file
+        draining = asyncio.create_task(self.draining.wait())
+        await asyncio.wait({starting, draining}, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        if not starting.done():
+            starting.cancel()
+            self._server.abandon()
+            self._server = None
+            raise StoppedError("told to stop while the log was loading")
+        await starting
+        self._keep_up("the watch over the embedded server", self._server.watch())
         return self._server.url
+
+    def _keep_up(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run what must not end before the service; it stops, and says why, if that does."""
+
+        async def run() -> None:
+            try:
+                await work
+            except Exception as error:
+                logger.exception("%s has ended", name)
+                self.broken = f"{name} has ended: {error!r}"
+                self.draining.set()
+
+        self._tasks.append(asyncio.create_task(run()))
+
+    def give_up(self) -> None:
+        """Answer those who wait for the log, before the server cuts them off."""
+        if self.intake is not None:
+            self.intake.give_up()
 
     async def stop(self) -> None:
         """Finish the batch at hand, write a checkpoint, stop the embedded server."""

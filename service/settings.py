@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     )  # fmt: skip
     experts: int = Field(
         len(DEFAULT_EXPERTS), ge=1, le=len(DEFAULT_EXPERTS),
-        description="experts of the pool; memory and time grow with them",
+        description="experts of the served pool; memory and time grow with them",
     )  # fmt: skip
     lr: float = Field(
         0.03, gt=0, le=1e6, allow_inf_nan=False, description="where η starts; not of the pool"
@@ -203,7 +203,7 @@ class Settings(BaseSettings):
         """Names of what was set although nothing looks at it."""
         learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
         idle = set() if self.model == "mlp" else {"hidden"}
-        if "pool" not in learners:
+        if self.optimizer != "pool":
             idle.add("experts")
         if learners == {"pool"}:  # whose experts have rates of their own
             idle |= {"lr", "momentum"}
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
             self.optimizer,
             self.standardize,
             self.seed,
-            self.experts if "pool" in (self.optimizer, *self.shadow) else 0,
+            self.experts if self.optimizer == "pool" else 0,
         )
 
     @property

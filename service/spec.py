@@ -16,7 +16,7 @@ class Spec:
     standardize: bool
     seed: int
     experts: int = 0
-    """Of the pool, if that is the optimizer of any learner; else 0."""
+    """Of the pool, if that is the optimizer; else 0."""
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Spec":

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from starlette.requests import Request
+from starlette.types import Scope
 
 from service import body
 from service.errors import HTTPError
@@ -38,3 +39,28 @@ def test_a_length_that_lies_does_not_help() -> None:
         with pytest.raises(HTTPError) as caught:
             read(b"x" * 60, 2, {b"content-length": length})
         assert (caught.value.status, caught.value.code) == (413, "body_too_large")
+
+
+def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "MOST_UNDER_WAY", 0)  # so twice the largest, 200 bytes
+    monkeypatch.setattr(body, "_under_way", 0)
+    scopes: list[Scope] = [{"type": "http", "headers": []} for _ in range(3)]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 90, "more_body": False}
+
+    def read_one(scope: Scope) -> bytes:
+        return asyncio.run(body.read_body(Request(scope, receive), most=100))
+
+    for scope in scopes[:2]:
+        read_one(scope)
+    with pytest.raises(HTTPError) as caught:
+        read_one(scopes[2])
+    assert (caught.value.status, caught.value.code) == (503, "too_busy")
+    assert caught.value.answer().headers["Connection"] == "close"
+    body.let_go(scopes[0])
+    body.let_go(scopes[0])
+    assert len(read_one(scopes[2])) == 90
+    for scope in scopes[1:]:
+        body.let_go(scope)
+    assert body._under_way == 0

@@ -187,3 +187,24 @@ def test_a_state_of_other_shapes_is_refused_whole() -> None:
             state.load(tensors, 1, 1)
     assert same_tensors(state.tensors(), before)
     assert isinstance(State(state.spec, state.rates, CPU), State)
+
+
+def test_scraps_of_killed_writers_are_cleared_away(tmp_path: Path) -> None:
+    checkpoints, _ = kept(tmp_path)
+    info = checkpoints.write(a_copy())
+    (tmp_path / ".writing-x").write_bytes(b"half")
+    checkpoints.clear_scraps()
+    assert list(tmp_path.iterdir()) == [info.path]
+
+
+def test_news_are_what_others_have_written(tmp_path: Path) -> None:
+    mine, theirs = kept(tmp_path)[0], kept(tmp_path)[0]
+    for k in range(1, KEPT + 3):
+        mine.write(a_copy(k, replace(PLACE, cut=k)))
+        assert not mine.has_news
+    assert theirs.has_news
+    theirs.load()
+    theirs.write(a_copy(1, replace(PLACE, epoch=4, cut=99)))
+    assert not theirs.has_news
+    mine.write(a_copy(1, replace(PLACE, epoch=5, cut=100)))
+    assert mine.has_news

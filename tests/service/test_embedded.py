@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Awaitable, Callable
@@ -88,6 +89,33 @@ def test_a_killed_server_is_started_again_with_all_it_had(tmp_path: Path) -> Non
         await server.stop()
 
     asyncio.run(run())
+
+
+def test_the_watch_outlives_a_lack_of_descriptors_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        server = EmbeddedServer(tmp_path)
+        await server.start()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        watching = asyncio.create_task(server.watch())
+        killed = pid(tmp_path)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+            os.kill(killed, signal.SIGKILL)
+            await asyncio.to_thread(wait_for, lambda: "Too many open files" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await asyncio.to_thread(wait_for, lambda: pid(tmp_path) != killed)
+        await asyncio.to_thread(wait_for, lambda: "is back" in caplog.text)
+        assert caplog.text.count("Too many open files") == 1
+        assert not watching.done()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await server.stop()
+
+    with caplog.at_level("INFO", logger="funnel"):
+        asyncio.run(asyncio.wait_for(run(), 60))
 
 
 @pytest.mark.parametrize("name", ["with space", "with%20percent", "with?question", "x" * 150])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -244,3 +245,45 @@ def test_a_device_that_fails_halts_learning_until_a_restart(tmp_path: Path) -> N
             assert client.get("/model").json()["model_version"] == 2
     finally:
         service.kill()
+
+
+def test_who_waits_for_a_log_that_stands_still_is_answered_at_the_end(world: World) -> None:
+    os.kill(world.server.process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as sender:
+        waiting = sender.submit(world.learn, 1, "", "one")
+        wait_for(lambda: waiting.running() and world.learn(1, "", "one").status_code == 409)
+        os.kill(world.service.process.pid, signal.SIGTERM)
+        answer = waiting.result(20)
+    os.kill(world.server.process.pid, signal.SIGCONT)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "log_unavailable"
+    world.service.process.join(40)
+    assert world.service.process.exitcode == 0
+    assert "Traceback" not in world.service.log
+
+
+def test_a_service_that_waits_for_its_log_to_load_can_be_told_to_stop(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL) as service:
+        pid = service.server_pid()
+        assert pid is not None
+        service.kill(server=False)
+        os.kill(pid, signal.SIGSTOP)  # as one is that reads a large file
+        try:
+            again = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "serve", "--features", "6", "--classes", "3",
+                 "--port", str(service.port), "--data-dir", str(tmp_path / "data")],
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            wait_for(partial(is_live, service.url))
+            again.terminate()
+            assert again.wait(15) == 0
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            service.kill_server()
+
+
+def is_live(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/live").status_code == 200
+    except httpx.TransportError:
+        return False

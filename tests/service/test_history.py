@@ -123,3 +123,12 @@ def test_where_inputs_are_no_images_there_are_no_pictures(service: ServiceProces
         gains, newest = client.get("/optimizer/gains").json(), client.get("/newest").json()
     assert (gains["side"], gains["log_gains"]) == (None, [])
     assert (newest["side"], newest["examples"]) == (None, [])
+
+
+def test_events_of_long_ago_are_forgotten() -> None:
+    made = History()
+    for k in range(1_000):
+        made.note_drifts([{"id": n} for n in range(k, k + 10)])
+    assert len(made._drifts) == 10
+    (last,) = made.after(made._number - 1) or []
+    assert last.json == b'{"id":1008}'

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from service.body import MOST_UNDER_WAY
 from service.guard import BASIC
 from tests.service.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 from tests.service.states import a_batch
@@ -280,6 +281,15 @@ def test_a_full_backlog_is_429_with_retry_after(locked: ServiceProcess) -> None:
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "backlog_full"
         assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_a_body_that_was_answered_is_counted_no_more(client: httpx.Client) -> None:
+    large = save({"features": np.zeros((MOST_UNDER_WAY // 17 // 6, 6), np.uint8)})
+    for _ in range(18):
+        refused = client.post("/predict", content=large, headers=SAFETENSORS)
+        assert refused.json()["error"]["code"] == "too_many_examples"
+    features = {"features": as_json(0)["features"]}
+    assert client.post("/predict", json=features).status_code == 200
 
 
 def test_a_lost_log_is_503_until_it_is_back(tmp_path: Path) -> None:

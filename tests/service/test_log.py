@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import chain
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from service.entries import ORIGIN, TOP, Cut, Dead, EntryId, Position
-from service.log import FencedError, GapError, Log, LogError, check_reach, connect
+from service.log import DEAD_BYTES, FencedError, GapError, Log, LogError, check_reach, connect
 from tests.service.harness import RedisProcess
 
 
@@ -166,11 +167,69 @@ def test_a_server_that_evicts_is_refused_and_one_that_forgets_is_named(
         try:
             await redis.config_set("appendfsync", "everysec")
             assert "power cut" in (await log.check_server())[0]
+            await redis.config_set("maxmemory-policy", "volatile-lru")
+            assert "Idempotency-Keys" in (await log.check_server())[0]
+            await redis.execute_command(
+                "ACL", "SETUSER", "guest", "on", ">secret", "~*", "+@all", "-config"
+            )
+            guest = connect(server.url.replace("://", "://guest:secret@"))
+            shy, evicts = await Log(guest, model).check_server()
+            await guest.aclose()
+            assert "does not show its configuration" in shy
+            assert "Idempotency-Keys" in evicts
             await redis.config_set("maxmemory-policy", "allkeys-lru")
             with pytest.raises(LogError, match="noeviction"):
                 await log.check_server()
         finally:
             await redis.config_set("maxmemory-policy", "noeviction")
             await redis.config_set("appendfsync", "always")
+
+    with_log(server, model, use)
+
+
+def test_a_read_is_bounded_in_bytes_whatever_came_before(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        sizes = [10] * 3 + [1 << 20] * 9 + [10] * 3
+        for size in sizes:
+            await log.redis.xadd(log.keys.log, {"batch": bytes(size), "source": "http"})
+        after, found = ORIGIN, []
+        while entries := await log.read(after, 100, 4 << 20, None):
+            found.append([len(fields[b"batch"]) for _, fields in entries])
+            after = entries[-1][0]
+        assert list(map(len, found)) == [7, 4, 4]
+        assert list(chain.from_iterable(found)) == sizes
+        assert len(await log.read(ORIGIN, 2, 4 << 20, 1)) == 2
+        assert await log.read(after, 100, 4 << 20, 1) == []
+
+    with_log(server, model, use)
+
+
+def test_a_dead_letter_keeps_little_of_a_large_entry(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        entries = [
+            await log.redis.xadd(log.keys.log, {"note": "by hand", "batch": bytes(1 << 20)}),
+            await log.redis.xadd(log.keys.log, {f"field {k}": "x" * 100 for k in range(5_000)}),
+        ]
+        dead = tuple(Dead(EntryId.parse(entry), "poison") for entry in entries)
+        epoch = await log.take_epoch(0)
+        await log.append_cuts(epoch, 1, [Cut(Position(dead[-1].entry), 0, 2, dead)])
+        letters = [fields for _, fields in await log.redis.xrange(log.keys.dead)]
+        assert [letter[b"entry"] for letter in letters] == entries
+        assert letters[0][b"note"] == b"by hand"
+        for letter in letters:
+            assert sum(map(len, (*letter.keys(), *letter.values()))) < DEAD_BYTES + 100
+
+    with_log(server, model, use)
+
+
+def test_entries_behind_a_position_are_counted(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        entries = await fill(log, 50)
+        await log.redis.xdel(log.keys.log, str(entries[30]))
+        assert await log.behind(Position(ORIGIN), entries[-1]) == 49
+        assert await log.behind(Position(entries[9]), entries[-1]) == 39
+        assert await log.behind(Position(entries[9], 1), entries[-1]) == 40
+        assert await log.behind(Position(entries[9]), entries[20]) == 11
+        assert await log.behind(Position(entries[30], 1), entries[-1]) == 19
 
     with_log(server, model, use)
