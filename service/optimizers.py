@@ -53,7 +53,7 @@ class Shadow:
         except ValueError:
             lr = 0.0
         if lr is not None and not 0 < lr <= 1e6:
-            raise ValueError(f"{text!r}: the learning rate must be above 0, and at most 1e6")
+            raise ValueError(f"{text!r}: the learning rate must be a number above 0, at most 1e6")
         return cls(text, optimizer, lr)
 
     def rates(self, served: Rates) -> Rates:

@@ -14,8 +14,8 @@ class RiverLearner:
 
     Args:
         model: any `river.base.Classifier`.
-        constant: whether to give it a further feature that is always 1, which `SoftmaxRegression`
-            needs for a bias.
+        constant: whether to give it a further feature that is always 1, without which
+            `SoftmaxRegression` has no bias.
     """
 
     def __init__(self, model: Any, constant: bool = False) -> None:

@@ -107,12 +107,12 @@ def _vowpal_wabbit(options: str, stream: Stream, seed: int) -> Learner:
     return VowpalWabbitLearner(stream.classes, f"--random_seed {seed} {options}")
 
 
-def _softmax(rule: str, lr: float, stream: Stream, seed: int) -> Learner:
+def _softmax(rule: str, lr: float, bias: bool, stream: Stream, seed: int) -> Learner:
     from river import linear_model, optim
 
     from streams.library_learners import RiverLearner
 
-    return RiverLearner(linear_model.SoftmaxRegression(getattr(optim, rule)(lr)), constant=True)
+    return RiverLearner(linear_model.SoftmaxRegression(getattr(optim, rule)(lr)), constant=bias)
 
 
 def _adaptive_tree(stream: Stream, seed: int) -> Learner:
@@ -229,12 +229,13 @@ PEERS: dict[str, Peer] = {
     "river-softmax": Peer(
         "river SoftmaxRegression",
         {
-            f"{rule} {lr:g}": partial(_softmax, rule, lr)
+            f"{rule} {lr:g}{'' if bias else ', no bias'}": partial(_softmax, rule, lr, bias)
             for rule, rates in (
                 ("SGD", (1e-3, 3e-3, 0.01, 0.03, 0.1)),
-                ("AdaGrad", (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)),
+                ("AdaGrad", (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
             )
             for lr in rates
+            for bias in (True, False)
         },
         "river",
         most_features=100,

@@ -1,9 +1,12 @@
 """Drift events of a running service: shown, kept over kill -9, posted."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
+
 from streams.catalog import get
-from tests.service.harness import SAFETENSORS, serving, wait_for
+from tests.service.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
 from tests.service.test_webhook import answering
 
 
@@ -28,3 +31,39 @@ def test_a_turn_shows_is_posted_and_outlives_a_kill(tmp_path: Path) -> None:
         assert client.get("/drift").json()["events"] == before
         assert client.post("/checkpoint").json()["sha256"] == digest
         assert len(bodies) == len(before)
+
+
+def test_what_was_told_is_not_told_again_when_the_log_comes_late(tmp_path: Path) -> None:
+    stream = get("abrupt", 6_000, source="digits")
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        with (
+            answering(200) as (url, bodies),
+            serving(tmp_path, drift_webhook=url, redis_url=redis.url) as service,
+            service.client() as client,
+        ):
+            for batch in stream.batches(500):
+                client.post("/learn?wait=applied", content=batch.to_bytes(), headers=SAFETENSORS)
+            before = client.get("/drift").raise_for_status().json()["events"]
+            wait_for(lambda: len(bodies) == len(before) > 0)
+            service.kill()
+            redis.kill()
+            late = ServiceProcess(service.directory, service.options, service.port)
+            with ThreadPoolExecutor(1) as starting:
+                started = starting.submit(late.start)
+                wait_for(lambda: '{condition="waiting"} 1.0' in metrics(late))
+                redis.start()
+                started.result()
+            wait_for(lambda: client.get("/health/ready").json()["learning"] == "learning")
+            assert client.get("/drift").json()["events"] == before
+            assert len(bodies) == len(before)
+            late.kill()
+    finally:
+        redis.kill()
+
+
+def metrics(service: ServiceProcess) -> str:
+    try:
+        return httpx.get(f"{service.url}/metrics").text
+    except httpx.TransportError:
+        return ""

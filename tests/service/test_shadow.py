@@ -113,3 +113,12 @@ def test_a_baseline_takes_the_learning_rate_that_it_is_given() -> None:
     assert load_settings({"shadow": "adagrad:0.5, adam"}).shadow == ("adagrad:0.5", "adam")
     assert Shadow.parse("adagrad:0.5").rates(RATES).lr == 0.5
     assert Shadow.parse("funnel").rates(RATES).lr == RATES.lr
+
+
+def test_a_pool_may_come_and_go_beside_another_optimizer() -> None:
+    alone = load_settings({"optimizer": "funnel"})
+    beside = load_settings({"optimizer": "funnel", "shadow": "pool"})
+    assert beside.spec == alone.spec, "a checkpoint of one is that of the other"
+    state = State(beside.spec, beside.rates, CPU)
+    served = State(load_settings({}).spec, RATES, CPU)
+    assert state.shadows["pool"].tensors().keys() == served.served.tensors().keys()
