@@ -232,7 +232,7 @@ PEERS: dict[str, Peer] = {
             f"{rule} {lr:g}{'' if bias else ', no bias'}": partial(_softmax, rule, lr, bias)
             for rule, rates in (
                 ("SGD", (1e-3, 3e-3, 0.01, 0.03, 0.1)),
-                ("AdaGrad", (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
+                ("AdaGrad", (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
             )
             for lr in rates
             for bias in (True, False)

@@ -42,7 +42,7 @@ WARM_SECONDS = 1.0
 """Of requests that do not count: a server's first answers are slower."""
 IDLE, PEER = "Funnel, idle", "LitServe, which does not learn"
 BUSY, LOG = "Funnel, learning flat out, senders pressing", "Funnel, learning its log flat out"
-LEARNED = 120_000
+LEARNED = 60_000
 """More examples a second than are learned: so many a second wait in the log."""
 
 
@@ -79,9 +79,7 @@ def ask_funnel(seconds: float) -> Iterator[tuple[tuple[str, int], Found]]:
     """Measure a service: idle, while senders press, while it learns what they left behind."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        serving(
-            Path(scratch), optimizer="funnel", max_backlog=10 * LEARNED * round(seconds + 2)
-        ) as service,
+        serving(Path(scratch), max_backlog=10 * LEARNED * round(seconds + 2)) as service,
         service.client() as client,
     ):
         measure(service.url, RATES[0], WARM_SECONDS)

@@ -17,6 +17,8 @@ from tests.benchmarks.load import BYTES
 from tests.benchmarks.measure import Plan, batches, ratios, show, table
 
 INSTALL = "not installed: pip install -e '.[bench]'"
+POOL = "Funnel, the pool, over HTTP: safetensors, 1,000 a request"
+SINGLE = "Funnel, a single one, over HTTP likewise"
 SLICE = 10
 """Batches of 100 that are learned over and over: as dictionaries or text they are large."""
 
@@ -93,13 +95,19 @@ def run(plan: Plan) -> str:
         try:
             peers[name] = make()
         except ImportError:
-            missing.append((name, INSTALL, ""))
-    own: list[float] = []
-    found: dict[str, list[float]] = {name: [] for name in peers}
+            missing.append((name, INSTALL, "", ""))
+    pool: list[float] = []
+    found: dict[str, list[float]] = {name: [] for name in (SINGLE, *peers)}
     for _ in plan.rounds("peers"):
-        own.append(over_http(1000, BYTES, plan.seconds, optimizer="funnel"))
+        pool.append(over_http(1000, BYTES, plan.seconds, optimizer="pool"))
+        found[SINGLE].append(over_http(1000, BYTES, plan.seconds, optimizer="funnel"))
         for name, peer in peers.items():
             found[name].append(peer.rate(plan.seconds))
-    lines = [("Funnel over HTTP: safetensors, 1,000 a request", show(own, ",.0f"), "1")]
-    lines += [(name, show(rates, ",.0f"), ratios(own, rates)) for name, rates in found.items()]
-    return table(("learner", "examples/s learned", "Funnel is × as fast"), [*lines, *missing])
+    single = found[SINGLE]
+    lines = [(POOL, show(pool, ",.0f"), "1", ratios(pool, single))]
+    lines += [
+        (name, show(rates, ",.0f"), ratios(pool, rates), ratios(single, rates))
+        for name, rates in found.items()
+    ]
+    head = ("learner", "examples/s learned", "the pool is × as fast", "a single Funnel is")
+    return table(head, [*lines, *missing])

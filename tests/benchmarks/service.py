@@ -2,10 +2,9 @@
 
     python -m tests.benchmarks.service [--only learn peers latency memory recovery]
 
-Logistic regression 784 × 10 on the stream `abrupt`, single Funnel (and the pool where it says
-so), one thread. All that is
-compared is measured in turn within each round, so that noise hits all alike; given are median
-(lowest to highest), of ratios too, each of one round.
+Logistic regression 784 × 10 on the stream `abrupt`, the pool but where it says a single Funnel, one
+thread. All that is compared is measured in turn within each round, so that noise hits all alike;
+given are median (lowest to highest), of ratios too, each of one round.
 
 - **learn**: examples are sent flat out for some seconds, and then waited for until the last is
   learned: a backlog does not count as learned. The bare fold is the same steps in one process

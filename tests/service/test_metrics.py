@@ -48,6 +48,7 @@ CONTRACT = {
     "funnel_snapshot_age_seconds": set(),
     "funnel_checkpoint_age_seconds": set(),
     "funnel_ready": set(),
+    "funnel_learning": {"condition"},
     "funnel_gain_distribution_bucket": {"learner", "tensor", "le"},
     "funnel_step_seconds_bucket": {"le"},
     "funnel_batch_examples_bucket": {"le"},

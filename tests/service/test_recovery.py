@@ -349,6 +349,30 @@ def test_a_log_that_lost_its_end_is_gone_on_with_and_nothing_counts_twice(
         redis.kill()
 
 
+def test_a_copy_of_a_running_services_directory_is_a_backup(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    copy = ServiceProcess(tmp_path / "copy", service.options)
+    with service.client() as client:
+        for k in range(3):
+            learn(client, k)
+        digest(client)
+        learn(client, 3)
+        shutil.copytree(
+            service.directory / "data",
+            copy.directory / "data",
+            ignore=shutil.ignore_patterns("*.sock", "*.pid"),
+        )
+        expected = digest(client)
+    copy.start()
+    try:
+        with copy.client() as client:
+            wait_for(lambda: client.get("/model").json()["examples_learned"] == 80)
+            assert digest(client) == expected
+    finally:
+        copy.kill()
+
+
 def test_missing_cuts_are_refused_and_a_new_log_goes_on(tmp_path: Path) -> None:
     redis = RedisProcess(tmp_path / "redis").start()
     try:
