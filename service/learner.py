@@ -24,6 +24,7 @@ from service.history import History
 from service.keeper import Keeper
 from service.lease import Lease, Lock
 from service.log import FencedError, GapError, Log, LogError, check_reach
+from service.logserver import check_server
 from service.pipeline import Cutting, Pipeline, Worker, give_way
 from service.rejections import Rejections
 from service.replica import Replica
@@ -242,7 +243,7 @@ class Learner:
     async def _check_server(self, log: Log) -> None:
         """At the start, at reconnections and now and then: is the server fit to keep a log?"""
         self._checked_at = time.monotonic()
-        warnings = await log.check_server()
+        warnings = await check_server(log.redis)
         for warning in warnings:
             if warning not in self._warnings:
                 logger.warning("%s", warning)

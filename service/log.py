@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from service.entries import ORIGIN, TOP, Cut, Dead, EntryId, Position
+from service.logscripts import APPEND_CUTS, COUNT, DESCRIBE, PUT_ASIDE, READ, TAKE_EPOCH
 
 DEAD_KEPT = 10_000
 """Dead letters kept, about."""
@@ -33,87 +34,6 @@ DEAD_BYTES = 4_096
 SOCKET_SECONDS = 15.0
 """Time-out of the connection; longer than any BLOCK."""
 CUTS_A_READ = 1_000
-
-APPEND_CUTS = """
--- KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its
--- number, fields and dead letters. Nothing is written unless the epoch is still the caller's.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return redis.error_reply('FENCED epoch ' .. tostring(redis.call('GET', KEYS[1])))
-end
-for _, text in ipairs(cjson.decode(ARGV[4])) do
-  local id, body, dead = text[1], text[2], text[3]
-  redis.call('XADD', KEYS[2], id, 'cut', body)
-  for _, letter in ipairs(dead) do
-    local fields = {'entry', letter[1], 'reason', letter[2]}
-    local found = redis.call('XRANGE', KEYS[4], letter[1], letter[1])
-    local room, theirs = tonumber(ARGV[3]), found[1] and found[1][2] or {}
-    for i = 1, #theirs, 2 do
-      if #theirs[i] >= room then break end
-      fields[#fields + 1], room = theirs[i], room - #theirs[i]
-      fields[#fields + 1] = string.sub(theirs[i + 1], 1, room)
-      room = room - #fields[#fields]
-    end
-    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields))
-  end
-end
-return 1
-"""
-
-PUT_ASIDE = """
--- KEYS: dead, aside. ARGV: dead kept, then for each batch its version, begin, end, examples and
--- reason. A batch is written down once, however often it is replayed.
-local noted = tonumber(redis.call('GET', KEYS[2]) or '0')
-for _, row in ipairs(cjson.decode(ARGV[2])) do
-  if tonumber(row[1]) > noted then
-    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'version', row[1], 'begin', row[2],
-               'end', row[3], 'examples', row[4], 'reason', row[5])
-    noted = tonumber(row[1])
-  end
-end
-redis.call('SET', KEYS[2], string.format('%d', noted))
-return 1
-"""
-
-TAKE_EPOCH = """
--- KEYS: epoch. ARGV: the highest epoch the caller knows of.
-local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])) + 1
-redis.call('SET', KEYS[1], string.format('%d', epoch))
-return epoch
-"""
-
-DESCRIBE = """
--- KEYS: log, uuid. Without the entries themselves, which XINFO STREAM would send along.
-local kind = redis.call('TYPE', KEYS[1]).ok
-local name = redis.call('GET', KEYS[2])
-if kind ~= 'stream' then return {kind, name} end
-local info, out = redis.call('XINFO', 'STREAM', KEYS[1]), {kind, name}
-for i = 1, #info, 2 do
-  if info[i] == 'length' or info[i] == 'entries-added' then out[#out + 1] = info[i + 1] end
-  if info[i] == 'last-generated-id' then out[#out + 1] = info[i + 1] end
-  if info[i] == 'first-entry' then out[#out + 1] = info[i + 1] and info[i + 1][1] or false end
-end
-return out
-"""
-
-
-READ = """
--- KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may go beyond.
-local found, bytes, after = {}, 0, ARGV[1]
-while #found < tonumber(ARGV[2]) and bytes < tonumber(ARGV[3]) do
-  local entry = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 1)[1]
-  if not entry then break end
-  found[#found + 1], after = entry, entry[1]
-  for _, field in ipairs(entry[2]) do bytes = bytes + #field end
-end
-return found
-"""
-
-COUNT = """
--- KEYS: log. ARGV: an id, the last id, the most. How many lie behind the first up to the last, and
--- the id of the last of them.
-local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3])
-return {#found, #found > 0 and found[#found][1] or ARGV[1]}
-"""
 COUNTED_AT_ONCE = 16
 """Entries in a step of `Log.behind`: the script has them all in memory."""
 
@@ -191,47 +111,6 @@ class Log:
 
     def __init__(self, redis: Redis, model: str) -> None:
         self.redis, self.keys = redis, Keys(model)
-
-    async def check_server(self) -> list[str]:
-        """Return warnings about the server's durability.
-
-        Raises:
-            LogError: it is too old, or evicts streams when its memory is full.
-        """
-        warnings = []
-        try:
-            info = await self.redis.info("server") | await self.redis.info("memory")
-        except ResponseError:
-            return ["the server does not show its state; is it durable, without eviction?"]
-        try:
-            config = await self.redis.config_get("maxmemory-policy", "appendonly", "appendfsync")
-        except ResponseError:
-            config = {}
-            warnings.append("the server does not show its configuration; is it durable?")
-        version = str(info.get("valkey_version") or info["redis_version"])
-        if int(version.split(".")[0]) < 7:
-            raise LogError(f"Redis {version} is too old: Funnel needs 7 or later")
-        policy = str(config.get("maxmemory-policy") or info.get("maxmemory_policy"))
-        if policy.startswith("allkeys"):
-            raise LogError(
-                f"the server's maxmemory-policy is {policy}: it may throw the log away; "
-                "set it to noeviction"
-            )
-        if policy != "noeviction":
-            warnings.append(
-                f"the server's maxmemory-policy is {policy}: when its memory is full it may throw "
-                "away Idempotency-Keys, and a retry be learned twice; set it to noeviction"
-            )
-        if config.get("appendonly") == "no":
-            warnings.append(
-                "the server's append-only file is off: acknowledged examples may be lost"
-            )
-        elif config.get("appendfsync", "always") != "always":
-            warnings.append(
-                f"the server's appendfsync is {config.get('appendfsync')}: "
-                "a power cut may lose the last acknowledged examples"
-            )
-        return warnings
 
     async def name(self) -> str:
         """Return the log's uuid, giving it one if it has none."""

@@ -1,5 +1,6 @@
 """Faults, each caused for real; `service/docs/faults.md` says what must happen."""
 
+import contextlib
 import os
 import re
 import resource
@@ -245,6 +246,46 @@ def test_a_device_that_fails_halts_learning_until_a_restart(tmp_path: Path) -> N
             assert client.get("/model").json()["model_version"] == 2
     finally:
         service.kill()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB for the data of a service at ``tmp_path``."""
+    (tmp_path / "data").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", tmp_path / "data"]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path / "data"], check=True)
+
+
+def test_a_full_disk_under_the_embedded_log_is_called_that_and_loses_nothing(
+    small_disk: Path,
+) -> None:
+    filler = small_disk / "data/filler"
+    with serving(small_disk, **SMALL) as service, service.client() as client:
+
+        def taken(k: int) -> bool:
+            answer = client.post(
+                "/learn",
+                content=a_batch(k).to_bytes(),
+                headers=SAFETENSORS | {"Idempotency-Key": str(k)},
+            )
+            return answer.status_code == 202
+
+        assert taken(0)
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 12))
+        count = next(k for k in range(1, 100_000) if not taken(k))
+        wait_for(lambda: "make room" in service.log)
+        ready = client.get("/health/ready").json()
+        assert ready["learning"] == "waiting"
+        filler.unlink()
+        wait_for(partial(taken, count))
+        wait_for(lambda: client.get("/model").json()["examples_learned"] == 20 * (count + 1))
+        wait_for(lambda: "the embedded server is back" in service.log)
+        assert service.log.count("make room") < 5
 
 
 def test_who_waits_for_a_log_that_stands_still_is_answered_at_the_end(world: World) -> None:

@@ -4,13 +4,12 @@ import asyncio
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from redis import Redis
 
 from service.checkpoint import DamagedError
 from service.entries import ORIGIN, EntryId, Pending, Position
@@ -225,130 +224,6 @@ def test_what_an_operator_changes_is_recorded_so_that_replay_agrees(
     assert digests[0] == digests[1]
 
 
-Harm = Callable[[Redis], Any]
-GAPS: dict[str, tuple[Harm, str]] = {
-    "flushed": (lambda r: r.flushall(), "another log"),
-    "cut to one by a producer": (
-        lambda r: [r.xadd(LOG, {"x": "y"}), r.xadd(LOG, {"x": "y"}, maxlen=1, approximate=False)],
-        "gone",
-    ),
-    "filled up by the highest id": (
-        lambda r: r.xadd(LOG, {"x": "y"}, id="18446744073709551615-18446744073709551615"),
-        "full",
-    ),
-}
-
-
-@pytest.mark.parametrize("gap", GAPS)
-def test_a_gap_is_refused_until_it_is_accepted(tmp_path: Path, gap: str) -> None:
-    harm, message = GAPS[gap]
-    redis = RedisProcess(tmp_path / "redis").start()
-    try:
-        with serving(tmp_path, **SMALL, redis_url=redis.url) as service:
-            with service.client() as client:
-                for k in range(3):
-                    learn(client, k)
-                digest(client)
-            service.kill()
-            with redis.client() as direct:
-                harm(direct)
-            with pytest.raises(LogError, match=message) as caught:
-                service.start()
-            assert "--accept-gap" in str(caught.value)
-            service.options["accept_gap"] = True
-            service.start()
-            assert "gap accepted" in service.log
-            with service.client() as client:
-                learn(client, 3)
-                learned = client.get("/model").json()["examples_learned"]
-                assert learned == 80
-                before = digest(client)
-            service.kill()
-            service.options["accept_gap"] = False
-            service.start()
-            with service.client() as client:
-                assert digest(client) == before
-                learn(client, 4)
-    finally:
-        redis.kill()
-
-
-def test_an_entry_deleted_from_among_others_halts_until_that_is_accepted(tmp_path: Path) -> None:
-    redis = RedisProcess(tmp_path / "redis").start()
-    try:
-        with serving(tmp_path, **SMALL, redis_url=redis.url) as service:
-            with service.client() as client:
-                for k in range(3):
-                    learn(client, k)
-                digest(client)
-            service.kill()
-            with redis.client() as direct:
-                sent = [direct.xadd(LOG, {"batch": a_batch(k).to_bytes()}) for k in range(3, 6)]
-                direct.xdel(LOG, sent[1])
-            service.start()
-            with service.client() as client:
-                wait_for(lambda: client.get("/health/ready").json()["learning"] == "halted")
-                reason = client.get("/health/ready").json()["reason"]
-                assert "deleted before they were learned" in reason
-                assert "--accept-gap" in reason
-                assert client.post("/checkpoint").json()["error"]["code"] == "learning_halted"
-            service.kill()
-            service.options["accept_gap"] = True
-            service.start()
-            with service.client() as client:
-                wait_for(lambda: client.get("/model").json()["examples_learned"] == 100)
-                learn(client, 6)
-                before = digest(client)
-            service.kill()
-            service.options["accept_gap"] = False
-            service.start()
-            with service.client() as client:
-                assert digest(client) == before
-                learn(client, 7)
-                assert client.get("/model").json()["examples_learned"] == 140
-    finally:
-        redis.kill()
-
-
-@pytest.mark.parametrize("newer", [0, 1, 5])
-def test_a_log_that_lost_its_end_is_gone_on_with_and_nothing_counts_twice(
-    tmp_path: Path, newer: int
-) -> None:
-    redis = RedisProcess(tmp_path / "redis").start()
-    try:
-        with serving(tmp_path, **SMALL, redis_url=redis.url) as service:
-            with service.client() as client:
-                for k in range(3):
-                    learn(client, k)
-                shutil.copytree(tmp_path / "redis", tmp_path / "backup")
-                for k in range(3, 5):
-                    learn(client, k)
-                digest(client)
-            service.kill()
-            redis.kill()
-            shutil.rmtree(tmp_path / "redis")
-            (tmp_path / "backup").rename(tmp_path / "redis")
-            redis.start()
-            with redis.client() as direct:
-                for k in range(newer):
-                    direct.xadd(LOG, {"batch": a_batch(10 + k).to_bytes()})
-            service.options["accept_gap"] = True
-            if newer < 2:  # else as many as were ever learned: found out when it has read them
-                service.options["accept_gap"] = False
-                with pytest.raises(LogError, match="--accept-gap"):
-                    service.start()
-                service.options["accept_gap"] = True
-            service.start()
-            with service.client() as client:
-                wait_for(
-                    lambda: client.get("/model").json()["examples_learned"] == 100 + 20 * newer
-                )
-                learn(client, 20)
-                assert client.get("/model").json()["examples_learned"] == 120 + 20 * newer
-    finally:
-        redis.kill()
-
-
 def test_a_copy_of_a_running_services_directory_is_a_backup(
     service: ServiceProcess, tmp_path: Path
 ) -> None:
@@ -371,52 +246,6 @@ def test_a_copy_of_a_running_services_directory_is_a_backup(
             assert digest(client) == expected
     finally:
         copy.kill()
-
-
-def test_missing_cuts_are_refused_and_a_new_log_goes_on(tmp_path: Path) -> None:
-    redis = RedisProcess(tmp_path / "redis").start()
-    try:
-        with serving(tmp_path, **SMALL, redis_url=redis.url) as service:
-            with service.client() as client:
-                digest(client)
-                for k in range(3):
-                    learn(client, k)
-            service.kill()
-            with redis.client() as direct:
-                (first, _), *_ = direct.xrange(CUTS)
-                direct.xdel(CUTS, first)
-            with pytest.raises(LogError, match=r"cut 1 is missing.*delete funnel:\{logistic\}:log"):
-                service.start()
-            with redis.client() as direct:
-                direct.delete(LOG, CUTS)
-            service.options["accept_gap"] = True
-            service.start()
-            with service.client() as client:
-                learn(client, 3)
-                assert client.get("/model").json()["examples_learned"] == 20
-    finally:
-        redis.kill()
-
-
-def test_a_log_erased_under_a_running_service_halts_learning_but_not_prediction(
-    tmp_path: Path,
-) -> None:
-    redis = RedisProcess(tmp_path / "redis").start()
-    try:
-        with serving(tmp_path, **SMALL, redis_url=redis.url) as service, service.client() as client:
-            learn(client, 0)
-            with redis.client() as direct:
-                direct.flushall()
-            wait_for(lambda: client.get("/health/ready").json()["learning"] == "halted")
-            assert "another log" in client.get("/health/ready").json()["reason"]
-            refused = client.post("/learn", content=a_batch(1).to_bytes(), headers=SAFETENSORS)
-            assert refused.status_code == 503
-            assert refused.json()["error"]["code"] == "learning_halted"
-            assert client.post("/checkpoint").json()["error"]["code"] == "learning_halted"
-            features = {"features": a_batch(1).features.tolist()}
-            assert client.post("/predict", json=features).status_code == 200
-    finally:
-        redis.kill()
 
 
 def test_a_user_who_may_only_use_the_services_keys_is_enough(tmp_path: Path) -> None:

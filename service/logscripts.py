@@ -1,0 +1,82 @@
+"""What the log does in the server, at once or not at all: Lua."""
+
+APPEND_CUTS = """
+-- KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its
+-- number, fields and dead letters. Nothing is written unless the epoch is still the caller's.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return redis.error_reply('FENCED epoch ' .. tostring(redis.call('GET', KEYS[1])))
+end
+for _, text in ipairs(cjson.decode(ARGV[4])) do
+  local id, body, dead = text[1], text[2], text[3]
+  redis.call('XADD', KEYS[2], id, 'cut', body)
+  for _, letter in ipairs(dead) do
+    local fields = {'entry', letter[1], 'reason', letter[2]}
+    local found = redis.call('XRANGE', KEYS[4], letter[1], letter[1])
+    local room, theirs = tonumber(ARGV[3]), found[1] and found[1][2] or {}
+    for i = 1, #theirs, 2 do
+      if #theirs[i] >= room then break end
+      fields[#fields + 1], room = theirs[i], room - #theirs[i]
+      fields[#fields + 1] = string.sub(theirs[i + 1], 1, room)
+      room = room - #fields[#fields]
+    end
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields))
+  end
+end
+return 1
+"""
+
+PUT_ASIDE = """
+-- KEYS: dead, aside. ARGV: dead kept, then for each batch its version, begin, end, examples and
+-- reason. A batch is written down once, however often it is replayed.
+local noted = tonumber(redis.call('GET', KEYS[2]) or '0')
+for _, row in ipairs(cjson.decode(ARGV[2])) do
+  if tonumber(row[1]) > noted then
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'version', row[1], 'begin', row[2],
+               'end', row[3], 'examples', row[4], 'reason', row[5])
+    noted = tonumber(row[1])
+  end
+end
+redis.call('SET', KEYS[2], string.format('%d', noted))
+return 1
+"""
+
+TAKE_EPOCH = """
+-- KEYS: epoch. ARGV: the highest epoch the caller knows of.
+local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])) + 1
+redis.call('SET', KEYS[1], string.format('%d', epoch))
+return epoch
+"""
+
+DESCRIBE = """
+-- KEYS: log, uuid. Without the entries themselves, which XINFO STREAM would send along.
+local kind = redis.call('TYPE', KEYS[1]).ok
+local name = redis.call('GET', KEYS[2])
+if kind ~= 'stream' then return {kind, name} end
+local info, out = redis.call('XINFO', 'STREAM', KEYS[1]), {kind, name}
+for i = 1, #info, 2 do
+  if info[i] == 'length' or info[i] == 'entries-added' then out[#out + 1] = info[i + 1] end
+  if info[i] == 'last-generated-id' then out[#out + 1] = info[i + 1] end
+  if info[i] == 'first-entry' then out[#out + 1] = info[i + 1] and info[i + 1][1] or false end
+end
+return out
+"""
+
+
+READ = """
+-- KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may go beyond.
+local found, bytes, after = {}, 0, ARGV[1]
+while #found < tonumber(ARGV[2]) and bytes < tonumber(ARGV[3]) do
+  local entry = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 1)[1]
+  if not entry then break end
+  found[#found + 1], after = entry, entry[1]
+  for _, field in ipairs(entry[2]) do bytes = bytes + #field end
+end
+return found
+"""
+
+COUNT = """
+-- KEYS: log. ARGV: an id, the last id, the most. How many lie behind the first up to the last, and
+-- the id of the last of them.
+local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3])
+return {#found, #found > 0 and found[#found][1] or ARGV[1]}
+"""
