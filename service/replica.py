@@ -190,7 +190,9 @@ class Replica:
                     not pending or pending.newest < cut.position.entry
                 ):
                     if not await self.read(log, pending, None):
-                        raise _damaged(log, f"cut {number} needs entries that are gone")
+                        raise GapError(
+                            f"cut {number}, which is to be repeated, needs entries that are gone"
+                        )
                 again, batch = pending.take(cut.examples, cut)
                 if (again.position, again.examples) != (cut.position, cut.examples):
                     raise _damaged(log, f"cut {number} ends within another entry")

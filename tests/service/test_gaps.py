@@ -9,7 +9,13 @@ import pytest
 from redis import Redis
 
 from service.log import LogError
-from tests.service.harness import SAFETENSORS, RedisProcess, serving, wait_for
+from tests.service.harness import (
+    SAFETENSORS,
+    RedisProcess,
+    ServiceProcess,
+    serving,
+    wait_for,
+)
 from tests.service.states import a_batch
 from tests.service.test_recovery import CUTS, LOG, SMALL, digest, learn
 
@@ -133,6 +139,39 @@ def test_a_log_that_lost_its_end_is_gone_on_with_and_nothing_counts_twice(
                 )
                 learn(client, 20)
                 assert client.get("/model").json()["examples_learned"] == 120 + 20 * newer
+    finally:
+        redis.kill()
+
+
+def test_a_new_model_takes_what_a_trimmed_log_still_has(tmp_path: Path) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        with serving(tmp_path / "old", **SMALL, redis_url=redis.url) as service:
+            with service.client() as client:
+                for k in range(6):
+                    learn(client, k)
+                    digest(client)
+            service.terminate()
+        with redis.client() as direct:
+            kept = direct.xlen(LOG)
+            assert kept < 6
+            direct.xadd(LOG, {"batch": a_batch(6).to_bytes()})
+        new = ServiceProcess(tmp_path / "new", SMALL | {"redis_url": redis.url})
+        with pytest.raises(LogError, match="--accept-gap"):
+            new.start()
+        new.options["accept_gap"] = True
+        new.start()
+        with new.client() as client:
+            wait_for(lambda: client.get("/model").json()["examples_learned"] == 20 * (kept + 1))
+            before = digest(client)
+        new.kill()
+        new.options["accept_gap"] = False
+        new.start()
+        with new.client() as client:
+            learn(client, 7)
+            assert client.get("/model").json()["examples_learned"] == 20 * (kept + 2)
+            assert digest(client) != before
+        new.kill()
     finally:
         redis.kill()
 
