@@ -53,7 +53,7 @@ def test_one_that_walks_is_after_a_shift_as_if_it_had_seen_nothing_before(
 
 
 @pytest.mark.parametrize("on_host", [False, True])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"frozen"}))  # which never is sure enough
 def test_one_of_one_step_a_batch_begins_with_the_next(name: str, on_host: bool) -> None:
     pool = trained(MEMORY, RENEWS, name=name, on_host=on_host)
     learn(pool, *batch(100, shift=1))
@@ -64,10 +64,8 @@ def test_one_of_one_step_a_batch_begins_with_the_next(name: str, on_host: bool) 
     for mine, expected in zip(pool.buffers.values(), fresh.buffers.values(), strict=True):
         assert torch.equal(mine[1], expected[0])
     learn(pool, *batch(101, shift=1))
-    assert not torch.equal(
-        next(iter(pool.parameters.values()))[1],
-        made(name).state_dict()["weight" if name == "logistic" else "0.weight"],
-    )
+    mine, expected = (next(iter(one.parameters.values())) for one in (pool, fresh))
+    assert not torch.equal(mine[1], expected[0])
 
 
 def test_who_remembers_does_not_notice() -> None:
