@@ -1,16 +1,18 @@
 """What is made once for calls that come again and again: traces, and CUDA graphs."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
 from torch import Tensor
 
+WINDOW = 64
+"""Calls among which those of a signature are counted, before counting begins anew."""
 CALLS_BEFORE = 8
-"""Calls with one signature before anything is made for it."""
+"""Of them, those with one signature before something is made for it; three times as many once half
+of MOST is made, so that sizes of chance leave room for that of full batches."""
 MOST = 16
 """Signatures for which something is made; calls with others go without."""
-REMEMBERED = 1_024
-"""Signatures whose calls are counted."""
 
 Made = TypeVar("Made")
 
@@ -24,7 +26,7 @@ class Repeated(Generic[Made]):
     """
 
     def __init__(self) -> None:
-        self._calls: dict[Hashable, int] = {}
+        self._calls: Counter[Hashable] = Counter()
         self._made: dict[Hashable, Made] = {}
 
     def __len__(self) -> int:
@@ -41,10 +43,11 @@ class Repeated(Generic[Made]):
         """Count a call for which nothing was found; say whether to make something and `keep` it."""
         if len(self._made) >= MOST:
             return False
-        if len(self._calls) >= REMEMBERED:
+        if self._calls.total() >= WINDOW:
             self._calls.clear()
-        calls = self._calls[signature] = self._calls.get(signature, 0) + 1
-        return calls >= CALLS_BEFORE
+        self._calls[signature] += 1
+        enough = CALLS_BEFORE if len(self._made) < MOST // 2 else 3 * CALLS_BEFORE
+        return self._calls[signature] >= enough
 
     def keep(self, signature: Hashable, made: Made) -> None:
         """Keep what was made for a signature."""

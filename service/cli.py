@@ -269,7 +269,7 @@ def _check_fits(settings: Settings, stream: Stream) -> None:
 def run_stream(options: argparse.Namespace) -> int:
     """``funnel stream``."""
     key = os.environ.get(f"{PREFIX}LEARN_KEY") or os.environ.get(f"{PREFIX}API_KEY", "")
-    target = make_target(options.to, options.model, key)
+    target = make_target(options.to, options.model, key.strip())
     stream = get(options.stream, options.examples, options.source)
     bar = tqdm(
         total=stream.examples,

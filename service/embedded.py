@@ -110,9 +110,8 @@ class EmbeddedServer:
         lock = self._try_lock()
         if lock is None:
             return ""
-        reason = self._reason()
         self._launch(lock)
-        return reason
+        return self._reason()
 
     def _reason(self) -> str:
         """Return why the server ended: a disk without room, where it cannot write why, or its own

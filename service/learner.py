@@ -277,6 +277,8 @@ class Learner:
 
     def _resign(self, reason: str) -> None:
         logger.warning("learning may have passed to another service: %s", reason)
+        if self.replica.has_recovered:
+            self._tell_drift()
         self.replica.resign()
 
     async def _may_go_on(self) -> bool:

@@ -14,7 +14,7 @@ Keys carry the model's name in literal braces, so that a Redis Cluster keeps the
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,8 @@ DEAD_BYTES = 4_096
 SOCKET_SECONDS = 15.0
 """Time-out of the connection; longer than any BLOCK."""
 CUTS_A_READ = 1_000
-COUNTED_AT_ONCE = 16
-"""Entries in a step of `Log.behind`: the script has them all in memory."""
+COUNTED_AT_ONCE = 1_024
+"""Entries in a step of `Log.behind`; nothing else is served meanwhile."""
 
 
 class LogError(RuntimeError):
@@ -167,12 +167,20 @@ class Log:
         found = _entries(await self.redis.xrange(self.keys.log, str(entry), str(entry)))
         return found[0] if found else None
 
-    async def behind(self, position: Position, last: EntryId) -> int:
-        """Return how many entries there are from a position on, up to an id."""
+    async def behind(
+        self, position: Position, last: EntryId, may_go_on: Callable[[], Awaitable[bool]]
+    ) -> int:
+        """Return how many entries there are from a position on, up to an id.
+
+        Raises:
+            FencedError: it may not go on.
+        """
         found, after = 0, str(position.entry)
         if position.taken is not None and await self.read_one(position.entry) is not None:
             found = 1
         while True:
+            if not await may_go_on():
+                raise FencedError("told to stop")
             n, after = await self.redis.eval(
                 COUNT, 1, self.keys.log, after, str(last), COUNTED_AT_ONCE
             )

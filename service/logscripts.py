@@ -14,7 +14,7 @@ for _, text in ipairs(cjson.decode(ARGV[4])) do
     local found = redis.call('XRANGE', KEYS[4], letter[1], letter[1])
     local room, theirs = tonumber(ARGV[3]), found[1] and found[1][2] or {}
     for i = 1, #theirs, 2 do
-      if #theirs[i] >= room then break end
+      if #theirs[i] >= room or #fields >= 4000 then break end
       fields[#fields + 1], room = theirs[i], room - #theirs[i]
       fields[#fields + 1] = string.sub(theirs[i + 1], 1, room)
       room = room - #fields[#fields]
@@ -76,7 +76,12 @@ return found
 
 COUNT = """
 -- KEYS: log. ARGV: an id, the last id, the most. How many lie behind the first up to the last, and
--- the id of the last of them.
-local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3])
-return {#found, #found > 0 and found[#found][1] or ARGV[1]}
+-- the id of the last of them. A few at a time, as all that XRANGE gives is in memory.
+local count, after = 0, ARGV[1]
+while count < tonumber(ARGV[3]) do
+  local found = redis.call('XRANGE', KEYS[1], '(' .. after, ARGV[2], 'COUNT', 16)
+  if #found == 0 then break end
+  count, after = count + #found, found[#found][1]
+end
+return {count, after}
 """

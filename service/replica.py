@@ -26,6 +26,8 @@ READ_ENTRIES = 100
 """Most that one read of the log takes; the last entry may go beyond."""
 GAP_COMMAND = '{"gap": true}'
 
+MayGoOn = Callable[[], Awaitable[bool]]
+"""Asked now and then by what takes long; False breaks it off."""
 Observe = Callable[[Position, Position, Report, float, int], None]
 """Told of each step: where its cut begins and ends, its report, its seconds on the host, its
 examples."""
@@ -52,17 +54,14 @@ class Replica:
         self._recorded = 0
         """The number of the last cut that is recorded; it may not have been applied yet."""
         self._epoch: int | None = None
+        self.has_recovered = False
+        """Whether it is where the recorded cuts end, and cuts may be recorded."""
 
     @property
     def at(self) -> Place:
         """The place; only once the log has been seen."""
         assert self.place is not None
         return self.place
-
-    @property
-    def has_recovered(self) -> bool:
-        """Whether cuts may be recorded."""
-        return self._epoch is not None
 
     def backlog(self, added: int, mean_entry: float | None = None) -> int:
         """Estimate the examples that are not learned yet, if so many entries were ever added.
@@ -75,7 +74,7 @@ class Replica:
 
     def resign(self) -> None:
         """Record no more cuts until the next `recover`."""
-        self._epoch = None
+        self._epoch, self.has_recovered = None, False
 
     def load(self, checkpoints: Checkpoints) -> bool:
         """Go to the newest good checkpoint, if it is further on; say whether there is one.
@@ -103,9 +102,7 @@ class Replica:
                 f"{what} is of another model: {listed}. Use its settings, or another DATA_DIR"
             )
 
-    async def recover(
-        self, log: Log, accept_gap: bool, may_go_on: Callable[[], Awaitable[bool]]
-    ) -> Pending:
+    async def recover(self, log: Log, accept_gap: bool, may_go_on: MayGoOn) -> Pending:
         """Check the place against the log, take the log over and repeat every recorded cut.
 
         Args:
@@ -125,12 +122,12 @@ class Replica:
         try:
             check_reach(extent, self.at.log, self.at.position, self.at.entries)
             if accept_gap and not self.has_recovered:
-                await self._check_whole(log, extent)
+                await self._check_whole(log, extent, may_go_on)
         except GapError as error:
             if self.has_recovered or not accept_gap:
                 raise
             logger.warning("gap accepted: %s", error.what)
-            await self._accept_gap(log)
+            await self._accept_gap(log, may_go_on)
         if self._epoch is None:
             self._epoch = await log.take_epoch(self.at.epoch)
             self.place = replace(self.at, epoch=self._epoch)
@@ -140,9 +137,10 @@ class Replica:
             command = self._command({"rates": asdict(self._rates)})
             await self.record(log, [command])
             self.apply(command, None)
+        self.has_recovered = True
         return Pending(self.at.position, self.at.entries)
 
-    async def _check_whole(self, log: Log, extent: Extent) -> None:
+    async def _check_whole(self, log: Log, extent: Extent, may_go_on: MayGoOn) -> None:
         """Make sure that no entry behind the place was deleted from among others; counts them.
 
         A learner without orders to go on finds that out when it has read them.
@@ -150,11 +148,11 @@ class Replica:
         Raises:
             GapError: some are gone.
         """
-        behind = await log.behind(self.at.position, extent.last)
+        behind = await log.behind(self.at.position, extent.last, may_go_on)
         if missing := extent.added - self.at.entries - behind:
             raise GapError(f"{missing} entries behind {self.at.position} were deleted")
 
-    async def _accept_gap(self, log: Log) -> None:
+    async def _accept_gap(self, log: Log, may_go_on: MayGoOn) -> None:
         """Move the place to what the log still has of entries not learned, and record that."""
         if (await log.extent()).last == TOP:
             await log.retire()
@@ -169,14 +167,14 @@ class Replica:
         else:
             is_whole = at.position.taken is None or await log.read_one(at.position.entry)
             position = at.position if is_whole else Position(at.position.entry)
-            behind = await log.behind(position, extent.last)
+            behind = await log.behind(position, extent.last, may_go_on)
         gap = Cut(position, entries=extent.added - behind, command=GAP_COMMAND)
         self.place = replace(at, log=name, epoch=self._epoch, cut=cut)
         self._recorded = cut
         await self.record(log, [gap])
         self.apply(gap, None)
 
-    async def _replay(self, log: Log, may_go_on: Callable[[], Awaitable[bool]]) -> None:
+    async def _replay(self, log: Log, may_go_on: MayGoOn) -> None:
         pending = Pending(self.at.position, self.at.entries)
         while cuts := await log.cuts_after(self.at.cut):
             for number, cut in cuts:

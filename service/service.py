@@ -164,6 +164,7 @@ class Service:
                 logger.exception("%s has ended", name)
                 self.broken = f"{name} has ended: {error!r}"
                 self.draining.set()
+                self.give_up()
 
         self._tasks.append(asyncio.create_task(run()))
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import torch
 from pydantic import (
@@ -167,7 +167,7 @@ class Settings(BaseSettings):
             if parts.scheme == "unix":
                 if not parts.path:
                     raise ValueError("give the path of the socket: unix:///run/redis.sock")
-            elif parts.scheme not in ("redis", "rediss") or not parts.hostname:
+            elif parts.scheme not in ("redis", "rediss") or not _has_port(parts):
                 raise ValueError("give an address: redis://host:port, rediss://… or unix:///path")
             elif database and not database.isdecimal():
                 raise ValueError(f"{database!r} is no number of a database: redis://host:port/0")
@@ -177,14 +177,17 @@ class Settings(BaseSettings):
     @classmethod
     def _trimmed(cls, value: SecretStr) -> SecretStr:
         """A key that is read from a file ends with a line break, which no header can hold."""
-        return SecretStr(value.get_secret_value().strip())
+        key = value.get_secret_value()
+        if key and not key.strip():
+            raise ValueError("a key of spaces is none")
+        return SecretStr(key.strip())
 
     @field_validator("drift_webhook")
     @classmethod
     def _web(cls, value: SecretStr) -> SecretStr:
         if value:
             parts = urlsplit(value.get_secret_value())
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
                 raise ValueError("give an address that begins with http:// or https://")
         return value
 
@@ -247,6 +250,14 @@ class Settings(BaseSettings):
             reason = str(error).partition("\n")[0]
             raise SettingsError(f"DEVICE {self.device!r} cannot be used: {reason}") from error
         return device
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Say whether the port of an address is one, or left out."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
 
 
 def load_settings(options: Mapping[str, Any] | None = None) -> Settings:

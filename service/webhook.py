@@ -62,6 +62,9 @@ class Webhook:
             except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
                 reason = type(error).__name__
                 continue
+            except Exception as error:  # whatever the address brings about, learning goes on
+                reason = repr(error)
+                break
             if 200 <= status < 300:
                 return
             reason = f"it answered {status}"

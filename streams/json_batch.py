@@ -93,11 +93,12 @@ def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
     before, there = error.doc[: error.pos], error.doc[error.pos : error.pos + 9].lstrip(",+-")
     if not there.lower().startswith(("nan", "inf")) and "infinity" not in str(error):
         return InvalidBatchError(f"not JSON: {error}")
-    _, key, rows = before.rpartition('"features"')
-    index = rows.count("[") - 2 if key else -1  # each example opens a list, as does the whole
+    rest, _, there = before.rpartition('"')  # the only texts are keys
+    key = rest.rpartition('"')[2]
+    index = {"features": there.count("[") - 2, "labels": there.count(",")}.get(key, -1)
     return InvalidBatchError(
         f"numbers must be finite; JSON has no NaN and no infinity: {error}",
-        "features" if key else None,
+        key[:40] or None,
         index if index >= 0 else None,
     )
 

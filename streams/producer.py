@@ -135,7 +135,7 @@ def make_target(url: str, model: str = "logistic", api_key: str = "") -> Target:
     """
     parts = urlsplit(url)
     scheme = parts.scheme
-    if scheme in ("http", "https", "redis", "rediss") and not parts.hostname:
+    if scheme in ("http", "https") and not parts.hostname:
         raise ProducerError(f"{url!r} names no host")
     if scheme in ("http", "https"):
         return HTTPTarget(url, api_key)

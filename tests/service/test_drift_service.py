@@ -62,6 +62,42 @@ def test_what_was_told_is_not_told_again_when_the_log_comes_late(tmp_path: Path)
         redis.kill()
 
 
+def test_nor_when_the_log_is_lost_in_the_middle_of_a_replay(tmp_path: Path) -> None:
+    stream, hangs = get("abrupt", 6_000, source="digits"), tmp_path / "hangs"
+    redis = RedisProcess(tmp_path / "redis").start()
+    options = {
+        "model": "tests.service.states:Hanging", "optimizer": "funnel", "redis_url": redis.url,
+        "checkpoint_every_seconds": 600.0,
+    }  # fmt: skip
+    try:
+        with answering(200) as (url, bodies):
+            service = ServiceProcess(
+                tmp_path, options | {"drift_webhook": url}, environment={"HANGING": str(hangs)}
+            ).start()
+            with service.client() as client:
+                for batch in stream.batches(40):  # more entries than one read takes
+                    client.post("/learn", content=batch.to_bytes(), headers=SAFETENSORS)
+                wait_for(lambda: client.get("/model").json()["examples_learned"] == 6_000)
+                wait_for(lambda: len(client.get("/drift").json()["events"]) == len(bodies) > 0)
+                before = client.get("/drift").json()["events"]
+                service.kill()
+                hangs.touch()
+                with ThreadPoolExecutor(1) as starting:
+                    started = starting.submit(service.start)
+                    wait_for(lambda: '{condition="replaying"} 1.0' in metrics(service))
+                    redis.kill()
+                    hangs.unlink()
+                    wait_for(lambda: '{condition="waiting"} 1.0' in metrics(service))
+                    redis.start()
+                    started.result()
+                assert client.get("/health/ready").json()["learning"] == "learning"
+                assert client.get("/drift").json()["events"] == before
+                assert len(bodies) == len(before)
+            service.kill()
+    finally:
+        redis.kill()
+
+
 def metrics(service: ServiceProcess) -> str:
     try:
         return httpx.get(f"{service.url}/metrics").text

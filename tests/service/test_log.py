@@ -9,7 +9,16 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from service.entries import ORIGIN, TOP, Cut, Dead, EntryId, Position
-from service.log import DEAD_BYTES, FencedError, GapError, Log, LogError, check_reach, connect
+from service.log import (
+    COUNTED_AT_ONCE,
+    DEAD_BYTES,
+    FencedError,
+    GapError,
+    Log,
+    LogError,
+    check_reach,
+    connect,
+)
 from service.logserver import check_server
 from tests.service.harness import RedisProcess
 
@@ -210,10 +219,11 @@ def test_a_dead_letter_keeps_little_of_a_large_entry(server: RedisProcess, model
         entries = [
             await log.redis.xadd(log.keys.log, {"note": "by hand", "batch": bytes(1 << 20)}),
             await log.redis.xadd(log.keys.log, {f"field {k}": "x" * 100 for k in range(5_000)}),
+            await log.redis.execute_command("XADD", log.keys.log, "*", *["", ""] * 4_500),
         ]
         dead = tuple(Dead(EntryId.parse(entry), "poison") for entry in entries)
         epoch = await log.take_epoch(0)
-        await log.append_cuts(epoch, 1, [Cut(Position(dead[-1].entry), 0, 2, dead)])
+        await log.append_cuts(epoch, 1, [Cut(Position(dead[-1].entry), 0, 3, dead)])
         letters = [fields for _, fields in await log.redis.xrange(log.keys.dead)]
         assert [letter[b"entry"] for letter in letters] == entries
         assert letters[0][b"note"] == b"by hand"
@@ -227,10 +237,28 @@ def test_entries_behind_a_position_are_counted(server: RedisProcess, model: str)
     async def use(log: Log) -> None:
         entries = await fill(log, 50)
         await log.redis.xdel(log.keys.log, str(entries[30]))
-        assert await log.behind(Position(ORIGIN), entries[-1]) == 49
-        assert await log.behind(Position(entries[9]), entries[-1]) == 39
-        assert await log.behind(Position(entries[9], 1), entries[-1]) == 40
-        assert await log.behind(Position(entries[9]), entries[20]) == 11
-        assert await log.behind(Position(entries[30], 1), entries[-1]) == 19
+
+        async def behind(position: Position, last: EntryId) -> int:
+            async def may_go_on() -> bool:
+                asked.append(True)
+                return True
+
+            return await log.behind(position, last, may_go_on)
+
+        async def may_not() -> bool:
+            return False
+
+        asked: list[bool] = []
+        assert await behind(Position(ORIGIN), entries[-1]) == 49
+        assert await behind(Position(entries[9]), entries[-1]) == 39
+        assert await behind(Position(entries[9], 1), entries[-1]) == 40
+        assert await behind(Position(entries[9]), entries[20]) == 11
+        assert await behind(Position(entries[30], 1), entries[-1]) == 19
+        asked.clear()
+        await fill(log, 3 * COUNTED_AT_ONCE)
+        assert await behind(Position(ORIGIN), TOP) == 49 + 3 * COUNTED_AT_ONCE
+        assert len(asked) == 4
+        with pytest.raises(FencedError):
+            await log.behind(Position(ORIGIN), TOP, may_not)
 
     with_log(server, model, use)

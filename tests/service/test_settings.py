@@ -90,7 +90,8 @@ def test_a_setting_without_effect_is_said_and_stops_nothing(
 
 
 @pytest.mark.parametrize(
-    "url", ["foo", "http://host", "redis://", "redis://host/one", "unix://", "redis:host"]
+    "url",
+    ["foo", "http://host", "redis://host/one", "redis://host:abc", "unix://", "redis://h:99999"],
 )
 def test_an_address_that_is_no_redis_is_named(url: str) -> None:
     with pytest.raises(SettingsError, match="FUNNEL_REDIS_URL: "):
@@ -99,7 +100,14 @@ def test_an_address_that_is_no_redis_is_named(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "redis://h", "redis://:p@h:1/2?socket_timeout=3", "rediss://h/0", "unix:///a/b.sock"],
+    [
+        "",
+        "redis://",
+        "redis://h",
+        "redis://:p@h:1/2?socket_timeout=3",
+        "rediss://h/0",
+        "unix:///a/b.sock",
+    ],
 )
 def test_addresses_of_redis_are_taken(url: str) -> None:
     assert load_settings({"redis_url": url}).redis_url.get_secret_value() == url
@@ -107,6 +115,8 @@ def test_addresses_of_redis_are_taken(url: str) -> None:
 
 def test_a_key_that_ends_with_a_line_break_is_the_key_before_it() -> None:
     assert load_settings({"api_key": "hush\n"}).api_key.get_secret_value() == "hush"
+    with pytest.raises(SettingsError, match="FUNNEL_API_KEY: a key of spaces is none"):
+        load_settings({"api_key": " \n"})
 
 
 def test_secrets_are_not_shown() -> None:

@@ -1,6 +1,6 @@
 """Baselines that learn beside the served model."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from service.fold import State, step
 from service.observation import WORST_LOSS
 from service.optimizers import Shadow
 from service.settings import SettingsError, load_settings
+from service.spec import Spec
 from tests.service.states import CPU, RATES, a_batch, a_spec, same_tensors
 
 PLACE = Place("uuid", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
@@ -119,6 +120,7 @@ def test_a_pool_may_come_and_go_beside_another_optimizer() -> None:
     alone = load_settings({"optimizer": "funnel"})
     beside = load_settings({"optimizer": "funnel", "shadow": "pool"})
     assert beside.spec == alone.spec, "a checkpoint of one is that of the other"
+    assert Spec.of(asdict(alone.spec) | {"experts": 6}) == alone.spec, "as it was written before"
     state = State(beside.spec, beside.rates, CPU)
     served = State(load_settings({}).spec, RATES, CPU)
     assert state.shadows["pool"].tensors().keys() == served.served.tensors().keys()

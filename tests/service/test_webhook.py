@@ -69,7 +69,27 @@ def test_it_retries_gives_up_and_follows_no_redirect(
     assert "secret" not in "".join(r.message for r in caplog.records if r.name == "funnel")
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x", "no-address"])
+def test_whatever_posting_raises_the_next_event_is_told() -> None:
+    async def run() -> tuple[int, bool]:
+        failures = 0
+
+        def failed() -> None:
+            nonlocal failures
+            failures += 1
+
+        webhook = Webhook(SecretStr("http://127.0.0.1:70000/"), failed, pause_seconds=0.01)
+        task = asyncio.create_task(webhook.run())
+        for number in range(2):
+            webhook.tell({"id": number})
+        await asyncio.wait_for(webhook.settled(), 10)
+        ended = task.done()
+        task.cancel()
+        return failures, ended
+
+    assert asyncio.run(run()) == (2, False)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "no-address", "http://host:70000/"])
 def test_another_scheme_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(SettingsError, match="DRIFT_WEBHOOK") as found:
         load_settings({"drift_webhook": url})

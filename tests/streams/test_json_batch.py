@@ -36,7 +36,10 @@ BAD: list[tuple[str, str | None, int | None]] = [
     ('{"features": [[NaN]], "labels": [1]}', "features", 0),
     ('{"labels": [1, 1], "features": [[1], [-Infinity]]}', "features", 1),
     ('{"features": [[1], [1, 1e999]], "labels": [1]}', "features", 1),
-    ('{"labels": [NaN], "features": [[1]]}', None, None),
+    ('{"labels": [NaN], "features": [[1]]}', "labels", 0),
+    ('{"features": [[1], [2]], "labels": [0, 1e999]}', "labels", 1),
+    ('{"features": [[1]], "labels": [0], "weight": NaN}', "weight", None),
+    ("NaN", None, None),
     ('{"features": [[1e39]], "labels": [1]}', "features", 0),
     ('{"features": [[1], [-1e300]], "labels": [1, 1]}', "features", 1),
     ('{"features": [[1]], "labels": 1}', "labels", None),
@@ -63,6 +66,9 @@ def test_a_number_that_is_not_finite_is_called_so(number: str) -> None:
     with pytest.raises(InvalidBatchError, match="must be finite") as caught:
         from_ndjson(line + line.replace(b"[1]", b"[%s]" % number.encode()))
     assert (caught.value.field, caught.value.index) == ("features", 1)
+    with pytest.raises(InvalidBatchError, match="must be finite") as caught:
+        from_ndjson(line + line.replace(b"1}", b"%s}" % number.encode()))
+    assert (caught.value.field, caught.value.index) == ("label", 1)
 
 
 def test_the_row_at_fault_is_the_one_that_the_model_cannot_take() -> None:
