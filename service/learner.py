@@ -219,6 +219,9 @@ class Learner:
                     self.keeper.give_up(self.reason)
                     await self._sleep(RETRY_SECONDS)
                 except LogError as error:
+                    if await self._may_have_slept():
+                        self._resign(str(error))
+                        continue
                     logger.error("learning is halted: %s", error)
                     self._halt(error)
                     break
@@ -291,6 +294,13 @@ class Learner:
         if is_due and not await self._lease.renew():
             raise FencedError("the lease ran out")
         return not self._stopping
+
+    async def _may_have_slept(self) -> bool:
+        """Say whether another service may have learned since the lease was last looked at."""
+        try:
+            return self.replica.has_recovered and not await self._lease.renew()
+        except (RedisError, OSError):
+            return True
 
     async def _recover(self, log: Log) -> Pipeline:
         was, is_new = self.condition, not self.replica.has_recovered

@@ -21,7 +21,8 @@ def a_spec(
     model: str = "logistic", optimizer: str = "funnel", standardize: bool = True, seed: int = 0
 ) -> Spec:
     hidden = (5, 4) if model == "mlp" else ()
-    return Spec(model, FEATURES, CLASSES, hidden, optimizer, standardize, seed, experts=6)
+    experts = 6 if optimizer == "pool" else 0
+    return Spec(model, FEATURES, CLASSES, hidden, optimizer, standardize, seed, experts)
 
 
 def a_state(model: str = "logistic", rates: Rates = RATES, device: torch.device = CPU) -> State:

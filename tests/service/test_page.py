@@ -82,8 +82,8 @@ def test_charts_pictures_and_numbers_hold_data(demo: Demo) -> None:
         assert page.evaluate(f"document.querySelector('#{chart} .summary').textContent")
     page.wait_for("document.querySelectorAll('#maps canvas').length === 10")
     page.wait_for("document.querySelectorAll('#newest canvas').length === 8")
-    canvas = "document.querySelector('#maps canvas').getContext('2d')"
-    page.wait_for(f"new Set({canvas}.getImageData(0, 0, 28, 28).data).size > 20")
+    # A plain square is some 150 characters long.
+    page.wait_for("document.querySelector('#maps canvas').toDataURL().length > 400")
     numbers = page.evaluate("[...document.querySelectorAll('#now dd')].map(d => d.textContent)")
     assert len(numbers) == 8
     assert "–" not in numbers
