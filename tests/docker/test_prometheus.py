@@ -73,8 +73,8 @@ def hurried(instance: str, rules: Path) -> dict[str, Any]:
 def wakened(rules: dict[str, Any]) -> dict[str, Any]:
     """Return the rules such that an alert fires as soon as all that it compares is there.
 
-    With ``bool`` a comparison is 0 or 1 instead of nothing where it does not hold; what is excepted,
-    whatever it is, would then except all.
+    With ``bool`` a comparison is 0 or 1 instead of nothing where it does not hold; what is but
+    excepted, whatever it is, would then except all.
     """
     for rule in rules["groups"][0]["rules"]:
         rule["expr"] = re.sub(
