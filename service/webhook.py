@@ -10,6 +10,7 @@ import httpx
 from pydantic import SecretStr
 
 logger = logging.getLogger("funnel")
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every address, secrets and all
 
 TIMEOUT_SECONDS = 5.0
 MOST_WAITING = 100
