@@ -110,8 +110,12 @@ class EmbeddedServer:
         lock = self._try_lock()
         if lock is None:
             return ""
+        try:
+            reason = self._reason()
+        except OSError as error:
+            reason = str(error)
         self._launch(lock)
-        return self._reason()
+        return reason
 
     def _reason(self) -> str:
         """Return why the server ended: a disk without room, where it cannot write why, or its own
@@ -119,6 +123,8 @@ class EmbeddedServer:
         free = shutil.disk_usage(self.directory).free
         if free < LITTLE_ROOM:
             return f"{free:,} bytes are free in {self.directory}; make room"
+        if self._process is not None and (self._process.returncode or 0) < 0:
+            return f"it was killed by signal {-self._process.returncode}"
         return SINCE.sub("", _tail(self.directory / "valkey.log", lines=1))
 
     async def stop(self) -> None:

@@ -72,7 +72,9 @@ def test_many_starts_at_once_make_one_server(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_killed_server_is_started_again_with_all_it_had(tmp_path: Path) -> None:
+def test_a_killed_server_is_started_again_with_all_it_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def run() -> None:
         server = EmbeddedServer(tmp_path)
         await server.start()
@@ -84,6 +86,7 @@ def test_a_killed_server_is_started_again_with_all_it_had(tmp_path: Path) -> Non
         await server.start()
         assert await ask(server, lambda r: r.get("key")) == b"value"
         assert processes_naming(tmp_path) == {pid(tmp_path)}
+        assert "killed by signal 9" in caplog.text
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         await server.stop()
