@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -290,9 +290,10 @@ def test_a_full_disk_under_the_embedded_log_is_called_that_and_loses_nothing(
 
 def test_who_waits_for_a_log_that_stands_still_is_answered_at_the_end(world: World) -> None:
     os.kill(world.server.process.pid, signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as sender:
-        waiting = sender.submit(world.learn, 1, "", "one")
-        wait_for(lambda: waiting.running() and world.learn(1, "", "one").status_code == 409)
+    with ThreadPoolExecutor(2) as senders:
+        sent = [senders.submit(world.learn, 1, "", "one") for _ in range(2)]
+        (refused,), (waiting,) = wait(sent, timeout=20, return_when=FIRST_COMPLETED)
+        assert refused.result().status_code == 409, "the key's first batch is under way"
         os.kill(world.service.process.pid, signal.SIGTERM)
         answer = waiting.result(20)
     os.kill(world.server.process.pid, signal.SIGCONT)
