@@ -1,6 +1,7 @@
-"""A client's connection, bounded in what it may hold: the head of a request has a size and a time.
+"""A client's connection, bounded in what it may hold.
 
-uvicorn limits neither for a request that is under way. Bodies are bounded by `service.body`.
+The head of a request has a size and a time, and who takes nothing of an answer is cut off: uvicorn
+limits none of these. Bodies are bounded by `service.body`.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ class Connection(HttpToolsProtocol):
     _head = True
     """Whether the head of a request is awaited or under way."""
     _head_bytes = 0
+    _untaken: int | None = None
+    """Bytes of answers that waited for the client at the last look."""
 
     # uvicorn narrows the argument of asyncio's interface, and so must its subclass.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -53,6 +56,24 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
                 self._refuse(431, "head_too_large", f"the head has more than {HEAD_BYTES} bytes")
+
+    def resume_writing(self) -> None:
+        """Note that the client has taken what it was given."""
+        self._untaken = None
+        super().resume_writing()
+
+    def look(self) -> None:
+        """Cut the client off if it has taken nothing since the last look of what waits for it.
+
+        What waits can only become less while answers are held back, or once the connection closes.
+        """
+        waiting = self.transport.get_write_buffer_size()
+        if not (waiting and (self.flow.write_paused or self.transport.is_closing())):
+            self._untaken = None
+        elif self._untaken is not None and waiting >= self._untaken:
+            self.transport.abort()
+        else:
+            self._untaken = waiting
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""

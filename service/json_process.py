@@ -72,6 +72,10 @@ class JSONProcess:
         is_too_many = kind == KINDS.index("too many")
         raise (TooManyError if is_too_many else InvalidBatchError)(**orjson.loads(answer))
 
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """End the process."""
         self._socket.close()
@@ -92,14 +96,11 @@ def translate(body: bytes, is_ndjson: bool, width: int) -> bytes:
 
     Raises:
         InvalidBatchError: it is none.
-        JSONProcessError: the process that read it ended.
+        JSONProcessError: the process that read it ended over it.
     """
     if len(body) <= SMALL:
         return _reader(is_ndjson)(body, width).to_bytes()
-    try:
-        process = _idle.pop()
-    except IndexError:
-        process = JSONProcess()
+    process = _take()
     try:
         answer = process.translate(body, is_ndjson, width)
     except InvalidBatchError:
@@ -107,6 +108,15 @@ def translate(body: bytes, is_ndjson: bool, width: int) -> bytes:
         raise
     _idle.append(process)
     return answer
+
+
+def _take() -> JSONProcess:
+    try:
+        while not (process := _idle.pop()).is_alive():
+            process.close()
+    except IndexError:
+        return JSONProcess()
+    return process
 
 
 @atexit.register

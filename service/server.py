@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import uvicorn
 from fastapi import APIRouter
@@ -24,12 +24,20 @@ logger = logging.getLogger("funnel")
 
 GRACE_SECONDS = 5
 """Longest wait at the end for answers that are under way."""
+LOOK_SECONDS = 30
+"""A client that takes nothing of its answer from one look to the next is cut off."""
+LAST_LOOK_SECONDS = 2
+"""The same at the end."""
 CONFIRM_SECONDS = 3
 """Longest wait at the end for the log to confirm what is under way."""
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to `serve` and says when it listens."""
+    """A uvicorn server that leaves signals to `serve`, says when it listens, and is not held up.
+
+    Args:
+        config: with `Connection` as its protocol.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -39,6 +47,31 @@ class Server(uvicorn.Server):
         """Listen, and say so."""
         await super().startup(sockets)
         self.listens.set()
+
+    async def main_loop(self) -> None:
+        """Run until told to stop."""
+        async with self._looking(LOOK_SECONDS):
+            await super().main_loop()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let answers that are under way end, but not wait for those who do not take theirs."""
+        async with self._looking(LAST_LOOK_SECONDS):
+            await super().shutdown(sockets)
+
+    @contextlib.asynccontextmanager
+    async def _looking(self, seconds: float) -> AsyncIterator[None]:
+        async def look() -> None:
+            while True:
+                for connection in list(self.server_state.connections):
+                    assert isinstance(connection, Connection)
+                    connection.look()
+                await asyncio.sleep(seconds)
+
+        looking = asyncio.create_task(look())
+        try:
+            yield
+        finally:
+            looking.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -28,6 +28,7 @@ def from_json(raw: bytes, width: int | None = None) -> Batch:
 
     Raises:
         InvalidBatchError: the message, field and index say what is wrong.
+        MemoryError: there is too little of it.
     """
     document = _object(raw, {"features", "labels"})
     features = _features(document["features"], _may_hold_booleans(raw), width)
@@ -75,6 +76,8 @@ def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
+        if str(error).startswith("Not enough memory"):
+            raise MemoryError("a document could not be parsed") from error
         raise _not_json(error) from error
     if type(document) is not dict:
         raise InvalidBatchError(f"expected an object with {_names(keys)}")

@@ -1,7 +1,9 @@
 """Large JSON bodies are read in other processes, to the same bytes and with the same refusals."""
 
 import os
+import resource
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +42,25 @@ def test_a_refusal_comes_back_whole_and_spares_the_process() -> None:
     assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
 
 
-def test_a_process_that_was_killed_is_replaced() -> None:
+def test_a_process_that_was_killed_while_idle_is_replaced() -> None:
     process = JSONProcess()
     process._process.kill()
     process._process.wait()
     json_process._idle.append(process)
-    with pytest.raises(JSONProcessError):
-        translate(body(), is_ndjson=False, width=WIDTH)
+    assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
+    assert process not in json_process._idle
+
+
+def test_a_process_that_ends_over_a_body_is_replaced() -> None:
+    process = JSONProcess()
+    process._process.send_signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as sender:
+        json_process._idle.append(process)
+        lost = sender.submit(translate, body(), is_ndjson=False, width=WIDTH)
+        wait_for(lambda: process not in json_process._idle)
+        process._process.kill()
+        with pytest.raises(JSONProcessError):
+            lost.result()
     assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
 
 
@@ -61,18 +75,30 @@ def test_the_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None
     wait_for(lambda: not started & processes_naming("service.json_process"))
 
 
-def test_a_body_whose_reader_was_killed_is_to_be_sent_again(tmp_path: Path) -> None:
+def test_a_body_whose_reader_ends_over_it_is_to_be_sent_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as service, service.client() as client:
+        client.headers["Content-Type"] = "application/json"
+        assert client.post("/learn", content=body()).status_code == 202
+        for reader in processes_naming("service.json_process") & children(service.process.pid):
+            resource.prlimit(reader, resource.RLIMIT_AS, (1, 1))  # no memory for a larger body
+        refused = client.post("/learn", content=body(ROWS * 25))
+        assert refused.status_code == 503, refused.text
+        assert refused.json()["error"]["code"] == "reader_lost"
+        assert "Retry-After" in refused.headers
+        assert client.post("/learn", content=body(ROWS * 25)).status_code == 202
+        assert 'funnel_rejected_total{code="reader_lost"} 1.0' in client.get("/metrics").text
+
+
+def test_a_reader_that_was_killed_while_idle_is_not_missed(tmp_path: Path) -> None:
     with serving(tmp_path) as service, service.client() as client:
         client.headers["Content-Type"] = "application/json"
         assert client.post("/learn", content=body()).status_code == 202
         for reader in processes_naming("service.json_process") & children(service.process.pid):
             os.kill(reader, signal.SIGKILL)
-        refused = client.post("/learn", content=body())
-        assert refused.status_code == 503, refused.text
-        assert refused.json()["error"]["code"] == "reader_lost"
-        assert "Retry-After" in refused.headers
+        wait_for(
+            lambda: not processes_naming("service.json_process") & children(service.process.pid)
+        )
         assert client.post("/learn", content=body()).status_code == 202
-        assert 'funnel_rejected_total{code="reader_lost"} 1.0' in client.get("/metrics").text
 
 
 def children(parent: int) -> set[int]:
