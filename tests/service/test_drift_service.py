@@ -68,7 +68,7 @@ def test_nor_when_the_log_is_lost_in_the_middle_of_a_replay(tmp_path: Path) -> N
     stream = get("abrupt", 12_000, source="digits")
     redis = RedisProcess(tmp_path / "redis").start()
     options = {
-        "model": "mlp", "hidden": "512", "redis_url": redis.url, "checkpoint_every_seconds": 600.0,
+        "model": "mlp", "hidden": "128", "redis_url": redis.url, "checkpoint_every_seconds": 600.0,
     }  # fmt: skip
     try:
         with answering(200) as (url, bodies):
