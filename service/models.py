@@ -1,12 +1,16 @@
 """The models that can be served: maps from fp32 [n, features] to logits [n, classes]."""
 
 import copy
+import functools
 import importlib
+import logging
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+logger = logging.getLogger("funnel")
 
 BUILT_IN = ("logistic", "mlp")
 
@@ -103,3 +107,16 @@ def _try(model: nn.Module, name: str, features: int, classes: int) -> None:
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ModelError(f"{name} maps [2, {features}] to {got}, expected logits [2, {classes}]")
+    try:
+        tried.train()(torch.zeros(1, features))
+    except Exception as error:
+        _warn(
+            f"{name} raises at a single example, as nn.BatchNorm1d does ({error}); batches of one "
+            "will be left out: let it wait for more, --max-wait-ms"
+        )
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Say it once, though every learner has such a model."""
+    logger.warning(message)

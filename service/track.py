@@ -76,6 +76,7 @@ class Track(ABC):
         self.scores = Scores(spec.classes, device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         """Batches left out because loss or gradient was not finite."""
+        self._said = ""
 
     @abstractmethod
     def set_rates(self, rates: Rates) -> None:
@@ -128,11 +129,20 @@ class Track(ABC):
             for buffer, old in before:
                 buffer.copy_(old)
             raise
-        except Exception:  # a user's code may raise anything
-            logger.exception("the model failed on a batch of %d, which is left out", len(labels))
+        except Exception as error:  # a user's code may raise anything
+            self._say(error, len(labels))
             shape = (len(labels), self.scores.classes)
             found = self._failed(torch.full(shape, math.nan, device=self.device))
         return found._replace(buffers=before)
+
+    def _say(self, error: Exception, examples: int) -> None:
+        """Log what the model raised; where, once, as it may raise it at every batch."""
+        text = repr(error)
+        logger.error(
+            "the model failed on a batch of %d, which is left out: %s", examples, text,
+            exc_info=error if text != self._said else None,
+        )  # fmt: skip
+        self._said = text
 
     def ready(self, found: Found, keep: Tensor) -> tuple[Tensor | None, ...]:
         """Ready buffers and counters for what was decided; return what `step` takes.

@@ -12,6 +12,7 @@ import torch
 
 from funnel import Adagrad, Funnel
 from funnel.traced import Traced
+from service import models
 from service.checkpoint import Copy, Place
 from service.entries import ORIGIN, Position
 from service.fold import State, _learn, step
@@ -228,6 +229,23 @@ def test_a_batch_at_which_the_model_raises_is_left_out() -> None:
     assert math.isnan(report.loss)
     step(state, a_batch(4))
     assert int(state.served.nonfinite) == 1
+
+
+def test_what_a_model_raises_is_said_at_the_start_and_where_only_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    models._warn.cache_clear()
+    state = State(a_spec(RESTLESS), replace(RATES, shadow=("adagrad",)), CPU)
+    [said] = [record.message for record in caplog.records]
+    assert "raises at a single example" in said
+    assert "--max-wait-ms" in said
+    caplog.clear()
+    for k in range(3):
+        step(state, a_batch(k, n=1))
+    assert "batch of 1, which is left out: ValueError" in caplog.records[0].message
+    traces = [record.exc_info is not None for record in caplog.records]
+    assert sum(traces) == 2, "of the served one and of its shadow"
+    assert len(traces) == 6
 
 
 @pytest.mark.parametrize("error", [MemoryError, OSError, torch.OutOfMemoryError])
