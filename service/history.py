@@ -20,6 +20,8 @@ from service.statistics import Statistics, TrackStatistics, lag_seconds
 MOST_ITEMS = 3_600
 MOST_TENSORS = 16
 """Tensors of the served model in a point; of more, only the first."""
+SPACING_SECONDS = 0.9
+"""Points that stay are at least so far apart."""
 POINT, DRIFT, SHIFT = "point", "drift", "shift"
 """Kinds of items."""
 
@@ -77,27 +79,38 @@ class Item(NamedTuple):
     kind: str
     version: int
     """Of the model."""
+    made: float
+    """When, by the ring's clock."""
     json: bytes
 
 
 class History:
-    """A ring of the newest items; one thread adds points, any may add others and read."""
+    """A ring of the newest items; one thread adds points, any may add others and read.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds from any moment on, never backwards.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.run = secrets.token_hex(4)
         """Names this ring among those of earlier and other processes."""
         self.floor = 0
-        """Every item with a larger number is still here, or a newer point says the same."""
+        """Every item with a larger number is still here, or a newer point stands for it."""
         self._number = self._version = 0
         self._items: deque[Item] = deque()
         self._lock = threading.Lock()
+        self._clock = clock
         self._listeners: dict[object, Callable[[], object]] = {}
         self._before: tuple[float, int] | None = None
         """Unix time and examples of the newest point."""
         self._drifts: dict[Any, bytes] = {}
 
     def add_point(self, statistics: Statistics, backlog: int, checkpoint_age: float | None) -> None:
-        """Note how things are now; while the model stands still, in place of the point before."""
+        """Note how things are now.
+
+        A point takes the place of the one before while the model stands still, and where that lies
+        too close to its own predecessor.
+        """
         now = time.time()
         point = _point(statistics, now, self._before, backlog, checkpoint_age)
         self._before, self._version = (now, statistics.examples), statistics.version
@@ -141,24 +154,25 @@ class History:
 
     def _add(self, kind: str, json: bytes) -> None:
         with self._lock:
-            if kind == POINT and self._stands_still():
+            if kind == POINT and self._newest_can_go():
                 self._items.pop()
             self._number += 1
-            self._items.append(Item(self._number, kind, self._version, json))
+            self._items.append(Item(self._number, kind, self._version, self._clock(), json))
             if len(self._items) > MOST_ITEMS:
                 self.floor = self._items.popleft().number
             listeners = list(self._listeners.values())
         for told in listeners:
             told()
 
-    def _stands_still(self) -> bool:
-        """Say whether the last two items are points of the version that now is."""
+    def _newest_can_go(self) -> bool:
+        """Say whether a further point can take the place of the newest item."""
         if len(self._items) < 2:
             return False
-        return all(
-            (item.kind, item.version) == (POINT, self._version)
-            for item in (self._items[-1], self._items[-2])
-        )
+        before, newest = self._items[-2], self._items[-1]
+        if not before.kind == newest.kind == POINT:
+            return False
+        stands_still = before.version == newest.version == self._version
+        return stands_still or newest.made - before.made < SPACING_SECONDS
 
 
 def _point(

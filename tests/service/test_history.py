@@ -1,6 +1,8 @@
 """The recent past is kept, in bounded memory, and says what happened."""
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from tests.service.test_pictures import statistics_of
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50, "shadow": "adagrad"}
 
 
-def a_history(*versions: int) -> History:
-    made, state = History(), a_state()
+def a_history(*versions: int, every: float = 1.0) -> History:
+    made, state = History(partial(next, count(0.0, every))), a_state()
     for version in versions:
         state.version, state.examples = version, 20 * version
         made.add_point(statistics_of(state), backlog=0, checkpoint_age=None)
@@ -41,6 +43,13 @@ def test_a_model_that_stands_still_takes_two_points() -> None:
     assert [item.version for item in kept] == [1, 2, 2, 3]
     assert [item.version for item in made.after(kept[-2].number) or ()] == [3]
     assert [item.version for item in made.after(3) or ()] == [2, 3]  # the third was replaced
+
+
+def test_points_that_come_fast_are_thinned_to_about_one_a_second() -> None:
+    made = a_history(*range(1, 14), every=0.25)
+    assert [item.made for item in made.after(0) or ()] == [0, 1, 2, 3]
+    assert [item.version for item in made.after(0) or ()] == [1, 5, 9, 13]
+    assert [item.version for item in made.after(3) or ()] == [5, 9, 13]  # the third gave way
 
 
 def test_shifts_and_drifts_lie_among_the_points() -> None:
