@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import uvloop
 from redis.exceptions import RedisError
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from service import detectors
 from service.checkpoint import Checkpoints, Info
 from service.drift import Event, Monitor
+from service.drift_news import DriftNews
 from service.entries import EntryId, Position
 from service.fold import State
 from service.history import History
@@ -100,9 +101,7 @@ class Learner:
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._open_log, self._lock, self._observe = open_log, lock, observe
-        self._drifted = drifted
-        self._told = 0
-        """Id of the newest drift event that was told, or is old."""
+        self._drift_news = DriftNews(self.history, drifted)
         self._lease: Lease
         """Made in the learner's loop, as is the worker."""
         self._worker: Worker
@@ -281,7 +280,7 @@ class Learner:
     def _resign(self, reason: str) -> None:
         logger.warning("learning may have passed to another service: %s", reason)
         if self.replica.has_recovered:
-            self._tell_drift()
+            self._drift_news.tell(self.drift)
         self.replica.resign()
 
     async def _may_go_on(self) -> bool:
@@ -316,8 +315,7 @@ class Learner:
             logger.info("learning, from version %d on", self.state.version)
         self.condition, self.reason = "learning", ""
         if is_new:
-            self.drift.settle()
-            self._told = sum(self.drift.counts.values())
+            self._drift_news.pass_over(self.drift)
         self._publish()
         pipeline = Pipeline(
             self.replica, log, pending, self.cutting, self._worker, self._publish_if_due
@@ -387,19 +385,7 @@ class Learner:
                 f"{newest}, {seen} were read"
             )
         self._show(read_statistics(self.state, place, extent, pipeline.waiting_since_ms))
-        self._tell_drift()
-
-    def _tell_drift(self) -> None:
-        self.drift.settle()
-        self.history.note_drifts(
-            asdict(event) | {"time": event.time, "position": str(event.position)}
-            for event in self.drift.events
-        )
-        for event in self.drift.events:
-            if event.id > self._told:
-                logger.info("drift, %s", event)
-                self._drifted(event)
-                self._told = event.id
+        self._drift_news.tell(self.drift)
 
     def _show(self, statistics: Statistics) -> None:
         self.statistics, begun = statistics, self.keeper.begun_at

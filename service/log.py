@@ -152,12 +152,16 @@ class Log:
             size: most bytes; the last entry may go beyond.
             block_ms: longest wait, in milliseconds.
         """
-        if block_ms is not None and not await self.redis.xread(
-            {self.keys.log: str(after)}, count=1, block=block_ms
-        ):
-            return []
+        first = []
+        if block_ms is not None:
+            came: Any = await self.redis.xread({self.keys.log: str(after)}, count=1, block=block_ms)
+            if not came:
+                return []
+            first = _entries(came[0][1])
+            after, count = first[0][0], count - 1
+            size -= sum(map(len, first[0][1].values()))
         found = await self.redis.eval(READ, 1, self.keys.log, str(after), count, size)
-        return [
+        return first + [
             (EntryId.parse(i), dict(zip(fields[::2], fields[1::2], strict=True)))
             for i, fields in found
         ]

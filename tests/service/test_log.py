@@ -197,13 +197,16 @@ def test_a_server_that_evicts_is_refused_and_one_that_forgets_is_named(
     with_log(server, model, use)
 
 
-def test_a_read_is_bounded_in_bytes_whatever_came_before(server: RedisProcess, model: str) -> None:
+@pytest.mark.parametrize("block_ms", [None, 1])
+def test_a_read_is_bounded_in_bytes_whatever_came_before(
+    server: RedisProcess, model: str, block_ms: int | None
+) -> None:
     async def use(log: Log) -> None:
         sizes = [10] * 3 + [1 << 20] * 9 + [10] * 3
         for size in sizes:
             await log.redis.xadd(log.keys.log, {"batch": bytes(size), "source": "http"})
         after, found = ORIGIN, []
-        while entries := await log.read(after, 100, 4 << 20, None):
+        while entries := await log.read(after, 100, 4 << 20, block_ms):
             found.append([len(fields[b"batch"]) for _, fields in entries])
             after = entries[-1][0]
         assert list(map(len, found)) == [7, 4, 4]
