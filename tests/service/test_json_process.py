@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ from tests.service.harness import processes_naming, serving, wait_for
 
 WIDTH = 784
 ROWS = np.random.default_rng(0).random((40, WIDTH)).tolist()
+NO_MORE_MEMORY = (1, 1)
+"""Limit of the address space, soft and hard: what a process has it keeps."""
 
 
 def body(rows: list[list[float]] = ROWS) -> bytes:
@@ -52,16 +53,13 @@ def test_a_process_that_was_killed_while_idle_is_replaced() -> None:
 
 
 def test_a_process_that_ends_over_a_body_is_replaced() -> None:
-    process = JSONProcess()
-    process._process.send_signal(signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as sender:
-        json_process._idle.append(process)
-        lost = sender.submit(translate, body(), is_ndjson=False, width=WIDTH)
-        wait_for(lambda: process not in json_process._idle)
-        process._process.kill()
-        with pytest.raises(JSONProcessError):
-            lost.result()
-    assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
+    process, larger = JSONProcess(), body(ROWS * 25)
+    process.translate(body(), is_ndjson=False, width=WIDTH)
+    resource.prlimit(process._process.pid, resource.RLIMIT_AS, NO_MORE_MEMORY)
+    json_process._idle.append(process)
+    with pytest.raises(JSONProcessError):
+        translate(larger, is_ndjson=False, width=WIDTH)
+    assert translate(larger, is_ndjson=False, width=WIDTH) == from_json(larger).to_bytes()
 
 
 def test_the_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None:
@@ -80,7 +78,7 @@ def test_a_body_whose_reader_ends_over_it_is_to_be_sent_again(tmp_path: Path) ->
         client.headers["Content-Type"] = "application/json"
         assert client.post("/learn", content=body()).status_code == 202
         for reader in processes_naming("service.json_process") & children(service.process.pid):
-            resource.prlimit(reader, resource.RLIMIT_AS, (1, 1))  # no memory for a larger body
+            resource.prlimit(reader, resource.RLIMIT_AS, NO_MORE_MEMORY)
         refused = client.post("/learn", content=body(ROWS * 25))
         assert refused.status_code == 503, refused.text
         assert refused.json()["error"]["code"] == "reader_lost"
