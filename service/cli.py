@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from pydantic import SecretStr
 from tqdm import tqdm
 
-from service.settings import PREFIX, Settings, SettingsError, load_settings
+from service.options import add_rate, add_settings, add_stream, positive_int, settings_of, stream_of
+from service.settings import PREFIX, Settings, SettingsError
 from streams import mnist
-from streams.catalog import EXAMPLES, NAMES, SOURCES, Stream, get
+from streams.catalog import EXAMPLES, Stream
 from streams.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.producer import make_target, produce
 
@@ -66,13 +66,14 @@ def make_parser() -> argparse.ArgumentParser:
     stream = commands.add_parser(
         "stream",
         help="send a stream to a service or into its log",
-        description="Send a named stream, with a progress bar; busy and absent services are tried "
-        f"again. The key for http:// is {PREFIX}LEARN_KEY or {PREFIX}API_KEY of the environment.",
+        description="Send a stream, or a file of your own, with a progress bar; busy and absent "
+        f"services are tried again. The key for http:// is {PREFIX}LEARN_KEY or {PREFIX}API_KEY of "
+        "the environment.",
     )
     stream.add_argument("--to", required=True, metavar="URL", help="http://… or redis://…")
     stream.add_argument(
         "--batch-size",
-        type=_positive_int,
+        type=positive_int,
         default=100,
         metavar="N",
         help="examples a request [100]",
@@ -103,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"with commas, of {', '.join(PEERS)}; or all [{','.join(QUICK)}]",
     )
     compare.add_argument(
-        "--seeds", type=_positive_int, default=1, metavar="N", help="how many, from 0 [1]"
+        "--seeds", type=positive_int, default=1, metavar="N", help="how many, from 0 [1]"
     )
     compare.add_argument(
         "--plot", metavar="FILE", type=Path, help="write the rolling accuracies as a picture"
@@ -116,62 +117,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_stream(parser: argparse.ArgumentParser, name: str | None, examples: int) -> None:
-    """Give the parser the options of a stream."""
-    parser.add_argument(
-        "stream",
-        nargs="?" if name else None,
-        default=name,
-        choices=NAMES,
-        metavar="STREAM",
-        help=f"one of {', '.join(NAMES)}" + (f" [{name}]" if name else ""),
-    )
-    parser.add_argument(
-        "--examples",
-        type=_positive_int,
-        default=examples,
-        metavar="N",
-        help=f"length of the stream [{examples}]",
-    )
-    parser.add_argument(
-        "--source",
-        choices=sorted(SOURCES),
-        default="mnist",
-        help="images: mnist, or scikit-learn's small digits where MNIST cannot be had [mnist]",
-    )
-
-
-def add_rate(parser: argparse.ArgumentParser, rate: float | None) -> None:
-    """Give the parser the option ``--rate``."""
-    parser.add_argument(
-        "--rate",
-        type=_positive,
-        default=rate,
-        metavar="N",
-        help=f"examples a second [{f'{rate:g}' if rate else 'as fast as they are taken'}]",
-    )
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
-
-
-def _positive_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
-    return value
-
-
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     try:
@@ -179,46 +124,6 @@ def _names(text: str) -> tuple[str, ...]:
     except UnknownPeerError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return names
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Give the parser an option for every setting."""
-    for name, field in Settings.model_fields.items():
-        default = field.get_default()
-        shown = _shown(default) or "none"
-        is_flag = isinstance(default, bool)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=f"setting_{name}",
-            nargs="?" if is_flag else None,
-            const="true" if is_flag else None,
-            metavar="BOOL" if is_flag else name.rpartition("_")[2].upper(),
-            help=f"{field.description} [{shown}]".replace("%", "%%"),
-        )
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, SecretStr):
-        return ""
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return str(default).lower() if isinstance(default, bool) else str(default)
-
-
-def settings_of(options: argparse.Namespace, **defaults: Any) -> Settings:
-    """Return the settings that the options give; ``defaults`` hold where they give none."""
-    given = {
-        name: value
-        for name in Settings.model_fields
-        if (value := getattr(options, f"setting_{name}", None)) is not None
-    }
-    settings = load_settings(defaults | given)
-    if idle := settings.without_effect:
-        sys.stderr.write(
-            f"funnel: {', '.join(idle)} without effect: model {settings.model} with optimizer "
-            f"{settings.optimizer} has none\n"
-        )
-    return settings
 
 
 def run_serve(options: argparse.Namespace) -> int:
@@ -238,7 +143,7 @@ def run_demo(options: argparse.Namespace) -> int:
     from service import demo
 
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
-    stream = get(options.stream, options.examples, options.source)
+    stream = stream_of(options)
     next(stream.batches(1))  # fetches what is missing before anything is started
 
     def settings_in(directory: Path) -> Settings:
@@ -270,7 +175,7 @@ def run_stream(options: argparse.Namespace) -> int:
     """``funnel stream``."""
     key = os.environ.get(f"{PREFIX}LEARN_KEY") or os.environ.get(f"{PREFIX}API_KEY", "")
     target = make_target(options.to, options.model, key.strip())
-    stream = get(options.stream, options.examples, options.source)
+    stream = stream_of(options)
     bar = tqdm(
         total=stream.examples,
         desc=stream.name,
@@ -302,7 +207,7 @@ def run_compare(options: argparse.Namespace) -> int:
     """``funnel compare``."""
     from service import compare
 
-    stream = get(options.stream, options.examples, options.source)
+    stream = stream_of(options)
     settings = settings_of(options, features=stream.width, classes=stream.classes)
     _check_fits(settings, stream)
     return compare.run(

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service import models
-from service.cli import _shown
+from service.options import _shown
 from service.settings import Settings
 from tests.service.harness import ServiceProcess, serving
 from tests.service.test_metrics import CONTRACT

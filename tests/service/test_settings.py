@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import main, make_parser, settings_of
+from service.cli import main, make_parser
+from service.options import settings_of
 from service.settings import Settings, SettingsError, load_settings
+from tests.service.harness import free_port
 
 CONTRACT = """
     REDIS_URL DATA_DIR MODEL FEATURES CLASSES BATCH_SIZE MAX_WAIT_MS OPTIMIZER LR GAIN_LR SCALE_LR
@@ -162,6 +164,7 @@ def test_a_failure_is_one_line_and_a_status(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FUNNEL_PORT", str(free_port()))
     assert main(arguments) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("funnel: ")
