@@ -15,7 +15,7 @@ from service import server as served
 from service.connection import Connection
 from tests.service.harness import wait_for
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.0
 MEBI = 1 << 20
 
 
@@ -72,8 +72,7 @@ def test_who_takes_nothing_is_cut_off(
     monkeypatch.setattr(served, "LOOK_SECONDS", LOOK_SECONDS)
     with running() as (server, _), asking(server, path, more) as raw:
         assert server.server_state.connections
-        wait_for(lambda: not server.server_state.connections, 10)
-        assert not server.server_state.tasks
+        wait_for(lambda: not server.server_state.connections and not server.server_state.tasks)
         assert sum(map(len, iter(lambda: raw.recv(MEBI), b""))) < 64 * MEBI
 
 
@@ -83,11 +82,11 @@ def test_who_takes_it_slowly_is_given_all_of_it(monkeypatch: pytest.MonkeyPatch)
         taken, pause = 0, threading.Event()
         while some := raw.recv(MEBI):
             taken += len(some)
-            pause.wait(0.03)  # some 2 s in all: several looks
+            pause.wait(0.05)  # more than 3 s in all: several looks
         assert taken > 64 * MEBI
 
 
 @pytest.mark.parametrize("path", ["/one", "/many"])
 def test_who_takes_nothing_does_not_hold_up_the_end(path: str) -> None:
     with running() as (server, stop), asking(server, path):
-        assert stop() < served.GRACE_SECONDS - 1
+        assert stop() < served.GRACE_SECONDS
