@@ -3,6 +3,7 @@
 Nothing here decides where a batch ends; that is the learner's.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from dataclasses import asdict, replace
 import orjson
 
 from service.checkpoint import Checkpoints, Place
-from service.entries import ORIGIN, TOP, Cut, EntryId, Pending, Position, read_entry
+from service.entries import ORIGIN, TOP, Cut, Entry, EntryId, Pending, Position, read_entry
 from service.fold import State, step
 from service.log import Extent, GapError, Log, LogError, check_reach
 from service.pictures import Newest
@@ -218,8 +219,13 @@ class Replica:
             found = [one]
         else:
             found = await log.read(pending.newest, READ_ENTRIES, READ_BYTES, block_ms)
-        for entry_id, fields in found:
-            entry = read_entry(entry_id, fields, spec.features, spec.classes)
+
+        def decode() -> list[Entry]:
+            return [read_entry(*one, spec.features, spec.classes) for one in found]
+
+        # What is large is decoded beside the loop, which renews the lease meanwhile.
+        is_large = sum(len(v) for _, fields in found for v in fields.values()) > READ_BYTES
+        for entry in await asyncio.to_thread(decode) if is_large else decode():
             if entry.batch is not None:
                 self.mean_entry += 0.05 * (len(entry.batch) - self.mean_entry)
             pending.add(entry)

@@ -12,6 +12,8 @@ from streams.batch import Batch, Features, InvalidBatchError, Labels, TooManyErr
 
 NUMBER = {int, float}
 INT64 = range(-(1 << 63), 1 << 63)
+MOST_BYTES = 64 << 20
+"""Longest document: one of 200 MB keeps all other threads waiting for half a minute."""
 MOST_LISTS = 1 << 17
 """Most lists and objects in a document: of ten million empty ones, 32 MB, the parser would make
 1 GB, and let no other thread run for seconds."""
@@ -71,6 +73,8 @@ def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
 
 
 def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
+    if len(raw) > MOST_BYTES:
+        raise TooManyError(f"{len(raw)} bytes of JSON, more than {MOST_BYTES}; send several")
     if len(raw) > MOST_LISTS and _lists(raw) > MOST_LISTS:
         raise TooManyError(f"more than {MOST_LISTS} lists and objects; send several requests")
     try:
@@ -111,8 +115,8 @@ def _features(rows: Any, booleans: bool, width: int | None) -> Features:
         raise InvalidBatchError("features must be a list of lists of numbers", "features")
     if not rows:
         return np.zeros((0, 0), dtype=np.float32)
-    features = _packed(rows)
-    if features is None or booleans or features.shape[1] != (width or features.shape[1]):
+    features = _packed(rows, width)
+    if features is None or booleans:
         _check_rows(rows, width)
     assert features is not None, "what cannot be packed is refused"
     finite = np.isfinite(features).all(axis=1)
@@ -123,12 +127,12 @@ def _features(rows: Any, booleans: bool, width: int | None) -> Features:
     return features
 
 
-def _packed(rows: list[Any]) -> Features | None:
-    """Return rows as float32, or None if they are not lists of equally many numbers or booleans.
+def _packed(rows: list[Any], width: int | None) -> Features | None:
+    """Return rows as float32, or None if they are not lists of ``width`` numbers or booleans.
 
     `struct` takes a third of the time of `numpy.array`, which looks for a common dtype first.
     """
-    if set(map(type, rows)) != {list}:
+    if set(map(type, rows)) != {list} or len(rows[0]) != (width or len(rows[0])):
         return None
     pack = Struct(f"{len(rows[0])}f").pack
     try:

@@ -304,6 +304,29 @@ def test_who_waits_for_a_log_that_stands_still_is_answered_at_the_end(world: Wor
     assert "Traceback" not in world.service.log
 
 
+@pytest.mark.slow
+def test_huge_entries_are_put_aside_and_do_not_cost_the_lease(
+    tmp_path: Path, server: RedisProcess
+) -> None:
+    with (
+        serving(tmp_path, **SMALL, redis_url=server.url) as service,
+        service.client() as client,
+        server.client() as redis,
+    ):
+        log = "funnel:{logistic}:log"
+        for count in (90 << 20, 20 << 20):
+            redis.xadd(log, {"json": b'{"features": [[' + b"0," * count + b'0]], "labels": [0]}'})
+        answer = client.post(
+            "/learn?wait=applied", content=a_batch(0).to_bytes(), headers=SAFETENSORS
+        )
+        assert answer.status_code == 200
+        found = [fields[b"reason"] for _, fields in redis.xrange("funnel:{logistic}:dead")]
+        assert b"bytes of JSON, more than" in found[0]
+        assert b"has 20971521 features, expected 6" in found[1]
+        assert len(found) == 2
+        assert "lease ran out" not in service.log
+
+
 def test_a_service_that_waits_for_its_log_to_load_can_be_told_to_stop(tmp_path: Path) -> None:
     with serving(tmp_path, **SMALL) as service:
         pid = service.server_pid()
