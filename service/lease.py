@@ -15,7 +15,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-TAKE = """
+TAKE = """#!lua flags=allow-oom
 -- KEYS: lease. ARGV: holder, milliseconds, the lock that the caller holds or ''. The lease holds
 -- both: it is inherited from a holder that had the lock which the caller has now. 0: another's;
 -- 1: the caller's from now on; 2: it was before.

@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from service.entries import ORIGIN, TOP, Cut, Dead, EntryId, Position
-from service.logscripts import APPEND_CUTS, COUNT, DESCRIBE, PUT_ASIDE, READ, TAKE_EPOCH
+from service.logscripts import APPEND_CUTS, COUNT, DESCRIBE, NAME, PUT_ASIDE, READ, TAKE_EPOCH
 
 DEAD_KEPT = 10_000
 """Dead letters kept, about."""
@@ -114,10 +114,7 @@ class Log:
 
     async def name(self) -> str:
         """Return the log's uuid, giving it one if it has none."""
-        await self.redis.set(self.keys.uuid, uuid.uuid4().hex, nx=True)
-        found = await self.redis.get(self.keys.uuid)
-        if not isinstance(found, bytes):
-            raise LogError(f"the key {self.keys.uuid} vanished as soon as it was made")
+        found: bytes = await self.redis.eval(NAME, 1, self.keys.uuid, uuid.uuid4().hex)
         return found.decode()
 
     async def extent(self) -> Extent:

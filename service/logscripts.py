@@ -1,6 +1,10 @@
-"""What the log does in the server, at once or not at all: Lua."""
+"""What the log does in the server, at once or not at all: Lua.
 
-APPEND_CUTS = """
+What the learner writes is little, and lets the log be trimmed: it may be written when the server's
+memory is full, or nothing would ever make room. Examples may not.
+"""
+
+APPEND_CUTS = """#!lua flags=allow-oom
 -- KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its
 -- number, fields and dead letters. Nothing is written unless the epoch is still the caller's.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
@@ -25,7 +29,7 @@ end
 return 1
 """
 
-PUT_ASIDE = """
+PUT_ASIDE = """#!lua flags=allow-oom
 -- KEYS: dead, aside. ARGV: dead kept, then for each batch its version, begin, end, examples and
 -- reason. A batch is written down once, however often it is replayed.
 local noted = tonumber(redis.call('GET', KEYS[2]) or '0')
@@ -40,11 +44,17 @@ redis.call('SET', KEYS[2], string.format('%d', noted))
 return 1
 """
 
-TAKE_EPOCH = """
+TAKE_EPOCH = """#!lua flags=allow-oom
 -- KEYS: epoch. ARGV: the highest epoch the caller knows of.
 local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])) + 1
 redis.call('SET', KEYS[1], string.format('%d', epoch))
 return epoch
+"""
+
+NAME = """#!lua flags=allow-oom
+-- KEYS: uuid. ARGV: one to give the log if it has none.
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])
 """
 
 DESCRIBE = """

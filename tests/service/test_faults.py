@@ -120,6 +120,21 @@ def test_a_server_out_of_memory_takes_nothing_and_loses_nothing(world: World) ->
     goes_on(world, 4)
 
 
+def test_a_server_out_of_memory_is_learned_empty(world: World) -> None:
+    """Only learning makes room, so it may not wait for room."""
+    assert world.service.terminate() == 0
+    for k in range(1, 4):
+        world.redis.xadd("funnel:{logistic}:log", {"batch": a_batch(k).to_bytes()})
+    world.redis.config_set("maxmemory", 1)
+    world.service.start()
+    wait_for(lambda: world.client.get("/model").json()["model_version"] == 4)
+    assert world.refuses(4, "log_unavailable")
+    assert world.digest() == folded(4)
+    world.redis.config_set("maxmemory", 0)
+    assert world.learn(4).status_code == 200
+    assert world.digest() == folded(5)
+
+
 def test_a_server_that_turns_read_only_takes_nothing_and_loses_nothing(world: World) -> None:
     world.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
     wait_for(lambda: world.refuses(1, "log_unavailable"))
