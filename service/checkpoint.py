@@ -46,6 +46,10 @@ class DamagedError(ValueError):
     """A checkpoint that cannot be trusted; the message says what is wrong with it."""
 
 
+class UnreadableError(OSError):
+    """Checkpoints that cannot be read as things are; nothing is wrong with them."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in which log a state is, and what was counted on the way there."""
@@ -156,8 +160,17 @@ class Checkpoints:
         self._seen: list[Path] = []
 
     def files(self) -> list[Path]:
-        """Return the files there are, oldest first."""
-        return sorted(p for p in self.directory.iterdir() if NAME.fullmatch(p.name))
+        """Return the files there are, oldest first.
+
+        Raises:
+            UnreadableError: the directory cannot be read.
+        """
+        try:
+            return sorted(p for p in self.directory.iterdir() if NAME.fullmatch(p.name))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UnreadableError(f"the checkpoints cannot be read: {error}") from error
 
     @property
     def has_news(self) -> bool:
@@ -174,8 +187,10 @@ class Checkpoints:
 
         Raises:
             DamagedError: there are files, but none of them is good.
+            UnreadableError: nor can all of them be read.
         """
         newest: Copy | None = None
+        unread: OSError | None = None
         files = self._seen = self.files()
         for path in reversed(files):
             try:
@@ -183,13 +198,23 @@ class Checkpoints:
                 copy, metadata = decode(raw)
             except FileNotFoundError:
                 continue  # the learner that we stand by for has removed it by now
-            except (DamagedError, OSError) as error:
+            except DamagedError as error:
                 self._warn(f"checkpoint {path.name} is damaged and passed over: {error}")
+                continue
+            except OSError as error:
+                self._warn(f"checkpoint {path.name} cannot be read and is passed over: {error}")
+                unread = error
                 continue
             self._infos[path] = Info(path, copy.version, copy.place, len(raw), metadata["sha256"])
             if newest is None:
                 newest = copy
                 self._compare(metadata["numerics"], path)
+        if unread is not None and newest is None:
+            self._seen = []  # to be looked at again
+            raise UnreadableError(
+                f"the checkpoints cannot be read: {unread}. They must belong to the user that the "
+                "service runs as, in its container 10001"
+            )
         if files and newest is None:
             raise DamagedError(
                 f"none of the {len(files)} checkpoints in {self.directory} is good. Put back one "
@@ -214,7 +239,8 @@ class Checkpoints:
         path = self.directory / (
             f"checkpoint-{copy.place.epoch:08d}-{copy.place.cut:014d}.safetensors"
         )
-        if path in self._infos:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if path in self._infos and path.exists():
             return self._infos[path]
         sha256 = copy.sha256()
         raw = encode(copy, sha256, self.numerics)

@@ -16,7 +16,7 @@ import uvloop
 from redis.exceptions import RedisError
 
 from service import detectors
-from service.checkpoint import Checkpoints, Info
+from service.checkpoint import Checkpoints, Info, UnreadableError
 from service.drift import Event, Monitor
 from service.drift_news import DriftNews
 from service.entries import EntryId, Position
@@ -50,6 +50,9 @@ STANDBY_SECONDS = 0.25
 """Time between looks of a standby at the lease and the newest checkpoint."""
 CONDITIONS = ("starting", "standby", "replaying", "learning", "waiting", "halted", "stopped")
 """What a learner may be doing; ``waiting`` is for the log."""
+
+BESIDE = "another service learns from this log"
+"""Why a standby does not learn."""
 
 
 @dataclass(frozen=True)
@@ -212,10 +215,7 @@ class Learner:
                 except FencedError as error:
                     self._resign(str(error))
                 except (RedisError, OSError) as error:
-                    if self.condition != "waiting":
-                        logger.warning("the log cannot be reached: %s; learning waits", error)
-                    self.condition, self.reason = "waiting", f"the log cannot be reached: {error}"
-                    self.keeper.give_up(self.reason)
+                    self._wait_for(error)
                     await self._sleep(RETRY_SECONDS)
                 except LogError as error:
                     if await self._may_have_slept():
@@ -235,6 +235,15 @@ class Learner:
             except (RedisError, OSError) as error:
                 logger.warning("the lease was not given back: %s", error)
             await log.redis.aclose()
+
+    def _wait_for(self, error: RedisError | OSError) -> None:
+        """Say what has to get better before it learns."""
+        is_log = not isinstance(error, UnreadableError)
+        reason = f"the log cannot be reached: {error}" if is_log else str(error)
+        if (self.condition, self.reason) != ("waiting", reason):
+            logger.warning("%s; learning waits", reason)
+        self.condition, self.reason = "waiting", reason
+        self.keeper.give_up(reason)
 
     async def _put_aside_at_the_end(self, log: Log) -> None:
         try:
@@ -268,11 +277,18 @@ class Learner:
         """Serve the newest checkpoint while another service learns."""
         if self.condition != "standby":
             logger.info("another service learns from this log; standing by")
-            self.condition, self.reason = "standby", "another service learns from this log"
+            self.condition, self.reason = "standby", BESIDE
             self.replica.resign()
-        self.keeper.give_up(self.reason)
-        self.waiters.give_up(self.reason)
-        if self.keeper.checkpoints.has_news and self._load():
+        self.keeper.give_up(BESIDE)
+        self.waiters.give_up(BESIDE)
+        try:
+            is_loaded = self.keeper.checkpoints.has_news and self._load()
+            self.reason = BESIDE
+        except UnreadableError as error:
+            if self.reason != str(error):
+                logger.warning("%s; standing by with an older model", error)
+            is_loaded, self.reason = False, str(error)
+        if is_loaded:
             self._publish()
             self._show(read_statistics(self.state, self.replica.at, await log.extent()))
         self.caught_up.set()
@@ -303,8 +319,13 @@ class Learner:
 
     async def _recover(self, log: Log) -> Pipeline:
         was, is_new = self.condition, not self.replica.has_recovered
-        if self.keeper.checkpoints.has_news:  # another service has learned meanwhile
-            self._load()
+        try:
+            if self.keeper.checkpoints.has_news:  # another service has learned meanwhile
+                self._load()
+        except UnreadableError as error:
+            if is_new:
+                raise
+            logger.warning("%s; going on with the model in memory", error)
         if is_new:
             if self._lock.is_held:
                 self.keeper.tidy()

@@ -53,6 +53,22 @@ class GapError(LogError):
         )
 
 
+class BlankError(GapError):
+    """There is no model yet, and the log no longer holds what one was learned from.
+
+    Args:
+        cut: the last that was recorded.
+    """
+
+    def __init__(self, cut: int) -> None:
+        self.what = f"there is no checkpoint, but the log was learned up to cut {cut}, and trimmed"
+        LogError.__init__(
+            self,
+            f"{self.what}. Is DATA_DIR mounted, and the one that it was? Put its checkpoints back, "
+            "or those of a backup; --accept-gap would begin with an empty model",
+        )
+
+
 class FencedError(LogError):
     """Another learner has taken the log over."""
 

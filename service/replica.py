@@ -14,7 +14,7 @@ import orjson
 from service.checkpoint import Checkpoints, Place
 from service.entries import ORIGIN, TOP, Cut, Entry, EntryId, Pending, Position, read_entry
 from service.fold import State, step
-from service.log import Extent, GapError, Log, LogError, check_reach
+from service.log import BlankError, Extent, GapError, Log, LogError, check_reach
 from service.pictures import Newest
 from service.report import Report
 from service.spec import Rates, Spec
@@ -116,17 +116,20 @@ class Replica:
 
         Raises:
             GapError: the log does not reach back to the place.
+            BlankError: nor to its beginning, and there is no place yet.
         """
         name, extent = await log.name(), await log.extent()
-        if self.place is None:
+        if is_blank := self.place is None:
             self.place = Place(name, 0, 0, Position(ORIGIN), 0, 0, 0, 0)
         try:
             check_reach(extent, self.at.log, self.at.position, self.at.entries)
             if accept_gap and not self.has_recovered:
                 await self._check_whole(log, extent, may_go_on)
-        except GapError as error:
+        except GapError as gap:
+            cut = await log.last_cut() if is_blank else 0
+            error = BlankError(cut) if cut else gap
             if self.has_recovered or not accept_gap:
-                raise
+                raise error from None
             logger.warning("gap accepted: %s", error.what)
             await self._accept_gap(log, may_go_on)
         if self._epoch is None:

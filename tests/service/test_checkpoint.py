@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, and any damage is found."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from service.checkpoint import (
     Copy,
     DamagedError,
     Place,
+    UnreadableError,
     decode,
     encode,
     write_atomically,
@@ -124,6 +126,32 @@ def test_without_a_good_one_nothing_is_loaded(tmp_path: Path) -> None:
     checkpoints.write(a_copy()).path.write_bytes(b"")
     with pytest.raises(DamagedError, match="backup"):
         kept(tmp_path)[0].load()
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
+    path = kept(tmp_path)[0].write(a_copy()).path
+    path.rename(tmp_path / "away")
+    path.mkdir()  # reading it is an error of the system's, for root too
+    again, said = kept(tmp_path)
+    for _ in range(2):
+        with pytest.raises(UnreadableError, match="must belong to the user"):
+            again.load()
+        assert again.has_news, "they are to be looked at again"
+    assert "cannot be read and is passed over" in said[0]
+    path.rmdir()
+    (tmp_path / "away").rename(path)
+    assert again.load() is not None
+
+
+def test_a_folder_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    checkpoints, _ = kept(tmp_path / "here")
+    for k in (1, 1, 2):
+        checkpoints.write(a_copy(k, replace(PLACE, cut=k)))
+        shutil.rmtree(checkpoints.directory)
+        assert checkpoints.files() == []
+    assert checkpoints.load() is None
+    info = checkpoints.write(a_copy(2, replace(PLACE, cut=2)))
+    assert checkpoints.files() == [info.path]
 
 
 def test_the_last_few_are_kept_and_never_overwritten(tmp_path: Path) -> None:

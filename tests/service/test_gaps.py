@@ -155,8 +155,12 @@ def test_a_new_model_takes_what_a_trimmed_log_still_has(
         assert kept < 6
         direct.xadd(LOG, {"batch": a_batch(6).to_bytes()})
     new = ServiceProcess(tmp_path / "new", SMALL | {"redis_url": redis.url})
-    with pytest.raises(LogError, match="--accept-gap"):
+    with pytest.raises(
+        LogError, match="no checkpoint, but the log was learned up to cut 7"
+    ) as said:
         new.start()
+    assert "Is DATA_DIR mounted" in str(said.value)
+    assert "--accept-gap would begin with an empty model" in str(said.value)
     new.options["accept_gap"] = True
     new.start()
     with new.client() as client:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.learner import BESIDE
 from tests.service.harness import (
     SAFETENSORS,
     RedisProcess,
@@ -48,20 +49,23 @@ def second(first: ServiceProcess) -> ServiceProcess:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[ServiceProcess, ServiceProcess]]:
-    """A learner with some batches behind it, and a standby, on a server of their own."""
-    redis = RedisProcess(tmp_path / "redis").start()
-    try:
-        with serving(tmp_path, **SMALL, redis_url=redis.url) as first:
-            with first.client() as client:
-                for k in range(3):
-                    learn(client, k)
-            other = second(first).start()
-            yield first, other
-            if other.process.is_alive():
-                other.kill(server=False)
-    finally:
-        redis.kill()
+def redis(tmp_path: Path) -> Iterator[RedisProcess]:
+    process = RedisProcess(tmp_path / "redis").start()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def pair(tmp_path: Path, redis: RedisProcess) -> Iterator[tuple[ServiceProcess, ServiceProcess]]:
+    """A learner with some batches behind it, and a standby."""
+    with serving(tmp_path, **SMALL, redis_url=redis.url) as first:
+        with first.client() as client:
+            for k in range(3):
+                learn(client, k)
+        other = second(first).start()
+        yield first, other
+        if other.process.is_alive():
+            other.kill(server=False)
 
 
 def uninterrupted(directory: Path, batches: int) -> str:
@@ -193,6 +197,32 @@ def test_a_learner_that_lost_the_log_says_that_it_stands_by(tmp_path: Path) -> N
                         other.kill(server=False)
     finally:
         redis.kill()
+
+
+def test_a_folder_that_cannot_be_read_stops_no_learner_and_is_named(
+    pair: tuple[ServiceProcess, ServiceProcess], redis: RedisProcess
+) -> None:
+    first, other = pair
+    folder = first.directory / "data/checkpoints/logistic"
+    folder.rename(folder.with_name("away"))
+    folder.touch()
+    why = "the checkpoints cannot be read: [Errno 20] Not a directory"
+    with other.client() as client:
+        wait_for(lambda: why in client.get("/health/ready").json()["reason"])
+        assert client.get("/health/ready").json()["learning"] == "standby"
+        redis.kill()
+        redis.start()
+        wait_for(lambda: "going on with the model in memory" in first.log)
+        with first.client() as learner:
+            learn(learner, 3)
+        wait_for(lambda: why in client.get("/health/ready").json()["reason"])
+        assert "log cannot be reached: the checkpoints" not in first.log + other.log
+        assert other.log.count("standing by with an older model") <= 2
+        folder.unlink()
+        folder.with_name("away").rename(folder)
+        wait_for(lambda: client.get("/health/ready").json()["reason"] == BESIDE)
+    digest(first)
+    assert (role(first), role(other)) == ("learner", "standby")
 
 
 def test_an_embedded_log_outlives_the_learner_that_started_it(tmp_path: Path) -> None:
