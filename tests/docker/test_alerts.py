@@ -97,6 +97,8 @@ def learning(batches: str, waiting: int) -> Series:
 
 FIRE: list[tuple[str, str, Series]] = [
     ("FunnelDown", "not scraped", {"up": level(0)}),
+    ("FunnelRestarting", "every minute", {"process_start_time_seconds": rising(60)}),
+    ("FunnelTargetGone", "a standby", {"up": f"1+0x{MINUTES - 10} stale"}),
     ("FunnelNotReady", "starting for long", {"funnel_ready": level(0)}),
     ("FunnelRequestsRefused", "a tenth of learn", answers("/learn", _202=90, _503=10)),
     ("FunnelRequestsRefused", "a full backlog", answers("/learn", _202=90, _429=10)),
@@ -117,6 +119,10 @@ FIRE: list[tuple[str, str, Series]] = [
 ]
 SILENT: list[tuple[str, str, Series]] = [
     ("FunnelDown", "scraped", {"up": level(1)}),
+    ("FunnelRestarting", "once", {"process_start_time_seconds": jump(900, minutes=10)}),
+    ("FunnelTargetGone", "scraped", {"up": level(1)}),
+    ("FunnelTargetGone", "down, which is told already", {"up": level(0)}),
+    ("FunnelTargetGone", "a minute", {"up": f"1+0x{MINUTES - 1} stale"}),
     ("FunnelNotReady", "ready", {"funnel_ready": level(1)}),
     ("FunnelNotReady", "a start", {"funnel_ready": f"1+0x{MINUTES - 1} 0"}),
     ("FunnelRequestsRefused", "one of a hundred", answers("/learn", _202=99, _503=1)),
