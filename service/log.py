@@ -25,7 +25,16 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from service.entries import ORIGIN, TOP, Cut, Dead, EntryId, Position
-from service.logscripts import APPEND_CUTS, COUNT, DESCRIBE, NAME, PUT_ASIDE, READ, TAKE_EPOCH
+from service.logscripts import (
+    APPEND_CUTS,
+    COUNT,
+    DESCRIBE,
+    NAME,
+    NOTE_FROM,
+    PUT_ASIDE,
+    READ,
+    TAKE_EPOCH,
+)
 
 DEAD_KEPT = 10_000
 """Dead letters kept, about."""
@@ -236,6 +245,10 @@ class Log:
         await self.redis.eval(
             PUT_ASIDE, 2, self.keys.dead, self.keys.aside, DEAD_KEPT, orjson.dumps(batches)
         )
+
+    async def note_from(self, version: int) -> None:
+        """Let `put_aside` write down what comes after a version, if it has been beyond."""
+        await self.redis.eval(NOTE_FROM, 1, self.keys.aside, version)
 
     async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
         """Return the next recorded cuts behind cut ``number``, some at a time."""

@@ -44,6 +44,14 @@ redis.call('SET', KEYS[2], string.format('%d', noted))
 return 1
 """
 
+NOTE_FROM = """#!lua flags=allow-oom
+-- KEYS: aside. ARGV: a version that the model has gone back to.
+if tonumber(redis.call('GET', KEYS[1]) or '0') > tonumber(ARGV[1]) then
+  redis.call('SET', KEYS[1], ARGV[1])
+end
+return 1
+"""
+
 TAKE_EPOCH = """#!lua flags=allow-oom
 -- KEYS: epoch. ARGV: the highest epoch the caller knows of.
 local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])) + 1

@@ -137,10 +137,12 @@ class Replica:
             self.place = replace(self.at, epoch=self._epoch)
         await self._replay(log, may_go_on)
         self._recorded = self.at.cut
-        if self.state.rates != self._rates and await may_go_on():
-            command = self._command({"rates": asdict(self._rates)})
-            await self.record(log, [command])
-            self.apply(command, None)
+        if await may_go_on():  # so every cut was repeated
+            await log.note_from(self.state.version)
+            if self.state.rates != self._rates:
+                command = self._command({"rates": asdict(self._rates)})
+                await self.record(log, [command])
+                self.apply(command, None)
         self.has_recovered = True
         return Pending(self.at.position, self.at.entries)
 

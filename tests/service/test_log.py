@@ -265,3 +265,16 @@ def test_entries_behind_a_position_are_counted(server: RedisProcess, model: str)
             await log.behind(Position(ORIGIN), TOP, may_not)
 
     with_log(server, model, use)
+
+
+def test_where_a_model_goes_back_to_batches_left_out_are_noted_again(
+    server: RedisProcess, model: str
+) -> None:
+    async def use(log: Log) -> None:
+        for version, back in ((7, 9), (7, 2), (2, 2), (3, 3)):
+            await log.put_aside([[str(version), "0-0", "1-0", "20", "why"]])
+            await log.note_from(back)
+        noted = [n[b"version"] for _, n in await log.redis.xrange(log.keys.dead)]
+        assert noted == [b"7", b"3"]
+
+    with_log(server, model, use)
