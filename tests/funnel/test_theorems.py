@@ -112,11 +112,18 @@ def test_the_first_step_leaves_gain_and_scale_at_exactly_one(
 
 
 def test_norms_that_underflow_or_overflow_leave_the_scale_alone() -> None:
-    tiny, huge = torch.full((4,), 1e-30), torch.full((4,), 1e18)
+    tiny, huge = torch.full((4,), 1e-30), torch.full((4,), 1e20)
     for g in (tiny, huge):
         _, state = run([torch.ones(4), g, g], torch.ones(4), inner=SGD())
-        assert state["log_scale"].isfinite()
+        assert state["log_scale"] == 0.0
         assert state["log_gain"].isfinite().all()
+
+
+def test_an_inner_product_that_overflows_leaves_the_unnormalized_scale_alone() -> None:
+    g, settings = torch.full((4,), 1e18), {"lr": 1e3, "momentum": 0.0, "normalize_scale": False}
+    w, state = run([g, g], torch.zeros(4), inner=SGD(), **settings)
+    assert (w < -1.5e21).all(), "both steps were taken"
+    assert state["log_scale"] == 0.0
 
 
 def test_a_norm_that_partly_underflows_moves_the_scale_by_no_more_than_its_rate() -> None:

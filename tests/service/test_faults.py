@@ -178,12 +178,12 @@ def test_a_server_that_begins_to_evict_halts_learning(world: World) -> None:
         world.service.start()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
 def checkpoint_age(world: World) -> float:
     text = world.client.get("/metrics").text
     return float(re.findall(r"^funnel_checkpoint_age_seconds (\S+)", text, re.MULTILINE)[0])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(world: World) -> None:
     before = resource.prlimit(world.service.process.pid, resource.RLIMIT_FSIZE, (9_000, -1))
     old = checkpoint_age(world)
