@@ -73,6 +73,15 @@ def test_the_mixture_goes_on_without_those_and_they_restart_from_the_best(
     torch.testing.assert_close(pool.mixing.log_weights.exp().sum(), torch.tensor(1.0))
 
 
+def test_the_best_that_diverges_becomes_a_copy_of_the_next_best() -> None:
+    pool = trained()
+    expected = [parameter[1].clone() for parameter in pool.parameters.values()]
+    who = torch.tensor([True, False, False, False])
+    pool._restart.from_best(who, torch.tensor([0.5, 0.3, 0.1, 0.1]).log())
+    for parameter, other in zip(pool.parameters.values(), expected, strict=True):
+        assert torch.equal(parameter[0], other)
+
+
 def test_the_inner_state_comes_from_the_best_of_its_kind_else_it_is_fresh() -> None:
     pool = trained()
     sums = pool.inner_state["0.sum"][0]

@@ -101,6 +101,17 @@ def test_experts_beside_those_of_several_steps_are_what_they_are_alone() -> None
         assert not torch.allclose(parameter[1:], expected)
 
 
+def test_one_of_several_steps_behind_those_of_one_is_what_it_is_alone() -> None:
+    walks = replace(EXPERTS[4], steps=STEPS)
+    both = Pool(made("logistic"), FEATURES, [EXPERTS[0], EXPERTS[3], walks])
+    alone = Pool(made("logistic"), FEATURES, [walks])
+    for batch in batches(12):
+        learn(both, *batch)
+        learn(alone, *batch)
+    for mine, expected in zip(both.parameters.values(), alone.parameters.values(), strict=True):
+        torch.testing.assert_close(mine[2:], expected)
+
+
 def test_a_batch_of_fewer_examples_than_steps_is_learned() -> None:
     pool = Pool(made("logistic"), FEATURES, [replace(EXPERTS[0], steps=STEPS)])
     before = pool.parameters["weight"].clone()

@@ -136,3 +136,18 @@ def test_what_is_lost_beyond_a_blank_model_is_summed_once_something_was_known() 
     renewal.begin(renewal.due())
     assert update(worse, worse, worse) == [UNKNOWN, 20.0, UNKNOWN]
     assert update(better, better, better) == [0.0, 10.0, UNKNOWN]
+
+
+def test_who_begins_anew_forgets_the_level_of_its_gradients() -> None:
+    pool = trained(MEMORY, RENEWS)
+    learn(pool, *batch(100, shift=1))
+    assert pool.cap.level.isinf().tolist() == [False, True]
+
+
+def test_who_restarts_from_the_best_has_shown_nothing_yet() -> None:
+    pool = trained(RENEWS, RENEWS)
+    assert pool.renewal.excess.tolist() == [0.0, 0.0]
+    for parameter in pool.parameters.values():
+        parameter[1] = torch.nan
+    learn(pool, *batch(100))
+    assert pool.renewal.excess.tolist() == [0.0, UNKNOWN]
