@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -121,3 +122,19 @@ class Logarithm(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self.linear((inputs + 5.0).log())
         return logits
+
+
+class Drawing(nn.Module):
+    """A model that remembers what it drew in training."""
+
+    drawn: ClassVar[list[float]] = []
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(features, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.drawn.append(float(torch.rand(())))
+        out: Tensor = self.layer(inputs)
+        return out

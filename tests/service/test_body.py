@@ -41,6 +41,12 @@ def test_a_length_that_lies_does_not_help() -> None:
         assert (caught.value.status, caught.value.code) == (413, "body_too_large")
 
 
+def test_as_many_examples_as_are_allowed_are_taken() -> None:
+    body.check_number(body.MAX_EXAMPLES)
+    with pytest.raises(HTTPError):
+        body.check_number(body.MAX_EXAMPLES + 1)
+
+
 def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "MOST_UNDER_WAY", 0)  # so twice the largest, 200 bytes
     monkeypatch.setattr(body, "_under_way", 0)

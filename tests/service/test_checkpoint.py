@@ -1,14 +1,18 @@
 """Checkpoints: whole or not at all, and any damage is found."""
 
+import hashlib
 import os
 import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from service import checkpoint
 from service.checkpoint import (
+    BLANK,
     KEPT,
     Checkpoints,
     Copy,
@@ -70,6 +74,15 @@ def test_a_state_that_was_loaded_goes_on_bit_for_bit() -> None:
     assert Copy.of(resumed, PLACE).sha256() == Copy.of(whole, PLACE).sha256()
 
 
+def test_a_copy_stays_as_it_was_while_the_state_learns_on() -> None:
+    state = a_state()
+    step(state, a_batch(0))
+    copy = Copy.of(state, PLACE)
+    before = copy.sha256()
+    step(state, a_batch(1))
+    assert copy.sha256() == before
+
+
 def test_the_digest_is_of_the_state_and_nothing_else() -> None:
     copy = a_copy()
     elsewhere = replace(PLACE, log="other", epoch=9, cut=99, entries=1)
@@ -81,6 +94,23 @@ def test_the_digest_is_of_the_state_and_nothing_else() -> None:
         assert replace(copy, tensors=tensors).sha256() != copy.sha256(), name
     assert replace(copy, version=4).sha256() != copy.sha256()
     assert replace(copy, rates=replace(copy.rates, lr=0.5)).sha256() != copy.sha256()
+
+
+def test_the_digest_knows_shapes() -> None:
+    copy = a_copy()
+    weight = copy.tensors["model.weight"]
+    turned = copy.tensors | {"model.weight": weight.reshape(weight.shape[::-1])}
+    assert replace(copy, tensors=turned).sha256() != copy.sha256()
+
+
+def test_a_format_of_a_later_version_is_refused() -> None:
+    copy = a_copy()
+    raw = encode(copy, copy.sha256(), NUMERICS)
+    digest = decode(raw)[1]["digest"].encode()
+    later = raw.replace(digest, BLANK.encode(), 1).replace(rb"\"format\":1", rb"\"format\":2", 1)
+    later = later.replace(BLANK.encode(), hashlib.sha256(later).hexdigest().encode(), 1)
+    with pytest.raises(DamagedError, match="format 2 is not known"):
+        decode(later)
 
 
 def test_every_flipped_bit_is_found() -> None:
@@ -184,6 +214,26 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    def replace(source: str, target: Path) -> None:
+        rename(source, target)
+        done.append("name")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", sync)
+    monkeypatch.setattr(checkpoint.os, "replace", replace)
+    write_atomically(tmp_path / "file", b"new")
+    assert done == ["file", "name", "directory"]
+
+
 def test_a_full_disk_leaves_no_scraps_and_says_so(tmp_path: Path) -> None:
     import resource
     import signal
@@ -215,6 +265,14 @@ def test_a_state_of_other_shapes_is_refused_whole() -> None:
             state.load(tensors, 1, 1)
     assert same_tensors(state.tensors(), before)
     assert isinstance(State(state.spec, state.rates, CPU), State)
+
+
+def test_a_state_of_other_drift_is_refused_whole() -> None:
+    copy, state = a_copy(), a_state()
+    before = {k: v.clone() for k, v in state.tensors().items()}
+    with pytest.raises(ValueError, match="drift"):
+        state.load(copy.tensors | {"drift.counts": torch.zeros(2)}, 1, 1)
+    assert same_tensors(state.tensors(), before)
 
 
 def test_scraps_of_killed_writers_are_cleared_away(tmp_path: Path) -> None:

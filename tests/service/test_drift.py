@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from service import drift
 from service.drift import Monitor
 from service.entries import EntryId, Position
 from service.report import Report
+from service.scoring import WINDOW
 
 
 def feed(monitor: Monitor, rates: list[float], start: int = 0, device: bool = False) -> None:
@@ -68,6 +70,34 @@ def test_a_resumed_monitor_goes_on_exactly(at: int) -> None:
     for monitor in (whole, resumed):
         feed(monitor, rates[at:], at)
     assert same(whole, resumed)
+
+
+def test_a_monitor_that_saw_more_events_than_it_keeps_resumes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drift, "MOST_EVENTS", 3)
+    monitor, resumed = Monitor(), Monitor()
+    feed(monitor, accuracies(0.9, 0.5, 0.9, 0.5))
+    assert sum(monitor.counts.values()) > 3
+    assert len(monitor.events) == 3
+    resumed.load(monitor.tensors(), monitor.positions())
+    assert same(monitor, resumed)
+
+
+def test_a_recovery_is_measured_on_a_whole_window_behind_the_event() -> None:
+    monitor = Monitor()
+    feed(monitor, [0.9] * 100 + [0.0] * 3 + [1.0] * 30)
+    worse = [e for e in monitor.events if e.direction == "worse"]
+    assert min(e.recovery_examples or 0 for e in worse) == WINDOW
+    assert int(monitor.tensors()["drift.recent"][:, 1].sum()) == WINDOW
+
+
+def test_who_stays_three_points_below_has_not_recovered() -> None:
+    monitor = Monitor()
+    feed(monitor, [0.9] * 100 + [0.5] * 50 + [0.87] * 100)
+    worse = [e for e in monitor.events if e.direction == "worse"]
+    assert worse
+    assert all(e.recovery_examples is None for e in worse)
 
 
 def test_reports_of_a_device_wait_and_give_the_same() -> None:

@@ -25,7 +25,7 @@ from service.spec import Spec
 from service.track import Track
 from streams.batch import Batch
 from tests.gpu import waiting_is_an_error
-from tests.service.states import CPU, RATES, a_batch, a_spec, a_state, same_tensors
+from tests.service.states import CPU, RATES, Drawing, a_batch, a_spec, a_state, same_tensors
 
 RESTLESS = "tests.service.states:Restless"
 MODELS = ("logistic", "mlp", RESTLESS)
@@ -94,6 +94,18 @@ def test_a_resumed_state_goes_on_bit_for_bit(model: str, optimizer: str) -> None
         step(resumed, a_batch(k, shift=k // 30))
     assert same_tensors(resumed.tensors(), whole.tensors())
     assert resumed.version == whole.version == 35
+
+
+def test_each_step_draws_anew_and_a_resumed_one_draws_the_same() -> None:
+    whole, resumed = (State(a_spec("tests.service.states:Drawing"), RATES, CPU) for _ in range(2))
+    Drawing.drawn.clear()
+    for k in range(3):
+        step(whole, a_batch(k))
+    drawn = list(Drawing.drawn)
+    assert len(set(drawn)) == 3
+    resumed.load(whole.tensors(), 2, 40)
+    step(resumed, a_batch(2))
+    assert Drawing.drawn[3:] == drawn[2:]
 
 
 def test_a_loaded_state_is_the_one_that_learns() -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from service import history
@@ -70,6 +71,25 @@ def test_only_newer_points_are_asked_for() -> None:
     assert len(made.points()) == 3
     assert len(made.points(since=1)) == 2
     assert made.points(since=3) == []
+
+
+def test_throughput_is_of_the_time_since_the_point_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history.time, "time", partial(next, count(1000.0, 0.5)))
+    points = [orjson.loads(point) for point in a_history(1, 2, 4).points()]
+    assert points[0]["throughput"] is None
+    for before, point in pairwise(points):
+        expected = (point["examples"] - before["examples"]) / (point["time"] - before["time"])
+        assert point["throughput"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_who_listens_no_more_is_told_nothing() -> None:
+    made, told = History(), []
+    stop = made.listen(lambda: told.append("something"))
+    made.add_shift(1, "one")
+    stop()
+    made.add_shift(2, "two")
+    assert len(told) == 1
+    stop()
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,13 @@ def test_nothing_is_held_back_before_there_is_a_recent_range() -> None:
     assert all(step(state, a_batch(k) if k % 2 else poison(k)).kept for k in range(WARM_UP))
 
 
+def test_the_first_batch_behind_the_warm_up_may_be_held_back() -> None:
+    guard = LossGuard(CPU)
+    for _ in range(WARM_UP):
+        assert guard.judge(torch.tensor(1.0), TRUE, 5.0)
+    assert not guard.judge(torch.tensor(9.0), TRUE, 5.0)
+
+
 def test_a_batch_that_is_not_finite_is_not_remembered() -> None:
     guard = LossGuard(CPU)
     for k in range(30):
@@ -83,6 +90,13 @@ def test_level_and_spread_are_plain_averages_at_first() -> None:
         guard.judge(torch.tensor(loss), TRUE, 5.0)
     assert float(guard.level) == pytest.approx(2.0)
     assert float(guard.spread) == pytest.approx((0 + 1.0 + 1.5) / 3)
+
+
+def test_level_and_spread_forget_what_is_hundreds_of_batches_old() -> None:
+    guard = LossGuard(CPU)
+    for loss in [0.9, 1.1] * 250 + [2.0] * 100:
+        guard.judge(torch.tensor(loss), TRUE, 1e9)
+    assert float(guard.level) == pytest.approx(2.0 - 0.99**100, abs=0.01)
 
 
 def test_the_guard_may_be_set_in_a_running_model() -> None:

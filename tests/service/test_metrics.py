@@ -10,10 +10,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import MOST_CLASSES, MOST_TENSORS
+from service.metrics import MOST_CLASSES, MOST_TENSORS, _optimizer
 from tests.docker.prometheus import prometheus, query
 from tests.service.harness import SAFETENSORS, serving, wait_for
-from tests.service.states import a_batch
+from tests.service.states import a_batch, a_state
+from tests.service.test_pictures import statistics_of
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
 
@@ -137,6 +138,7 @@ def test_the_numbers_are_those_of_the_model(text: str) -> None:
     assert sample(found, "funnel_rejected_total", code="invalid") == 1
     assert sample(found, "funnel_checkpoints_total", result="ok") == 1
     assert sample(found, "funnel_backlog_examples") == 0
+    assert sample(found, "funnel_snapshot_age_seconds") == 0
     assert sample(found, "funnel_lag_seconds") == 0
     assert sample(found, "funnel_ready") == 1
     correct = sample(found, "funnel_correct_total", learner="served")
@@ -150,6 +152,20 @@ def test_the_numbers_are_those_of_the_model(text: str) -> None:
     assert sample(found, gains, learner="served", tensor="weight", le="+Inf") == 18
     assert sample(found, "funnel_step_seconds_count") == 60
     assert sample(found, "funnel_batch_examples_sum") == 1200
+
+
+def test_gains_at_a_bound_are_told_apart_by_the_bound() -> None:
+    state = a_state()
+    log_gain = state.served.tensors()["optimizer.weight.log_gain"]
+    log_gain[0, 0], log_gain[0, 1:3] = -100.0, 100.0
+    shares = {
+        s.labels["bound"]: s.value
+        for family in _optimizer(statistics_of(state))
+        for s in family.samples
+        if (s.name, s.labels.get("tensor")) == ("funnel_gain_at_bound_ratio", "weight")
+    }
+    n = log_gain.numel()
+    assert shares == {"lower": pytest.approx(1 / n), "upper": pytest.approx(2 / n)}
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Prometheus)")

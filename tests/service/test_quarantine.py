@@ -52,6 +52,7 @@ def test_ranges_left_out_are_noted_once_and_replay_is_exact(
                 learn(client, a_batch(61))
                 wait_for(lambda: direct.xlen(DEAD) == 1)
                 assert "funnel_quarantined_batches_total 1.0" in client.get("/metrics").text
+                assert "funnel_nonfinite_batches_total 0.0" in client.get("/metrics").text
                 scored = client.get("/model").json()["examples_learned"]
             ((_, note),) = direct.xrange(DEAD)
             assert note[b"version"] == b"62"
@@ -90,3 +91,17 @@ def test_a_batch_at_which_the_model_raises_is_noted_before_a_checkpoint_lies_beh
             ((_, note),) = direct.xrange("funnel:{tests.service.states:Restless}:dead")
             assert (note[b"version"], note[b"examples"]) == (b"2", b"1")
             assert b"its loss is nan" in note[b"reason"]
+
+
+def test_what_is_left_out_last_is_noted_before_an_orderly_end(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    with redis.client() as direct:
+        direct.flushall()
+        with serving(tmp_path, **OPTIONS, redis_url=redis.url) as service:
+            with service.client() as client:
+                for k in range(40):
+                    learn(client, a_batch(k))
+                learn(client, poison(0))
+            assert service.terminate() == 0
+        assert [note[b"version"] for _, note in direct.xrange(DEAD)] == [b"41"]

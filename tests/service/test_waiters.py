@@ -53,3 +53,14 @@ def test_what_was_not_scored_has_neither_loss_nor_accuracy() -> None:
     waiters.note(Position(ORIGIN), Position(EntryId(1, 0)), left_out)
     waiters.answer(Position(EntryId(1, 0)))
     assert (future.result(0).accuracy, future.result(0).loss) == (None, None)
+
+
+def test_who_has_left_harms_nobody() -> None:
+    waiters = Waiters()
+    gone, here = waiters.wait(EntryId(1, 0)), waiters.wait(EntryId(1, 0))
+    gone.cancel()
+    waiters.note(Position(ORIGIN), Position(EntryId(1, 0)), report(1))
+    waiters.answer(Position(EntryId(1, 0)))
+    assert here.result(0).model_version == 1
+    waiters.wait(EntryId(2, 0)).cancel()
+    waiters.give_up("the end")

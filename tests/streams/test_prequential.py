@@ -115,6 +115,15 @@ def test_segments_too_short_to_judge_are_left_out() -> None:
     assert recovery(FALL, [0, 6_000, 10_500]) == [2_000]
 
 
+def test_a_segment_of_two_windows_is_judged() -> None:
+    assert recovery(np.ones(1 + 2 * WINDOW // BLOCK), [BLOCK]) == [0]
+
+
+def test_a_block_that_holds_a_shift_belongs_to_no_segment() -> None:
+    blocks = np.array([1.0, 0.0] + [1.0] * (2 * WINDOW // BLOCK))
+    assert recovery(blocks, [BLOCK + BLOCK // 2]) == [0]
+
+
 def test_blocks_that_are_not_whole_do_not_count_in_a_curve() -> None:
     outcomes = prequential(Memory(), [concatenate(distinct(150))])
     assert curve(outcomes).tolist() == [0.0]

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from service.cli import main
+from streams import producer
 from streams.catalog import get
 from streams.producer import (
+    LONGEST_WAIT,
     HTTPTarget,
     ProducerError,
     RedisTarget,
@@ -21,6 +23,7 @@ from streams.producer import (
     produce,
 )
 from tests.service.harness import RedisProcess
+from tests.service.losing import losing_answers
 
 
 class Answering(NamedTuple):
@@ -99,6 +102,26 @@ def test_what_the_service_asks_for_is_waited() -> None:
         assert time.monotonic() - began >= 1
 
 
+def test_waits_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(producer.time, "sleep", waits.append)
+    with answering([503] * 12) as server, closing(HTTPTarget(server.url)) as target:
+        produce(get("sea", 100).batches(100), target, name="run")
+    assert len(waits) == 12
+    assert all(0.05 * 2**k <= wait <= 0.1 * 2**k for k, wait in enumerate(waits[:5]))
+    assert all(LONGEST_WAIT / 2 <= wait <= LONGEST_WAIT for wait in waits[6:])
+
+
+@pytest.mark.parametrize("status", [200, 301, 307])
+def test_what_is_not_an_acknowledgement_is_none(status: int) -> None:
+    with (
+        answering([status]) as server,
+        closing(HTTPTarget(server.url)) as target,
+        pytest.raises(ProducerError, match=str(status)),
+    ):
+        produce(get("sea", 100).batches(100), target, name="run")
+
+
 def test_a_refusal_is_final_and_said() -> None:
     with answering([422]) as server, closing(HTTPTarget(server.url)) as target:
         with pytest.raises(ProducerError, match="422"):
@@ -134,6 +157,22 @@ def test_redis_gets_the_same_bytes(tmp_path: Path) -> None:
         redis.kill()
         with closing(RedisTarget(redis.url, "mlp")) as target, pytest.raises(RetryLaterError):
             target.send(next(stream.batches(10)), "key")
+    finally:
+        redis.kill()
+
+
+def test_an_entry_whose_answer_is_lost_is_not_sent_again_unasked(tmp_path: Path) -> None:
+    redis = RedisProcess(tmp_path).start()
+    try:
+        [batch] = get("sea", 10).batches(10)
+        with (
+            losing_answers(redis.port) as url,
+            closing(RedisTarget(url, "model")) as target,
+            pytest.raises(RetryLaterError),
+        ):
+            target.send(batch, "key")
+        with redis.client() as direct:
+            assert direct.xlen("funnel:{model}:log") == 1
     finally:
         redis.kill()
 
