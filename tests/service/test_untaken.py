@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import server as served
 from service.connection import Connection
@@ -31,10 +31,10 @@ async def lavish(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextmanager
-def running() -> Iterator[tuple[served.Server, Callable[[], float]]]:
+def running(app: ASGIApp = lavish) -> Iterator[tuple[served.Server, Callable[[], float]]]:
     """A server, and what stops it and says how many seconds that took."""
     config = uvicorn.Config(
-        lavish, port=0, http=Connection, ws="none", log_config=None, lifespan="off",
+        app, port=0, http=Connection, ws="none", log_config=None, lifespan="off",
         timeout_graceful_shutdown=served.GRACE_SECONDS,
     )  # fmt: skip
     server = served.Server(config)
