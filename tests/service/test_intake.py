@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service import intake
 from service.intake import Intake, KeyInFlightError, KeyReusedError, LogUnavailableError
 from service.log import connect
 from tests.service.harness import RedisProcess
@@ -33,6 +34,42 @@ def test_entries_are_written_in_the_order_they_came(server: RedisProcess, model:
         assert [str(i).encode() for i in ids] == [i for i, _ in found]
         assert [fields[b"batch"] for _, fields in found] == sent
         assert intake.added == 300
+
+    with_intake(server.url, model, use)
+
+
+def test_what_does_not_fit_one_group_is_written_too(
+    server: RedisProcess, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "GROUP_ENTRIES", 7)
+
+    async def use(intake: Intake) -> None:
+        sent = [str(k).encode() for k in range(50)]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(intake.append(p, 1) for p in sent))
+        found = await intake.redis.xrange(intake.keys.log)
+        assert [fields[b"batch"] for _, fields in found] == sent
+
+    with_intake(server.url, model, use)
+
+
+def test_the_mean_size_of_entries_follows_what_is_appended(
+    server: RedisProcess, model: str
+) -> None:
+    async def use(intake: Intake) -> None:
+        await intake.append(b"a", 10)
+        assert intake.mean_entry == 10
+        await intake.append(b"b", 30, "key")
+        assert intake.mean_entry == pytest.approx(11)
+
+    with_intake(server.url, model, use)
+
+
+def test_a_key_is_remembered_for_an_hour(server: RedisProcess, model: str) -> None:
+    async def use(intake: Intake) -> None:
+        await intake.append(b"a", 1, "key")
+        [key] = await intake.redis.keys(f"{intake.keys.key}:*")
+        assert 3_500 < await intake.redis.ttl(key) <= 3_600
 
     with_intake(server.url, model, use)
 

@@ -6,12 +6,14 @@ from itertools import chain
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from service import log as logs
 from service.entries import ORIGIN, TOP, Cut, Dead, EntryId, Position
 from service.log import (
     COUNTED_AT_ONCE,
     DEAD_BYTES,
+    SOCKET_SECONDS,
     FencedError,
     GapError,
     Log,
@@ -20,7 +22,9 @@ from service.log import (
     connect,
 )
 from service.logserver import check_server
+from service.pipeline import BLOCK_MS
 from tests.service.harness import RedisProcess
+from tests.service.losing import losing_answers
 
 
 def with_log(server: RedisProcess, model: str, use: Callable[[Log], Awaitable[None]]) -> None:
@@ -234,6 +238,49 @@ def test_a_dead_letter_keeps_little_of_a_large_entry(server: RedisProcess, model
             assert sum(map(len, (*letter.keys(), *letter.values()))) < DEAD_BYTES + 100
 
     with_log(server, model, use)
+
+
+def test_dead_letters_are_bounded_in_number(
+    server: RedisProcess, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "DEAD_KEPT", 100)
+
+    async def use(log: Log) -> None:
+        [entry] = await fill(log, 1)
+        epoch = await log.take_epoch(0)
+        await log.append_cuts(epoch, 1, [Cut(Position(entry), 0, 1, (Dead(entry, "why"),) * 1000)])
+        assert 100 <= await log.redis.xlen(log.keys.dead) < 300
+        await log.put_aside([[str(k), "0-0", "0-0", "1", "why"] for k in range(1, 1001)])
+        assert 100 <= await log.redis.xlen(log.keys.dead) < 300
+
+    with_log(server, model, use)
+
+
+def test_in_a_new_log_versions_begin_anew(server: RedisProcess, model: str) -> None:
+    async def use(log: Log) -> None:
+        await log.put_aside([["7", "0-0", "1-0", "20", "why"]])
+        await log.retire()
+        await log.put_aside([["1", "0-0", "1-0", "20", "why"]])
+        assert [n[b"version"] for _, n in await log.redis.xrange(log.keys.dead)] == [b"7", b"1"]
+
+    with_log(server, model, use)
+
+
+def test_a_command_whose_answer_is_lost_is_not_sent_again(server: RedisProcess, model: str) -> None:
+    async def run(url: str) -> None:
+        redis = connect(url)
+        with pytest.raises((RedisError, OSError)):
+            await redis.xadd(model, {"batch": b"x"})
+        await redis.aclose()
+
+    with losing_answers(server.port) as url:
+        asyncio.run(run(url))
+    with server.client() as direct:
+        assert direct.xlen(model) == 1
+
+
+def test_no_read_waits_longer_than_the_connection() -> None:
+    assert SOCKET_SECONDS > 2 * BLOCK_MS / 1000
 
 
 def test_entries_behind_a_position_are_counted(server: RedisProcess, model: str) -> None:

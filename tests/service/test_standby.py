@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -149,6 +150,22 @@ def test_a_stopped_learner_that_wakes_changes_nothing(
         wait_for(lambda: client.get("/model").json()["model_version"] == version)
 
 
+def test_who_waits_for_a_learner_that_lost_the_lease_is_answered(
+    pair: tuple[ServiceProcess, ServiceProcess],
+) -> None:
+    first, other = pair
+    os.kill(first.process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor() as senders, first.client() as client:
+        body = a_batch(9, 3).to_bytes()
+        asked = [
+            senders.submit(client.post, "/learn?wait=applied", content=body, headers=SAFETENSORS),
+            senders.submit(client.post, "/checkpoint"),
+        ]
+        wait_for(lambda: role(other) == "learner", seconds=10)
+        os.kill(first.process.pid, signal.SIGCONT)
+        assert {future.result(10).status_code for future in asked} <= {202, 503}
+
+
 def test_who_slept_through_a_takeover_and_its_end_learns_on_from_what_was_kept(
     pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
 ) -> None:
@@ -186,6 +203,8 @@ def test_a_learner_that_lost_the_log_says_that_it_stands_by(tmp_path: Path) -> N
                     wait_for(lambda: role(other) == "learner", seconds=10)
                     direct.execute_command("ACL", "SETUSER", "one", "on")
                     wait_for(lambda: role(first) == "standby")
+                    with first.client() as client:
+                        assert "funnel_checkpoint_age" not in client.get("/metrics").text
                     other.kill(server=False)
                     wait_for(lambda: role(first) == "learner", seconds=10)
                     with first.client() as client:
