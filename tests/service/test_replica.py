@@ -83,3 +83,20 @@ def test_what_is_learned_of_an_entry_does_not_count_among_what_waits(
         assert replica.backlog(3, mean_entry=20.0) == 30
 
     with_log(server, model, use)
+
+
+def test_after_a_log_begun_anew_batches_left_out_are_noted_again(
+    server: RedisProcess, model: str
+) -> None:
+    async def use(log: Log) -> None:
+        await fill(log, 2)
+        replica = a_replica()
+        await learn(replica, log, await replica.recover(log, False, go_on), 20)
+        await log.put_aside([["7", "0-0", "1-0", "20", "why"]])
+        await log.redis.delete(log.keys.log, log.keys.cuts)  # as a damaged log's error advises
+        await fill(log, 1)
+        await a_replica().recover(log, True, go_on)
+        await log.put_aside([["1", "0-0", "1-0", "20", "why"]])
+        assert [n[b"version"] for _, n in await log.redis.xrange(log.keys.dead)] == [b"7", b"1"]
+
+    with_log(server, model, use)
