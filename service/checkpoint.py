@@ -158,6 +158,7 @@ class Checkpoints:
         directory.mkdir(parents=True, exist_ok=True)
         self._infos: dict[Path, Info] = {}
         self._seen: list[Path] = []
+        self._unread: set[Path] = set()
 
     def files(self) -> list[Path]:
         """Return the files there are, oldest first.
@@ -170,7 +171,7 @@ class Checkpoints:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise UnreadableError(f"the checkpoints cannot be read: {error}") from error
+            raise _unreadable(error) from error
 
     @property
     def has_news(self) -> bool:
@@ -187,10 +188,10 @@ class Checkpoints:
 
         Raises:
             DamagedError: there are files, but none of them is good.
-            UnreadableError: nor can all of them be read.
+            UnreadableError: none is, and some of them cannot be read.
         """
         newest: Copy | None = None
-        unread: OSError | None = None
+        unread: dict[Path, OSError] = {}
         files = self._seen = self.files()
         for path in reversed(files):
             try:
@@ -202,19 +203,18 @@ class Checkpoints:
                 self._warn(f"checkpoint {path.name} is damaged and passed over: {error}")
                 continue
             except OSError as error:
-                self._warn(f"checkpoint {path.name} cannot be read and is passed over: {error}")
-                unread = error
+                if path not in self._unread:
+                    self._warn(f"checkpoint {path.name} cannot be read and is passed over: {error}")
+                unread[path] = error
                 continue
             self._infos[path] = Info(path, copy.version, copy.place, len(raw), metadata["sha256"])
             if newest is None:
                 newest = copy
                 self._compare(metadata["numerics"], path)
-        if unread is not None and newest is None:
+        self._unread = set(unread)
+        if unread and newest is None:
             self._seen = []  # to be looked at again
-            raise UnreadableError(
-                f"the checkpoints cannot be read: {unread}. They must belong to the user that the "
-                "service runs as, in its container 10001"
-            )
+            raise _unreadable(next(iter(unread.values())))
         if files and newest is None:
             raise DamagedError(
                 f"none of the {len(files)} checkpoints in {self.directory} is good. Put back one "
@@ -239,7 +239,6 @@ class Checkpoints:
         path = self.directory / (
             f"checkpoint-{copy.place.epoch:08d}-{copy.place.cut:014d}.safetensors"
         )
-        self.directory.mkdir(parents=True, exist_ok=True)
         if path in self._infos and path.exists():
             return self._infos[path]
         sha256 = copy.sha256()
@@ -259,6 +258,15 @@ class Checkpoints:
         if not known or None in known:
             return None
         return min((i.place for i in known if i), key=lambda place: place.cut)
+
+
+def _unreadable(error: OSError) -> UnreadableError:
+    owner = (
+        ". They must belong to the user that the service runs as, in its container 10001"
+        if isinstance(error, PermissionError)
+        else ""
+    )
+    return UnreadableError(f"the checkpoints cannot be read: {error}{owner}")
 
 
 def encode(copy: Copy, sha256: str, numerics: dict[str, str]) -> bytes:

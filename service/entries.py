@@ -12,6 +12,9 @@ from typing import NamedTuple
 from streams.batch import Batch, InvalidBatchError, check, concatenate, decode
 from streams.json_batch import from_json
 
+MOST_JSON = 32 << 20
+"""Longest document in an entry, in bytes: of 200 MB the parser lets no other thread run for longer
+than a lease lasts."""
 SOURCES = ("http", "redis")
 
 
@@ -104,6 +107,8 @@ def read_entry(entry: EntryId, fields: dict[bytes, bytes], width: int, classes: 
         if b"batch" in fields:
             batch = decode(fields[b"batch"])
         elif b"json" in fields:
+            if (size := len(fields[b"json"])) > MOST_JSON:
+                raise InvalidBatchError(f"{size} bytes of JSON, more than {MOST_JSON}")
             batch = from_json(fields[b"json"], width)
         else:
             names = sorted(fields)[:4]

@@ -60,7 +60,7 @@ class Point(BaseModel):
     tensors: dict[str, TensorPoint]
     """Of the served model."""
     throughput: float | None
-    """Examples a second since the point before; None for the first."""
+    """Examples a second since the look before; None at the first."""
     backlog: int
     """Examples that wait to be learned."""
     lag: float

@@ -136,6 +136,7 @@ class Learner:
 
         Raises:
             DamagedError: there are checkpoints, but no good one.
+            UnreadableError: they cannot be read.
             LogError: the newest is of another model.
         """
         self._load()
@@ -214,8 +215,12 @@ class Learner:
                         await self._sleep(STANDBY_SECONDS)
                 except FencedError as error:
                     self._resign(str(error))
+                except UnreadableError as error:
+                    self._wait_for(str(error))
+                    await lease.release()  # who can read them may learn
+                    await self._sleep(RETRY_SECONDS)
                 except (RedisError, OSError) as error:
-                    self._wait_for(error)
+                    self._wait_for(f"the log cannot be reached: {error}")
                     await self._sleep(RETRY_SECONDS)
                 except LogError as error:
                     if await self._may_have_slept():
@@ -236,10 +241,8 @@ class Learner:
                 logger.warning("the lease was not given back: %s", error)
             await log.redis.aclose()
 
-    def _wait_for(self, error: RedisError | OSError) -> None:
+    def _wait_for(self, reason: str) -> None:
         """Say what has to get better before it learns."""
-        is_log = not isinstance(error, UnreadableError)
-        reason = f"the log cannot be reached: {error}" if is_log else str(error)
         if (self.condition, self.reason) != ("waiting", reason):
             logger.warning("%s; learning waits", reason)
         self.condition, self.reason = "waiting", reason

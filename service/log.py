@@ -54,12 +54,14 @@ class LogError(RuntimeError):
 class GapError(LogError):
     """The log does not reach back to where the model is."""
 
+    ADVICE = (
+        "Entries that were acknowledged are missing; to go on without them, start once with "
+        "--accept-gap"
+    )
+
     def __init__(self, what: str) -> None:
         self.what = what
-        super().__init__(
-            f"{what}. Entries that were acknowledged are missing; to go on without them, start "
-            "once with --accept-gap"
-        )
+        super().__init__(f"{what}. {self.ADVICE}")
 
 
 class BlankError(GapError):
@@ -69,12 +71,14 @@ class BlankError(GapError):
         cut: the last that was recorded.
     """
 
+    ADVICE = (
+        "Is DATA_DIR mounted, and the one that it was? Put its checkpoints back, or those of a "
+        "backup; --accept-gap would begin with an empty model"
+    )
+
     def __init__(self, cut: int) -> None:
-        self.what = f"there is no checkpoint, but the log was learned up to cut {cut}, and trimmed"
-        LogError.__init__(
-            self,
-            f"{self.what}. Is DATA_DIR mounted, and the one that it was? Put its checkpoints back, "
-            "or those of a backup; --accept-gap would begin with an empty model",
+        super().__init__(
+            f"there is no checkpoint, but the log was learned up to cut {cut}, and trimmed"
         )
 
 
@@ -254,6 +258,11 @@ class Log:
         """Return the next recorded cuts behind cut ``number``, some at a time."""
         found = await self.redis.xrange(self.keys.cuts, f"({number}-0", "+", count=CUTS_A_READ)
         return [(i.milliseconds, _cut_from_json(fields[b"cut"])) for i, fields in _entries(found)]
+
+    async def first_cut(self) -> int:
+        """Return the number of the oldest cut that is still recorded, 0 if there is none."""
+        found = _entries(await self.redis.xrange(self.keys.cuts, count=1))
+        return found[0][0].milliseconds if found else 0
 
     async def last_cut(self) -> int:
         """Return the number of the newest recorded cut, 0 if there is none."""

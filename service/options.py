@@ -48,9 +48,12 @@ def stream_of(options: argparse.Namespace) -> Stream:
 
     Raises:
         UnknownStreamError: there is neither such a stream nor such a file.
+        ValueError: a label is given for what is no file.
         streams.table.TableError, OSError: the file cannot be learned.
     """
     if options.stream in NAMES:
+        if options.label is not None:
+            raise ValueError(f"--label is for a file, and {options.stream} is a stream")
         return get(options.stream, options.examples or options.usual_examples, options.source)
     path = Path(options.stream)
     if not path.exists():

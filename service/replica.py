@@ -48,6 +48,7 @@ class Replica:
         self._rates = state.rates
         self.place: Place | None = None
         """None before the log was first seen, if there was no checkpoint."""
+        self._is_loaded = False
         self.mean_entry = 1.0
         """Examples in an entry, on recent average."""
         self.step_seconds = 1.0
@@ -82,6 +83,7 @@ class Replica:
 
         Raises:
             DamagedError: there are checkpoints, but no good one.
+            UnreadableError: they cannot be read.
             LogError: the newest is of another model.
         """
         copy = checkpoints.load()
@@ -92,7 +94,7 @@ class Replica:
         self._check_spec(copy.spec, f"the checkpoint in {checkpoints.directory}")
         self.state.set_rates(copy.rates)
         self.state.load(copy.tensors, copy.version, copy.examples, copy.drifts)
-        self.place = copy.place
+        self.place, self._is_loaded = copy.place, True
         return True
 
     def _check_spec(self, spec: Spec, what: str) -> None:
@@ -119,10 +121,13 @@ class Replica:
             BlankError: nor to its beginning, and there is no place yet.
         """
         name, extent = await log.name(), await log.extent()
-        if is_blank := self.place is None:
+        is_blank = self.place is None or (self.at.cut == 0 and not self._is_loaded)
+        if self.place is None:
             self.place = Place(name, 0, 0, Position(ORIGIN), 0, 0, 0, 0)
         try:
             check_reach(extent, self.at.log, self.at.position, self.at.entries)
+            if is_blank and await log.first_cut() > 1:
+                raise GapError("the first of the recorded cuts are gone")
             if accept_gap and not self.has_recovered:
                 await self._check_whole(log, extent, may_go_on)
         except GapError as gap:
@@ -137,7 +142,7 @@ class Replica:
             self.place = replace(self.at, epoch=self._epoch)
         await self._replay(log, may_go_on)
         self._recorded = self.at.cut
-        if await may_go_on():  # so every cut was repeated
+        if await may_go_on():  # else it may have been told to stop before all was repeated
             await log.note_from(self.state.version)
             if self.state.rates != self._rates:
                 command = self._command({"rates": asdict(self._rates)})
@@ -228,9 +233,10 @@ class Replica:
         def decode() -> list[Entry]:
             return [read_entry(*one, spec.features, spec.classes) for one in found]
 
-        # What is large is decoded beside the loop, which renews the lease meanwhile.
+        # What is large is decoded beside the loop, in which the lease of who learns is renewed.
         is_large = sum(len(v) for _, fields in found for v in fields.values()) > READ_BYTES
-        for entry in await asyncio.to_thread(decode) if is_large else decode():
+        entries = await asyncio.to_thread(decode) if is_large else decode()
+        for entry in entries:
             if entry.batch is not None:
                 self.mean_entry += 0.05 * (len(entry.batch) - self.mean_entry)
             pending.add(entry)

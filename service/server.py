@@ -64,7 +64,10 @@ class Server(uvicorn.Server):
             while True:
                 for connection in list(self.server_state.connections):
                     assert isinstance(connection, Connection)
-                    connection.look()
+                    try:
+                        connection.look()
+                    except Exception:  # the others are looked at
+                        logger.exception("a connection could not be looked at")
                 await asyncio.sleep(seconds)
 
         looking = asyncio.create_task(look())

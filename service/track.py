@@ -76,7 +76,7 @@ class Track(ABC):
         self.scores = Scores(spec.classes, device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         """Batches left out because loss or gradient was not finite."""
-        self._said = ""
+        self._said: set[str] = set()
 
     @abstractmethod
     def set_rates(self, rates: Rates) -> None:
@@ -140,9 +140,9 @@ class Track(ABC):
         text = repr(error)
         logger.error(
             "the model failed on a batch of %d, which is left out: %s", examples, text,
-            exc_info=error if text != self._said else None,
+            exc_info=None if text in self._said else error,
         )  # fmt: skip
-        self._said = text
+        self._said.add(text)
 
     def ready(self, found: Found, keep: Tensor) -> tuple[Tensor | None, ...]:
         """Ready buffers and counters for what was decided; return what `step` takes.

@@ -12,8 +12,6 @@ from streams.batch import Batch, Features, InvalidBatchError, Labels, TooManyErr
 
 NUMBER = {int, float}
 INT64 = range(-(1 << 63), 1 << 63)
-MOST_BYTES = 64 << 20
-"""Longest document: one of 200 MB keeps all other threads waiting for half a minute."""
 MOST_LISTS = 1 << 17
 """Most lists and objects in a document: of ten million empty ones, 32 MB, the parser would make
 1 GB, and let no other thread run for seconds."""
@@ -34,7 +32,7 @@ def from_json(raw: bytes, width: int | None = None) -> Batch:
     """
     document = _object(raw, {"features", "labels"})
     features = _features(document["features"], _may_hold_booleans(raw), width)
-    return Batch(features, _labels(document["labels"]))
+    return Batch(features, _labels(document["labels"], len(features)))
 
 
 def features_from_json(raw: bytes, width: int | None = None) -> Features:
@@ -69,12 +67,10 @@ def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
         booleans = booleans or _may_hold_booleans(line)
         rows.append(example["features"])
         labels.append(example["label"])
-    return Batch(_features(rows, booleans, width), _labels(labels))
+    return Batch(_features(rows, booleans, width), _labels(labels, len(rows)))
 
 
 def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
-    if len(raw) > MOST_BYTES:
-        raise TooManyError(f"{len(raw)} bytes of JSON, more than {MOST_BYTES}; send several")
     if len(raw) > MOST_LISTS and _lists(raw) > MOST_LISTS:
         raise TooManyError(f"more than {MOST_LISTS} lists and objects; send several requests")
     try:
@@ -183,9 +179,13 @@ def _recurs(raw: bytes, letter: bytes) -> bool:
     return raw.find(letter) != raw.rfind(letter)
 
 
-def _labels(labels: Any) -> Labels:
+def _labels(labels: Any, count: int) -> Labels:
     if type(labels) is not list:
         raise InvalidBatchError("labels must be a list of integers", "labels")
+    if len(labels) != count:
+        raise InvalidBatchError(
+            f"labels have shape [{len(labels)}], expected [{count}], one label an example", "labels"
+        )
     for index, label in enumerate(labels):
         if type(label) is not int:
             raise InvalidBatchError(

@@ -11,6 +11,7 @@ import gzip
 import lzma
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +71,9 @@ class Table:
         n, width = self.batch.features.shape
         shown = ", ".join(f"{k} = {name}" for k, name in enumerate(self.names[:SHOWN_CLASSES]))
         more = ", …" if len(self.names) > SHOWN_CLASSES else ""
-        classes = f"{self.classes} classes" + (f": {shown}{more}" if shown else "")
+        classes = f"{self.classes} classes" + (
+            f" (numbered by this file alone: {shown}{more})" if shown else ""
+        )
         return f"{self.path.name}: {n:,} examples, {width} features, {self.label!r} of {classes}"
 
 
@@ -91,14 +94,10 @@ def read(path: Path, label: str | None = None) -> Table:
     elif {".csv", ".tsv"} & set(kinds[-2:]):
         try:
             table = _from_text(path, label)
-        except (UnicodeDecodeError, EOFError, lzma.LZMAError) as error:
-            raise TableError(f"{path} cannot be read as text: {error}") from error
+        except (UnicodeDecodeError, EOFError, csv.Error, lzma.LZMAError, zlib.error) as error:
+            raise TableError(f"{path} cannot be read as UTF-8 text: {error}") from error
     else:
         raise TableError(f"{path}: a table ends in .csv, .tsv (.gz, .bz2, .xz) or .safetensors")
-    if table.classes > MOST_CLASSES:
-        raise TableError(
-            f"{path}: {table.classes:,} classes in {table.label!r}: is it the label? (--label NAME)"
-        )
     return table
 
 
@@ -108,8 +107,9 @@ def _from_safetensors(path: Path) -> Table:
         check_features(batch.features, batch.features.shape[-1])
     except InvalidBatchError as error:
         raise TableError(f"{path}: {error}") from error
-    if batch.labels.shape != (len(batch.features),) or (batch.labels < 0).any():
-        raise TableError(f"{path}: labels must be whole numbers from 0 on, one an example")
+    labels = batch.labels
+    if labels.shape != (len(batch.features),) or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise TableError(f"{path}: labels must be from 0 to {MOST_CLASSES - 1}, one an example")
     return Table(path, batch, "labels", ())
 
 
@@ -151,8 +151,13 @@ def _from_text(path: Path, label: str | None) -> Table:
         raise TableError(f"{path} has no examples")
     if whole.shape[1] != len(header) or not np.isfinite(whole).all() or "" in codes:
         raise TableError(f"{path}: {_fault(path, header, own, delimiter)}")
-    raw = np.array(list(codes))[whole[:, own].astype(np.int64)]
-    labels, names = _numbered(raw, wanted, path)
+    numbers, names = _numbered(list(codes), wanted, path)
+    if not 1 < len(codes) <= MOST_CLASSES:
+        raise TableError(
+            f"{path}: {len(codes):,} different labels in {wanted!r}: is it the label? "
+            "(--label NAME)"
+        )
+    labels = numbers[whole[:, own].astype(np.int64)]
     return Table(path, Batch(np.delete(whole, own, axis=1), labels), wanted, names)
 
 
@@ -171,24 +176,26 @@ def _header(path: Path, file: IO[str]) -> tuple[list[str], str]:
 
 
 def _numbered(
-    raw: npt.NDArray[np.str_], column: str, path: Path
+    texts: Sequence[str], column: str, path: Path
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Return labels from 0, and what they stand for if that is not their own number."""
+    """Return a number from 0 for each label, and what they stand for if not for themselves."""
     try:
-        numbers = raw.astype(np.float64)
+        values = [float(text) for text in texts]
     except ValueError:
-        texts, labels = np.unique(raw, return_inverse=True)
-        return labels.astype(np.int64), tuple(map(str, texts))
-    whole = np.isfinite(numbers) & (numbers == np.rint(numbers))
-    if not whole.all():
-        odd = raw[~whole][0]
-        raise TableError(
-            f"{path}: {odd} in {column!r} is no class: is it the label? (--label NAME)"
-        )
-    if numbers.min() >= 0 and numbers.max() < MOST_CLASSES:
-        return numbers.astype(np.int64), ()
-    found, labels = np.unique(numbers, return_inverse=True)
-    return labels.astype(np.int64), tuple(f"{number:.0f}" for number in found)
+        return _ranked(texts), tuple(sorted(texts))
+    for text, value in zip(texts, values, strict=True):
+        if not value.is_integer():
+            raise TableError(
+                f"{path}: {text} in {column!r} is no class: is it the label? (--label NAME)"
+            )
+    if min(values) >= 0 and max(values) < MOST_CLASSES:
+        return np.array(values, dtype=np.int64), ()
+    return _ranked(values), tuple(f"{value:.0f}" for value in sorted(set(values)))
+
+
+def _ranked(labels: Sequence[Any]) -> npt.NDArray[np.int64]:
+    rank = {label: k for k, label in enumerate(sorted(set(labels)))}
+    return np.array([rank[label] for label in labels], dtype=np.int64)
 
 
 def _fault(path: Path, header: Sequence[str], label: int, delimiter: str) -> str:

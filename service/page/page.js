@@ -6,6 +6,7 @@ import { showPictures } from "./pictures.js";
 import { recovery } from "./recovery.js";
 
 const MOST_POINTS = 3600;
+const SPACING_SECONDS = 0.9; // as in history.py
 const DRAW_MS = 1000;
 const SPEAK_MS = 20_000;
 const STALE_MS = 5000;
@@ -49,8 +50,9 @@ function connect() {
   });
   source.addEventListener("point", (event) => {
     const point = JSON.parse(event.data);
-    const last = points.slice(-2);
-    if (last.length === 2 && last.every((p) => p.version === point.version)) points.pop();
+    const [before, newest] = points.slice(-2);
+    const standsStill = newest?.version === point.version && before.version === point.version;
+    if (newest && (standsStill || newest.time - before.time < SPACING_SECONDS)) points.pop();
     points.push(point);
     if (points.length > MOST_POINTS) points.shift();
     news();

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.entries import ORIGIN, TOP, Cut, Entry, EntryId, Pending, Position, read_entry
+from service.entries import (
+    MOST_JSON,
+    ORIGIN,
+    TOP,
+    Cut,
+    Entry,
+    EntryId,
+    Pending,
+    Position,
+    read_entry,
+)
 from streams.batch import Batch, concatenate
 
 
@@ -120,6 +130,7 @@ JSON_ENTRY = json.dumps({"features": [[1, 2]], "labels": [1]}).encode()
         ({b"btach": b""}, "btach"),
         ({b"batch": b""}, "safetensors"),
         ({b"json": b"{"}, "JSON"),
+        ({b"json": b" " * (MOST_JSON + 1)}, f"{MOST_JSON + 1} bytes of JSON, more than"),
         ({b"json": b'{"features": [[1]], "labels": [1]}'}, "has 1 features, expected 2"),
         ({b"json": b'{"features": [[1, 2]], "labels": [9]}'}, "0…2"),
         ({b"json": b'{"features": [[1, 2], [1, true]], "labels": [0, 0]}'}, "example 1"),

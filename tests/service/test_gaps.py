@@ -176,6 +176,21 @@ def test_a_new_model_takes_what_a_trimmed_log_still_has(
     new.kill()
 
 
+def test_where_only_cuts_were_trimmed_the_missing_checkpoints_are_named(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    """So it is while a large entry lies across all checkpoints."""
+    with serving(tmp_path / "old", **SMALL, redis_url=redis.url) as old:
+        with old.client() as client:
+            for k in range(3):
+                learn(client, k)
+        assert old.terminate() == 0
+    with redis.client() as direct:
+        direct.xtrim(CUTS, minid="3-0", approximate=False)
+    with pytest.raises(LogError, match="Is DATA_DIR mounted"):
+        ServiceProcess(tmp_path / "new", SMALL | {"redis_url": redis.url}).start()
+
+
 def test_missing_cuts_are_refused_and_a_new_log_goes_on(
     tmp_path: Path, redis: RedisProcess
 ) -> None:

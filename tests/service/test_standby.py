@@ -1,6 +1,7 @@
 """Two services on one log: one learns, the other stands by and takes over."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -242,6 +243,36 @@ def test_a_folder_that_cannot_be_read_stops_no_learner_and_is_named(
         wait_for(lambda: client.get("/health/ready").json()["reason"] == BESIDE)
     digest(first)
     assert (role(first), role(other)) == ("learner", "standby")
+
+
+def test_who_cannot_read_its_checkpoints_leaves_the_lease_to_who_can(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    options = SMALL | {"redis_url": redis.url}
+    first = ServiceProcess(tmp_path / "first", options).start()
+    with first.client() as client:
+        learn(client, 0)
+    digest(first)
+    blind = ServiceProcess(tmp_path / "blind", options)
+    shutil.copytree(first.directory, blind.directory)
+    blind.start()
+    sighted = ServiceProcess(tmp_path / "sighted", options)
+    shutil.copytree(first.directory, sighted.directory)
+    sighted.start()
+    try:
+        [path] = (blind.directory / "data/checkpoints/logistic").glob("*.safetensors")
+        path.rename(path.with_name("away"))
+        path.mkdir()
+        path.with_name(path.name.replace("checkpoint-0", "checkpoint-9")).mkdir()
+        wait_for(lambda: "cannot be read" in blind.log)
+        first.kill(server=False)
+        wait_for(lambda: role(sighted) == "learner", seconds=20)
+        assert role(blind) == "standby"
+        assert blind.log.count("is passed over") == 2
+    finally:
+        for service in (first, blind, sighted):
+            if service.process.is_alive():
+                service.kill(server=False)
 
 
 def test_an_embedded_log_outlives_the_learner_that_started_it(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Who does not take its answer holds nothing for long: real sockets, and a server of our own."""
 
-import asyncio
 import socket
 import threading
 import time
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import server as served
@@ -38,7 +38,7 @@ def running(app: ASGIApp = lavish) -> Iterator[tuple[served.Server, Callable[[],
         timeout_graceful_shutdown=served.GRACE_SECONDS,
     )  # fmt: skip
     server = served.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread = threading.Thread(target=lambda: uvloop.run(server.serve()))
     thread.start()
 
     def stop() -> float:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import json_batch
-from streams.batch import InvalidBatchError, TooManyError
-from streams.json_batch import MOST_BYTES, MOST_LISTS, features_from_json, from_json, from_ndjson
+from streams.batch import InvalidBatchError
+from streams.json_batch import MOST_LISTS, features_from_json, from_json, from_ndjson
 
 BAD: list[tuple[str, str | None, int | None]] = [
     ("", None, None),
@@ -227,11 +227,6 @@ def test_a_bad_line_is_named() -> None:
     with pytest.raises(InvalidBatchError) as caught:
         from_ndjson(b'{"features": [true], "label": 1}\n{"features": [1], "label": 1}')
     assert (caught.value.field, caught.value.index) == ("features", 0)
-
-
-def test_a_document_that_is_too_long_is_not_parsed() -> None:
-    with pytest.raises(TooManyError, match=f"more than {MOST_BYTES}"):
-        from_json(b" " * (MOST_BYTES + 1))
 
 
 def test_an_example_of_another_width_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:

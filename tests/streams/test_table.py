@@ -51,13 +51,13 @@ def test_the_label_is_the_column_of_that_name_or_the_last(
         assert found.names == ("no", "yes")
         assert found.batch.labels.tolist() == [0, 1, 0]
         assert found.batch.features.tolist() == [[1, 0], [2, 1], [3, 1]]
-        assert (
-            str(found) == "mine.csv: 3 examples, 2 features, 'kind' of 2 classes: 0 = no, 1 = yes"
-        )
+        assert "3 examples, 2 features, 'kind' of 2 classes" in str(found)
+        assert "numbered by this file alone: 0 = no, 1 = yes" in str(found)
     else:
-        named, last = table(tmp_path, "a,label,b\n1,0,5\n"), table(tmp_path, "a,c,b\n1,0,5\n")
-        assert (named.label, named.batch.features.tolist()) == ("label", [[1, 5]])
-        assert (last.label, last.batch.features.tolist()) == ("b", [[1, 0]])
+        named = table(tmp_path, "a,label,b\n1,0,5\n1,1,5\n")
+        assert (named.label, named.batch.features.tolist()) == ("label", [[1, 5], [1, 5]])
+        last = table(tmp_path, "a,c,b\n1,0,5\n1,1,6\n")
+        assert (last.label, last.batch.features.tolist()) == ("b", [[1, 0], [1, 1]])
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_the_label_is_the_column_of_that_name_or_the_last(
     [
         (["0", "2", "1"], [0, 2, 1], (), 3),
         (["1.0", "0.0"], [1, 0], (), 2),
-        (["0", "0"], [0, 0], (), 2),
-        (["3", "3"], [3, 3], (), 4),
+        (["3", "1", "3"], [3, 1, 3], (), 4),
+        (["-1", "1", "1.0"], [0, 1, 1], ("-1", "1"), 2),
         (["1", "-1"], [1, 0], ("-1", "1"), 2),
         (["70000", "9", "1e12"], [1, 0, 2], ("9", "70000", "1000000000000"), 3),
         (["b ", '"a, b"', " b"], [1, 0, 1], ("a, b", "b"), 2),
@@ -82,8 +82,9 @@ def test_labels_are_numbered_unless_they_are_numbers_from_0(
 
 
 def test_columns_may_be_named_by_their_numbers(tmp_path: Path) -> None:
-    found = table(tmp_path, "0,1,label\n5,6,1\n")
-    assert (found.batch.features.tolist(), found.batch.labels.tolist()) == ([[5, 6]], [1])
+    found = table(tmp_path, "0,1,label\n5,6,1\n7,8,0\n")
+    assert found.batch.features.tolist() == [[5, 6], [7, 8]]
+    assert found.batch.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -126,6 +127,8 @@ def test_a_file_of_the_services_own_format_is_a_stream(tmp_path: Path) -> None:
         ("a,y\n1,0\n1,\n", "line 3 has no label in 'y'"),
         ("a,y\n1,0.5\n", "0.5 in 'y' is no class"),
         ("a,y\n1,inf\n", "inf in 'y' is no class"),
+        ("a,y\n1,b\n2,b\n", "1 different labels in 'y'"),
+        ("a" * 200_000 + ",y\n1,b\n", "field larger than field limit"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -141,12 +144,15 @@ def test_files_that_are_no_tables_say_so(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"columns are a, y"):
         table(tmp_path, "a,y\n1,0\n", label="z")
     (tmp_path / "short.csv.gz").write_bytes(gzip.compress(b"a,y\n" + b"1,0\n" * 99)[:-9])
+    whole = bytearray(gzip.compress(b"a,y\n" + b"1,0\n" * 99))
+    whole[10] = 7  # no kind of block
+    (tmp_path / "damaged.csv.gz").write_bytes(whole)
     (tmp_path / "latin.csv").write_bytes(b"a,y\n1,\xe9\n")
-    for name in ("short.csv.gz", "latin.csv"):
-        with pytest.raises(TableError, match="cannot be read as text"):
+    for name in ("short.csv.gz", "damaged.csv.gz", "latin.csv"):
+        with pytest.raises(TableError, match="cannot be read as UTF-8 text"):
             read(tmp_path / name)
     many = "\n".join(["a,y", *(f"1,{k}x" for k in range(10_001))])
-    with pytest.raises(TableError, match="10,001 classes"):
+    with pytest.raises(TableError, match="10,001 different labels"):
         table(tmp_path, many)
     save_file({"features": np.full((2, 3), np.nan, np.float32), "labels": np.zeros(2, np.int64)},
               tmp_path / "nan.safetensors")  # fmt: skip
@@ -165,6 +171,11 @@ def test_a_file_compares_as_the_stream_that_it_holds(
         out = capsys.readouterr().out
         tables.append(out[out.index("learner") :])
     assert tables[0] == tables[1]
+
+
+def test_a_label_is_not_taken_for_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "abrupt", "--label", "y"]) == 1
+    assert "--label is for a file" in capsys.readouterr().err
 
 
 def test_neither_a_stream_nor_a_file(capsys: pytest.CaptureFixture[str]) -> None:
