@@ -12,7 +12,7 @@ from service import connection, server
 from service.connection import HEAD_BYTES
 from tests.service.test_untaken import running
 
-HEAD_SECONDS = 0.4
+HEAD_SECONDS = 1.0
 
 
 @pytest.fixture(autouse=True)
