@@ -24,9 +24,10 @@ from service.fold import State
 from service.history import History
 from service.keeper import Keeper
 from service.lease import Lease, Lock
-from service.log import FencedError, GapError, Log, LogError, check_reach
+from service.log import FencedError, GapError, Log, LogError
 from service.logserver import check_server
 from service.pipeline import Cutting, Pipeline, Worker, give_way
+from service.reach import check_reach
 from service.rejections import Rejections
 from service.replica import Replica
 from service.report import Report

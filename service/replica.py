@@ -14,8 +14,9 @@ import orjson
 from service.checkpoint import Checkpoints, Place
 from service.entries import ORIGIN, TOP, Cut, Entry, EntryId, Pending, Position, read_entry
 from service.fold import State, step
-from service.log import BlankError, Extent, GapError, Log, LogError, check_reach
+from service.log import BlankError, Extent, GapError, Log, LogError
 from service.pictures import Newest
+from service.reach import check_reach
 from service.report import Report
 from service.spec import Rates, Spec
 from streams.batch import Batch

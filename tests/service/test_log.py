@@ -18,11 +18,11 @@ from service.log import (
     GapError,
     Log,
     LogError,
-    check_reach,
     connect,
 )
 from service.logserver import check_server
 from service.pipeline import BLOCK_MS
+from service.reach import check_reach
 from tests.service.harness import RedisProcess
 from tests.service.losing import losing_answers
 
