@@ -218,7 +218,7 @@ class Learner:
                     self._resign(str(error))
                 except UnreadableError as error:
                     self._wait_for(str(error))
-                    await lease.release()  # who can read them may learn
+                    await self._release()  # who can read them may learn
                     await self._sleep(RETRY_SECONDS)
                 except (RedisError, OSError) as error:
                     self._wait_for(f"the log cannot be reached: {error}")
@@ -236,11 +236,14 @@ class Learner:
         finally:
             self._worker.end()
             self.replica.resign()
-            try:
-                await lease.release()
-            except (RedisError, OSError) as error:
-                logger.warning("the lease was not given back: %s", error)
+            await self._release()
             await log.redis.aclose()
+
+    async def _release(self) -> None:
+        try:
+            await self._lease.release()
+        except (RedisError, OSError) as error:
+            logger.warning("the lease was not given back: %s", error)
 
     def _wait_for(self, reason: str) -> None:
         """Say what has to get better before it learns."""

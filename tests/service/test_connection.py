@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-import time
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -53,6 +52,12 @@ def answers(raw: socket.socket) -> bytes:
     return found
 
 
+def wait_for_a_head_to_be_late(server: server.Server) -> None:
+    """Return when a client that says nothing, from now on, is told that it is too slow."""
+    with talk(server) as silent:
+        assert answers(silent).startswith(b"HTTP/1.1 408")
+
+
 def test_a_body_may_be_longer_and_take_longer_than_a_head() -> None:
     patient = Patient()
     patient.told.set()
@@ -60,7 +65,7 @@ def test_a_body_may_be_longer_and_take_longer_than_a_head() -> None:
         size = 6 * HEAD_BYTES
         raw.sendall(b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size)
         for _ in range(3):
-            time.sleep(HEAD_SECONDS)
+            wait_for_a_head_to_be_late(server)
             raw.sendall(bytes(2 * HEAD_BYTES))
         assert answers(raw).endswith(b"\r\n\r\n%d" % size)
 
@@ -69,7 +74,8 @@ def test_a_head_may_wait_for_the_answer_before_it() -> None:
     patient = Patient()
     with running(patient) as (server, _), talk(server) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n")
-        time.sleep(2 * HEAD_SECONDS)
+        for _ in range(2):
+            wait_for_a_head_to_be_late(server)
         raw.sendall(b"Connection: close\r\n\r\n")
         patient.told.set()
         assert answers(raw).count(b"HTTP/1.1 200") == 2

@@ -275,6 +275,37 @@ def test_who_cannot_read_its_checkpoints_leaves_the_lease_to_who_can(
                 service.kill(server=False)
 
 
+def test_a_lease_that_cannot_be_given_back_halts_nobody(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    with redis.client() as direct:
+        direct.execute_command("ACL", "SETUSER", "one", "on", "nopass", "~*", "&*", "+@all", "-del")
+    options = SMALL | {"redis_url": redis.url.replace("://", "://one:x@")}
+    with serving(tmp_path / "first", **options) as first:
+        with first.client() as client:
+            learn(client, 0)
+        digest(first)
+        shutil.copytree(first.directory, tmp_path / "blind")
+        with serving(tmp_path / "blind", **options) as blind, blind.client() as client:
+            [path] = (blind.directory / "data/checkpoints/logistic").glob("*.safetensors")
+            path.rename(path.with_name("away"))
+            path.with_name(path.name.replace("checkpoint-0", "checkpoint-9")).mkdir()
+            first.kill(server=False)
+            wait_for(lambda: "the lease was not given back" in blind.log)
+            assert "cannot be read" in client.get("/health/ready").json()["reason"]
+            next(path.parent.glob("checkpoint-9*")).rmdir()
+            path.with_name("away").rename(path)
+            learn_when_it_can(client)
+
+
+def learn_when_it_can(client: httpx.Client) -> None:
+    def is_learned() -> bool:
+        body = a_batch(1).to_bytes()
+        return client.post("/learn", content=body, headers=SAFETENSORS).status_code == 202
+
+    wait_for(is_learned)
+
+
 def test_an_embedded_log_outlives_the_learner_that_started_it(tmp_path: Path) -> None:
     with serving(tmp_path, **SMALL) as first:
         with first.client() as client:
