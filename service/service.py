@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from service.checkpoint import Checkpoints, numerics
-from service.drift import Event
-from service.embedded import EmbeddedServer
-from service.fold import State
-from service.intake import Intake
-from service.learner import Learner, Terms
-from service.lease import Lock
-from service.log import Log, connect
-from service.metrics import Metrics
-from service.pipeline import Cutting
+from service.fold.drift import Event
+from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.state import State
+from service.log.embedded import EmbeddedServer
+from service.log.intake import Intake
+from service.log.lease import Lock
+from service.log.log import Log, connect
+from service.monitoring.metrics import Metrics
+from service.monitoring.webhook import Webhook
 from service.predictor import Predictor
 from service.settings import Settings, SettingsError
-from service.snapshot import Evaluator, Snapshot
-from service.webhook import Webhook
+from service.trainer.checkpoint import Checkpoints, numerics
+from service.trainer.pipeline import Cutting
+from service.trainer.trainer import Learner, Terms
 
 logger = logging.getLogger("funnel")
 

@@ -18,9 +18,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from funnel.expert import DEFAULT_EXPERTS
-from service.optimizers import OPTIMIZERS, Shadow
-from service.spec import Rates, Spec
+from funnel.pool.expert import DEFAULT_EXPERTS
+from service.fold.optimizers import OPTIMIZERS, Shadow
+from service.fold.spec import Rates, Spec
 
 PREFIX = "FUNNEL_"
 MOST_SHADOWS = 8

@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import models
-from service.options import _shown
+from service.commands.options import _shown
+from service.fold import networks as models
 from service.settings import Settings
-from tests.service.harness import ServiceProcess, serving
-from tests.service.test_metrics import CONTRACT
+from tests.service.monitoring.test_metrics import CONTRACT
+from tests.support.harness import ServiceProcess, serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

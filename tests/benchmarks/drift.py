@@ -9,12 +9,12 @@ import time
 import numpy as np
 import torch
 
-from service.drift import Monitor
-from service.entries import ORIGIN, Position
-from service.fold import State, step
-from service.report import Report
+from service.fold.drift import Monitor
+from service.fold.report import Report
+from service.fold.state import State, step
+from service.log.position import ORIGIN, Position
 from service.settings import Settings
-from streams.catalog import get
+from streams.sources.catalog import get
 
 HERE = Position(ORIGIN)
 

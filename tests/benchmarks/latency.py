@@ -30,7 +30,7 @@ from tests.benchmarks.measure import (
     table,
 )
 from tests.benchmarks.peers import INSTALL
-from tests.service.harness import free_port, serving, wait_for
+from tests.support.harness import free_port, serving, wait_for
 
 RATES = (100, 1_000)
 SETTLED = 50_000

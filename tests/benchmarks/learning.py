@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import torch
 
-from service.fold import State, step
+from service.fold.state import State, step
 from service.settings import load_settings
 from streams.producer import RedisTarget, produce
 from tests.benchmarks.load import BYTES, JSON
@@ -25,7 +25,7 @@ from tests.benchmarks.measure import (
     show,
     table,
 )
-from tests.service.harness import RedisProcess, serving, wait_for
+from tests.support.harness import RedisProcess, serving, wait_for
 
 BACKLOG = 400_000
 """Examples that may wait: more than a learner takes in the second for which a sender is put off."""

@@ -23,9 +23,9 @@ from itertools import cycle
 
 import torch
 
-from funnel.expert import DEFAULT_EXPERTS
-from service.allocator import keep_freed_memory
-from service.fold import State, step
+from funnel.pool.expert import DEFAULT_EXPERTS
+from service.fold.state import State, step
+from service.process import keep_freed_memory
 from service.settings import Settings
 from tests.benchmarks.measure import batches, progress, ratios, show, table
 

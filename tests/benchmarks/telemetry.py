@@ -18,13 +18,13 @@ from pathlib import Path
 import httpx
 import torch
 
-from service.fold import State, step
-from service.history import History
-from service.pictures import Newest
+from service.fold.state import State, step
+from service.monitoring.history import History
+from service.monitoring.pictures import Newest
 from service.settings import load_settings
 from tests.benchmarks.measure import batches, encoded, flat_out, learned, ratios, show, table
-from tests.service.harness import serving, wait_for
-from tests.service.test_pictures import statistics_of
+from tests.service.monitoring.test_pictures import statistics_of
+from tests.support.harness import serving, wait_for
 
 PATHS = ("/metrics", "/optimizer/gains", "/newest", "/model")
 SETTLED = 20_000

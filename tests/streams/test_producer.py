@@ -12,7 +12,6 @@ import pytest
 
 from service.cli import main
 from streams import producer
-from streams.catalog import get
 from streams.producer import (
     LONGEST_WAIT,
     HTTPTarget,
@@ -22,8 +21,9 @@ from streams.producer import (
     make_target,
     produce,
 )
-from tests.service.harness import RedisProcess
-from tests.service.losing import losing_answers
+from streams.sources.catalog import get
+from tests.support.harness import RedisProcess
+from tests.support.losing import losing_answers
 
 
 class Answering(NamedTuple):
