@@ -19,9 +19,9 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.webhook import Webhook
 from service.predictor import Predictor
 from service.settings import Settings, SettingsError
-from service.trainer.checkpoint import Checkpoints, numerics
+from service.trainer.checkpoint import CheckpointStore, numerics
 from service.trainer.pipeline import Cutting
-from service.trainer.trainer import Learner, Terms
+from service.trainer.trainer import Terms, Trainer
 
 logger = logging.getLogger("funnel")
 
@@ -43,7 +43,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.metrics.watch(self)
-        self.learner: Learner | None = None
+        self.learner: Trainer | None = None
         self.intake: Intake | None = None
         self.predictor: Predictor | None = None
         self.draining = asyncio.Event()
@@ -72,7 +72,7 @@ class Service:
     def backlog(self) -> int:
         """Estimate the examples in the log that are not learned yet; see `Replica.backlog`."""
         learner, intake = self.learner, self.intake
-        if learner is None or intake is None or learner.replica.place is None:
+        if learner is None or intake is None or learner.replica.progress is None:
             return 0
         known = learner.statistics.entries_added if learner.statistics else 0
         return learner.replica.backlog(max(known, intake.added), intake.mean_entry)
@@ -93,19 +93,19 @@ class Service:
         except OSError as error:
             raise SettingsError(f"FUNNEL_DATA_DIR: it cannot be made: {error}") from error
         building = asyncio.ensure_future(
-            asyncio.to_thread(State, settings.spec, settings.rates, device)
+            asyncio.to_thread(State, settings.spec, settings.hyperparameters, device)
         )
         url = await self._start_server()  # which reads its file meanwhile
         state = await building
         name = settings.model
         loop = asyncio.get_running_loop()
-        checkpoints = Checkpoints(
+        checkpoints = CheckpointStore(
             settings.data_dir / "checkpoints" / name.replace(":", "-"),
             numerics(device),
             logger.error,
         )
         self._lock = Lock(checkpoints.directory / "lock")
-        learner = Learner(
+        learner = Trainer(
             state,
             lambda: Log(connect(url), name),
             checkpoints,

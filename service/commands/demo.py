@@ -23,7 +23,7 @@ from service.http.routes.demo import demo_router
 from service.http.server import serve
 from service.service import Service
 from service.settings import Settings
-from service.trainer.trainer import Learner
+from service.trainer.trainer import Trainer
 from streams.batch import Batch
 from streams.producer import HTTPTarget, ProducerError, RetryLaterError, Target, produce
 from streams.sources.catalog import IMAGE_STREAMS, Shift, Stream
@@ -141,7 +141,7 @@ class Demo:
                     break
         service.draining.set()
 
-    def _all_shown(self, learner: Learner) -> bool:
+    def _all_shown(self, learner: Trainer) -> bool:
         if self._problem is not None:
             return True
         return bool(self.points) and self.points[-1].examples >= learner.state.examples
@@ -231,14 +231,14 @@ class _Stoppable:
         self._target.close()
 
 
-def _point(learner: Learner) -> Point | None:
+def _point(learner: Trainer) -> Point | None:
     statistics = learner.statistics
     if statistics is None or not statistics.version:
         return None
     tensor = next(iter(statistics.served.tensors.values()))
     return Point(
         statistics.examples,
-        {name: track.scores.rolling_accuracy for name, track in statistics.learners.items()},
+        {name: learner.scores.rolling_accuracy for name, learner in statistics.learners.items()},
         tensor.scale,
         tensor.gain_quantiles,
     )

@@ -26,7 +26,7 @@ class Served:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.state = State(settings.spec, settings.rates, settings.torch_device())
+        self.state = State(settings.spec, settings.hyperparameters, settings.torch_device())
         self._evaluate = Evaluator(self.state.served)
 
     def predict(self, features: Features) -> Labels:

@@ -14,7 +14,7 @@ import numpy as np
 
 GRACE = 10
 """Numbers after a reset before a detector may detect again."""
-MOST_NUMBERS, CARRIED = 10_000, 1_000
+MAX_NUMBERS, CARRIED = 10_000, 1_000
 """A detector that has been given so many numbers is reset, and given the newest of them again."""
 SIDE = 10
 """Most numbers on either side of a change whose means are compared."""
@@ -82,7 +82,7 @@ class Detector:
 
     def update(self, number: float) -> Change | None:
         """Take a number; return the change if there was one, and begin anew then."""
-        if self._river is None or len(self.numbers) >= MOST_NUMBERS:
+        if self._river is None or len(self.numbers) >= MAX_NUMBERS:
             self._begin()
         assert self._river is not None
         self.numbers.append(number)
@@ -94,7 +94,7 @@ class Detector:
         return change
 
     def _begin(self) -> None:
-        if len(self.numbers) >= MOST_NUMBERS:
+        if len(self.numbers) >= MAX_NUMBERS:
             self.numbers = self.numbers[-CARRIED:]
         self._river = MAKERS[self.name]()
         for number in self.numbers:

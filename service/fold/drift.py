@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from service.fold.detectors import MAKERS, MOST_NUMBERS, Detector
+from service.fold.detectors import MAKERS, MAX_NUMBERS, Detector
 from service.fold.report import Report
 from service.fold.scores import WINDOW
 from service.log.position import Position
 
 MIN_EXAMPLES = 100
 """Batches of fewer are put together: the error rate of a few examples is mostly noise."""
-MOST_EVENTS = 100
+MAX_EVENTS = 100
 RECOVERED_WITHIN = 0.02
 """Recovered is what is this close to the accuracy before, or above."""
-MOST_PENDING = 1_024
+MAX_PENDING = 1_024
 """Reports of a device that may wait to be read."""
 DIRECTIONS = ("worse", "better")
 NAMES = tuple(MAKERS)
@@ -76,7 +76,7 @@ class Monitor:
 
     def _reset(self) -> None:
         self.events: tuple[Event, ...] = ()
-        """The newest MOST_EVENTS, in order; never changed in place."""
+        """The newest MAX_EVENTS, in order; never changed in place."""
         self.counts = {(name, direction): 0 for name in NAMES for direction in DIRECTIONS}
         """Of all events that there ever were."""
         self.last_recovery: int | None = None
@@ -102,7 +102,7 @@ class Monitor:
                        position)  # fmt: skip
             return
         self._pending.append((report, batch, examples, position))
-        if len(self._pending) >= MOST_PENDING:
+        if len(self._pending) >= MAX_PENDING:
             self.settle()
 
     def settle(self) -> None:
@@ -142,7 +142,7 @@ class Monitor:
                 sum(self.counts.values()), name, direction, examples, version,
                 1.0 - change.before, 1.0 - change.after, None, position,
             )  # fmt: skip
-            self.events = (*self.events, event)[-MOST_EVENTS:]
+            self.events = (*self.events, event)[-MAX_EVENTS:]
 
     def _roll(self, correct: int, batch: int) -> None:
         self._recent.append((correct, batch))
@@ -249,10 +249,10 @@ def check(tensors: dict[str, Tensor], positions: int) -> None:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, or not finite")
     for name in NAMES:
         numbers = tensors[f"drift.{name}"]
-        if len(numbers) > MOST_NUMBERS or ((numbers < 0) | (numbers > 1)).any():
-            raise ValueError(f"drift.{name} holds more than {MOST_NUMBERS}, or no error rates")
+        if len(numbers) > MAX_NUMBERS or ((numbers < 0) | (numbers > 1)).any():
+            raise ValueError(f"drift.{name} holds more than {MAX_NUMBERS}, or no error rates")
     events, counts, recent = (tensors[f"drift.{name}"] for name in ("events", "counts", "recent"))
-    if events.shape != (positions, 8) or positions > MOST_EVENTS:
+    if events.shape != (positions, 8) or positions > MAX_EVENTS:
         raise ValueError(f"drift.events is {list(events.shape)}, with {positions} positions")
     kinds = torch.tensor([len(NAMES), len(DIRECTIONS)])
     if ((events[:, 1:3] < 0) | (events[:, 1:3] >= kinds)).any():

@@ -7,7 +7,7 @@ HORIZON = 100.0
 """Batches that level and spread remember."""
 WARM_UP = 20
 """Batches that are all learned, before there is a recent range."""
-MOST_IN_A_ROW = 2
+MAX_IN_A_ROW = 2
 """Outlying batches in a row that are held back. One more, and it is drift, which is learned."""
 
 
@@ -50,7 +50,7 @@ class LossGuard:
         """
         is_high = loss > self.level + width * self.spread
         outlying = finite & (self.seen >= WARM_UP) & is_high
-        held = outlying & (self.in_a_row < MOST_IN_A_ROW)
+        held = outlying & (self.in_a_row < MAX_IN_A_ROW)
         keep = finite & ~held
         distance = torch.where(self.seen > 0, (loss - self.level).abs(), 0.0)
         rate = 1.0 / (self.seen + 1).clamp(max=HORIZON)

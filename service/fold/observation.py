@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from service.fold.learner import Learner
 from service.fold.standardizer import clamped
-from service.fold.track import Track
 
 if TYPE_CHECKING:
     from service.fold.state import State
@@ -21,14 +21,14 @@ def observe(state: "State", inputs: Tensor, labels: Tensor) -> tuple[Tensor | No
 
     Returns:
         Whether the batch is learned, and whether it is finite, bool; accuracy and mean loss; what
-        the model was given, fp32 [n, d]; and what `Track.step` takes.
+        the model was given, fp32 [n, d]; and what `Learner.step` takes.
     """
     prepared = inputs
     if state.spec.standardize:
         deviations = state.standardizer.deviations(inputs)
         prepared = clamped(deviations)
     found = state.served.look(prepared, labels)
-    finite, loss, width = found.finite, found.losses.mean(), state.rates.loss_guard
+    finite, loss, width = found.finite, found.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
     correct = found.scores.argmax(dim=1) == labels
     state.served.scores.update(correct, found.losses, labels, finite)
@@ -39,12 +39,12 @@ def observe(state: "State", inputs: Tensor, labels: Tensor) -> tuple[Tensor | No
 
 
 def observe_shadow(
-    track: Track, prepared: Tensor, labels: Tensor, keep: Tensor, scored: Tensor
+    learner: Learner, prepared: Tensor, labels: Tensor, keep: Tensor, scored: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Let a shadow score and differentiate a batch.
 
     Args:
-        track: the shadow.
+        learner: the shadow.
         prepared: what the served model was given, fp32 [n, d].
         labels: int64 [n].
         keep: whether the served model learns the batch, bool, 0-dim.
@@ -52,11 +52,11 @@ def observe_shadow(
             not finite counts as wrong.
 
     Returns:
-        Whether the batch is learned, bool; and what `Track.step` takes.
+        Whether the batch is learned, bool; and what `Learner.step` takes.
     """
-    found = track.look(prepared, labels)
+    found = learner.look(prepared, labels)
     learns = found.finite & keep
     correct = (found.scores.argmax(dim=1) == labels) & torch.isfinite(found.losses)
     losses = found.losses.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
-    track.scores.update(correct, losses, labels, scored)
-    return learns, *track.ready(found, learns)
+    learner.scores.update(correct, losses, labels, scored)
+    return learns, *learner.ready(found, learns)

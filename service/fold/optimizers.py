@@ -6,10 +6,10 @@ import torch
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
 from funnel.pool.expert import MATTER_MOST, Expert, for_width
-from service.fold.pooled import PoolTrack
-from service.fold.single import SingleTrack
-from service.fold.spec import Rates, Spec
-from service.fold.track import Track
+from service.fold.learner import Learner
+from service.fold.pooled import PoolLearner
+from service.fold.single import SingleLearner
+from service.fold.spec import Hyperparameters, Spec
 
 INNER: dict[str, Inner] = {
     "sgd": SGD(),
@@ -56,7 +56,7 @@ class Shadow:
             raise ValueError(f"{text!r}: the learning rate must be a number above 0, at most 1e6")
         return cls(text, optimizer, lr)
 
-    def rates(self, served: Rates) -> Rates:
+    def hyperparameters(self, served: Hyperparameters) -> Hyperparameters:
         """Return its hyperparameters, given those of the served model."""
         lr = self.lr if self.lr is not None else SHADOW_LR.get(self.optimizer, served.lr)
         return replace(served, lr=lr)
@@ -72,7 +72,9 @@ def some_experts(count: int, features: int) -> list[Expert]:
     return [experts[k] for k in sorted(MATTER_MOST[:count])]
 
 
-def make_track(spec: Spec, optimizer: str, rates: Rates, device: torch.device) -> Track:
+def make_learner(
+    spec: Spec, optimizer: str, hyperparameters: Hyperparameters, device: torch.device
+) -> Learner:
     """Return a learner with the optimizer called ``optimizer``, one of OPTIMIZERS.
 
     ``funnel`` is Funnel(AdaGrad); the plain ones are Funnel at γp = γs = 0.
@@ -82,6 +84,8 @@ def make_track(spec: Spec, optimizer: str, rates: Rates, device: torch.device) -
     """
     if optimizer == "pool":
         count = spec.experts or len(MATTER_MOST)  # none are given of a shadow
-        return PoolTrack(spec, device, some_experts(count, spec.features))
+        return PoolLearner(spec, device, some_experts(count, spec.features))
     learns = optimizer == "funnel"
-    return SingleTrack(spec, device, INNER["adagrad" if learns else optimizer], learns, rates)
+    return SingleLearner(
+        spec, device, INNER["adagrad" if learns else optimizer], learns, hyperparameters
+    )

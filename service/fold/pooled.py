@@ -9,14 +9,14 @@ from torch import Tensor
 from funnel.pool.expert import Expert
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Observation, Pool, predicted
-from service.fold.spec import Rates, Spec
-from service.fold.track import Evaluate, Found, Track, TrackTelemetry
+from service.fold.learner import Evaluate, Found, Learner, LearnerTelemetry
+from service.fold.spec import Hyperparameters, Spec
 
 WEIGHTS = "mixing.log_weights"
 
 
-class PoolTrack(Track):
-    """See `Track`. Every expert starts from the same weights.
+class PoolLearner(Learner):
+    """See `Learner`. Every expert starts from the same weights.
 
     Args:
         spec: what the model is.
@@ -29,25 +29,25 @@ class PoolTrack(Track):
         self.features = spec.features
         self.pool = Pool(self.module, spec.features, experts)
 
-    def set_rates(self, rates: Rates) -> None:
+    def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
         """Do nothing: experts keep the rates that they have."""
 
     def hyperparameters(self) -> dict[str, Any]:
-        """See `Track.hyperparameters`."""
+        """See `Learner.hyperparameters`."""
         return {"experts": [expert_name(expert) for expert in self.pool.experts]}
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Track.tensors`."""
+        """See `Learner.tensors`."""
         return self.pool.tensors() | self._own_tensors()
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """See `Track.load`."""
+        """See `Learner.load`."""
         mine = self.tensors()
         for name, tensor in tensors.items():
             mine[name].copy_(tensor)
 
     def buffers(self) -> list[Tensor]:
-        """See `Track.buffers`."""
+        """See `Learner.buffers`."""
         return list(self.pool.buffers.values())
 
     def _look(self, prepared: Tensor, labels: Tensor) -> Found:
@@ -71,17 +71,17 @@ class PoolTrack(Track):
         return prepared, labels, self.pool.weigh(seen, keep), *seen.gradients
 
     def step(self, readied: Sequence[Tensor | None]) -> None:
-        """See `Track.step`."""
+        """See `Learner.step`."""
         prepared, labels, factor, *gradients = [t for t in readied if t is not None]
         self.pool.step(prepared, labels, gradients, factor)
 
     def frozen(self) -> dict[str, Tensor]:
-        """See `Track.frozen`."""
+        """See `Learner.frozen`."""
         named = self.pool.parameters | self.pool.buffers | {WEIGHTS: self.pool.mixing.log_weights}
         return {k: v.detach().clone() for k, v in named.items()}
 
     def evaluator(self) -> Evaluate:
-        """See `Track.evaluator`."""
+        """See `Learner.evaluator`."""
         models = Experts(self.module, len(self.pool.experts), self.features)
         parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
 
@@ -94,11 +94,11 @@ class PoolTrack(Track):
 
         return evaluate
 
-    def telemetry(self) -> TrackTelemetry:
-        """See `Track.telemetry`."""
+    def telemetry(self) -> LearnerTelemetry:
+        """See `Learner.telemetry`."""
         found = self.pool.telemetry()
         names = [expert_name(expert) for expert in self.pool.experts]
-        return TrackTelemetry(
+        return LearnerTelemetry(
             tensors=found["tensors"],
             log_gains={name: self.pool.log_gain(name) for name in self.pool.parameters},
             step_sizes=found["step_sizes"],

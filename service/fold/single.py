@@ -14,12 +14,12 @@ from funnel import Funnel
 from funnel.inner.interface import Inner
 from funnel.pool.backprop import differentiate
 from funnel.pool.clipping import NormCap
-from service.fold.spec import Rates, Spec
-from service.fold.track import Evaluate, Found, Track, TrackTelemetry, weights
+from service.fold.learner import Evaluate, Found, Learner, LearnerTelemetry, weights
+from service.fold.spec import Hyperparameters, Spec
 
 
-class SingleTrack(Track):
-    """See `Track`.
+class SingleLearner(Learner):
+    """See `Learner`.
 
     Args:
         spec: what the model is.
@@ -27,11 +27,16 @@ class SingleTrack(Track):
         inner: the inner optimizer.
         learns: whether Funnel adapts its step sizes; else it is the inner optimizer with heavy-ball
             momentum, bit for bit.
-        rates: hyperparameters.
+        hyperparameters: all of them.
     """
 
     def __init__(
-        self, spec: Spec, device: torch.device, inner: Inner, learns: bool, rates: Rates
+        self,
+        spec: Spec,
+        device: torch.device,
+        inner: Inner,
+        learns: bool,
+        hyperparameters: Hyperparameters,
     ) -> None:
         super().__init__(spec, device)
         self.learns = learns
@@ -42,31 +47,31 @@ class SingleTrack(Track):
             inner,
             skip_nonfinite=not on_host,
             traced=on_host,
-            **self._rates(rates),
+            **self._hyperparameters(hyperparameters),
         )
         self.optimizer.allocate()
         self.cap = NormCap.fresh((), device)
 
-    def set_rates(self, rates: Rates) -> None:
-        """See `Track.set_rates`."""
+    def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
+        """See `Learner.set_hyperparameters`."""
         for group in self.optimizer.param_groups:
-            group.update(self._rates(rates))
+            group.update(self._hyperparameters(hyperparameters))
 
-    def _rates(self, rates: Rates) -> dict[str, Any]:
+    def _hyperparameters(self, hyperparameters: Hyperparameters) -> dict[str, Any]:
         return {
-            "lr": rates.lr,
-            "momentum": rates.momentum,
-            "gain_lr": rates.gain_lr if self.learns else 0.0,
-            "scale_lr": rates.scale_lr if self.learns else 0.0,
+            "lr": hyperparameters.lr,
+            "momentum": hyperparameters.momentum,
+            "gain_lr": hyperparameters.gain_lr if self.learns else 0.0,
+            "scale_lr": hyperparameters.scale_lr if self.learns else 0.0,
         }
 
     def hyperparameters(self) -> dict[str, Any]:
-        """See `Track.hyperparameters`."""
+        """See `Learner.hyperparameters`."""
         names = ("lr", "momentum", "gain_lr", "scale_lr")
         return {name: self.optimizer.param_groups[0][name] for name in names}
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Track.tensors`."""
+        """See `Learner.tensors`."""
         named = {f"model.{k}": v for k, v in weights(self.module).items()}
         named |= self._own_tensors() | {"norm_level": self.cap.level}
         for name, parameter in self.parameters.items():
@@ -78,7 +83,7 @@ class SingleTrack(Track):
         return named
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """See `Track.load`."""
+        """See `Learner.load`."""
         state = self.optimizer.state_dict()
         state["state"] = self._optimizer_state(tensors)
         self.optimizer.load_state_dict(state)
@@ -97,7 +102,7 @@ class SingleTrack(Track):
         return state
 
     def buffers(self) -> list[Tensor]:
-        """See `Track.buffers`."""
+        """See `Learner.buffers`."""
         return list(self.module.buffers())
 
     def _look(self, prepared: Tensor, labels: Tensor) -> Found:
@@ -139,17 +144,17 @@ class SingleTrack(Track):
         return tuple(gradients)
 
     def step(self, readied: Sequence[Tensor | None]) -> None:
-        """See `Track.step`."""
+        """See `Learner.step`."""
         for parameter, gradient in zip(self.parameters.values(), readied, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
 
     def frozen(self) -> dict[str, Tensor]:
-        """See `Track.frozen`."""
+        """See `Learner.frozen`."""
         return {k: v.detach().clone() for k, v in weights(self.module).items()}
 
     def evaluator(self) -> Evaluate:
-        """See `Track.evaluator`."""
+        """See `Learner.evaluator`."""
         module = copy.deepcopy(self.module).eval()
 
         def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,11 +163,11 @@ class SingleTrack(Track):
 
         return evaluate
 
-    def telemetry(self) -> TrackTelemetry:
-        """See `Track.telemetry`."""
+    def telemetry(self) -> LearnerTelemetry:
+        """See `Learner.telemetry`."""
         state = {name: self.optimizer.state[p] for name, p in self.parameters.items()}
         lr = self.optimizer.param_groups[0]["lr"]
-        return TrackTelemetry(
+        return LearnerTelemetry(
             tensors={str(name): found for name, found in self.optimizer.telemetry().items()},
             log_gains={name: own["log_gain"] for name, own in state.items()},
             step_sizes={name: lr * own["log_scale"].exp() for name, own in state.items()},

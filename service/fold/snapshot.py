@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from service.fold.learner import Learner
 from service.fold.standardizer import standardize
 from service.fold.state import State
-from service.fold.track import Track
 from service.fold.upload import to_inputs
 from streams.batch import Features
 
@@ -44,12 +44,12 @@ class Evaluator:
     """Computes predictions from snapshots with a module of its own; for one thread.
 
     Args:
-        track: snapshots are of it; its architecture is copied.
+        learner: snapshots are of it; its architecture is copied.
     """
 
-    def __init__(self, track: Track) -> None:
-        self.device, self._evaluate = track.device, track.evaluator()
-        self._products = sum(p.numel() for p in track.frozen().values() if p.dim() > 1)
+    def __init__(self, learner: Learner) -> None:
+        self.device, self._evaluate = learner.device, learner.evaluator()
+        self._products = sum(p.numel() for p in learner.frozen().values() if p.dim() > 1)
 
     def is_quick(self, rows: int) -> bool:
         """Say whether a pass takes less time than handing it to another thread."""

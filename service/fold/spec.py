@@ -27,7 +27,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Rates:
+class Hyperparameters:
     """Hyperparameters that an operator may change in a running model; the log records it."""
 
     lr: float
@@ -40,6 +40,6 @@ class Rates:
     """Baselines that learn beside the served model; see `service.fold.optimizers.Shadow`."""
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> "Rates":
+    def of(cls, fields: dict[str, Any]) -> "Hyperparameters":
         """Return the rates that were written as JSON."""
         return cls(**fields | {"shadow": tuple(fields.get("shadow", ()))})

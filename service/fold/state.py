@@ -15,13 +15,13 @@ from funnel.graphs.captured import Captured
 from funnel.graphs.traced import Traced
 from service.fold.drift import PREFIX as DRIFT
 from service.fold.drift import Monitor
+from service.fold.learner import Learner
 from service.fold.loss_guard import LossGuard
 from service.fold.observation import observe, observe_shadow
-from service.fold.optimizers import Shadow, make_track
+from service.fold.optimizers import Shadow, make_learner
 from service.fold.report import Report
-from service.fold.spec import Rates, Spec
+from service.fold.spec import Hyperparameters, Spec
 from service.fold.standardizer import Standardizer
-from service.fold.track import Track
 from service.fold.upload import Upload
 from service.log.position import Position
 from streams.batch import Batch
@@ -37,17 +37,17 @@ class State:
 
     Args:
         spec: what the served model is.
-        rates: hyperparameters, and which baselines shadow the served model.
+        hyperparameters: of the served model, and which baselines shadow the served model.
         device: where everything lives.
 
     Raises:
         service.models.ModelError: the model cannot be built.
     """
 
-    def __init__(self, spec: Spec, rates: Rates, device: torch.device) -> None:
+    def __init__(self, spec: Spec, hyperparameters: Hyperparameters, device: torch.device) -> None:
         self.spec, self.device = spec, device
-        self.served = make_track(spec, spec.optimizer, rates, device)
-        self.shadows: dict[str, Track] = {}
+        self.served = make_learner(spec, spec.optimizer, hyperparameters, device)
+        self.shadows: dict[str, Learner] = {}
         self.standardizer = Standardizer(spec.features, device)
         self.guard = LossGuard(device)
         self.is_plain = self.served.is_plain
@@ -62,20 +62,20 @@ class State:
         self.drift = Monitor()
         """Given the report of each step by who knows where in the log the step is."""
         self.upload = Upload(device)
-        self.set_rates(rates)
+        self.set_hyperparameters(hyperparameters)
 
-    def set_rates(self, rates: Rates) -> None:
+    def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
         """Go on with other hyperparameters and baselines; a new baseline begins from the start."""
-        self.rates = rates
-        self.served.set_rates(rates)
+        self.hyperparameters = hyperparameters
+        self.served.set_hyperparameters(hyperparameters)
         shadows = {}
-        for shadow in map(Shadow.parse, rates.shadow):
-            own = shadow.rates(rates)
-            track = self.shadows.get(shadow.name)
-            if track is None:
-                track = make_track(self.spec, shadow.optimizer, own, self.device)
-            track.set_rates(own)
-            shadows[shadow.name] = track
+        for shadow in map(Shadow.parse, hyperparameters.shadow):
+            own = shadow.hyperparameters(hyperparameters)
+            learner = self.shadows.get(shadow.name)
+            if learner is None:
+                learner = make_learner(self.spec, shadow.optimizer, own, self.device)
+            learner.set_hyperparameters(own)
+            shadows[shadow.name] = learner
         self.shadows = shadows
         self._record()
 
@@ -83,14 +83,14 @@ class State:
         """Trace or capture anew what may be: storage or constants have changed."""
         self.observe = self._traced(partial(observe, self), self._shared() | self.served.tensors())
         self.observe_shadow = {
-            name: self._traced(partial(observe_shadow, track), track.tensors())
-            for name, track in self.shadows.items()
+            name: self._traced(partial(observe_shadow, learner), learner.tensors())
+            for name, learner in self.shadows.items()
         }
         self.learn: Callable[..., tuple[Tensor, ...]] = partial(_learn, self)
         if self.is_plain and not self.on_host:
             self.learn = Captured(self.learn)
 
-    def learners(self) -> dict[str, Track]:
+    def learners(self) -> dict[str, Learner]:
         """Return all learners by name, the served one first."""
         return {SERVED: self.served, **self.shadows}
 
@@ -106,8 +106,8 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state but `drift` by name, the tensors themselves."""
         named = self._shared() | self.served.tensors()
-        for name, track in self.shadows.items():
-            named |= {_prefix(name) + k: v for k, v in track.tensors().items()}
+        for name, learner in self.shadows.items():
+            named |= {_prefix(name) + k: v for k, v in learner.tensors().items()}
         return named
 
     @torch.no_grad()
@@ -144,10 +144,10 @@ class State:
         for name, tensor in self._shared().items():
             tensor.copy_(tensors[name])
         self.served.load({k: v for k, v in tensors.items() if k in self.served.tensors()})
-        for name, track in self.shadows.items():
+        for name, learner in self.shadows.items():
             prefix = _prefix(name)
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            track.load(own)
+            learner.load(own)
         self.version, self.examples = version, examples
         self._record()
 

@@ -25,7 +25,7 @@ SAFETENSORS = "application/octet-stream"
 MAX_EXAMPLES = 65_536
 """Most examples in a request: a body of narrow rows unfolds into logits many times its size."""
 
-MOST_UNDER_WAY = 512 << 20
+MAX_UNDER_WAY = 512 << 20
 """Bytes of all bodies together that are being read or handled, or twice the largest allowed."""
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def _hold(scope: Scope, size: int, most: int) -> None:
         HTTPError: 503 there are too many.
     """
     global _under_way
-    if _under_way + size > max(MOST_UNDER_WAY, 2 * most):
+    if _under_way + size > max(MAX_UNDER_WAY, 2 * most):
         raise unavailable("too_busy", "the bodies of other requests fill the memory for them")
     _under_way += size
     scope[HELD] = scope.get(HELD, 0) + size

@@ -14,11 +14,11 @@ from service.http.errors import unavailable
 from service.monitoring.history import History, Item
 from service.service import Service
 
-MOST_VIEWERS = 32
+MAX_VIEWERS = 32
 CHUNK = 64
 """Most items sent in one piece."""
 HEARTBEAT_SECONDS = 10.0
-LONGEST_NUMBER = 20
+MAX_DIGITS = 20
 """Digits of an event's number; `int` refuses thousands."""
 HEARTBEAT = b": alive\n\n"
 HEADERS = [
@@ -45,8 +45,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
         service = self._service
-        if service.viewers >= MOST_VIEWERS:
-            error = unavailable("too_many_viewers", f"{MOST_VIEWERS} are watching already")
+        if service.viewers >= MAX_VIEWERS:
+            error = unavailable("too_many_viewers", f"{MAX_VIEWERS} are watching already")
             service.metrics.rejected.labels(error.code).inc()
             await error.answer()(scope, receive, send)
             return
@@ -85,7 +85,7 @@ class EventStream(Response):
 def _number(history: History, last: str) -> int:
     """Return the number in an event's id; -1, which no ring reaches back to, if there is none."""
     run, _, number = last.partition("-")
-    is_number = number.isdecimal() and len(number) < LONGEST_NUMBER
+    is_number = number.isdecimal() and len(number) < MAX_DIGITS
     return int(number) if run == history.run and is_number else -1
 
 

@@ -23,7 +23,7 @@ from redis.exceptions import BusyLoadingError, RedisError
 logger = logging.getLogger("funnel")
 
 SOCKET = "valkey.sock"
-LONGEST_SOCKET = 100  # bytes; the kernel's limit is 104 to 108
+MAX_SOCKET_BYTES = 100  # bytes; the kernel's limit is 104 to 108
 LOAD_SECONDS = 600.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.02
@@ -234,7 +234,7 @@ def find_server() -> str:
 def _socket_path(directory: Path) -> Path:
     """Return a path that fits a socket address: in the directory, or a short one elsewhere."""
     path = directory / SOCKET
-    if len(os.fsencode(path)) <= LONGEST_SOCKET:
+    if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
         return path
     name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
     short = Path("/tmp") / f"funnel-{os.getuid()}-{name}"

@@ -13,7 +13,7 @@ from service.log.position import EntryId, Position
 from streams.batch import Batch, InvalidBatchError, check, concatenate, decode
 from streams.json_batch import from_json
 
-MOST_JSON = 32 << 20
+MAX_JSON = 32 << 20
 """Longest document in an entry, in bytes: of 200 MB the parser lets no other thread run for longer
 than a lease lasts."""
 SOURCES = ("http", "redis")
@@ -60,8 +60,8 @@ def read_entry(entry: EntryId, fields: dict[bytes, bytes], width: int, classes: 
         if b"batch" in fields:
             batch = decode(fields[b"batch"])
         elif b"json" in fields:
-            if (size := len(fields[b"json"])) > MOST_JSON:
-                raise InvalidBatchError(f"{size} bytes of JSON, more than {MOST_JSON}")
+            if (size := len(fields[b"json"])) > MAX_JSON:
+                raise InvalidBatchError(f"{size} bytes of JSON, more than {MAX_JSON}")
             batch = from_json(fields[b"json"], width)
         else:
             names = sorted(fields)[:4]

@@ -53,7 +53,7 @@ class Position(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Place:
+class Progress:
     """Where in which log a state is, and what was counted on the way there."""
 
     log: str

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import orjson
 from pydantic import BaseModel
 
-from service.monitoring.statistics import Statistics, TrackStatistics, lag_seconds
+from service.monitoring.statistics import LearnerStatistics, Statistics, lag_seconds
 
-MOST_ITEMS = 3_600
-MOST_TENSORS = 16
+MAX_ITEMS = 3_600
+MAX_TENSORS = 16
 """Tensors of the served model in a point; of more, only the first."""
 SPACING_SECONDS = 0.9
 """Points that stay are at least so far apart."""
@@ -128,7 +128,7 @@ class History:
                 self._add(DRIFT, encoded)
         self._drifts = newest
 
-    def after(self, number: int, most: int = MOST_ITEMS) -> list[Item] | None:
+    def after(self, number: int, most: int = MAX_ITEMS) -> list[Item] | None:
         """Return up to so many items behind a number, oldest first; None if some are gone."""
         with self._lock:
             if not self.floor <= number <= self._number:
@@ -158,7 +158,7 @@ class History:
                 self._items.pop()
             self._number += 1
             self._items.append(Item(self._number, kind, self._version, self._clock(), json))
-            if len(self._items) > MOST_ITEMS:
+            if len(self._items) > MAX_ITEMS:
                 self.floor = self._items.popleft().number
             listeners = list(self._listeners.values())
         for told in listeners:
@@ -189,7 +189,7 @@ def _point(
         version=statistics.version,
         examples=statistics.examples,
         time=round(now, 3),
-        learners={name: _scores(track) for name, track in statistics.learners.items()},
+        learners={name: _scores(learner) for name, learner in statistics.learners.items()},
         tensors={
             name: TensorPoint(
                 scale=_short(tensor.scale),
@@ -197,7 +197,7 @@ def _point(
                 gain_quantiles=[_short(q) for q in tensor.gain_quantiles],
                 alignment=_short(tensor.alignment),
             )
-            for name, tensor in list(statistics.served.tensors.items())[:MOST_TENSORS]
+            for name, tensor in list(statistics.served.tensors.items())[:MAX_TENSORS]
         },
         throughput=throughput,
         backlog=backlog,
@@ -209,8 +209,8 @@ def _point(
     )
 
 
-def _scores(track: TrackStatistics) -> ScorePoint:
-    scores = track.scores
+def _scores(learner: LearnerStatistics) -> ScorePoint:
+    scores = learner.scores
     return ScorePoint(
         accuracy=_short(scores.accuracy),
         rolling_accuracy=_short(scores.rolling_accuracy),

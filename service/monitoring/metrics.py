@@ -25,7 +25,7 @@ from service.fold.drift import Monitor
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
-from service.monitoring.status import CONDITIONS
+from service.monitoring.status import Condition
 
 if TYPE_CHECKING:
     from service.service import Service
@@ -95,7 +95,7 @@ class _ServiceCollector(Collector):
             "funnel_learning", "1 at what the learner is doing", labels=["condition"]
         )
         now_doing = learner.condition if learner is not None else "starting"
-        for condition in CONDITIONS:
+        for condition in Condition:
             learning.add_metric([condition], float(condition == now_doing))
         yield learning
         if learner is None:
@@ -103,16 +103,16 @@ class _ServiceCollector(Collector):
         checkpoints = CounterMetricFamily(
             "funnel_checkpoints", "Checkpoints, by result", labels=["result"]
         )
-        for result, count in learner.keeper.results.items():
+        for result, count in learner.writer.results.items():
             checkpoints.add_metric([result], count)
         yield checkpoints
         now = time.monotonic()
         if learner.snapshot is not None:
             age = now - learner.snapshot.made if service.backlog() else 0.0
             yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
-        if learner.keeper.kept_at is not None and learner.condition != "standby":
+        if learner.writer.kept_at is not None and learner.condition != "standby":
             yield _gauge(
-                "checkpoint_age_seconds", "Of the newest checkpoint", now - learner.keeper.kept_at
+                "checkpoint_age_seconds", "Of the newest checkpoint", now - learner.writer.kept_at
             )
         yield from _drift(learner.drift)
         statistics = learner.statistics
@@ -144,12 +144,12 @@ def _drift(monitor: Monitor) -> Iterable[Metric]:
 
 
 def _learning(statistics: Statistics) -> Iterable[Metric]:
-    place = statistics.place
+    progress = statistics.progress
     examples = CounterMetricFamily(
         "funnel_examples", "Examples learned, by where they came from", labels=["source"]
     )
-    examples.add_metric(["http"], place.http)
-    examples.add_metric(["redis"], place.redis)
+    examples.add_metric(["http"], progress.http)
+    examples.add_metric(["redis"], progress.redis)
     yield examples
     yield CounterMetricFamily("funnel_batches", "Batches learned", value=statistics.version)
     yield CounterMetricFamily(
@@ -163,7 +163,9 @@ def _learning(statistics: Statistics) -> Iterable[Metric]:
         value=statistics.quarantined_batches,
     )
     yield CounterMetricFamily(
-        "funnel_dead_entries", "Entries put aside because they cannot be learned", value=place.dead
+        "funnel_dead_entries",
+        "Entries put aside because they cannot be learned",
+        value=progress.dead,
     )
     yield from _scores({name: t.scores for name, t in statistics.learners.items()})
 
@@ -190,14 +192,14 @@ def _scores(learners: dict[str, ScoreSummary]) -> Iterable[Metric]:
             family.add_metric([learner, "total"], getattr(scores, name))
         yield family
     recall = GaugeMetricFamily("funnel_class_recall", "Rolling recall by class", labels=["class"])
-    for label, share in enumerate(scored[SERVED].class_recall[:MOST_CLASSES]):
+    for label, share in enumerate(scored[SERVED].class_recall[:MAX_CLASSES]):
         recall.add_metric([str(label)], share)
     yield recall
 
 
-MOST_CLASSES = 100
+MAX_CLASSES = 100
 """Classes with a series of their own; of more, only the first."""
-MOST_TENSORS = 100
+MAX_TENSORS = 100
 """Tensors with series of their own; of more, only the first."""
 
 
@@ -217,8 +219,8 @@ def _optimizer(statistics: Statistics) -> Iterable[Metric]:
     )
     series = [
         ([learner, name], tensor)
-        for learner, track in statistics.learners.items()
-        for name, tensor in list(track.tensors.items())[:MOST_TENSORS]
+        for learner, own in statistics.learners.items()
+        for name, tensor in list(own.tensors.items())[:MAX_TENSORS]
     ]
     for labels, tensor in series:
         scale.add_metric(labels, tensor.scale)

@@ -18,8 +18,8 @@ from service.fold.spec import Spec
 from service.fold.state import State
 from streams.batch import Batch, Features
 
-SMALLEST_SIDE, LARGEST_SIDE = 8, 64
-MOST_MAPS = 16
+MIN_SIDE, MAX_SIDE = 8, 64
+MAX_MAPS = 16
 """Classes with a map of their own; of more, only the first."""
 SHOWN = 8
 """Examples shown at once."""
@@ -50,7 +50,7 @@ class Seen:
 def side(features: int) -> int | None:
     """Return the side of the images that inputs of so many features are, if they are."""
     root = math.isqrt(features)
-    return root if root * root == features and SMALLEST_SIDE <= root <= LARGEST_SIDE else None
+    return root if root * root == features and MIN_SIDE <= root <= MAX_SIDE else None
 
 
 def read_gains(log_gains: Mapping[str, Tensor], spec: Spec) -> Gains | None:
@@ -59,7 +59,7 @@ def read_gains(log_gains: Mapping[str, Tensor], spec: Spec) -> Gains | None:
         return None
     for name, gains in log_gains.items():
         if gains.shape == (spec.classes, spec.features):
-            return Gains(name, gains[:MOST_MAPS].float().cpu().numpy().round(2))
+            return Gains(name, gains[:MAX_MAPS].float().cpu().numpy().round(2))
     return None
 
 

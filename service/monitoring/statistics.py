@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from funnel.telemetry import TensorTelemetry
+from service.fold.learner import Learner, LearnerTelemetry
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED, State
-from service.fold.track import Track, TrackTelemetry
 from service.log.log import Extent
-from service.log.position import Place
+from service.log.position import Progress
 from service.monitoring.pictures import Gains, read_gains
 
 GAIN_EDGES = tuple(10 ** (k / 4) for k in range(-12, 13))
@@ -37,7 +37,7 @@ class TensorStatistics:
 
 
 @dataclass(frozen=True)
-class TrackStatistics:
+class LearnerStatistics:
     """One learner, the served one or a shadow."""
 
     scores: ScoreSummary
@@ -54,11 +54,11 @@ class Statistics:
 
     version: int
     examples: int
-    learners: dict[str, TrackStatistics]
+    learners: dict[str, LearnerStatistics]
     """By name, the served one first."""
     nonfinite_batches: int
     quarantined_batches: int
-    place: Place
+    progress: Progress
     entries_added: int
     """Entries ever added to the log."""
     waiting_since: float | None
@@ -67,24 +67,24 @@ class Statistics:
     """If the inputs are images, and each class weighs their pixels."""
 
     @property
-    def served(self) -> TrackStatistics:
+    def served(self) -> LearnerStatistics:
         """The learner that answers predictions."""
         return self.learners[SERVED]
 
 
 def read_statistics(
-    state: State, place: Place, extent: Extent, waiting_since_ms: int | None = None
+    state: State, progress: Progress, extent: Extent, waiting_since_ms: int | None = None
 ) -> Statistics:
     """Compute the statistics on the device and bring them to the host."""
     learners = state.learners()
-    telemetry = {name: track.telemetry() for name, track in learners.items()}
+    telemetry = {name: learner.telemetry() for name, learner in learners.items()}
     return Statistics(
         version=state.version,
         examples=state.examples,
-        learners={name: _track(track, telemetry[name]) for name, track in learners.items()},
+        learners={name: _learner(learner, telemetry[name]) for name, learner in learners.items()},
         nonfinite_batches=int(state.served.nonfinite),
         quarantined_batches=int(state.guard.quarantined),
-        place=place,
+        progress=progress,
         entries_added=extent.added,
         waiting_since=None if waiting_since_ms is None else waiting_since_ms / 1000,
         gains=read_gains(telemetry[SERVED].log_gains, state.spec),
@@ -98,14 +98,14 @@ def lag_seconds(statistics: Statistics) -> float:
     return max(0.0, time.time() - statistics.waiting_since)
 
 
-def _track(track: Track, found: TrackTelemetry) -> TrackStatistics:
+def _learner(learner: Learner, found: LearnerTelemetry) -> LearnerStatistics:
     tensors = {
         name: _tensor(own, found.log_gains[name], found.step_sizes[name])
         for name, own in found.tensors.items()
     }
     weights = {name: float(weight) for name, weight in found.expert_weights.items()}
     ages = {name: int(age) for name, age in found.expert_ages.items()}
-    return TrackStatistics(track.scores.read(), tensors, weights, ages)
+    return LearnerStatistics(learner.scores.read(), tensors, weights, ages)
 
 
 def _tensor(telemetry: TensorTelemetry, log_gain: Tensor, step_size: Tensor) -> TensorStatistics:

@@ -13,7 +13,7 @@ logger = logging.getLogger("funnel")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every address, secrets and all
 
 TIMEOUT_SECONDS = 5.0
-MOST_WAITING = 100
+MAX_WAITING = 100
 TRIES = 4
 
 
@@ -32,7 +32,7 @@ class Webhook:
         self._url, self._failed, self._pause = url.get_secret_value(), failed, pause_seconds
         parts = urlsplit(self._url)
         self._shown = f"{parts.scheme}://{parts.hostname}"
-        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MOST_WAITING)
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
 
     def tell(self, event: dict[str, Any]) -> None:
         """Queue an event; drops it if too many wait."""

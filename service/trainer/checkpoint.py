@@ -3,7 +3,7 @@
 A file is a safetensors file whose metadata, ``funnel``, is JSON:
 
 - ``state``: spec, rates, and the counts of batches and examples; with the tensors, all there is.
-- ``sha256``: of the state alone, without place, epoch or clock: equal states, equal digests.
+- ``sha256``: of the state alone, without progress, epoch or clock: equal states, equal digests.
 - ``log``: where in which log the state is.
 - ``drifts``: where in it the drift events are.
 - ``numerics``: what the bits depend on besides.
@@ -30,9 +30,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from service.fold.spec import Rates, Spec
+from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
-from service.log.position import Place, Position
+from service.log.position import Position, Progress
 
 KEPT = 3
 """Files kept in a directory; the log is trimmed behind the oldest."""
@@ -51,20 +51,20 @@ class UnreadableError(OSError):
 
 
 @dataclass(frozen=True)
-class Copy:
-    """A copy of the state at one place, on the host, that learning does not change any more."""
+class Checkpoint:
+    """A copy of the state at one progress, on the host, that learning does not change any more."""
 
     spec: Spec
-    rates: Rates
+    hyperparameters: Hyperparameters
     version: int
     examples: int
     tensors: dict[str, Tensor]
-    place: Place
+    progress: Progress
     drifts: tuple[Position, ...] = ()
     """Positions of the drift events."""
 
     @classmethod
-    def of(cls, state: State, place: Place) -> "Copy":
+    def of(cls, state: State, progress: Progress) -> "Checkpoint":
         """Copy the state; waits for the device."""
         tensors = {
             k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors().items()
@@ -72,11 +72,11 @@ class Copy:
         state.drift.settle()
         return cls(
             state.spec,
-            state.rates,
+            state.hyperparameters,
             state.version,
             state.examples,
             tensors | state.drift.tensors(),
-            place,
+            progress,
             state.drift.positions(),
         )
 
@@ -84,14 +84,14 @@ class Copy:
         """Return what belongs to the state besides the tensors."""
         return {
             "spec": asdict(self.spec),
-            "rates": asdict(self.rates),
+            "rates": asdict(self.hyperparameters),
             "version": self.version,
             "examples": self.examples,
         }
 
     def sha256(self) -> str:
         """Return the digest of the state: names, dtypes, shapes and bytes of all tensors, sorted,
-        and `summary`; nothing of the place."""
+        and `summary`; nothing of the progress."""
         digest = hashlib.sha256(orjson.dumps(self.summary(), option=orjson.OPT_SORT_KEYS))
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -105,7 +105,7 @@ class Info:
 
     path: Path
     version: int
-    place: Place
+    progress: Progress
     bytes: int
     sha256: str
 
@@ -122,7 +122,7 @@ def numerics(device: torch.device) -> dict[str, str]:
     }
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of one model in one directory.
 
     Args:
@@ -163,14 +163,14 @@ class Checkpoints:
         for scrap in self.directory.glob(f"{SCRAP}*"):
             scrap.unlink(missing_ok=True)
 
-    def load(self) -> Copy | None:
+    def load(self) -> Checkpoint | None:
         """Return the newest good checkpoint, or None if there never was one.
 
         Raises:
             DamagedError: there are files, but none of them is good.
             UnreadableError: none is, and some of them cannot be read.
         """
-        newest: Copy | None = None
+        newest: Checkpoint | None = None
         unread: dict[Path, OSError] = {}
         files = self._seen = self.files()
         for path in reversed(files):
@@ -187,7 +187,9 @@ class Checkpoints:
                     self._warn(f"checkpoint {path.name} cannot be read and is passed over: {error}")
                 unread[path] = error
                 continue
-            self._infos[path] = Info(path, copy.version, copy.place, len(raw), metadata["sha256"])
+            self._infos[path] = Info(
+                path, copy.version, copy.progress, len(raw), metadata["sha256"]
+            )
             if newest is None:
                 newest = copy
                 self._compare(metadata["numerics"], path)
@@ -210,21 +212,21 @@ class Checkpoints:
                 "replay from it may differ in the last bits"
             )
 
-    def write(self, copy: Copy) -> Info:
+    def write(self, copy: Checkpoint) -> Info:
         """Write a checkpoint, and forget those before the last KEPT.
 
         Raises:
             OSError: the disk is full, or cannot be written; nothing is changed then.
         """
         path = self.directory / (
-            f"checkpoint-{copy.place.epoch:08d}-{copy.place.cut:014d}.safetensors"
+            f"checkpoint-{copy.progress.epoch:08d}-{copy.progress.cut:014d}.safetensors"
         )
         if path in self._infos and path.exists():
             return self._infos[path]
         sha256 = copy.sha256()
         raw = encode(copy, sha256, self.numerics)
         write_atomically(path, raw)
-        self._infos[path] = Info(path, copy.version, copy.place, len(raw), sha256)
+        self._infos[path] = Info(path, copy.version, copy.progress, len(raw), sha256)
         outdated = self.files()[:-KEPT]
         for old in outdated:
             old.unlink()
@@ -232,12 +234,12 @@ class Checkpoints:
         self._seen = sorted({*self._seen, path} - set(outdated))
         return self._infos[path]
 
-    def oldest(self) -> Place | None:
+    def oldest(self) -> Progress | None:
         """Return the place that the log must still reach back to."""
         known = [self._infos.get(path) for path in self.files()]
         if not known or None in known:
             return None
-        return min((i.place for i in known if i), key=lambda place: place.cut)
+        return min((i.progress for i in known if i), key=lambda progress: progress.cut)
 
 
 def _unreadable(error: OSError) -> UnreadableError:
@@ -249,13 +251,13 @@ def _unreadable(error: OSError) -> UnreadableError:
     return UnreadableError(f"the checkpoints cannot be read: {error}{owner}")
 
 
-def encode(copy: Copy, sha256: str, numerics: dict[str, str]) -> bytes:
+def encode(copy: Checkpoint, sha256: str, numerics: dict[str, str]) -> bytes:
     """Return the bytes of a checkpoint."""
-    place = asdict(copy.place) | {"position": str(copy.place.position)}
+    progress = asdict(copy.progress) | {"position": str(copy.progress.position)}
     metadata = {
         "format": 1,
         "state": copy.summary(),
-        "log": place,
+        "log": progress,
         "drifts": list(map(str, copy.drifts)),
         "numerics": numerics,
         "sha256": sha256,
@@ -266,7 +268,7 @@ def encode(copy: Copy, sha256: str, numerics: dict[str, str]) -> bytes:
     return raw.replace(BLANK.encode(), hashlib.sha256(raw).hexdigest().encode(), 1)
 
 
-def decode(raw: bytes) -> tuple[Copy, dict[str, Any]]:
+def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
     """Return the copy in the bytes of a checkpoint, and its metadata.
 
     Raises:
@@ -281,14 +283,14 @@ def decode(raw: bytes) -> tuple[Copy, dict[str, Any]]:
         if metadata["format"] != 1:
             raise DamagedError(f"its format {metadata['format']} is not known to this version")
         state, log = metadata["state"], metadata["log"]
-        place = Place(**log | {"position": Position.parse(log["position"])})
-        copy = Copy(
+        progress = Progress(**log | {"position": Position.parse(log["position"])})
+        copy = Checkpoint(
             Spec.of(state["spec"]),
-            Rates.of(state["rates"]),
+            Hyperparameters.of(state["rates"]),
             state["version"],
             state["examples"],
             load_tensors(raw),
-            place,
+            progress,
             tuple(map(Position.parse, metadata.get("drifts", ()))),
         )
     except DamagedError:

@@ -12,14 +12,14 @@ from dataclasses import asdict, replace
 import orjson
 
 from service.fold.report import Report
-from service.fold.spec import Rates, Spec
+from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State, step
 from service.log.entries import Cut, Entry, Pending, read_entry
 from service.log.extent import check_reach
 from service.log.log import BlankError, Extent, GapError, Log, LogError
-from service.log.position import ORIGIN, TOP, EntryId, Place, Position
+from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.monitoring.pictures import Newest
-from service.trainer.checkpoint import Checkpoints
+from service.trainer.checkpoint import CheckpointStore
 from streams.batch import Batch
 
 logger = logging.getLogger("funnel")
@@ -47,8 +47,8 @@ class Replica:
     def __init__(self, state: State, observe: Observe) -> None:
         self.state, self._observe = state, observe
         self.newest = Newest(state)
-        self._rates = state.rates
-        self.place: Place | None = None
+        self._hyperparameters = state.hyperparameters
+        self.progress: Progress | None = None
         """None before the log was first seen, if there was no checkpoint."""
         self._is_loaded = False
         self.mean_entry = 1.0
@@ -62,10 +62,10 @@ class Replica:
         """Whether it is where the recorded cuts end, and cuts may be recorded."""
 
     @property
-    def at(self) -> Place:
+    def at(self) -> Progress:
         """The place; only once the log has been seen."""
-        assert self.place is not None
-        return self.place
+        assert self.progress is not None
+        return self.progress
 
     def backlog(self, added: int, mean_entry: float | None = None) -> int:
         """Estimate the examples that are not learned yet, if so many entries were ever added.
@@ -80,7 +80,7 @@ class Replica:
         """Record no more cuts until the next `recover`."""
         self._epoch, self.has_recovered = None, False
 
-    def load(self, checkpoints: Checkpoints) -> bool:
+    def load(self, checkpoints: CheckpointStore) -> bool:
         """Go to the newest good checkpoint, if it is further on; say whether there is one.
 
         Raises:
@@ -91,12 +91,12 @@ class Replica:
         copy = checkpoints.load()
         if copy is None:
             return False
-        if self.place is not None and copy.place.cut <= self.place.cut:
+        if self.progress is not None and copy.progress.cut <= self.progress.cut:
             return True
         self._check_spec(copy.spec, f"the checkpoint in {checkpoints.directory}")
-        self.state.set_rates(copy.rates)
+        self.state.set_hyperparameters(copy.hyperparameters)
         self.state.load(copy.tensors, copy.version, copy.examples, copy.drifts)
-        self.place, self._is_loaded = copy.place, True
+        self.progress, self._is_loaded = copy.progress, True
         return True
 
     def _check_spec(self, spec: Spec, what: str) -> None:
@@ -123,9 +123,9 @@ class Replica:
             BlankError: nor to its beginning, and there is no place yet.
         """
         name, extent = await log.name(), await log.extent()
-        is_blank = self.place is None or (self.at.cut == 0 and not self._is_loaded)
-        if self.place is None:
-            self.place = Place(name, 0, 0, Position(ORIGIN), 0, 0, 0, 0)
+        is_blank = self.progress is None or (self.at.cut == 0 and not self._is_loaded)
+        if self.progress is None:
+            self.progress = Progress(name, 0, 0, Position(ORIGIN), 0, 0, 0, 0)
         try:
             check_reach(extent, self.at.log, self.at.position, self.at.entries)
             if is_blank and await log.first_cut() > 1:
@@ -141,13 +141,13 @@ class Replica:
             await self._accept_gap(log, may_go_on)
         if self._epoch is None:
             self._epoch = await log.take_epoch(self.at.epoch)
-            self.place = replace(self.at, epoch=self._epoch)
+            self.progress = replace(self.at, epoch=self._epoch)
         await self._replay(log, may_go_on)
         self._recorded = self.at.cut
         if await may_go_on():  # else it may have been told to stop before all was repeated
             await log.note_from(self.state.version)
-            if self.state.rates != self._rates:
-                command = self._command({"rates": asdict(self._rates)})
+            if self.state.hyperparameters != self._hyperparameters:
+                command = self._command({"rates": asdict(self._hyperparameters)})
                 await self.record(log, [command])
                 self.apply(command, None)
         self.has_recovered = True
@@ -182,7 +182,7 @@ class Replica:
             position = at.position if is_whole else Position(at.position.entry)
             behind = await log.behind(position, extent.last, may_go_on)
         gap = Cut(position, entries=extent.added - behind, command=GAP_COMMAND)
-        self.place = replace(at, log=name, epoch=self._epoch, cut=cut)
+        self.progress = replace(at, log=name, epoch=self._epoch, cut=cut)
         self._recorded = cut
         await self.record(log, [gap])
         self.apply(gap, None)
@@ -252,7 +252,7 @@ class Replica:
         """
         assert self._epoch is not None
         if self._recorded == 0:
-            spec, rates = asdict(self.state.spec), asdict(self.state.rates)
+            spec, rates = asdict(self.state.spec), asdict(self.state.hyperparameters)
             begin = self._command({"spec": spec, "rates": rates})
             await log.append_cuts(self._epoch, 1, [begin, *cuts])
             self.apply(begin, None)
@@ -275,9 +275,9 @@ class Replica:
             if "spec" in command:
                 self._check_spec(Spec.of(command["spec"]), "the log")
             if "rates" in command:
-                self.state.set_rates(Rates.of(command["rates"]))
+                self.state.set_hyperparameters(Hyperparameters.of(command["rates"]))
         at = self.at
-        self.place = replace(
+        self.progress = replace(
             at,
             cut=at.cut + 1,
             position=cut.position,

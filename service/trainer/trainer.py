@@ -29,12 +29,13 @@ from service.log.server import check_server
 from service.monitoring.drift_news import DriftNews
 from service.monitoring.history import History
 from service.monitoring.statistics import Statistics, read_statistics
-from service.trainer.checkpoint import Checkpoints, Info, UnreadableError
-from service.trainer.keeper import Keeper
+from service.monitoring.status import Checkpointing, Condition, Drift, Role, Status
+from service.trainer.checkpoint import CheckpointStore, Info, UnreadableError
 from service.trainer.pipeline import Cutting, Pipeline, Worker, give_way
 from service.trainer.rejections import Rejections
 from service.trainer.replica import Replica
 from service.trainer.waiters import Applied, Waiters
+from service.trainer.writer import CheckpointWriter
 
 logger = logging.getLogger("funnel")
 
@@ -64,7 +65,7 @@ class Terms:
     accept_gap: bool
 
 
-class Learner:
+class Trainer:
     """Folds the log into the state.
 
     Args:
@@ -82,7 +83,7 @@ class Learner:
         self,
         state: State,
         open_log: Callable[[], Log],
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointStore,
         lock: Lock,
         cutting: Cutting,
         terms: Terms,
@@ -93,12 +94,11 @@ class Learner:
         self.replica = Replica(state, self._on_step)
         self.waiters = Waiters()
         self.rejections = Rejections()
-        self.keeper = Keeper(checkpoints, terms.checkpoint_seconds, self._poke)
+        self.writer = CheckpointWriter(checkpoints, terms.checkpoint_seconds, self._poke)
         self.snapshot: Snapshot | None = None
         self.statistics: Statistics | None = None
         self.history = History()
-        self.condition = "starting"
-        """One of CONDITIONS."""
+        self.condition = Condition.STARTING
         self.reason = ""
         """Why it does not learn."""
         self.caught_up = threading.Event()
@@ -127,9 +127,30 @@ class Learner:
         return self.state.drift
 
     @property
-    def role(self) -> str:
-        """``learner`` once it records cuts; ``standby`` before, and while another service does."""
-        return "learner" if self.replica.has_recovered else "standby"
+    def role(self) -> Role:
+        """The trainer is the learner's from its first recorded cut on, and a standby otherwise."""
+        return Role.LEARNER if self.replica.has_recovered else Role.STANDBY
+
+    @property
+    def status(self) -> Status:
+        """What it is doing now, and how far it is; may be read in any thread."""
+        state, writer, drift = self.state, self.writer, self.state.drift
+        return Status(
+            condition=self.condition,
+            reason=self.reason,
+            role=self.role,
+            version=state.version,
+            examples=state.examples,
+            progress=self.replica.progress,
+            hyperparameters=state.hyperparameters,
+            optimizer=state.served.hyperparameters(),
+            snapshot_at=self.snapshot.made if self.snapshot is not None else None,
+            checkpoints=Checkpointing(
+                writer.results["ok"], writer.results["failed"], writer.kept_at
+            ),
+            drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
+            statistics=self.statistics,
+        )
 
     def start(self) -> None:
         """Load the newest checkpoint and start the thread.
@@ -146,9 +167,9 @@ class Learner:
 
     def _load(self) -> bool:
         """Load the newest checkpoint; say whether there is one."""
-        is_loaded = self.replica.load(self.keeper.checkpoints)
+        is_loaded = self.replica.load(self.writer.checkpoints)
         if is_loaded:
-            self.keeper.begun_at = self.keeper.kept_at = time.monotonic()
+            self.writer.begun_at = self.writer.kept_at = time.monotonic()
         return is_loaded
 
     def stop(self, timeout: float) -> bool:
@@ -166,7 +187,7 @@ class Learner:
 
     def checkpoint(self) -> "Future[Info]":
         """Return a future of a checkpoint of the state as it is now or soon."""
-        return self.keeper.request()
+        return self.writer.request()
 
     def _poke(self) -> None:
         if self._loop is not None and self._wake is not None and not self._loop.is_closed():
@@ -187,12 +208,12 @@ class Learner:
             logger.exception("the learner failed")
             self._halt(error)
         finally:
-            if self.condition != "halted":
-                self.condition, self.reason = "stopped", "the service is shutting down"
+            if self.condition != Condition.HALTED:
+                self.condition, self.reason = Condition.STOPPED, "the service is shutting down"
             self._started.set()
             reason = f"the learner is {self.condition}: {self.reason}"
             self.waiters.give_up(reason)
-            self.keeper.close(reason)
+            self.writer.close(reason)
             self.caught_up.set()
 
     async def _main(self) -> None:
@@ -206,7 +227,7 @@ class Learner:
         try:
             while not self._stopping:
                 try:
-                    if self.condition in ("starting", "waiting"):
+                    if self.condition in (Condition.STARTING, Condition.WAITING):
                         await self._check_server(log)
                     if await lease.take():
                         await self._learn(log, await self._recover(log))
@@ -231,7 +252,7 @@ class Learner:
                     break
             if self.replica.has_recovered and self.replica.at.cut:
                 await self._put_aside_at_the_end(log)
-                await self.keeper.finish(self.state, self.replica.at)
+                await self.writer.finish(self.state, self.replica.at)
         finally:
             self._worker.end()
             self.replica.resign()
@@ -246,10 +267,10 @@ class Learner:
 
     def _wait_for(self, reason: str) -> None:
         """Say what has to get better before it learns."""
-        if (self.condition, self.reason) != ("waiting", reason):
+        if (self.condition, self.reason) != (Condition.WAITING, reason):
             logger.warning("%s; learning waits", reason)
-        self.condition, self.reason = "waiting", reason
-        self.keeper.give_up(reason)
+        self.condition, self.reason = Condition.WAITING, reason
+        self.writer.give_up(reason)
 
     async def _put_aside_at_the_end(self, log: Log) -> None:
         try:
@@ -267,7 +288,7 @@ class Learner:
         self._warnings = warnings
 
     def _halt(self, error: BaseException) -> None:
-        self.condition, self.reason = "halted", str(error) or repr(error)
+        self.condition, self.reason = Condition.HALTED, str(error) or repr(error)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, or less if woken."""
@@ -281,14 +302,14 @@ class Learner:
 
     async def _stand_by(self, log: Log) -> None:
         """Serve the newest checkpoint while another service learns."""
-        if self.condition != "standby":
+        if self.condition != Condition.STANDBY:
             logger.info("another service learns from this log; standing by")
-            self.condition, self.reason = "standby", BESIDE
+            self.condition, self.reason = Condition.STANDBY, BESIDE
             self.replica.resign()
-        self.keeper.give_up(BESIDE)
+        self.writer.give_up(BESIDE)
         self.waiters.give_up(BESIDE)
         try:
-            is_loaded = self.keeper.checkpoints.has_news and self._load()
+            is_loaded = self.writer.checkpoints.has_news and self._load()
             self.reason = BESIDE
         except UnreadableError as error:
             if self.reason != str(error):
@@ -326,7 +347,7 @@ class Learner:
     async def _recover(self, log: Log) -> Pipeline:
         was, is_new = self.condition, not self.replica.has_recovered
         try:
-            if self.keeper.checkpoints.has_news:  # another service has learned meanwhile
+            if self.writer.checkpoints.has_news:  # another service has learned meanwhile
                 self._load()
         except UnreadableError as error:
             if is_new:
@@ -334,13 +355,13 @@ class Learner:
             logger.warning("%s; going on with the model in memory", error)
         if is_new:
             if self._lock.is_held:
-                self.keeper.tidy()
-            cut = self.replica.place.cut if self.replica.place else 0
-            self.condition, self.reason = "replaying", f"from cut {cut}"
+                self.writer.tidy()
+            cut = self.replica.progress.cut if self.replica.progress else 0
+            self.condition, self.reason = Condition.REPLAYING, f"from cut {cut}"
         pending = await self.replica.recover(log, self.terms.accept_gap, self._may_go_on)
-        if was != "starting":
+        if was != Condition.STARTING:
             logger.info("learning, from version %d on", self.state.version)
-        self.condition, self.reason = "learning", ""
+        self.condition, self.reason = Condition.LEARNING, ""
         if is_new:
             self._drift_news.pass_over(self.drift)
         self._publish()
@@ -360,9 +381,9 @@ class Learner:
                 self._note_stall(pipeline)
                 wait = max(self._lease.due_in, STANDBY_SECONDS)
                 if pipeline.is_quiet:
-                    if self.keeper.is_due(self.state):
+                    if self.writer.is_due(self.state):
                         await self.rejections.put_aside(log)
-                    await self.keeper.tend(self.state, self.replica.at, log)
+                    await self.writer.tend(self.state, self.replica.at, log)
                     if self._statistics_due_in(pipeline) <= 0:
                         await self._watch(pipeline)
                     if pipeline.is_idle:
@@ -415,6 +436,6 @@ class Learner:
         self._drift_news.tell(self.drift)
 
     def _show(self, statistics: Statistics) -> None:
-        self.statistics, begun = statistics, self.keeper.begun_at
+        self.statistics, begun = statistics, self.writer.begun_at
         age = None if begun is None else time.monotonic() - begun
         self.history.add_point(statistics, self.replica.backlog(statistics.entries_added), age)

@@ -28,7 +28,7 @@ from streams.sources.catalog import Shift, Stream
 LABEL = "label"
 """The label's column, if there is one of that name; else the last."""
 DELIMITERS = ",;\t"
-MOST_CLASSES = 10_000
+MAX_CLASSES = 10_000
 SHOWN_CLASSES = 20
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -108,8 +108,8 @@ def _from_safetensors(path: Path) -> Table:
     except InvalidBatchError as error:
         raise TableError(f"{path}: {error}") from error
     labels = batch.labels
-    if labels.shape != (len(batch.features),) or labels.min() < 0 or labels.max() >= MOST_CLASSES:
-        raise TableError(f"{path}: labels must be from 0 to {MOST_CLASSES - 1}, one an example")
+    if labels.shape != (len(batch.features),) or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise TableError(f"{path}: labels must be from 0 to {MAX_CLASSES - 1}, one an example")
     return Table(path, batch, "labels", ())
 
 
@@ -152,7 +152,7 @@ def _from_text(path: Path, label: str | None) -> Table:
     if whole.shape[1] != len(header) or not np.isfinite(whole).all() or "" in codes:
         raise TableError(f"{path}: {_fault(path, header, own, delimiter)}")
     numbers, names = _numbered(list(codes), wanted, path)
-    if not 1 < len(codes) <= MOST_CLASSES:
+    if not 1 < len(codes) <= MAX_CLASSES:
         raise TableError(
             f"{path}: {len(codes):,} different labels in {wanted!r}: is it the label? "
             "(--label NAME)"
@@ -188,7 +188,7 @@ def _numbered(
             raise TableError(
                 f"{path}: {text} in {column!r} is no class: is it the label? (--label NAME)"
             )
-    if min(values) >= 0 and max(values) < MOST_CLASSES:
+    if min(values) >= 0 and max(values) < MAX_CLASSES:
         return np.array(values, dtype=np.int64), ()
     return _ranked(values), tuple(f"{value:.0f}" for value in sorted(set(values)))
 

@@ -23,7 +23,7 @@ def watched(name: str, seed: int, examples: int, source: str) -> tuple[list[str]
     """Return the events and where the stream shifts."""
     defaults = Settings.model_construct()
     state, stream = (
-        State(defaults.spec, defaults.rates, torch.device("cpu")),
+        State(defaults.spec, defaults.hyperparameters, torch.device("cpu")),
         get(name, examples, source),
     )
     for batch in stream.batches(defaults.batch_size, seed):

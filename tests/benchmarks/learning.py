@@ -37,7 +37,7 @@ def bare_fold(batch_size: int, optimizer: str, seconds: float) -> float:
     """Return examples a second of the steps alone, in this process."""
     torch.set_num_threads(1)
     settings = load_settings({"optimizer": optimizer})
-    state = State(settings.spec, settings.rates, torch.device("cpu"))
+    state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
     taken = batches(batch_size)[:50]
     step(state, taken[0])
     began, before = time.perf_counter(), state.examples

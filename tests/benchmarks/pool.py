@@ -37,7 +37,7 @@ def turn(optimizer: str, count: int, batch_size: int, device: str) -> Callable[[
     """Return a step of the service; of experts, so many of the default's."""
     settings = Settings.model_construct()
     spec = replace(settings.spec, optimizer=optimizer, experts=count)
-    state = State(spec, settings.rates, torch.device(device))
+    state = State(spec, settings.hyperparameters, torch.device(device))
     found = cycle(batches(batch_size)[:100])
     return lambda: step(state, next(found))
 

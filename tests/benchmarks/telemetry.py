@@ -35,7 +35,7 @@ def own_seconds(repeats: int) -> float:
     """Return the median time of what the learner does once a second for those who may look."""
     settings = load_settings()
     torch.set_num_threads(settings.threads)
-    state = State(settings.spec, settings.rates, torch.device("cpu"))
+    state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
     newest, history = Newest(state), History()
     found = []
     for batch in batches(100)[:repeats]:

@@ -19,7 +19,7 @@ def test_accuracy_in_the_metrics_is_that_of_the_fold_offline(
 ) -> None:
     stream = get("recurring", 3_000, "digits")
     settings = load_settings({"optimizer": optimizer})
-    offline = State(settings.spec, settings.rates, CPU)
+    offline = State(settings.spec, settings.hyperparameters, CPU)
     for batch in stream.batches(settings.batch_size):
         step(offline, batch)
     with serving(tmp_path, optimizer=optimizer) as service, service.client() as client:

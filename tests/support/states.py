@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from service.fold.spec import Rates, Spec
+from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
 from streams.batch import Batch
 
 CPU = torch.device("cpu")
 FEATURES, CLASSES = 6, 3
-RATES = Rates(lr=0.03, momentum=0.0, gain_lr=0.03, scale_lr=0.03)
+HYPERPARAMETERS = Hyperparameters(lr=0.03, momentum=0.0, gain_lr=0.03, scale_lr=0.03)
 
 
 def a_spec(
@@ -26,8 +26,12 @@ def a_spec(
     return Spec(model, FEATURES, CLASSES, hidden, optimizer, standardize, seed, experts)
 
 
-def a_state(model: str = "logistic", rates: Rates = RATES, device: torch.device = CPU) -> State:
-    return State(a_spec(model), rates, device)
+def a_state(
+    model: str = "logistic",
+    hyperparameters: Hyperparameters = HYPERPARAMETERS,
+    device: torch.device = CPU,
+) -> State:
+    return State(a_spec(model), hyperparameters, device)
 
 
 def a_batch(seed: int, n: int = 20, shift: int = 0) -> Batch:

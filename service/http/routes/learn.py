@@ -23,7 +23,7 @@ from service.log.intake import Intake, KeyInFlightError, KeyReusedError, LogUnav
 from service.log.log import LogError
 from service.log.position import EntryId
 from service.service import Service
-from service.trainer.trainer import Learner
+from service.trainer.trainer import Trainer
 from service.trainer.waiters import Applied
 from streams.batch import check, decode
 
@@ -151,7 +151,7 @@ async def learn(
     return JSONResponse(answer.model_dump(), 200)
 
 
-async def _applied(service: Service, learner: Learner, entry: EntryId) -> Applied | None:
+async def _applied(service: Service, learner: Trainer, entry: EntryId) -> Applied | None:
     """Wait until an entry is learned; None if that takes too long or learning ends first."""
     future = asyncio.wrap_future(learner.applied(entry))
     draining = asyncio.ensure_future(service.draining.wait())

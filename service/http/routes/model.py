@@ -24,7 +24,7 @@ class ModelAnswer(BaseModel):
     model_version: int
     examples_learned: int
     position: str
-    """Place in the log: an entry's id, with ``+k`` if only its first k examples are learned."""
+    """Progress in the log: an entry's id, with ``+k`` if only its first k examples are learned."""
     optimizer: str
     hyperparameters: dict[str, Any]
     device: str
@@ -82,12 +82,12 @@ async def model(service: Running) -> ModelAnswer:
     learner, settings = service.learner, service.settings
     assert learner is not None
     scores = learner.statistics.served.scores if learner.statistics else None
-    rates = learner.state.rates
+    rates = learner.state.hyperparameters
     return ModelAnswer(
         model=settings.model,
         model_version=learner.state.version,
         examples_learned=learner.state.examples,
-        position=str(learner.replica.place.position) if learner.replica.place else "0-0",
+        position=str(learner.replica.progress.position) if learner.replica.progress else "0-0",
         optimizer=settings.optimizer,
         hyperparameters={
             **learner.state.served.hyperparameters(),
@@ -158,7 +158,7 @@ async def checkpoint(service: Running) -> CheckpointAnswer:
         raise unavailable(code, str(error)) from error
     return CheckpointAnswer(
         model_version=info.version,
-        position=str(info.place.position),
+        position=str(info.progress.position),
         bytes=info.bytes,
         sha256=info.sha256,
     )

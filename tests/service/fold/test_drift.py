@@ -75,7 +75,7 @@ def test_a_resumed_monitor_goes_on_exactly(at: int) -> None:
 def test_a_monitor_that_saw_more_events_than_it_keeps_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(drift, "MOST_EVENTS", 3)
+    monkeypatch.setattr(drift, "MAX_EVENTS", 3)
     monitor, resumed = Monitor(), Monitor()
     feed(monitor, accuracies(0.9, 0.5, 0.9, 0.5))
     assert sum(monitor.counts.values()) > 3

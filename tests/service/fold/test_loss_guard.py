@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from service.fold.loss_guard import MOST_IN_A_ROW, WARM_UP, LossGuard
-from service.fold.spec import Rates
+from service.fold.loss_guard import MAX_IN_A_ROW, WARM_UP, LossGuard
+from service.fold.spec import Hyperparameters
 from service.fold.state import State, step
 from streams.batch import Batch
 from tests.support.states import CPU, a_batch, a_spec, same_tensors
 
-GUARDED = Rates(lr=0.03, momentum=0.0, gain_lr=0.03, scale_lr=0.03, loss_guard=8.0)
+GUARDED = Hyperparameters(lr=0.03, momentum=0.0, gain_lr=0.03, scale_lr=0.03, loss_guard=8.0)
 TRUE = torch.tensor(True)
 
 
@@ -50,13 +50,13 @@ def test_after_a_usual_batch_outliers_are_held_back_again() -> None:
 def test_what_goes_on_coming_is_drift_and_is_learned() -> None:
     state = learned()
     kept = [bool(step(state, poison(k)).kept) for k in range(80)]
-    assert kept[: MOST_IN_A_ROW + 1] == [False] * MOST_IN_A_ROW + [True]
-    assert kept.count(False) <= 3 * MOST_IN_A_ROW
+    assert kept[: MAX_IN_A_ROW + 1] == [False] * MAX_IN_A_ROW + [True]
+    assert kept.count(False) <= 3 * MAX_IN_A_ROW
     assert float(step(state, poison(90)).accuracy) > 0.8
 
 
 def test_without_a_guard_all_is_learned() -> None:
-    state = State(a_spec(), Rates(0.03, 0.0, 0.03, 0.03), CPU)
+    state = State(a_spec(), Hyperparameters(0.03, 0.0, 0.03, 0.03), CPU)
     kept = [bool(step(state, a_batch(k) if k < 60 else poison(k)).kept) for k in range(70)]
     assert all(kept)
     assert int(state.guard.seen) == 0
@@ -100,10 +100,10 @@ def test_level_and_spread_forget_what_is_hundreds_of_batches_old() -> None:
 
 
 def test_the_guard_may_be_set_in_a_running_model() -> None:
-    state = State(a_spec(), Rates(0.03, 0.0, 0.03, 0.03), CPU)
+    state = State(a_spec(), Hyperparameters(0.03, 0.0, 0.03, 0.03), CPU)
     for k in range(40):
         step(state, a_batch(k))
-    state.set_rates(GUARDED)
+    state.set_hyperparameters(GUARDED)
     for k in range(40):
         step(state, a_batch(k))
     assert not step(state, poison(1)).kept

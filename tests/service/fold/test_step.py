@@ -13,23 +13,31 @@ import torch
 from funnel import Adagrad, Funnel
 from funnel.graphs.traced import Traced
 from service.fold import networks as models
+from service.fold.learner import Learner
 from service.fold.networks import BUILT_IN, ModelError
 from service.fold.observation import observe
 from service.fold.optimizers import OPTIMIZERS
-from service.fold.pooled import PoolTrack
-from service.fold.single import SingleTrack
+from service.fold.pooled import PoolLearner
+from service.fold.single import SingleLearner
 from service.fold.spec import Spec
 from service.fold.state import State, _learn, step
-from service.fold.track import Track
-from service.log.position import ORIGIN, Place, Position
-from service.trainer.checkpoint import Copy
+from service.log.position import ORIGIN, Position, Progress
+from service.trainer.checkpoint import Checkpoint
 from streams.batch import Batch
 from tests.support.gpu import waiting_is_an_error
-from tests.support.states import CPU, RATES, Drawing, a_batch, a_spec, a_state, same_tensors
+from tests.support.states import (
+    CPU,
+    HYPERPARAMETERS,
+    Drawing,
+    a_batch,
+    a_spec,
+    a_state,
+    same_tensors,
+)
 
 RESTLESS = "tests.support.states:Restless"
 MODELS = ("logistic", "mlp", RESTLESS)
-PLACE = Place("uuid", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
+PROGRESS = Progress("uuid", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
 
 
 def copied(state: State) -> dict[str, torch.Tensor]:
@@ -38,7 +46,7 @@ def copied(state: State) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(MODELS, OPTIMIZERS)))
 def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
-    one, other = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
+    one, other = (State(a_spec(model, optimizer), HYPERPARAMETERS, CPU) for _ in range(2))
     for k in range(5):
         torch.manual_seed(k)  # what others drew in between does not matter
         step(one, a_batch(k))
@@ -48,11 +56,11 @@ def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
     assert same_tensors(one.tensors(), other.tensors())
 
 
-def untrace(track: Track) -> None:
-    if isinstance(track, PoolTrack):
+def untrace(track: Learner) -> None:
+    if isinstance(track, PoolLearner):
         track.pool._walk_traced = track.pool._walk_traced._function
         track.pool._take_traced = track.pool._take_traced._function
-    elif isinstance(track, SingleTrack):
+    elif isinstance(track, SingleLearner):
         track.optimizer._reset(compiled=False, traced=False)
 
 
@@ -64,7 +72,7 @@ def began_anew(state: State) -> bool:
 
 @pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(BUILT_IN, OPTIMIZERS)))
 def test_traced_steps_are_the_eager_ones_bit_for_bit(model: str, optimizer: str) -> None:
-    one, other = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
+    one, other = (State(a_spec(model, optimizer), HYPERPARAMETERS, CPU) for _ in range(2))
     other.observe = partial(observe, other)
     untrace(other.served)
     for k in range(40):
@@ -80,10 +88,10 @@ def test_traced_steps_are_the_eager_ones_bit_for_bit(model: str, optimizer: str)
 
 @pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(MODELS, OPTIMIZERS)))
 def test_a_resumed_state_goes_on_bit_for_bit(model: str, optimizer: str) -> None:
-    whole, resumed = (State(a_spec(model, optimizer), RATES, CPU) for _ in range(2))
+    whole, resumed = (State(a_spec(model, optimizer), HYPERPARAMETERS, CPU) for _ in range(2))
     for k in range(25):
         step(whole, a_batch(k))
-    saved = Copy.of(whole, PLACE)
+    saved = Checkpoint.of(whole, PROGRESS)
     resumed.load(saved.tensors, saved.version, saved.examples)
     assert not any(
         a.data_ptr() == b.data_ptr()
@@ -97,7 +105,9 @@ def test_a_resumed_state_goes_on_bit_for_bit(model: str, optimizer: str) -> None
 
 
 def test_each_step_draws_anew_and_a_resumed_one_draws_the_same() -> None:
-    whole, resumed = (State(a_spec("tests.support.states:Drawing"), RATES, CPU) for _ in range(2))
+    whole, resumed = (
+        State(a_spec("tests.support.states:Drawing"), HYPERPARAMETERS, CPU) for _ in range(2)
+    )
     Drawing.drawn.clear()
     for k in range(3):
         step(whole, a_batch(k))
@@ -113,15 +123,15 @@ def test_a_loaded_state_is_the_one_that_learns() -> None:
     state = a_state()
     for k in range(3):
         step(state, a_batch(k))
-    saved = Copy.of(state, PLACE)
+    saved = Checkpoint.of(state, PROGRESS)
     fresh = a_state()
     fresh.load(saved.tensors, saved.version, saved.examples)
-    assert same_tensors(Copy.of(fresh, PLACE).tensors, saved.tensors)
+    assert same_tensors(Checkpoint.of(fresh, PROGRESS).tensors, saved.tensors)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_batch_that_is_not_finite_changes_nothing_but_its_count(model: str) -> None:
-    state = State(a_spec(model), RATES, CPU)
+    state = State(a_spec(model), HYPERPARAMETERS, CPU)
     for k in range(3):
         step(state, a_batch(k))
     with torch.no_grad():
@@ -136,7 +146,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_but_its_count(model: str) ->
 
 @pytest.mark.parametrize("model", MODELS)
 def test_scores_are_of_the_weights_before_the_update(model: str) -> None:
-    state = State(a_spec(model, standardize=False), RATES, CPU)
+    state = State(a_spec(model, standardize=False), HYPERPARAMETERS, CPU)
     for k in range(4):
         batch = a_batch(k)
         state.served.module.eval()
@@ -172,7 +182,7 @@ def adagrad_of_torch(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimi
 def test_the_update_is_that_of_the_library(
     name: str, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 ) -> None:
-    state = State(a_spec(optimizer=name, standardize=False), RATES, CPU)
+    state = State(a_spec(optimizer=name, standardize=False), HYPERPARAMETERS, CPU)
     twin = torch.nn.Linear(6, 3)
     torch.nn.init.zeros_(twin.weight)
     torch.nn.init.zeros_(twin.bias)
@@ -191,7 +201,7 @@ def test_one_wild_batch_does_not_poison_adagrads_sums() -> None:
     """One example scaled by 1e6 must not shrink the steps of its coordinates for ever."""
 
     def swallow(wild: bool) -> float:
-        state = State(a_spec(standardize=False), RATES, CPU)
+        state = State(a_spec(standardize=False), HYPERPARAMETERS, CPU)
         for k in range(60):
             batch = a_batch(k)
             if wild and k == 30:
@@ -204,8 +214,8 @@ def test_one_wild_batch_does_not_poison_adagrads_sums() -> None:
 
 
 def test_new_rates_hold_from_the_next_step() -> None:
-    changed, fresh = a_state(), a_state(rates=replace(RATES, lr=0.5))
-    changed.set_rates(replace(RATES, lr=0.5))
+    changed, fresh = a_state(), a_state(hyperparameters=replace(HYPERPARAMETERS, lr=0.5))
+    changed.set_hyperparameters(replace(HYPERPARAMETERS, lr=0.5))
     for state in (changed, fresh):
         step(state, a_batch(0))
     assert same_tensors(changed.tensors(), fresh.tensors())
@@ -224,12 +234,12 @@ def test_new_rates_hold_from_the_next_step() -> None:
 )
 def test_a_model_that_cannot_be_built_says_why(factory: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        State(a_spec(factory), RATES, CPU)
+        State(a_spec(factory), HYPERPARAMETERS, CPU)
 
 
 def test_a_batch_at_which_the_model_raises_is_left_out() -> None:
     """Batch normalization cannot be trained on one example."""
-    state = State(a_spec(RESTLESS), RATES, CPU)
+    state = State(a_spec(RESTLESS), HYPERPARAMETERS, CPU)
     for k in range(3):
         step(state, a_batch(k))
     before = copied(state)
@@ -247,7 +257,7 @@ def test_what_a_model_raises_is_said_at_the_start_and_where_only_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     models._warn.cache_clear()
-    state = State(a_spec(RESTLESS), replace(RATES, shadow=("adagrad",)), CPU)
+    state = State(a_spec(RESTLESS), replace(HYPERPARAMETERS, shadow=("adagrad",)), CPU)
     [said] = [record.message for record in caplog.records]
     assert "raises at a single example" in said
     assert "--max-wait-ms" in said
@@ -265,7 +275,7 @@ def test_a_machine_that_fails_is_not_the_batchs_fault(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another try may succeed, so that leaving the batch out would not replay."""
-    state = State(a_spec(RESTLESS), RATES, CPU)
+    state = State(a_spec(RESTLESS), HYPERPARAMETERS, CPU)
     step(state, a_batch(0))
     before = copied(state)
 
@@ -287,7 +297,7 @@ def test_a_traced_step_is_an_eager_one_bit_for_bit(
     """Else a service that was started again, and is not tracing yet, would learn other bits."""
     hidden = (16,) if model == "mlp" else ()
     spec = Spec(model, 200, 5, hidden, optimizer, True, 0, experts=6)
-    rates = replace(RATES, shadow=("adagrad",))
+    rates = replace(HYPERPARAMETERS, shadow=("adagrad",))
     traced, eager = State(spec, rates, CPU), State(spec, rates, CPU)
     rng = np.random.default_rng(0)
     for _ in range(6):
@@ -305,7 +315,10 @@ def test_a_traced_step_is_an_eager_one_bit_for_bit(
 @pytest.mark.parametrize("model", MODELS)
 def test_the_gpu_learns_what_the_cpu_learns(model: str, optimizer: str) -> None:
     spec = a_spec(model, optimizer)
-    here, there = State(spec, RATES, CPU), State(spec, RATES, torch.device("cuda"))
+    here, there = (
+        State(spec, HYPERPARAMETERS, CPU),
+        State(spec, HYPERPARAMETERS, torch.device("cuda")),
+    )
     for k in range(10):
         step(here, a_batch(k))
         step(there, a_batch(k))
@@ -320,7 +333,7 @@ def test_the_gpu_learns_what_the_cpu_learns(model: str, optimizer: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["funnel", "pool"])
 def test_no_step_waits_for_the_gpu(optimizer: str) -> None:
-    state = State(a_spec(optimizer=optimizer), RATES, torch.device("cuda"))
+    state = State(a_spec(optimizer=optimizer), HYPERPARAMETERS, torch.device("cuda"))
     for k in range(3):  # the second is captured, which waits
         step(state, a_batch(k))
     with waiting_is_an_error():
@@ -332,7 +345,7 @@ def test_no_step_waits_for_the_gpu(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", ["funnel", "pool"])
 def test_a_captured_step_is_an_eager_one_bit_for_bit(optimizer: str) -> None:
     """With a shadow, batches of two sizes, one not finite, a state loaded between, and a shift."""
-    rates = replace(RATES, shadow=("adagrad",))
+    rates = replace(HYPERPARAMETERS, shadow=("adagrad",))
     eager, captured = (
         State(a_spec(optimizer=optimizer), rates, torch.device("cuda")) for _ in range(2)
     )

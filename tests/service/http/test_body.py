@@ -48,7 +48,7 @@ def test_as_many_examples_as_are_allowed_are_taken() -> None:
 
 
 def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "MOST_UNDER_WAY", 0)  # so twice the largest, 200 bytes
+    monkeypatch.setattr(body, "MAX_UNDER_WAY", 0)  # so twice the largest, 200 bytes
     monkeypatch.setattr(body, "_under_way", 0)
     scopes: list[Scope] = [{"type": "http", "headers": []} for _ in range(3)]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from service.http.events import MOST_VIEWERS
+from service.http.events import MAX_VIEWERS
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 from tests.support.states import a_batch
 
@@ -105,7 +105,7 @@ def test_an_id_of_another_run_begins_anew(service: ServiceProcess, last: str) ->
 def test_viewers_are_bounded(service: ServiceProcess) -> None:
     with service.client() as client, ExitStack() as open_streams:
         learn(client)
-        for _ in range(MOST_VIEWERS):
+        for _ in range(MAX_VIEWERS):
             viewer = open_streams.enter_context(service.client())
             answer = open_streams.enter_context(viewer.stream("GET", "/events"))
             assert answer.status_code == 200

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.log.entries import MOST_JSON, Cut, Entry, Pending, read_entry
+from service.log.entries import MAX_JSON, Cut, Entry, Pending, read_entry
 from service.log.position import ORIGIN, TOP, EntryId, Position
 from streams.batch import Batch, concatenate
 
@@ -121,7 +121,7 @@ JSON_ENTRY = json.dumps({"features": [[1, 2]], "labels": [1]}).encode()
         ({b"btach": b""}, "btach"),
         ({b"batch": b""}, "safetensors"),
         ({b"json": b"{"}, "JSON"),
-        ({b"json": b" " * (MOST_JSON + 1)}, f"{MOST_JSON + 1} bytes of JSON, more than"),
+        ({b"json": b" " * (MAX_JSON + 1)}, f"{MAX_JSON + 1} bytes of JSON, more than"),
         ({b"json": b'{"features": [[1]], "labels": [1]}'}, "has 1 features, expected 2"),
         ({b"json": b'{"features": [[1, 2]], "labels": [9]}'}, "0…2"),
         ({b"json": b'{"features": [[1, 2], [1, true]], "labels": [0, 0]}'}, "example 1"),

@@ -28,7 +28,7 @@ def a_history(*versions: int, every: float = 1.0) -> History:
 
 
 def test_the_ring_is_bounded_and_knows_what_it_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "MOST_ITEMS", 5)
+    monkeypatch.setattr(history, "MAX_ITEMS", 5)
     made = a_history(*range(1, 9))
     assert len(made.points()) == 5
     assert made.after(2) is None
@@ -143,7 +143,7 @@ def test_a_model_of_many_tensors_has_small_points(tmp_path: Path) -> None:
     options = SMALL | {"model": "mlp", "hidden": "2," * 30 + "2", "optimizer": "funnel"}
     with serving(tmp_path, **options) as service, service.client() as client:
         learn(client, 1)
-        assert len(points(client)[-1]["tensors"]) == history.MOST_TENSORS
+        assert len(points(client)[-1]["tensors"]) == history.MAX_TENSORS
 
 
 def test_where_inputs_are_no_images_there_are_no_pictures(service: ServiceProcess) -> None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.monitoring.metrics import MOST_CLASSES, MOST_TENSORS, _optimizer
+from service.monitoring.metrics import MAX_CLASSES, MAX_TENSORS, _optimizer
 from tests.service.monitoring.test_pictures import statistics_of
 from tests.support.harness import SAFETENSORS, serving, wait_for
 from tests.support.prometheus import prometheus, query
@@ -125,8 +125,8 @@ def test_a_model_of_many_classes_and_tensors_has_a_bounded_number_of_series(
         client.post("/learn?wait=applied", content=a_batch(0).to_bytes(), headers=SAFETENSORS)
         wait_for(lambda: client.get("/optimizer").json()["model_version"] == 1)
         found = Counter(name for name, _ in scrape(client))
-    assert found["funnel_class_recall"] == MOST_CLASSES
-    assert found["funnel_scale"] == MOST_TENSORS
+    assert found["funnel_class_recall"] == MAX_CLASSES
+    assert found["funnel_scale"] == MAX_TENSORS
 
 
 def test_the_numbers_are_those_of_the_model(text: str) -> None:

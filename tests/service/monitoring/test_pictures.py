@@ -9,23 +9,23 @@ import torch
 from service.fold.spec import Spec
 from service.fold.state import State, step
 from service.log.log import Extent
-from service.log.position import ORIGIN, Place, Position
+from service.log.position import ORIGIN, Position, Progress
 from service.monitoring.pictures import SHOWN, Newest, side
 from service.monitoring.statistics import Statistics, read_statistics
 from streams.batch import Batch
 from streams.sources.catalog import get
 from tests.support.harness import SAFETENSORS, serving, wait_for
-from tests.support.states import CPU, RATES, same_tensors
+from tests.support.states import CPU, HYPERPARAMETERS, same_tensors
 
 
 def statistics_of(state: State) -> Statistics:
     """Read the statistics of a state that no log belongs to."""
-    place = Place("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
+    place = Progress("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
     return read_statistics(state, place, Extent(None, 0, 0, ORIGIN, None))
 
 
 def an_image_state(model: str = "logistic") -> State:
-    return State(Spec(model, 784, 10, (), "funnel", True, 0, 0), RATES, CPU)
+    return State(Spec(model, 784, 10, (), "funnel", True, 0, 0), HYPERPARAMETERS, CPU)
 
 
 def digits(number: int = 10) -> list[Batch]:

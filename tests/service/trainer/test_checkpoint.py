@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from service.fold.state import State, step
-from service.log.position import EntryId, Place, Position
+from service.log.position import EntryId, Position, Progress
 from service.trainer import checkpoint
 from service.trainer.checkpoint import (
     BLANK,
     KEPT,
-    Checkpoints,
-    Copy,
+    Checkpoint,
+    CheckpointStore,
     DamagedError,
     UnreadableError,
     decode,
@@ -25,20 +25,20 @@ from service.trainer.checkpoint import (
 )
 from tests.support.states import CPU, a_batch, a_state, same_tensors
 
-PLACE = Place("uuid", 3, 17, Position(EntryId(5, 1), 4), 9, 1, 70, 30)
+PROGRESS = Progress("uuid", 3, 17, Position(EntryId(5, 1), 4), 9, 1, 70, 30)
 NUMERICS = {"torch": "x"}
 
 
-def a_copy(steps: int = 3, place: Place = PLACE) -> Copy:
+def a_copy(steps: int = 3, progress: Progress = PROGRESS) -> Checkpoint:
     state = a_state()
     for k in range(steps):
         step(state, a_batch(k))
-    return Copy.of(state, place)
+    return Checkpoint.of(state, progress)
 
 
-def kept(directory: Path) -> tuple[Checkpoints, list[str]]:
+def kept(directory: Path) -> tuple[CheckpointStore, list[str]]:
     said: list[str] = []
-    return Checkpoints(directory, NUMERICS, said.append), said
+    return CheckpointStore(directory, NUMERICS, said.append), said
 
 
 def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
@@ -48,10 +48,10 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
     assert info.bytes == info.path.stat().st_size
     again = kept(tmp_path)[0].load()
     assert again is not None
-    assert again.place == PLACE
-    assert (again.spec, again.rates, again.version, again.examples) == (
+    assert again.progress == PROGRESS
+    assert (again.spec, again.hyperparameters, again.version, again.examples) == (
         copy.spec,
-        copy.rates,
+        copy.hyperparameters,
         copy.version,
         copy.examples,
     )
@@ -69,13 +69,13 @@ def test_a_state_that_was_loaded_goes_on_bit_for_bit() -> None:
     for k in range(3, 6):
         step(resumed, a_batch(k))
     assert same_tensors(resumed.tensors(), whole.tensors())
-    assert Copy.of(resumed, PLACE).sha256() == Copy.of(whole, PLACE).sha256()
+    assert Checkpoint.of(resumed, PROGRESS).sha256() == Checkpoint.of(whole, PROGRESS).sha256()
 
 
 def test_a_copy_stays_as_it_was_while_the_state_learns_on() -> None:
     state = a_state()
     step(state, a_batch(0))
-    copy = Copy.of(state, PLACE)
+    copy = Checkpoint.of(state, PROGRESS)
     before = copy.sha256()
     step(state, a_batch(1))
     assert copy.sha256() == before
@@ -83,15 +83,16 @@ def test_a_copy_stays_as_it_was_while_the_state_learns_on() -> None:
 
 def test_the_digest_is_of_the_state_and_nothing_else() -> None:
     copy = a_copy()
-    elsewhere = replace(PLACE, log="other", epoch=9, cut=99, entries=1)
-    assert a_copy(place=elsewhere).sha256() == copy.sha256()
+    elsewhere = replace(PROGRESS, log="other", epoch=9, cut=99, entries=1)
+    assert a_copy(progress=elsewhere).sha256() == copy.sha256()
     assert encode(copy, copy.sha256(), NUMERICS) == encode(a_copy(), copy.sha256(), NUMERICS)
     for name in (k for k, v in copy.tensors.items() if v.numel()):
         tensors = {k: v.clone() for k, v in copy.tensors.items()}
         tensors[name].view(-1)[:1].view(torch.uint8)[0] ^= 1
         assert replace(copy, tensors=tensors).sha256() != copy.sha256(), name
     assert replace(copy, version=4).sha256() != copy.sha256()
-    assert replace(copy, rates=replace(copy.rates, lr=0.5)).sha256() != copy.sha256()
+    faster = replace(copy.hyperparameters, lr=0.5)
+    assert replace(copy, hyperparameters=faster).sha256() != copy.sha256()
 
 
 def test_the_digest_knows_shapes() -> None:
@@ -135,7 +136,7 @@ def test_a_file_cut_short_is_found() -> None:
 
 def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path) -> None:
     checkpoints, _ = kept(tmp_path)
-    older = checkpoints.write(a_copy(2, replace(PLACE, cut=16)))
+    older = checkpoints.write(a_copy(2, replace(PROGRESS, cut=16)))
     newest = checkpoints.write(a_copy(3))
     raw = bytearray(newest.path.read_bytes())
     raw[-1] ^= 1
@@ -176,34 +177,34 @@ def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     """It may be a volume that comes back, with checkpoints that the log must reach back to."""
     checkpoints, _ = kept(tmp_path / "here")
     for cut in (1, 2):
-        checkpoints.write(a_copy(cut, replace(PLACE, cut=cut)))
+        checkpoints.write(a_copy(cut, replace(PROGRESS, cut=cut)))
     checkpoints.directory.rename(tmp_path / "away")
     assert checkpoints.files() == []
     for cut in (2, 3):
         with pytest.raises(FileNotFoundError):
-            checkpoints.write(a_copy(cut, replace(PLACE, cut=cut)))
+            checkpoints.write(a_copy(cut, replace(PROGRESS, cut=cut)))
     assert checkpoints.oldest() is None, "so that nothing is trimmed"
     (tmp_path / "away").rename(checkpoints.directory)
-    checkpoints.write(a_copy(3, replace(PLACE, cut=3)))
+    checkpoints.write(a_copy(3, replace(PROGRESS, cut=3)))
     assert len(checkpoints.files()) == 3
 
 
 def test_the_last_few_are_kept_and_never_overwritten(tmp_path: Path) -> None:
     checkpoints, _ = kept(tmp_path)
-    infos = [checkpoints.write(a_copy(k, replace(PLACE, cut=k))) for k in range(1, KEPT + 3)]
+    infos = [checkpoints.write(a_copy(k, replace(PROGRESS, cut=k))) for k in range(1, KEPT + 3)]
     assert checkpoints.files() == [info.path for info in infos[-KEPT:]]
     oldest = checkpoints.oldest()
     assert oldest is not None
-    assert oldest.cut == infos[-KEPT].place.cut
+    assert oldest.cut == infos[-KEPT].progress.cut
     inode = infos[-1].path.stat().st_ino
-    assert checkpoints.write(a_copy(KEPT + 2, infos[-1].place)) == infos[-1]
+    assert checkpoints.write(a_copy(KEPT + 2, infos[-1].progress)) == infos[-1]
     assert infos[-1].path.stat().st_ino == inode
 
 
 def test_other_numerics_are_named(tmp_path: Path) -> None:
     kept(tmp_path)[0].write(a_copy())
     said: list[str] = []
-    Checkpoints(tmp_path, {"torch": "y"}, said.append).load()
+    CheckpointStore(tmp_path, {"torch": "y"}, said.append).load()
     assert "torch x -> y" in said[0]
 
 
@@ -243,7 +244,7 @@ def test_a_full_disk_leaves_no_scraps_and_says_so(tmp_path: Path) -> None:
     import signal
 
     checkpoints, _ = kept(tmp_path)
-    old = checkpoints.write(a_copy(1, replace(PLACE, cut=1)))
+    old = checkpoints.write(a_copy(1, replace(PROGRESS, cut=1)))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
@@ -268,7 +269,7 @@ def test_a_state_of_other_shapes_is_refused_whole() -> None:
         with pytest.raises(ValueError, match=r"model\.bias"):
             state.load(tensors, 1, 1)
     assert same_tensors(state.tensors(), before)
-    assert isinstance(State(state.spec, state.rates, CPU), State)
+    assert isinstance(State(state.spec, state.hyperparameters, CPU), State)
 
 
 def test_a_state_of_other_drift_is_refused_whole() -> None:
@@ -290,11 +291,11 @@ def test_scraps_of_killed_writers_are_cleared_away(tmp_path: Path) -> None:
 def test_news_are_what_others_have_written(tmp_path: Path) -> None:
     mine, theirs = kept(tmp_path)[0], kept(tmp_path)[0]
     for k in range(1, KEPT + 3):
-        mine.write(a_copy(k, replace(PLACE, cut=k)))
+        mine.write(a_copy(k, replace(PROGRESS, cut=k)))
         assert not mine.has_news
     assert theirs.has_news
     theirs.load()
-    theirs.write(a_copy(1, replace(PLACE, epoch=4, cut=99)))
+    theirs.write(a_copy(1, replace(PROGRESS, epoch=4, cut=99)))
     assert not theirs.has_news
-    mine.write(a_copy(1, replace(PLACE, epoch=5, cut=100)))
+    mine.write(a_copy(1, replace(PROGRESS, epoch=5, cut=100)))
     assert mine.has_news

@@ -88,15 +88,15 @@ def world(tmp_path: Path) -> Iterator[World]:
 def folded(batches: int) -> str:
     """The digest of the first batches, computed without any service."""
     from service.log.entries import ORIGIN, Position
-    from service.trainer.checkpoint import Copy, Place
+    from service.trainer.checkpoint import Checkpoint, Progress
 
     settings, at = load_settings(SMALL), Position(ORIGIN)
-    state = State(settings.spec, settings.rates, CPU)
+    state = State(settings.spec, settings.hyperparameters, CPU)
     torch.set_num_threads(1)
     for k in range(batches):
         batch = a_batch(k)
         state.drift.note(step(state, batch), len(batch), state.examples, at)
-    return Copy.of(state, Place("", 0, 0, at, 0, 0, 0, 0)).sha256()
+    return Checkpoint.of(state, Progress("", 0, 0, at, 0, 0, 0, 0)).sha256()
 
 
 def takes(world: World, k: int) -> bool:

@@ -42,7 +42,7 @@ def test_an_entry_learned_in_part_that_is_gone_is_passed_over_and_replay_agrees(
         await learn(replica, log, pending, 20)
         assert (replica.at.position, replica.at.entries) == (Position(entries[2]), 3)
         again = a_replica()
-        again.place = before
+        again.progress = before
         await again.recover(log, False, go_on)
         assert again.at == replace(replica.at, epoch=again.at.epoch)
 

@@ -1,8 +1,8 @@
 """One learner on the stream: model, optimizer and scores; the served one, or a shadow beside it.
 
 All learners see the same batches through the same standardization, and no learner sees another. A
-batch goes through `Track.look`, which scores and differentiates it, `Track.ready`, once it is
-decided whether it is learned, and `Track.step`.
+batch goes through `Learner.look`, which scores and differentiates it, `Learner.ready`, once it is
+decided whether it is learned, and `Learner.step`.
 """
 
 import logging
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from funnel.telemetry import TensorTelemetry
 from service.fold import networks as models
 from service.fold.scores import Scores
-from service.fold.spec import Rates, Spec
+from service.fold.spec import Hyperparameters, Spec
 
 logger = logging.getLogger("funnel")
 
 Evaluate = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
-"""From a track's `Track.frozen` tensors and inputs [n, d] to labels, int64 [n], and probabilities,
+"""From the tensors of `Learner.frozen` and inputs [n, d] to labels, int64 [n], and probabilities,
 fp32 [n, classes]."""
 
 
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     """The module's, and what they were before."""
 
 
-class TrackTelemetry(NamedTuple):
+class LearnerTelemetry(NamedTuple):
     """What an optimizer does with each parameter, by name; device tensors."""
 
     tensors: dict[str, TensorTelemetry]
@@ -56,7 +56,7 @@ class TrackTelemetry(NamedTuple):
     """Likewise: batches learned since they began, int64."""
 
 
-class Track(ABC):
+class Learner(ABC):
     """What one learner has learned, and how well it predicted.
 
     Args:
@@ -79,7 +79,7 @@ class Track(ABC):
         self._said: set[str] = set()
 
     @abstractmethod
-    def set_rates(self, rates: Rates) -> None:
+    def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
         """Go on with other hyperparameters."""
 
     @abstractmethod
@@ -173,7 +173,7 @@ class Track(ABC):
         """Return what predicts from `frozen` tensors, with modules of its own; for one thread."""
 
     @abstractmethod
-    def telemetry(self) -> TrackTelemetry:
+    def telemetry(self) -> LearnerTelemetry:
         """Return what the optimizer does; computed when called and only then."""
 
     def _own_tensors(self) -> dict[str, Tensor]:

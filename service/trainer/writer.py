@@ -9,13 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from service.fold.state import State
 from service.log.log import Log, LogError
-from service.log.position import Place
-from service.trainer.checkpoint import Checkpoints, Copy, Info
+from service.log.position import Progress
+from service.trainer.checkpoint import Checkpoint, CheckpointStore, Info
 
 logger = logging.getLogger("funnel")
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes checkpoints in a thread of its own; learning stops only while the state is copied.
 
     Args:
@@ -25,7 +25,7 @@ class Keeper:
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, every_seconds: float, wake: Callable[[], None]
+        self, checkpoints: CheckpointStore, every_seconds: float, wake: Callable[[], None]
     ) -> None:
         self.checkpoints, self._every, self._wake = checkpoints, every_seconds, wake
         self.results = {"ok": 0, "failed": 0}
@@ -56,22 +56,22 @@ class Keeper:
         if self._writing is None:
             self.checkpoints.clear_scraps()
 
-    async def tend(self, state: State, place: Place, log: Log) -> None:
+    async def tend(self, state: State, progress: Progress, log: Log) -> None:
         """Begin a checkpoint if one is due; after one, trim the log behind the oldest kept."""
         if self._writing is not None:
             if self._writing.done():
                 writing, self._writing = self._writing, None
                 if writing.exception() is None:
-                    await self._trim(place, log)
+                    await self._trim(progress, log)
             return
         if self.is_due(state):
-            self._begin(state, place)
+            self._begin(state, progress)
 
-    async def finish(self, state: State, place: Place) -> None:
+    async def finish(self, state: State, progress: Progress) -> None:
         """Write the state as it is at the end, and wait for it."""
         if self._writing is not None:
             await asyncio.wait({self._writing})
-        last = self._begin(state, place)
+        last = self._begin(state, progress)
         await asyncio.wait({last})
         if last.exception() is None:
             logger.info("checkpoint of version %d written", state.version)
@@ -98,10 +98,10 @@ class Keeper:
         is_time = state.version > 0 and time.monotonic() - self.begun_at >= self._every
         return self._writing is None and (bool(self._requests) or is_time)
 
-    def _begin(self, state: State, place: Place) -> "asyncio.Future[Info]":
+    def _begin(self, state: State, progress: Progress) -> "asyncio.Future[Info]":
         with self._lock:
             requests, self._requests = self._requests, []
-        copy = Copy.of(state, place)
+        copy = Checkpoint.of(state, progress)
         self.begun_at = begun_at = time.monotonic()
         loop = asyncio.get_running_loop()
         self._writing = loop.run_in_executor(self._writer, self.checkpoints.write, copy)
@@ -124,7 +124,7 @@ class Keeper:
         self._writing.add_done_callback(answer)
         return self._writing
 
-    async def _trim(self, place: Place, log: Log) -> None:
+    async def _trim(self, progress: Progress, log: Log) -> None:
         oldest = self.checkpoints.oldest()
-        if oldest is not None and oldest.log == place.log:
+        if oldest is not None and oldest.log == progress.log:
             await log.trim(oldest.position, oldest.cut)
