@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from funnel.checks import check_flag, check_group
 from funnel.graphs.compiled import CompiledStep
-from funnel.graphs.traced import TracedStep
 from funnel.inner.foreign import Factory, ForeignInner, Proposed, own_inner, resumed
 from funnel.inner.native import Adagrad, Inner
 from funnel.inner.verbatim import load_verbatim
@@ -124,8 +123,8 @@ class Funnel(Optimizer):
         """Set what is neither hyperparameter nor state."""
         self.compiled, self.traced = compiled, traced
         self._run: Callable[..., Alignment] = step_
-        if compiled or traced:
-            self._run = CompiledStep() if compiled else TracedStep()
+        if compiled:
+            self._run = CompiledStep()
         self._last: dict[Tensor, tuple[Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from funnel.pool.expert import DEFAULT_EXPERTS
-from service.fold.optimizers import OPTIMIZERS, Shadow
-from service.fold.spec import Hyperparameters, Spec
+from service.fold.spec import OPTIMIZERS, Hyperparameters, Shadow, Spec
 
 PREFIX = "FUNNEL_"
 MAX_SHADOWS = 8

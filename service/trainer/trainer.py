@@ -143,7 +143,7 @@ class Trainer:
             examples=state.examples,
             progress=self.replica.progress,
             hyperparameters=state.hyperparameters,
-            optimizer=state.served.hyperparameters(),
+            optimizer=state.served.shown_hyperparameters(),
             snapshot_at=self.snapshot.made if self.snapshot is not None else None,
             checkpoints=Checkpointing(
                 writer.results["ok"], writer.results["failed"], writer.kept_at

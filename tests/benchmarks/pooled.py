@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from funnel.graphs.traced import Traced
 from funnel.pool.expert import Expert
 from funnel.pool.pool import Pool
+from service.fold.inputs import Standardizer, clamped
 from service.fold.scores import Scores
-from service.fold.standardizer import Standardizer, clamped
 
 
 class PoolLearner:
@@ -57,7 +57,7 @@ class PoolLearner:
         """Do what comes before the step; a function of tensors."""
         deviations = self.standardizer.deviations(inputs)
         prepared = clamped(deviations)
-        seen = self.pool.observe(prepared, labels)
+        seen = self.pool.score(prepared, labels)
         keep = torch.isfinite(seen.losses).all()
         factor = self.pool.weigh(seen, keep)
         correct = seen.probabilities.argmax(dim=1) == labels

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from service.fold.spec import Spec
-from service.fold.state import State, step
+from service.fold.state import State
 from service.log.log import Extent
 from service.log.position import ORIGIN, Position, Progress
 from service.monitoring.pictures import SHOWN, Newest, side
@@ -15,7 +15,7 @@ from service.monitoring.statistics import Statistics, read_statistics
 from streams.batch import Batch
 from streams.sources.catalog import get
 from tests.support.harness import SAFETENSORS, serving, wait_for
-from tests.support.states import CPU, HYPERPARAMETERS, same_tensors
+from tests.support.states import CPU, HYPERPARAMETERS, same_tensors, step
 
 
 def statistics_of(state: State) -> Statistics:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.fold.state import State, step
+from service.fold.state import State
 from service.log.position import EntryId, Position, Progress
 from service.trainer import checkpoint
 from service.trainer.checkpoint import (
@@ -23,7 +23,7 @@ from service.trainer.checkpoint import (
     encode,
     write_atomically,
 )
-from tests.support.states import CPU, a_batch, a_state, same_tensors
+from tests.support.states import CPU, a_batch, a_state, same_tensors, step
 
 PROGRESS = Progress("uuid", 3, 17, Position(EntryId(5, 1), 4), 9, 1, 70, 30)
 NUMERICS = {"torch": "x"}
