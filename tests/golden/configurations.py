@@ -17,15 +17,15 @@ import torch
 from pydantic import SecretStr
 from torch import Tensor
 
-from service.app import create_app
-from service.checkpoint import Copy, Place, decode, encode, numerics
 from service.cli import make_parser
-from service.entries import EntryId, Position
-from service.fold import State, step
-from service.routes.demo import demo_router
+from service.fold.spec import Hyperparameters, Spec
+from service.fold.state import State, step
+from service.http.app import create_app
+from service.http.routes.demo import demo_router
+from service.log.position import EntryId, Position, Progress
 from service.service import Service
 from service.settings import PREFIX, Settings, load_settings
-from service.spec import Rates, Spec
+from service.trainer.checkpoint import Checkpoint, decode, encode, numerics
 from streams.batch import Batch
 from tests.golden.data import CLASSES, FEATURES, golden_batch
 
@@ -84,7 +84,7 @@ class Golden:
         reports: list[list[int | str | bool]] = []
         for k in numbers:
             if k == CHANGE_AT:
-                self.state.set_rates(_changed(self.state.rates))
+                self.state.set_hyperparameters(_changed(self.state.hyperparameters))
             batch = Batch(*golden_batch(k))
             report = step(self.state, batch)
             self.state.drift.note(report, len(batch), self.state.examples, _position(k))
@@ -92,10 +92,10 @@ class Golden:
             reports.append([report.version, accuracy.hex(), loss.hex(), bool(report.kept)])
         return reports
 
-    def _copy(self, seen: int) -> Copy:
+    def _copy(self, seen: int) -> Checkpoint:
         examples = sum(len(golden_batch(k)[1]) for k in range(seen))
-        return Copy.of(
-            self.state, Place("golden", 1, seen, _position(seen - 1), seen, 0, examples, 0)
+        return Checkpoint.of(
+            self.state, Progress("golden", 1, seen, _position(seen - 1), seen, 0, examples, 0)
         )
 
 
@@ -108,19 +108,21 @@ def fresh(name: str) -> Golden:
     spec = Spec(MODELS[model], FEATURES, CLASSES, hidden, optimizer, standardize, 3, experts)
     lr = LR.get(optimizer, 0.05)
     guard = 2.0 if optimizer in GUARDED else 0.0
-    rates = Rates(lr, MOMENTUM.get(optimizer, 0.0), 0.03, 0.02, guard, SHADOWS.get(optimizer, ()))
+    rates = Hyperparameters(
+        lr, MOMENTUM.get(optimizer, 0.0), 0.03, 0.02, guard, SHADOWS.get(optimizer, ())
+    )
     return Golden(State(spec, rates, CPU))
 
 
 def opened(raw: bytes) -> Golden:
     """Return the state in the bytes of a checkpoint."""
     copy, _ = decode(raw)
-    state = State(copy.spec, copy.rates, CPU)
+    state = State(copy.spec, copy.hyperparameters, CPU)
     state.load(copy.tensors, copy.version, copy.examples, copy.drifts)
     return Golden(state)
 
 
-def _changed(rates: Rates) -> Rates:
+def _changed(rates: Hyperparameters) -> Hyperparameters:
     return replace(
         rates,
         lr=rates.lr / 2,

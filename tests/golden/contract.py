@@ -17,7 +17,7 @@ from tests.golden import configurations as service
 from tests.golden.compare import HERE
 from tests.golden.data import CLASSES, FEATURES, examples
 from tests.golden.folders import as_json, send
-from tests.service.harness import RedisProcess, serving, wait_for
+from tests.support.harness import RedisProcess, serving, wait_for
 
 CONTRACT = HERE / "contract"
 ROOT = HERE.parents[1]

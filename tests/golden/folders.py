@@ -17,7 +17,7 @@ from redis import Redis
 from streams.batch import Batch
 from tests.golden.compare import HERE, read, write
 from tests.golden.data import CLASSES, FEATURES, examples
-from tests.service.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
+from tests.support.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
 
 FOLDERS = HERE / "folder"
 MODEL = "logistic"
