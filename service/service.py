@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from service.fold.drift import Event
+from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.log.embedded import EmbeddedServer
@@ -86,7 +87,7 @@ class Service:
             StoppedError: it was told to stop meanwhile.
         """
         settings = self.settings
-        device = settings.torch_device()
+        device = find_device(settings.device)
         torch.set_num_threads(settings.threads)
         try:
             settings.data_dir.mkdir(parents=True, exist_ok=True)

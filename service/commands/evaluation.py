@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.standardizer import Standardizer, clamped
 from service.fold.state import State, step
@@ -26,7 +27,7 @@ class Served:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.state = State(settings.spec, settings.hyperparameters, settings.torch_device())
+        self.state = State(settings.spec, settings.hyperparameters, find_device(settings.device))
         self._evaluate = Evaluator(self.state.served)
 
     def predict(self, features: Features) -> Labels:
