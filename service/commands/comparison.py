@@ -1,6 +1,5 @@
-"""``funnel compare``: the service's learner beside its peers on one stream, table and picture."""
+"""The service's learner compared with its peers on one stream: table and picture."""
 
-import importlib.util
 import math
 import statistics
 import sys
@@ -13,6 +12,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from service.commands.evaluation import Run, evaluate
+from service.commands.picture import check_picture, save
 from service.settings import Settings
 from streams.peers.peers import Peer
 from streams.prequential import BLOCK, WINDOW, Curve, curve, ends, recovery, rolling
@@ -125,7 +125,7 @@ def plot(runs: Sequence[Run], stream: Stream, path: Path) -> None:
         ylabel=f"accuracy of the last {WINDOW:,}, before learning them",
     )  # fmt: skip
     figure.legend(fontsize=8, loc="outside right upper")
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def run(
@@ -145,10 +145,9 @@ def run(
         picture: where to write the rolling accuracies, if anywhere.
 
     Raises:
-        RuntimeError: there is to be a picture, and matplotlib is not installed.
+        PictureError: the picture cannot be written.
     """
-    if picture is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError("--plot needs matplotlib: pip install 'funnel[experiments]'")
+    check_picture(picture)
     torch.set_num_threads(settings.threads)
     reasons = {name: peer.missing(stream) for name, peer in peers.items()}
     for name, reason in reasons.items():

@@ -1,8 +1,7 @@
-"""``funnel demo``: the service, a stream to turn, and a view of both in the terminal."""
+"""The demo: a service, a stream to turn, and a view of both in the terminal."""
 
 import asyncio
 import contextlib
-import importlib.util
 import math
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.commands.demo_report import Point, plot, recoveries, tell
+from service.commands.picture import check_picture
 from service.http.routes.demo import demo_router
 from service.http.server import serve
 from service.service import Service
@@ -268,10 +268,9 @@ def run_demo(
         picture: where to write the run as a picture, if anywhere.
 
     Raises:
-        RuntimeError: there is to be a picture, and matplotlib is not installed.
+        PictureError: the picture cannot be written.
     """
-    if picture is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError("--plot needs matplotlib: pip install 'funnel[experiments]'")
+    check_picture(picture)
     console = Console()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:

@@ -90,7 +90,7 @@ def test_a_setting_that_nothing_looks_at_is_known(options: dict[str, str], idle:
 def test_a_setting_without_effect_is_said_and_stops_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = make_parser().parse_args(["serve", "--lr", "0.1", "--momentum", "0"])
+    options = make_parser("serve").parse_args(["serve", "--lr", "0.1", "--momentum", "0"])
     assert settings_of(options).lr == 0.1
     assert "FUNNEL_LR, FUNNEL_MOMENTUM without effect" in capsys.readouterr().err
 
