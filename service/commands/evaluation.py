@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from service.fold.inputs import Standardizer, clamped, to_inputs
+from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.fold.step import Fold
@@ -26,7 +27,7 @@ class Served:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.state = State(settings.spec, settings.hyperparameters, settings.torch_device())
+        self.state = State(settings.spec, settings.hyperparameters, find_device(settings.device))
         self._fold = Fold(self.state)
         self._evaluate = Evaluator(self.state.served)
 

@@ -33,6 +33,7 @@ from torch import Tensor
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
 from service.log.position import Position, Progress
+from streams.errors import FunnelError
 
 KEPT = 3
 """Files kept in a directory; the log is trimmed behind the oldest."""
@@ -42,11 +43,11 @@ SCRAP = ".writing-"
 NAME = re.compile(r"checkpoint-(\d{8})-(\d{14})\.safetensors")
 
 
-class DamagedError(ValueError):
+class DamagedError(FunnelError, ValueError):
     """A checkpoint that cannot be trusted; the message says what is wrong with it."""
 
 
-class UnreadableError(OSError):
+class UnreadableError(FunnelError, OSError):
     """Checkpoints that cannot be read as things are; nothing is wrong with them."""
 
 

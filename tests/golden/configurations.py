@@ -19,7 +19,8 @@ from torch import Tensor
 
 from service.cli import make_parser
 from service.fold.spec import Hyperparameters, Spec
-from service.fold.state import State, step
+from service.fold.state import State
+from service.fold.step import Fold
 from service.http.app import create_app
 from service.http.routes.demo import demo_router
 from service.log.position import EntryId, Position, Progress
@@ -81,12 +82,13 @@ class Golden:
         Returns:
             For each step version, accuracy and loss as `float.hex`, and whether it was learned.
         """
+        fold = Fold(self.state)
         reports: list[list[int | str | bool]] = []
         for k in numbers:
             if k == CHANGE_AT:
                 self.state.set_hyperparameters(_changed(self.state.hyperparameters))
             batch = Batch(*golden_batch(k))
-            report = step(self.state, batch)
+            report = fold.step(batch)
             self.state.drift.note(report, len(batch), self.state.examples, _position(k))
             accuracy, loss = float(report.accuracy), float(report.loss)
             reports.append([report.version, accuracy.hex(), loss.hex(), bool(report.kept)])
