@@ -25,6 +25,8 @@ Layers = Sequence[tuple[Tensor, Tensor]]
 class Differentiated(NamedTuple):
     """What K experts make of a batch."""
 
+    logits: Tensor
+    """[K, n, classes]."""
     probabilities: Tensor
     """[K, n, classes]."""
     losses: Tensor
@@ -73,11 +75,12 @@ def differentiate_experts(
     """
     layers = _layers(parameters)
     outputs = _forward(layers, inputs)
-    log_odds = outputs.pop().log_softmax(dim=1)
+    logits = outputs.pop()
+    log_odds = logits.log_softmax(dim=1)
     losses = _own_losses(log_odds, labels)
     probabilities = log_odds.exp_()
     gradients = _backward(layers, inputs, outputs, _error(probabilities.clone(), labels))
-    return Differentiated(probabilities.mT, losses, losses.mean(dim=-1), gradients)
+    return Differentiated(logits.mT, probabilities.mT, losses, losses.mean(dim=-1), gradients)
 
 
 def affine_gradients(

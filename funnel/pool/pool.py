@@ -45,6 +45,8 @@ class Scored(NamedTuple):
 
     probabilities: Tensor
     """Of the mixture, fp32 [n, classes]; always finite."""
+    labels: Tensor
+    """Predicted, int64 [n]."""
     losses: Tensor
     """Of the mixture, fp32 [n], in nats; not finite if no expert is healthy."""
     expert_losses: Tensor
@@ -200,8 +202,10 @@ class Pool:
         norm = norms_of(found.gradients)
         healthy = torch.isfinite(norm + found.training_losses + found.losses.sum(dim=1))
         log_weights = self.mixing.log_weights
+        probabilities = mixing.mixed(log_weights, found.probabilities, healthy)
         return Scored(
-            mixing.mixed(log_weights, found.probabilities, healthy),
+            probabilities,
+            most_likely(found.logits, probabilities),
             mixing.mixed_losses(log_weights, found.losses, healthy),
             found.losses,
             norm,
@@ -312,6 +316,17 @@ class Pool:
             else:  # the mean is not finite while an expert that diverged waits for its restart
                 pulled = column(learned & (self.pulls > 0), parameter)
                 parameter.copy_(torch.where(pulled, parameter.lerp(mean, share), parameter))
+
+
+def most_likely(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the predicted labels, int64 [n].
+
+    Args:
+        logits: of the experts, fp32 [K, n, classes].
+        probabilities: of the mixture, fp32 [n, classes]. Those of a single expert may be equal
+            where its logits are not.
+    """
+    return (logits[0] if len(logits) == 1 else probabilities).argmax(dim=1)
 
 
 def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from funnel.pool.networks import Experts
-from funnel.pool.pool import Decision, Pool, Scored, predicted
+from funnel.pool.pool import Decision, Pool, Scored, most_likely, predicted
 from funnel.telemetry import TensorTelemetry
 from service.fold import networks
 from service.fold.optimizers import expert_name, experts_of
@@ -142,6 +142,7 @@ class Learner:
         losses = torch.full((experts, n), math.nan, device=self.device)
         return Scored(
             probabilities=losses.new_full((n, self.spec.classes), math.nan),
+            labels=torch.zeros(n, dtype=torch.int64, device=self.device),
             losses=losses[0],
             expert_losses=losses,
             norms=losses.new_full((experts,), math.nan),
@@ -198,7 +199,7 @@ class Learner:
                 probabilities = logits[0].softmax(dim=1)
             else:
                 probabilities = predicted(frozen[WEIGHTS], logits)
-            return probabilities.argmax(dim=1), probabilities
+            return most_likely(logits, probabilities), probabilities
 
         return evaluate
 

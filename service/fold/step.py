@@ -150,7 +150,7 @@ def observe(state: State, inputs: Tensor, labels: Tensor) -> Observed:
     scored, finite = batch.scored, batch.finite
     loss, width = scored.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
-    correct = scored.probabilities.argmax(dim=1) == labels
+    correct = scored.labels == labels
     state.served.scores.update(correct, scored.losses, labels, finite)
     if state.spec.standardize:
         state.standardizer.update(deviations, keep)
@@ -174,7 +174,7 @@ def observe_shadow(
     batch = shadow.score(prepared, labels)
     learns = batch.finite & keep
     found = batch.scored.losses
-    correct = (batch.scored.probabilities.argmax(dim=1) == labels) & torch.isfinite(found)
+    correct = (batch.scored.labels == labels) & torch.isfinite(found)
     losses = found.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
     shadow.scores.update(correct, losses, labels, scored)
     return Shadowed(learns, shadow.decide(batch, learns))
