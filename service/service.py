@@ -22,8 +22,9 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.webhook import Webhook
 from service.predictor import Predictor
 from service.settings import Settings, SettingsError
-from service.trainer.checkpoint import CheckpointStore, numerics
+from service.trainer.checkpoint import numerics
 from service.trainer.pipeline import Cutting
+from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Terms, Trainer
 
 logger = logging.getLogger("funnel")

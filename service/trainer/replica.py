@@ -20,7 +20,7 @@ from service.log.extent import check_reach
 from service.log.log import BlankError, Extent, GapError, Log, LogError
 from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.monitoring.pictures import Newest
-from service.trainer.checkpoint import CheckpointStore
+from service.trainer.store import CheckpointStore
 from streams.batch import Batch
 
 logger = logging.getLogger("funnel")

@@ -30,10 +30,10 @@ from service.monitoring.drift_news import DriftNews
 from service.monitoring.history import History
 from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Checkpointing, Condition, Drift, Role, Status
-from service.trainer.checkpoint import CheckpointStore, Info, UnreadableError
 from service.trainer.pipeline import Cutting, Pipeline, Worker, give_way
 from service.trainer.rejections import Rejections
 from service.trainer.replica import Replica
+from service.trainer.store import CheckpointStore, Info, UnreadableError
 from service.trainer.waiters import Applied, Waiters
 from service.trainer.writer import CheckpointWriter
 
