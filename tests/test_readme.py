@@ -14,8 +14,8 @@ import pytest
 from service.commands.options import _shown
 from service.fold import networks as models
 from service.settings import Settings
-from tests.service.monitoring.test_metrics import CONTRACT
 from tests.support.harness import ServiceProcess, serving
+from tests.support.metrics import CONTRACT
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
+from service.log.log import Extent
+from service.log.position import ORIGIN, Position, Progress
+from service.monitoring.statistics import Statistics, read_statistics
 from streams.batch import Batch
 
 CPU = torch.device("cpu")
@@ -142,3 +145,9 @@ class Drawing(nn.Module):
             self.drawn.append(float(torch.rand(())))
         out: Tensor = self.layer(inputs)
         return out
+
+
+def statistics_of(state: State) -> Statistics:
+    """Return the statistics of a state that has no log."""
+    progress = Progress("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
+    return read_statistics(state, progress, Extent(None, 0, 0, ORIGIN, None))

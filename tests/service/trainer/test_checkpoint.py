@@ -23,10 +23,10 @@ from service.trainer.checkpoint import (
     encode,
     write_atomically,
 )
+from tests.support.checkpoints import NUMERICS, kept
 from tests.support.states import CPU, a_batch, a_state, same_tensors
 
 PROGRESS = Progress("uuid", 3, 17, Position(EntryId(5, 1), 4), 9, 1, 70, 30)
-NUMERICS = {"torch": "x"}
 
 
 def a_copy(steps: int = 3, progress: Progress = PROGRESS) -> Checkpoint:
@@ -34,11 +34,6 @@ def a_copy(steps: int = 3, progress: Progress = PROGRESS) -> Checkpoint:
     for k in range(steps):
         step(state, a_batch(k))
     return Checkpoint.of(state, progress)
-
-
-def kept(directory: Path) -> tuple[CheckpointStore, list[str]]:
-    said: list[str] = []
-    return CheckpointStore(directory, NUMERICS, said.append), said
 
 
 def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
