@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, not in __all__
 
 Operator = Callable[..., list[Tensor]]
 
@@ -27,7 +28,7 @@ FEW = 2
 
 def _is_few(tensors: list[Tensor]) -> bool:
     """Say whether one plain operator a tensor costs less than one foreach operator for them all."""
-    return torch._C._is_tracing() or len(tensors) <= FEW
+    return len(tensors) <= FEW or is_tracing()
 
 
 def _listwise(name: str) -> Operator:

@@ -23,9 +23,8 @@ from service.monitoring.history import History
 from service.monitoring.pictures import Newest
 from service.settings import load_settings
 from tests.benchmarks.measure import batches, encoded, flat_out, learned, ratios, show, table
-from tests.service.monitoring.test_pictures import statistics_of
 from tests.support.harness import serving, wait_for
-from tests.support.states import step
+from tests.support.states import statistics_of, step
 
 PATHS = ("/metrics", "/optimizer/gains", "/newest", "/model")
 SETTLED = 20_000

@@ -13,6 +13,9 @@ from service.fold.report import Report
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
+from service.log.log import Extent
+from service.log.position import ORIGIN, Position, Progress
+from service.monitoring.statistics import Statistics, read_statistics
 from streams.batch import Batch
 
 CPU = torch.device("cpu")
@@ -153,3 +156,9 @@ class Drawing(nn.Module):
             self.drawn.append(float(torch.rand(())))
         out: Tensor = self.layer(inputs)
         return out
+
+
+def statistics_of(state: State) -> Statistics:
+    """Return the statistics of a state that has no log."""
+    progress = Progress("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
+    return read_statistics(state, progress, Extent(None, 0, 0, ORIGIN, None))

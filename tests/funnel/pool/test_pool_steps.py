@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from funnel import SGD, Adagrad, Adam, Expert, Inner, Pool
 from funnel.pool.clipping import NormCap
-from tests.funnel.pool.test_pool import CLASSES, EXPERTS, FEATURES, KEEP, batches, learn, made
+from tests.support.pools import CLASSES, EXPERTS, FEATURES, KEEP, batches, learn, made
 
 STEPS = 3  # of batches of 20: pieces of 7, 7 and 6
 

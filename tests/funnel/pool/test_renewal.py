@@ -9,7 +9,7 @@ from torch import Tensor
 
 from funnel import SGD, Adagrad, Expert, Pool
 from funnel.pool.renewal import LIMIT, UNKNOWN, Renewal
-from tests.funnel.pool.test_pool import CLASSES, FEATURES, KEEP, MODULES, learn, made
+from tests.support.pools import CLASSES, FEATURES, KEEP, MODULES, learn, made
 
 MEMORY = Expert(Adagrad(initial_accumulator_value=0.1), 0.3, 0.01, 0.03)
 RENEWS = replace(MEMORY, renews=True)

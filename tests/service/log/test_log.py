@@ -25,18 +25,8 @@ from service.log.position import ORIGIN, TOP, EntryId, Position
 from service.log.server import check_server
 from service.trainer.pipeline import BLOCK_MS
 from tests.support.harness import RedisProcess
+from tests.support.logs import with_log
 from tests.support.losing import losing_answers
-
-
-def with_log(server: RedisProcess, model: str, use: Callable[[Log], Awaitable[None]]) -> None:
-    async def run() -> None:
-        redis = connect(server.url)
-        try:
-            await use(Log(redis, model))
-        finally:
-            await redis.aclose()
-
-    asyncio.run(run())
 
 
 async def fill(log: Log, n: int) -> list[EntryId]:

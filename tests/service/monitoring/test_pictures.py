@@ -8,20 +8,11 @@ import torch
 
 from service.fold.spec import Spec
 from service.fold.state import State
-from service.log.log import Extent
-from service.log.position import ORIGIN, Position, Progress
 from service.monitoring.pictures import SHOWN, Newest, side
-from service.monitoring.statistics import Statistics, read_statistics
 from streams.batch import Batch
 from streams.sources.catalog import get
 from tests.support.harness import SAFETENSORS, serving, wait_for
-from tests.support.states import CPU, HYPERPARAMETERS, same_tensors, step
-
-
-def statistics_of(state: State) -> Statistics:
-    """Read the statistics of a state that no log belongs to."""
-    place = Progress("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
-    return read_statistics(state, place, Extent(None, 0, 0, ORIGIN, None))
+from tests.support.states import CPU, HYPERPARAMETERS, same_tensors, statistics_of, step
 
 
 def an_image_state(model: str = "logistic") -> State:

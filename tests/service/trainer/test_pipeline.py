@@ -12,8 +12,8 @@ from service.trainer import pipeline as pipelines
 from service.trainer.pipeline import Cutting, Pipeline, Worker
 from service.trainer.replica import READ_ENTRIES
 from streams.batch import Batch
-from tests.service.log.test_log import with_log
 from tests.support.harness import RedisProcess
+from tests.support.logs import with_log
 from tests.support.replicas import Clock, a_replica, fill, go_on
 
 BY_TWENTY, HARDLY_EVER = Cutting(20, 0.0), Cutting(1_000, 600.0)

@@ -6,8 +6,8 @@ import pytest
 
 from service.log.log import GapError, Log, LogError
 from service.log.position import Position
-from tests.service.log.test_log import with_log
 from tests.support.harness import RedisProcess
+from tests.support.logs import with_log
 from tests.support.replicas import a_replica, fill, go_on, learn
 
 

@@ -12,9 +12,9 @@ from service.trainer import writer as writers
 from service.trainer.replica import Replica
 from service.trainer.store import Info
 from service.trainer.writer import CheckpointWriter
-from tests.service.log.test_log import with_log
 from tests.support.checkpoints import kept
 from tests.support.harness import RedisProcess
+from tests.support.logs import with_log
 from tests.support.replicas import Clock, a_replica, fill, go_on, learn
 
 Use = Callable[[CheckpointWriter, Replica, Log, Pending], Awaitable[None]]
