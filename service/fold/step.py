@@ -16,8 +16,9 @@ from funnel.graphs.execution import Execution
 from funnel.pool.pool import Decision
 from service.fold.inputs import Upload, clamped
 from service.fold.learner import Learner
+from service.fold.networks import BUILT_IN
 from service.fold.report import Report
-from service.fold.spec import Hyperparameters
+from service.fold.spec import FOLD_VERSION, Hyperparameters
 from service.fold.state import State
 from streams.batch import Batch
 
@@ -84,6 +85,22 @@ class Fold:
         }
         self._learn = self.execution.whole(self.learn)
         self._prepared_for = state.hyperparameters
+
+    def can_replay(self, version: int) -> bool:
+        """Return whether cuts of a fold version give the bits here that they gave when learned.
+
+        Version 2 differs from 1 in two cases: the weights of a pool of one expert were rounded, and
+        a single optimizer differentiated a user's module by autograd, even one of linear layers.
+        """
+        if version == 1:
+            state = self.state
+            is_users = state.spec.model not in BUILT_IN
+            return not any(
+                len(learner.pool.experts) == 1
+                and (learner.optimizer == "pool" or (is_users and learner.is_plain))
+                for learner in state.learners().values()
+            )
+        return version == FOLD_VERSION
 
     def step(self, batch: Batch) -> Report:
         """Score the batch with the weights as they are, then take one update.

@@ -76,7 +76,7 @@ def test_a_batch_that_is_left_out_is_left_out_for_all() -> None:
     batch.features[0, 0] = np.inf
     with torch.no_grad():
         state.served.pool.parameters["weight"][0, 0, 0] = torch.inf
-        before["model.weight"][0, 0] = torch.inf
+        before["model.weight"][0, 0, 0] = torch.inf
     step(state, batch)
     after = state.tensors()
     changed = {k for k in before if not same_tensors({k: before[k]}, {k: after[k]})}
