@@ -38,7 +38,8 @@ def _lines(value: Any, indent: str) -> str:
 def difference(golden: object, found: object) -> str:
     """Return how a value differs from the golden one, as lines with - and +; empty if it does not.
 
-    Whoever means the change runs ``python -m tests.golden.record``, and says why in the commit.
+    If the change is intended, run ``python -m tests.golden.record``, and give the reason in the
+    commit's message.
     """
     before, after = text_of(golden).splitlines(), text_of(found).splitlines()
     lines = difflib.unified_diff(before, after, "golden", "found", lineterm="", n=4)

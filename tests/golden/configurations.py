@@ -1,6 +1,6 @@
-"""All that the golden tests touch of the service's internals.
+"""The only file of the golden tests that touches the internals of the service.
 
-When names move, this file follows; the golden files and the tests that read them stay.
+When names move, this file follows them; the golden files and their tests stay as they are.
 """
 
 import argparse
@@ -48,7 +48,7 @@ NAMES = [f"{optimizer}-{model}" for optimizer, model in product(OPTIMIZERS, MODE
 
 @dataclass(frozen=True)
 class Golden:
-    """A state and the way it goes on: all that the tests know of the fold."""
+    """A state that can be folded further and digested."""
 
     state: State
 
@@ -165,12 +165,15 @@ LEARNED = re.compile(
     r"(?:(?P<field>log_gain|log_scale|velocity|precond_ema|step)"
     r"|inner\.(?:(?P<run>\d+)\.)?(?P<key>\w+))"
 )
-"""Names of tensors that learning is about; K experts with one inner optimizer are a run."""
+"""Names of learned tensors. A run is a number of experts with equal inner optimizers."""
 
 
 def fingerprint() -> dict[str, str]:
-    """Return on what the bits depend: what checkpoints name, and a digest of sample operations,
-    which tells processors apart that have the same instructions and other libraries."""
+    """Return the properties of this machine that the bits of a step depend on.
+
+    These are the ones that checkpoints name, and a digest of sample operations: processors with
+    equal instructions may still get other kernels.
+    """
     values = torch.arange(1.0, 24 * 12 + 1).reshape(24, 12).sin().abs() + 0.1
     weight, bias = values[:8] - 0.5, values[0, :8].clone()
     logits = torch.nn.functional.linear(values, weight, bias)
@@ -186,7 +189,7 @@ def fingerprint() -> dict[str, str]:
 
 def openapi(is_demo: bool = False, **options: Any) -> dict[str, Any]:
     """Return the OpenAPI document of a service with such settings, or of that of the demo."""
-    more = [demo_router(cast(Any, None))] if is_demo else []  # its stream is not asked for anything
+    more = [demo_router(cast(Any, None))] if is_demo else []  # the stream is not used
     return create_app(Service(load_settings(options)), more).openapi()
 
 
@@ -215,8 +218,8 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 SOURCES = ("service",)
-"""Folders in which error codes are looked for."""
+"""Folders whose source is searched for error codes."""
 RAISERS = {"HTTPError": 1, "unavailable": 0, "_refuse": 1, "ErrorDetail": 0}
-"""By name, which argument of what makes an error is its code, if it is not called ``code``."""
+"""Functions that make errors, and the index of the argument that is the code."""
 CODE_NAMES = ("code", "codes", "CODES")
-"""Names that are given codes."""
+"""Variables that hold codes."""

@@ -1,4 +1,4 @@
-"""What others depend on, as data: routes, metrics, keys and fields, settings, codes, commands."""
+"""The contract as data: routes, metrics, keys and fields, settings, error codes, commands."""
 
 import argparse
 import ast
@@ -35,7 +35,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Driven:
-    """What is left of a service that learned, with shadows, from all kinds of entries."""
+    """Observations of a service that learned, with shadows, from all kinds of entries."""
 
     metrics: str
     keys: dict[str, Any]
@@ -86,7 +86,7 @@ def _use(client: httpx.Client, direct: Redis) -> dict[str, Any]:
 
 
 def static() -> dict[str, Callable[[], Any]]:
-    """Return by name of its file what can be known without a running service."""
+    """Return the snapshots that need no running service, by the names of their files."""
     return {
         "openapi": lambda: without_prose(service.openapi()),
         "openapi_keys": lambda: without_prose(service.openapi(**KEYS)),
@@ -98,7 +98,7 @@ def static() -> dict[str, Callable[[], Any]]:
 
 
 def seen(driven: Driven) -> dict[str, Any]:
-    """Return by name of its file what a driven service shows."""
+    """Return the snapshots of a driven service, by the names of their files."""
     return {
         "metrics": _metrics(driven.metrics),
         "log": driven.keys,
@@ -208,7 +208,7 @@ def _options(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
 
 
 def error_codes() -> set[str]:
-    """Return the codes of errors that stand in the source."""
+    """Return the error codes in the source."""
     paths = [p for folder in service.SOURCES for p in (ROOT / folder).rglob("*.py")]
     return {code for path in paths for code in _codes_in(ast.parse(path.read_text()))}
 

@@ -1,5 +1,6 @@
-"""What the golden digests are of: each configuration folds the golden stream."""
+"""The golden digests: each configuration folds the golden stream."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,18 @@ OPENED = HERE / "checkpoints.json"
 
 
 def one_thread() -> None:
-    """Let an operation use one thread: bits depend on it."""
+    """Let an operation use one thread: the bits depend on the number."""
     torch.set_num_threads(1)
 
 
 def bits() -> dict[str, str]:
-    """Return on what the bits of golden files depend."""
+    """Return the properties of this machine that the bits of golden files depend on."""
     one_thread()
     return fingerprint()
 
 
 def learn(name: str) -> dict[str, Any]:
-    """Return what a configuration learns: reports of all steps, and digests at the end."""
+    """Fold the golden stream; return the reports of all steps, and digests at the end."""
     golden = fresh(name)
     reports = golden.fold(range(BATCHES))
     return {"sha256": golden.sha256(BATCHES), "learned": golden.learned(), "reports": reports}
@@ -42,9 +43,9 @@ def go_on(path: Path) -> dict[str, Any]:
     return found
 
 
-def check(golden: dict[str, Any], found: dict[str, Any], is_exact: bool) -> None:
-    """Compare bit for bit, or if the machine makes other bits, the reports within 1e-4."""
-    if is_exact:
+def check(golden: dict[str, Any], found: dict[str, Any], tolerance: float | None) -> None:
+    """Compare bit for bit, or if there is a tolerance, only the reports, within it."""
+    if tolerance is None:
         assert found == golden
         return
     assert len(found["reports"]) == len(golden["reports"])
@@ -52,4 +53,13 @@ def check(golden: dict[str, Any], found: dict[str, Any], is_exact: bool) -> None
         assert (mine[0], mine[3]) == (theirs[0], theirs[3])
         for one, other in zip(mine[1:3], theirs[1:3], strict=True):
             a, b = float.fromhex(one), float.fromhex(other)
-            assert abs(a - b) <= 1e-4 * max(1.0, abs(b)) or (a != a and b != b)
+            assert abs(a - b) <= tolerance * max(1.0, abs(b)) or (math.isnan(a) and math.isnan(b))
+
+
+def tolerance_of(name: str) -> float:
+    """Return how far reports may be apart on a machine that makes other bits.
+
+    Batch normalization takes out the biases before it: their gradients are rounding errors, which
+    Adam and RMSprop scale up to whole steps.
+    """
+    return 0.1 if name.endswith("restless") else 1e-4

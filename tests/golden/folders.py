@@ -1,6 +1,6 @@
-"""Whole data folders: checkpoints, and a log with cuts behind the newest of them.
+"""Whole data folders: checkpoints, and a log with cuts after the newest of them.
 
-A log is kept as JSON and put into a real server again, key by key.
+A log is stored as JSON and written back into a real server, key by key.
 """
 
 import base64
@@ -36,7 +36,7 @@ AFTER: dict[str, dict[str, Any]] = {
     "pool": BEFORE["pool"] | {"loss_guard": 4.0},
     "funnel": BEFORE["funnel"] | {"lr": 0.02, "loss_guard": 4.0, "shadow": "sgd:0.1"},
 }
-"""Settings of the service when it is started again: a cut records them."""
+"""Settings of the service when it starts again; a cut records the new hyperparameters."""
 POISONED = range(34, 37)
 """Numbers of entries whose labels are wrong."""
 KEY = {"Idempotency-Key": "golden"}
@@ -112,7 +112,7 @@ def _fill(directory: Path, redis: RedisProcess, name: str) -> None:
 
 
 def reopen(scratch: Path, name: str) -> dict[str, Any]:
-    """Open a data folder with a service, and learn on; return what can be seen of it."""
+    """Open a data folder with a service and learn more; return all that can be observed."""
     redis = RedisProcess(scratch / "redis").start()
     try:
         with redis.client() as direct:

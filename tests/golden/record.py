@@ -1,15 +1,17 @@
-"""Write the golden files again, and say in one line for each what has changed.
+"""Record the golden files again, and print one line for each file that changes.
 
     python -m tests.golden.record
 
-The golden files are a promise: nothing observable changes unseen. Whoever records them again says
-in the commit's message why each change is meant. What may be added is added the same way. Names in
-`contract` are never taken away without a word to those who depend on them.
+The golden files are a promise that nothing observable changes unnoticed. A commit that records
+them again must give the reason for each change in its message; this holds for additions too. Names
+in ``contract/`` may only be added: if one disappears or changes, clients, dashboards and logs of
+users break.
 
-Checkpoints and data folders are what an *older version* wrote. They are only written where they are
-missing; what has to come of them is written again.
+Checkpoints and data folders were written by an *older version*, so this script writes them only
+where they are missing. It does record again the digests that are expected of them.
 """
 
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +27,7 @@ from tests.golden.digests import CHECKPOINTS, DIGESTS, OPENED, bits, go_on, lear
 
 def main() -> int:
     """Record everything."""
+    logging.disable()  # a model of the configurations fails on purpose, with a traceback
     machine = bits()
     _save(DIGESTS, {"bits": machine, "configurations": {name: learn(name) for name in NAMES}})
     CHECKPOINTS.mkdir(exist_ok=True)
@@ -52,7 +55,7 @@ def main() -> int:
 
 
 def _save(path: Path, value: Any) -> None:
-    """Write a file, and say how many of its lines changed."""
+    """Write a file, and print how many of its lines changed."""
     golden = read(path)
     if golden is None:
         _say(f"{path.name}: new")

@@ -1,4 +1,4 @@
-"""A user's model for the golden files, which name it: it must stay where it is, as it is."""
+"""A user's model for the golden files. They name it, so it must not move or change."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Names that others depend on are those that they were: see `tests.golden.record`."""
+"""Names that users depend on do not change; `tests.golden.record` has the rule."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A data folder of an older version opens with its log, loses nothing, and goes on as it would."""
+"""A data folder of an older version opens with its log, loses nothing, and goes on exactly."""
 
 import json
 from pathlib import Path
