@@ -37,12 +37,12 @@ def service() -> Iterator[ServiceProcess]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_funnel_command_parses(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = make_parser()
     inline = [code for code in spans(document) if WITH_OPTIONS.match(code) and "…" not in code]
     for command in commands(document, "funnel") + inline:
         words = shlex.split(command, comments=True)
+        words = words[words.index("funnel") + 1 :]
         try:
-            parser.parse_args(words[words.index("funnel") + 1 :])
+            make_parser(words[0]).parse_args(words)
         except SystemExit as end:
             pytest.fail(f"{command}: exit {end.code}, {capsys.readouterr().err}")
 

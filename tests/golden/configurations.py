@@ -17,7 +17,7 @@ import torch
 from pydantic import SecretStr
 from torch import Tensor
 
-from service.cli import make_parser
+from service.cli import COMMANDS, make_parser
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
@@ -209,11 +209,11 @@ def _shown(default: Any) -> str:
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Return the parsers of all commands by name, that of no command as ''."""
-    whole = make_parser()
-    found = {"": whole}
-    for action in whole._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            found |= action.choices
+    found = {"": make_parser()}
+    for name in COMMANDS:
+        for action in make_parser(name)._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found[name] = action.choices[name]
     return found
 
 

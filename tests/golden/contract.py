@@ -193,8 +193,8 @@ def _shape(value: Any) -> Any:
 
 
 def _options(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
-    """Return the options and arguments of a command, without their help."""
-    return [
+    """Return the options and arguments of a command, without their help; groups do not matter."""
+    found: list[dict[str, Any]] = [
         {
             "options": list(action.option_strings),
             "argument": "" if action.option_strings else action.dest,
@@ -205,6 +205,7 @@ def _options(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
         }
         for action in parser._actions
     ]
+    return sorted(found, key=lambda option: (option["argument"], option["options"]))
 
 
 def error_codes() -> set[str]:
