@@ -249,15 +249,19 @@ class Pool:
         if self.execution.on_host and self._all_learn(inputs, labels, decision.factor):
             self.alignment = self._take(decision.gradients)
             return
-        due = self.renewal.due()
-        self.renewal.forget(due)
-        self._restart.from_the_start(due)
-        gradients = [torch.where(column(due, g), 0.0, g) for g in decision.gradients]
-        learns = _walk(self, inputs, labels, torch.where(due, 1.0, decision.factor))
+        factor, gradients = decision
+        if not self.renewal.is_idle:
+            due = self.renewal.due()
+            self.renewal.forget(due)
+            self._restart.from_the_start(due)
+            factor = torch.where(due, 1.0, factor)
+            gradients = [torch.where(column(due, g), 0.0, g) for g in gradients]
+        learns = _walk(self, inputs, labels, factor)
         last = _take(self, gradients, learns=learns)
-        diverged = ~learns & learns.any()
-        self.renewal.forget(diverged)
-        self._restart.from_best(diverged, self.mixing.log_weights)
+        if len(self.experts) > 1:
+            diverged = ~learns & learns.any()
+            self.renewal.forget(diverged)
+            self._restart.from_best(diverged, self.mixing.log_weights)
         self._pull(learns)
         if self.execution.on_host:
             self.alignment = last
