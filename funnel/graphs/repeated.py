@@ -1,26 +1,26 @@
-"""What is made once for calls that come again and again: traces, and CUDA graphs."""
+"""Traces and CUDA graphs are made once, for calls that come again and again."""
 
 from collections import Counter
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 WINDOW = 64
-"""Calls among which those of a signature are counted, before counting begins anew."""
+"""Calls after which counting starts from zero again."""
 CALLS_BEFORE = 8
-"""Of them, those with one signature before something is made for it; three times as many once half
-of MAX_SIGNATURES is made, so that sizes of chance leave room for that of full batches."""
+"""Calls with one signature among them before something is made for it. Three times as many are
+needed once half of MAX_SIGNATURES is used, so that chance sizes leave room for full batches."""
 MAX_SIGNATURES = 16
-"""Signatures for which something is made; calls with others go without."""
+"""Signatures for which something is made; calls with any other stay eager."""
 
 Made = TypeVar("Made")
 
 
 class Repeated(Generic[Made]):
-    """What was made, by signature.
+    """Traces or graphs by signature.
 
-    Nothing is dropped to make room: neither a trace nor a CUDA graph gives all its memory back, so
-    batches of ever other sizes would fill it. A copy begins with nothing, as what was made is bound
-    to the tensors that it was made with.
+    None is dropped to make room: neither a trace nor a CUDA graph returns all its memory, so
+    batches of ever other sizes would fill it. A copy starts empty, because a trace is bound to the
+    tensors that it was made with.
     """
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Repeated(Generic[Made]):
         return type(self), ()
 
     def find(self, signature: Hashable) -> Made | None:
-        """Return what was made for a signature."""
+        """Return the one for a signature, or None."""
         return self._made.get(signature)
 
     def is_due(self, signature: Hashable) -> bool:
-        """Count a call for which nothing was found; say whether to make something and `keep` it."""
+        """Count a call for which there is none; return whether to make one and `keep` it."""
         if len(self._made) >= MAX_SIGNATURES:
             return False
         if self._calls.total() >= WINDOW:
@@ -48,5 +48,5 @@ class Repeated(Generic[Made]):
         return self._calls[signature] >= enough
 
     def keep(self, signature: Hashable, made: Made) -> None:
-        """Keep what was made for a signature."""
+        """Keep one for a signature."""
         self._made[signature] = made

@@ -16,10 +16,10 @@ HORIZON = 1_000.0
 LIMIT = 5.0
 """Standardized inputs are clamped to ±LIMIT."""
 STATISTICS_LIMIT = 50.0
-"""Standard deviations at which a value is clamped before the statistics take it. Wider than LIMIT,
-so that a feature that wakes up is known within a few batches."""
+"""Standard deviations at which a value is clamped for the statistics. They are wider than LIMIT, so
+that the scale of a feature that wakes up is known within a few batches."""
 RELATIVE_FLOOR = 1e-10
-"""Added to a feature's variance, in squares of its mean: what fp32 cannot resolve is no signal."""
+"""Added to a feature's variance, in squares of its mean: fp32 cannot resolve less."""
 ABSOLUTE_FLOOR = 1e-12
 
 
@@ -56,7 +56,7 @@ def to_inputs(features: Features, device: torch.device) -> Tensor:
 def scaled(features: Tensor) -> Tensor:
     """Return fp32, row after row; uint8 0…255 becomes [0, 1], other dtypes keep their values.
 
-    In another layout sums would round otherwise, and what comes over HTTP is in this one.
+    Sums would round differently in another layout; batches from HTTP have this one.
     """
     features = features.contiguous()
     if features.dtype == torch.uint8:
@@ -67,8 +67,8 @@ def scaled(features: Tensor) -> Tensor:
 class Standardizer:
     """z = clamp((x - mean) / std, ±LIMIT), with statistics that follow the stream.
 
-    A wild value moves mean and variance no more than one STATISTICS_LIMIT standard deviations away
-    does. All on the device; nothing is read back.
+    A wild value moves mean and variance no more than a value STATISTICS_LIMIT standard deviations
+    away. All on the device; nothing is read back.
 
     Args:
         width: number of features d.
@@ -86,7 +86,7 @@ class Standardizer:
         return {"count": self.count, "mean": self.mean, "variance": self.variance}
 
     def start(self, inputs: Tensor) -> None:
-        """Take mean and variance of the first batch, fp32 [n, d], as they are."""
+        """Start from mean and variance of the first batch, fp32 [n, d]."""
         self.mean.copy_(inputs.mean(dim=0))
         self.variance.copy_((inputs - self.mean).square_().mean(dim=0))
 
@@ -98,7 +98,7 @@ class Standardizer:
         """Let the statistics take a batch.
 
         Args:
-            deviations: what `deviations` returned for it; changed in place.
+            deviations: of the batch, as `deviations` returned them; changed in place.
             keep: bool, 0-dim; where it is False nothing changes.
         """
         n = len(deviations)
@@ -114,7 +114,7 @@ class Standardizer:
 
 
 def clamped(deviations: Tensor) -> Tensor:
-    """Return what the model is given: deviations within ±LIMIT."""
+    """Return the inputs of the model: deviations within ±LIMIT."""
     return deviations.clamp(-LIMIT, LIMIT)
 
 
