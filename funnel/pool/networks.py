@@ -1,8 +1,8 @@
 """K copies of a module: their tensors are stacked, [K, …], their batches shared.
 
 Linear layers with ReLU between them go through `funnel.pool.backprop`. Any other module goes
-through ``torch.func.vmap`` if that can run it, and one expert at a time otherwise. This is settled when
-the copies are made, so that a replay takes the same way.
+through ``torch.func.vmap`` if that can run it, and one expert at a time otherwise. This is settled
+when the copies are made, so that a replay takes the same way.
 """
 
 import copy

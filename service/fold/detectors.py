@@ -21,8 +21,8 @@ SIDE = 10
 SEARCHED = 4 * SIDE
 """A change is located among this many of the newest numbers."""
 SCALE = 10.0
-"""ADWIN's bound is for single outcomes in [0, 1]. The mean of 100 outcomes deviates √100 times less;
-multiplied by SCALE, it deviates as one outcome does."""
+"""ADWIN's bound is for single outcomes in [0, 1]. The mean of 100 outcomes deviates √100 times
+less; multiplied by SCALE, it deviates as one outcome does."""
 
 
 class River(Protocol):
