@@ -195,7 +195,7 @@ def test_cifar10_of_another_checksum_is_refused_and_not_unpacked(tmp_path: Path)
 
 
 def test_unreachable_data_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"could not be fetched.*put test_batch\.bin"):
+    with pytest.raises(DataError, match=r"could not be downloaded.*put test_batch\.bin"):
         read_cifar10(tmp_path, "http://127.0.0.1:9/cifar.tar.gz")
     with pytest.raises(DataError, match="no images in"):
         open_source(str(tmp_path / "none"), CPU)

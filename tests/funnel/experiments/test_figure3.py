@@ -88,7 +88,7 @@ def test_the_command_prints_both_tables_and_writes_the_figure(
 def test_the_selection_seed_is_not_reported_on(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         figure3.main(["--seeds", "0", "1"])
-    assert "seed 0 selects" in capsys.readouterr().err
+    assert "seed 0 is for the selection" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_the_selection_seed_is_not_reported_on(capsys: pytest.CaptureFixture[str
     [
         (["--images", "30000"], "10 to 20,000"),
         (["--images", "5"], "10 to 20,000"),
-        (["--epochs", "0"], "the other counts from 1"),
-        (["--out", "no/such/folder/f.png"], "no folder for"),
+        (["--epochs", "0"], "the other counts at least 1"),
+        (["--out", "no/such/folder/f.png"], "does not exist; create it"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_the_long_part(
