@@ -142,8 +142,8 @@ def test_hyperparameters_come_back_with_the_state() -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"inner": SGD()}, "inner optimizer SGD, the state to load that of Adagrad"),
-        ({"inner": torch.optim.NAdam}, "NAdam, the state to load that of Adagrad"),
+        ({"inner": SGD()}, "inner optimizer SGD, the state to load has Adagrad"),
+        ({"inner": torch.optim.NAdam}, "NAdam, the state to load has Adagrad"),
     ],
 )
 def test_the_state_of_another_inner_optimizer_is_refused(other: dict, message: str) -> None:
@@ -158,6 +158,6 @@ def test_the_state_of_another_inner_optimizer_is_refused(other: dict, message: s
 def test_the_state_of_another_shape_is_refused_by_name() -> None:
     _, opt = stepped()
     twin = Funnel([("w", nn.Parameter(torch.ones(5)))])
-    with pytest.raises(ValueError, match=r"'w' has shape \(5,\), the state to load \(4,\)"):
+    with pytest.raises(ValueError, match=r"'w' has shape \(5,\), in the state to load it has \(4,\)"):
         twin.load_state_dict(opt.state_dict())
     assert not twin.state
