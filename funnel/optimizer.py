@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from funnel.checks import check_flag, check_group
 from funnel.graphs.compiled import CompiledStep
-from funnel.graphs.traced import TracedStep
 from funnel.inner.foreign import Factory, ForeignInner, Proposed, bind_inner, load_inner
 from funnel.inner.native import Adagrad, Inner
 from funnel.inner.verbatim import load_verbatim
@@ -126,8 +125,8 @@ class Funnel(Optimizer):
         """Set up the executor of the step, and forget the last step's alignment."""
         self.compiled, self.traced = compiled, traced
         self._run: Callable[..., Alignment] = step_
-        if compiled or traced:
-            self._run = CompiledStep() if compiled else TracedStep()
+        if compiled:
+            self._run = CompiledStep()
         self._last: dict[Tensor, tuple[Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:

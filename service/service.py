@@ -1,14 +1,17 @@
 """The service without its HTTP side: what is started, wired together and stopped in order."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from service.fold.drift import Event
+from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.log.embedded import EmbeddedServer
@@ -19,8 +22,9 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.webhook import Webhook
 from service.predictor import Predictor
 from service.settings import Settings, SettingsError
-from service.trainer.checkpoint import CheckpointStore, numerics
+from service.trainer.checkpoint import numerics
 from service.trainer.pipeline import Cutting
+from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Terms, Trainer
 
 logger = logging.getLogger("funnel")
@@ -81,17 +85,15 @@ class Service:
         """Start everything; returns when predictions can be served.
 
         Raises:
-            LogError, ServerError, DamagedError, ModelError, SettingsError, OSError:
+            LogError, ServerError, DamagedError, ModelError, SettingsError:
                 it cannot be started; the message says why and what to do.
             StoppedError: it was told to stop meanwhile.
         """
         settings = self.settings
-        device = settings.torch_device()
+        device = find_device(settings.device)
         torch.set_num_threads(settings.threads)
-        try:
+        with _writing(settings.data_dir):
             settings.data_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(f"FUNNEL_DATA_DIR: it cannot be made: {error}") from error
         building = asyncio.ensure_future(
             asyncio.to_thread(State, settings.spec, settings.hyperparameters, device)
         )
@@ -99,12 +101,13 @@ class Service:
         state = await building
         name = settings.model
         loop = asyncio.get_running_loop()
-        checkpoints = CheckpointStore(
-            settings.data_dir / "checkpoints" / name.replace(":", "-"),
-            numerics(device),
-            logger.error,
-        )
-        self._lock = Lock(checkpoints.directory / "lock")
+        with _writing(settings.data_dir):
+            checkpoints = CheckpointStore(
+                settings.data_dir / "checkpoints" / name.replace(":", "-"),
+                numerics(device),
+                logger.error,
+            )
+            self._lock = Lock(checkpoints.directory / "lock")
         learner = Trainer(
             state,
             lambda: Log(connect(url), name),
@@ -140,7 +143,8 @@ class Service:
         settings = self.settings
         if url := settings.redis_url.get_secret_value():
             return url
-        self._server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
+        with _writing(settings.data_dir):
+            self._server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
         starting = asyncio.create_task(self._server.start())  # which may read a large file
         draining = asyncio.create_task(self.draining.wait())
         await asyncio.wait({starting, draining}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,7 +154,8 @@ class Service:
             self._server.abandon()
             self._server = None
             raise StoppedError("told to stop while the log was loading")
-        await starting
+        with _writing(settings.data_dir):
+            await starting
         self._keep_up("the watch over the embedded server", self._server.watch())
         return self._server.url
 
@@ -191,3 +196,16 @@ class Service:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Turn an error of the file system into one that names the setting.
+
+    Raises:
+        SettingsError: there was one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"FUNNEL_DATA_DIR: {directory} cannot be used: {error}") from error

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
-import torch
 from pydantic import (
     Field,
     SecretStr,
@@ -18,16 +17,15 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from funnel.pool.expert import DEFAULT_EXPERTS
-from service.fold.optimizers import OPTIMIZERS, Shadow
-from service.fold.spec import Hyperparameters, Spec
+from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Hyperparameters, Shadow, Spec
+from streams.errors import FunnelError
 
 PREFIX = "FUNNEL_"
 MAX_SHADOWS = 8
 MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-class SettingsError(ValueError):
+class SettingsError(FunnelError, ValueError):
     """A setting is wrong; one line that names it."""
 
 
@@ -64,7 +62,7 @@ class Settings(BaseSettings):
         "a learning rate of one's own; they cost a step each",
     )  # fmt: skip
     experts: int = Field(
-        len(DEFAULT_EXPERTS), ge=1, le=len(DEFAULT_EXPERTS),
+        MAX_EXPERTS, ge=1, le=MAX_EXPERTS,
         description="experts of the served pool; memory and time grow with them",
     )  # fmt: skip
     lr: float = Field(
@@ -234,22 +232,6 @@ class Settings(BaseSettings):
         return Hyperparameters(
             self.lr, self.momentum, self.gain_lr, self.scale_lr, self.loss_guard, self.shadow
         )
-
-    def torch_device(self) -> torch.device:
-        """Return the device.
-
-        Raises:
-            SettingsError: there is no such device.
-        """
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).partition("\n")[0]
-            raise SettingsError(f"DEVICE {self.device!r} cannot be used: {reason}") from error
-        return device
 
 
 def _has_port(parts: SplitResult) -> bool:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
+from streams.errors import FunnelError
+
 Types = dict[str, np.dtype[Any]]
 
 FEATURE_TYPES: Types = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
@@ -25,7 +27,7 @@ Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
 
 
-class InvalidBatchError(ValueError):
+class InvalidBatchError(FunnelError, ValueError):
     """A batch that cannot be learned or predicted.
 
     Attributes:

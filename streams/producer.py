@@ -16,6 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from streams.batch import Batch
+from streams.errors import FunnelError
 
 FIRST_WAIT = 0.1
 MAX_WAIT = 5.0
@@ -25,7 +26,7 @@ PATIENCE = 3
 BUSY = (408, 409, 429, 502, 503, 504)
 
 
-class ProducerError(RuntimeError):
+class ProducerError(FunnelError, RuntimeError):
     """The stream cannot be sent; the message says why."""
 
 
@@ -131,16 +132,18 @@ def make_target(url: str, model: str = "logistic", api_key: str = "") -> Target:
     """Return the target for a URL.
 
     Raises:
-        ProducerError: the URL has another scheme, or no host.
+        ProducerError: the URL has another scheme, or is no address.
     """
-    parts = urlsplit(url)
-    scheme = parts.scheme
-    if scheme in ("http", "https") and not parts.hostname:
-        raise ProducerError(f"{url!r} names no host")
-    if scheme in ("http", "https"):
-        return HTTPTarget(url, api_key)
-    if scheme in ("redis", "rediss", "unix"):
-        return RedisTarget(url, model)
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https"):
+            if not parts.hostname:
+                raise ProducerError(f"{url!r} names no host")
+            return HTTPTarget(url, api_key)
+        if parts.scheme in ("redis", "rediss", "unix"):
+            return RedisTarget(url, model)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ProducerError(f"{url!r} is not an address: {error}") from error
     raise ProducerError(f"{url!r} is neither http:// nor redis://, rediss:// or unix://")
 
 

@@ -25,6 +25,8 @@ Layers = Sequence[tuple[Tensor, Tensor]]
 class Differentiated(NamedTuple):
     """What K experts make of a batch."""
 
+    logits: Tensor
+    """[K, n, classes]."""
     probabilities: Tensor
     """[K, n, classes]."""
     losses: Tensor
@@ -61,32 +63,10 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def differentiate(
-    parameters: Sequence[Tensor], inputs: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return logits, losses, and the gradients of the mean loss in the order of the parameters.
-
-    Args:
-        parameters: weight [out, in] and bias [out] of each layer in turn.
-        inputs: fp32 [n, features].
-        labels: int64 [n].
-
-    Returns:
-        Logits [n, classes]; cross-entropy of each example [n], in nats; gradients.
-    """
-    layers = _layers([p[None] for p in parameters])
-    outputs = _forward(layers, inputs)
-    logits = outputs.pop()
-    log_odds = logits.log_softmax(dim=1)
-    losses = _own_losses(log_odds, labels)
-    gradients = _backward(layers, inputs, outputs, _error(log_odds.exp_(), labels))
-    return logits[0].t(), losses[0], [g[0] for g in gradients]
-
-
 def differentiate_experts(
     parameters: Sequence[Tensor], inputs: Tensor, labels: Tensor
 ) -> Differentiated:
-    """Do the same for K experts.
+    """Score and differentiate a batch with K experts.
 
     Args:
         parameters: weight [K, out, in] and bias [K, out] of each layer in turn.
@@ -95,11 +75,12 @@ def differentiate_experts(
     """
     layers = _layers(parameters)
     outputs = _forward(layers, inputs)
-    log_odds = outputs.pop().log_softmax(dim=1)
+    logits = outputs.pop()
+    log_odds = logits.log_softmax(dim=1)
     losses = _own_losses(log_odds, labels)
     probabilities = log_odds.exp_()
     gradients = _backward(layers, inputs, outputs, _error(probabilities.clone(), labels))
-    return Differentiated(probabilities.mT, losses, losses.mean(dim=-1), gradients)
+    return Differentiated(logits.mT, probabilities.mT, losses, losses.mean(dim=-1), gradients)
 
 
 def affine_gradients(

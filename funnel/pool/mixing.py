@@ -96,6 +96,8 @@ class FixedShare:
             healthy: bool [K]; an expert that is not keeps only its share of the others' weight.
             keep: bool, 0-dim; where it is False nothing changes.
         """
+        if len(self.log_weights) == 1:
+            return  # one expert has all the weight
         n = losses.shape[1]
         log_weights = self.log_weights_at
         mixtures = mixed_losses(log_weights, losses, healthy).sum(dim=1)
@@ -136,6 +138,8 @@ def mixed(log_weights: Tensor, probabilities: Tensor, healthy: Tensor) -> Tensor
         Probabilities [n, classes], always finite.
     """
     known = torch.where(healthy[:, None, None], probabilities, 1.0 / probabilities.shape[-1])
+    if len(known) == 1:
+        return known[0]
     return (weights_of(log_weights, healthy)[:, None, None] * known).sum(dim=0)
 
 
@@ -151,6 +155,8 @@ def mixed_losses(log_weights: Tensor, losses: Tensor, healthy: Tensor) -> Tensor
         [..., n], in nats; infinite if none is healthy.
     """
     known = torch.where(healthy[:, None], losses, math.inf)
+    if len(known) == 1:
+        return known[0].expand(*log_weights.shape[:-1], -1)
     return -torch.logsumexp(_log_weights_of(log_weights, healthy)[..., None] - known, dim=-2)
 
 

@@ -75,14 +75,15 @@ class Experts:
         """Score and differentiate inputs [n, features] with labels [n]; ``buffers`` may change."""
         if self.is_plain:
             return differentiate_experts(list(parameters.values()), inputs, labels)
-        log_odds = self.logits(parameters, buffers, inputs).log_softmax(dim=-1)
+        logits = self.logits(parameters, buffers, inputs)
+        log_odds = logits.log_softmax(dim=-1)
         losses = -log_odds.gather(-1, labels[:, None].expand(*log_odds.shape[:-1], 1))[..., 0]
         self.module.train()
         if self.is_vectorized:
             training, gradients = self._vectorized(parameters, buffers, inputs, labels)
         else:
             training, gradients = self._one_by_one(parameters, buffers, inputs, labels)
-        return Differentiated(log_odds.exp_(), losses, training, gradients)
+        return Differentiated(logits, log_odds.exp_(), losses, training, gradients)
 
     def _vmap_can(self, features: int) -> bool:
         """Try it on blank inputs; buffers and a single expert are never vectorized."""

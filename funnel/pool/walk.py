@@ -20,8 +20,7 @@ from funnel import tensorlists as lists
 from funnel.inner.interface import Inner, Rate, StateLists
 from funnel.pool.backprop import affine_gradients, one_hot
 from funnel.pool.expert import Expert
-from funnel.pool.grouped import Grouped, runs_of
-from funnel.pool.stacked import column
+from funnel.pool.stacked import Grouped, column, runs_of
 from funnel.update import State
 
 

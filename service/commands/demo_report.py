@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.commands.picture import save
 from service.fold.scores import WINDOW
 from streams.prequential import WITHIN
 from streams.sources.catalog import Shift
@@ -106,4 +107,4 @@ def plot(points: list[Point], shifts: list[Shift], name: str, path: Path) -> Non
             axes.axvline(shift.example, color="0.4", linestyle="--", linewidth=0.8)
     for shift in shifts:
         top.annotate(f" {shift.what}", (shift.example, 0.02), fontsize=9, color="0.3")
-    figure.savefig(path, dpi=110)
+    save(figure, path)

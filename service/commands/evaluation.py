@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from service.fold.inputs import Standardizer, clamped, to_inputs
+from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
-from service.fold.standardizer import Standardizer, clamped
-from service.fold.state import State, step
-from service.fold.upload import to_inputs
+from service.fold.state import State
+from service.fold.step import Fold
 from service.settings import Settings
 from streams.batch import Batch, Features, Labels
 from streams.peers.peers import Make, Peer
@@ -26,7 +27,8 @@ class Served:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.state = State(settings.spec, settings.hyperparameters, settings.torch_device())
+        self.state = State(settings.spec, settings.hyperparameters, find_device(settings.device))
+        self._fold = Fold(self.state)
         self._evaluate = Evaluator(self.state.served)
 
     def predict(self, features: Features) -> Labels:
@@ -36,7 +38,7 @@ class Served:
 
     def learn(self, batch: Batch) -> None:
         """See `streams.prequential.Learner.learn`."""
-        step(self.state, batch)
+        self._fold.step(batch)
 
 
 def as_inputs(batches: Iterable[Batch]) -> Iterator[Batch]:

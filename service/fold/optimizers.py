@@ -1,15 +1,8 @@
-"""The optimizers by name: the pool, Funnel, the plain ones; and those that shadow the served."""
-
-from dataclasses import dataclass, replace
-
-import torch
+"""The optimizers by name, each as the experts of a pool; Funnel and the plain ones have one."""
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
 from funnel.pool.expert import MATTER_MOST, Expert, for_width
-from service.fold.learner import Learner
-from service.fold.pooled import PoolLearner
-from service.fold.single import SingleLearner
-from service.fold.spec import Hyperparameters, Spec
+from service.fold.spec import MAX_EXPERTS, Hyperparameters, Spec
 
 INNER: dict[str, Inner] = {
     "sgd": SGD(),
@@ -18,52 +11,31 @@ INNER: dict[str, Inner] = {
     "rmsprop": RMSprop(),
     "adam": Adam(),
 }
-OPTIMIZERS = ("pool", "funnel", *INNER)
-
-SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
-"""Learning rates of baselines that are given none."""
 
 
-@dataclass(frozen=True)
-class Shadow:
-    """A baseline as it is written, ``name`` or ``name:lr``.
+def experts_of(spec: Spec, optimizer: str, hyperparameters: Hyperparameters) -> list[Expert]:
+    """Return the experts of an optimizer, one of `service.fold.spec.OPTIMIZERS`.
 
-    >>> Shadow.parse("adam:0.003")
-    Shadow(name='adam:0.003', optimizer='adam', lr=0.003)
+    The pool's have rates of their own. ``funnel`` is Funnel(AdaGrad); the plain ones are Funnel at
+    γp = γs = 0, which is the inner optimizer with heavy-ball momentum, bit for bit.
     """
-
-    name: str
-    """What ``learner=`` says in its metrics."""
-    optimizer: str
-    lr: float | None
-    """None for the optimizer's own default."""
-
-    @classmethod
-    def parse(cls, text: str) -> "Shadow":
-        """Return the baseline that a text names.
-
-        Raises:
-            ValueError: there is no such optimizer, or the learning rate is not above 0.
-        """
-        optimizer, colon, rate = text.partition(":")
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"choose of {', '.join(OPTIMIZERS)}; {optimizer!r} is none of them")
-        try:
-            lr = float(rate) if colon else None
-        except ValueError:
-            lr = 0.0
-        if lr is not None and not 0 < lr <= 1e6:
-            raise ValueError(f"{text!r}: the learning rate must be a number above 0, at most 1e6")
-        return cls(text, optimizer, lr)
-
-    def hyperparameters(self, served: Hyperparameters) -> Hyperparameters:
-        """Return its hyperparameters, given those of the served model."""
-        lr = self.lr if self.lr is not None else SHADOW_LR.get(self.optimizer, served.lr)
-        return replace(served, lr=lr)
+    if optimizer == "pool":
+        count = spec.experts or MAX_EXPERTS  # a shadow has no count of its own
+        return some_experts(count, spec.features)
+    learns = optimizer == "funnel"
+    return [
+        Expert(
+            INNER["adagrad" if learns else optimizer],
+            lr=hyperparameters.lr,
+            gain_lr=hyperparameters.gain_lr if learns else 0.0,
+            scale_lr=hyperparameters.scale_lr if learns else 0.0,
+            momentum=hyperparameters.momentum,
+        )
+    ]
 
 
 def some_experts(count: int, features: int) -> list[Expert]:
-    """Return so many of the default experts for a width of inputs, those that matter most.
+    """Return the ``count`` default experts that matter most, for inputs of this width.
 
     >>> len(some_experts(4, 784))
     4
@@ -72,20 +44,12 @@ def some_experts(count: int, features: int) -> list[Expert]:
     return [experts[k] for k in sorted(MATTER_MOST[:count])]
 
 
-def make_learner(
-    spec: Spec, optimizer: str, hyperparameters: Hyperparameters, device: torch.device
-) -> Learner:
-    """Return a learner with the optimizer called ``optimizer``, one of OPTIMIZERS.
+def expert_name(expert: Expert) -> str:
+    """Return what tells an expert from the others.
 
-    ``funnel`` is Funnel(AdaGrad); the plain ones are Funnel at γp = γs = 0.
-
-    Raises:
-        service.models.ModelError: the model cannot be built.
+    >>> expert_name(Expert(SGD(), lr=0.1, gain_lr=0.01, scale_lr=0.03))
+    'SGD lr=0.1 gain_lr=0.01 scale_lr=0.03'
     """
-    if optimizer == "pool":
-        count = spec.experts or len(MATTER_MOST)  # none are given of a shadow
-        return PoolLearner(spec, device, some_experts(count, spec.features))
-    learns = optimizer == "funnel"
-    return SingleLearner(
-        spec, device, INNER["adagrad" if learns else optimizer], learns, hyperparameters
-    )
+    names = ("lr", "gain_lr", "scale_lr", *(("steps",) if expert.steps > 1 else ()))
+    rates = (f"{name}={getattr(expert, name):g}" for name in names)
+    return f"{type(expert.inner).__name__} {' '.join(rates)}"

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from service.fold.inputs import standardize, to_inputs
 from service.fold.learner import Learner
-from service.fold.standardizer import standardize
 from service.fold.state import State
-from service.fold.upload import to_inputs
 from streams.batch import Features
 
 QUICK_PRODUCTS = 1 << 18

@@ -19,6 +19,7 @@ from service.log.log import LogError
 from service.process import keep_freed_memory
 from service.service import Service, StoppedError
 from service.settings import Settings
+from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
@@ -103,7 +104,7 @@ async def serve(
         more: routes beside those of every service.
 
     Raises:
-        LogError, OSError and those of `Service.start`: it could not be started.
+        FunnelError: it could not be started.
         RuntimeError: a part of it ended that it cannot do without.
     """
     keep_freed_memory()
@@ -169,8 +170,9 @@ async def _listen(server: Server) -> None:
     try:
         await server.serve()
     except SystemExit:
-        raise OSError(
-            f"cannot listen on {server.config.host}:{server.config.port}; is it taken?"
+        raise FunnelError(
+            f"cannot listen on {server.config.host}:{server.config.port}; is the port taken? "
+            "Choose another with --port, or 0 for any free one"
         ) from None
 
 

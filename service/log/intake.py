@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from service.log.log import Keys
 from service.log.position import EntryId
+from streams.errors import FunnelError
 
 GROUP_BYTES = 8 << 20
 GROUP_ENTRIES = 512
@@ -33,15 +34,15 @@ end
 """
 
 
-class LogUnavailableError(RuntimeError):
+class LogUnavailableError(FunnelError, RuntimeError):
     """The log did not confirm the entry; it may or may not be in it."""
 
 
-class KeyReusedError(ValueError):
+class KeyReusedError(FunnelError, ValueError):
     """An Idempotency-Key came again with another payload."""
 
 
-class KeyInFlightError(RuntimeError):
+class KeyInFlightError(FunnelError, RuntimeError):
     """A request with the same Idempotency-Key is still being handled."""
 
 

@@ -36,6 +36,7 @@ from service.log.scripts import (
     READ,
     TAKE_EPOCH,
 )
+from streams.errors import FunnelError
 
 DEAD_KEPT = 10_000
 """Dead letters kept, about."""
@@ -48,7 +49,7 @@ COUNTED_AT_ONCE = 1_024
 """Entries in a step of `Log.behind`; nothing else is served meanwhile."""
 
 
-class LogError(RuntimeError):
+class LogError(FunnelError, RuntimeError):
     """The log cannot be used as it is; the message says why and what to do."""
 
 

@@ -13,13 +13,14 @@ import orjson
 
 from service.fold.report import Report
 from service.fold.spec import Hyperparameters, Spec
-from service.fold.state import State, step
+from service.fold.state import State
+from service.fold.step import Fold
 from service.log.entries import Cut, Entry, Pending, read_entry
 from service.log.extent import check_reach
 from service.log.log import BlankError, Extent, GapError, Log, LogError
 from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.monitoring.pictures import Newest
-from service.trainer.checkpoint import CheckpointStore
+from service.trainer.store import CheckpointStore
 from streams.batch import Batch
 
 logger = logging.getLogger("funnel")
@@ -46,6 +47,7 @@ class Replica:
 
     def __init__(self, state: State, observe: Observe) -> None:
         self.state, self._observe = state, observe
+        self.fold = Fold(state)
         self.newest = Newest(state)
         self._hyperparameters = state.hyperparameters
         self.progress: Progress | None = None
@@ -266,7 +268,7 @@ class Replica:
         if batch is not None:
             self.newest.note(self.state, batch)
             began = time.perf_counter()
-            report = step(self.state, batch)
+            report = self.fold.step(batch)
             self.step_seconds = time.perf_counter() - began
             self.state.drift.note(report, len(batch), self.state.examples, cut.position)
             self._observe(self.at.position, cut.position, report, self.step_seconds, len(batch))

@@ -30,10 +30,10 @@ from service.monitoring.drift_news import DriftNews
 from service.monitoring.history import History
 from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Checkpointing, Condition, Drift, Role, Status
-from service.trainer.checkpoint import CheckpointStore, Info, UnreadableError
 from service.trainer.pipeline import Cutting, Pipeline, Worker, give_way
 from service.trainer.rejections import Rejections
 from service.trainer.replica import Replica
+from service.trainer.store import CheckpointStore, Info, UnreadableError
 from service.trainer.waiters import Applied, Waiters
 from service.trainer.writer import CheckpointWriter
 
@@ -143,7 +143,7 @@ class Trainer:
             examples=state.examples,
             progress=self.replica.progress,
             hyperparameters=state.hyperparameters,
-            optimizer=state.served.hyperparameters(),
+            optimizer=state.served.shown_hyperparameters(),
             snapshot_at=self.snapshot.made if self.snapshot is not None else None,
             checkpoints=Checkpointing(
                 writer.results["ok"], writer.results["failed"], writer.kept_at

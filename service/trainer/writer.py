@@ -10,7 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from service.fold.state import State
 from service.log.log import Log, LogError
 from service.log.position import Progress
-from service.trainer.checkpoint import Checkpoint, CheckpointStore, Info
+from service.trainer.checkpoint import Checkpoint
+from service.trainer.store import CheckpointStore, Info
 
 logger = logging.getLogger("funnel")
 

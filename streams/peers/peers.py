@@ -12,6 +12,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from streams.errors import FunnelError
 from streams.prequential import Learner
 from streams.sources.catalog import Stream
 
@@ -19,7 +20,7 @@ Make = Callable[[Stream, int], Learner]
 """From the stream that will be learned and a seed to a learner."""
 
 
-class UnknownPeerError(ValueError):
+class UnknownPeerError(FunnelError, ValueError):
     """No peer has this name; the message lists those that there are."""
 
 

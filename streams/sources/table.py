@@ -23,6 +23,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from streams.batch import Batch, InvalidBatchError, check_features, decode
+from streams.errors import FunnelError
 from streams.sources.catalog import Shift, Stream
 
 LABEL = "label"
@@ -37,7 +38,7 @@ _OPENERS: dict[str, Callable[..., IO[Any]]] = {
 }  # fmt: skip
 
 
-class TableError(ValueError):
+class TableError(FunnelError, ValueError):
     """A file that is no table of labelled examples; the message says where, and what to do."""
 
 
@@ -85,20 +86,20 @@ def read(path: Path, label: str | None = None) -> Table:
         label: name of the label's column, for text; by default LABEL, or else the last.
 
     Raises:
-        TableError: it is none of them, or not all of it is finite numbers and classes.
-        OSError: it cannot be read.
+        TableError: the file cannot be read, is of another kind, or does not hold finite numbers
+            and classes throughout.
     """
     kinds = [suffix.lower() for suffix in path.suffixes]
-    if kinds[-1:] == [".safetensors"]:
-        table = _from_safetensors(path)
-    elif {".csv", ".tsv"} & set(kinds[-2:]):
-        try:
-            table = _from_text(path, label)
-        except (UnicodeDecodeError, EOFError, csv.Error, lzma.LZMAError, zlib.error) as error:
-            raise TableError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    else:
-        raise TableError(f"{path}: a table ends in .csv, .tsv (.gz, .bz2, .xz) or .safetensors")
-    return table
+    try:
+        if kinds[-1:] == [".safetensors"]:
+            return _from_safetensors(path)
+        if {".csv", ".tsv"} & set(kinds[-2:]):
+            return _from_text(path, label)
+    except (UnicodeDecodeError, EOFError, csv.Error, lzma.LZMAError, zlib.error) as error:
+        raise TableError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise TableError(f"{path} cannot be read: {error}") from error
+    raise TableError(f"{path}: a table ends in .csv, .tsv (.gz, .bz2, .xz) or .safetensors")
 
 
 def _from_safetensors(path: Path) -> Table:

@@ -11,10 +11,11 @@ import torch
 
 from service.fold.drift import Monitor
 from service.fold.report import Report
-from service.fold.state import State, step
+from service.fold.state import State
 from service.log.position import ORIGIN, Position
 from service.settings import Settings
 from streams.sources.catalog import get
+from tests.support.states import step
 
 HERE = Position(ORIGIN)
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import torch
 
-from service.fold.state import State, step
+from service.fold.state import State
 from service.settings import load_settings
 from streams.producer import RedisTarget, produce
 from tests.benchmarks.load import BYTES, JSON
@@ -26,6 +26,7 @@ from tests.benchmarks.measure import (
     table,
 )
 from tests.support.harness import RedisProcess, serving, wait_for
+from tests.support.states import step
 
 BACKLOG = 400_000
 """Examples that may wait: more than a learner takes in the second for which a sender is put off."""

@@ -24,10 +24,11 @@ from itertools import cycle
 import torch
 
 from funnel.pool.expert import DEFAULT_EXPERTS
-from service.fold.state import State, step
+from service.fold.state import State
 from service.process import keep_freed_memory
 from service.settings import Settings
 from tests.benchmarks.measure import batches, progress, ratios, show, table
+from tests.support.states import step
 
 TURNS = 60
 """Batches in a round."""

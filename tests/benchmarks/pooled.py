@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from funnel.graphs.traced import Traced
 from funnel.pool.expert import Expert
-from funnel.pool.pool import Pool
+from funnel.pool.pool import Decision, Pool
+from service.fold.inputs import Standardizer, clamped
 from service.fold.scores import Scores
-from service.fold.standardizer import Standardizer, clamped
 
 
 class PoolLearner:
@@ -48,19 +48,19 @@ class PoolLearner:
         if not self._started:
             self.standardizer.start(inputs)
             self._started = True
-        keep, accuracy, _, prepared, factor, *gradients = self._observe(inputs, labels)
+        keep, accuracy, prepared, decision = self._observe(inputs, labels)
         if keep:
-            self.pool.step(prepared, labels, gradients, factor)
+            self.pool.update(prepared, labels, decision)
         return float(accuracy)
 
-    def observe(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """Do what comes before the step; a function of tensors."""
+    def observe(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Decision]:
+        """Do what comes before the update; a function of tensors."""
         deviations = self.standardizer.deviations(inputs)
         prepared = clamped(deviations)
-        seen = self.pool.observe(prepared, labels)
-        keep = torch.isfinite(seen.losses).all()
-        factor = self.pool.weigh(seen, keep)
-        correct = seen.probabilities.argmax(dim=1) == labels
-        self.scores.update(correct, seen.losses, labels, keep)
+        scored = self.pool.score(prepared, labels)
+        keep = torch.isfinite(scored.losses).all()
+        decision = self.pool.decide(scored, keep)
+        correct = scored.labels == labels
+        self.scores.update(correct, scored.losses, labels, keep)
         self.standardizer.update(deviations, keep)
-        return keep, correct.float().mean(), seen.losses.mean(), prepared, factor, *seen.gradients
+        return keep, correct.float().mean(), prepared, decision

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from service.fold import networks as models
-from service.fold.upload import to_inputs
+from service.fold.inputs import to_inputs
 from streams.sources.catalog import IMAGE_STREAMS, get
 from tests.benchmarks.measure import progress, table
 from tests.benchmarks.pooled import PoolLearner

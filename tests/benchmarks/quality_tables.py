@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.commands.compare import best_ends, examples_shown, interval, median_recovery, shown
+from service.commands.comparison import best_ends, examples_shown, interval, median_recovery, shown
 from streams.peers.peers import PEERS
 from streams.prequential import Curve
 from streams.sources.catalog import IMAGE_STREAMS, LABELLED, SYNTHETIC, Stream

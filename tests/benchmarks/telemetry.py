@@ -18,13 +18,13 @@ from pathlib import Path
 import httpx
 import torch
 
-from service.fold.state import State, step
+from service.fold.state import State
 from service.monitoring.history import History
 from service.monitoring.pictures import Newest
 from service.settings import load_settings
 from tests.benchmarks.measure import batches, encoded, flat_out, learned, ratios, show, table
 from tests.support.harness import serving, wait_for
-from tests.support.states import statistics_of
+from tests.support.states import statistics_of, step
 
 PATHS = ("/metrics", "/optimizer/gains", "/newest", "/model")
 SETTLED = 20_000

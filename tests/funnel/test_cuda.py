@@ -159,9 +159,9 @@ def examples(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def learn(pool: Pool, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    seen = pool.observe(inputs, labels)
+    seen = pool.score(inputs, labels)
     keep = torch.ones((), dtype=torch.bool, device=inputs.device)
-    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, keep))
+    pool.update(inputs, labels, pool.decide(seen, keep))
     return (seen.losses,)
 
 

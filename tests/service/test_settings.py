@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from funnel.pool.expert import DEFAULT_EXPERTS
 from service.cli import main, make_parser
 from service.commands.options import settings_of
+from service.fold.networks import ModelError, find_device
+from service.fold.optimizers import INNER
+from service.fold.spec import MAX_EXPERTS, SHADOW_LR
 from service.settings import Settings, SettingsError, load_settings
 from tests.support.harness import free_port
 
@@ -86,7 +90,7 @@ def test_a_setting_that_nothing_looks_at_is_known(options: dict[str, str], idle:
 def test_a_setting_without_effect_is_said_and_stops_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = make_parser().parse_args(["serve", "--lr", "0.1", "--momentum", "0"])
+    options = make_parser("serve").parse_args(["serve", "--lr", "0.1", "--momentum", "0"])
     assert settings_of(options).lr == 0.1
     assert "FUNNEL_LR, FUNNEL_MOMENTUM without effect" in capsys.readouterr().err
 
@@ -128,10 +132,17 @@ def test_secrets_are_not_shown() -> None:
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(SettingsError, match="DEVICE"):
-        load_settings({"device": "cuda:99"}).torch_device()
-    with pytest.raises(SettingsError, match="DEVICE"):
-        load_settings({"device": "gpu"}).torch_device()
+    for name in ("cuda:99", "gpu"):
+        with pytest.raises(ModelError, match=f"FUNNEL_DEVICE: '{name}' cannot be used"):
+            find_device(name)
+
+
+def test_the_default_pool_has_as_many_experts_as_settings_allow() -> None:
+    assert len(DEFAULT_EXPERTS) == MAX_EXPERTS
+
+
+def test_every_plain_optimizer_has_a_name_and_a_learning_rate() -> None:
+    assert list(INNER) == list(SHADOW_LR)
 
 
 @pytest.mark.parametrize("command", ["", "serve", "demo", "stream", "data"])

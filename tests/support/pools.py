@@ -114,6 +114,6 @@ def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def learn(pool: Pool, inputs: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
-    seen = pool.observe(inputs, labels)
-    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, KEEP))
+    seen = pool.score(inputs, labels)
+    pool.update(inputs, labels, pool.decide(seen, KEEP))
     return seen.losses

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from service.fold.report import Report
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
+from service.fold.step import Fold
 from service.log.log import Extent
 from service.log.position import ORIGIN, Position, Progress
 from service.monitoring.statistics import Statistics, read_statistics
@@ -35,6 +37,15 @@ def a_state(
     device: torch.device = CPU,
 ) -> State:
     return State(a_spec(model), hyperparameters, device)
+
+
+def step(state: State, batch: Batch) -> Report:
+    """Fold a batch into a state, with the fold that the state has from its first step on."""
+    held = vars(state)
+    if "fold" not in held:
+        held["fold"] = Fold(state)
+    report: Report = held["fold"].step(batch)
+    return report
 
 
 def a_batch(seed: int, n: int = 20, shift: int = 0) -> Batch:

@@ -1,5 +1,7 @@
 """A pool of four experts that has learned eight batches, and more batches for it."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -23,15 +25,15 @@ def trained(hidden: bool = False, on_host: bool = True) -> Pool:
     torch.manual_seed(0)
     layers = [nn.Linear(6, 5), nn.ReLU()] if hidden else []
     pool = Pool(nn.Sequential(*layers, nn.Linear(5 if hidden else 6, 3)), 6, EXPERTS)
-    pool.on_host = on_host
+    pool.execution = replace(pool.execution, on_host=on_host)
     for seed in range(8):
         learn(pool, seed)
     return pool
 
 
 def learn(pool: Pool, seed: int) -> Tensor:
-    seen = pool.observe(*batch(seed))
+    seen = pool.score(*batch(seed))
     assert seen.probabilities.isfinite().all()
-    factor = pool.weigh(seen, KEEP)
-    pool.step(*batch(seed), seen.gradients, factor)
-    return factor.isnan()
+    decision = pool.decide(seen, KEEP)
+    pool.update(*batch(seed), decision)
+    return decision.factor.isnan()

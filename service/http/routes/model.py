@@ -90,7 +90,7 @@ async def model(service: Running) -> ModelAnswer:
         position=str(learner.replica.progress.position) if learner.replica.progress else "0-0",
         optimizer=settings.optimizer,
         hyperparameters={
-            **learner.state.served.hyperparameters(),
+            **learner.state.served.shown_hyperparameters(),
             "loss_guard": rates.loss_guard,
             "shadow": list(rates.shadow),
             "batch_size": settings.batch_size,

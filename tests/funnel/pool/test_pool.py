@@ -14,7 +14,7 @@ from torch.profiler import profile
 
 from funnel import SGD, Expert, Funnel, Pool
 from funnel.graphs.repeated import CALLS_BEFORE
-from funnel.pool.backprop import differentiate, is_perceptron
+from funnel.pool.backprop import differentiate_experts, is_perceptron
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import DEFAULT_EXPERTS, WIDTH, for_width
 from funnel.pool.renewal import UNKNOWN
@@ -43,7 +43,9 @@ class Single:
             losses = F.cross_entropy(self.module.eval()(inputs), labels, reduction="none")
         if is_perceptron(self.module):
             with torch.no_grad():
-                _, losses, gradients = differentiate(parameters, inputs, labels)
+                stacked = [p[None] for p in parameters]
+                found = differentiate_experts(stacked, inputs, labels)
+            losses, gradients = found.losses[0], [g[0] for g in found.gradients]
         else:
             loss = F.cross_entropy(self.module.train()(inputs), labels)
             gradients = list(torch.autograd.grad(loss, parameters))
@@ -197,11 +199,11 @@ def test_a_pool_resumes_bit_for_bit(name: str) -> None:
 def test_observing_and_weighing_read_no_element_on_the_host() -> None:
     pool = Pool(made("mlp"), FEATURES, EXPERTS)
     inputs, labels = next(batches(1))
-    pool.on_host = False  # as on a GPU
+    pool.execution = replace(pool.execution, on_host=False)  # as on a GPU
     with profile() as recorded:
         for _ in range(2):
-            seen = pool.observe(inputs, labels)
-            pool.step(inputs, labels, seen.gradients, pool.weigh(seen, KEEP))
+            seen = pool.score(inputs, labels)
+            pool.update(inputs, labels, pool.decide(seen, KEEP))
             pool.predict(inputs)
     reads = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
     events = {e.key: e.count for e in recorded.key_averages()}

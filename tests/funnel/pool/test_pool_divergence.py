@@ -79,10 +79,10 @@ def test_a_batch_at_which_all_diverge_or_that_is_held_back_changes_nothing(keep:
     if keep:
         inputs[0, 0] = torch.nan
     before = everything(pool)
-    seen = pool.observe(inputs, labels)
+    seen = pool.score(inputs, labels)
     assert seen.probabilities.isfinite().all()
     assert seen.losses.isfinite().all() != keep
-    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, torch.tensor(keep)))
+    pool.update(inputs, labels, pool.decide(seen, torch.tensor(keep)))
     counted = {k for k, v in pool.tensors().items() if k.endswith("nonfinite")}
     for name in counted:
         pool.tensors()[name].sub_(1)
@@ -93,13 +93,15 @@ def test_one_that_has_diverged_draws_nobody_along_while_batches_are_held_back() 
     torch.manual_seed(0)
     experts = [replace(expert, pull=0.1) for expert in EXPERTS]
     pool = Pool(nn.Linear(6, 3), 6, experts)
-    pool.on_host = False  # as on a GPU: the step is taken, masked
+    pool.execution = replace(
+        pool.execution, on_host=False
+    )  # as on a GPU: the step is taken, masked
     for seed in range(8):
         learn(pool, seed)
     pool.parameters["weight"][0] = torch.inf
     before = pool.parameters["weight"].clone()
-    seen = pool.observe(*batch(9))
-    pool.step(*batch(9), seen.gradients, pool.weigh(seen, ~KEEP))
+    seen = pool.score(*batch(9))
+    pool.update(*batch(9), pool.decide(seen, ~KEEP))
     assert torch.equal(pool.parameters["weight"], before)
     learn(pool, 10)
     assert everything(pool).isfinite().all()
@@ -113,8 +115,8 @@ def test_predictions_of_no_healthy_expert_are_uniform() -> None:
 def test_one_wild_batch_does_not_end_the_pool() -> None:
     pool = trained(hidden=True)
     inputs, labels = batch(9)
-    seen = pool.observe(1e18 * inputs, labels)
-    pool.step(1e18 * inputs, labels, seen.gradients, pool.weigh(seen, KEEP))
+    seen = pool.score(1e18 * inputs, labels)
+    pool.update(1e18 * inputs, labels, pool.decide(seen, KEEP))
     for seed in range(10, 40):
         learn(pool, seed)
     assert everything(pool).isfinite().all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from service.cli import main
-from service.commands.compare import best_ends, examples_shown, interval, median_recovery, table
+from service.commands.comparison import best_ends, examples_shown, interval, median_recovery, table
 from service.commands.evaluation import Run, Served, standardized
 from service.settings import load_settings
 from streams.batch import concatenate

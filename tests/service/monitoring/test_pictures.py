@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from service.fold.spec import Spec
-from service.fold.state import State, step
+from service.fold.state import State
 from service.monitoring.pictures import SHOWN, Newest, side
 from streams.batch import Batch
 from streams.sources.catalog import get
 from tests.support.harness import SAFETENSORS, serving, wait_for
-from tests.support.states import CPU, HYPERPARAMETERS, same_tensors, statistics_of
+from tests.support.states import CPU, HYPERPARAMETERS, same_tensors, statistics_of, step
 
 
 def an_image_state(model: str = "logistic") -> State:

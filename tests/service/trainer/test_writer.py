@@ -8,9 +8,9 @@ import pytest
 
 from service.log.entries import Pending
 from service.log.log import Log
-from service.trainer import keeper as keepers
-from service.trainer.checkpoint import Info
+from service.trainer import writer as writers
 from service.trainer.replica import Replica
+from service.trainer.store import Info
 from service.trainer.writer import CheckpointWriter
 from tests.support.checkpoints import kept
 from tests.support.harness import RedisProcess
@@ -65,7 +65,7 @@ def test_a_checkpoint_is_due_some_time_after_the_last_once_something_is_learned(
     server: RedisProcess, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(keepers, "time", clock)
+    monkeypatch.setattr(writers, "time", clock)
 
     async def use(keeper: CheckpointWriter, replica: Replica, log: Log, pending: Pending) -> None:
         assert not keeper.is_due(replica.state)

@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from service.fold.state import step
 from streams.batch import Batch
-from tests.support.states import a_batch, a_state, same_tensors
+from tests.support.states import a_batch, a_state, same_tensors, step
 
 
 def test_how_a_batch_lies_in_memory_does_not_matter() -> None:
@@ -26,5 +25,5 @@ def test_uint8_means_a_fraction_of_255() -> None:
     step(states[0], Batch(pixels, labels))
     step(states[1], Batch(pixels.astype(np.float32) / np.float32(255), labels))
     torch.testing.assert_close(
-        states[0].served.parameters["weight"], states[1].served.parameters["weight"]
+        states[0].served.pool.parameters["weight"], states[1].served.pool.parameters["weight"]
     )

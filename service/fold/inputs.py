@@ -1,8 +1,16 @@
-"""Online standardization of inputs by an exponentially weighted mean and variance."""
+"""Features as a model takes them: brought to the device, scaled, and standardized online.
+
+Bytes travel as bytes, and copies to a GPU overlap the step before. Inputs are standardized by an
+exponentially weighted mean and variance.
+"""
 
 import torch
 from torch import Tensor
 
+from streams.batch import Batch, Features
+
+MAX_INPUT = 1e18
+"""Inputs are clamped to ±MAX_INPUT, so that their squares stay finite in fp32."""
 HORIZON = 1_000.0
 """Examples that the statistics remember: plain averages up to there, exponential ones after."""
 LIMIT = 5.0
@@ -13,6 +21,47 @@ so that a feature that wakes up is known within a few batches."""
 RELATIVE_FLOOR = 1e-10
 """Added to a feature's variance, in squares of its mean: what fp32 cannot resolve is no signal."""
 ABSOLUTE_FLOOR = 1e-12
+
+
+class Upload:
+    """Copies batches to one device; on a GPU from pinned memory, on a stream of its own.
+
+    Args:
+        device: where batches go.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return inputs, fp32 [n, d] with uint8 scaled to [0, 1], and labels, int64 [n]."""
+        features, labels = torch.from_numpy(batch.features), torch.from_numpy(batch.labels)
+        if self._stream is None:
+            return scaled(features.to(self.device)), labels.to(self.device)
+        with torch.cuda.stream(self._stream):
+            copies = [t.pin_memory().to(self.device, non_blocking=True) for t in (features, labels)]
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for copy in copies:
+            copy.record_stream(current)
+        return scaled(copies[0]), copies[1]
+
+
+def to_inputs(features: Features, device: torch.device) -> Tensor:
+    """Return features as inputs, fp32 [n, d], on the device."""
+    return scaled(torch.from_numpy(features).to(device))
+
+
+def scaled(features: Tensor) -> Tensor:
+    """Return fp32, row after row; uint8 0…255 becomes [0, 1], other dtypes keep their values.
+
+    In another layout sums would round otherwise, and what comes over HTTP is in this one.
+    """
+    features = features.contiguous()
+    if features.dtype == torch.uint8:
+        return features.float().div_(255.0)
+    return features.float().clamp(-MAX_INPUT, MAX_INPUT)
 
 
 class Standardizer:
