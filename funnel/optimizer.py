@@ -1,6 +1,7 @@
 """Funnel as a ``torch.optim.Optimizer``: state and parameter groups around `funnel.update`."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -18,6 +19,10 @@ from funnel.telemetry import TensorTelemetry, describe
 from funnel.update import Alignment, Rates, State, Variant, step_
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+TRACED_IS_DEPRECATED = (
+    "Funnel(traced=True) is deprecated and has no effect: omit it, the results are the same. For a "
+    "small model on a CPU use funnel.Pool, which traces its steps; for a large one, compiled=True"
+)
 
 
 class Funnel(Optimizer):
@@ -62,8 +67,8 @@ class Funnel(Optimizer):
             `telemetry` counts these steps. This runs on the device.
         compiled: run the step through ``torch.compile``, which fuses it into two passes over
             memory per tensor. The first step compiles; results equal eager ones up to rounding.
-        traced: run the step in TorchScript's interpreter, without Python and its lock: for small
-            models on a CPU, where calling the operators costs most. Equal to eager bit for bit.
+        traced: deprecated and without effect; the results are the same. `funnel.Pool` traces its
+            steps, and a pool of one expert equals a Funnel bit for bit.
 
     The step never reads a device tensor on the host, so it can be captured in a CUDA graph after
     one step has allocated the state (pass ``lr`` as a tensor to change it afterwards).
@@ -98,9 +103,9 @@ class Funnel(Optimizer):
     ) -> None:
         check_flag("compiled", compiled)
         check_flag("traced", traced)
-        if compiled and traced:
-            raise ValueError("a step is either compiled or traced, not both")
-        self._reset(compiled, traced)
+        if traced:
+            warnings.warn(TRACED_IS_DEPRECATED, DeprecationWarning, stacklevel=2)
+        self._reset(compiled)
         defaults = {
             "inner": Adagrad() if inner is None else inner,
             "lr": lr,
@@ -121,16 +126,14 @@ class Funnel(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def _reset(self, compiled: bool, traced: bool) -> None:
+    def _reset(self, compiled: bool) -> None:
         """Set up the executor of the step, and forget the last step's alignment."""
-        self.compiled, self.traced = compiled, traced
-        self._run: Callable[..., Alignment] = step_
-        if compiled:
-            self._run = CompiledStep()
+        self.compiled = compiled
+        self._run: Callable[..., Alignment] = CompiledStep() if compiled else step_
         self._last: dict[Tensor, tuple[Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"compiled": self.compiled, "traced": self.traced}
+        return super().__getstate__() | {"compiled": self.compiled}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Adopt a pickled or copied optimizer, or the state that ``load_state_dict`` has read."""
@@ -141,7 +144,7 @@ class Funnel(Optimizer):
                 loaded["inner"] = load_inner(loaded["inner"], mine["inner"])
         super().__setstate__(state)
         if "_run" not in self.__dict__:
-            self._reset(self.compiled, self.traced)
+            self._reset(self.compiled)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, which may set each of its hyperparameters, including ``inner``.
