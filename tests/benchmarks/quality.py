@@ -115,9 +115,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
     parser.add_argument("--examples", type=int, default=EXAMPLES, metavar="N")
     parser.add_argument("--source", default="mnist", help="images: mnist or digits [mnist]")
-    parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="start no run after this time"
-    )
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time to start runs in")
     parser.add_argument("--report", action="store_true", help="only print the tables")
     options = parser.parse_args()
     torch.set_num_threads(1)
