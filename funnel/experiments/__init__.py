@@ -1,4 +1,4 @@
-"""The paper's experiments, as commands."""
+"""The paper's experiments as commands: `figure3` and `classify`."""
 
 from importlib.util import find_spec
 

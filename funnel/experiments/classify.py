@@ -1,23 +1,23 @@
 """Tables 1 and 2 of the paper (§4.2): image classifiers with and without Funnel.
 
-Table 1, MobileNetV1 on CIFAR-10, the paper's 150,000 steps (a GPU and some hours):
+Table 1: MobileNetV1 on CIFAR-10 for the paper's 150,000 steps, which takes a GPU some hours:
 
     python -m funnel.experiments.classify --table 1 --data cifar10 --checkpoint table1.pt
 
-Table 2, ResNet-50 on ImageNet (folders train/ and val/, one folder a class in each):
+Table 2: ResNet-50 on ImageNet, in folders train/ and val/ with one folder per class:
 
     python -m funnel.experiments.classify --table 2 --data /data/imagenet --steps 450000 \\
         --batch-size 256 --checkpoint table2.pt
 
-One run, and a short one where neither a GPU nor the data is at hand:
+A single short run that needs neither a GPU nor those data:
 
     python -m funnel.experiments.classify --data mnist32 --optimizer momentum --funnel \\
         --width 0.25 --steps 300 --batch-size 64
 
-A run with --checkpoint goes on where it was interrupted, to the bit on the CPU. Without --funnel
-the optimizer is Funnel with both its rates at 0, which is the inner optimizer under heavy-ball
-momentum bit for bit. Data: cifar10 (the binary version, downloaded once), mnist32 (real MNIST
-padded to 32 x 32 in three channels, a stand-in), or the path of an image folder.
+A run with --checkpoint continues where it was interrupted, bit for bit on a CPU. Without --funnel
+the optimizer is Funnel with γp = γs = 0, which equals the inner optimizer under heavy-ball momentum
+bit for bit. The data are cifar10 (the binary version, downloaded once), mnist32 (a stand-in: real
+MNIST padded to 32 x 32 in three channels), or the path of an image folder.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from pathlib import Path
 
 import torch
 
-from funnel.experiments.images import DataError, open_source
-from funnel.experiments.training import OPTIMIZERS, SCHEDULES, DivergedError, Result, Run, Settings
-from streams.sources.mnist import DataUnavailableError
+from funnel.experiments.images import open_source
+from funnel.experiments.training import OPTIMIZERS, SCHEDULES, Result, Run, Settings
+from streams.errors import FunnelError
 
-# Optimizer, funneled, schedule.
+# For each table, its rows: optimizer, whether Funnel learns its step sizes, schedule.
 TABLES = {
     1: (
         ("momentum", False, "cosine"),
@@ -72,14 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", default="cifar10", help="cifar10, mnist32, or an image folder's path")
+    add("--data", default="cifar10", help="cifar10, mnist32, or the path of an image folder")
     add("--table", type=int, choices=sorted(TABLES), help="run all rows of this table")
-    add("--network", choices=["mobilenet_v1", "resnet50"], help="default: as in the table, else 1")
+    add("--network", choices=["mobilenet_v1", "resnet50"], help="default: that of the table")
     add("--optimizer", choices=sorted(OPTIMIZERS), default="momentum")
-    add("--funnel", action="store_true", help="learn scale and gains; otherwise a plain baseline")
+    add("--funnel", action="store_true", help="learn scale and gains; otherwise run a baseline")
     add("--schedule", choices=SCHEDULES, default="constant")
-    add("--lr", type=float, help="default: 0.1 momentum, 0.01 AdaGrad, 0.001 the others")
-    add("--momentum", type=float, help="default: 0.9 for momentum, 0 for the others")
+    add("--lr", type=float, help="default: 0.1 momentum, 0.01 AdaGrad, 0.001 otherwise")
+    add("--momentum", type=float, help="default: 0.9 for momentum, 0 otherwise")
     add("--nesterov", action="store_true")
     add("--gain-lr", type=float, default=1e-4, help="γp (default %(default)s, the paper's)")
     add("--scale-lr", type=float, default=1e-4, help="γs (default %(default)s)")
@@ -88,19 +88,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--width", type=float, default=1.0, help="MobileNet's width multiplier")
     add("--steps", type=int, default=150_000)
     add("--batch-size", type=int, default=128)
-    add("--evaluate-every", type=int, default=0, help="steps; 0: at the end only")
+    add("--evaluate-every", type=int, default=0, help="in steps; 0: only at the end")
     add("--seed", type=int, default=0)
     add("--compiled", action="store_true", help="fuse the optimizer step through torch.compile")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     add("--workers", type=int, default=8, help="processes that decode an image folder")
-    add("--image-size", type=int, default=224, help="side to which an image folder is cropped")
-    add("--checkpoint", type=Path, help="save here, and go on from here if it exists")
-    add("--log", type=Path, help="append loss and accuracy to this CSV at each evaluation")
+    add("--image-size", type=int, default=224, help="crop the images of a folder to this side")
+    add("--checkpoint", type=Path, help="save here; continue from it if it exists")
+    add("--log", type=Path, help="append loss and accuracy to this CSV file at each evaluation")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; return the exit status."""
+    """Run the rows that the command line asks for; return the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
     for name in ("steps", "batch_size"):
@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             replace(settings, optimizer=optimizer, funnel=funnel, schedule=schedule)
             for optimizer, funnel, schedule in TABLES[args.table]
         ]
-    cuda = args.device == "auto" and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu" if args.device == "auto" else args.device)
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(best if args.device == "auto" else args.device)
     results = []
     try:
         source = open_source(args.data, device, args.workers, args.image_size)
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if checkpoint and checkpoint.exists():
                 run.resume(checkpoint)
             results.append(run.train(checkpoint, args.log))
-    except (DataError, DataUnavailableError, DivergedError) as error:
+    except FunnelError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Image data for the classification experiments: CIFAR-10, an image folder, padded MNIST.
 
-A source gives an endless, seeded sequence of training batches and a pass over the test set.
+A source yields an endless, seeded sequence of training batches, and the test set once.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from streams.errors import FunnelError
 from streams.sources import mnist
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -33,32 +35,32 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png"}
 
 Batch = tuple[Tensor, Tensor]
-"""Images, fp32 [n, 3, h, w], about unit variance, and labels, int64 [n]."""
+"""Images, fp32 [n, 3, h, w] of about unit variance, and labels, int64 [n]."""
 
 
-class DataError(RuntimeError):
-    """The data cannot be had or are damaged; the message says what to do."""
+class DataError(FunnelError, RuntimeError):
+    """Data are unavailable or damaged, or a checkpoint belongs to another run."""
 
 
 class Source(Protocol):
-    """Training batches without end, test batches once through."""
+    """An endless sequence of training batches, and the test set."""
 
     classes: int
     small_images: bool
 
     def train(self, batch_size: int, step: int, seed: int) -> Iterator[Batch]:
-        """Yield the batches from step ``step`` on: the same ones however often it is restarted."""
+        """Yield the batches from step ``step`` on; a restart yields the same ones."""
 
     def test(self, batch_size: int) -> Iterator[Batch]:
-        """Yield the test set."""
+        """Yield the test set once, in batches."""
 
 
 class InMemory:
-    """Small images held whole as uint8 on the device, augmented there.
+    """Small images, held as uint8 on the device and augmented there.
 
     Args:
         train, test: images uint8 [n, 3, 32, 32] and labels int64 [n].
-        flip: mirror training images at random (digits must not be).
+        flip: whether to mirror training images at random; digits must not be mirrored.
     """
 
     small_images = True
@@ -74,10 +76,10 @@ class InMemory:
         self.classes = int(train[1].max()) + 1
 
     def train(self, batch_size: int, step: int, seed: int) -> Iterator[Batch]:
-        """Draw with replacement, pad by 4, crop at random, perhaps mirror; seeded by the step."""
+        """Draw with replacement, pad by 4, crop and mirror at random, all seeded by the step."""
         images, labels = self._train
-        while True:
-            generator = torch.Generator().manual_seed((seed << 32) + step)
+        for at in count(step):
+            generator = torch.Generator().manual_seed((seed << 32) + at)
             rows = torch.randint(len(labels), (batch_size,), generator=generator)
             corner = torch.randint(9, (2, batch_size, 1), generator=generator)
             span = torch.arange(32)
@@ -89,10 +91,9 @@ class InMemory:
             which = torch.arange(batch_size, device=self._device)[:, None, None]
             cropped = padded[which, :, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
             yield self._normalized(cropped), labels[rows]
-            step += 1
 
     def test(self, batch_size: int) -> Iterator[Batch]:
-        """Yield the test images as they are."""
+        """Yield the test images without augmentation."""
         for images, labels in zip(*(torch.split(t, batch_size) for t in self._test), strict=True):
             yield self._normalized(images), labels
 
@@ -101,10 +102,10 @@ class InMemory:
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
-    """``root/<class>/<image>``: JPEG or PNG files, classes in the order of their names.
+    """The JPEG and PNG files ``root/<class>/<image>``, with classes in the order of their names.
 
     Raises:
-        DataError: there is no class folder with an image in it.
+        DataError: no class folder holds an image.
     """
 
     def __init__(self, root: Path, size: int, augment: bool, seed: int = 0) -> None:
@@ -117,7 +118,9 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not self.files:
-            raise DataError(f"no images in {root}/<class>/*.jpeg; expected train/ and val/")
+            raise DataError(
+                f"no images in {root}/<class>/; train/ and val/ need one folder of images per class"
+            )
         self._size, self._augment, self._seed = size, augment, seed
 
     def __len__(self) -> int:
@@ -129,7 +132,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         with Image.open(path) as opened:
             image = opened.convert("RGB")
         if self._augment:
-            # Seeded by the draw, not by the worker, so that a resumed run sees the same crops.
+            # The draw seeds the crop, not the worker, so that a resumed run sees the same crops.
             image = self._random_crop(image, np.random.default_rng((self._seed, index)))
         else:
             image = self._central_crop(image)
@@ -138,7 +141,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return (pixels - mean) / std, label
 
     def _random_crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Crop 8 to 100 % of the area at an aspect of 3/4 to 4/3 [Szegedy et al. 2014], mirror."""
+        """Crop 8 to 100 % of the area, 3/4 to 4/3 wide [Szegedy et al. 2014]; mirror at random."""
         area = image.width * image.height * rng.uniform(0.08, 1.0)
         aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         width = min(image.width, max(1, round((area * aspect) ** 0.5)))
@@ -150,7 +153,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
     def _central_crop(self, image: Image.Image) -> Image.Image:
-        """Crop the middle 7/8 of the shorter side (224 of 256)."""
+        """Crop a central square of 7/8 of the shorter side (224 of 256)."""
         side = min(image.size) * 7 / 8
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
@@ -158,7 +161,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
 
 class Folder:
-    """ImageNet or anything laid out like it, decoded by worker processes."""
+    """ImageNet, or any folder with its layout, decoded by worker processes."""
 
     small_images = False
 
@@ -168,18 +171,16 @@ class Folder:
         self.classes = len(ImageFolder(root / "train", size, augment=True).classes)
 
     def train(self, batch_size: int, step: int, seed: int) -> Iterator[Batch]:
-        """Draw with replacement, crop and mirror at random; every draw is seeded by its number."""
+        """Draw with replacement, crop and mirror at random; the number of a draw seeds it."""
         data = ImageFolder(self._root / "train", self._size, augment=True, seed=seed)
 
         class Draws(torch.utils.data.Sampler[list[int]]):
             def __iter__(self) -> Iterator[list[int]]:
-                at = step
-                while True:
+                for at in count(step):
                     generator = torch.Generator().manual_seed((seed << 32) + at)
                     rows = torch.randint(len(data), (batch_size,), generator=generator)
-                    # The draw's number rides on the index: see ImageFolder's seeding.
+                    # The index also carries the draw's number, which seeds the crop in ImageFolder.
                     yield (rows + len(data) * (at * batch_size + torch.arange(batch_size))).tolist()
-                    at += 1
 
         yield from self._load(DataLoader(data, batch_sampler=Draws(), num_workers=self._workers))
 
@@ -193,10 +194,10 @@ class Folder:
 
 
 def open_source(name: str, device: torch.device, workers: int = 8, size: int = 224) -> Source:
-    """Return ``mnist32``, ``cifar10`` or the image folder at that path.
+    """Return ``mnist32``, ``cifar10``, or the image folder at the path ``name``.
 
     Raises:
-        DataError, streams.mnist.DataUnavailableError: the data cannot be had.
+        FunnelError: the data are unavailable or damaged; the message says what to do.
     """
     if name == "mnist32":
         data = mnist.load()
@@ -218,11 +219,11 @@ def read_cifar10(
 ) -> tuple[Batch, Batch]:
     """Return CIFAR-10's train and test sets, uint8 [n, 3, 32, 32] and int64 [n].
 
-    The binary version (https://www.cs.toronto.edu/~kriz/cifar.html): a byte for the label, then
-    3,072 for the planes. Downloaded into ``folder`` if it is not there.
+    A record of the binary version (https://www.cs.toronto.edu/~kriz/cifar.html) has one byte for
+    the label and 3,072 for the planes. The files are downloaded into ``folder`` if it lacks them.
 
     Raises:
-        DataError: the download fails or its MD5 is another; a file has a broken record.
+        DataError: the download fails, its MD5 is wrong, or a file has a broken record.
     """
     names = (*CIFAR10_TRAIN, CIFAR10_TEST)
     if not all((folder / name).is_file() for name in names):
@@ -235,7 +236,7 @@ def read_cifar10(
 def _read_records(path: Path) -> Batch:
     content = np.fromfile(path, dtype=np.uint8)
     if content.size == 0 or content.size % CIFAR10_RECORD:
-        raise DataError(f"{path} does not hold whole records of {CIFAR10_RECORD} bytes; delete it")
+        raise DataError(f"{path} has a broken record of {CIFAR10_RECORD} bytes; delete the file")
     records = torch.from_numpy(content.reshape(-1, CIFAR10_RECORD))
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
 
@@ -251,12 +252,12 @@ def _download_cifar10(folder: Path, url: str, md5: str) -> None:
                     bar.update(len(chunk))
     except (urllib.error.URLError, OSError) as error:
         raise DataError(
-            f"CIFAR-10 could not be fetched from {url} ({error}); put {CIFAR10_TEST} and "
+            f"CIFAR-10 could not be downloaded from {url} ({error}); put {CIFAR10_TEST} and "
             f"{', '.join(CIFAR10_TRAIN)} of cifar-10-binary.tar.gz into {folder}"
         ) from error
     digest = hashlib.md5(body.getvalue(), usedforsecurity=False).hexdigest()
     if digest != md5:
-        raise DataError(f"{url} has the MD5 {digest}, not {md5}")
+        raise DataError(f"{url} has the MD5 {digest}, not {md5}; try again, or use another copy")
     folder.mkdir(parents=True, exist_ok=True)
     body.seek(0)
     with tarfile.open(fileobj=body) as tar:

@@ -1,4 +1,4 @@
-"""The paper's two image classifiers."""
+"""The two image classifiers of the paper: MobileNetV1 and ResNet-50."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ RESNET50_STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
 def mobilenet_v1(classes: int, width: float = 1.0, small_images: bool = False) -> nn.Module:
     """Return MobileNetV1 [Howard et al. 2017, arXiv:1704.04861, Table 1].
 
-    Maps fp32 [n, 3, h, w] to logits [n, classes]. 4,231,976 parameters at 1,000 classes.
+    It maps fp32 [n, 3, h, w] to logits [n, classes] and has 4,231,976 parameters at 1,000 classes.
 
     Args:
         classes: number of classes.
-        width: the paper's α; channels are multiplied by it.
+        width: the factor α of that paper for the number of channels.
         small_images: the first convolution has stride 1 instead of 2, for 32 × 32 images.
     """
     channels = int(32 * width)
@@ -33,9 +33,9 @@ def mobilenet_v1(classes: int, width: float = 1.0, small_images: bool = False) -
 
 
 def resnet50(classes: int) -> nn.Module:
-    """Return ResNet-50 [He et al. 2015, arXiv:1512.03385], with the stride in the 3 × 3.
+    """Return ResNet-50 [He et al. 2015, arXiv:1512.03385], with the stride in the 3 × 3 layer.
 
-    Maps fp32 [n, 3, h, w] to logits [n, classes]. 25,557,032 parameters at 1,000 classes.
+    It maps fp32 [n, 3, h, w] to logits [n, classes] and has 25,557,032 parameters at 1,000 classes.
     """
     layers: list[nn.Module] = [_convolution(3, 64, 7, stride=2), nn.MaxPool2d(3, 2, padding=1)]
     channels = 64
@@ -47,7 +47,7 @@ def resnet50(classes: int) -> nn.Module:
 
 
 class Bottleneck(nn.Module):
-    """1 × 1, 3 × 3 and 1 × 1 convolutions beside an identity or a projection."""
+    """1 × 1, 3 × 3 and 1 × 1 convolutions, added to the identity or a projection of the input."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One training run of an image classifier: steps, evaluation, exact resume."""
+"""One training run of an image classifier: steps, evaluation, and exact resume."""
 
 import csv
 import math
@@ -20,8 +20,9 @@ from tqdm import tqdm
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, Inner, RMSprop
 from funnel.experiments.images import DataError, Source
 from funnel.experiments.networks import mobilenet_v1, resnet50
+from streams.errors import FunnelError
 
-# Inner optimizer, default learning rate, default momentum.
+# For each name: inner optimizer, default learning rate, default momentum.
 OPTIMIZERS: dict[str, tuple[Inner, float, float]] = {
     "momentum": (SGD(), 0.1, 0.9),
     "adagrad": (Adagrad(), 0.01, 0.0),
@@ -34,13 +35,13 @@ REPORT_EVERY = 50
 LOG_COLUMNS = ("optimizer", "schedule", "step", "train_loss", "test_accuracy", "lr", "scale")
 
 
-class DivergedError(RuntimeError):
+class DivergedError(FunnelError, RuntimeError):
     """The training loss is not finite."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is; together with the code it determines every bit of it on one machine."""
+    """The settings of a run; with the code they determine each of its bits on one machine."""
 
     network: str
     optimizer: str
@@ -62,7 +63,7 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """A row's name in the table."""
+        """The name of the run's row in the table."""
         inner = {"momentum": "Momentum", "adagrad-ema": "AdaGrad-EMA"}
         base = inner.get(self.optimizer, self.optimizer)
         return f"Funnel({base})" if self.funnel else base
@@ -81,10 +82,10 @@ class Result:
 
 
 def learning_rate_factor(settings: Settings) -> Callable[[int], float]:
-    """Return the schedule: steps taken so far to a factor of the learning rate.
+    """Return the schedule: a function from steps taken to a factor of the learning rate.
 
-    ``step`` divides by ten at half and at three quarters of the way; all start with a linear
-    warm-up over ``settings.warmup`` steps.
+    ``step`` divides by ten after half and after three quarters of the steps. Every schedule starts
+    with a linear warm-up over ``settings.warmup`` steps.
     """
 
     def factor(step: int) -> float:
@@ -100,7 +101,7 @@ def learning_rate_factor(settings: Settings) -> Callable[[int], float]:
 
 
 class Run:
-    """Network, optimizer and schedule of one run, and how far it is."""
+    """Network, optimizer and schedule of one run, and the number of steps it has taken."""
 
     def __init__(self, settings: Settings, source: Source, device: torch.device) -> None:
         self.settings, self.source, self.device = settings, source, device
@@ -111,8 +112,8 @@ class Run:
             network = mobilenet_v1(source.classes, settings.width, source.small_images)
         self.network = network.to(device)
         inner, lr, momentum = OPTIMIZERS[settings.optimizer]
-        # With rates of 0 Funnel is the inner optimizer under heavy ball, bit for bit: one code
-        # path serves the baselines too.
+        # With γp = γs = 0 Funnel equals the inner optimizer under heavy-ball momentum bit for bit,
+        # so one code path serves the baselines too.
         self.optimizer = Funnel(
             self.network.named_parameters(),
             inner,
@@ -129,7 +130,7 @@ class Run:
         self.best = 0.0
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint atomically. It holds no RNG: batches follow from seed and step."""
+        """Write a checkpoint atomically, without RNG state: seed and step determine the batches."""
         partial = path.with_name(f"{path.name}.part")
         torch.save(
             {
@@ -145,16 +146,16 @@ class Run:
         os.replace(partial, path)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint exactly where it was written.
+        """Continue from a checkpoint, exactly where it was written.
 
         Raises:
-            DataError: it is the checkpoint of a run with other settings.
+            DataError: the checkpoint is of a run with other settings.
         """
         saved = torch.load(path, map_location=self.device, weights_only=True)
         mine = asdict(self.settings)
         other = [f"{k} {v!r}" for k, v in saved["settings"].items() if mine[k] != v]
         if other:
-            raise DataError(f"{path} is of a run with {', '.join(other)}: delete it or match it")
+            raise DataError(f"{path} is of a run with {', '.join(other)}; delete it or match it")
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
@@ -166,11 +167,11 @@ class Run:
         log: Path | None = None,
         stop_after: int | None = None,
     ) -> Result:
-        """Train to the end (or for ``stop_after`` steps) and evaluate.
+        """Train to the end, or for ``stop_after`` steps, and evaluate.
 
         Raises:
-            DivergedError: the loss became NaN or inf.
-            KeyboardInterrupt: interrupted; the checkpoint, if any, has been written.
+            DivergedError: the loss is NaN or inf.
+            KeyboardInterrupt: Ctrl-C was pressed; the checkpoint, if any, has been written.
         """
         settings = self.settings
         last = settings.steps if stop_after is None else min(settings.steps, self.step + stop_after)
@@ -184,7 +185,7 @@ class Run:
         ):
             started = time.perf_counter()
             while self.step < last and not interrupted.is_set():
-                losses.append(self._learn(batches))
+                losses.append(self._train_step(batches))
                 bar.update()
                 due = settings.evaluate_every and self.step % settings.evaluate_every == 0
                 if len(losses) == REPORT_EVERY or due or self.step == last:
@@ -198,7 +199,7 @@ class Run:
                         )
                     bar.set_postfix(loss=f"{loss:.3f}", scale=f"{self.median_scale():.3g}")
                     if due and self.step < last:
-                        self._report(loss, log)
+                        self._evaluate_and_log(loss, log)
                         if checkpoint:
                             self.save(checkpoint)
                     started = time.perf_counter()
@@ -206,13 +207,13 @@ class Run:
             if checkpoint:
                 self.save(checkpoint)
             raise KeyboardInterrupt
-        accuracy = self._report(loss, log)
+        accuracy = self._evaluate_and_log(loss, log)
         if checkpoint:
             self.save(checkpoint)
         median = statistics.median(seconds) if seconds else math.nan
         return Result(settings, accuracy, self.best, loss, median, self.median_scale())
 
-    def _learn(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def _train_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         images, labels = next(batches)
         self.network.train()
         self.optimizer.zero_grad()
@@ -234,11 +235,11 @@ class Run:
         return correct / total
 
     def median_scale(self) -> float:
-        """Return the median over the tensors of the step-size scale s."""
+        """Return the median of the step-size scale s over the tensors."""
         states = self.optimizer.state.values()
         return float(torch.stack([s["log_scale"] for s in states]).median().exp())
 
-    def _report(self, loss: float, log: Path | None) -> float:
+    def _evaluate_and_log(self, loss: float, log: Path | None) -> float:
         accuracy = self.evaluate()
         self.best = max(self.best, accuracy)
         if log:
@@ -255,7 +256,7 @@ class Run:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into an event, so that it cannot fall into the middle of a step."""
+    """Turn Ctrl-C into an event, so that it cannot interrupt a step."""
     event = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: event.set())
     try:

@@ -1,4 +1,4 @@
-"""A pool as the service runs it: inputs standardized, predictions scored, then one step."""
+"""A pool as the service runs it: standardize the inputs, score the predictions, take one step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from service.fold.scores import Scores
 
 
 class PoolLearner:
-    """Learns batches by a pool.
+    """Learns batches with a pool.
 
     Args:
         module: maps fp32 [n, features] to logits.
         features: width of the inputs.
         classes: width of the logits.
-        experts: see `funnel.pool.pool.Pool`, as are further arguments.
+        experts, options: arguments of `funnel.pool.pool.Pool`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class PoolLearner:
 
     @torch.no_grad()
     def step(self, inputs: Tensor, labels: Tensor) -> float:
-        """Score fp32 inputs [n, d], learn them, and return the accuracy before."""
+        """Score fp32 inputs [n, features], learn them, and return the accuracy before learning."""
         if not self._started:
             self.standardizer.start(inputs)
             self._started = True
@@ -54,7 +54,7 @@ class PoolLearner:
         return float(accuracy)
 
     def observe(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Decision]:
-        """Do what comes before the update; a function of tensors."""
+        """Score and decide, as a function of tensors that can be traced."""
         deviations = self.standardizer.deviations(inputs)
         prepared = clamped(deviations)
         scored = self.pool.score(prepared, labels)

@@ -41,7 +41,7 @@ def dropout() -> nn.Module:
 
 
 def batchnorm() -> nn.Module:
-    # A bias before it has no gradient but rounding, whose sign is chance.
+    # A bias before batch normalization has a gradient of mere rounding, with a random sign.
     hidden = nn.Linear(FEATURES, 9, bias=False)
     return nn.Sequential(hidden, nn.BatchNorm1d(9), nn.Linear(9, CLASSES))
 

@@ -1,4 +1,4 @@
-"""The image classification script trains, resumes exactly and explains what it lacks."""
+"""The image classification command trains, resumes exactly, and explains missing data."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An image folder of two classes that differ in brightness."""
+    """Return an image folder of two classes that differ in brightness."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
         for name, level in (("bright", 200), ("dark", 50)):
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         Run(small(lr=0.02), in_memory(), CPU).resume(tmp_path / "a.pt")
 
 
-def test_ctrl_c_saves_the_checkpoint_and_exits_130(folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_writes_the_checkpoint_and_exits_130(folder: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     command = [sys.executable, "-m", "funnel.experiments.classify", "--data", str(folder)]
     command += ["--width", "0.1", "--image-size", "32", "--batch-size", "2", "--workers", "0"]
@@ -134,7 +134,7 @@ def test_ctrl_c_saves_the_checkpoint_and_exits_130(folder: Path, tmp_path: Path)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not checkpoint.exists() and time.monotonic() < deadline:
-            assert process.stderr.read(1)  # the progress bar: wakes at every step
+            assert process.stderr.read(1)  # the progress bar is drawn at every step
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -142,7 +142,7 @@ def test_ctrl_c_saves_the_checkpoint_and_exits_130(folder: Path, tmp_path: Path)
     assert torch.load(checkpoint, weights_only=True)["step"] >= 2
 
 
-def test_a_diverging_run_stops_with_a_clear_line(
+def test_a_diverging_run_stops_and_says_what_to_do(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = ["--width", "0.1", "--image-size", "32", "--steps", "60", "--batch-size", "2"]
@@ -174,7 +174,7 @@ def archive_of(records: dict[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
-def test_cifar10_is_fetched_checked_and_parsed(tmp_path: Path) -> None:
+def test_cifar10_is_downloaded_checked_and_parsed(tmp_path: Path) -> None:
     record = bytes([7]) + bytes(range(256)) * 12
     packed = archive_of(dict.fromkeys((*CIFAR10_TRAIN, CIFAR10_TEST), record * 2))
     (tmp_path / "cifar.tar.gz").write_bytes(packed)
@@ -184,18 +184,18 @@ def test_cifar10_is_fetched_checked_and_parsed(tmp_path: Path) -> None:
     assert train[0].shape == (10, 3, 32, 32)
     assert test[1].tolist() == [7, 7]
     assert test[0][0, 0, 0, :4].tolist() == [0, 1, 2, 3]
-    read_cifar10(tmp_path / "cache", "file:///nowhere")  # from the cache now
+    read_cifar10(tmp_path / "cache", "file:///nowhere")  # the cache has it now
 
 
-def test_cifar10_of_another_checksum_is_refused_and_not_unpacked(tmp_path: Path) -> None:
+def test_cifar10_with_a_wrong_checksum_is_refused_and_not_unpacked(tmp_path: Path) -> None:
     (tmp_path / "cifar.tar.gz").write_bytes(archive_of({CIFAR10_TEST: b"x"}))
     with pytest.raises(DataError, match="has the MD5"):
         read_cifar10(tmp_path / "cache", (tmp_path / "cifar.tar.gz").as_uri())
     assert not (tmp_path / "cache").exists()
 
 
-def test_unreachable_data_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"could not be fetched.*put test_batch\.bin"):
+def test_the_error_of_unavailable_data_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"could not be downloaded.*put test_batch\.bin"):
         read_cifar10(tmp_path, "http://127.0.0.1:9/cifar.tar.gz")
     with pytest.raises(DataError, match="no images in"):
         open_source(str(tmp_path / "none"), CPU)
