@@ -15,15 +15,15 @@ from service.commands.evaluation import Run, evaluate
 from service.commands.picture import check_picture, save
 from service.settings import Settings
 from streams.peers.peers import Peer
-from streams.prequential import BLOCK, WINDOW, Curve, curve, ends, recovery, rolling
+from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
+from streams.recovery import WINDOW, recoveries
 from streams.sources.catalog import Stream
 
 EXPLANATION = f"""\
 Accuracy is prequential: each batch is predicted before it is learned; ± is the 95 % interval of
 the mean over seeds. Peers are shown at the best of their settings, chosen for this stream in
-hindsight. Recovery is the median, over shifts and seeds, of the examples until the accuracy of the
-next {WINDOW:,} is within 2 points of that of the segment's last {WINDOW:,}: the learner's own, or
-that of the learner that ends the segment best.
+hindsight. Recovery is the median, over shifts and seeds, of the examples after a shift until the
+accuracy of the next {WINDOW:,} is within 2 points of the best learner's at the end of the segment.
 """
 
 
@@ -42,33 +42,27 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
     return mean if math.isnan(half) else f"{mean} ± {half:.{digits}f}"
 
 
-def best_ends(learners: Sequence[Sequence[Curve]], shifts: Sequence[int]) -> list[list[float]]:
-    """Return, for each seed and segment, the best accuracy that a learner ends it with.
+def recoveries_of(
+    learners: Sequence[Sequence[Curve]], shifts: Sequence[int]
+) -> list[list[int | None]]:
+    """Return the recoveries of each learner, over all seeds and shifts.
 
     Args:
-        learners: of each, a curve a seed.
-        shifts: see `streams.prequential.recovery`.
+        learners: for each, its curve at each seed.
+        shifts: index of the first example after each shift.
     """
-    found = np.array([[ends(points, shifts) for points in curves] for curves in learners])
-    return [list(map(float, row)) for row in found.max(axis=0)]
+    taken: list[list[int | None]] = [[] for _ in learners]
+    for curves in zip(*learners, strict=True):
+        found = recoveries(list(map(rolling_points, curves)), shifts, BLOCK * len(curves[0]))
+        for mine, more in zip(taken, found, strict=True):
+            mine.extend(more)
+    return taken
 
 
-def median_recovery(
-    curves: Sequence[Curve], shifts: Sequence[int], goals: Sequence[Sequence[float]] | None = None
-) -> float:
-    """Return the median over shifts and seeds: inf for never, NaN where nothing shifts.
-
-    Args:
-        curves: one a seed.
-        shifts: see `streams.prequential.recovery`.
-        goals: one a seed and segment; the learner's own ends by default.
-    """
-    taken = [
-        math.inf if examples is None else examples
-        for k, points in enumerate(curves)
-        for examples in recovery(points, shifts, goals[k] if goals else None)
-    ]
-    return statistics.median(taken) if taken else math.nan
+def median_recovery(taken: Sequence[int | None]) -> float:
+    """Return the median; inf if the learner did not recover, NaN where nothing shifts."""
+    examples = [math.inf if one is None else one for one in taken]
+    return statistics.median(examples) if examples else math.nan
 
 
 def examples_shown(examples: float) -> str:
@@ -81,17 +75,15 @@ def examples_shown(examples: float) -> str:
 def table(runs: Sequence[Run], stream: Stream) -> str:
     """Return the runs as aligned lines, the best accuracy first."""
     shifts = [shift.example for shift in stream.shifts]
-    curves = [[curve(found) for found in run.outcomes] for run in runs]
-    goals = best_ends(curves, shifts)
-    lines = [("learner", "setting", "accuracy", "recovery: to its own end", "to the best end")]
-    for run, own in sorted(zip(runs, curves, strict=True), key=lambda found: -found[0].accuracy):
+    taken = recoveries_of([[curve(found) for found in run.outcomes] for run in runs], shifts)
+    lines = [("learner", "setting", "accuracy", "recovery")]
+    for run, own in sorted(zip(runs, taken, strict=True), key=lambda found: -found[0].accuracy):
         lines.append(
             (
                 run.learner,
                 f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting,
                 shown(run.accuracies),
-                examples_shown(median_recovery(own, shifts)),
-                examples_shown(median_recovery(own, shifts, goals)),
+                examples_shown(median_recovery(own)),
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import tempfile
 import threading
 import time
@@ -11,63 +10,58 @@ from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
-from service.commands.demo_report import Point, plot, recoveries, tell
+from service.commands import demo_view
+from service.commands.demo_report import Point, lines, plot
 from service.commands.picture import check_picture
 from service.http.routes.demo import demo_router
 from service.http.server import serve
+from service.monitoring.history import History
 from service.service import Service
 from service.settings import Settings
 from service.trainer.trainer import Trainer
 from streams.batch import Batch
-from streams.producer import HTTPTarget, ProducerError, RetryLaterError, Target, produce
+from streams.producer import HTTPTarget, RetryLaterError, Target, produce
 from streams.sources.catalog import IMAGE_STREAMS, Shift, Stream
 from streams.sources.steering import Steered
 
-BLOCKS = "▁▂▃▄▅▆▇█"
 FRAME_SECONDS = 0.25
-COLUMNS = 60
-UNEVENNESS_FLOOR = 1e-9
 
 
 class Demo:
     """One run of the demo.
 
     Args:
-        stream: what is sent.
+        stream: the stream to send.
         rate: examples a second.
-        settings: of the service.
-        console: where the view is drawn; plain lines if it is not a terminal.
-        seed: of the stream.
+        settings: settings of the service.
+        console: where the view is drawn; if it is not a terminal, as plain lines.
+        seed: seed of the stream.
     """
 
     def __init__(
         self, stream: Stream, rate: float, settings: Settings, console: Console, seed: int = 0
     ) -> None:
-        self.stream, self.rate, self.settings, self.seed = stream, rate, settings, seed
+        self.stream, self.rate, self.settings = stream, rate, settings
         self.console = console
         self.steered = Steered(stream, self._on_shift, seed)
         self.points: list[Point] = []
-        self.shifts: list[Shift] = []
-        """Those that were sent."""
-        self.sent = 0
-        self._service: Service | None = None
+        self.history = History()
+        """The service's, once it has started; it measures the recoveries."""
         self._stop = threading.Event()
         self._done = threading.Event()
         self._problem: BaseException | None = None
 
     async def run(self) -> None:
-        """Serve and send until the stream is through or a signal comes.
+        """Serve and send until the stream ends or a signal comes.
 
         Streams of images can be turned by hand over HTTP, and then they have no end.
 
         Raises:
-            ProducerError: the stream could not be sent.
+            FunnelError: the service could not be started, or the stream could not be sent.
         """
         self.console.print("Starting the log and the service …")
         watching: list[asyncio.Task[None]] = []
@@ -80,20 +74,18 @@ class Demo:
             await serve(self.settings, started, [demo_router(self.steered)] * has_hand)
         finally:
             self._stop.set()
-            await asyncio.gather(*watching, return_exceptions=True)
-        if self._problem is not None:
-            raise self._problem
+            ended = await asyncio.gather(*watching, return_exceptions=True)
+        for problem in (*ended, self._problem):
+            if problem is not None:
+                raise problem
 
     def _on_shift(self, shift: Shift) -> None:
-        self.shifts.append(shift)
-        if self._service is not None and self._service.learner is not None:
-            self._service.learner.history.add_shift(*shift)
+        self.history.add_shift(*shift)
 
     def _send(self, url: str) -> None:
         target = HTTPTarget(url, self.settings.api_key.get_secret_value())
 
-        def count(examples: int) -> None:
-            self.sent += examples
+        def check(examples: int) -> None:
             if self._stop.is_set():
                 raise _StoppedError
 
@@ -103,106 +95,64 @@ class Demo:
                 _Stoppable(target, self._stop),
                 self.rate,
                 name=uuid.uuid4().hex,
-                progress=count,
+                progress=check,
             )
         except _StoppedError:
             return
-        except (ProducerError, OSError, RuntimeError) as error:
+        except Exception as error:  # `run` raises it
             self._problem = error
         finally:
             target.close()
             self._done.set()
 
     async def _watch(self, service: Service, url: str) -> None:
-        self._service, learner = service, service.learner
-        assert learner is not None
+        assert service.learner is not None
+        learner, self.history = service.learner, service.learner.history
         if not self.console.is_terminal:
             self.console.print(f"Live page: {url}", highlight=False)
         sender = threading.Thread(target=self._send, args=(url,), name="demo-send", daemon=True)
         sender.start()
-        live = self.console.is_terminal
-        marked = 0
-        with Live(console=self.console, auto_refresh=False, transient=False) as view:
-            while not service.draining.is_set():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
-                point = _point(learner)
-                if point and (not self.points or point.examples > self.points[-1].examples):
-                    self.points.append(point)
-                    if not live:
-                        for shift in self.shifts[marked:]:
-                            if shift.example <= point.examples:
-                                self.console.print(f"  ── shift at {shift.example}: {shift.what}")
-                                marked += 1
-                        self.console.print(_line(point), highlight=False)
-                if live:
-                    view.update(self.view(url), refresh=True)
-                if self._done.is_set() and service.backlog() == 0 and self._all_shown(learner):
-                    break
-        service.draining.set()
+        try:
+            with Live(console=self.console, auto_refresh=False, transient=False) as view:
+                while not service.draining.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
+                    self._draw(_point(learner), view, url)
+                    if self._done.is_set() and service.backlog() == 0 and self._all_shown(learner):
+                        break
+            self.history.end_stream()
+            with contextlib.suppress(TimeoutError):  # a frame in which pages receive the end
+                await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
+        finally:
+            service.draining.set()
+
+    def _draw(self, point: Point | None, view: Live, url: str) -> None:
+        seen = self.points[-1].examples if self.points else -1
+        if point and point.examples > seen:
+            self.points.append(point)
+            if not self.console.is_terminal:
+                for shift in self.history.shifts:
+                    if seen < shift.example <= point.examples:
+                        self.console.print(f"  ── shift at {shift.example}: {shift.what}")
+                self.console.print(demo_view.line(point), highlight=False)
+        if self.console.is_terminal:
+            view.update(self._panel(url), refresh=True)
+
+    def _panel(self, url: str) -> Panel:
+        learned = self.points[-1].examples if self.points else 0
+        total = max(self.stream.examples, learned)
+        of = "" if self.steered.is_steered else f" of {total:,}"
+        note = (
+            f"{learned:,}{of} examples learned at {self.rate:,.0f}/s · "
+            "gain spread: from the 5 % to the 95 % quantile of p · Ctrl-C ends"
+        )
+        title = f"Funnel · {self.stream.name} · {url}"
+        return demo_view.panel(self.points, self.history.shifts, total, title, note)
 
     def _all_shown(self, learner: Trainer) -> bool:
         if self._problem is not None:
             return True
-        return bool(self.points) and self.points[-1].examples >= learner.state.examples
-
-    @property
-    def _total(self) -> int:
-        """Examples that the picture is wide."""
-        learned = self.points[-1].examples if self.points else 0
-        return max(self.stream.examples, learned)
-
-    def view(self, url: str) -> Panel:
-        """Return the picture of the terminal."""
-        table = Table.grid(padding=(0, 1))
-        if not self.points:
-            return Panel(Text("waiting for the first batch …"), title=f"Funnel · {url}")
-        now, total = self.points[-1], self._total
-        row = [" "] * COLUMNS
-        for shift in self.shifts:
-            if shift.example <= now.examples:
-                column = min(COLUMNS - 1, shift.example * COLUMNS // total)
-                for offset, letter in enumerate(f"▼{shift.what}"[: COLUMNS - column]):
-                    row[column + offset] = letter
-        marks = Text("".join(row), style="bold yellow")
-        low, high = now.gains[1], now.gains[5]
-        rows = (
-            ("shift", marks, ""),
-            ("accuracy", self._spark(lambda p: p.accuracy, 0.0, 1.0), f"{now.accuracy:.1%}"),
-            ("scale s", self._spark(lambda p: math.log(p.scale)), f"{now.scale:.3f}"),
-            (
-                "gain spread",
-                self._spark(lambda p: math.log(p.gains[5] / p.gains[1])),
-                f"{low:.2f} … {high:.2f}",
-            ),
-        )
-        for name, line, value in rows:
-            table.add_row(Text(name, style="bold"), line, value)
-        of = "" if self.steered.is_steered else f" of {total:,}"
-        foot = Text(
-            f"{now.examples:,}{of} examples learned at {self.rate:,.0f}/s · "
-            "gain spread: from the 5 % to the 95 % quantile of p · Ctrl-C ends",
-            style="dim",
-        )
-        return Panel(Group(table, foot), title=f"Funnel · {self.stream.name} · {url}", expand=False)
-
-    def _spark(
-        self,
-        value: Callable[[Point], float],
-        low: float | None = None,
-        high: float | None = None,
-    ) -> Text:
-        cells: list[float | None] = [None] * COLUMNS
-        for point in self.points:
-            column = min(COLUMNS - 1, point.examples * COLUMNS // self._total)
-            cells[column] = value(point)
-        known = [c for c in cells if c is not None and math.isfinite(c)]
-        bottom = min(known) if low is None else low
-        top = max(known) if high is None else high
-        line = "".join(
-            " " if c is None or not math.isfinite(c) else _block(c, bottom, top) for c in cells
-        )
-        return Text(line, style="cyan")
+        return bool(self.points) and self.points[-1].examples >= learner.status.examples
 
 
 class _StoppedError(Exception):
@@ -216,7 +166,7 @@ class _Stoppable:
         self._target, self._stop = target, stop
 
     def send(self, batch: Batch, key: str) -> None:
-        """Send, or end."""
+        """Send the batch, or end."""
         if self._stop.is_set():
             raise _StoppedError
         try:
@@ -238,37 +188,26 @@ def _point(learner: Trainer) -> Point | None:
     tensor = next(iter(statistics.served.tensors.values()))
     return Point(
         statistics.examples,
-        {name: learner.scores.rolling_accuracy for name, learner in statistics.learners.items()},
+        {name: one.scores.rolling_accuracy for name, one in statistics.learners.items()},
         tensor.scale,
         tensor.gain_quantiles,
     )
 
 
-def _line(point: Point) -> str:
-    return (
-        f"{point.examples:>7,} examples  accuracy {point.accuracy:6.1%}  scale {point.scale:6.3f}  "
-        f"gains {point.gains[1]:6.2f} … {point.gains[5]:6.2f}"
-    )
-
-
-def _block(value: float, low: float, high: float) -> str:
-    share = (value - low) / max(high - low, UNEVENNESS_FLOOR)
-    return BLOCKS[min(len(BLOCKS) - 1, max(0, int(share * len(BLOCKS))))]
-
-
 def run_demo(
     stream: Stream, rate: float, settings_in: Callable[[Path], Settings], picture: Path | None
 ) -> int:
-    """Run the demo on a log of its own that is removed afterwards.
+    """Run the demo on a log of its own, which is removed afterwards; return the exit status.
 
     Args:
-        stream: what is sent.
+        stream: the stream to send.
         rate: examples a second.
-        settings_in: makes the settings for a data directory.
-        picture: where to write the run as a picture, if anywhere.
+        settings_in: returns the settings for a data directory.
+        picture: where to write the run as a picture; None for no picture.
 
     Raises:
         PictureError: the picture cannot be written.
+        FunnelError: the service could not be started, or the stream could not be sent.
     """
     check_picture(picture)
     console = Console()
@@ -277,15 +216,16 @@ def run_demo(
         settings = settings_in(Path(scratch))
         demo = Demo(stream, rate, settings, console, settings.seed)
         uvloop.run(demo.run())
-    if demo.points:
-        last = demo.points[-1]
-        console.print(
-            f"{last.examples:,} examples learned in {time.monotonic() - began:.0f} s; "
-            f"rolling accuracy {last.accuracy:.1%}"
-        )
-        for recovery in recoveries(demo.points, demo.shifts):
-            console.print(tell(recovery), highlight=False)
-    if picture is not None and demo.points:
-        plot(demo.points, demo.shifts, stream.name, picture)
+    if not demo.points:
+        return 0
+    last, shifts = demo.points[-1], demo.history.shifts
+    console.print(
+        f"{last.examples:,} examples learned in {time.monotonic() - began:.0f} s; "
+        f"rolling accuracy {last.accuracy:.1%}"
+    )
+    for text in lines(shifts):
+        console.print(text, highlight=False, soft_wrap=True)
+    if picture is not None:
+        plot(demo.points, shifts, stream.name, picture)
         console.print(f"picture: {picture}")
     return 0

@@ -29,21 +29,20 @@ TOPICS = {
 
 def add_settings(parser: argparse.ArgumentParser, topics: Collection[str] = TOPICS) -> None:
     """Add an option for every setting; help shows those of ``topics``, keys of `TOPICS`."""
-    for topic, names in TOPICS.items():
-        group = parser.add_argument_group(topic)
-        for name in names:
-            field = Settings.model_fields[name]
-            default = field.get_default()
-            is_flag = isinstance(default, bool)
-            line = f"{field.description} [{_shown(default) or 'none'}]".replace("%", "%%")
-            group.add_argument(
-                f"--{name.replace('_', '-')}",
-                dest=f"setting_{name}",
-                nargs="?" if is_flag else None,
-                const="true" if is_flag else None,
-                metavar="BOOL" if is_flag else name.rpartition("_")[2].upper(),
-                help=line if topic in topics else argparse.SUPPRESS,
-            )
+    groups = {topic: parser.add_argument_group(topic) for topic in TOPICS}
+    topic_of = {name: topic for topic, names in TOPICS.items() for name in names}
+    for name, field in Settings.model_fields.items():
+        default, topic = field.get_default(), topic_of[name]
+        is_flag = isinstance(default, bool)
+        line = f"{field.description} [{_shown(default) or 'none'}]".replace("%", "%%")
+        groups[topic].add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"setting_{name}",
+            nargs="?" if is_flag else None,
+            const="true" if is_flag else None,
+            metavar="BOOL" if is_flag else name.rpartition("_")[2].upper(),
+            help=line if topic in topics else argparse.SUPPRESS,
+        )
 
 
 def _shown(default: Any) -> str:

@@ -9,6 +9,7 @@ from service.http.dependencies import Running
 from service.http.errors import ErrorBody
 from service.http.events import EventStream
 from service.monitoring.history import Point
+from service.monitoring.recovery import ShiftRecovery
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
@@ -17,6 +18,8 @@ class HistoryAnswer(BaseModel):
     """About a point a second of learning, oldest first."""
 
     points: list[Point]
+    shifts: list[ShiftRecovery]
+    """Known shifts of the stream, such as the demo's, and how the learners recovered from them."""
 
 
 @router.get("/history", response_model=HistoryAnswer, responses={422: {"model": ErrorBody}})
@@ -28,8 +31,12 @@ async def history(
 ) -> Response:
     """Return the points that are kept: those of the last hour of learning."""
     assert service.learner is not None
-    points = service.learner.history.points(since)
-    return Response(b'{"points":[%s]}' % b",".join(points), media_type="application/json")
+    kept = service.learner.history
+    shifts = b",".join(shift.model_dump_json().encode() for shift in kept.shifts)
+    return Response(
+        b'{"points":[%s],"shifts":[%s]}' % (b",".join(kept.points(since)), shifts),
+        media_type="application/json",
+    )
 
 
 @router.get(
@@ -37,17 +44,17 @@ async def history(
     response_class=Response,
     responses={
         200: {
-            "description": "Server-sent events. `point`: as in `/history`. `drift`: as in `/drift`;"
-            " one that comes again under its `id` has news of the recovery. `shift`: the stream is "
-            "known to change at an example. `reset`: forget what came before; it comes first unless"
-            " the stream goes on behind `Last-Event-ID`.",
+            "description": "Server-sent events. `point`: as in `/history`. `drift`: as in "
+            "`/drift`; `shift`: as in `/history`; both are sent again under their `id` once a "
+            "recovery is measured. `reset`: forget the events before; it comes first unless the "
+            "stream continues after `Last-Event-ID`.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     },
 )
 async def events(
     service: Running,
-    last_event_id: Annotated[str, Header(description="go on behind this event")] = "",
+    last_event_id: Annotated[str, Header(description="continue after this event")] = "",
 ) -> Response:
     """Send the points that are kept, and then each as it is made."""
     return EventStream(service, last_event_id)

@@ -157,6 +157,6 @@ def test_events_of_long_ago_are_forgotten() -> None:
     made = History()
     for k in range(1_000):
         made.note_drifts([{"id": n} for n in range(k, k + 10)])
-    assert len(made._drifts) == 10
+    assert len(made._noted[DRIFT]) == 10
     (last,) = made.after(made._number - 1) or []
     assert last.json == b'{"id":1008}'
