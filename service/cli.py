@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="funnel",
         description="Online learning for data that drifts, with no step size to tune.",
     )
-    parser.add_argument("--version", action="version", version=f"funnel {version('funnel')}")
+    parser.add_argument("--version", action="version", version=f"funnel {version('funnel-stream')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     serve = commands.add_parser(
         "serve",

@@ -148,7 +148,7 @@ def run(
         RuntimeError: there is to be a picture, and matplotlib is not installed.
     """
     if picture is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError("--plot needs matplotlib: pip install 'funnel[experiments]'")
+        raise RuntimeError("--plot needs matplotlib: pip install 'funnel-stream[experiments]'")
     torch.set_num_threads(settings.threads)
     reasons = {name: peer.missing(stream) for name, peer in peers.items()}
     for name, reason in reasons.items():

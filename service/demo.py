@@ -271,7 +271,7 @@ def run_demo(
         RuntimeError: there is to be a picture, and matplotlib is not installed.
     """
     if picture is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError("--plot needs matplotlib: pip install 'funnel[experiments]'")
+        raise RuntimeError("--plot needs matplotlib: pip install 'funnel-stream[experiments]'")
     console = Console()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:
