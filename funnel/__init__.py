@@ -4,10 +4,10 @@ E. Amid, R. Anil, C. Fifty, M. K. Warmuth, 'Step-size Adaptation Using Exponenti
 Updates', arXiv:2202.00145.
 """
 
-from funnel.expert import Expert
-from funnel.inner import SGD, Adagrad, AdagradEMA, Adam, ForeignInner, Inner, RMSprop
+from funnel.inner.native import SGD, Adagrad, AdagradEMA, Adam, ForeignInner, Inner, RMSprop
 from funnel.optimizer import Funnel
-from funnel.pool import Pool
+from funnel.pool.expert import Expert
+from funnel.pool.pool import Pool
 
 __all__ = [
     "SGD",

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from funnel.checks import check_flag, check_group
-from funnel.compiled import CompiledStep
-from funnel.foreign import Factory, ForeignInner, Proposed, own_inner, resumed
-from funnel.inner import Adagrad, Inner
+from funnel.graphs.compiled import CompiledStep
+from funnel.graphs.traced import TracedStep
+from funnel.inner.foreign import Factory, ForeignInner, Proposed, own_inner, resumed
+from funnel.inner.native import Adagrad, Inner
+from funnel.inner.verbatim import load_verbatim
 from funnel.telemetry import TensorTelemetry, describe
-from funnel.traced import TracedStep
 from funnel.update import Alignment, Rates, State, Variant, step_
-from funnel.verbatim import load_verbatim
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from funnel import tensorlists as lists
-from funnel.interface import Inner, Rate, masked
+from funnel.inner.interface import Inner, Rate, masked
 
 Bounds = tuple[float, float]
 

@@ -13,12 +13,19 @@ from typing import Any
 import uvloop
 from tqdm import tqdm
 
-from service.options import add_rate, add_settings, add_stream, positive_int, settings_of, stream_of
+from service.commands.options import (
+    add_rate,
+    add_settings,
+    add_stream,
+    positive_int,
+    settings_of,
+    stream_of,
+)
 from service.settings import PREFIX, Settings, SettingsError
-from streams import mnist
-from streams.catalog import EXAMPLES, Stream
-from streams.peers import PEERS, QUICK, UnknownPeerError, find_peers
+from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.producer import make_target, produce
+from streams.sources import mnist
+from streams.sources.catalog import EXAMPLES, Stream
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -128,7 +135,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def run_serve(options: argparse.Namespace) -> int:
     """``funnel serve``."""
-    from service.server import serve
+    from service.http.server import serve
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
@@ -140,7 +147,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def run_demo(options: argparse.Namespace) -> int:
     """``funnel demo``."""
-    from service import demo
+    from service.commands import demo
 
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     stream = stream_of(options)
@@ -205,7 +212,7 @@ def run_stream(options: argparse.Namespace) -> int:
 
 def run_compare(options: argparse.Namespace) -> int:
     """``funnel compare``."""
-    from service import compare
+    from service.commands import compare
 
     stream = stream_of(options)
     settings = settings_of(options, features=stream.width, classes=stream.classes)

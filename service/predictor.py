@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from service.snapshot import Evaluator, Snapshot
+from service.fold.snapshot import Evaluator, Snapshot
 from streams.batch import Features, join_features
 
 GATHER_SECONDS = 0.001

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from service.checkpoint import Checkpoints, numerics
-from service.drift import Event
-from service.embedded import EmbeddedServer
-from service.fold import State
-from service.intake import Intake
-from service.learner import Learner, Terms
-from service.lease import Lock
-from service.log import Log, connect
-from service.metrics import Metrics
-from service.pipeline import Cutting
+from service.fold.drift import Event
+from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.state import State
+from service.log.embedded import EmbeddedServer
+from service.log.intake import Intake
+from service.log.lease import Lock
+from service.log.log import Log, connect
+from service.monitoring.metrics import Metrics
+from service.monitoring.webhook import Webhook
 from service.predictor import Predictor
 from service.settings import Settings, SettingsError
-from service.snapshot import Evaluator, Snapshot
-from service.webhook import Webhook
+from service.trainer.checkpoint import CheckpointStore, numerics
+from service.trainer.pipeline import Cutting
+from service.trainer.trainer import Terms, Trainer
 
 logger = logging.getLogger("funnel")
 
@@ -43,7 +43,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.metrics.watch(self)
-        self.learner: Learner | None = None
+        self.learner: Trainer | None = None
         self.intake: Intake | None = None
         self.predictor: Predictor | None = None
         self.draining = asyncio.Event()
@@ -72,7 +72,7 @@ class Service:
     def backlog(self) -> int:
         """Estimate the examples in the log that are not learned yet; see `Replica.backlog`."""
         learner, intake = self.learner, self.intake
-        if learner is None or intake is None or learner.replica.place is None:
+        if learner is None or intake is None or learner.replica.progress is None:
             return 0
         known = learner.statistics.entries_added if learner.statistics else 0
         return learner.replica.backlog(max(known, intake.added), intake.mean_entry)
@@ -93,19 +93,19 @@ class Service:
         except OSError as error:
             raise SettingsError(f"FUNNEL_DATA_DIR: it cannot be made: {error}") from error
         building = asyncio.ensure_future(
-            asyncio.to_thread(State, settings.spec, settings.rates, device)
+            asyncio.to_thread(State, settings.spec, settings.hyperparameters, device)
         )
         url = await self._start_server()  # which reads its file meanwhile
         state = await building
         name = settings.model
         loop = asyncio.get_running_loop()
-        checkpoints = Checkpoints(
+        checkpoints = CheckpointStore(
             settings.data_dir / "checkpoints" / name.replace(":", "-"),
             numerics(device),
             logger.error,
         )
         self._lock = Lock(checkpoints.directory / "lock")
-        learner = Learner(
+        learner = Trainer(
             state,
             lambda: Log(connect(url), name),
             checkpoints,

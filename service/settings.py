@@ -18,12 +18,12 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from funnel.expert import DEFAULT_EXPERTS
-from service.optimizers import OPTIMIZERS, Shadow
-from service.spec import Rates, Spec
+from funnel.pool.expert import DEFAULT_EXPERTS
+from service.fold.optimizers import OPTIMIZERS, Shadow
+from service.fold.spec import Hyperparameters, Spec
 
 PREFIX = "FUNNEL_"
-MOST_SHADOWS = 8
+MAX_SHADOWS = 8
 MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -154,8 +154,8 @@ class Settings(BaseSettings):
     def _baselines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError("a baseline is named twice")
-        if len(value) > MOST_SHADOWS:
-            raise ValueError(f"at most {MOST_SHADOWS} baselines")
+        if len(value) > MAX_SHADOWS:
+            raise ValueError(f"at most {MAX_SHADOWS} baselines")
         return tuple(Shadow.parse(text).name for text in value)
 
     @field_validator("redis_url")
@@ -229,9 +229,9 @@ class Settings(BaseSettings):
         )
 
     @property
-    def rates(self) -> Rates:
+    def hyperparameters(self) -> Hyperparameters:
         """The optimizer's hyperparameters."""
-        return Rates(
+        return Hyperparameters(
             self.lr, self.momentum, self.gain_lr, self.scale_lr, self.loss_guard, self.shadow
         )
 

@@ -12,7 +12,7 @@ from streams.batch import Batch, Features, InvalidBatchError, Labels, TooManyErr
 
 NUMBER = {int, float}
 INT64 = range(-(1 << 63), 1 << 63)
-MOST_LISTS = 1 << 17
+MAX_LISTS = 1 << 17
 """Most lists and objects in a document: of ten million empty ones, 32 MB, the parser would make
 1 GB, and let no other thread run for seconds."""
 
@@ -58,8 +58,8 @@ def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
     for line in BytesIO(raw):
         if not line.strip():
             continue
-        if len(rows) == MOST_LISTS:
-            raise TooManyError(f"more than {MOST_LISTS} examples; send several requests")
+        if len(rows) == MAX_LISTS:
+            raise TooManyError(f"more than {MAX_LISTS} examples; send several requests")
         try:
             example = _object(line, {"features", "label"})
         except InvalidBatchError as error:
@@ -71,8 +71,8 @@ def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
 
 
 def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
-    if len(raw) > MOST_LISTS and _lists(raw) > MOST_LISTS:
-        raise TooManyError(f"more than {MOST_LISTS} lists and objects; send several requests")
+    if len(raw) > MAX_LISTS and _lists(raw) > MAX_LISTS:
+        raise TooManyError(f"more than {MAX_LISTS} lists and objects; send several requests")
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

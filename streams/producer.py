@@ -18,7 +18,7 @@ from redis.retry import Retry
 from streams.batch import Batch
 
 FIRST_WAIT = 0.1
-LONGEST_WAIT = 5.0
+MAX_WAIT = 5.0
 GIVE_UP_SECONDS = 120.0
 PATIENCE = 3
 """Tries of a batch before somebody is told: a busy receiver refuses one now and then."""
@@ -196,6 +196,6 @@ def _send(
             if retries == PATIENCE:
                 away(str(error))
             time.sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
-            wait = min(2 * wait, LONGEST_WAIT)
+            wait = min(2 * wait, MAX_WAIT)
         else:
             return retries

@@ -30,7 +30,7 @@ import torch
 
 from funnel.experiments.images import DataError, open_source
 from funnel.experiments.training import OPTIMIZERS, SCHEDULES, DivergedError, Result, Run, Settings
-from streams.mnist import DataUnavailableError
+from streams.sources.mnist import DataUnavailableError
 
 # Optimizer, funneled, schedule.
 TABLES = {

@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 from funnel import Adagrad, Funnel
 from funnel.experiments.plot3 import plot
-from streams import mnist
-from streams.drift import background_noise, rotate
+from streams.sources import mnist
+from streams.sources.images import background_noise, rotate
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 GAIN_RATES = (0.01, 0.03, 0.1)

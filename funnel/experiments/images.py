@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from streams import mnist
+from streams.sources import mnist
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"

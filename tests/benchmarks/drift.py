@@ -9,12 +9,12 @@ import time
 import numpy as np
 import torch
 
-from service.drift import Monitor
-from service.entries import ORIGIN, Position
-from service.fold import State, step
-from service.report import Report
+from service.fold.drift import Monitor
+from service.fold.report import Report
+from service.fold.state import State, step
+from service.log.position import ORIGIN, Position
 from service.settings import Settings
-from streams.catalog import get
+from streams.sources.catalog import get
 
 HERE = Position(ORIGIN)
 
@@ -23,7 +23,7 @@ def watched(name: str, seed: int, examples: int, source: str) -> tuple[list[str]
     """Return the events and where the stream shifts."""
     defaults = Settings.model_construct()
     state, stream = (
-        State(defaults.spec, defaults.rates, torch.device("cpu")),
+        State(defaults.spec, defaults.hyperparameters, torch.device("cpu")),
         get(name, examples, source),
     )
     for batch in stream.batches(defaults.batch_size, seed):

@@ -30,9 +30,9 @@ from tests.benchmarks.measure import (
     table,
 )
 from tests.benchmarks.peers import INSTALL
-from tests.service.harness import free_port, serving, wait_for
+from tests.support.harness import free_port, serving, wait_for
 
-RATES = (100, 1_000)
+HYPERPARAMETERS = (100, 1_000)
 SETTLED = 50_000
 """Examples learned until the flow is steady."""
 FILL_SECONDS = 120.0
@@ -82,17 +82,17 @@ def ask_funnel(seconds: float) -> Iterator[tuple[tuple[str, int], Found]]:
         serving(Path(scratch), max_backlog=10 * LEARNED * round(seconds + 2)) as service,
         service.client() as client,
     ):
-        measure(service.url, RATES[0], WARM_SECONDS)
-        for rate in RATES:
+        measure(service.url, HYPERPARAMETERS[0], WARM_SECONDS)
+        for rate in HYPERPARAMETERS:
             yield (IDLE, rate), measure(service.url, rate, seconds)
         with flat_out(service.url, encoded(batches(1000))):
             wait_for(lambda: learned(client) > SETTLED)
-            for rate in RATES:
+            for rate in HYPERPARAMETERS:
                 yield (BUSY, rate), measure_busy(service.url, client, rate, seconds)
             # Each measurement also starts a process that asks, in a second or two.
-            enough = LEARNED * len(RATES) * (seconds + 2)
+            enough = LEARNED * len(HYPERPARAMETERS) * (seconds + 2)
             wait_for(lambda: backlog(client.get("/metrics").text) > enough, FILL_SECONDS)
-        for rate in RATES:
+        for rate in HYPERPARAMETERS:
             yield (LOG, rate), measure_busy(service.url, client, rate, seconds)
         if backlog(client.get("/metrics").text) < BATCH:
             raise RuntimeError("the log was learned before the measurement ended")
@@ -126,8 +126,8 @@ def litserve() -> Iterator[str]:
 def ask_litserve(seconds: float) -> Iterator[tuple[tuple[str, int], Found]]:
     """Measure the peer."""
     with litserve() as url:
-        measure(url, RATES[0], WARM_SECONDS)
-        for rate in RATES:
+        measure(url, HYPERPARAMETERS[0], WARM_SECONDS)
+        for rate in HYPERPARAMETERS:
             yield (PEER, rate), measure(url, rate, seconds)
 
 
@@ -141,7 +141,7 @@ def run(plan: Plan) -> str:
         for key, one in ask_litserve(plan.seconds) if has_peer else ():
             found.setdefault(key, []).append(one)
     lines = []
-    for rate in RATES:
+    for rate in HYPERPARAMETERS:
         peers = [one.p99 for one in found.get((PEER, rate), [])]
         for name in (IDLE, LOG, BUSY, PEER):
             if ones := found.get((name, rate)):

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import torch
 
-from service.fold import State, step
+from service.fold.state import State, step
 from service.settings import load_settings
 from streams.producer import RedisTarget, produce
 from tests.benchmarks.load import BYTES, JSON
@@ -25,7 +25,7 @@ from tests.benchmarks.measure import (
     show,
     table,
 )
-from tests.service.harness import RedisProcess, serving, wait_for
+from tests.support.harness import RedisProcess, serving, wait_for
 
 BACKLOG = 400_000
 """Examples that may wait: more than a learner takes in the second for which a sender is put off."""
@@ -37,7 +37,7 @@ def bare_fold(batch_size: int, optimizer: str, seconds: float) -> float:
     """Return examples a second of the steps alone, in this process."""
     torch.set_num_threads(1)
     settings = load_settings({"optimizer": optimizer})
-    state = State(settings.spec, settings.rates, torch.device("cpu"))
+    state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
     taken = batches(batch_size)[:50]
     step(state, taken[0])
     began, before = time.perf_counter(), state.examples

@@ -14,7 +14,7 @@ import torch
 from fastapi import Body
 from torch import Tensor, nn
 
-from service.upload import scaled
+from service.fold.upload import scaled
 from streams.batch import decode_features
 
 

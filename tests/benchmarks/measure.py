@@ -12,7 +12,7 @@ import httpx
 import orjson
 
 from streams.batch import Batch
-from streams.catalog import get
+from streams.sources.catalog import get
 from tests.benchmarks.load import BYTES, send_flat_out
 
 spawn = multiprocessing.get_context("spawn")

@@ -9,7 +9,7 @@ import httpx
 
 from tests.benchmarks.learning import BACKLOG
 from tests.benchmarks.measure import Plan, batches, encoded, flat_out, learned, progress, table
-from tests.service.harness import ServiceProcess, serving
+from tests.support.harness import ServiceProcess, serving
 
 CHECKPOINT_SECONDS = 2.0
 """The log is trimmed behind the oldest of three checkpoints, so this bounds the server's memory."""

@@ -23,9 +23,9 @@ from itertools import cycle
 
 import torch
 
-from funnel.expert import DEFAULT_EXPERTS
-from service.allocator import keep_freed_memory
-from service.fold import State, step
+from funnel.pool.expert import DEFAULT_EXPERTS
+from service.fold.state import State, step
+from service.process import keep_freed_memory
 from service.settings import Settings
 from tests.benchmarks.measure import batches, progress, ratios, show, table
 
@@ -37,7 +37,7 @@ def turn(optimizer: str, count: int, batch_size: int, device: str) -> Callable[[
     """Return a step of the service; of experts, so many of the default's."""
     settings = Settings.model_construct()
     spec = replace(settings.spec, optimizer=optimizer, experts=count)
-    state = State(spec, settings.rates, torch.device(device))
+    state = State(spec, settings.hyperparameters, torch.device(device))
     found = cycle(batches(batch_size)[:100])
     return lambda: step(state, next(found))
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from funnel.expert import Expert
-from funnel.pool import Pool
-from funnel.traced import Traced
-from service.scoring import Scores
-from service.standardizer import Standardizer, clamped
+from funnel.graphs.traced import Traced
+from funnel.pool.expert import Expert
+from funnel.pool.pool import Pool
+from service.fold.scores import Scores
+from service.fold.standardizer import Standardizer, clamped
 
 
 class PoolLearner:
@@ -20,7 +20,7 @@ class PoolLearner:
         module: maps fp32 [n, features] to logits.
         features: width of the inputs.
         classes: width of the logits.
-        experts: see `funnel.pool.Pool`, as are further arguments.
+        experts: see `funnel.pool.pool.Pool`, as are further arguments.
     """
 
     def __init__(

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from funnel import SGD, Adagrad, Expert
-from funnel.expert import DEFAULT_EXPERTS
+from funnel.pool.expert import DEFAULT_EXPERTS
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Experts, and arguments of `funnel.pool.Pool` other than its own defaults."""
+    """Experts, and arguments of `funnel.pool.pool.Pool` other than its own defaults."""
 
     experts: tuple[Expert, ...]
     mixing: dict[str, Any] = field(default_factory=dict)

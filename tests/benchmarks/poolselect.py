@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from service import models
-from service.upload import to_inputs
-from streams.catalog import IMAGE_STREAMS, get
+from service.fold import networks as models
+from service.fold.upload import to_inputs
+from streams.sources.catalog import IMAGE_STREAMS, get
 from tests.benchmarks.measure import progress, table
 from tests.benchmarks.pooled import PoolLearner
 from tests.benchmarks.pools import POOLS, Candidate

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from service.optimizers import OPTIMIZERS
-from streams.catalog import EXAMPLES, NAMES, Stream, get
-from streams.peers import PEERS
+from service.fold.optimizers import OPTIMIZERS
+from streams.peers.peers import PEERS
+from streams.sources.catalog import EXAMPLES, NAMES, Stream, get
 from tests.benchmarks.quality_runs import (
     OWN,
     Inputs,

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.evaluation import Served, as_inputs, run_peer, standardized
+from service.commands.evaluation import Served, as_inputs, run_peer, standardized
 from service.settings import Settings, load_settings
 from streams.batch import Batch
-from streams.catalog import Stream
-from streams.peers import PEERS
+from streams.peers.peers import PEERS
 from streams.prequential import Curve, curve, prequential
+from streams.sources.catalog import Stream
 
 OWN = {"pool": "**Funnel, the pool**", "funnel": "**Funnel, one**"}
 BATCH = 100

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.compare import best_ends, examples_shown, interval, median_recovery, shown
-from streams.catalog import IMAGE_STREAMS, LABELLED, SYNTHETIC, Stream
-from streams.peers import PEERS
+from service.commands.compare import best_ends, examples_shown, interval, median_recovery, shown
+from streams.peers.peers import PEERS
 from streams.prequential import Curve
+from streams.sources.catalog import IMAGE_STREAMS, LABELLED, SYNTHETIC, Stream
 from tests.benchmarks.measure import table
 from tests.benchmarks.quality_runs import OWN, Key, Result, Results, contenders, settings_of
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 
-from service.checkpoint import decode
+from service.trainer.checkpoint import decode
 from tests.benchmarks.measure import Plan, batches, encoded, flat_out, learned, show, table
-from tests.service.harness import free_port, wait_for
+from tests.support.harness import free_port, wait_for
 
 CHECKPOINT_SECONDS = 5.0
 FED = 100_000

@@ -19,10 +19,10 @@ from typing import Any
 from tqdm import tqdm
 
 from streams.batch import Batch
-from streams.catalog import IMAGE_STREAMS, get
 from streams.producer import HTTPTarget, produce
+from streams.sources.catalog import IMAGE_STREAMS, get
 from tests.benchmarks.measure import table
-from tests.service.harness import serving, wait_for
+from tests.support.harness import serving, wait_for
 
 GRID = (0.01, 0.03, 0.1, 0.3)
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import httpx
 import torch
 
-from service.fold import State, step
-from service.history import History
-from service.pictures import Newest
+from service.fold.state import State, step
+from service.monitoring.history import History
+from service.monitoring.pictures import Newest
 from service.settings import load_settings
 from tests.benchmarks.measure import batches, encoded, flat_out, learned, ratios, show, table
-from tests.service.harness import serving, wait_for
-from tests.service.test_pictures import statistics_of
+from tests.service.monitoring.test_pictures import statistics_of
+from tests.support.harness import serving, wait_for
 
 PATHS = ("/metrics", "/optimizer/gains", "/newest", "/model")
 SETTLED = 20_000
@@ -35,7 +35,7 @@ def own_seconds(repeats: int) -> float:
     """Return the median time of what the learner does once a second for those who may look."""
     settings = load_settings()
     torch.set_num_threads(settings.threads)
-    state = State(settings.spec, settings.rates, torch.device("cpu"))
+    state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
     newest, history = Newest(state), History()
     found = []
     for batch in batches(100)[:repeats]:

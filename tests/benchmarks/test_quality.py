@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.peers import PEERS
+from streams.peers.peers import PEERS
 from tests.benchmarks import quality
 from tests.benchmarks.quality_runs import BEHIND, load
 from tests.benchmarks.quality_tables import is_at_edge

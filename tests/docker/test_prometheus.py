@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from streams.batch import Batch
-from tests.docker.prometheus import prometheus, query
-from tests.service.harness import SAFETENSORS, ServiceProcess, serving, wait_for
-from tests.service.states import a_batch
+from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
+from tests.support.prometheus import prometheus, query
+from tests.support.states import a_batch
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads(

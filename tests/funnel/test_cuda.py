@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Expert, Funnel, Inner, Pool, RMSprop
-from funnel.captured import Captured
-from tests.gpu import waiting_is_an_error
+from funnel.graphs.captured import Captured
+from tests.support.gpu import waiting_is_an_error
 
 pytestmark = pytest.mark.gpu
 INNERS = [SGD(), Adagrad(), AdagradEMA(), RMSprop(), Adam()]

@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from tests.service.harness import RedisProcess
+from tests.support.harness import RedisProcess
 
 _numbers = count()
 

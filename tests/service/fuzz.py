@@ -18,8 +18,8 @@ from pathlib import Path
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from tests.service.harness import ServiceProcess, serving
-from tests.service.states import a_batch
+from tests.support.harness import ServiceProcess, serving
+from tests.support.states import a_batch
 
 OPTIONS = {
     "features": 6, "classes": 3, "batch_size": 1_000_000, "max_wait_ms": 86_400_000,

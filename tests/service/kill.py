@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from streams.catalog import get
-from tests.service.harness import RedisProcess, ServiceProcess, fold, relay
+from streams.sources.catalog import get
+from tests.support.harness import RedisProcess, ServiceProcess, fold, relay
 
 
 def main() -> int:

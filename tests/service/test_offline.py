@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from service.fold import State, step
+from service.fold.state import State, step
 from service.settings import load_settings
-from streams.catalog import get
 from streams.producer import HTTPTarget, produce
-from tests.service.harness import serving, wait_for
-from tests.service.states import CPU
-from tests.service.test_metrics import sample, scrape
+from streams.sources.catalog import get
+from tests.service.monitoring.test_metrics import sample, scrape
+from tests.support.harness import serving, wait_for
+from tests.support.states import CPU
 
 
 @pytest.mark.parametrize("optimizer", ["pool", "funnel"])
@@ -19,7 +19,7 @@ def test_accuracy_in_the_metrics_is_that_of_the_fold_offline(
 ) -> None:
     stream = get("recurring", 3_000, "digits")
     settings = load_settings({"optimizer": optimizer})
-    offline = State(settings.spec, settings.rates, CPU)
+    offline = State(settings.spec, settings.hyperparameters, CPU)
     for batch in stream.batches(settings.batch_size):
         step(offline, batch)
     with serving(tmp_path, optimizer=optimizer) as service, service.client() as client:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from service.fold import step
+from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.state import step
 from service.predictor import GATHER_ROWS, Predictor
-from service.snapshot import Evaluator, Snapshot
 from streams.batch import Features
-from tests.service.states import a_batch, a_state
+from tests.support.states import a_batch, a_state
 
 
 class Watched(Evaluator):

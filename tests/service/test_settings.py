@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from service.cli import main, make_parser
-from service.options import settings_of
+from service.commands.options import settings_of
 from service.settings import Settings, SettingsError, load_settings
-from tests.service.harness import free_port
+from tests.support.harness import free_port
 
 CONTRACT = """
     REDIS_URL DATA_DIR MODEL FEATURES CLASSES BATCH_SIZE MAX_WAIT_MS OPTIMIZER LR GAIN_LR SCALE_LR

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streams import json_batch
 from streams.batch import InvalidBatchError
-from streams.json_batch import MOST_LISTS, features_from_json, from_json, from_ndjson
+from streams.json_batch import MAX_LISTS, features_from_json, from_json, from_ndjson
 
 BAD: list[tuple[str, str | None, int | None]] = [
     ("", None, None),
@@ -91,22 +91,22 @@ def test_deep_json_is_refused_not_a_crash(opening: str) -> None:
 
 @pytest.mark.parametrize("small", ["[]", "{}", "[[]]", '{"":0}', "[1]"])
 def test_a_text_that_would_unfold_to_many_times_its_size_is_not_parsed(small: str) -> None:
-    many = small + f",{small}" * MOST_LISTS
+    many = small + f",{small}" * MAX_LISTS
     for read, label in ((from_json, '"labels": []'), (from_ndjson, '"label": 1')):
         with pytest.raises(InvalidBatchError, match="lists and objects"):
             read(f'{{"features": [{many}], {label}}}'.encode())
 
 
 def test_as_many_examples_as_lists_may_be_are_read() -> None:
-    rows = MOST_LISTS - 2
+    rows = MAX_LISTS - 2
     whole = orjson.dumps({"features": [[0.5]] * rows, "labels": [0] * rows})
     assert len(from_json(whole)) == rows
     with pytest.raises(InvalidBatchError, match="lists and objects"):
         from_json(whole.replace(b"[[", b"[[[", 1))
     line = b'{"features": [0.5], "label": 0}\n'
-    assert len(from_ndjson(line * MOST_LISTS)) == MOST_LISTS
+    assert len(from_ndjson(line * MAX_LISTS)) == MAX_LISTS
     with pytest.raises(InvalidBatchError, match="examples"):
-        from_ndjson(line * (MOST_LISTS + 1))
+        from_ndjson(line * (MAX_LISTS + 1))
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

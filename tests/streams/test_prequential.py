@@ -5,9 +5,9 @@ import pytest
 from river import linear_model, metrics
 
 from streams.batch import Batch, Features, Labels, concatenate
-from streams.catalog import get
-from streams.library_learners import RiverLearner
+from streams.peers.library_learners import RiverLearner
 from streams.prequential import BLOCK, WINDOW, curve, ends, prequential, recovery, rolling
+from streams.sources.catalog import get
 
 
 class Memory:

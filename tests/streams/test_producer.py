@@ -12,9 +12,8 @@ import pytest
 
 from service.cli import main
 from streams import producer
-from streams.catalog import get
 from streams.producer import (
-    LONGEST_WAIT,
+    MAX_WAIT,
     HTTPTarget,
     ProducerError,
     RedisTarget,
@@ -22,8 +21,9 @@ from streams.producer import (
     make_target,
     produce,
 )
-from tests.service.harness import RedisProcess
-from tests.service.losing import losing_answers
+from streams.sources.catalog import get
+from tests.support.harness import RedisProcess
+from tests.support.losing import losing_answers
 
 
 class Answering(NamedTuple):
@@ -109,7 +109,7 @@ def test_waits_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None
         produce(get("sea", 100).batches(100), target, name="run")
     assert len(waits) == 12
     assert all(0.05 * 2**k <= wait <= 0.1 * 2**k for k, wait in enumerate(waits[:5]))
-    assert all(LONGEST_WAIT / 2 <= wait <= LONGEST_WAIT for wait in waits[6:])
+    assert all(MAX_WAIT / 2 <= wait <= MAX_WAIT for wait in waits[6:])
 
 
 @pytest.mark.parametrize("status", [200, 301, 307])

@@ -1,0 +1,1 @@
+"""Ways to run a step: compiled, traced, captured."""

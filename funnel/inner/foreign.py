@@ -1,0 +1,212 @@
+"""Any ``torch.optim`` optimizer as an inner optimizer, run on zero proxies.
+
+The foreign optimizer steps at lr 1 from a proxy that is exactly zero, so minus the proxy *is* its
+preconditioned gradient, with no bits lost to the size of the weights. It never sees the weights:
+optimizers that read them (weight decay, averaging, trust ratios, distances travelled) are found by
+a trial of a few steps and refused.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from funnel.inner.interface import Inner, StateLists
+from funnel.inner.verbatim import load_verbatim
+
+Factory = Callable[[list[Tensor]], Optimizer]
+
+
+class ForeignInner:
+    """One ``torch.optim`` optimizer over fp32 (fp64 for fp64) zero proxies of a group's parameters.
+
+    Args:
+        factory: builds the optimizer for a list of tensors, e.g. ``torch.optim.NAdam`` or a
+            ``functools.partial`` of it. Its learning rate is set to 1.
+
+    Differences from a native inner optimizer: with ``skip_nonfinite`` it reads the N finite flags
+    on the host once a step, because only a missing gradient leaves the state of *any* optimizer
+    untouched; and it cannot be captured in a CUDA graph unless the foreign optimizer can.
+
+    Raises:
+        TypeError: the factory does not build a ``torch.optim.Optimizer``, or one that reads the
+            weights or needs a closure or sparse gradients.
+        ValueError: the optimizer decays weights or maximizes: give ``weight_decay`` or
+            ``maximize`` to Funnel instead.
+    """
+
+    def __init__(self, factory: Factory) -> None:
+        self.factory = factory
+        self.optimizer: Optimizer | None = None
+        self.proxies: list[Tensor] = []
+
+    def __repr__(self) -> str:
+        return f"ForeignInner({getattr(self.factory, '__qualname__', self.factory)!s})"
+
+    def for_group(self, params: list[Tensor]) -> "ForeignInner":
+        """Return a ForeignInner of its own for one parameter group; nothing is shared."""
+        bound = ForeignInner(self.factory)
+        bound._build(params)
+        return bound
+
+    def _build(self, params: list[Tensor]) -> Optimizer:
+        self.proxies = [
+            torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)).requires_grad_()
+            for p in params
+        ]
+        self.optimizer = optimizer = self.factory(self.proxies)
+        _refuse(optimizer)
+        _set_unit_lr(optimizer)
+        _refuse_if_it_reads_weights(self.factory, self.proxies[0].device)
+        return optimizer
+
+    @torch.no_grad()
+    def propose(
+        self, indices: list[int], grads: list[Tensor], skip_nonfinite: bool
+    ) -> list[Tensor]:
+        """Return g̃ of the group's parameters at ``indices``, in the dtype of the proxies.
+
+        A gradient that is not finite proposes zero and leaves the foreign state of its tensor as
+        it is.
+        """
+        if any(self.proxies[i].device != g.device for i, g in zip(indices, grads, strict=True)):
+            self._move([g.device for g in grads], indices)
+        proxies = [self.proxies[i] for i in indices]
+        finite = [True] * len(grads)
+        if skip_nonfinite:
+            norms = torch._foreach_norm(
+                [g.to(p.dtype) for g, p in zip(grads, proxies, strict=True)]
+            )
+            finite = torch.stack([n.isfinite() for n in norms]).tolist()
+        for proxy, grad, ok in zip(proxies, grads, finite, strict=True):
+            proxy.grad = grad.to(proxy.dtype, copy=True) if ok else None
+        if any(finite):
+            _step_without_hooks(self._bound)
+        precond = [-p for p in proxies]
+        for proxy in proxies:
+            proxy.zero_()
+            proxy.grad = None
+        return precond
+
+    @property
+    def _bound(self) -> Optimizer:
+        if self.optimizer is None:
+            raise RuntimeError("ForeignInner.for_group(params) must be called before propose()")
+        return self.optimizer
+
+    def _move(self, devices: list[torch.device], indices: list[int]) -> None:
+        if self._bound.state:
+            raise RuntimeError("the parameters moved to another device after the first step")
+        for i, device in zip(indices, devices, strict=True):
+            self.proxies[i].data = self.proxies[i].data.to(device)
+
+    def to_spec(self) -> dict[str, Any]:
+        """Return the class of the foreign optimizer and its whole ``state_dict``."""
+        optimizer = self._bound
+        kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        return {"name": "ForeignInner", "optimizer": kind, "state_dict": optimizer.state_dict()}
+
+    def load_spec(self, spec: dict[str, Any]) -> None:
+        """Resume from `to_spec`, tensors bit for bit.
+
+        Raises:
+            ValueError: the state is that of another optimizer.
+        """
+        mine = self.to_spec()["optimizer"]
+        if spec.get("optimizer") != mine:
+            raise ValueError(
+                f"the state to load has the inner optimizer "
+                f"{spec.get('optimizer', spec.get('name'))!r}, this Funnel has {mine!r}"
+            )
+        load_verbatim(self._bound, self._bound.load_state_dict, spec["state_dict"])
+
+
+class Proposed(Inner):
+    """Passes on what a foreign optimizer proposed: state ``precond`` in, g̃ out."""
+
+    def precondition(
+        self,
+        grads: list[Tensor],
+        state: StateLists,
+        step: list[Tensor],
+        active: list[Tensor] | None,
+    ) -> list[Tensor]:
+        """Return the proposal."""
+        return state["precond"]
+
+
+def _refuse(optimizer: Optimizer) -> None:
+    kind = type(optimizer).__name__
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"inner must build a torch.optim.Optimizer, got {kind}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError(f"inner optimizer {kind} needs a closure, which Funnel does not pass on")
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise TypeError(f"inner optimizer {kind} needs sparse gradients, which Funnel refuses")
+    for group in optimizer.param_groups:
+        # "weight_decay", "weight_decay_rate", …; a flag such as Adam's decoupled_weight_decay
+        # does nothing without one of them.
+        for key, value in group.items():
+            if "weight_decay" in key and not isinstance(value, bool) and value:
+                raise ValueError(
+                    f"inner optimizer {kind} has {key}={value!r}: decay inside the inner optimizer "
+                    "would enter the meta-gradients; set it to 0 and pass Funnel(weight_decay=…)"
+                )
+        if group.get("maximize"):
+            raise ValueError(
+                f"inner optimizer {kind} has maximize=True: pass Funnel(maximize=True)"
+            )
+
+
+def _set_unit_lr(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        lr = group.get("lr", 1.0)
+        group["lr"] = torch.ones_like(lr) if isinstance(lr, Tensor) else 1.0
+
+
+@torch.no_grad()
+def _refuse_if_it_reads_weights(factory: Factory, device: torch.device) -> None:
+    """Compare three steps from a weight of 1 with three from a proxy put back to 0 each time."""
+    grad = torch.tensor([[1.0, -2.0], [3.0, -0.5]], dtype=torch.float64, device=device)
+    weight, proxy = torch.ones_like(grad).requires_grad_(), torch.zeros_like(grad).requires_grad_()
+    optimizers = [factory([weight]), factory([proxy])]
+    for optimizer in optimizers:
+        _set_unit_lr(optimizer)
+    for t in range(1, 4):
+        before = weight.clone()
+        for optimizer, w in zip(optimizers, (weight, proxy), strict=True):
+            w.grad = grad / t
+            _step_without_hooks(optimizer)
+        if not torch.allclose(weight - before, proxy, rtol=1e-6, atol=1e-9):
+            kind = type(optimizers[0]).__name__
+            raise TypeError(f"inner optimizer {kind} reads the weights, which Funnel hides from it")
+        proxy.zero_()
+
+
+def _step_without_hooks(optimizer: Optimizer) -> None:
+    """Step past torch's wrapper, so that global step hooks run once, for Funnel."""
+    step = type(optimizer).step
+    if getattr(step, "hooked", False):
+        step = step.__wrapped__  # type: ignore[attr-defined]
+    step(optimizer)
+
+
+def own_inner(inner: Any, params: list[Tensor]) -> Inner | ForeignInner:
+    """Return a group's own inner optimizer from what the user passed as ``inner``."""
+    if isinstance(inner, type) and issubclass(inner, Inner):
+        inner = inner()
+    if isinstance(inner, Inner):
+        return inner
+    foreign = inner if isinstance(inner, ForeignInner) else ForeignInner(inner)
+    return foreign.for_group(params)
+
+
+def resumed(spec: dict[str, Any], mine: Inner | ForeignInner) -> Inner | ForeignInner:
+    """Return ``mine`` with the state or the hyperparameters that ``spec`` holds."""
+    if isinstance(mine, ForeignInner):
+        mine.load_spec(spec)
+        return mine
+    return replace(mine, **{key: value for key, value in spec.items() if key != "name"})

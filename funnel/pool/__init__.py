@@ -1,0 +1,1 @@
+"""A pool of experts, mixed by Fixed Share."""

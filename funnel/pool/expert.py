@@ -1,0 +1,82 @@
+"""One expert of a pool: its hyperparameters, and which experts the default pool has."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from funnel.checks import check_number
+from funnel.inner.interface import Inner
+from funnel.inner.native import SGD, Adagrad
+
+BETA = 0.9
+"""Memory of the average that the gains compare with."""
+GAIN_BOUNDS = (math.log(1e-3), math.log(1e3))
+SCALE_BOUNDS = (math.log(1e-2), math.log(1e2))
+"""Ranges of log p and log s."""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Hyperparameters of one expert; see `funnel.Funnel`.
+
+    ``pull`` is the share of its way to the pool's weighted mean that its weights go after each
+    step: elastic averaging [S. Zhang, A. Choromanska, Y. LeCun, 'Deep learning with elastic
+    averaging SGD', 2015], towards those who are right now. Experts that are pulled profit at once
+    from whoever recovers first; experts that are not remember what they knew before a shift.
+
+    ``renews`` is whether it begins anew, as all experts once did, as soon as it predicts worse than
+    a model that knows nothing; see `funnel.pool.renewal`. One that does not is the pool's memory.
+
+    ``steps`` is how many steps the inner optimizer takes a batch, through as many pieces of it, for
+    one of Funnel's; see `funnel.pool.walk`. Models other than linear layers with ReLU between them
+    take one: what normalizes over a batch is for whole ones.
+    """
+
+    inner: Inner
+    lr: float
+    gain_lr: float
+    scale_lr: float
+    momentum: float = 0.0
+    pull: float = 0.0
+    steps: int = 1
+    renews: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, Inner):
+            raise TypeError(f"Expert.inner must be a funnel.Inner, got {self.inner!r}")
+        check_number("Expert.lr", self.lr, low=0.0)
+        check_number("Expert.gain_lr", self.gain_lr, low=0.0)
+        check_number("Expert.scale_lr", self.scale_lr, low=0.0)
+        check_number("Expert.momentum", self.momentum, low=0.0, below=1.0)
+        check_number("Expert.pull", self.pull, low=0.0, high=1.0)
+        if type(self.steps) is not int or self.steps < 1:
+            raise ValueError(f"Expert.steps must be an integer of at least 1, got {self.steps!r}")
+
+
+ADAGRAD = Adagrad(eps=0.0, initial_accumulator_value=0.01)
+DEFAULT_EXPERTS: tuple[Expert, ...] = (
+    Expert(ADAGRAD, 0.003, 0.1, 0.03),
+    Expert(ADAGRAD, 0.01, 0.3, 0.03, pull=0.1, renews=True),
+    Expert(ADAGRAD, 0.03, 0.003, 0.002, steps=8, renews=True),
+    Expert(ADAGRAD, 0.01, 0.003, 0.002, steps=8, pull=0.1, renews=True),
+    Expert(ADAGRAD, 0.001, 0.03, 0.03, steps=8),
+    Expert(SGD(), 0.06, 0.005, 0.002, steps=8, pull=0.1, renews=True),
+)
+"""For inputs of WIDTH features; see `for_width`. Chosen on six streams; funnel/docs/pool.md says
+how, and what was tried beside them."""
+MATTER_MOST = (0, 3, 5, 2, 1, 4)
+"""Which of them a smaller pool should have first."""
+WIDTH = 784
+
+
+def for_width(features: int, experts: Sequence[Expert] = DEFAULT_EXPERTS) -> tuple[Expert, ...]:
+    """Return the experts with learning rates for inputs of another width: η √(WIDTH / features).
+
+    The wider standardized inputs are, the further the same step in every weight moves an output.
+    Rates have three digits.
+
+    >>> [expert.lr for expert in for_width(196)[:2]]
+    [0.006, 0.02]
+    """
+    factor = math.sqrt(WIDTH / features)
+    return tuple(replace(expert, lr=float(f"{factor * expert.lr:.3g}")) for expert in experts)

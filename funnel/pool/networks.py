@@ -1,0 +1,167 @@
+"""K copies of a module side by side: their tensors stacked, [K, …], their batches shared.
+
+Linear layers with ReLU between them go through `funnel.pool.backprop`. Any other module goes
+through ``torch.func.vmap`` where that can, else one expert at a time. Which way is settled when the
+copies are made, so that a replay takes the same.
+"""
+
+import copy
+import logging
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from funnel.pool.backprop import Differentiated, differentiate_experts, expert_logits, is_perceptron
+
+logger = logging.getLogger("funnel")
+
+Tensors = dict[str, Tensor]
+
+
+class Experts:
+    """Computes with K copies of a module; the tensors belong to the caller.
+
+    Modules that are not plain may hold buffers, which training changes in place, and randomness,
+    which is torch's global one: seed it beforehand to draw the same again. They are scored in
+    evaluation mode and differentiated in training mode. Parameters that require no gradient are
+    kept with the buffers.
+
+    Args:
+        module: maps fp32 [n, features] to logits [n, classes]; it is copied.
+        count: K.
+        features: width of the inputs.
+
+    Raises:
+        TypeError: a parameter is not fp32.
+        ValueError: none requires a gradient.
+    """
+
+    def __init__(self, module: nn.Module, count: int, features: int) -> None:
+        for name, parameter in module.named_parameters():
+            if parameter.dtype != torch.float32:
+                raise TypeError(f"experts need fp32 parameters, {name!r} is {parameter.dtype}")
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise ValueError("the module has no parameter that requires a gradient")
+        self.module, self.count = copy.deepcopy(module), count
+        self._first_names = _first_names(self.module)
+        self.is_plain = is_perceptron(module)
+        """Whether training and evaluation are the same function of tensors, which can be traced."""
+        self.is_vectorized = not self.is_plain and self._vmap_can(features)
+
+    def stack(self) -> tuple[Tensors, Tensors]:
+        """Return K copies of the parameters to learn, and of all else that the module holds."""
+        found = dict(self.module.named_parameters())
+        learned: Tensors = {name: p for name, p in found.items() if p.requires_grad}
+        frozen: Tensors = {name: p for name, p in found.items() if not p.requires_grad}
+        held = frozen | dict(self.module.named_buffers())
+        return _stacked(learned, self.count), _stacked(held, self.count)
+
+    def logits(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
+        """Return the logits in evaluation mode, [K, n, classes], of inputs [n, features]."""
+        if self.is_plain:
+            return expert_logits(list(parameters.values()), inputs)
+        self.module.eval()
+        if self.is_vectorized:
+            return self._call_all(parameters, buffers, inputs)
+        each = [self._call(*self._of(k, parameters, buffers), inputs) for k in range(self.count)]
+        return torch.stack(each)
+
+    def differentiate(
+        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor
+    ) -> Differentiated:
+        """Score and differentiate inputs [n, features] with labels [n]; ``buffers`` may change."""
+        if self.is_plain:
+            return differentiate_experts(list(parameters.values()), inputs, labels)
+        log_odds = self.logits(parameters, buffers, inputs).log_softmax(dim=-1)
+        losses = -log_odds.gather(-1, labels[:, None].expand(*log_odds.shape[:-1], 1))[..., 0]
+        self.module.train()
+        if self.is_vectorized:
+            training, gradients = self._vectorized(parameters, buffers, inputs, labels)
+        else:
+            training, gradients = self._one_by_one(parameters, buffers, inputs, labels)
+        return Differentiated(log_odds.exp_(), losses, training, gradients)
+
+    def _vmap_can(self, features: int) -> bool:
+        """Try it on blank inputs; buffers and a single expert are never vectorized."""
+        if self.count == 1 or any(True for _ in self.module.buffers()):
+            return False
+        parameters, buffers = self.stack()
+        inputs = next(iter(parameters.values())).new_zeros(2, features)
+        labels = torch.zeros(2, dtype=torch.int64, device=inputs.device)
+        try:
+            with torch.random.fork_rng():
+                self.module.eval()
+                self._call_all(parameters, buffers, inputs)
+                self.module.train()
+                self._vectorized(parameters, buffers, inputs, labels)
+        except Exception as error:  # a user's code may raise anything
+            logger.info("experts are computed one by one: %r", error)
+            return False
+        return True
+
+    def _call(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
+        held = parameters | buffers
+        named = {name: held[first] for name, first in self._first_names.items()}
+        logits: Tensor = functional_call(self.module, named, (inputs,), tie_weights=False)
+        return logits
+
+    def _call_all(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
+        call = vmap(self._call, in_dims=(0, 0, None), randomness="different")
+        logits: Tensor = call(parameters, buffers, inputs)
+        return logits
+
+    def _loss(
+        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor
+    ) -> Tensor:
+        return F.cross_entropy(self._call(parameters, buffers, inputs), labels)
+
+    def _vectorized(
+        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        each = grad_and_value(self._loss)
+        of_all = vmap(each, in_dims=(0, 0, None, None), randomness="different")
+        gradients, losses = of_all(parameters, buffers, inputs, labels)
+        return losses, list(gradients.values())
+
+    def _one_by_one(
+        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        losses, gradients = [], []
+        for k in range(self.count):
+            own, own_buffers = self._of(k, parameters, buffers)
+            with torch.enable_grad():
+                leaves = {name: p.detach().requires_grad_() for name, p in own.items()}
+                loss = self._loss(leaves, own_buffers, inputs, labels)
+                found = torch.autograd.grad(
+                    loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+                )
+            losses.append(loss.detach())
+            gradients.append(found)
+        return torch.stack(losses), [torch.stack(of_one) for of_one in zip(*gradients, strict=True)]
+
+    def _of(self, k: int, parameters: Tensors, buffers: Tensors) -> tuple[Tensors, Tensors]:
+        """Return views of one expert's tensors."""
+        return {n: p[k] for n, p in parameters.items()}, {n: b[k] for n, b in buffers.items()}
+
+
+def _stacked(named: Tensors, count: int) -> Tensors:
+    return {name: torch.stack([t.detach()] * count) for name, t in named.items()}
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Return the names of all tensors of a module, and of each the first that it goes by.
+
+    A module within it that stands in two places is named once: `functional_call`, asked to tie
+    weights itself, puts its tensors in twice and does not get the module's own back.
+    """
+    found = {
+        f"{place}.{name}" if place else name: tensor
+        for place, part in module.named_modules()
+        for name, tensor in chain(part._parameters.items(), part._buffers.items())
+        if tensor is not None
+    }
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in found.items()}

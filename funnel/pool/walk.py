@@ -1,0 +1,209 @@
+"""Experts whose inner optimizer walks: it takes several steps through the pieces of a batch.
+
+From w, with the gains and the scale that Funnel has learned, it goes
+
+    w_j+1 = w_j - s η p ⊙ g̃_j,    g̃_j from the gradient of piece j at w_j
+
+and what Funnel gets from it is g̃ = Σ g̃_j, so that its own step, eq. (3), ends where the walk has
+but for what it learns of p and s at this batch. It learns that from the gradient g of the whole
+batch, which is less noisy than those of pieces, and once a batch, which costs less.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from funnel import tensorlists as lists
+from funnel.inner.interface import Inner, Rate, StateLists
+from funnel.pool.backprop import affine_gradients, one_hot
+from funnel.pool.expert import Expert
+from funnel.pool.grouped import Grouped, runs_of
+from funnel.pool.stacked import column
+from funnel.update import State
+
+
+class Walk:
+    """Some experts of a pool that stand together and take equally many steps.
+
+    `take` leads them through a batch, in tensors of the walk's own. What it found is for the pool
+    to take over, by `accept` and `precond`.
+
+    Args:
+        experts: theirs, all with the same ``steps``.
+        start: how many of the pool's experts stand before them.
+        first_run: how many runs of inner optimizers do.
+        lr: η of all experts of the pool.
+        parameters: of all of them.
+        state: Funnel's.
+        inner_state: of the inner optimizers; `accept` changes it.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        start: int,
+        first_run: int,
+        lr: Rate,
+        parameters: Sequence[Tensor],
+        state: State,
+        inner_state: StateLists,
+    ) -> None:
+        self._parameters, self._state, self._inner_state = parameters, state, inner_state
+        self.own = own = slice(start, start + len(experts))
+        self.steps = experts[0].steps
+        self.lr: Rate = [each[own] for each in lr] if isinstance(lr, list) else lr
+        self.inner = Grouped(runs_of(experts), first_run)
+        self.weights = _affine([p[own] for p in parameters])
+        self.total = [torch.zeros_like(w) for w in self.weights]
+        """Σ g̃."""
+        prefixes = tuple(prefix for prefix, _, _ in self.inner.slices())
+        self.moved = {
+            key: _affine(tensors)
+            for key, tensors in inner_state.items()
+            if key.startswith(prefixes)
+        }
+        """The inner optimizers' state on the walk."""
+
+    def tensors(self) -> list[Tensor]:
+        """Return those in which it walks."""
+        return [*self.weights, *self.total, *chain.from_iterable(self.moved.values())]
+
+    def take(self, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
+        """Walk through a batch, and return whose walk led to what is finite, bool [own experts].
+
+        Args:
+            inputs: fp32 [n, features].
+            labels: int64 [n].
+            factor: what the gradients of each expert are multiplied with, [K]; NaN where it does
+                not learn the batch.
+        """
+        own, state = self.own, self._state
+        scaled = lists.mul([s[own].exp() for s in state.log_scale], self.lr)
+        gains = [p[own].exp() for p in state.log_gain]
+        step_size = _affine(lists.mul_(gains, scaled))
+        _affine([p[own] for p in self._parameters], self.weights)
+        for key, layers in self.moved.items():
+            _affine(self._inner_state[key], layers)
+        for total in self.total:
+            total.zero_()
+        n = len(inputs)
+        count = min(self.steps, n)  # of pieces, which differ in size by one example at most
+        numbers = torch.arange(count, device=inputs.device)
+        taken = [step[own, ..., None] * self.steps + numbers for step in state.step[::2]]
+        runs = [
+            _Run(
+                inner,
+                part,
+                weights=[w[part] for w in self.weights],
+                total=[t[part] for t in self.total],
+                step_size=[s[part] for s in step_size],
+                state={
+                    key.removeprefix(prefix): layers
+                    for key, layers in self.moved.items()
+                    if key.startswith(prefix)
+                },
+                taken=[step[part] for step in taken],
+            )
+            for prefix, inner, part in self.inner.slices()
+        ]
+        shares = {s: (factor[own] / s).view(-1, 1, 1) for s in (n // count, -(-n // count))}
+        ones = inputs.new_ones(n, 1)
+        pieces = zip(
+            torch.cat([inputs, ones], dim=1).tensor_split(count),
+            one_hot(labels, self.weights[-1].shape[1]).tensor_split(count, dim=1),
+            strict=True,
+        )
+        for number, (some, targets) in enumerate(pieces):
+            gradients = affine_gradients(self.weights, some, targets, shares[len(some)])
+            for run in runs:
+                run.step([g[run.own] for g in gradients], number)
+        return torch.isfinite(norms_of(self.total))
+
+    def precond(self) -> dict[str, list[Tensor]]:
+        """Return g̃ of each run of experts, by its prefix."""
+        found = _parts(self.total)
+        return {prefix: [t[part] for t in found] for prefix, _, part in self.inner.slices()}
+
+    def accept(self, arrived: Tensor | None) -> None:
+        """Set the state of the inner optimizers to what it was at the end of the walk.
+
+        Args:
+            arrived: of whom, bool [own experts]; g̃ of the others becomes zero. None for all.
+        """
+        if arrived is not None:
+            for total in self.total:
+                total.copy_(torch.where(column(arrived, total), total, 0.0))
+        for prefix, _, part in self.inner.slices():
+            for key in (key for key in self.moved if key.startswith(prefix)):
+                ends = _parts(self.moved[key])
+                for tensor, new in zip(self._inner_state[key], ends, strict=True):
+                    if arrived is not None:
+                        new = torch.where(column(arrived[part], tensor), new, tensor)
+                    tensor.copy_(new)
+
+
+def walks_of(
+    experts: Sequence[Expert],
+    lr: Rate,
+    parameters: Sequence[Tensor],
+    state: State,
+    inner_state: StateLists,
+) -> Iterator[Walk]:
+    """Yield the walks of a pool's experts: of those in a row that take equally many steps.
+
+    Args:
+        experts: all of them; for the others see `Walk`.
+    """
+    start = first_run = 0
+    for steps, group in groupby(experts, key=lambda expert: expert.steps):
+        row = list(group)
+        if steps > 1:
+            yield Walk(row, start, first_run, lr, parameters, state, inner_state)
+        start, first_run = start + len(row), first_run + len(runs_of(row))
+
+
+class _Run(NamedTuple):
+    """Experts of one inner optimizer on their walk; each list has an entry a layer."""
+
+    inner: Inner
+    own: slice
+    """Of the walk's experts."""
+    weights: list[Tensor]
+    total: list[Tensor]
+    """Σ g̃."""
+    step_size: list[Tensor]
+    """s η p."""
+    state: StateLists
+    taken: list[Tensor]
+    """Steps taken before each of the walk's, [its experts, 1, 1, pieces]."""
+
+    def step(self, gradients: list[Tensor], number: int) -> None:
+        """Take the step of that number, in place."""
+        taken = [t[..., number] for t in self.taken]
+        precond = self.inner.precondition(gradients, self.state, taken, None)
+        lists.add_(self.total, precond)
+        lists.sub_product_(self.weights, self.step_size, precond)
+
+
+def _affine(tensors: Sequence[Tensor], out: Sequence[Tensor | None] = ()) -> list[Tensor]:
+    """Put those of the weight [K, out, in] and the bias [K, out] of each layer side by side."""
+    pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+    return [
+        torch.cat([weight, bias[:, :, None]], dim=2, out=into)
+        for (weight, bias), into in zip(pairs, out or [None] * len(pairs), strict=True)
+    ]
+
+
+def _parts(layers: Sequence[Tensor]) -> list[Tensor]:
+    """Undo `_affine`."""
+    return [part for layer in layers for part in (layer[:, :, :-1], layer[:, :, -1])]
+
+
+def norms_of(gradients: Sequence[Tensor]) -> Tensor:
+    """Return ‖·‖₂ of each expert, all tensors [K, …] together, [K]."""
+    norms = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return norm

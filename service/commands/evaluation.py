@@ -1,0 +1,125 @@
+"""The service's learner beside its peers, test-then-train, without log and HTTP."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.standardizer import Standardizer, clamped
+from service.fold.state import State, step
+from service.fold.upload import to_inputs
+from service.settings import Settings
+from streams.batch import Batch, Features, Labels
+from streams.peers.peers import Make, Peer
+from streams.prequential import Outcomes, prequential
+from streams.sources.catalog import Stream
+
+CPU = torch.device("cpu")
+
+
+class Served:
+    """What the service runs: a snapshot answers, and the fold learns.
+
+    Args:
+        settings: of the service; model, optimizer and rates are theirs.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.state = State(settings.spec, settings.hyperparameters, settings.torch_device())
+        self._evaluate = Evaluator(self.state.served)
+
+    def predict(self, features: Features) -> Labels:
+        """See `streams.prequential.Learner.predict`."""
+        labels: Labels = self._evaluate(Snapshot.of(self.state), features)[0].numpy()
+        return labels
+
+    def learn(self, batch: Batch) -> None:
+        """See `streams.prequential.Learner.learn`."""
+        step(self.state, batch)
+
+
+def as_inputs(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield batches with fp32 features, as the service scales them."""
+    for batch in batches:
+        yield Batch(to_inputs(batch.features, CPU).numpy(), batch.labels)
+
+
+def standardized(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield batches as the service's model sees them: standardized by what came before, clamped."""
+    standardizer: Standardizer | None = None
+    keep = torch.tensor(True)
+    for batch in batches:
+        inputs = to_inputs(batch.features, CPU)
+        if standardizer is None:
+            standardizer = Standardizer(inputs.shape[1], CPU)
+            standardizer.start(inputs)
+        deviations = standardizer.deviations(inputs)
+        yield Batch(clamped(deviations).numpy(), batch.labels)
+        standardizer.update(deviations, keep)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One learner with one setting over some seeds of a stream."""
+
+    learner: str
+    setting: str
+    tuned: int
+    """Settings among which this one is the best in hindsight; 0 if it was not tuned."""
+    outcomes: list[Outcomes] = field(default_factory=list)
+    """Of each seed."""
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Prequential accuracy of each seed."""
+        return [float(found.mean()) for found in self.outcomes]
+
+    @property
+    def accuracy(self) -> float:
+        """Their mean."""
+        return sum(self.accuracies) / len(self.outcomes)
+
+
+def evaluate(
+    stream: Stream,
+    settings: Settings,
+    peers: Mapping[str, Peer],
+    seeds: Sequence[int],
+    progress: Callable[[int], object] = lambda examples: None,
+) -> list[Run]:
+    """Run the service's learner and each peer, at its best setting in hindsight.
+
+    Args:
+        stream: what is learned.
+        settings: of the service; the peers take its batch size and its standardization.
+        peers: all of which can run on the stream.
+        seeds: of the streams.
+        progress: told the examples that some learner has taken.
+    """
+    own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
+    tried = {
+        peer.title: [Run(peer.title, name, len(peer.settings)) for name in peer.settings]
+        for peer in peers.values()
+    }
+    for seed in seeds:
+        batches = list(stream.batches(settings.batch_size, seed))
+        own.outcomes.append(prequential(Served(settings), batches, progress))
+        plain = list(as_inputs(batches))
+        prepared = list(standardized(batches)) if settings.standardize else plain
+        for peer in peers.values():
+            given = plain if peer.raw else prepared
+            for run, make in zip(tried[peer.title], peer.settings.values(), strict=True):
+                run.outcomes.append(run_peer(make, stream, seed, given, progress))
+    return [own] + [max(runs, key=lambda run: run.accuracy) for runs in tried.values()]
+
+
+def run_peer(
+    make: Make,
+    stream: Stream,
+    seed: int,
+    batches: Iterable[Batch],
+    progress: Callable[[int], object] = lambda examples: None,
+) -> Outcomes:
+    """Return a peer's outcomes on a stream's prepared batches."""
+    return prequential(make(stream, seed), batches, progress)

@@ -1,0 +1,126 @@
+"""Detectors of change in a series of error rates, and where and how much it changed.
+
+ADWIN sees changes for worse and for better (A. Bifet, R. Gavaldà, 'Learning from time-changing
+data with adaptive windowing', 2007); Page–Hinkley, one-sided, only for worse (E. S. Page,
+'Continuous inspection schemes', 1954). Both are river's. River's objects do not show what they
+hold, so a detector is a function of the numbers that it has been given since it was last reset:
+those are what is kept, and feeding them to a new one brings it back.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+GRACE = 10
+"""Numbers after a reset before a detector may detect again."""
+MAX_NUMBERS, CARRIED = 10_000, 1_000
+"""A detector that has been given so many numbers is reset, and given the newest of them again."""
+SIDE = 10
+"""Most numbers on either side of a change whose means are compared."""
+SEARCHED = 4 * SIDE
+"""A change is looked for among so many of the newest numbers."""
+SCALE = 10.0
+"""ADWIN's bound is one for single outcomes in [0, 1]. The mean of 100 outcomes
+deviates √100 times less, and times SCALE as one outcome does."""
+
+
+class River(Protocol):
+    """What is used of river's detectors."""
+
+    @property
+    def drift_detected(self) -> bool:
+        """Whether the last number showed a change."""
+
+    def update(self, x: float) -> object:
+        """Take a number."""
+
+
+def _adwin() -> River:
+    from river import drift  # more than a second, and learning may begin before; see `load`
+
+    detector: River = drift.ADWIN(delta=0.002, clock=1, min_window_length=2, grace_period=GRACE)
+    return detector
+
+
+def _page_hinkley() -> River:
+    from river import drift
+
+    detector: River = drift.PageHinkley(
+        min_instances=GRACE, delta=0.05, threshold=0.4, alpha=1.0, mode="up"
+    )
+    return detector
+
+
+MAKERS: dict[str, Callable[[], River]] = {"adwin": _adwin, "page_hinkley": _page_hinkley}
+
+
+def load() -> None:
+    """Import what detectors need, which takes more than a second the first time."""
+    _adwin()
+
+
+class Change(NamedTuple):
+    """A change in the mean."""
+
+    before: float
+    after: float
+
+
+class Detector:
+    """One of MAKERS, and the numbers that it is a function of.
+
+    Args:
+        name: which.
+        numbers: that it has been given since it was last reset.
+    """
+
+    def __init__(self, name: str, numbers: list[float] | None = None) -> None:
+        self.name = name
+        self.numbers = numbers or []
+        self._river: River | None = None
+
+    def update(self, number: float) -> Change | None:
+        """Take a number; return the change if there was one, and begin anew then."""
+        if self._river is None or len(self.numbers) >= MAX_NUMBERS:
+            self._begin()
+        assert self._river is not None
+        self.numbers.append(number)
+        self._give(number)
+        if not self._river.drift_detected:
+            return None
+        change = find_change(self.numbers)
+        self.numbers, self._river = [], None
+        return change
+
+    def _begin(self) -> None:
+        if len(self.numbers) >= MAX_NUMBERS:
+            self.numbers = self.numbers[-CARRIED:]
+        self._river = MAKERS[self.name]()
+        for number in self.numbers:
+            self._give(number)
+
+    def _give(self, number: float) -> None:
+        assert self._river is not None
+        self._river.update(SCALE * number if self.name == "adwin" else number)
+
+
+def find_change(numbers: list[float]) -> Change:
+    """Return the means beside the likeliest single change of the mean.
+
+    It lies where √(n₀n₁/n)·|mean₁ − mean₀| is greatest (D. V. Hinkley, 'Inference about the
+    change-point in a sequence of random variables', 1970).
+
+    Args:
+        numbers: two or more.
+
+    >>> find_change([0.1, 0.1, 0.1, 0.6, 0.6])
+    Change(before=0.1, after=0.6)
+    """
+    x = np.asarray(numbers[-SEARCHED:])
+    n, sums = len(x), np.cumsum(x)
+    n0 = np.arange(1, n)
+    distance = np.abs((sums[-1] - sums[:-1]) / (n - n0) - sums[:-1] / n0)
+    at = 1 + int(np.argmax(np.sqrt(n0 * (n - n0) / n) * distance))
+    before, after = x[max(0, at - SIDE) : at], x[at : at + SIDE]
+    return Change(round(float(before.mean()), 12), round(float(after.mean()), 12))

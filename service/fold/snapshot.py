@@ -1,0 +1,65 @@
+"""Snapshots: immutable, versioned copies of what prediction needs."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from service.fold.learner import Learner
+from service.fold.standardizer import standardize
+from service.fold.state import State
+from service.fold.upload import to_inputs
+from streams.batch import Features
+
+QUICK_PRODUCTS = 1 << 18
+"""Multiplications of about 0.1 ms."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The model at one version; nothing changes it any more."""
+
+    version: int
+    weights: dict[str, Tensor]
+    mean: Tensor | None
+    """Of the inputs, fp32 [d]; None if they are not standardized."""
+    variance: Tensor | None
+    made: float = field(default_factory=time.monotonic)
+    """Seconds on the monotonic clock."""
+
+    @classmethod
+    def of(cls, state: State) -> "Snapshot":
+        """Copy what prediction needs, on the device; does not wait for it."""
+        keeps = state.spec.standardize
+        return cls(
+            state.version,
+            state.served.frozen(),
+            state.standardizer.mean.clone() if keeps else None,
+            state.standardizer.variance.clone() if keeps else None,
+        )
+
+
+class Evaluator:
+    """Computes predictions from snapshots with a module of its own; for one thread.
+
+    Args:
+        learner: snapshots are of it; its architecture is copied.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.device, self._evaluate = learner.device, learner.evaluator()
+        self._products = sum(p.numel() for p in learner.frozen().values() if p.dim() > 1)
+
+    def is_quick(self, rows: int) -> bool:
+        """Say whether a pass takes less time than handing it to another thread."""
+        return self.device.type == "cpu" and rows * self._products <= QUICK_PRODUCTS
+
+    @torch.inference_mode()
+    def __call__(self, snapshot: Snapshot, features: Features) -> tuple[Tensor, Tensor]:
+        """Return the labels, int64 [n], and the probabilities, fp32 [n, classes], on the host."""
+        inputs = to_inputs(features, self.device)
+        if snapshot.mean is not None and snapshot.variance is not None:
+            inputs = standardize(inputs, snapshot.mean, snapshot.variance)
+        labels, probabilities = self._evaluate(snapshot.weights, inputs)
+        return labels.cpu(), probabilities.cpu()

@@ -1,0 +1,1 @@
+"""The way in and out over HTTP: nothing here knows the log or torch."""

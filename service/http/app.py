@@ -1,0 +1,87 @@
+"""The FastAPI application around a `Service`."""
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from service.http.errors import ErrorDetail, HTTPError, error_response
+from service.http.guard import ADMIN, LEARN, OPEN_PATHS, PREDICT, Guard
+from service.http.routes import drift, health, history, learn, model, page, pictures, predict
+from service.service import Service
+
+logger = logging.getLogger("funnel")
+
+CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
+    """Return the application; the service is started and stopped by whoever made it.
+
+    Args:
+        service: what is served.
+        more: routes beside those of every service.
+    """
+    app = FastAPIOffline(  # whose /docs asks nothing of other hosts
+        title="Funnel",
+        version=version("funnel-stream"),
+        description="Online learning for data that drifts, with no step size to tune.",
+    )
+    app.state.service = service
+    modules = (learn, predict, model, drift, history, pictures, health, page)
+    for router in (*(module.router for module in modules), *more):
+        app.include_router(router)
+
+    def count(code: str) -> None:
+        service.metrics.rejected.labels(code).inc()
+
+    @app.exception_handler(HTTPError)
+    async def known(_: Request, error: HTTPError) -> Response:
+        count(error.code)
+        return error.answer()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        count("invalid")
+        found = error.errors()[0]
+        where = str(found["loc"][-1])
+        detail = ErrorDetail(code="invalid", message=f"{where}: {found['msg']}", field=where)
+        return error_response(422, detail)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> Response:
+        code = CODES.get(error.status_code, "http_error")
+        count(code)
+        detail = ErrorDetail(code=code, message=str(error.detail))
+        return error_response(error.status_code, detail, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        count("internal")
+        detail = ErrorDetail(code="internal", message="the service failed; its log says more")
+        return error_response(500, detail)
+
+    settings = service.settings
+    if settings.api_key:
+        _describe_key(app)
+    app.add_middleware(
+        Guard,
+        keys={ADMIN: settings.api_key, LEARN: settings.learn_key, PREDICT: settings.predict_key},
+        routes=app.routes,
+        metrics=service.metrics,
+    )
+    return app
+
+
+def _describe_key(app: FastAPI) -> None:
+    """Let the schema say that requests need a key; `Guard` sees to it."""
+    schema: dict[str, Any] = app.openapi()
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}]
+    for path in OPEN_PATHS:
+        schema["paths"][path]["get"]["security"] = []

@@ -1,0 +1,119 @@
+"""A client's connection, bounded in what it may hold.
+
+The head of a request has a size and a time, and who takes nothing of an answer is cut off: uvicorn
+limits none of these. Bodies are bounded by `service.http.body`.
+"""
+
+import asyncio
+import fcntl
+import sys
+import termios
+from http import HTTPStatus
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.http.errors import ErrorDetail, error_response
+
+HEAD_SECONDS = 10.0
+"""Time for the head of a request, from its first byte, or from connecting."""
+HEAD_BYTES = 64 << 10
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Return the bytes that the kernel keeps for the other side, where it tells: on Linux."""
+    if sys.platform != "linux":
+        return 0
+    found = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(found, sys.byteorder)
+
+
+class Connection(HttpToolsProtocol):
+    """Closes a connection whose request head is too slow (408) or too long (431)."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _head = True
+    """Whether the head of a request is awaited or under way."""
+    _head_bytes = 0
+    _untaken: int | None = None
+    """Bytes of answers that waited for the client at the last look."""
+
+    # uvicorn narrows the argument of asyncio's interface, and so must its subclass.
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock."""
+        super().connection_made(transport)
+        self._begin_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Start the clock for a further request on the connection."""
+        super().on_message_begin()
+        if not self._head:
+            self._begin_head()
+
+    def on_headers_complete(self) -> None:
+        """Stop the clock."""
+        self._stop_clock()
+        self._head, self._head_bytes = False, 0
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and count what belongs to a head that is not complete yet."""
+        super().data_received(data)
+        if self._head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse(431, "head_too_large", f"the head has more than {HEAD_BYTES} bytes")
+
+    def resume_writing(self) -> None:
+        """Note that the client has taken what it was given."""
+        self._untaken = None
+        super().resume_writing()
+
+    def look(self) -> None:
+        """Cut the client off if it has taken nothing since the last look of what waits for it.
+
+        What waits can only become less while answers are held back, or once the connection closes.
+        """
+        waiting = self.transport.get_write_buffer_size()
+        if not (waiting and (self.flow.write_paused or self.transport.is_closing())):
+            self._untaken = None
+            return
+        waiting += _unsent(self.transport)  # which takes more only when it has a third less
+        if self._untaken is not None and waiting >= self._untaken:
+            self.transport.abort()
+        else:
+            self._untaken = waiting
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        self._refuse(400, "not_http", msg)
+
+    def _begin_head(self) -> None:
+        self._head, self._head_bytes = True, 0
+        self._stop_clock()
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._begin_head()  # the answer before it comes first
+            return
+        self._refuse(408, "head_too_slow", f"the head did not come within {HEAD_SECONDS:g} s")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        if self.transport.is_closing():
+            return
+        answer = error_response(status, ErrorDetail(code=code, message=message))
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+        head += [name + b": " + value for name, value in answer.raw_headers]
+        head += [b"connection: close", b"", b""]
+        self.transport.write(b"\r\n".join(head) + bytes(answer.body))
+        self.transport.close()

@@ -1,0 +1,127 @@
+"""The history as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+A viewer is given what the ring holds whenever it can take something; nothing is queued for it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.http.errors import unavailable
+from service.monitoring.history import History, Item
+from service.service import Service
+
+MAX_VIEWERS = 32
+CHUNK = 64
+"""Most items sent in one piece."""
+HEARTBEAT_SECONDS = 10.0
+MAX_DIGITS = 20
+"""Digits of an event's number; `int` refuses thousands."""
+HEARTBEAT = b": alive\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class EventStream(Response):
+    """The items behind an event's id, and then those that come, until either side ends it.
+
+    Args:
+        service: with its learner.
+        last: id of the last event that the viewer has; whatever is none begins with ``reset``.
+    """
+
+    def __init__(self, service: Service, last: str) -> None:
+        super().__init__()
+        assert service.learner is not None
+        self._service, self._history = service, service.learner.history
+        self._last = last
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        service = self._service
+        if service.viewers >= MAX_VIEWERS:
+            error = unavailable("too_many_viewers", f"{MAX_VIEWERS} are watching already")
+            service.metrics.rejected.labels(error.code).inc()
+            await error.answer()(scope, receive, send)
+            return
+        service.viewers += 1
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await _first(self._send_all(send), _disconnected(receive), service.draining.wait())
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            service.viewers -= 1
+
+    async def _send_all(self, send: Send) -> None:
+        async for body in self._pieces():
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        history, news, loop = self._history, asyncio.Event(), asyncio.get_running_loop()
+        stop = history.listen(lambda: loop.call_soon_threadsafe(news.set))
+        number = _number(history, self._last)
+        try:
+            while True:
+                news.clear()
+                items = history.after(number, CHUNK)
+                if items is None:
+                    number = history.floor
+                    yield _event("reset", history.run, number, b"{}")
+                elif items:
+                    number = items[-1].number
+                    yield b"".join(_encoded(history.run, item) for item in items)
+                elif not await _happens(news, HEARTBEAT_SECONDS):
+                    yield HEARTBEAT
+        finally:
+            stop()
+
+
+def _number(history: History, last: str) -> int:
+    """Return the number in an event's id; -1, which no ring reaches back to, if there is none."""
+    run, _, number = last.partition("-")
+    is_number = number.isdecimal() and len(number) < MAX_DIGITS
+    return int(number) if run == history.run and is_number else -1
+
+
+def _encoded(run: str, item: Item) -> bytes:
+    return _event(item.kind, run, item.number, item.json)
+
+
+def _event(kind: str, run: str, number: int, json: bytes) -> bytes:
+    return f"event: {kind}\nid: {run}-{number}\ndata: ".encode() + json + b"\n\n"
+
+
+async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(*works: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of them is done, and end the others.
+
+    Raises:
+        what the one raises.
+    """
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

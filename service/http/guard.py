@@ -1,0 +1,124 @@
+"""Middleware in front of every route: the keys, the clock, and HEAD for what has GET."""
+
+import base64
+import binascii
+import hmac
+import time
+from collections.abc import Mapping, Sequence
+
+from pydantic import SecretStr
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.http.body import let_go
+from service.http.errors import HTTPError
+from service.monitoring.metrics import Metrics
+
+ADMIN, LEARN, PREDICT = "admin", "learn", "predict"
+"""Scopes of keys; admin may do everything."""
+OPEN_PATHS = ("/health/live", "/health/ready")
+ENDLESS_PATHS = ("/events",)
+READS = ("GET", "HEAD")
+SCOPES = {("POST", "/learn"): LEARN, ("POST", "/predict"): PREDICT}
+"""What requests need that are no reads; where nothing stands here, admin."""
+BASIC = 'Basic realm="Funnel", charset="UTF-8"'
+
+
+class Guard:
+    """Checks the key before anything of the body is read, and times the request.
+
+    Args:
+        app: what comes behind.
+        keys: by scope, expected after ``Authorization: Bearer``, or, since browsers send no other,
+            as the password of ``Basic`` in reads; empty ones are none, and with none everybody may
+            do everything.
+        routes: of the app.
+        metrics: where requests are counted.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Mapping[str, SecretStr],
+        routes: Sequence[BaseRoute],
+        metrics: Metrics,
+    ) -> None:
+        self.app, self.routes, self.metrics = app, routes, metrics
+        self._expected = {
+            name: key.get_secret_value().encode() for name, key in keys.items() if key
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if scope["method"] == "HEAD" and scope["path"] not in ENDLESS_PATHS:
+            scope = {**scope, "method": "GET"}  # the server leaves out the body
+        began = time.perf_counter()
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if (error := self._refusal(scope)) is None:
+                await self.app(scope, receive, watched)
+            else:
+                self.metrics.rejected.labels(error.code).inc()
+                answer = error.answer()
+                if error.status == 401 and scope["method"] in READS:
+                    answer.headers.append("WWW-Authenticate", BASIC)
+                await answer(scope, receive, watched)
+        finally:
+            let_go(scope)
+            self.metrics.http_seconds.labels(_route(scope), str(status)).observe(
+                time.perf_counter() - began
+            )
+
+    def _refusal(self, scope: Scope) -> HTTPError | None:
+        if not self._expected or scope["path"] in OPEN_PATHS:
+            return None
+        given = _key_of(dict(scope["headers"]).get(b"authorization", b""), scope["method"])
+        # A set, not any(): the time must not tell which key it was.
+        held = {name for name, key in self._expected.items() if hmac.compare_digest(given, key)}
+        if not held:
+            return HTTPError(
+                401, "unauthorized", "this needs the header Authorization: Bearer <key>"
+            )
+        needed = needed_scope(scope["method"], scope["path"])
+        if held & {needed, ADMIN} or self._leads_nowhere(scope):
+            return None
+        return HTTPError(403, "forbidden", f"this needs a key of scope {needed}")
+
+    def _leads_nowhere(self, scope: Scope) -> bool:
+        """Return whether this reads what does not exist; the app says so to every known key."""
+        return scope["method"] in READS and all(
+            route.matches(scope)[0] is Match.NONE for route in self.routes
+        )
+
+
+def needed_scope(method: str, path: str) -> str:
+    """Return the scope that a request needs."""
+    return SCOPES.get((method, path), PREDICT if method in READS else ADMIN)
+
+
+def _key_of(authorization: bytes, method: str) -> bytes:
+    """Return the key of ``Bearer``, or of ``Basic`` in a read; else what is no key."""
+    scheme, _, given = authorization.partition(b" ")
+    scheme, given = scheme.lower(), given.strip()
+    if scheme == b"bearer":
+        return given
+    if scheme != b"basic" or method not in READS:
+        return b""
+    try:
+        return base64.b64decode(given, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
+
+
+def _route(scope: Scope) -> str:
+    """Return the route's template, so that the label has few values."""
+    return str(getattr(scope.get("route"), "path", "other"))

@@ -1,0 +1,55 @@
+"""``GET`` and ``POST /demo/shift``: the demo's stream, turned by hand. Only the demo has them."""
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict
+
+from service.http.errors import ErrorBody
+from streams.sources.steering import KINDS, Steered
+
+
+class Control(BaseModel):
+    """One way to shift the stream."""
+
+    kind: str
+    label: str
+    """What to write on its button."""
+
+
+class ControlsAnswer(BaseModel):
+    """All ways to shift the stream."""
+
+    controls: list[Control]
+
+
+class ShiftRequest(BaseModel):
+    """Which of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["rotate", "pixels", "noise", "labels"]
+
+
+class ShiftAnswer(BaseModel):
+    """What the stream does from now on."""
+
+    what: str
+    """In a few words."""
+
+
+def demo_router(steered: Steered) -> APIRouter:
+    """Return the routes that shift this stream."""
+    router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403)})
+
+    @router.get("/demo/shift")
+    async def controls() -> ControlsAnswer:
+        """Say how the stream can be shifted."""
+        return ControlsAnswer(controls=[Control(kind=k, label=v) for k, v in KINDS.items()])
+
+    @router.post("/demo/shift", responses={422: {"model": ErrorBody}})
+    async def shift(request: ShiftRequest) -> ShiftAnswer:
+        """Shift the stream, which goes on without end from now on."""
+        return ShiftAnswer(what=steered.shift(request.kind))
+
+    return router

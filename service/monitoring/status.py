@@ -1,0 +1,79 @@
+"""What a trainer is doing, and how far it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from service.fold.drift import Event
+from service.fold.spec import Hyperparameters
+from service.log.position import Progress
+from service.monitoring.statistics import Statistics
+
+
+class Condition(StrEnum):
+    """What a trainer is doing."""
+
+    STARTING = "starting"
+    STANDBY = "standby"
+    """Another process learns from the log."""
+    REPLAYING = "replaying"
+    LEARNING = "learning"
+    WAITING = "waiting"
+    """The log cannot be reached, or the checkpoints cannot be read."""
+    HALTED = "halted"
+    """An operator has to act; the reason says how."""
+    STOPPED = "stopped"
+
+
+class Role(StrEnum):
+    """Which part a process plays for a model; the names are those on the wire."""
+
+    LEARNER = "learner"
+    STANDBY = "standby"
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """The checkpoints that a process has written or loaded."""
+
+    ok: int
+    failed: int
+    newest_at: float | None
+    """Monotonic time of the newest, in seconds; before the first, of when learning began."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The drift events in the served learner's error."""
+
+    events: tuple[Event, ...]
+    """The newest, in order."""
+    counts: Mapping[tuple[str, str], int]
+    """All events there ever were, by detector and direction."""
+    last_recovery: int | None
+    """Examples from the last event that the learner recovered from until it had."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """One trainer at one moment; the trainer replaces it as a whole and never changes it."""
+
+    condition: Condition
+    reason: str
+    """Why it does not learn; empty while it does."""
+    role: Role
+    version: int
+    """Batches folded into the model."""
+    examples: int
+    """Examples folded into the model."""
+    progress: Progress | None
+    """None before the log was first seen, if there was no checkpoint."""
+    hyperparameters: Hyperparameters
+    optimizer: Mapping[str, object]
+    """Hyperparameters of the served learner's optimizer, as JSON shows them."""
+    snapshot_at: float | None
+    """Monotonic time at which the newest snapshot was made, in seconds."""
+    checkpoints: Checkpointing
+    drift: Drift
+    statistics: Statistics | None
+    """About a second old; None before the first."""

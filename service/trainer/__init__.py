@@ -1,0 +1,1 @@
+"""Moves a state along its log: reads, cuts, records, steps, keeps."""

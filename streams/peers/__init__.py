@@ -1,0 +1,1 @@
+"""What Funnel is compared with."""

@@ -1,0 +1,260 @@
+"""What a learner is compared with: each peer with every setting it may be tuned to.
+
+Peers are given standardized inputs (`raw` ones excepted) and, afterwards, the credit of their best
+setting for each stream: an oracle that no user has. Some come from optional packages.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+from streams.prequential import Learner
+from streams.sources.catalog import Stream
+
+Make = Callable[[Stream, int], Learner]
+"""From the stream that will be learned and a seed to a learner."""
+
+
+class UnknownPeerError(ValueError):
+    """No peer has this name; the message lists those that there are."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A way to learn, and the settings among which the best is chosen in hindsight."""
+
+    title: str
+    settings: Mapping[str, Make]
+    module: str
+    """What must be importable."""
+    package: str = ""
+    """What to install for that, if it does not come with Funnel."""
+    raw: bool = False
+    """Whether it is given the inputs as they are: trees split them, whatever their scale."""
+    most_features: int = 1_000_000
+    """Width above which it would take minutes a stream, and is left out."""
+
+    def missing(self, stream: Stream) -> str:
+        """Say why the peer cannot run on the stream; empty if it can."""
+        if importlib.util.find_spec(self.module) is None:
+            return f"needs {self.package or self.module}: pip install 'funnel-stream[bench]'"
+        if stream.width > self.most_features:
+            return f"would take minutes on {stream.width} features"
+        return ""
+
+
+def find_peers(names: Sequence[str]) -> dict[str, Peer]:
+    """Return the peers of these names; ``all`` stands for all of them.
+
+    Raises:
+        UnknownPeerError: there is no such peer.
+    """
+    if unknown := [name for name in names if name not in (*PEERS, "all")]:
+        raise UnknownPeerError(f"no peer {unknown[0]!r}; there are {', '.join(PEERS)}, all")
+    return {name: peer for name, peer in PEERS.items() if name in names or "all" in names}
+
+
+def _torch(
+    path: str, grid: Mapping[str, Sequence[float]], at_shifts: bool = False
+) -> dict[str, Make]:
+    """Return the optimizer ``module:name`` at each point of a grid of its arguments.
+
+    Args:
+        path: where it is.
+        grid: values of each argument.
+        at_shifts: whether it starts anew at each shift, of which it is told.
+    """
+    points = (dict(zip(grid, point, strict=True)) for point in product(*grid.values()))
+    return {
+        ", ".join(f"{key} {value:g}" for key, value in point.items()): partial(
+            _torch_learner, path, point, at_shifts
+        )
+        for point in points
+    }
+
+
+def _torch_learner(
+    path: str, arguments: Mapping[str, float], at_shifts: bool, stream: Stream, seed: int
+) -> Learner:
+    from streams.peers.torch_learner import TorchLearner
+
+    module, _, name = path.partition(":")
+    make = partial(getattr(importlib.import_module(module), name), **arguments)
+    resets = [shift.example for shift in stream.shifts if shift.example] if at_shifts else []
+    return TorchLearner(stream.width, stream.classes, make, resets)
+
+
+def _variants(**settings: Mapping[str, Make]) -> dict[str, Make]:
+    return {f"{v}, {name}": make for v, found in settings.items() for name, make in found.items()}
+
+
+def _scikit_learner(arguments: dict[str, Any], stream: Stream, seed: int) -> Learner:
+    from sklearn.linear_model import SGDClassifier
+
+    from streams.peers.library_learners import ScikitLearner
+
+    model = SGDClassifier(loss="log_loss", random_state=seed, **arguments)
+    return ScikitLearner(model, stream.classes)
+
+
+def _vowpal_wabbit(options: str, stream: Stream, seed: int) -> Learner:
+    from streams.peers.library_learners import VowpalWabbitLearner
+
+    return VowpalWabbitLearner(stream.classes, f"--random_seed {seed} {options}")
+
+
+def _softmax(rule: str, lr: float, bias: bool, stream: Stream, seed: int) -> Learner:
+    from river import linear_model, optim
+
+    from streams.peers.library_learners import RiverLearner
+
+    return RiverLearner(linear_model.SoftmaxRegression(getattr(optim, rule)(lr)), constant=bias)
+
+
+def _adaptive_tree(stream: Stream, seed: int) -> Learner:
+    from river import tree
+
+    from streams.peers.library_learners import RiverLearner
+
+    return RiverLearner(tree.HoeffdingAdaptiveTreeClassifier(seed=seed))
+
+
+def _adaptive_forest(stream: Stream, seed: int) -> Learner:
+    from river import forest
+
+    from streams.peers.library_learners import RiverLearner
+
+    return RiverLearner(forest.ARFClassifier(seed=seed))
+
+
+_CONSTANT = {"learning_rate": "constant", "penalty": None}
+_ADAGRAD = {
+    "lr": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "initial_accumulator_value": (0.0, 0.1),
+}
+_FREE = {"lr": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)}
+_VOWPAL = (0.005, 0.02, 0.1, 0.5, 2.5, 10.0, 40.0)
+
+PEERS: dict[str, Peer] = {
+    "adagrad": Peer("AdaGrad", _torch("torch.optim:Adagrad", _ADAGRAD), "torch"),
+    "adagrad-reset": Peer(
+        "AdaGrad, reset at each shift by an oracle",
+        _torch("torch.optim:Adagrad", _ADAGRAD, at_shifts=True),
+        "torch",
+    ),
+    "rmsprop": Peer(
+        "RMSProp",
+        _torch("torch.optim:RMSprop", {"lr": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}),
+        "torch",
+    ),
+    "adam": Peer(
+        "Adam",
+        _torch("torch.optim:Adam", {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}),
+        "torch",
+    ),
+    "sgd": Peer(
+        "SGD",
+        _torch("torch.optim:SGD", {"lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)}),
+        "torch",
+    ),
+    "momentum": Peer(
+        "SGD, momentum 0.9",
+        _torch(
+            "torch.optim:SGD",
+            {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "momentum": (0.9,)},
+        ),
+        "torch",
+    ),
+    "hypergradient": Peer(
+        "hypergradient descent (SGD-HD)",
+        _torch(
+            "streams.peers.hypergradient:HypergradientSGD",
+            {
+                "lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+                "hyper_lr": (1e-5, 1e-4, 1e-3, 0.01, 0.1),
+            },
+        ),
+        "torch",
+    ),
+    "dadaptation": Peer(
+        "D-Adaptation",
+        _variants(
+            SGD=_torch("dadaptation:DAdaptSGD", _FREE),
+            AdaGrad=_torch("dadaptation:DAdaptAdaGrad", _FREE),
+            Adam=_torch("dadaptation:DAdaptAdam", _FREE),
+        ),
+        "dadaptation",
+        "dadaptation",
+    ),
+    "prodigy": Peer("Prodigy", _torch("prodigyopt:Prodigy", _FREE), "prodigyopt", "prodigyopt"),
+    "schedule-free": Peer(
+        "schedule-free",
+        _variants(
+            SGD=_torch(
+                "schedulefree:SGDScheduleFree",
+                {"lr": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)},
+            ),
+            AdamW=_torch(
+                "schedulefree:AdamWScheduleFree", {"lr": (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}
+            ),
+        ),
+        "schedulefree",
+        "schedulefree",
+    ),
+    "scikit-learn": Peer(
+        "scikit-learn SGDClassifier, log loss",
+        {
+            f"eta0 {eta0:g}": partial(_scikit_learner, {**_CONSTANT, "eta0": eta0})
+            for eta0 in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
+        }
+        | {"optimal, its default": partial(_scikit_learner, {})},
+        "sklearn",
+    ),
+    "vw": Peer(
+        "Vowpal Wabbit, its adaptive rule",
+        {f"-l {lr:g}": partial(_vowpal_wabbit, f"-l {lr}") for lr in _VOWPAL},
+        "vowpalwabbit",
+        "vowpalwabbit",
+    ),
+    "vw-coin": Peer(
+        "Vowpal Wabbit --coin",
+        {"default": partial(_vowpal_wabbit, "--coin")},
+        "vowpalwabbit",
+        "vowpalwabbit",
+    ),
+    "river-softmax": Peer(
+        "river SoftmaxRegression",
+        {
+            f"{rule} {lr:g}{'' if bias else ', no bias'}": partial(_softmax, rule, lr, bias)
+            for rule, rates in (
+                ("SGD", (1e-3, 3e-3, 0.01, 0.03, 0.1)),
+                ("AdaGrad", (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
+            )
+            for lr in rates
+            for bias in (True, False)
+        },
+        "river",
+        most_features=100,
+    ),
+    "river-tree": Peer(
+        "river HoeffdingAdaptiveTreeClassifier",
+        {"default": _adaptive_tree},
+        "river",
+        raw=True,
+        most_features=100,
+    ),
+    "river-forest": Peer(
+        "river ARFClassifier",
+        {"default": _adaptive_forest},
+        "river",
+        raw=True,
+        most_features=100,
+    ),
+}
+
+QUICK = ("adagrad", "rmsprop", "adam", "sgd", "momentum")
+"""Those that need no other package and take seconds."""

@@ -1,0 +1,118 @@
+"""A stream that a hand shifts while it is read."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from streams.batch import Batch, Features
+from streams.sources.catalog import Shift, Stream
+from streams.sources.images import rotate
+
+NOISE = 0.3
+"""Share of the pixels that noise replaces."""
+
+KINDS = {
+    "rotate": "Turn by 90°",
+    "pixels": "Permute pixels",
+    "noise": "Noise on or off",
+    "labels": "Permute labels",
+}
+"""Ways to shift a stream of images, and what to call them."""
+
+
+@dataclass(frozen=True)
+class _Hand:
+    """What is done to each example."""
+
+    quarter_turns: int = 0
+    order: npt.NDArray[np.int64] | None = None
+    """Of the pixels."""
+    is_noisy: bool = False
+    names: npt.NDArray[np.int64] | None = None
+    """Labels by label."""
+
+
+class Steered:
+    """A stream of images that runs as planned until the first `shift`, and from there without end.
+
+    One thread reads it; any may shift it.
+
+    Args:
+        stream: of square uint8 images.
+        shifted: called, in the reader's thread, with each shift once the stream comes to it.
+        seed: of the stream, and of what shifts do.
+    """
+
+    def __init__(self, stream: Stream, shifted: Callable[[Shift], object], seed: int = 0) -> None:
+        self.stream, self._shifted, self._seed = stream, shifted, seed
+        self.is_steered = False
+        self._hand = _Hand()
+        self._waiting: list[str] = []
+        """What to say of the shifts that no example shows yet."""
+        self._rng = np.random.default_rng([seed, 4])
+        self._lock = threading.Lock()
+
+    def shift(self, kind: str) -> str:
+        """Shift everything that is read from now on; return what that is, in a few words.
+
+        Args:
+            kind: one of `KINDS`.
+        """
+        with self._lock:
+            self._hand, what = _shifted(self._hand, kind, self.stream, self._rng)
+            self._waiting.append(what)
+            self.is_steered = True
+            return what
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yield batches of ``size``; the last of a stream that nobody shifted may be smaller."""
+        made = 0
+        planned = list(self.stream.shifts)
+        for batch in self.stream.batches(size, self._seed):
+            if self.is_steered:
+                break
+            while planned and planned[0].example < made + len(batch):
+                self._shifted(planned.pop(0))
+            yield batch
+            made += len(batch)
+        if not self.is_steered:
+            return
+        for batch in self.stream.held(size, self._seed, max(0, made - 1)):
+            with self._lock:
+                hand, waiting, self._waiting = self._hand, self._waiting, []
+            for what in waiting:
+                self._shifted(Shift(made, what))
+            yield self._handled(hand, batch)
+            made += len(batch)
+
+    def _handled(self, hand: _Hand, batch: Batch) -> Batch:
+        n, width = batch.features.shape
+        side = round(width**0.5)
+        turned = rotate(_bytes(batch.features).reshape(n, side, side), 90 * hand.quarter_turns)
+        pixels = turned.reshape(n, width)
+        if hand.order is not None:
+            pixels = pixels[:, hand.order]
+        if hand.is_noisy:
+            noise = self._rng.integers(256, size=pixels.shape, dtype=np.uint8)
+            pixels = np.where(self._rng.random(pixels.shape) < NOISE, noise, pixels)
+        labels = batch.labels if hand.names is None else hand.names[batch.labels]
+        return Batch(np.ascontiguousarray(pixels), labels)
+
+
+def _shifted(hand: _Hand, kind: str, stream: Stream, rng: np.random.Generator) -> tuple[_Hand, str]:
+    if kind == "rotate":
+        return replace(hand, quarter_turns=hand.quarter_turns + 1), "turned by 90°"
+    if kind == "pixels":
+        return replace(hand, order=rng.permutation(stream.width)), "pixels permuted"
+    if kind == "noise":
+        word = "off" if hand.is_noisy else "on"
+        return replace(hand, is_noisy=not hand.is_noisy), f"noise {word}"
+    return replace(hand, names=rng.permutation(stream.classes)), "labels permuted"
+
+
+def _bytes(features: Features) -> npt.NDArray[np.uint8]:
+    assert features.dtype == np.uint8
+    return features

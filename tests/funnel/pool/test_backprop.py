@@ -1,0 +1,35 @@
+"""The gradients written out are autograd's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from funnel.pool.backprop import differentiate
+from service.fold import networks as models
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (7, 4, 3)], ids=str)
+@pytest.mark.parametrize("n", [1, 33])
+def test_logits_losses_and_gradients_are_autograds(hidden: tuple[int, ...], n: int) -> None:
+    module = models.build("mlp", 6, 3, hidden, seed=1).double()
+    generator = torch.Generator().manual_seed(n)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator).double()
+    inputs = torch.randn(n, 6, generator=generator).double()
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    parameters = list(module.parameters())
+    expected = module(inputs)
+    losses = F.cross_entropy(expected, labels, reduction="none")
+    gradients = torch.autograd.grad(losses.mean(), parameters)
+    with torch.no_grad():
+        mine = differentiate(parameters, inputs, labels)
+    torch.testing.assert_close(mine[0], expected.detach())
+    torch.testing.assert_close(mine[1], losses.detach())
+    for ours, theirs in zip(mine[2], gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_logits_that_are_not_finite_make_losses_that_are_not() -> None:
+    weight, bias = torch.full((3, 2), 1e38), torch.zeros(3)
+    _, losses, _ = differentiate([weight, bias], torch.full((4, 2), 1e38), torch.zeros(4).long())
+    assert losses.isnan().all()

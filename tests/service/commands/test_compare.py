@@ -1,0 +1,120 @@
+"""The service's learner beside its peers, and `funnel compare` as a user runs it."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from service.cli import main
+from service.commands.compare import best_ends, examples_shown, interval, median_recovery, table
+from service.commands.evaluation import Run, Served, standardized
+from service.settings import load_settings
+from streams.batch import concatenate
+from streams.peers.peers import PEERS, Peer
+from streams.prequential import prequential
+from streams.sources.catalog import get
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("optimizer", ["pool", "funnel", "adam"])
+def test_the_accuracy_is_the_one_that_the_service_keeps(optimizer: str) -> None:
+    served = Served(load_settings({"optimizer": optimizer, "device": "cpu"}))
+    outcomes = prequential(served, get("abrupt", 3_000, "digits").batches(100))
+    summary = served.state.served.scores.read()
+    assert (summary.scored, summary.correct) == (3_000, outcomes.sum())
+    assert summary.rolling_accuracy == pytest.approx(outcomes[-1_000:].mean())
+
+
+def test_peers_are_given_what_the_services_model_is_given() -> None:
+    """Plain SGD on the prepared batches is the service with FUNNEL_OPTIMIZER=sgd."""
+    batches = list(get("labels", 6_600, "digits").batches(100))
+    served = Served(load_settings({"optimizer": "sgd", "lr": 0.03, "device": "cpu"}))
+    ours = prequential(served, batches)
+    peer = PEERS["sgd"].settings["lr 0.03"](get("labels", 6_600, "digits"), 0)
+    assert (prequential(peer, standardized(batches)) == ours).mean() > 0.999
+
+
+def test_standardized_batches_are_clamped_and_know_nothing_of_what_comes() -> None:
+    batches = list(get("rbf", 2_000).batches(100))
+    found = concatenate(list(standardized(batches)))
+    assert np.abs(found.features).max() <= 5
+    assert np.abs(found.features[1_000:].mean(axis=0)).max() < 0.5
+    first = concatenate(list(standardized(batches[:5])))
+    np.testing.assert_array_equal(first.features, found.features[:500])
+
+
+def outcomes(*parts: tuple[int, float]) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    """Return right answers at given rates, evenly spread."""
+    drawn = [np.arange(n) % 100 < 100 * rate for n, rate in parts]
+    return np.concatenate(drawn)
+
+
+def test_the_table_shows_funnel_losing_where_it_does() -> None:
+    stream = get("labels", 12_000)
+    funnel = Run("Funnel", "as served", 0, [outcomes((6_000, 0.8), (3_000, 0.2), (3_000, 0.6))])
+    peer = Run("SGD", "lr 1", 6, [outcomes((6_000, 0.8), (1_000, 0.4), (5_000, 0.7))])
+    head, first, second = table([funnel, peer], stream).splitlines()
+    assert "recovery" in head
+    assert first.split("  ")[0] == "SGD"
+    assert first.split()[-2:] == ["1,000", "1,000"]
+    assert "lr 1 (best of 6)" in first
+    assert second.split("  ")[0] == "Funnel"
+    assert second.split()[-2:] == ["3,000", "never"]
+
+
+def test_an_interval_is_students() -> None:
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / math.sqrt(3))
+    assert math.isnan(interval([1.0]))
+
+
+def test_recovery_is_the_median_over_seeds_and_shifts() -> None:
+    fast = np.array([0.9] * 60 + [0.1] * 10 + [0.9] * 50)
+    slow = np.array([0.9] * 60 + [0.1] * 30 + [0.9] * 30)
+    assert median_recovery([fast, slow, slow], [0, 6_000]) == 3_000
+    assert median_recovery([fast, fast, slow], [0, 6_000]) == 1_000
+    assert best_ends([[fast], [slow - 0.1]], [0, 6_000]) == [[pytest.approx(0.9)]]
+    assert median_recovery([slow - 0.1], [6_000], [[0.9]]) == math.inf
+    assert examples_shown(median_recovery([fast], [0])) == "–"
+
+
+COMPARE = ["compare", "labels", "--source", "digits", "--examples", "8100", "--device", "cpu"]
+
+
+def test_compare_prints_a_table_and_draws_a_picture(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PEERS, "gone", Peer("Gone", {}, "no_such_module", "no-such-package"))
+    picture = tmp_path / "compare.png"
+    options = ["--peers", "sgd,gone", "--seeds", "2", "--plot", str(picture)]
+    assert main([*COMPARE, *options]) == 0
+    out, errors = capsys.readouterr()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "gone is left out: needs no-such-package" in errors
+    assert "8,100 examples, 2 seeds" in out
+    assert "Funnel (pool)" in out
+    assert "SGD" in out
+    assert "±" in out
+    assert "100%" in errors
+
+
+def test_compare_runs_the_optimizer_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--peers", "", "--optimizer", "adam", "--lr", "0.01", "--examples", "500"]
+    assert main([*COMPARE, *arguments]) == 0
+    assert "Funnel (adam)" in capsys.readouterr().out
+
+
+def test_an_unknown_peer_is_answered_with_the_known_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*COMPARE, "--peers", "adamm"])
+    assert ended.value.code == 2
+    assert "no peer 'adamm'; there are adagrad" in capsys.readouterr().err

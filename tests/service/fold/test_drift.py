@@ -1,0 +1,132 @@
+"""Drift events: found, of the right direction, recovered from, kept exactly."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from service.fold import drift
+from service.fold.drift import Monitor
+from service.fold.report import Report
+from service.fold.scores import WINDOW
+from service.log.position import EntryId, Position
+
+
+def feed(monitor: Monitor, rates: list[float], start: int = 0, device: bool = False) -> None:
+    """Give batches of 100 with these accuracies."""
+    for k, rate in enumerate(rates, start):
+        report = Report(k + 1, rate, 0.5, True)
+        if device:
+            report = replace(report, accuracy=torch.tensor(rate), loss=torch.tensor(0.5))
+        monitor.note(report, 100, 100 * (k + 1), Position(EntryId(1000 * (k + 1), 0)))
+
+
+def accuracies(*levels: float, length: int = 100, seed: int = 0) -> list[float]:
+    rng = np.random.default_rng(seed)
+    return [float(rng.binomial(100, level)) / 100 for level in levels for _ in range(length)]
+
+
+def same(one: Monitor, other: Monitor) -> bool:
+    mine, theirs = one.tensors(), other.tensors()
+    return one.events == other.events and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fall_is_seen_within_500_examples_and_the_recovery_measured(seed: int) -> None:
+    monitor = Monitor()
+    feed(monitor, accuracies(0.9, 0.5, 0.9, seed=seed))
+    for name in ("adwin", "page_hinkley"):
+        worse = [e for e in monitor.events if (e.detector, e.direction) == (name, "worse")]
+        assert len(worse) == 1
+        [event] = worse
+        assert 10_000 < event.examples <= 10_500
+        assert event.accuracy_before == pytest.approx(0.9, abs=0.05)
+        assert event.accuracy_after == pytest.approx(0.5, abs=0.1)
+        assert event.time == event.examples / 100
+        assert event.recovery_examples is not None
+        assert 10_000 < event.examples + event.recovery_examples - 10_000 <= 11_500
+    better = [e for e in monitor.events if e.direction == "better"]
+    assert better
+    assert all(e.detector == "adwin" and 20_000 < e.examples <= 20_500 for e in better)
+    assert [e.id for e in monitor.events] == list(range(1, len(monitor.events) + 1))
+
+
+def test_steady_errors_raise_almost_no_alarm() -> None:
+    found = 0
+    for seed in range(10):
+        monitor = Monitor()
+        feed(monitor, accuracies(0.9, length=1000, seed=seed))
+        found += len(monitor.events)
+    assert found <= 1
+
+
+@pytest.mark.parametrize("at", [3, 99, 101, 150, 299])
+def test_a_resumed_monitor_goes_on_exactly(at: int) -> None:
+    whole, resumed, rates = Monitor(), Monitor(), accuracies(0.9, 0.5, 0.9)
+    feed(whole, rates[:at])
+    resumed.load(whole.tensors(), whole.positions())
+    assert same(whole, resumed)
+    for monitor in (whole, resumed):
+        feed(monitor, rates[at:], at)
+    assert same(whole, resumed)
+
+
+def test_a_monitor_that_saw_more_events_than_it_keeps_resumes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drift, "MAX_EVENTS", 3)
+    monitor, resumed = Monitor(), Monitor()
+    feed(monitor, accuracies(0.9, 0.5, 0.9, 0.5))
+    assert sum(monitor.counts.values()) > 3
+    assert len(monitor.events) == 3
+    resumed.load(monitor.tensors(), monitor.positions())
+    assert same(monitor, resumed)
+
+
+def test_a_recovery_is_measured_on_a_whole_window_behind_the_event() -> None:
+    monitor = Monitor()
+    feed(monitor, [0.9] * 100 + [0.0] * 3 + [1.0] * 30)
+    worse = [e for e in monitor.events if e.direction == "worse"]
+    assert min(e.recovery_examples or 0 for e in worse) == WINDOW
+    assert int(monitor.tensors()["drift.recent"][:, 1].sum()) == WINDOW
+
+
+def test_who_stays_three_points_below_has_not_recovered() -> None:
+    monitor = Monitor()
+    feed(monitor, [0.9] * 100 + [0.5] * 50 + [0.87] * 100)
+    worse = [e for e in monitor.events if e.direction == "worse"]
+    assert worse
+    assert all(e.recovery_examples is None for e in worse)
+
+
+def test_reports_of_a_device_wait_and_give_the_same() -> None:
+    here, there, rates = Monitor(), Monitor(), accuracies(0.9, 0.5)
+    feed(here, rates)
+    feed(there, rates, device=True)
+    assert there.events == ()
+    there.settle()
+    assert same(here, there)
+
+
+def test_short_batches_are_put_together_and_those_not_finite_left_out() -> None:
+    monitor = Monitor()
+    for k in range(99):
+        monitor.note(Report(k, 1.0, 0.5, True), 1, k + 1, Position(EntryId(1, 0)))
+    assert len(monitor.tensors()["drift.adwin"]) == 0
+    monitor.note(Report(99, 0.0, float("nan"), False), 100, 199, Position(EntryId(1, 0)))
+    assert len(monitor.tensors()["drift.adwin"]) == 0
+    monitor.note(Report(100, 0.0, 0.5, True), 1, 200, Position(EntryId(1, 0)))
+    assert monitor.tensors()["drift.adwin"].tolist() == pytest.approx([0.01])
+
+
+@pytest.mark.parametrize("name", ["events", "counts", "recent", "adwin", "page_hinkley"])
+def test_foreign_tensors_are_refused_whole(name: str) -> None:
+    monitor, other = Monitor(), Monitor()
+    feed(monitor, accuracies(0.9, 0.5))
+    saved = monitor.tensors()
+    for wrong in (torch.zeros(2, 3, 4), torch.full((3,), 9.0, dtype=torch.float64), None):
+        tensors = saved | ({f"drift.{name}": wrong} if wrong is not None else {"drift.x": saved})
+        with pytest.raises(ValueError, match="drift"):
+            other.load(tensors, monitor.positions())
+    assert same(other, Monitor())

@@ -1,0 +1,104 @@
+"""Large JSON bodies are read in other processes, to the same bytes and with the same refusals."""
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from service.http import json_process
+from service.http.json_process import SMALL, JSONProcess, JSONProcessError, translate
+from streams.batch import InvalidBatchError
+from streams.json_batch import from_json
+from tests.support.harness import processes_naming, serving, wait_for
+
+WIDTH = 784
+ROWS = np.random.default_rng(0).random((40, WIDTH)).tolist()
+READER = "service.http.json_process"
+NO_MORE_MEMORY = (1, 1)
+"""Limit of the address space, soft and hard: what a process has it keeps."""
+
+
+def body(rows: list[list[float]] = ROWS) -> bytes:
+    found = orjson.dumps({"features": rows, "labels": [3] * len(rows)})
+    assert len(found) > SMALL
+    return found
+
+
+def test_another_process_reads_the_same_batch() -> None:
+    expected = from_json(body()).to_bytes()
+    assert translate(body(), is_ndjson=False, width=WIDTH) == expected
+    lines = b"\n".join(orjson.dumps({"features": row, "label": 3}) for row in ROWS)
+    assert translate(lines, is_ndjson=True, width=WIDTH) == expected
+    assert len(json_process._idle) == 1, "the second body found the process of the first"
+
+
+def test_a_refusal_comes_back_whole_and_spares_the_process() -> None:
+    bad = [*ROWS[:7], ROWS[7][:-1], *ROWS[8:]]
+    with pytest.raises(InvalidBatchError, match="has 783 features, expected 784") as caught:
+        translate(body(bad), is_ndjson=False, width=WIDTH)
+    assert (caught.value.field, caught.value.index) == ("features", 7)
+    assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
+
+
+def test_a_process_that_was_killed_while_idle_is_replaced() -> None:
+    process = JSONProcess()
+    process._process.kill()
+    process._process.wait()
+    json_process._idle.append(process)
+    assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
+    assert process not in json_process._idle
+
+
+def test_a_process_that_ends_over_a_body_is_replaced() -> None:
+    process, larger = JSONProcess(), body(ROWS * 25)
+    process.translate(body(), is_ndjson=False, width=WIDTH)
+    resource.prlimit(process._process.pid, resource.RLIMIT_AS, NO_MORE_MEMORY)
+    json_process._idle.append(process)
+    with pytest.raises(JSONProcessError):
+        translate(larger, is_ndjson=False, width=WIDTH)
+    assert translate(larger, is_ndjson=False, width=WIDTH) == from_json(larger).to_bytes()
+
+
+def test_the_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None:
+    before = processes_naming(READER)
+    with serving(tmp_path) as service, service.client() as client:
+        answer = client.post("/learn", content=body(), headers={"Content-Type": "application/json"})
+        assert answer.status_code == 202, answer.text
+        started = processes_naming(READER) - before
+        assert started
+        service.kill()
+    wait_for(lambda: not started & processes_naming(READER))
+
+
+def test_a_body_whose_reader_ends_over_it_is_to_be_sent_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as service, service.client() as client:
+        client.headers["Content-Type"] = "application/json"
+        assert client.post("/learn", content=body()).status_code == 202
+        for reader in processes_naming(READER) & children(service.process.pid):
+            resource.prlimit(reader, resource.RLIMIT_AS, NO_MORE_MEMORY)
+        refused = client.post("/learn", content=body(ROWS * 25))
+        assert refused.status_code == 503, refused.text
+        assert refused.json()["error"]["code"] == "reader_lost"
+        assert "Retry-After" in refused.headers
+        assert client.post("/learn", content=body(ROWS * 25)).status_code == 202
+        assert 'funnel_rejected_total{code="reader_lost"} 1.0' in client.get("/metrics").text
+
+
+def test_a_reader_that_was_killed_while_idle_is_not_missed(tmp_path: Path) -> None:
+    with serving(tmp_path) as service, service.client() as client:
+        client.headers["Content-Type"] = "application/json"
+        assert client.post("/learn", content=body()).status_code == 202
+        for reader in processes_naming(READER) & children(service.process.pid):
+            os.kill(reader, signal.SIGKILL)
+        wait_for(lambda: not processes_naming(READER) & children(service.process.pid))
+        assert client.post("/learn", content=body()).status_code == 202
+
+
+def children(parent: int) -> set[int]:
+    """Return the processes that a process has started; Linux only."""
+    lists = Path(f"/proc/{parent}/task").glob("*/children")
+    return {int(child) for found in lists for child in found.read_text().split()}

@@ -1,0 +1,78 @@
+"""What the OpenAPI document promises is what comes, for requests made from the document itself."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from service.http.app import create_app
+from service.http.body import NDJSON, SAFETENSORS
+from service.service import Service
+from service.settings import load_settings
+from tests.service.fuzz import SEEDS
+from tests.support.harness import ServiceProcess, serving, wait_for
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 5, "max_wait_ms": 10}
+CHECKS = [
+    not_a_server_error, status_code_conformance, content_type_conformance,
+    response_headers_conformance, response_schema_conformance, negative_data_rejection,
+    unsupported_method,
+]  # fmt: skip
+
+for kind in (NDJSON, SAFETENSORS):
+    good = [body for _, other, body in SEEDS if other == kind]
+    schemathesis.openapi.media_type(kind, st.sampled_from(good) | st.binary())
+
+document = create_app(Service(load_settings(SMALL))).openapi()
+api = schemathesis.openapi.from_dict(document)
+answers = api.exclude(path="/events")
+"""What ends; `test_events` has the rest."""
+
+
+@dataclass
+class World:
+    """A service, and the entries that it has accepted, with their numbers of examples."""
+
+    service: ServiceProcess
+    entries: dict[str, int] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A world in which at the end just what was accepted is learned."""
+    with serving(tmp_path_factory.mktemp("service"), **SMALL) as service:
+        world = World(service)
+        yield world
+        with service.client() as client:
+            accepted = sum(world.entries.values())
+            wait_for(lambda: client.get("/model").json()["examples_learned"] >= accepted)
+            assert client.get("/model").json()["examples_learned"] == accepted
+            assert client.get("/health/ready").json()["learning"] == "learning"
+
+
+def test_the_document_is_the_one_that_is_served(world: World) -> None:
+    with world.service.client() as client:
+        assert client.get("/openapi.json").json() == document
+
+
+@pytest.mark.slow
+@answers.parametrize()
+@settings(max_examples=200, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_every_route_keeps_its_promises(case: schemathesis.Case, world: World) -> None:
+    answer = case.call_and_validate(base_url=world.service.url, checks=CHECKS)
+    if answer.status_code >= 400 and case.method != "HEAD":
+        assert answer.json()["error"]["code"]
+    elif case.path == "/learn":
+        world.entries[answer.json()["entry"]] = answer.json()["accepted"]

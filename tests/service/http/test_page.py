@@ -1,0 +1,241 @@
+"""The live page, in a real headless Chromium."""
+
+import base64
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.browser import PROGRAM, Page, browsing
+from tests.support.harness import (
+    SAFETENSORS,
+    ServiceProcess,
+    free_port,
+    processes_naming,
+    serving,
+    wait_for,
+)
+from tests.support.states import a_batch
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PROGRAM is None, reason="needs chromium"),
+]
+
+MARK = "[...document.querySelectorAll('#accuracy .shift text')].map(t => t.textContent)"
+SHIFTS = "[...document.querySelectorAll('#shifts li')].map(l => l.textContent)"
+CHARTS = ("accuracy", "scale", "gains", "throughput", "experts")
+
+
+@dataclass
+class Demo:
+    url: str
+    process: "subprocess.Popen[bytes]"
+    page: Page
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A running demo, a browser that looks at it, and at the end nothing left of the demo."""
+    directory, port = tmp_path_factory.mktemp("demo"), free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "demo", "stationary", "--source", "digits",
+         "--examples", "1000000", "--rate", "1000", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"TMPDIR": str(directory), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        with browsing(tmp_path_factory.mktemp("profile")) as page:
+            page.resize(1280, 900)
+            url = f"http://127.0.0.1:{port}/"
+            wait_for(lambda: is_ready(url))
+            page.open(url)
+            page.wait_for("document.querySelectorAll('#accuracy .line').length === 2")
+            page.wait_for("document.querySelectorAll('#buttons button').length === 4")
+            yield Demo(url, process, page)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130)
+        assert processes_naming(directory) == set()
+
+
+def test_charts_pictures_and_numbers_hold_data(demo: Demo) -> None:
+    page = demo.page
+    for chart in CHARTS:
+        page.wait_for(
+            f"(document.querySelector('#{chart} .line')?.getAttribute('d') ?? '').length > 30"
+        )
+        assert page.evaluate(f"document.querySelector('#{chart} .summary').textContent")
+    page.wait_for("document.querySelectorAll('#maps canvas').length === 10")
+    page.wait_for("document.querySelectorAll('#newest canvas').length === 8")
+    # A plain square is some 150 characters long.
+    page.wait_for("document.querySelector('#maps canvas').toDataURL().length > 400")
+    numbers = page.evaluate("[...document.querySelectorAll('#now dd')].map(d => d.textContent)")
+    assert len(numbers) == 8
+    assert "–" not in numbers
+    assert page.evaluate("document.getElementById('connection').textContent") == "live"
+
+
+def test_a_turn_by_the_button_shows_as_a_mark_and_a_recovery(demo: Demo) -> None:
+    page = demo.page
+    page.wait_for("parseFloat(document.querySelector('#now dd').textContent) > 85", 60)
+    page.evaluate("document.querySelector('[data-kind=rotate]').click()")
+    page.wait_for("document.getElementById('controlled').textContent.includes('turned by 90°')")
+    page.wait_for(f"{MARK}.includes('turned by 90°')")
+    page.wait_for(
+        f"{SHIFTS}.some(t => /turned by 90°; served .* → .*back after [\\d,]+ examples/.test(t))",
+        60,
+    )
+
+
+def test_the_page_asks_nothing_of_others_and_complains_of_nothing(demo: Demo) -> None:
+    page = demo.page
+    page.open(demo.url)
+    page.wait_for("document.querySelectorAll('#maps canvas').length === 10")
+    assert page.requests
+    assert [r for r in page.requests if not r.startswith((demo.url, "about:"))] == []
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("width", [320, 768, 1920])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_every_width(demo: Demo, width: int, scheme: str) -> None:
+    demo.page.resize(width, 800, scheme)
+    assert demo.page.evaluate("document.documentElement.scrollWidth") <= width
+    ground = demo.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, re.findall(r"\d+", ground)[:3])) / 3
+    assert (brightness > 200) == (scheme == "light")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out(demo: Demo, scheme: str) -> None:
+    demo.page.resize(1280, 900, scheme)
+    for selector in ("h1", "#model", ".summary", "dt", "#connection", "button", "footer a"):
+        color, ground = demo.page.evaluate(
+            f"[getComputedStyle(document.querySelector('{selector}')).color,"
+            " getComputedStyle(document.body).backgroundColor]"
+        )
+        assert contrast(color, ground) >= 4.5, selector
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of WCAG 2."""
+
+    def luminance(color: str) -> float:
+        shares = [int(c) / 255 for c in re.findall(r"\d+", color)[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, bright = sorted((luminance(one), luminance(other)))
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def test_everything_has_a_name_for_who_cannot_see_it(demo: Demo) -> None:
+    nodes = demo.page.command("Accessibility.getFullAXTree")["nodes"]
+    named = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in nodes
+        if not node.get("ignored")
+    ]
+    roles = ("image", "button", "combobox", "link", "heading")
+    assert [pair for pair in named if pair[0] in roles and not pair[1]] == []
+    assert {"button", "heading", "image", "combobox"} <= {role for role, _ in named}
+    assert ("button", "Turn by 90°") in named
+
+
+def test_keys_read_values_of_a_chart(demo: Demo) -> None:
+    page = demo.page
+    page.evaluate("document.querySelector('#accuracy svg').focus()")
+    for key in ("ArrowLeft", "Home"):
+        for kind in ("keyDown", "keyUp"):
+            page.command("Input.dispatchKeyEvent", type=kind, key=key)
+    page.wait_for(
+        "/At .*served .*adagrad/.test(document.querySelector('#accuracy .readout').textContent)"
+    )
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Page]:
+    with browsing(tmp_path / "profile") as page:
+        yield page
+
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
+
+
+def learn(service: ServiceProcess, **headers: str) -> None:
+    with service.client(**headers) as client:
+        for k in range(3):
+            answer = client.post(
+                "/learn?wait=applied", content=a_batch(k).to_bytes(), headers=SAFETENSORS
+            )
+            assert answer.status_code == 200
+
+
+def test_a_service_that_comes_back_is_seen_again(tmp_path: Path, browser: Page) -> None:
+    with serving(tmp_path / "service", **SMALL) as service:
+        learn(service)
+        browser.open(service.url)
+        browser.wait_for("document.getElementById('connection').textContent === 'live'")
+        assert browser.evaluate("document.getElementById('controls').hidden")
+        assert browser.problems == []
+        assert service.terminate() == 0
+        browser.wait_for("document.getElementById('connection').textContent.startsWith('reconn')")
+        service.start()
+        learn(service)
+        browser.wait_for("document.getElementById('connection').textContent === 'live'", 60)
+        browser.wait_for("document.querySelector('#now dd:last-child') !== null")
+
+
+def test_a_browser_is_let_in_with_a_key_for_a_password(tmp_path: Path, browser: Page) -> None:
+    options = SMALL | {"api_key": "secret", "predict_key": "reader"}
+    with serving(tmp_path / "service", **options) as service:
+        learn(service, Authorization="Bearer secret")
+        credentials = base64.b64encode(b"me:reader").decode()
+        browser.command(
+            "Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {credentials}"}
+        )
+        browser.open(service.url)
+        browser.wait_for("document.querySelectorAll('#now dd').length === 8")
+        assert browser.problems == []
+
+
+def test_an_address_may_hold_the_password(tmp_path: Path, browser: Page) -> None:
+    with serving(tmp_path / "service", **SMALL, api_key="secret") as service:
+        learn(service, Authorization="Bearer secret")
+        browser.open(service.url.replace("://", "://me:secret@"))
+        browser.wait_for("document.querySelectorAll('#now dd').length === 8")
+        assert browser.problems == []
+
+
+def test_the_documentation_asks_nothing_of_other_hosts(tmp_path: Path, browser: Page) -> None:
+    with serving(tmp_path / "service", **SMALL) as service:
+        browser.open(f"{service.url}/docs")
+        browser.wait_for("document.querySelectorAll('.opblock').length > 5")
+        assert browser.problems == []
+        assert all(r.startswith((service.url, "data:")) for r in browser.requests)
+
+
+def test_names_are_words_not_markup(tmp_path: Path, browser: Page) -> None:
+    options = SMALL | {"model": "tests.support.states:Sly", "optimizer": "funnel"}
+    with serving(tmp_path / "service", **options) as service:
+        learn(service)
+        browser.open(service.url)
+        browser.wait_for("document.querySelectorAll('#scale .legend li').length === 2")
+        assert "<img" in browser.evaluate("document.querySelector('#scale .legend').textContent")
+        assert browser.evaluate("document.querySelectorAll('img').length") == 0
+        assert browser.problems == []

@@ -1,0 +1,140 @@
+"""Cuts: which examples form a batch is decided once, and repeats."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.log.entries import MAX_JSON, Cut, Entry, Pending, read_entry
+from service.log.position import ORIGIN, TOP, EntryId, Position
+from streams.batch import Batch, concatenate
+
+
+def numbered(start: int, n: int) -> Batch:
+    return Batch(np.arange(start, start + n, dtype=np.float32)[:, None], np.zeros(n, np.int64))
+
+
+def a_log(sizes: list[int]) -> list[Entry]:
+    """Entries of these sizes, whose examples count on; size 0 is one that is dead."""
+    starts = np.cumsum([0, *sizes])
+    return [
+        Entry(EntryId(k, 0), numbered(int(start), n) if n else None, "http", "" if n else "bad")
+        for k, (start, n) in enumerate(zip(starts, sizes, strict=False), 1)
+    ]
+
+
+def numbers(batch: Batch | None) -> list[int]:
+    return [] if batch is None else [int(x) for x in batch.features[:, 0]]
+
+
+logs = st.lists(st.integers(0, 7), max_size=12).map(a_log)
+
+
+@given(logs, st.lists(st.integers(1, 9), min_size=1, max_size=40), st.data())
+def test_every_example_is_cut_once_in_order(
+    log: list[Entry], sizes: list[int], data: st.DataObject
+) -> None:
+    """However reading and cutting interleave."""
+    pending, read, seen, dead = Pending(Position(ORIGIN), 0), 0, [], []
+    for size in sizes:
+        more = data.draw(st.integers(0, len(log) - read))
+        for entry in log[read : read + more]:
+            pending.add(entry)
+        read += more
+        held = pending.examples
+        cut, batch = pending.take(size)
+        assert cut.examples == len(numbers(batch)) == min(size, held)
+        assert pending.examples == held - cut.examples
+        seen += numbers(batch)
+        dead += [d.entry for d in cut.dead]
+        assert cut.entries == len([e for e in log if cut.position.covers(e.id)])
+        assert pending.seen == read
+    assert seen == list(range(len(seen)))
+    covered = [e for e in log if pending.position.covers(e.id)]
+    assert dead == [e.id for e in covered if e.batch is None]
+
+
+@given(logs, st.lists(st.integers(1, 9), min_size=1, max_size=30), st.data())
+def test_recorded_cuts_repeat_from_any_of_them(
+    log: list[Entry], sizes: list[int], data: st.DataObject
+) -> None:
+    first = Pending(Position(ORIGIN), 0)
+    for entry in log:
+        first.add(entry)
+    taken = [first.take(size) for size in sizes]
+    start = data.draw(st.integers(0, len(taken) - 1))
+    before = taken[start - 1][0] if start else Cut(Position(ORIGIN))
+    again = Pending(before.position, before.entries)
+    rest = [e for e in log if not before.position.covers(e.id)]
+    for cut, batch in taken[start:]:
+        while rest and (not again or again.newest < cut.position.entry):
+            again.add(rest.pop(0))
+        repeated, same = again.take(cut.examples, cut)
+        assert (repeated.position, repeated.examples, repeated.entries) == (
+            cut.position,
+            cut.examples,
+            cut.entries,
+        )
+        assert numbers(same) == numbers(batch)
+
+
+def test_what_a_cut_calls_dead_stays_dead_whatever_the_reader_now_thinks() -> None:
+    entries = a_log([2, 2, 2])
+    recorded = Pending(Position(ORIGIN), 0)
+    for entry in [entries[0], entries[1]._replace(batch=None, reason="bad"), entries[2]]:
+        recorded.add(entry)
+    cut, batch = recorded.take(4)
+    assert [d.entry for d in cut.dead] == [entries[1].id]
+    lenient = Pending(Position(ORIGIN), 0)
+    for entry in entries:
+        lenient.add(entry)
+    _, again = lenient.take(4, cut)
+    assert numbers(again) == numbers(batch) == [0, 1, 4, 5]
+
+
+@given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1), st.none() | st.integers(0, 99))
+def test_positions_survive_their_text(ms: int, sequence: int, taken: int | None) -> None:
+    position = Position(EntryId(ms, sequence), taken)
+    assert Position.parse(str(position)) == position
+    assert Position.parse(str(position).encode()) == position
+
+
+def test_a_position_inside_an_entry_does_not_cover_it() -> None:
+    entry = EntryId(5, 1)
+    assert Position(entry).covers(entry)
+    assert not Position(entry, 3).covers(entry)
+    assert Position(EntryId(5, 2), 0).covers(entry)
+    assert not Position(EntryId(5, 0)).covers(entry)
+    assert Position(TOP).covers(entry)
+
+
+JSON_ENTRY = json.dumps({"features": [[1, 2]], "labels": [1]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "no field 'batch' or 'json'"),
+        ({b"btach": b""}, "btach"),
+        ({b"batch": b""}, "safetensors"),
+        ({b"json": b"{"}, "JSON"),
+        ({b"json": b" " * (MAX_JSON + 1)}, f"{MAX_JSON + 1} bytes of JSON, more than"),
+        ({b"json": b'{"features": [[1]], "labels": [1]}'}, "has 1 features, expected 2"),
+        ({b"json": b'{"features": [[1, 2]], "labels": [9]}'}, "0…2"),
+        ({b"json": b'{"features": [[1, 2], [1, true]], "labels": [0, 0]}'}, "example 1"),
+    ],
+)
+def test_a_poison_entry_says_why(fields: dict[bytes, bytes], reason: str) -> None:
+    entry = read_entry(EntryId(1, 0), fields, 2, 3)
+    assert entry.batch is None
+    assert re.search(reason, entry.reason)
+
+
+def test_an_entry_knows_where_it_came_from() -> None:
+    by_hand = read_entry(EntryId(1, 0), {b"json": JSON_ENTRY}, 2, 3)
+    by_http = read_entry(EntryId(1, 0), {b"json": JSON_ENTRY, b"source": b"http"}, 2, 3)
+    assert (by_hand.source, by_http.source) == ("redis", "http")
+    assert concatenate([b for b in (by_hand.batch, by_http.batch) if b]).features.shape == (2, 2)

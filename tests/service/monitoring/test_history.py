@@ -1,0 +1,163 @@
+"""The recent past is kept, in bounded memory, and says what happened."""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from service.monitoring import history
+from service.monitoring.history import DRIFT, POINT, SHIFT, History
+from tests.service.monitoring.test_pictures import statistics_of
+from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
+from tests.support.states import a_batch, a_state
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50, "shadow": "adagrad"}
+
+
+def a_history(*versions: int, every: float = 1.0) -> History:
+    made, state = History(partial(next, count(0.0, every))), a_state()
+    for version in versions:
+        state.version, state.examples = version, 20 * version
+        made.add_point(statistics_of(state), backlog=0, checkpoint_age=None)
+    return made
+
+
+def test_the_ring_is_bounded_and_knows_what_it_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MAX_ITEMS", 5)
+    made = a_history(*range(1, 9))
+    assert len(made.points()) == 5
+    assert made.after(2) is None
+    behind = made.after(3)
+    assert behind is not None
+    assert [item.version for item in behind] == [4, 5, 6, 7, 8]
+
+
+def test_a_model_that_stands_still_takes_two_points() -> None:
+    made = a_history(1, 2, 2, 2, 2, 3)
+    kept = made.after(0)
+    assert kept is not None
+    assert [item.version for item in kept] == [1, 2, 2, 3]
+    assert [item.version for item in made.after(kept[-2].number) or ()] == [3]
+    assert [item.version for item in made.after(3) or ()] == [2, 3]  # the third was replaced
+
+
+def test_points_that_come_fast_are_thinned_to_about_one_a_second() -> None:
+    made = a_history(*range(1, 14), every=0.25)
+    assert [item.made for item in made.after(0) or ()] == [0, 1, 2, 3]
+    assert [item.version for item in made.after(0) or ()] == [1, 5, 9, 13]
+    assert [item.version for item in made.after(3) or ()] == [5, 9, 13]  # the third gave way
+
+
+def test_shifts_and_drifts_lie_among_the_points() -> None:
+    made = a_history(1)
+    made.add_shift(20, "turned by 90°")
+    drift = {"id": 0, "examples": 40, "recovery_examples": None}
+    made.note_drifts([drift])
+    made.note_drifts([drift])
+    made.note_drifts([drift | {"recovery_examples": 100}])
+    assert [item.kind for item in made.after(0) or ()] == [POINT, SHIFT, DRIFT, DRIFT]
+    assert made.after(4) == []
+    assert made.after(5) is None
+
+
+def test_only_newer_points_are_asked_for() -> None:
+    made = a_history(1, 2, 3)
+    made.add_shift(60, "noise on")
+    assert len(made.points()) == 3
+    assert len(made.points(since=1)) == 2
+    assert made.points(since=3) == []
+
+
+def test_throughput_is_of_the_time_since_the_point_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history.time, "time", partial(next, count(1000.0, 0.5)))
+    points = [orjson.loads(point) for point in a_history(1, 2, 4).points()]
+    assert points[0]["throughput"] is None
+    for before, point in pairwise(points):
+        expected = (point["examples"] - before["examples"]) / (point["time"] - before["time"])
+        assert point["throughput"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_who_listens_no_more_is_told_nothing() -> None:
+    made, told = History(), []
+    stop = made.listen(lambda: told.append("something"))
+    made.add_shift(1, "one")
+    stop()
+    made.add_shift(2, "two")
+    assert len(told) == 1
+    stop()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with serving(tmp_path_factory.mktemp("service"), **SMALL) as running:
+        yield running
+
+
+def learn(client: httpx.Client, batches: int) -> int:
+    """Learn, and return the version when the history shows it."""
+    for k in range(batches):
+        client.post("/learn?wait=applied", content=a_batch(k).to_bytes(), headers=SAFETENSORS)
+    version = int(client.get("/model").json()["model_version"])
+    wait_for(lambda: points(client)[-1]["version"] == version)
+    return version
+
+
+def points(client: httpx.Client, **query: int) -> list[dict[str, Any]]:
+    return list(client.get("/history", params=query).raise_for_status().json()["points"])
+
+
+def test_points_agree_with_the_other_routes(service: ServiceProcess) -> None:
+    with service.client() as client:
+        learn(client, 20)
+        last = points(client)[-1]
+        optimizer = client.get("/optimizer").json()
+        model = client.get("/model").json()
+        assert list(last["learners"]) == ["served", "adagrad"]
+        assert last["examples"] == model["examples_learned"]
+        assert last["learners"]["served"]["accuracy"] == pytest.approx(model["accuracy"], rel=1e-4)
+        for name, tensor in optimizer["tensors"].items():
+            assert last["tensors"][name]["scale"] == pytest.approx(tensor["scale"], rel=1e-4)
+            quantiles = list(tensor["gain_quantiles"].values())
+            assert last["tensors"][name]["gain_quantiles"] == pytest.approx(quantiles, rel=1e-4)
+        assert last["backlog"] == 0
+        assert sum(last["expert_weights"].values()) == pytest.approx(1, rel=1e-3)
+
+
+def test_since_leaves_out_what_is_known(service: ServiceProcess) -> None:
+    with service.client() as client:
+        before = learn(client, 1)
+        assert points(client, since=before) == []
+        after = learn(client, 3)
+        assert {p["version"] for p in points(client, since=before)} <= set(
+            range(before + 1, after + 1)
+        )
+        assert client.get("/history?since=-1").status_code == 422
+
+
+def test_a_model_of_many_tensors_has_small_points(tmp_path: Path) -> None:
+    options = SMALL | {"model": "mlp", "hidden": "2," * 30 + "2", "optimizer": "funnel"}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        learn(client, 1)
+        assert len(points(client)[-1]["tensors"]) == history.MAX_TENSORS
+
+
+def test_where_inputs_are_no_images_there_are_no_pictures(service: ServiceProcess) -> None:
+    with service.client() as client:
+        learn(client, 1)
+        gains, newest = client.get("/optimizer/gains").json(), client.get("/newest").json()
+    assert (gains["side"], gains["log_gains"]) == (None, [])
+    assert (newest["side"], newest["examples"]) == (None, [])
+
+
+def test_events_of_long_ago_are_forgotten() -> None:
+    made = History()
+    for k in range(1_000):
+        made.note_drifts([{"id": n} for n in range(k, k + 10)])
+    assert len(made._drifts) == 10
+    (last,) = made.after(made._number - 1) or []
+    assert last.json == b'{"id":1008}'

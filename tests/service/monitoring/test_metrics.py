@@ -1,0 +1,191 @@
+"""The metrics of the contract, as Prometheus reads them."""
+
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.monitoring.metrics import MAX_CLASSES, MAX_TENSORS, _optimizer
+from tests.service.monitoring.test_pictures import statistics_of
+from tests.support.harness import SAFETENSORS, serving, wait_for
+from tests.support.prometheus import prometheus, query
+from tests.support.states import a_batch, a_state
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
+
+# Those of the contract, and some more.
+CONTRACT = {
+    "funnel_examples_total": {"source"},
+    "funnel_correct_total": {"learner"},
+    "funnel_scored_total": {"learner"},
+    "funnel_batches_total": set(),
+    "funnel_rejected_total": {"code"},
+    "funnel_checkpoints_total": {"result"},
+    "funnel_nonfinite_batches_total": set(),
+    "funnel_quarantined_batches_total": set(),
+    "funnel_dead_entries_total": set(),
+    "funnel_drift_events_total": {"detector", "direction"},
+    "funnel_webhook_failures_total": set(),
+    "funnel_scale": {"learner", "tensor"},
+    "funnel_step_size": {"learner", "tensor"},
+    "funnel_expert_weight": {"expert"},
+    "funnel_expert_age_batches": {"expert"},
+    "funnel_gain": {"learner", "tensor", "quantile"},
+    "funnel_gain_at_bound_ratio": {"learner", "tensor", "bound"},
+    "funnel_alignment": {"learner", "tensor"},
+    "funnel_gradient_norm": {"learner", "tensor"},
+    "funnel_update_norm": {"learner", "tensor"},
+    "funnel_accuracy": {"learner", "window"},
+    "funnel_loss": {"learner", "window"},
+    "funnel_class_recall": {"class"},
+    "funnel_model_version": set(),
+    "funnel_backlog_examples": set(),
+    "funnel_lag_seconds": set(),
+    "funnel_snapshot_age_seconds": set(),
+    "funnel_checkpoint_age_seconds": set(),
+    "funnel_ready": set(),
+    "funnel_learning": {"condition"},
+    "funnel_gain_distribution_bucket": {"learner", "tensor", "le"},
+    "funnel_step_seconds_bucket": {"le"},
+    "funnel_batch_examples_bucket": {"le"},
+    "funnel_predict_seconds_bucket": {"le"},
+    "funnel_http_request_seconds_bucket": {"route", "code", "le"},
+}
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with (
+        serving(tmp_path_factory.mktemp("service"), **SMALL, shadow="adagrad") as service,
+        service.client() as client,
+    ):
+        for k in range(60):
+            client.post("/learn?wait=applied", content=a_batch(k).to_bytes(), headers=SAFETENSORS)
+        client.post("/predict", json={"features": a_batch(0).features.tolist()})
+        assert client.post("/learn", content=b"x").status_code == 422
+        client.post("/checkpoint")
+        client.get("/nothing/here/1")
+        client.get("/nothing/here/2")
+        wait_for(lambda: sample(scrape(client), "funnel_model_version") == 60)
+        yield client.get("/metrics").text
+
+
+def scrape(client: httpx.Client) -> Samples:
+    return samples(client.get("/metrics").text)
+
+
+def samples(text: str) -> Samples:
+    return {
+        (s.name, frozenset(s.labels.items())): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+def sample(found: Samples, name: str, **labels: str) -> float:
+    return found[name, frozenset(labels.items())]
+
+
+def test_every_name_and_label_of_the_contract_is_there(text: str) -> None:
+    found: dict[str, set[str]] = {}
+    for name, labels in samples(text):
+        found.setdefault(name, set()).update(key for key, _ in labels)
+    assert {name: found.get(name) for name in CONTRACT} == CONTRACT
+
+
+def test_experts_share_all_the_weight_and_shadows_are_series_of_their_own(text: str) -> None:
+    found = samples(text)
+    weights = [value for (name, _), value in found.items() if name == "funnel_expert_weight"]
+    assert sum(weights) == pytest.approx(1.0)
+    ages = [value for (name, _), value in found.items() if name == "funnel_expert_age_batches"]
+    assert max(ages) == sample(found, "funnel_batches_total")
+    served = sample(found, "funnel_scored_total", learner="served")
+    assert sample(found, "funnel_scored_total", learner="adagrad") == served
+    assert sample(found, "funnel_scale", learner="adagrad", tensor="weight") == 1.0
+
+
+def test_no_label_is_made_of_what_clients_send(text: str) -> None:
+    assert "/nothing" not in text
+    assert (
+        sample(samples(text), "funnel_http_request_seconds_count", route="other", code="404") == 2
+    )
+
+
+def test_a_model_of_many_classes_and_tensors_has_a_bounded_number_of_series(
+    tmp_path: Path,
+) -> None:
+    options = SMALL | {"model": "mlp", "hidden": "2," * 60 + "2", "classes": 300}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        client.post("/learn?wait=applied", content=a_batch(0).to_bytes(), headers=SAFETENSORS)
+        wait_for(lambda: client.get("/optimizer").json()["model_version"] == 1)
+        found = Counter(name for name, _ in scrape(client))
+    assert found["funnel_class_recall"] == MAX_CLASSES
+    assert found["funnel_scale"] == MAX_TENSORS
+
+
+def test_the_numbers_are_those_of_the_model(text: str) -> None:
+    found = samples(text)
+    assert sample(found, "funnel_examples_total", source="http") == 1200
+    assert sample(found, "funnel_examples_total", source="redis") == 0
+    assert sample(found, "funnel_scored_total", learner="served") == 1200
+    assert sample(found, "funnel_batches_total") == 60
+    assert sample(found, "funnel_rejected_total", code="invalid") == 1
+    assert sample(found, "funnel_checkpoints_total", result="ok") == 1
+    assert sample(found, "funnel_backlog_examples") == 0
+    assert sample(found, "funnel_snapshot_age_seconds") == 0
+    assert sample(found, "funnel_lag_seconds") == 0
+    assert sample(found, "funnel_ready") == 1
+    correct = sample(found, "funnel_correct_total", learner="served")
+    total = sample(found, "funnel_accuracy", learner="served", window="total")
+    assert total == pytest.approx(correct / 1200)
+    assert sample(found, "funnel_accuracy", learner="served", window="rolling") > total
+    median = sample(found, "funnel_gain", learner="served", tensor="weight", quantile="0.5")
+    top = sample(found, "funnel_gain", learner="served", tensor="weight", quantile="1")
+    assert 1e-3 <= median <= top <= 1e3
+    gains = "funnel_gain_distribution_bucket"
+    assert sample(found, gains, learner="served", tensor="weight", le="+Inf") == 18
+    assert sample(found, "funnel_step_seconds_count") == 60
+    assert sample(found, "funnel_batch_examples_sum") == 1200
+
+
+def test_gains_at_a_bound_are_told_apart_by_the_bound() -> None:
+    state = a_state()
+    log_gain = state.served.tensors()["optimizer.weight.log_gain"]
+    log_gain[0, 0], log_gain[0, 1:3] = -100.0, 100.0
+    shares = {
+        s.labels["bound"]: s.value
+        for family in _optimizer(statistics_of(state))
+        for s in family.samples
+        if (s.name, s.labels.get("tensor")) == ("funnel_gain_at_bound_ratio", "weight")
+    }
+    n = log_gain.numel()
+    assert shares == {"lower": pytest.approx(1 / n), "upper": pytest.approx(2 / n)}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Prometheus)")
+def test_promtool_objects_to_nothing_but_the_contracts_label(text: str) -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    objections = set((checked.stdout + checked.stderr).splitlines())
+    assert objections <= {'funnel_gain non-summary metrics should not have "quantile" label'}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus")
+def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL, api_key="secret", predict_key="reader") as service:
+        job = {
+            "job_name": "funnel",
+            "authorization": {"credentials": "reader"},
+            "static_configs": [{"targets": [f"127.0.0.1:{service.port}"]}],
+        }
+        config = {"global": {"scrape_interval": "200ms"}, "scrape_configs": [job]}
+        with prometheus(tmp_path, config) as client:
+            wait_for(lambda: query(client, "funnel_ready") == [1])

@@ -1,0 +1,96 @@
+"""The webhook, with a real server."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from pydantic import SecretStr
+
+from service.monitoring.webhook import TRIES, Webhook
+from service.settings import SettingsError, load_settings
+
+
+@contextmanager
+def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Serve the statuses in turn, the last for ever; yield the address and the bodies."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(statuses[min(len(bodies), len(statuses)) - 1])
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook?token=secret", bodies
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+async def told(url: str) -> int:
+    """Tell of one event and wait for the end of it; return failures."""
+    failures = 0
+
+    def failed() -> None:
+        nonlocal failures
+        failures += 1
+
+    webhook = Webhook(SecretStr(url), failed, pause_seconds=0.01)
+    task = asyncio.create_task(webhook.run())
+    webhook.tell({"id": 1})
+    await asyncio.wait_for(webhook.settled(), 10)
+    task.cancel()
+    return failures
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tries", "failures"),
+    [((204,), 1, 0), ((503, 503, 200), 3, 0), ((503,), TRIES, 1), ((302, 200), 1, 1)],
+)
+def test_it_retries_gives_up_and_follows_no_redirect(
+    statuses: tuple[int, ...], tries: int, failures: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with answering(*statuses) as (url, bodies), caplog.at_level("INFO"):
+        assert asyncio.run(told(url)) == failures
+    assert bodies == [b'{"id":1}'] * tries
+    assert "secret" not in caplog.text
+
+
+def test_whatever_posting_raises_the_next_event_is_told() -> None:
+    async def run() -> tuple[int, bool]:
+        failures = 0
+
+        def failed() -> None:
+            nonlocal failures
+            failures += 1
+
+        webhook = Webhook(SecretStr("http://127.0.0.1:70000/"), failed, pause_seconds=0.01)
+        task = asyncio.create_task(webhook.run())
+        for number in range(2):
+            webhook.tell({"id": number})
+        await asyncio.wait_for(webhook.settled(), 10)
+        ended = task.done()
+        task.cancel()
+        return failures, ended
+
+    assert asyncio.run(run()) == (2, False)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "no-address", "http://host:70000/"])
+def test_another_scheme_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match="DRIFT_WEBHOOK") as found:
+        load_settings({"drift_webhook": url})
+    assert url not in str(found.value)

@@ -1,0 +1,86 @@
+"""The named streams."""
+
+import numpy as np
+import pytest
+
+from streams.batch import check, concatenate
+from streams.sources.catalog import (
+    EXAMPLES,
+    IMAGE_STREAMS,
+    NAMES,
+    PHASE,
+    SYNTHETIC,
+    UnknownStreamError,
+    get,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stream_is_what_it_says(name: str) -> None:
+    stream = get(name, 550, source="digits")
+    batches = list(stream.batches(100))
+    assert [len(b) for b in batches] == [100] * 5 + [50]
+    for batch in batches:
+        check(batch, stream.width, stream.classes)
+        assert batch.features.dtype == (np.uint8 if name in IMAGE_STREAMS else np.float32)
+    labels = concatenate(batches).labels
+    assert len(np.unique(labels)) == stream.classes
+    assert stream.shifts[0].example == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_how_a_stream_is_cut_does_not_change_it(name: str) -> None:
+    stream = get(name, 430, source="digits")
+    one, other = concatenate(list(stream.batches(430, 3))), concatenate(list(stream.batches(7, 3)))
+    np.testing.assert_array_equal(one.features, other.features)
+    np.testing.assert_array_equal(one.labels, other.labels)
+    another = concatenate(list(stream.batches(430, 4)))
+    assert not np.array_equal(one.features, another.features)
+
+
+def test_abrupt_shifts_after_each_third() -> None:
+    assert [(s.example, s.what) for s in get("abrupt", 60_000, "digits").shifts] == [
+        (0, "90°"),
+        (20_000, "0°"),
+        (40_000, "45°"),
+    ]
+    assert [s.example for s in get("abrupt", 1_000, "digits").shifts] == [0, 400, 800]
+
+
+@pytest.mark.parametrize("name", ["hyperplane", "rbf"])
+def test_what_drifts_all_the_time_never_jumps(name: str) -> None:
+    longer, other = get(name, EXAMPLES + 200), get(name, EXAMPLES + 200)
+    (*_, last) = longer.batches(100, seed=0)
+    first = next(iter(other.batches(100, seed=1)))
+    assert not np.array_equal(last.features, first.features)
+    assert len(longer.shifts) == 1
+
+
+def test_permuted_labels_keep_the_images() -> None:
+    length = 2 * PHASE
+    plain = concatenate(list(get("stationary", length, "digits").batches(length)))
+    drifted = concatenate(list(get("labels", length, "digits").batches(length)))
+    np.testing.assert_array_equal(plain.features, drifted.features)
+    for start in (0, PHASE):
+        part = slice(start, start + PHASE)
+        pairs = set(zip(plain.labels[part], drifted.labels[part], strict=True))
+        assert len(pairs) == 10
+        assert len({new for _, new in pairs}) == 10
+
+
+def test_permuted_pixels_keep_each_images_values() -> None:
+    plain = concatenate(list(get("stationary", 100, "digits").batches(100)))
+    drifted = concatenate(list(get("permuted", 100, "digits").batches(100)))
+    assert not np.array_equal(plain.features, drifted.features)
+    np.testing.assert_array_equal(np.sort(plain.features), np.sort(drifted.features))
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_a_generators_examples_are_finite(name: str) -> None:
+    features = next(get(name, 200).batches(200)).features
+    assert np.isfinite(features).all()
+
+
+def test_an_unknown_stream_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UnknownStreamError, match="abrupt"):
+        get("abrubt")
