@@ -29,7 +29,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     """
     app = FastAPIOffline(  # whose /docs asks nothing of other hosts
         title="Funnel",
-        version=version("funnel"),
+        version=version("funnel-stream"),
         description="Online learning for data that drifts, with no step size to tune.",
     )
     app.state.service = service

@@ -42,7 +42,7 @@ class Peer:
     def missing(self, stream: Stream) -> str:
         """Say why the peer cannot run on the stream; empty if it can."""
         if importlib.util.find_spec(self.module) is None:
-            return f"needs {self.package or self.module}: pip install 'funnel[bench]'"
+            return f"needs {self.package or self.module}: pip install 'funnel-stream[bench]'"
         if stream.width > self.most_features:
             return f"would take minutes on {stream.width} features"
         return ""

@@ -185,7 +185,7 @@ def test_a_peer_learns_more_than_the_odds(name: str) -> None:
 
 def test_a_package_that_is_missing_is_named() -> None:
     peer = Peer("gone", {}, "no_such_module", "no-such-package")
-    assert peer.missing(STREAM) == "needs no-such-package: pip install 'funnel[bench]'"
+    assert peer.missing(STREAM) == "needs no-such-package: pip install 'funnel-stream[bench]'"
     assert PEERS["sgd"].missing(STREAM) == ""
 
 
