@@ -21,9 +21,9 @@ from rich.text import Text
 from service.commands.demo_report import Point, plot, recoveries, tell
 from service.http.routes.demo import demo_router
 from service.http.server import serve
+from service.monitoring.status import Status
 from service.service import Service
 from service.settings import Settings
-from service.trainer.trainer import Trainer
 from streams.batch import Batch
 from streams.producer import HTTPTarget, ProducerError, RetryLaterError, Target, produce
 from streams.sources.catalog import IMAGE_STREAMS, Shift, Stream
@@ -86,8 +86,8 @@ class Demo:
 
     def _on_shift(self, shift: Shift) -> None:
         self.shifts.append(shift)
-        if self._service is not None and self._service.learner is not None:
-            self._service.learner.history.add_shift(*shift)
+        if self._service is not None and self._service.model is not None:
+            self._service.model.history.add_shift(*shift)
 
     def _send(self, url: str) -> None:
         target = HTTPTarget(url, self.settings.api_key.get_secret_value())
@@ -114,8 +114,8 @@ class Demo:
             self._done.set()
 
     async def _watch(self, service: Service, url: str) -> None:
-        self._service, learner = service, service.learner
-        assert learner is not None
+        self._service, model = service, service.model
+        assert model is not None
         if not self.console.is_terminal:
             self.console.print(f"Live page: {url}", highlight=False)
         sender = threading.Thread(target=self._send, args=(url,), name="demo-send", daemon=True)
@@ -126,7 +126,7 @@ class Demo:
             while not service.draining.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
-                point = _point(learner)
+                point = _point(model.status)
                 if point and (not self.points or point.examples > self.points[-1].examples):
                     self.points.append(point)
                     if not live:
@@ -137,14 +137,14 @@ class Demo:
                         self.console.print(_line(point), highlight=False)
                 if live:
                     view.update(self.view(url), refresh=True)
-                if self._done.is_set() and service.backlog() == 0 and self._all_shown(learner):
+                if self._done.is_set() and model.backlog() == 0 and self._all_shown(model.status):
                     break
         service.draining.set()
 
-    def _all_shown(self, learner: Trainer) -> bool:
+    def _all_shown(self, status: Status) -> bool:
         if self._problem is not None:
             return True
-        return bool(self.points) and self.points[-1].examples >= learner.state.examples
+        return bool(self.points) and self.points[-1].examples >= status.examples
 
     @property
     def _total(self) -> int:
@@ -231,8 +231,8 @@ class _Stoppable:
         self._target.close()
 
 
-def _point(learner: Trainer) -> Point | None:
-    statistics = learner.statistics
+def _point(status: Status) -> Point | None:
+    statistics = status.statistics
     if statistics is None or not statistics.version:
         return None
     tensor = next(iter(statistics.served.tensors.values()))

@@ -1,7 +1,9 @@
 """The FastAPI application around a `Service`."""
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from service.http.body import Bodies
 from service.http.errors import ErrorDetail, HTTPError, error_response
 from service.http.guard import ADMIN, LEARN, OPEN_PATHS, PREDICT, Guard
 from service.http.routes import drift, health, history, learn, model, page, pictures, predict
@@ -27,12 +30,20 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         service: what is served.
         more: routes beside those of every service.
     """
+    bodies = Bodies(service.settings.max_body_bytes)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(bodies.close)
+
     app = FastAPIOffline(  # whose /docs asks nothing of other hosts
         title="Funnel",
         version=version("funnel"),
         description="Online learning for data that drifts, with no step size to tune.",
+        lifespan=lifespan,
     )
-    app.state.service = service
+    app.state.service, app.state.bodies = service, bodies
     modules = (learn, predict, model, drift, history, pictures, health, page)
     for router in (*(module.router for module in modules), *more):
         app.include_router(router)

@@ -32,15 +32,14 @@ class EventStream(Response):
     """The items behind an event's id, and then those that come, until either side ends it.
 
     Args:
-        service: with its learner.
+        service: counts its viewers, and ends the stream when it drains.
+        history: of the model.
         last: id of the last event that the viewer has; whatever is none begins with ``reset``.
     """
 
-    def __init__(self, service: Service, last: str) -> None:
+    def __init__(self, service: Service, history: History, last: str) -> None:
         super().__init__()
-        assert service.learner is not None
-        self._service, self._history = service, service.learner.history
-        self._last = last
+        self._service, self._history, self._last = service, history, last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""

@@ -10,7 +10,6 @@ from pydantic import SecretStr
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.body import let_go
 from service.http.errors import HTTPError
 from service.monitoring.metrics import Metrics
 
@@ -73,7 +72,6 @@ class Guard:
                     answer.headers.append("WWW-Authenticate", BASIC)
                 await answer(scope, receive, watched)
         finally:
-            let_go(scope)
             self.metrics.http_seconds.labels(_route(scope), str(status)).observe(
                 time.perf_counter() - began
             )

@@ -6,19 +6,19 @@ import gc
 import logging
 import signal
 import socket
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import uvicorn
 from fastapi import APIRouter
-from torch.jit._trace import TracerWarning
 
 from service.http.app import create_app
 from service.http.connection import Connection
 from service.log.log import LogError
+from service.monitoring.status import Condition
 from service.process import keep_freed_memory
 from service.service import Service, StoppedError
 from service.settings import Settings
+from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
@@ -30,6 +30,10 @@ LAST_LOOK_SECONDS = 2
 """The same at the end."""
 CONFIRM_SECONDS = 3
 """Longest wait at the end for the log to confirm what is under way."""
+
+
+class ListenError(FunnelError, OSError):
+    """The address cannot be listened on."""
 
 
 class Server(uvicorn.Server):
@@ -44,8 +48,16 @@ class Server(uvicorn.Server):
         self.listens = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
-        await super().startup(sockets)
+        """Listen.
+
+        Raises:
+            ListenError: the address cannot be used.
+        """
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # uvicorn has logged why
+            address = f"{self.config.host}:{self.config.port}"
+            raise ListenError(f"cannot listen on {address}; is it taken?") from None
         self.listens.set()
 
     async def main_loop(self) -> None:
@@ -107,8 +119,6 @@ async def serve(
         RuntimeError: a part of it ended that it cannot do without.
     """
     keep_freed_memory()
-    # `funnel.graphs.traced` ignores it too, but what that sets is undone by any other thread's.
-    warnings.filterwarnings("ignore", category=TracerWarning)
     service = Service(settings)
     server = Server(
         uvicorn.Config(
@@ -135,68 +145,45 @@ async def serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    listening = asyncio.create_task(_listen(server))
+    listening = asyncio.create_task(server.serve())
+    listening.add_done_callback(lambda _: service.draining.set())
     try:
-        starting = asyncio.create_task(_start(service, server, listening))
-        draining = asyncio.create_task(service.draining.wait())
-        await asyncio.wait({starting, draining}, return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        if starting.done():
-            await starting
-            if started is not None and not service.draining.is_set():
-                started(service, server.url)
-        else:
-            await asyncio.wait({starting})
-            if not isinstance(error := starting.exception(), StoppedError | None):
-                raise error
-        await asyncio.wait(
-            {listening, asyncio.ensure_future(service.draining.wait())},
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        server.should_exit = True
-        await listening
+        await service.unless_stopped(server.listens.wait())
+        await _start(service, server.url)
+        if started is not None:
+            started(service, server.url)
+        await service.draining.wait()
+    except StoppedError:
+        logger.info("stopped before it had started")
     finally:
         stop()
-        await asyncio.gather(listening, return_exceptions=True)
+        await asyncio.wait({listening})
         await service.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+    listening.result()
     if service.broken:
         raise RuntimeError(service.broken)
 
 
-async def _listen(server: Server) -> None:
-    try:
-        await server.serve()
-    except SystemExit:
-        raise OSError(
-            f"cannot listen on {server.config.host}:{server.config.port}; is it taken?"
-        ) from None
+async def _start(service: Service, url: str) -> None:
+    """Start the service, and return when the model has caught up with its log.
 
-
-async def _start(service: Service, server: Server, listening: "asyncio.Task[None]") -> None:
-    listens = asyncio.create_task(server.listens.wait())
-    await asyncio.wait({listens, listening}, return_when=asyncio.FIRST_COMPLETED)
-    if not listens.done():
-        listens.cancel()
-        await listening  # raises why not
-        return
-    await service.start()
-    assert service.learner is not None
-    caught_up = asyncio.create_task(asyncio.to_thread(service.learner.caught_up.wait))
-    draining = asyncio.create_task(service.draining.wait())
-    await asyncio.wait({caught_up, draining}, return_when=asyncio.FIRST_COMPLETED)
-    draining.cancel()
-    if not caught_up.done():
-        return  # told to stop while the log cannot be reached
-    if service.learner.condition == "halted":
-        raise LogError(service.learner.reason)
+    Raises:
+        LogError: learning is halted.
+        StoppedError: the service began to stop first.
+    """
+    model = await service.start()
+    await service.unless_stopped(asyncio.to_thread(model.trainer.caught_up.wait))
+    status = model.status
+    if status.condition == Condition.HALTED:
+        raise LogError(status.reason)
     gc.collect()
-    gc.freeze()  # what torch and the web framework made stays: a full collection takes 0.2 s else
+    gc.freeze()  # what torch and the web framework made stays: a full collection would take 0.2 s
     logger.info(
         "serving %s on %s: version %d, %d examples learned",
         service.settings.model,
-        server.url,
-        service.learner.state.version,
-        service.learner.state.examples,
+        url,
+        status.version,
+        status.examples,
     )

@@ -6,7 +6,6 @@ points in the order in which they became known, so that one number says how far 
 
 import secrets
 import threading
-import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ import orjson
 from pydantic import BaseModel
 
 from service.monitoring.statistics import LearnerStatistics, Statistics, lag_seconds
+from service.process import Clock
 
 MAX_ITEMS = 3_600
 MAX_TENSORS = 16
@@ -88,10 +88,10 @@ class History:
     """A ring of the newest items; one thread adds points, any may add others and read.
 
     Args:
-        clock: seconds from any moment on, never backwards.
+        clock: of the points.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.run = secrets.token_hex(4)
         """Names this ring among those of earlier and other processes."""
         self.floor = 0
@@ -111,7 +111,7 @@ class History:
         A point takes the place of the one before while the model stands still, and where that lies
         too close to its own predecessor.
         """
-        now = time.time()
+        now = self._clock.time()
         point = _point(statistics, now, self._before, backlog, checkpoint_age)
         self._before, self._version = (now, statistics.examples), statistics.version
         self._add(POINT, point.model_dump_json().encode())
@@ -157,7 +157,9 @@ class History:
             if kind == POINT and self._newest_can_go():
                 self._items.pop()
             self._number += 1
-            self._items.append(Item(self._number, kind, self._version, self._clock(), json))
+            self._items.append(
+                Item(self._number, kind, self._version, self._clock.monotonic(), json)
+            )
             if len(self._items) > MAX_ITEMS:
                 self.floor = self._items.popleft().number
             listeners = list(self._listeners.values())
@@ -201,7 +203,7 @@ def _point(
         },
         throughput=throughput,
         backlog=backlog,
-        lag=_short(lag_seconds(statistics)),
+        lag=_short(lag_seconds(statistics, now)),
         checkpoint_age=None if checkpoint_age is None else _short(checkpoint_age),
         expert_weights={
             name: _short(weight) for name, weight in statistics.served.expert_weights.items()

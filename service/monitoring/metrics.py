@@ -1,9 +1,9 @@
 """All Prometheus metrics, from one registry."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,14 +21,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from funnel.telemetry import QUANTILES
-from service.fold.drift import Monitor
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
-from service.monitoring.status import Condition
-
-if TYPE_CHECKING:
-    from service.service import Service
+from service.monitoring.status import Condition, Drift, Status
 
 disable_created_metrics()
 
@@ -37,10 +33,26 @@ HTTP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 1
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
-class Metrics:
-    """What happens is counted here; what is, the collector reads from the service."""
+@dataclass(frozen=True)
+class Reading:
+    """What a scrape reads of the model."""
 
-    def __init__(self) -> None:
+    is_ready: bool
+    """Whether predictions are served."""
+    status: Status | None
+    """None while the model starts."""
+    backlog: int
+    """Examples that wait to be learned."""
+
+
+class Metrics:
+    """The metrics of one registry: events are counted here, the rest is read at each scrape.
+
+    Args:
+        read: called at each scrape.
+    """
+
+    def __init__(self, read: Callable[[], Reading]) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
         ProcessCollector(registry=r)  # process_start_time_seconds, memory, descriptors; on Linux
@@ -69,77 +81,76 @@ class Metrics:
         self.webhook_failures = Counter(
             "funnel_webhook_failures", "Drift events that the webhook was not told", registry=r
         )
+        r.register(_ModelCollector(read))
 
     def observe_step(self, seconds: float, examples: int) -> None:
         """Count one step."""
         self.step_seconds.observe(seconds)
         self.batch_examples.observe(examples)
 
-    def watch(self, service: "Service") -> None:
-        """Collect from the service at each scrape."""
-        self.registry.register(_ServiceCollector(service))
 
-
-class _ServiceCollector(Collector):
-    def __init__(self, service: "Service") -> None:
-        self._service = service
+class _ModelCollector(Collector):
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        service = self._service
-        learner = service.learner
-        yield _gauge("ready", "1 if predictions are served", float(service.is_ready))
+        reading = self._read()
+        status = reading.status
+        yield _gauge("ready", "1 if predictions are served", float(reading.is_ready))
         learning = GaugeMetricFamily(
             "funnel_learning", "1 at what the learner is doing", labels=["condition"]
         )
-        now_doing = learner.condition if learner is not None else "starting"
+        now_doing = status.condition if status is not None else Condition.STARTING
         for condition in Condition:
             learning.add_metric([condition], float(condition == now_doing))
         yield learning
-        if learner is None:
-            return
-        checkpoints = CounterMetricFamily(
-            "funnel_checkpoints", "Checkpoints, by result", labels=["result"]
-        )
-        for result, count in learner.writer.results.items():
-            checkpoints.add_metric([result], count)
-        yield checkpoints
-        now = time.monotonic()
-        if learner.snapshot is not None:
-            age = now - learner.snapshot.made if service.backlog() else 0.0
-            yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
-        if learner.writer.kept_at is not None and learner.condition != "standby":
-            yield _gauge(
-                "checkpoint_age_seconds", "Of the newest checkpoint", now - learner.writer.kept_at
-            )
-        yield from _drift(learner.drift)
-        statistics = learner.statistics
-        if statistics is None:
-            return
-        yield _gauge("backlog_examples", "Examples that wait to be learned", service.backlog())
-        yield _gauge("lag_seconds", "Age of the oldest entry that waits", lag_seconds(statistics))
-        yield _gauge("model_version", "Batches folded into the model", statistics.version)
-        yield from _learning(statistics)
-        yield from _optimizer(statistics)
-        yield from _experts(statistics)
+        if status is not None:
+            yield from _trainer(status, reading.backlog)
 
 
-def _drift(monitor: Monitor) -> Iterable[Metric]:
+def _trainer(status: Status, backlog: int) -> Iterable[Metric]:
+    checkpoints = CounterMetricFamily(
+        "funnel_checkpoints", "Checkpoints, by result", labels=["result"]
+    )
+    checkpoints.add_metric(["ok"], status.checkpoints.ok)
+    checkpoints.add_metric(["failed"], status.checkpoints.failed)
+    yield checkpoints
+    now, newest_at = time.monotonic(), status.checkpoints.newest_at
+    if status.snapshot_at is not None:
+        age = now - status.snapshot_at if backlog else 0.0
+        yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
+    if newest_at is not None and status.condition != Condition.STANDBY:
+        yield _gauge("checkpoint_age_seconds", "Of the newest checkpoint", now - newest_at)
+    yield from _drift(status.drift)
+    if (statistics := status.statistics) is None:
+        return
+    yield _gauge("backlog_examples", "Examples that wait to be learned", backlog)
+    yield _gauge(
+        "lag_seconds", "Age of the oldest entry that waits", lag_seconds(statistics, time.time())
+    )
+    yield _gauge("model_version", "Batches folded into the model", statistics.version)
+    yield from _learning(statistics)
+    yield from _optimizer(statistics)
+    yield from _experts(statistics)
+
+
+def _drift(drift: Drift) -> Iterable[Metric]:
     events = CounterMetricFamily(
         "funnel_drift_events",
         "Changes detected in the served model's error",
         labels=["detector", "direction"],
     )
-    for labels, count in monitor.counts.items():
+    for labels, count in drift.counts.items():
         events.add_metric(labels, count)
     yield events
-    if monitor.last_recovery is not None:
+    if drift.last_recovery is not None:
         yield _gauge(
             "recovery_examples",
             "Examples from the last drift that was recovered from until it was",
-            monitor.last_recovery,
+            drift.last_recovery,
         )
 
 

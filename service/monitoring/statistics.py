@@ -1,6 +1,5 @@
 """What the learner shows of itself about once a second, on the host."""
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -91,11 +90,11 @@ def read_statistics(
     )
 
 
-def lag_seconds(statistics: Statistics) -> float:
-    """Return the age of the oldest entry that waits, by its id; 0 if none does."""
+def lag_seconds(statistics: Statistics, now: float) -> float:
+    """Return the age of the oldest entry that waits at Unix time ``now``; 0 if none does."""
     if statistics.waiting_since is None:
         return 0.0
-    return max(0.0, time.time() - statistics.waiting_since)
+    return max(0.0, now - statistics.waiting_since)
 
 
 def _learner(learner: Learner, found: LearnerTelemetry) -> LearnerStatistics:

@@ -26,10 +26,12 @@ from service.log.lease import Lease, Lock
 from service.log.log import FencedError, GapError, Log, LogError
 from service.log.position import EntryId, Position
 from service.log.server import check_server
-from service.monitoring.drift_news import DriftNews
 from service.monitoring.history import History
+from service.monitoring.notify import DriftNews
+from service.monitoring.pictures import Newest
 from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Checkpointing, Condition, Drift, Role, Status
+from service.process import SystemClock
 from service.trainer.checkpoint import CheckpointStore, Info, UnreadableError
 from service.trainer.pipeline import Cutting, Pipeline, Worker, give_way
 from service.trainer.rejections import Rejections
@@ -97,7 +99,7 @@ class Trainer:
         self.writer = CheckpointWriter(checkpoints, terms.checkpoint_seconds, self._poke)
         self.snapshot: Snapshot | None = None
         self.statistics: Statistics | None = None
-        self.history = History()
+        self.history = History(SystemClock())
         self.condition = Condition.STARTING
         self.reason = ""
         """Why it does not learn."""
@@ -120,6 +122,11 @@ class Trainer:
     def state(self) -> State:
         """The live state, which the learner's thread changes."""
         return self.replica.state
+
+    @property
+    def newest(self) -> Newest:
+        """Pictures of the newest inputs."""
+        return self.replica.newest
 
     @property
     def drift(self) -> Monitor:
@@ -150,6 +157,7 @@ class Trainer:
             ),
             drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
             statistics=self.statistics,
+            mean_entry=self.replica.mean_entry,
         )
 
     def start(self) -> None:

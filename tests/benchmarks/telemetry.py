@@ -21,6 +21,7 @@ import torch
 from service.fold.state import State, step
 from service.monitoring.history import History
 from service.monitoring.pictures import Newest
+from service.process import SystemClock
 from service.settings import load_settings
 from tests.benchmarks.measure import batches, encoded, flat_out, learned, ratios, show, table
 from tests.service.monitoring.test_pictures import statistics_of
@@ -36,7 +37,7 @@ def own_seconds(repeats: int) -> float:
     settings = load_settings()
     torch.set_num_threads(settings.threads)
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
-    newest, history = Newest(state), History()
+    newest, history = Newest(state), History(SystemClock())
     found = []
     for batch in batches(100)[:repeats]:
         began = time.perf_counter()

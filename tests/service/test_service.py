@@ -16,7 +16,7 @@ def test_a_part_that_ends_takes_the_service_along_and_says_why(
 
     async def run() -> Service:
         service = Service(load_settings({}))
-        service._keep_up("the part", broken())
+        service.keep_up("the part", broken())
         await asyncio.wait_for(service.draining.wait(), 10)
         await service.stop()
         return service

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel
 
-from service.http.dependencies import Running
+from service.http.dependencies import AnyService, Running
 from service.http.errors import ErrorBody
 from service.http.events import EventStream
 from service.monitoring.history import Point
@@ -21,14 +21,13 @@ class HistoryAnswer(BaseModel):
 
 @router.get("/history", response_model=HistoryAnswer, responses={422: {"model": ErrorBody}})
 async def history(
-    service: Running,
+    model: Running,
     since: Annotated[
         int | None, Query(description="only points of a newer model version", ge=0)
     ] = None,
 ) -> Response:
     """Return the points that are kept: those of the last hour of learning."""
-    assert service.learner is not None
-    points = service.learner.history.points(since)
+    points = model.history.points(since)
     return Response(b'{"points":[%s]}' % b",".join(points), media_type="application/json")
 
 
@@ -46,8 +45,9 @@ async def history(
     },
 )
 async def events(
-    service: Running,
+    service: AnyService,
+    model: Running,
     last_event_id: Annotated[str, Header(description="go on behind this event")] = "",
 ) -> Response:
     """Send the points that are kept, and then each as it is made."""
-    return EventStream(service, last_event_id)
+    return EventStream(service, model.history, last_event_id)

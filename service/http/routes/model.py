@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
 from funnel.telemetry import QUANTILES
-from service.http.dependencies import Running
+from service.http.dependencies import CODES, Learning, Running
 from service.http.errors import ErrorBody, unavailable
 from service.log.log import LogError
 
@@ -77,49 +77,46 @@ class CheckpointAnswer(BaseModel):
 
 
 @router.get("/model")
-async def model(service: Running) -> ModelAnswer:
+async def model(model: Running) -> ModelAnswer:
     """Say what is served and how far it is."""
-    learner, settings = service.learner, service.settings
-    assert learner is not None
-    scores = learner.statistics.served.scores if learner.statistics else None
-    rates = learner.state.hyperparameters
+    settings, status = model.settings, model.status
+    scores = status.statistics.served.scores if status.statistics else None
     return ModelAnswer(
         model=settings.model,
-        model_version=learner.state.version,
-        examples_learned=learner.state.examples,
-        position=str(learner.replica.progress.position) if learner.replica.progress else "0-0",
+        model_version=status.version,
+        examples_learned=status.examples,
+        position=str(status.progress.position) if status.progress else "0-0",
         optimizer=settings.optimizer,
         hyperparameters={
-            **learner.state.served.hyperparameters(),
-            "loss_guard": rates.loss_guard,
-            "shadow": list(rates.shadow),
+            **status.optimizer,
+            "loss_guard": status.hyperparameters.loss_guard,
+            "shadow": list(status.hyperparameters.shadow),
             "batch_size": settings.batch_size,
             "max_wait_ms": settings.max_wait_ms,
             "standardize": settings.standardize,
             "features": settings.features,
             "classes": settings.classes,
-            "hidden": list(settings.spec.hidden),
+            "hidden": list(model.spec.hidden),
             "seed": settings.seed,
         },
-        device=str(learner.state.device),
-        role=learner.role,
-        condition=learner.condition,
-        reason=learner.reason,
+        device=model.device,
+        role=status.role,
+        condition=status.condition,
+        reason=status.reason,
         accuracy=_number(scores.accuracy) if scores else None,
         rolling_accuracy=_number(scores.rolling_accuracy) if scores else None,
     )
 
 
 @router.get("/optimizer")
-async def optimizer(service: Running) -> OptimizerAnswer:
+async def optimizer(model: Running) -> OptimizerAnswer:
     """Show scale, gains, alignment and norms of every tensor."""
-    learner = service.learner
-    assert learner is not None
-    statistics = learner.statistics
+    status = model.status
+    statistics = status.statistics
     tensors = statistics.served.tensors if statistics else {}
     return OptimizerAnswer(
-        optimizer=service.settings.optimizer,
-        model_version=statistics.version if statistics else learner.state.version,
+        optimizer=model.settings.optimizer,
+        model_version=statistics.version if statistics else status.version,
         tensors={
             name: TensorAnswer(
                 scale=t.scale,
@@ -140,21 +137,16 @@ async def optimizer(service: Running) -> OptimizerAnswer:
 
 
 @router.post("/checkpoint", status_code=201)
-async def checkpoint(service: Running) -> CheckpointAnswer:
+async def checkpoint(model: Learning) -> CheckpointAnswer:
     """Write a checkpoint of the state as it is now."""
-    assert service.learner is not None
-    if service.learner.condition == "standby":
-        raise unavailable("standby", "another service learns; ask that one for a checkpoint")
-    if service.learner.condition == "waiting":
-        raise unavailable("log_unavailable", f"no checkpoint is written: {service.learner.reason}")
     try:
-        info = await asyncio.wrap_future(service.learner.checkpoint())
+        info = await asyncio.wrap_future(model.trainer.checkpoint())
     except OSError as error:
         raise unavailable(
             "checkpoint_failed", f"the checkpoint was not written: {error}"
         ) from error
     except LogError as error:
-        code = "log_unavailable" if service.learner.condition == "waiting" else "learning_halted"
+        code = CODES.get(model.status.condition, "learning_halted")
         raise unavailable(code, str(error)) from error
     return CheckpointAnswer(
         model_version=info.version,

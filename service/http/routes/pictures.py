@@ -3,10 +3,10 @@
 import asyncio
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 
+from service.http.codecs import json
 from service.http.dependencies import Running
 from service.http.errors import ErrorBody
 
@@ -48,37 +48,33 @@ class NewestAnswer(BaseModel):
 
 
 @router.get("/optimizer/gains", response_model=GainsAnswer)
-async def gains(service: Running) -> Response:
+async def gains(model: Running) -> Response:
     """Show the gains as images, where the inputs are images."""
-    assert service.learner is not None
-    statistics = service.learner.statistics
-    found = statistics.gains if statistics else None
+    statistics = model.status.statistics
+    gains = statistics.gains if statistics else None
     return _json(
         {
             "model_version": statistics.version if statistics else 0,
-            "side": service.learner.replica.newest.side,
-            "tensor": found.tensor if found else None,
-            "log_gains": found.log_gains if found else [],
+            "side": model.newest.side,
+            "tensor": gains.tensor if gains else None,
+            "log_gains": gains.log_gains if gains else [],
         }
     )
 
 
 @router.get("/newest", response_model=NewestAnswer)
-async def newest(service: Running) -> Response:
+async def newest(model: Running) -> Response:
     """Show a few of the newest inputs, where they are images."""
-    assert service.learner is not None
-    newest = service.learner.replica.newest
-    seen = await asyncio.to_thread(newest.read)
+    seen = await asyncio.to_thread(model.newest.read)
     examples = zip(seen.pixels, seen.labels, seen.predicted, strict=True) if seen else ()
     return _json(
         {
             "model_version": seen.version if seen else 0,
-            "side": newest.side,
+            "side": model.newest.side,
             "examples": [{"pixels": p, "label": y, "predicted": z} for p, y, z in examples],
         }
     )
 
 
 def _json(answer: dict[str, Any]) -> Response:
-    body = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, media_type="application/json")
+    return Response(json.encode(answer), media_type=json.MEDIA_TYPE)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from service.http.body import MAX_UNDER_WAY
+from service.http.body import MAX_HELD
 from service.http.guard import BASIC
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 from tests.support.states import a_batch
@@ -284,7 +284,7 @@ def test_a_full_backlog_is_429_with_retry_after(locked: ServiceProcess) -> None:
 
 
 def test_a_body_that_was_answered_is_counted_no_more(client: httpx.Client) -> None:
-    large = save({"features": np.zeros((MAX_UNDER_WAY // 17 // 6, 6), np.uint8)})
+    large = save({"features": np.zeros((MAX_HELD // 17 // 6, 6), np.uint8)})
     for _ in range(18):
         refused = client.post("/predict", content=large, headers=SAFETENSORS)
         assert refused.json()["error"]["code"] == "too_many_examples"

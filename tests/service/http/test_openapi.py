@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from service.http.app import create_app
-from service.http.body import NDJSON, SAFETENSORS
+from service.http.codecs import ndjson, safetensors
 from service.service import Service
 from service.settings import load_settings
 from tests.service.fuzz import SEEDS
@@ -31,7 +31,7 @@ CHECKS = [
     unsupported_method,
 ]  # fmt: skip
 
-for kind in (NDJSON, SAFETENSORS):
+for kind in (ndjson.EXAMPLES.media_type, safetensors.MEDIA_TYPE):
     good = [body for _, other, body in SEEDS if other == kind]
     schemathesis.openapi.media_type(kind, st.sampled_from(good) | st.binary())
 

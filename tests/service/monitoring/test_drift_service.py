@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from streams.sources.catalog import get
-from tests.service.monitoring.test_webhook import answering
+from tests.service.monitoring.test_notify import answering
 from tests.support.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
 
 

@@ -1,8 +1,7 @@
 """The recent past is kept, in bounded memory, and says what happened."""
 
 from collections.abc import Iterator
-from functools import partial
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,26 @@ from tests.support.states import a_batch, a_state
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50, "shadow": "adagrad"}
 
 
+class SimulatedClock:
+    """A clock that moves only when a test moves it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def time(self) -> float:
+        return 1000.0 + self.seconds
+
+
 def a_history(*versions: int, every: float = 1.0) -> History:
-    made, state = History(partial(next, count(0.0, every))), a_state()
+    clock, state = SimulatedClock(), a_state()
+    made = History(clock)
     for version in versions:
         state.version, state.examples = version, 20 * version
         made.add_point(statistics_of(state), backlog=0, checkpoint_age=None)
+        clock.seconds += every
     return made
 
 
@@ -73,8 +87,7 @@ def test_only_newer_points_are_asked_for() -> None:
     assert made.points(since=3) == []
 
 
-def test_throughput_is_of_the_time_since_the_point_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history.time, "time", partial(next, count(1000.0, 0.5)))
+def test_throughput_is_of_the_time_since_the_point_before() -> None:
     points = [orjson.loads(point) for point in a_history(1, 2, 4).points()]
     assert points[0]["throughput"] is None
     for before, point in pairwise(points):
@@ -83,7 +96,7 @@ def test_throughput_is_of_the_time_since_the_point_before(monkeypatch: pytest.Mo
 
 
 def test_who_listens_no_more_is_told_nothing() -> None:
-    made, told = History(), []
+    made, told = History(SimulatedClock()), []
     stop = made.listen(lambda: told.append("something"))
     made.add_shift(1, "one")
     stop()
@@ -155,7 +168,7 @@ def test_where_inputs_are_no_images_there_are_no_pictures(service: ServiceProces
 
 
 def test_events_of_long_ago_are_forgotten() -> None:
-    made = History()
+    made = History(SimulatedClock())
     for k in range(1_000):
         made.note_drifts([{"id": n} for n in range(k, k + 10)])
     assert len(made._drifts) == 10

@@ -1,6 +1,7 @@
 """The webhook, with a real server."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from pydantic import SecretStr
 
-from service.monitoring.webhook import TRIES, Webhook
+from service.fold.drift import Event
+from service.log.position import EntryId, Position
+from service.monitoring.notify import TRIES, Webhook
 from service.settings import SettingsError, load_settings
 
 
@@ -40,8 +43,16 @@ def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
         server.server_close()
 
 
-async def told(url: str) -> int:
-    """Tell of one event and wait for the end of it; return failures."""
+EVENT = Event(1, "adwin", "worse", 400, 4, 0.9, 0.5, None, Position(EntryId(1_500, 0)))
+SHOWN = {
+    "id": 1, "detector": "adwin", "direction": "worse", "examples": 400, "model_version": 4,
+    "accuracy_before": 0.9, "accuracy_after": 0.5, "recovery_examples": None, "position": "1500-0",
+    "time": 1.5,
+}  # fmt: skip
+
+
+async def failures_of(url: str) -> int:
+    """Post one event, wait until it is posted or given up, and return the failures."""
     failures = 0
 
     def failed() -> None:
@@ -50,7 +61,7 @@ async def told(url: str) -> int:
 
     webhook = Webhook(SecretStr(url), failed, pause_seconds=0.01)
     task = asyncio.create_task(webhook.run())
-    webhook.tell({"id": 1})
+    webhook.post(EVENT)
     await asyncio.wait_for(webhook.settled(), 10)
     task.cancel()
     return failures
@@ -64,12 +75,12 @@ def test_it_retries_gives_up_and_follows_no_redirect(
     statuses: tuple[int, ...], tries: int, failures: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with answering(*statuses) as (url, bodies), caplog.at_level("INFO"):
-        assert asyncio.run(told(url)) == failures
-    assert bodies == [b'{"id":1}'] * tries
+        assert asyncio.run(failures_of(url)) == failures
+    assert [json.loads(body) for body in bodies] == [SHOWN] * tries
     assert "secret" not in caplog.text
 
 
-def test_whatever_posting_raises_the_next_event_is_told() -> None:
+def test_whatever_posting_raises_the_next_event_is_posted() -> None:
     async def run() -> tuple[int, bool]:
         failures = 0
 
@@ -79,8 +90,8 @@ def test_whatever_posting_raises_the_next_event_is_told() -> None:
 
         webhook = Webhook(SecretStr("http://127.0.0.1:70000/"), failed, pause_seconds=0.01)
         task = asyncio.create_task(webhook.run())
-        for number in range(2):
-            webhook.tell({"id": number})
+        webhook.post(EVENT)
+        webhook.post(EVENT)
         await asyncio.wait_for(webhook.settled(), 10)
         ended = task.done()
         task.cancel()

@@ -1,0 +1,129 @@
+"""One named model: the intake of its log, its trainer and its predictor."""
+
+import asyncio
+import logging
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch.jit._trace import TracerWarning
+
+from service.fold.drift import Event
+from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.state import State
+from service.log.intake import Intake
+from service.log.lease import Lock
+from service.log.log import Log, connect
+from service.monitoring.history import History
+from service.monitoring.pictures import Newest
+from service.monitoring.status import Condition, Status
+from service.predictor import Predictor
+from service.settings import Settings
+from service.trainer.checkpoint import CheckpointStore, numerics
+from service.trainer.pipeline import Cutting
+from service.trainer.trainer import Terms, Trainer
+
+logger = logging.getLogger("funnel")
+
+DRAIN_SECONDS = 20.0
+"""Longest wait for the trainer to finish and write its last checkpoint."""
+
+
+class Model:
+    """A model that has started: it learns from its log and can answer predictions.
+
+    Args:
+        settings: of the service; they name the model.
+        state: fresh, as `build_state` returns it.
+        url: address of the log's server.
+        observe: called with the seconds and the examples of each step.
+        drifted: called with each new drift event, in the trainer's thread.
+
+    Raises:
+        DamagedError, LogError, UnreadableError, OSError: the checkpoints cannot be used; the
+            message says why and what to do.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: State,
+        url: str,
+        observe: Callable[[float, int], None],
+        drifted: Callable[[Event], object],
+    ) -> None:
+        self.settings, self.spec, self.device = settings, state.spec, str(state.device)
+        name = settings.model
+        store = CheckpointStore(
+            settings.data_dir / "checkpoints" / name.replace(":", "-"),
+            numerics(state.device),
+            logger.error,
+        )
+        self._lock = Lock(store.directory / "lock")
+        self.trainer = Trainer(
+            state,
+            lambda: Log(connect(url), name),
+            store,
+            self._lock,
+            Cutting(settings.batch_size, settings.max_wait_ms / 1000),
+            Terms(settings.checkpoint_every_seconds, settings.lease_seconds, settings.accept_gap),
+            observe,
+            drifted,
+        )
+        self.intake = Intake(connect(url), name)
+        self.predictor = Predictor(Evaluator(state.served), lambda: self.snapshot)
+        try:
+            self.trainer.start()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @property
+    def status(self) -> Status:
+        """What the trainer is doing, and how far it is."""
+        return self.trainer.status
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest snapshot."""
+        snapshot = self.trainer.snapshot
+        assert snapshot is not None, "a trainer that has started has one"
+        return snapshot
+
+    @property
+    def history(self) -> History:
+        """The recent past."""
+        return self.trainer.history
+
+    @property
+    def newest(self) -> Newest:
+        """A few of the newest inputs, where they are images."""
+        return self.trainer.newest
+
+    def backlog(self) -> int:
+        """Estimate the examples in the log that are not learned yet."""
+        return self.status.backlog(self.intake.added, self.intake.mean_entry)
+
+    async def stop(self) -> bool:
+        """Finish the batch at hand and write a checkpoint; return whether this was the learner."""
+        stands_by = self.status.condition == Condition.STANDBY
+        if not await asyncio.to_thread(self.trainer.stop, DRAIN_SECONDS):
+            logger.error("the trainer did not end within %g s; replay will catch up", DRAIN_SECONDS)
+        return not stands_by
+
+    async def close(self) -> None:
+        """Disconnect from the log, and free the checkpoints for another process."""
+        await self.intake.redis.aclose()
+        self._lock.close()
+
+
+def build_state(settings: Settings) -> State:
+    """Return a fresh state; blocks for about a second.
+
+    Raises:
+        ModelError, SettingsError: the settings describe no model that can be built here.
+    """
+    torch.set_num_threads(settings.threads)
+    # `funnel.graphs.traced` ignores it too, but another thread may undo what that sets.
+    warnings.filterwarnings("ignore", category=TracerWarning)
+    return State(settings.spec, settings.hyperparameters, settings.torch_device())
