@@ -46,7 +46,7 @@ def checked(batch: Batch, features: int, classes: int, payload: bytes | None = N
     Raises:
         InvalidBatchError: they cannot be learned.
     """
-    count = len(batch)
+    count = len(batch.labels)
     _check_count(count)
     check(batch, features, classes)
     return Examples(count, batch.to_bytes() if payload is None else payload)

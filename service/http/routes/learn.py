@@ -58,8 +58,8 @@ class AppliedAnswer(Accepted):
 async def learn(
     request: Request,
     service: AnyService,
-    model: Learning,
     bodies: BodiesOf,
+    model: Learning,
     wait: Annotated[
         Literal["applied"] | None, Query(description="answer when the examples are learned")
     ] = None,

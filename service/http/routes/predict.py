@@ -32,8 +32,8 @@ class Predictions(BaseModel):
 async def predict(
     request: Request,
     service: AnyService,
-    model: Running,
     bodies: BodiesOf,
+    model: Running,
     probabilities: Annotated[bool, Query(description="false leaves them out")] = True,
 ) -> Response:
     """Predict; changes nothing."""
