@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from service.http.body import Bodies
-from service.http.errors import ErrorDetail, HTTPError, error_response
+from service.http.errors import HTTPError
 from service.http.guard import ADMIN, LEARN, OPEN_PATHS, PREDICT, Guard
 from service.http.routes import drift, health, history, learn, model, page, pictures, predict
 from service.service import Service
@@ -48,34 +48,13 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     for router in (*(module.router for module in modules), *more):
         app.include_router(router)
 
-    def count(code: str) -> None:
-        service.metrics.rejected.labels(code).inc()
+    async def answer(_: Request, error: Exception) -> Response:
+        refusal = as_http_error(error)
+        service.metrics.rejected.labels(refusal.code).inc()
+        return refusal.answer()
 
-    @app.exception_handler(HTTPError)
-    async def known(_: Request, error: HTTPError) -> Response:
-        count(error.code)
-        return error.answer()
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        count("invalid")
-        found = error.errors()[0]
-        where = str(found["loc"][-1])
-        detail = ErrorDetail(code="invalid", message=f"{where}: {found['msg']}", field=where)
-        return error_response(422, detail)
-
-    @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> Response:
-        code = CODES.get(error.status_code, "http_error")
-        count(code)
-        detail = ErrorDetail(code=code, message=str(error.detail))
-        return error_response(error.status_code, detail, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        count("internal")
-        detail = ErrorDetail(code="internal", message="the service failed; its log says more")
-        return error_response(500, detail)
+    for kind in (HTTPError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
 
     settings = service.settings
     if settings.api_key:
@@ -87,6 +66,21 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         metrics=service.metrics,
     )
     return app
+
+
+def as_http_error(error: Exception) -> HTTPError:
+    """Return the answer to what a route, FastAPI or Starlette raises."""
+    match error:
+        case HTTPError():
+            return error
+        case RequestValidationError():
+            wrong = error.errors()[0]
+            where = str(wrong["loc"][-1])
+            return HTTPError(422, "invalid", f"{where}: {wrong['msg']}", where)
+        case HTTPException():
+            code = CODES.get(error.status_code, "http_error")
+            return HTTPError(error.status_code, code, str(error.detail), headers=error.headers)
+    return HTTPError(500, "internal", "the service failed; its log says more")
 
 
 def _describe_key(app: FastAPI) -> None:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.http.errors import ErrorDetail, error_response
+from service.http.errors import HTTPError
 
 HEAD_SECONDS = 10.0
 """Time for the head of a request, from its first byte, or from connecting."""
@@ -111,7 +111,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         if self.transport.is_closing():
             return
-        answer = error_response(status, ErrorDetail(code=code, message=message))
+        answer = HTTPError(status, code, message).answer()
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         head += [name + b": " + value for name, value in answer.raw_headers]
         head += [b"connection: close", b"", b""]

@@ -212,13 +212,8 @@ def _point(
 
 
 def _scores(learner: LearnerStatistics) -> ScorePoint:
-    scores = learner.scores
-    return ScorePoint(
-        accuracy=_short(scores.accuracy),
-        rolling_accuracy=_short(scores.rolling_accuracy),
-        loss=_short(scores.loss),
-        rolling_loss=_short(scores.rolling_loss),
-    )
+    names = ScorePoint.model_fields
+    return ScorePoint(**{name: _short(getattr(learner.scores, name)) for name in names})
 
 
 def _short(value: float) -> float:

@@ -1,7 +1,7 @@
 """All Prometheus metrics, from one registry."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -23,14 +23,18 @@ from prometheus_client.registry import Collector
 from funnel.telemetry import QUANTILES
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED
-from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
-from service.monitoring.status import Condition, Drift, Status
+from service.monitoring.statistics import GAIN_EDGES, LearnerStatistics, Statistics, lag_seconds
+from service.monitoring.status import Condition, Status
 
 disable_created_metrics()
 
 STEP_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 HTTP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+Series = Iterable[tuple[Sequence[str], float]]
+"""The values of the labels, and the value, of each series of a family."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Metrics:
             "funnel_rejected", "Requests refused, by error code", ["code"], registry=r
         )
         self.webhook_failures = Counter(
-            "funnel_webhook_failures", "Drift events that the webhook was not told", registry=r
+            "funnel_webhook_failures", "Drift events that the webhook did not get", registry=r
         )
         r.register(_ModelCollector(read))
 
@@ -99,86 +103,72 @@ class _ModelCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         reading = self._read()
         status = reading.status
-        yield _gauge("ready", "1 if predictions are served", float(reading.is_ready))
-        learning = GaugeMetricFamily(
-            "funnel_learning", "1 at what the learner is doing", labels=["condition"]
-        )
-        now_doing = status.condition if status is not None else Condition.STARTING
-        for condition in Condition:
-            learning.add_metric([condition], float(condition == now_doing))
-        yield learning
+        yield _gauge("ready", "1 if predictions are served", reading.is_ready)
+        condition = status.condition if status is not None else Condition.STARTING
+        conditions = [((other,), other == condition) for other in Condition]
+        yield _gauges("learning", "1 at what the trainer is doing", ["condition"], conditions)
         if status is not None:
             yield from _trainer(status, reading.backlog)
 
 
 def _trainer(status: Status, backlog: int) -> Iterable[Metric]:
-    checkpoints = CounterMetricFamily(
-        "funnel_checkpoints", "Checkpoints, by result", labels=["result"]
-    )
-    checkpoints.add_metric(["ok"], status.checkpoints.ok)
-    checkpoints.add_metric(["failed"], status.checkpoints.failed)
-    yield checkpoints
+    results = [(("ok",), status.checkpoints.ok), (("failed",), status.checkpoints.failed)]
+    yield _counters("checkpoints", "Checkpoints, by result", ["result"], results)
     now, newest_at = time.monotonic(), status.checkpoints.newest_at
     if status.snapshot_at is not None:
         age = now - status.snapshot_at if backlog else 0.0
-        yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
+        yield _gauge(
+            "snapshot_age_seconds", "Age of the snapshot; 0 while nothing waits to be learned", age
+        )
     if newest_at is not None and status.condition != Condition.STANDBY:
-        yield _gauge("checkpoint_age_seconds", "Of the newest checkpoint", now - newest_at)
-    yield from _drift(status.drift)
+        yield _gauge("checkpoint_age_seconds", "Age of the newest checkpoint", now - newest_at)
+    yield _counters(
+        "drift_events",
+        "Changes detected in the served model's error",
+        ["detector", "direction"],
+        status.drift.counts.items(),
+    )
+    if status.drift.last_recovery is not None:
+        yield _gauge(
+            "recovery_examples",
+            "Examples from the last drift that the model recovered from to its recovery",
+            status.drift.last_recovery,
+        )
     if (statistics := status.statistics) is None:
         return
+    lag = lag_seconds(statistics, time.time())
     yield _gauge("backlog_examples", "Examples that wait to be learned", backlog)
-    yield _gauge(
-        "lag_seconds", "Age of the oldest entry that waits", lag_seconds(statistics, time.time())
-    )
+    yield _gauge("lag_seconds", "Age of the oldest entry that waits to be learned", lag)
     yield _gauge("model_version", "Batches folded into the model", statistics.version)
     yield from _learning(statistics)
     yield from _optimizer(statistics)
-    yield from _experts(statistics)
-
-
-def _drift(drift: Drift) -> Iterable[Metric]:
-    events = CounterMetricFamily(
-        "funnel_drift_events",
-        "Changes detected in the served model's error",
-        labels=["detector", "direction"],
-    )
-    for labels, count in drift.counts.items():
-        events.add_metric(labels, count)
-    yield events
-    if drift.last_recovery is not None:
-        yield _gauge(
-            "recovery_examples",
-            "Examples from the last drift that was recovered from until it was",
-            drift.last_recovery,
-        )
+    yield from _experts(statistics.served)
 
 
 def _learning(statistics: Statistics) -> Iterable[Metric]:
     progress = statistics.progress
-    examples = CounterMetricFamily(
-        "funnel_examples", "Examples learned, by where they came from", labels=["source"]
+    yield _counters(
+        "examples",
+        "Examples learned, by the way they came",
+        ["source"],
+        [(("http",), progress.http), (("redis",), progress.redis)],
     )
-    examples.add_metric(["http"], progress.http)
-    examples.add_metric(["redis"], progress.redis)
-    yield examples
-    yield CounterMetricFamily("funnel_batches", "Batches learned", value=statistics.version)
-    yield CounterMetricFamily(
-        "funnel_nonfinite_batches",
-        "Batches left out because loss or gradient was not finite",
-        value=statistics.nonfinite_batches,
-    )
-    yield CounterMetricFamily(
-        "funnel_quarantined_batches",
-        "Batches left out because their loss was far above the recent ones",
-        value=statistics.quarantined_batches,
-    )
-    yield CounterMetricFamily(
-        "funnel_dead_entries",
-        "Entries put aside because they cannot be learned",
-        value=progress.dead,
-    )
-    yield from _scores({name: t.scores for name, t in statistics.learners.items()})
+    for name, what, value in (
+        ("batches", "Batches learned", statistics.version),
+        (
+            "nonfinite_batches",
+            "Batches skipped because loss or gradient was not finite",
+            statistics.nonfinite_batches,
+        ),
+        (
+            "quarantined_batches",
+            "Batches skipped because their loss was far above the recent ones",
+            statistics.quarantined_batches,
+        ),
+        ("dead_entries", "Entries discarded because they cannot be decoded", progress.dead),
+    ):
+        yield _counters(name, what, [], [((), value)])
+    yield from _scores({name: own.scores for name, own in statistics.learners.items()})
 
 
 def _scores(learners: dict[str, ScoreSummary]) -> Iterable[Metric]:
@@ -186,10 +176,8 @@ def _scores(learners: dict[str, ScoreSummary]) -> Iterable[Metric]:
         ("correct", "Examples predicted right before they were learned"),
         ("scored", "Examples predicted before they were learned"),
     ):
-        counter = CounterMetricFamily(f"funnel_{name}", what, labels=["learner"])
-        for learner, scores in learners.items():
-            counter.add_metric([learner], getattr(scores, name))
-        yield counter
+        counts = [((learner,), getattr(scores, name)) for learner, scores in learners.items()]
+        yield _counters(name, what, ["learner"], counts)
     scored = {learner: scores for learner, scores in learners.items() if scores.scored}
     if SERVED not in scored:
         return
@@ -197,15 +185,15 @@ def _scores(learners: dict[str, ScoreSummary]) -> Iterable[Metric]:
         ("accuracy", "Prequential accuracy"),
         ("loss", "Prequential cross-entropy in nats"),
     ):
-        family = GaugeMetricFamily(f"funnel_{name}", what, labels=["learner", "window"])
-        for learner, scores in scored.items():
-            family.add_metric([learner, "rolling"], getattr(scores, f"rolling_{name}"))
-            family.add_metric([learner, "total"], getattr(scores, name))
-        yield family
-    recall = GaugeMetricFamily("funnel_class_recall", "Rolling recall by class", labels=["class"])
-    for label, share in enumerate(scored[SERVED].class_recall[:MAX_CLASSES]):
-        recall.add_metric([str(label)], share)
-    yield recall
+        windows = [
+            ((learner, window), getattr(scores, field))
+            for learner, scores in scored.items()
+            for window, field in (("rolling", f"rolling_{name}"), ("total", name))
+        ]
+        yield _gauges(name, what, ["learner", "window"], windows)
+    shares = enumerate(scored[SERVED].class_recall[:MAX_CLASSES])
+    recall = [((str(label),), share) for label, share in shares]
+    yield _gauges("class_recall", "Rolling recall by class", ["class"], recall)
 
 
 MAX_CLASSES = 100
@@ -215,57 +203,73 @@ MAX_TENSORS = 100
 
 
 def _optimizer(statistics: Statistics) -> Iterable[Metric]:
-    def family(name: str, what: str, *labels: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(f"funnel_{name}", what, labels=["learner", "tensor", *labels])
-
-    scale = family("scale", "Funnel's scale s")
-    step_size = family("step_size", "Learning rate in effect, η s")
-    gain = family("gain", "Quantiles of Funnel's gains p", "quantile")
-    bound = family("gain_at_bound_ratio", "Share of the gains at a bound", "bound")
-    alignment = family("alignment", "cos(g, ν) of the last step")
-    gradient = family("gradient_norm", "Length of the last gradient")
-    update = family("update_norm", "Length of the last step")
-    distribution = GaugeHistogramMetricFamily(
-        "funnel_gain_distribution", "Funnel's gains p", labels=["learner", "tensor"]
-    )
-    series = [
-        ([learner, name], tensor)
+    tensors = {
+        (learner, name): tensor
         for learner, own in statistics.learners.items()
         for name, tensor in list(own.tensors.items())[:MAX_TENSORS]
+    }
+    labels = ["learner", "tensor"]
+    for name, what in (
+        ("scale", "Funnel's scale s"),
+        ("step_size", "Learning rate in effect, η s"),
+        ("alignment", "cos(g, ν) of the last step"),
+        ("gradient_norm", "Length of the last gradient"),
+        ("update_norm", "Length of the last step"),
+    ):
+        yield _gauges(name, what, labels, [(key, getattr(t, name)) for key, t in tensors.items()])
+    gains = [
+        ((*key, f"{quantile:g}"), value)
+        for key, tensor in tensors.items()
+        for quantile, value in zip(QUANTILES, tensor.gain_quantiles, strict=True)
     ]
-    for labels, tensor in series:
-        scale.add_metric(labels, tensor.scale)
-        step_size.add_metric(labels, tensor.step_size)
-        for quantile, value in zip(QUANTILES, tensor.gain_quantiles, strict=True):
-            gain.add_metric([*labels, f"{quantile:g}"], value)
-        bound.add_metric([*labels, "lower"], tensor.gain_at_lower_bound)
-        bound.add_metric([*labels, "upper"], tensor.gain_at_upper_bound)
-        alignment.add_metric(labels, tensor.alignment)
-        gradient.add_metric(labels, tensor.gradient_norm)
-        update.add_metric(labels, tensor.update_norm)
-        edges = [f"{edge:.4g}" for edge in GAIN_EDGES] + ["+Inf"]
+    yield _gauges("gain", "Quantiles of Funnel's gains p", [*labels, "quantile"], gains)
+    bounds = [
+        ((*key, bound), getattr(tensor, f"gain_at_{bound}_bound"))
+        for key, tensor in tensors.items()
+        for bound in ("lower", "upper")
+    ]
+    yield _gauges(
+        "gain_at_bound_ratio", "Share of the gains at a bound", [*labels, "bound"], bounds
+    )
+    distribution = GaugeHistogramMetricFamily(
+        "funnel_gain_distribution", "Funnel's gains p", labels=labels
+    )
+    edges = [f"{edge:.4g}" for edge in GAIN_EDGES] + ["+Inf"]
+    for key, tensor in tensors.items():
         buckets = list(zip(edges, accumulate(tensor.gain_counts), strict=True))
-        distribution.add_metric(labels, buckets, tensor.gain_sum)
-    yield from (scale, step_size, gain, bound, alignment, gradient, update, distribution)
+        distribution.add_metric(key, buckets, tensor.gain_sum)
+    yield distribution
 
 
-def _experts(statistics: Statistics) -> Iterable[Metric]:
-    """Only of a pool: a family without series would say that there are experts."""
-    served = statistics.served
+def _experts(served: LearnerStatistics) -> Iterable[Metric]:
+    """Only for a pool: a family without series would suggest that there are experts."""
     for name, what, values in (
-        ("funnel_expert_weight", "Weight of an expert in the pool", served.expert_weights),
+        ("expert_weight", "Weight of an expert in the pool", served.expert_weights),
         (
-            "funnel_expert_age_batches",
-            "Batches that an expert has learned since it began, or began anew after a shift",
+            "expert_age_batches",
+            "Batches that an expert has learned since it began, or was renewed after a shift",
             served.expert_ages,
         ),
     ):
         if values:
-            family = GaugeMetricFamily(name, what, labels=["expert"])
-            for expert, value in values.items():
-                family.add_metric([expert], value)
-            yield family
+            yield _gauges(
+                name, what, ["expert"], [((key,), value) for key, value in values.items()]
+            )
 
 
-def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"funnel_{name}", what, value=value)
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return _gauges(name, what, [], [((), value)])
+
+
+def _gauges(name: str, what: str, labels: Sequence[str], series: Series) -> Metric:
+    family = GaugeMetricFamily(f"funnel_{name}", what, labels=labels)
+    for key, value in series:
+        family.add_metric(key, float(value))
+    return family
+
+
+def _counters(name: str, what: str, labels: Sequence[str], series: Series) -> Metric:
+    family = CounterMetricFamily(f"funnel_{name}", what, labels=labels)
+    for key, value in series:
+        family.add_metric(key, value)
+    return family

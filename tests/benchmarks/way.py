@@ -93,17 +93,21 @@ async def trace(tracer: Tracer, directory: str) -> dict[str, Way]:
             ("POST", "/predict", {"features": body["features"][:1]}),
             ("GET", "/metrics", None),
         ):
-            await statistics_are_read(model)
+            await wait_for_statistics(model)
             with tracer.tracing() as ways[f"{method} {path}"]:
                 (await client.request(method, path, json=json)).raise_for_status()
     await service.stop()
     return ways
 
 
-async def statistics_are_read(model: Model) -> None:
-    """Wait until the statistics, which are read about once a second, are those of the last batch."""
-    while (status := model.status).statistics is None or status.statistics.version < status.version:
-        await asyncio.sleep(0.05)
+async def wait_for_statistics(model: Model) -> None:
+    """Wait until the history shows the model's version; its points are made with the statistics."""
+    loop, news = asyncio.get_running_loop(), asyncio.Event()
+    stop = model.history.listen(lambda: loop.call_soon_threadsafe(news.set))
+    while not model.history.points(since=model.status.version - 1):
+        await news.wait()
+        news.clear()
+    stop()
 
 
 def report(name: str, way: Way) -> None:
