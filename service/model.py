@@ -14,8 +14,6 @@ from service.fold.state import State
 from service.log.intake import Intake
 from service.log.lease import Lock
 from service.log.log import Log, connect
-from service.monitoring.history import History
-from service.monitoring.pictures import Newest
 from service.monitoring.status import Condition, Status
 from service.predictor import Predictor
 from service.settings import Settings
@@ -70,6 +68,7 @@ class Model:
             observe,
             drifted,
         )
+        self.history, self.newest = self.trainer.history, self.trainer.newest
         self.intake = Intake(connect(url), name)
         self.predictor = Predictor(Evaluator(state.served), lambda: self.snapshot)
         try:
@@ -89,16 +88,6 @@ class Model:
         snapshot = self.trainer.snapshot
         assert snapshot is not None, "a trainer that has started has one"
         return snapshot
-
-    @property
-    def history(self) -> History:
-        """The recent past."""
-        return self.trainer.history
-
-    @property
-    def newest(self) -> Newest:
-        """A few of the newest inputs, where they are images."""
-        return self.trainer.newest
 
     def backlog(self) -> int:
         """Estimate the examples in the log that are not learned yet."""

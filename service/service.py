@@ -42,16 +42,11 @@ class Service:
         self._server: EmbeddedServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether predictions are served."""
-        return self.model is not None and not self.draining.is_set()
-
     def _read(self) -> Reading:
         """Return what the metrics show of the model."""
-        if (model := self.model) is None:
-            return Reading(self.is_ready, None, 0)
-        return Reading(self.is_ready, model.status, model.backlog())
+        model = self.model
+        is_ready = model is not None and not self.draining.is_set()
+        return Reading(is_ready, model.status if model else None, model.backlog() if model else 0)
 
     async def unless_stopped(self, work: Awaitable[T]) -> T:
         """Return the result of ``work``, which is cancelled if the service begins to stop.

@@ -4,15 +4,15 @@ A viewer is given what the ring holds whenever it can take something; nothing is
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.http.errors import unavailable
-from service.monitoring.history import History, Item
-from service.service import Service
+from service.monitoring.history import History
+from service.service import Service, StoppedError
 
 MAX_VIEWERS = 32
 CHUNK = 64
@@ -52,7 +52,11 @@ class EventStream(Response):
         service.viewers += 1
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await _first(self._send_all(send), _disconnected(receive), service.draining.wait())
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(self._send_all(send))
+                with suppress(StoppedError):
+                    await service.unless_stopped(_disconnected(receive))
+                sending.cancel()
             await send({"type": "http.response.body", "body": b""})
         finally:
             service.viewers -= 1
@@ -74,9 +78,14 @@ class EventStream(Response):
                     yield _event("reset", history.run, number, b"{}")
                 elif items:
                     number = items[-1].number
-                    yield b"".join(_encoded(history.run, item) for item in items)
-                elif not await _happens(news, HEARTBEAT_SECONDS):
-                    yield HEARTBEAT
+                    yield b"".join(
+                        _event(item.kind, history.run, item.number, item.json) for item in items
+                    )
+                else:
+                    try:
+                        await asyncio.wait_for(news.wait(), HEARTBEAT_SECONDS)
+                    except TimeoutError:
+                        yield HEARTBEAT
         finally:
             stop()
 
@@ -88,39 +97,10 @@ def _number(history: History, last: str) -> int:
     return int(number) if run == history.run and is_number else -1
 
 
-def _encoded(run: str, item: Item) -> bytes:
-    return _event(item.kind, run, item.number, item.json)
-
-
 def _event(kind: str, run: str, number: int, json: bytes) -> bytes:
     return f"event: {kind}\nid: {run}-{number}\ndata: ".encode() + json + b"\n\n"
-
-
-async def _happens(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False
 
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _first(*works: Coroutine[Any, Any, object]) -> None:
-    """Wait until one of them is done, and end the others.
-
-    Raises:
-        what the one raises.
-    """
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()

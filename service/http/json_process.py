@@ -24,9 +24,8 @@ NICENESS = 5
 
 ASKED = Struct("<BIIQ")
 """Before a body: the index of its codec, the model's features and classes, the body's length."""
-ANSWERED = Struct("<BIQ")
-"""Before an answer: its index in KINDS, the number of examples, the answer's length."""
-KINDS = ("batch", "invalid", "too many")
+ANSWERED = Struct("<IQ")
+"""Before an answer: the number of examples, 0 for a refusal, and the answer's length."""
 CODECS = list(LEARN.values())
 
 
@@ -59,7 +58,7 @@ class JSONProcess:
         try:
             self._socket.sendall(ASKED.pack(codec, features, classes, len(body)))
             self._socket.sendall(body)
-            kind, count, length = ANSWERED.unpack(_receive(self._socket, ANSWERED.size))
+            count, length = ANSWERED.unpack(_receive(self._socket, ANSWERED.size))
             answer = _receive(self._socket, length)
         except OSError as error:
             self.close()
@@ -67,10 +66,10 @@ class JSONProcess:
                 f"the process that decoded the body ended with {self._process.returncode}; send "
                 "the body again"
             ) from error
-        if KINDS[kind] == "batch":
+        if count:
             return Examples(count, bytes(answer))
-        refused = TooManyError if KINDS[kind] == "too many" else InvalidBatchError
-        raise refused(**orjson.loads(answer))
+        refusal = orjson.loads(answer)
+        raise (TooManyError if refusal.pop("is_too_many") else InvalidBatchError)(**refusal)
 
     def is_alive(self) -> bool:
         """Return whether the process has not ended."""
@@ -142,12 +141,12 @@ def _serve(parent: socket.socket) -> None:
         body = bytes(_receive(parent, length))
         try:
             examples = CODECS[codec].decode(body, features, classes)
-            count, answer, kind = examples.count, examples.payload, "batch"
+            count, answer = examples.count, examples.payload
         except InvalidBatchError as error:
             refusal = {"message": str(error), "field": error.field, "index": error.index}
+            refusal["is_too_many"] = isinstance(error, TooManyError)
             count, answer = 0, orjson.dumps(refusal)
-            kind = "too many" if isinstance(error, TooManyError) else "invalid"
-        parent.sendall(ANSWERED.pack(KINDS.index(kind), count, len(answer)))
+        parent.sendall(ANSWERED.pack(count, len(answer)))
         parent.sendall(answer)
 
 

@@ -57,35 +57,26 @@ class Metrics:
     """
 
     def __init__(self, read: Callable[[], Reading]) -> None:
-        self.registry = CollectorRegistry()
-        r = self.registry
-        ProcessCollector(registry=r)  # process_start_time_seconds, memory, descriptors; on Linux
-        self.step_seconds = Histogram(
-            "funnel_step_seconds", "Host time of one step", registry=r, buckets=STEP_BUCKETS
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(f"funnel_{name}", what, labels, registry=registry)
+
+        def histogram(name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(f"funnel_{name}", what, labels, registry=registry, buckets=buckets)
+
+        ProcessCollector(registry=registry)  # start time, memory, descriptors; on Linux
+        self.step_seconds = histogram("step_seconds", "Host time of one step", STEP_BUCKETS)
+        self.batch_examples = histogram("batch_examples", "Examples in a batch", BATCH_BUCKETS)
+        self.predict_seconds = histogram(
+            "predict_seconds", "Time from a checked prediction request to its answer", HTTP_BUCKETS
         )
-        self.batch_examples = Histogram(
-            "funnel_batch_examples", "Examples in a batch", registry=r, buckets=BATCH_BUCKETS
-        )
-        self.predict_seconds = Histogram(
-            "funnel_predict_seconds",
-            "Time from a checked prediction request to its answer",
-            registry=r,
-            buckets=HTTP_BUCKETS,
-        )
-        self.http_seconds = Histogram(
-            "funnel_http_request_seconds",
-            "Time of a request, its body included",
-            ["route", "code"],
-            registry=r,
-            buckets=HTTP_BUCKETS,
-        )
-        self.rejected = Counter(
-            "funnel_rejected", "Requests refused, by error code", ["code"], registry=r
-        )
-        self.webhook_failures = Counter(
-            "funnel_webhook_failures", "Drift events that the webhook did not get", registry=r
-        )
-        r.register(_ModelCollector(read))
+        what = "Time of a request, from its head to the end of its answer"
+        self.http_seconds = histogram("http_request_seconds", what, HTTP_BUCKETS, "route", "code")
+        self.rejected = counter("rejected", "Requests refused, by error code", "code")
+        what = "Drift events that the webhook did not get"
+        self.webhook_failures = counter("webhook_failures", what)
+        registry.register(_ModelCollector(read))
 
     def observe_step(self, seconds: float, examples: int) -> None:
         """Count one step."""

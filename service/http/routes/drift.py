@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from service.http.dependencies import Running
 from service.http.errors import ErrorBody
@@ -14,8 +14,6 @@ router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
 class DriftEvent(BaseModel):
     """A change in the served model's prequential error."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     id: int
     time: float

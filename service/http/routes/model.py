@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from funnel.telemetry import QUANTILES
 from service.http.dependencies import CODES, Learning, Running
@@ -17,8 +17,6 @@ router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
 class ModelAnswer(BaseModel):
     """The served model."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model: str
     model_version: int
@@ -54,8 +52,6 @@ class TensorAnswer(BaseModel):
 class OptimizerAnswer(BaseModel):
     """The optimizer, as of about a second ago."""
 
-    model_config = ConfigDict(protected_namespaces=())
-
     optimizer: str
     model_version: int
     tensors: dict[str, TensorAnswer]
@@ -66,8 +62,6 @@ class OptimizerAnswer(BaseModel):
 
 class CheckpointAnswer(BaseModel):
     """A checkpoint that is on disk."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model_version: int
     position: str

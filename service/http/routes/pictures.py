@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from service.http.codecs import json
 from service.http.dependencies import Running
@@ -15,8 +15,6 @@ router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
 class GainsAnswer(BaseModel):
     """The gains of one weight for each pixel and class, as of about a second ago."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model_version: int
     side: int | None
@@ -37,8 +35,6 @@ class Example(BaseModel):
 
 class NewestAnswer(BaseModel):
     """A few of the newest examples, as of about a second ago."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model_version: int
     """Of the model that predicted."""

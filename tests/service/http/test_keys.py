@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 
 from service.cli import main
 from service.http.guard import ADMIN, LEARN, PREDICT, Guard
-from service.monitoring.metrics import Metrics
+from service.monitoring.metrics import Metrics, Reading
 from service.settings import SettingsError, load_settings
 from tests.support.harness import ServiceProcess, serving
 
@@ -181,7 +181,12 @@ def test_the_given_key_is_compared_with_every_key(
 
     settings = load_settings(SETTINGS)
     keys = {ADMIN: settings.api_key, LEARN: settings.learn_key, PREDICT: settings.predict_key}
-    guard = Guard(PlainTextResponse("behind"), keys, routes=(), metrics=Metrics())
+    guard = Guard(
+        PlainTextResponse("behind"),
+        keys,
+        routes=(),
+        metrics=Metrics(lambda: Reading(True, None, 0)),
+    )
 
     async def ask() -> None:
         transport = httpx.ASGITransport(guard)
