@@ -24,11 +24,11 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
-    """Return the application; the service is started and stopped by whoever made it.
+    """Return the application, which neither starts nor stops the service.
 
     Args:
-        service: what is served.
-        more: routes beside those of every service.
+        service: answers the requests.
+        more: further routes.
     """
     bodies = Bodies(service.settings.max_body_bytes)
 
@@ -37,7 +37,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         yield
         await asyncio.to_thread(bodies.close)
 
-    app = FastAPIOffline(  # whose /docs asks nothing of other hosts
+    app = FastAPIOffline(  # its /docs loads nothing from other hosts
         title="Funnel",
         version=version("funnel"),
         description="Online learning for data that drifts, with no step size to tune.",
@@ -69,7 +69,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
 
 
 def as_http_error(error: Exception) -> HTTPError:
-    """Return the answer to what a route, FastAPI or Starlette raises."""
+    """Return the answer to an exception of a route, FastAPI or Starlette."""
     match error:
         case HTTPError():
             return error
@@ -80,11 +80,11 @@ def as_http_error(error: Exception) -> HTTPError:
         case HTTPException():
             code = CODES.get(error.status_code, "http_error")
             return HTTPError(error.status_code, code, str(error.detail), headers=error.headers)
-    return HTTPError(500, "internal", "the service failed; its log says more")
+    return HTTPError(500, "internal", "the service failed; its log has the details")
 
 
 def _describe_key(app: FastAPI) -> None:
-    """Let the schema say that requests need a key; `Guard` sees to it."""
+    """Describe in the schema that requests need a key, which `Guard` checks."""
     schema: dict[str, Any] = app.openapi()
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"key": []}]

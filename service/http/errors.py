@@ -64,5 +64,5 @@ class HTTPError(Exception):
 
 
 def unavailable(code: str, message: str) -> HTTPError:
-    """Return a 503 that says when to come again."""
+    """Return a 503 with the time after which to try again."""
     return HTTPError(503, code, message, retry=RETRY_SECONDS)

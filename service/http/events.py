@@ -1,6 +1,6 @@
 """The history as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-A viewer is given what the ring holds whenever it can take something; nothing is queued for it.
+A viewer gets what the ring holds whenever it is ready for more; nothing is queued for it.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from service.service import Service, StoppedError
 
 MAX_VIEWERS = 32
 CHUNK = 64
-"""Most items sent in one piece."""
+"""Most items in one piece."""
 HEARTBEAT_SECONDS = 10.0
 MAX_DIGITS = 20
-"""Digits of an event's number; `int` refuses thousands."""
+"""Most digits of an event's number; `int` refuses thousands."""
 HEARTBEAT = b": alive\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -29,12 +29,12 @@ HEADERS = [
 
 
 class EventStream(Response):
-    """The items behind an event's id, and then those that come, until either side ends it.
+    """The items after a given event, then each new one, until either side ends the stream.
 
     Args:
         service: counts its viewers, and ends the stream when it drains.
         history: of the model.
-        last: id of the last event that the viewer has; whatever is none begins with ``reset``.
+        last: id of the last event that the viewer has; without a valid one, ``reset`` comes first.
     """
 
     def __init__(self, service: Service, history: History, last: str) -> None:
@@ -45,7 +45,7 @@ class EventStream(Response):
         """Answer."""
         service = self._service
         if service.viewers >= MAX_VIEWERS:
-            error = unavailable("too_many_viewers", f"{MAX_VIEWERS} are watching already")
+            error = unavailable("too_many_viewers", f"{MAX_VIEWERS} viewers are watching")
             service.metrics.rejected.labels(error.code).inc()
             await error.answer()(scope, receive, send)
             return
@@ -91,7 +91,7 @@ class EventStream(Response):
 
 
 def _number(history: History, last: str) -> int:
-    """Return the number in an event's id; -1, which no ring reaches back to, if there is none."""
+    """Return the number in an event's id, or -1, which no ring reaches back to."""
     run, _, number = last.partition("-")
     is_number = number.isdecimal() and len(number) < MAX_DIGITS
     return int(number) if run == history.run and is_number else -1

@@ -1,4 +1,4 @@
-"""Running the application: one port, one service, an orderly end."""
+"""Runs the application: one port, one service, an orderly end."""
 
 import asyncio
 import contextlib
@@ -23,21 +23,21 @@ from streams.errors import FunnelError
 logger = logging.getLogger("funnel")
 
 GRACE_SECONDS = 5
-"""Longest wait at the end for answers that are under way."""
-LOOK_SECONDS = 30
-"""A client that takes nothing of its answer from one look to the next is cut off."""
-LAST_LOOK_SECONDS = 2
-"""The same at the end."""
+"""Longest wait at shutdown for answers that are being sent."""
+STALL_SECONDS = 30
+"""A client that reads nothing of its answer for so long is cut off."""
+SHUTDOWN_STALL_SECONDS = 2
+"""The same during shutdown."""
 CONFIRM_SECONDS = 3
-"""Longest wait at the end for the log to confirm what is under way."""
+"""Longest wait at shutdown for the log to confirm entries."""
 
 
 class ListenError(FunnelError, OSError):
-    """The address cannot be listened on."""
+    """The server cannot listen on its address; the message names it."""
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to `serve`, says when it listens, and is not held up.
+    """A uvicorn server that leaves signals to `serve`, and that stalled clients cannot hold up.
 
     Args:
         config: with `Connection` as its protocol.
@@ -46,6 +46,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listens = asyncio.Event()
+        """Set once connections are accepted."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen.
@@ -57,45 +58,47 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
         except SystemExit:  # uvicorn has logged why
             address = f"{self.config.host}:{self.config.port}"
-            raise ListenError(f"cannot listen on {address}; is it taken?") from None
+            raise ListenError(f"cannot listen on {address}; is the port taken?") from None
         self.listens.set()
 
     async def main_loop(self) -> None:
-        """Run until told to stop."""
-        async with self._looking(LOOK_SECONDS):
+        """Run until `should_exit` is set."""
+        async with self._cutting_off(STALL_SECONDS):
             await super().main_loop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let answers that are under way end, but not wait for those who do not take theirs."""
-        async with self._looking(LAST_LOOK_SECONDS):
+        """Finish the answers that are being sent, except to clients that have stalled."""
+        async with self._cutting_off(SHUTDOWN_STALL_SECONDS):
             await super().shutdown(sockets)
 
     @contextlib.asynccontextmanager
-    async def _looking(self, seconds: float) -> AsyncIterator[None]:
-        async def look() -> None:
+    async def _cutting_off(self, seconds: float) -> AsyncIterator[None]:
+        """Cut off clients that read nothing of their answers for so many seconds, meanwhile."""
+
+        async def check() -> None:
             while True:
                 for connection in list(self.server_state.connections):
                     assert isinstance(connection, Connection)
                     try:
-                        connection.look()
-                    except Exception:  # the others are looked at
-                        logger.exception("a connection could not be looked at")
+                        connection.cut_off_if_stalled()
+                    except Exception:  # the others must still be checked
+                        logger.exception("a connection could not be checked")
                 await asyncio.sleep(seconds)
 
-        looking = asyncio.create_task(look())
+        checking = asyncio.create_task(check())
         try:
             yield
         finally:
-            looking.cancel()
+            checking.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Do nothing: `serve` sees the signals, and exits with 0 after them."""
+        """Do nothing: `serve` handles the signals, so that the process exits with 0."""
         yield
 
     @property
     def url(self) -> str:
-        """Where it listens; only once it has started."""
+        """The address that it listens on; only once it has started."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -107,16 +110,16 @@ async def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM: then stop intake, finish the batch, checkpoint, return.
 
-    HTTP is up before the service is, so that liveness can be asked while it loads.
+    HTTP is up before the model has started, so that liveness can be checked while it loads.
 
     Args:
         settings: all of them.
         started: called once with the running service and its address.
-        more: routes beside those of every service.
+        more: further routes.
 
     Raises:
-        LogError, OSError and those of `Service.start`: it could not be started.
-        RuntimeError: a part of it ended that it cannot do without.
+        ListenError, LogError, and those of `Service.start`: the service could not be started.
+        RuntimeError: an essential task of the service failed.
     """
     keep_freed_memory()
     service = Service(settings)
@@ -154,7 +157,7 @@ async def serve(
             started(service, server.url)
         await service.draining.wait()
     except StoppedError:
-        logger.info("stopped before it had started")
+        logger.info("stopped before the start was complete")
     finally:
         stop()
         await asyncio.wait({listening})

@@ -1,4 +1,4 @@
-"""What the learner shows of itself about once a second, on the host."""
+"""Statistics of the learners, read about once a second."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ GAIN_EDGES = tuple(10 ** (k / 4) for k in range(-12, 13))
 
 @dataclass(frozen=True)
 class TensorStatistics:
-    """Funnel's view of one parameter tensor, as numbers; see `funnel.telemetry`."""
+    """The telemetry of one parameter tensor (`funnel.telemetry`), on the host."""
 
     scale: float
     step_size: float
@@ -31,7 +31,7 @@ class TensorStatistics:
     gradient_norm: float
     update_norm: float
     gain_counts: tuple[int, ...]
-    """Coordinates with a gain up to each of GAIN_EDGES, not cumulated, and above the last."""
+    """Coordinates by gain: in the bucket that ends at each of GAIN_EDGES, then above the last."""
     gain_sum: float
 
 
@@ -42,14 +42,14 @@ class LearnerStatistics:
     scores: ScoreSummary
     tensors: dict[str, TensorStatistics]
     expert_weights: dict[str, float]
-    """Of a pool, by the experts' names; else empty."""
+    """By the names of the pool's experts; empty without a pool."""
     expert_ages: dict[str, int]
-    """Likewise: batches learned since they began."""
+    """Batches learned since each expert began, by the same names."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The learners at one place of the log."""
+    """The learners at one position in the log."""
 
     version: int
     examples: int
@@ -63,7 +63,7 @@ class Statistics:
     waiting_since: float | None
     """Unix time in seconds of the oldest entry that is read but not learned."""
     gains: Gains | None
-    """If the inputs are images, and each class weighs their pixels."""
+    """None unless the inputs are images and a tensor has a weight for each class and pixel."""
 
     @property
     def served(self) -> LearnerStatistics:
@@ -74,7 +74,15 @@ class Statistics:
 def read_statistics(
     state: State, progress: Progress, extent: Extent, waiting_since_ms: int | None = None
 ) -> Statistics:
-    """Compute the statistics on the device and bring them to the host."""
+    """Compute the statistics on the device and copy them to the host.
+
+    Args:
+        state: not changed.
+        progress: of the state.
+        extent: of the log.
+        waiting_since_ms: Unix time in milliseconds of the oldest entry that is read but not
+            learned.
+    """
     learners = state.learners()
     telemetry = {name: learner.telemetry() for name, learner in learners.items()}
     return Statistics(

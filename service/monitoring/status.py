@@ -1,4 +1,4 @@
-"""What a trainer is doing, and how far it is."""
+"""The status of a trainer: what it does, and how far it has come."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What keeps a service together."""
+"""A service stops as a whole."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from service.service import Service
 from service.settings import load_settings
 
 
-def test_a_part_that_ends_takes_the_service_along_and_says_why(
+def test_an_essential_task_that_fails_stops_the_service_with_a_reason(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def broken() -> None:

@@ -1,1 +1,1 @@
-"""The formats of request bodies, a file each, and the table of them."""
+"""The formats of request bodies, one module each, and the table of them."""

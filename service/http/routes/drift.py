@@ -1,4 +1,4 @@
-"""``GET /drift``: when the model's error changed."""
+"""``GET /drift``: changes in the model's error."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ class DriftEvent(BaseModel):
     """Unix time in seconds at which the entry at the position was added to the log."""
     position: str
     examples: int
-    """Learned when it was detected."""
+    """Examples learned when it was detected."""
     model_version: int
     detector: str
     """adwin or page_hinkley."""
@@ -42,6 +42,6 @@ class DriftAnswer(BaseModel):
 async def drift(
     model: Running, since: Annotated[int, Query(ge=0, description="an event's id")] = 0
 ) -> DriftAnswer:
-    """List the drift events after one; the newest hundred are kept."""
+    """List the drift events after a given one; the newest hundred are kept."""
     events = model.status.drift.events
     return DriftAnswer(events=[DriftEvent(**as_json(e)) for e in events if e.id > since])

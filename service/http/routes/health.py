@@ -11,25 +11,25 @@ router = APIRouter()
 
 
 class Health(BaseModel):
-    """How the service is."""
+    """The state of the service."""
 
     status: str
     role: str
     learning: str
     """starting, standby, replaying, learning, waiting (for the log) or halted."""
     reason: str = ""
-    """Why it does not learn."""
+    """Why it does not learn; empty while it does."""
 
 
 @router.get("/health/live")
 async def live() -> dict[str, str]:
-    """Say that the process answers."""
+    """Answer as long as the process lives."""
     return {"status": "live"}
 
 
 @router.get("/health/ready", responses={503: {"model": ErrorBody}})
 async def ready(model: Running) -> Health:
-    """Say whether predictions are served, also while learning waits for the log."""
+    """Answer 200 while predictions are served, even if learning waits for the log."""
     status = model.status
     return Health(status="ready", role=status.role, learning=status.condition, reason=status.reason)
 

@@ -1,4 +1,4 @@
-"""``GET /history`` and ``GET /events``: the recent past, at once or as it happens."""
+"""``GET /history`` and ``GET /events``: the recent past, all at once or as it happens."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
 
 class HistoryAnswer(BaseModel):
-    """About a point a second of learning, oldest first."""
+    """About one point for each second of learning, oldest first."""
 
     points: list[Point]
 
@@ -23,10 +23,10 @@ class HistoryAnswer(BaseModel):
 async def history(
     model: Running,
     since: Annotated[
-        int | None, Query(description="only points of a newer model version", ge=0)
+        int | None, Query(description="only points of newer model versions", ge=0)
     ] = None,
 ) -> Response:
-    """Return the points that are kept: those of the last hour of learning."""
+    """Return the points of the last hour of learning."""
     points = model.history.points(since)
     return Response(b'{"points":[%s]}' % b",".join(points), media_type="application/json")
 
@@ -37,9 +37,9 @@ async def history(
     responses={
         200: {
             "description": "Server-sent events. `point`: as in `/history`. `drift`: as in `/drift`;"
-            " one that comes again under its `id` has news of the recovery. `shift`: the stream is "
-            "known to change at an example. `reset`: forget what came before; it comes first unless"
-            " the stream goes on behind `Last-Event-ID`.",
+            " the same `id` again updates the event, which has recovered. `shift`: the stream is "
+            "known to change at an example. `reset`: forget all earlier events; it comes first "
+            "unless the stream continues after `Last-Event-ID`.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     },
@@ -47,7 +47,7 @@ async def history(
 async def events(
     service: AnyService,
     model: Running,
-    last_event_id: Annotated[str, Header(description="go on behind this event")] = "",
+    last_event_id: Annotated[str, Header(description="continue after this event")] = "",
 ) -> Response:
-    """Send the points that are kept, and then each as it is made."""
+    """Send the points of the last hour of learning, then each new one."""
     return EventStream(service, model.history, last_event_id)

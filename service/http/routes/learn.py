@@ -37,12 +37,12 @@ class AppliedAnswer(Accepted):
     """The examples are learned."""
 
     model_version: int
-    """Of the first model that has learned all of them."""
+    """The first version that has learned all of them."""
     accuracy: float | None
-    """Of the batch in which the last of them fell, before it was learned; null if that batch was
-    skipped because it is not finite."""
+    """Accuracy on the batch that holds the last of them, before it was learned; null if that batch
+    was skipped because its loss or gradient is not finite."""
     loss: float | None
-    """Cross-entropy of the same, in nats."""
+    """Cross-entropy on the same batch, in nats."""
 
 
 @router.post(
@@ -76,7 +76,7 @@ async def learn(
     """Append labelled examples to the log.
 
     202 means that they are in the log, as durable as the operator chose. With `wait=applied` the
-    answer comes when they are learned (200), or after a minute or at shutdown without that (202).
+    answer comes when they are learned (200); after a minute, or at shutdown, it is 202.
     """
     _check_backlog(model)
     async with bodies.examples(request, model.spec) as examples:

@@ -1,4 +1,4 @@
-"""``GET /model``, ``GET /optimizer``, ``POST /checkpoint``: what the model is, and keeping it."""
+"""``GET /model``, ``GET /optimizer``, ``POST /checkpoint``: the model, and checkpoints of it."""
 
 import asyncio
 import math
@@ -31,19 +31,19 @@ class ModelAnswer(BaseModel):
     """starting, standby, replaying, learning, waiting (for the log) or halted."""
     reason: str
     accuracy: float | None
-    """Prequential, of all examples."""
+    """Prequential accuracy over all examples."""
     rolling_accuracy: float | None
 
 
 class TensorAnswer(BaseModel):
-    """Funnel's view of one tensor; see README for the letters."""
+    """What Funnel has learned about one tensor."""
 
     scale: float
     step_size: float
     """Learning rate in effect, η s."""
     gain_quantiles: dict[str, float | None]
     gain_at_bound: dict[str, float]
-    """Share of the gains at the lower and at the upper bound."""
+    """Shares of the gains at the lower and at the upper bound."""
     alignment: float
     gradient_norm: float | None
     update_norm: float | None
@@ -55,24 +55,24 @@ class OptimizerAnswer(BaseModel):
     optimizer: str
     model_version: int
     tensors: dict[str, TensorAnswer]
-    """Of a pool, of its experts together, weighted."""
+    """For a pool, the weighted means over its experts."""
     expert_weights: dict[str, float]
-    """Of a pool; else empty."""
+    """Weights of the pool's experts; empty without a pool."""
 
 
 class CheckpointAnswer(BaseModel):
-    """A checkpoint that is on disk."""
+    """A checkpoint on disk."""
 
     model_version: int
     position: str
     bytes: int
     sha256: str
-    """Digest of the state alone: equal states, equal digests."""
+    """Digest of the state alone: equal states have equal digests."""
 
 
 @router.get("/model")
 async def model(model: Running) -> ModelAnswer:
-    """Say what is served and how far it is."""
+    """Show which model is served and how far it has learned."""
     settings, status = model.settings, model.status
     scores = status.statistics.served.scores if status.statistics else None
     return ModelAnswer(
@@ -132,7 +132,7 @@ async def optimizer(model: Running) -> OptimizerAnswer:
 
 @router.post("/checkpoint", status_code=201)
 async def checkpoint(model: Learning) -> CheckpointAnswer:
-    """Write a checkpoint of the state as it is now."""
+    """Write a checkpoint of the current state."""
     try:
         info = await asyncio.wrap_future(model.trainer.checkpoint())
     except OSError as error:
@@ -151,5 +151,5 @@ async def checkpoint(model: Learning) -> CheckpointAnswer:
 
 
 def _number(value: float) -> float | None:
-    """Return the value, or None for what JSON cannot say."""
+    """Return the value, or None if it is not finite, which JSON cannot express."""
     return value if math.isfinite(value) else None

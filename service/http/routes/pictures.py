@@ -1,4 +1,4 @@
-"""``GET /optimizer/gains`` and ``GET /newest``: what the live page shows of images."""
+"""``GET /optimizer/gains`` and ``GET /newest``: the images on the live page."""
 
 import asyncio
 from typing import Any
@@ -14,18 +14,18 @@ router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
 
 class GainsAnswer(BaseModel):
-    """The gains of one weight for each pixel and class, as of about a second ago."""
+    """The gains of the weight that has one element for each class and pixel, about a second old."""
 
     model_version: int
     side: int | None
-    """Of the images; None if the inputs are none."""
+    """Side of the images in pixels; null if the inputs are not images."""
     tensor: str | None
     log_gains: list[list[float]]
     """log p, [classes, side · side], for at most 16 classes; empty if no tensor has that shape."""
 
 
 class Example(BaseModel):
-    """An input with its label, and what was predicted before it was learned."""
+    """An input with its label, and the prediction made before it was learned."""
 
     pixels: list[int]
     """[side · side], 0 to 255."""
@@ -34,18 +34,18 @@ class Example(BaseModel):
 
 
 class NewestAnswer(BaseModel):
-    """A few of the newest examples, as of about a second ago."""
+    """A few of the newest examples, about a second old."""
 
     model_version: int
-    """Of the model that predicted."""
+    """Version of the model that predicted."""
     side: int | None
-    """Of the images; None if the inputs are none."""
+    """Side of the images in pixels; null if the inputs are not images."""
     examples: list[Example]
 
 
 @router.get("/optimizer/gains", response_model=GainsAnswer)
 async def gains(model: Running) -> Response:
-    """Show the gains as images, where the inputs are images."""
+    """Show the gains as images, if the inputs are images."""
     statistics = model.status.statistics
     gains = statistics.gains if statistics else None
     return _json(
@@ -60,7 +60,7 @@ async def gains(model: Running) -> Response:
 
 @router.get("/newest", response_model=NewestAnswer)
 async def newest(model: Running) -> Response:
-    """Show a few of the newest inputs, where they are images."""
+    """Show a few of the newest inputs, if they are images."""
     seen = await asyncio.to_thread(model.newest.read)
     examples = zip(seen.pixels, seen.labels, seen.predicted, strict=True) if seen else ()
     return _json(

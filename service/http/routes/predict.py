@@ -15,7 +15,7 @@ router = APIRouter()
 
 
 class Predictions(BaseModel):
-    """Answers in the order of the examples."""
+    """Predictions in the order of the examples."""
 
     labels: list[int]
     probabilities: list[list[float]] | None = None
@@ -34,9 +34,9 @@ async def predict(
     service: AnyService,
     bodies: BodiesOf,
     model: Running,
-    probabilities: Annotated[bool, Query(description="false leaves them out")] = True,
+    probabilities: Annotated[bool, Query(description="false omits them")] = True,
 ) -> Response:
-    """Predict; changes nothing."""
+    """Predict; the model does not change."""
     async with bodies.features(request, model.spec) as features:
         with service.metrics.predict_seconds.time():
             prediction = await model.predictor.predict(features)
@@ -45,7 +45,7 @@ async def predict(
         raise HTTPError(
             422,
             "no_prediction",
-            "the model's answer for this example is not finite",
+            "the prediction for this example is not finite; is one of its features extreme?",
             "features",
             int(finite.argmin()),
         )

@@ -1,4 +1,4 @@
-"""Bodies are bounded in time and size, whatever their senders say of them."""
+"""Bodies are bounded in time and size, whatever their headers claim."""
 
 import asyncio
 from collections.abc import Iterator
@@ -62,13 +62,13 @@ def test_a_dripping_body_is_cut_off(monkeypatch: pytest.MonkeyPatch, bodies: Bod
 
 
 @pytest.mark.parametrize("length", ["1", "-1", "", "x"])
-def test_a_length_that_lies_does_not_help(bodies: Bodies, length: str) -> None:
+def test_a_wrong_length_does_not_help(bodies: Bodies, length: str) -> None:
     with pytest.raises(HTTPError) as caught:
         asyncio.run(read(bodies, request(rows(100), chunks=2, content_length=length)))
     assert (caught.value.status, caught.value.code) == (413, "body_too_large")
 
 
-def test_as_many_examples_as_are_allowed_are_taken() -> None:
+def test_the_largest_allowed_number_of_examples_is_accepted() -> None:
     bodies = Bodies(max_bytes=1 << 20)
     assert len(asyncio.run(read(bodies, request(rows(MAX_EXAMPLES))))) == MAX_EXAMPLES
     with pytest.raises(HTTPError) as caught:
@@ -100,7 +100,7 @@ def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     bodies.close()
 
 
-def test_a_body_that_is_refused_is_counted_no_more(bodies: Bodies) -> None:
+def test_the_budget_of_a_refused_body_is_free_again(bodies: Bodies) -> None:
     for sent in (b"", b"x" * 150, rows(0)):
         with pytest.raises(HTTPError):
             asyncio.run(read(bodies, request(sent or b"x")))

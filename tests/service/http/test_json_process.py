@@ -21,7 +21,7 @@ WIDTH, CLASSES = 784, 10
 ROWS = np.random.default_rng(0).random((40, WIDTH)).tolist()
 READER = "service.http.json_process"
 NO_MORE_MEMORY = (1, 1)
-"""Limit of the address space, soft and hard: what a process has it keeps."""
+"""Limit of the address space, soft and hard; a process keeps the memory that it has."""
 
 
 JSON, NDJSON = json.MEDIA_TYPE, ndjson.EXAMPLES.media_type
@@ -53,7 +53,9 @@ def test_another_process_decodes_the_same_batch(processes: JSONProcesses) -> Non
     assert len(processes.idle) == 1, "the second body found the process of the first"
 
 
-def test_a_refusal_comes_back_whole_and_spares_the_process(processes: JSONProcesses) -> None:
+def test_a_refusal_keeps_its_field_and_index_and_spares_the_process(
+    processes: JSONProcesses,
+) -> None:
     bad = [*ROWS[:7], ROWS[7][:-1], *ROWS[8:]]
     with pytest.raises(InvalidBatchError, match="has 783 features, expected 784") as caught:
         processes.decode(JSON, body(bad), WIDTH, CLASSES)
@@ -76,7 +78,7 @@ def test_a_process_that_was_killed_while_idle_is_replaced(processes: JSONProcess
     assert process not in processes.idle
 
 
-def test_a_process_that_ends_over_a_body_is_replaced(processes: JSONProcesses) -> None:
+def test_a_process_that_dies_of_a_body_is_replaced(processes: JSONProcesses) -> None:
     process, larger = JSONProcess(), body(ROWS * 25)
     process.decode(JSON, body(), WIDTH, CLASSES)
     resource.prlimit(process._process.pid, resource.RLIMIT_AS, NO_MORE_MEMORY)
@@ -105,7 +107,7 @@ def test_the_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None
     wait_for(lambda: not started & processes_naming(READER))
 
 
-def test_a_body_whose_reader_ends_over_it_is_to_be_sent_again(tmp_path: Path) -> None:
+def test_a_body_of_which_its_process_dies_may_be_sent_again(tmp_path: Path) -> None:
     with serving(tmp_path) as service, service.client() as client:
         client.headers["Content-Type"] = "application/json"
         assert client.post("/learn", content=body()).status_code == 202
@@ -119,7 +121,7 @@ def test_a_body_whose_reader_ends_over_it_is_to_be_sent_again(tmp_path: Path) ->
         assert 'funnel_rejected_total{code="reader_lost"} 1.0' in client.get("/metrics").text
 
 
-def test_a_reader_that_was_killed_while_idle_is_not_missed(tmp_path: Path) -> None:
+def test_a_service_survives_the_death_of_an_idle_process(tmp_path: Path) -> None:
     with serving(tmp_path) as service, service.client() as client:
         client.headers["Content-Type"] = "application/json"
         assert client.post("/learn", content=body()).status_code == 202

@@ -1,4 +1,4 @@
-"""The recent past is kept, in bounded memory, and says what happened."""
+"""The history keeps the recent past in bounded memory."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -41,17 +41,19 @@ def a_history(*versions: int, every: float = 1.0) -> History:
     return made
 
 
-def test_the_ring_is_bounded_and_knows_what_it_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ring_is_bounded_and_refuses_numbers_before_its_floor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(history, "MAX_ITEMS", 5)
     made = a_history(*range(1, 9))
     assert len(made.points()) == 5
     assert made.after(2) is None
-    behind = made.after(3)
-    assert behind is not None
-    assert [item.version for item in behind] == [4, 5, 6, 7, 8]
+    rest = made.after(3)
+    assert rest is not None
+    assert [item.version for item in rest] == [4, 5, 6, 7, 8]
 
 
-def test_a_model_that_stands_still_takes_two_points() -> None:
+def test_a_model_that_stands_still_has_two_points() -> None:
     made = a_history(1, 2, 2, 2, 2, 3)
     kept = made.after(0)
     assert kept is not None
@@ -64,7 +66,7 @@ def test_points_that_come_fast_are_thinned_to_about_one_a_second() -> None:
     made = a_history(*range(1, 14), every=0.25)
     assert [item.made for item in made.after(0) or ()] == [0, 1, 2, 3]
     assert [item.version for item in made.after(0) or ()] == [1, 5, 9, 13]
-    assert [item.version for item in made.after(3) or ()] == [5, 9, 13]  # the third gave way
+    assert [item.version for item in made.after(3) or ()] == [5, 9, 13]  # the third was replaced
 
 
 def test_shifts_and_drifts_lie_among_the_points() -> None:
@@ -79,7 +81,7 @@ def test_shifts_and_drifts_lie_among_the_points() -> None:
     assert made.after(5) is None
 
 
-def test_only_newer_points_are_asked_for() -> None:
+def test_since_selects_newer_points() -> None:
     made = a_history(1, 2, 3)
     made.add_shift(60, "noise on")
     assert len(made.points()) == 3
@@ -87,7 +89,7 @@ def test_only_newer_points_are_asked_for() -> None:
     assert made.points(since=3) == []
 
 
-def test_throughput_is_of_the_time_since_the_point_before() -> None:
+def test_throughput_is_measured_since_the_point_before() -> None:
     points = [orjson.loads(point) for point in a_history(1, 2, 4).points()]
     assert points[0]["throughput"] is None
     for before, point in pairwise(points):
@@ -95,13 +97,13 @@ def test_throughput_is_of_the_time_since_the_point_before() -> None:
         assert point["throughput"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_who_listens_no_more_is_told_nothing() -> None:
-    made, told = History(SimulatedClock()), []
-    stop = made.listen(lambda: told.append("something"))
+def test_a_listener_that_has_stopped_is_not_called() -> None:
+    made, calls = History(SimulatedClock()), []
+    stop = made.listen(lambda: calls.append("added"))
     made.add_shift(1, "one")
     stop()
     made.add_shift(2, "two")
-    assert len(told) == 1
+    assert len(calls) == 1
     stop()
 
 
@@ -141,7 +143,7 @@ def test_points_agree_with_the_other_routes(service: ServiceProcess) -> None:
         assert sum(last["expert_weights"].values()) == pytest.approx(1, rel=1e-3)
 
 
-def test_since_leaves_out_what_is_known(service: ServiceProcess) -> None:
+def test_the_route_shows_only_points_after_since(service: ServiceProcess) -> None:
     with service.client() as client:
         before = learn(client, 1)
         assert points(client, since=before) == []
@@ -159,7 +161,7 @@ def test_a_model_of_many_tensors_has_small_points(tmp_path: Path) -> None:
         assert len(points(client)[-1]["tensors"]) == history.MAX_TENSORS
 
 
-def test_where_inputs_are_no_images_there_are_no_pictures(service: ServiceProcess) -> None:
+def test_inputs_that_are_not_images_have_no_pictures(service: ServiceProcess) -> None:
     with service.client() as client:
         learn(client, 1)
         gains, newest = client.get("/optimizer/gains").json(), client.get("/newest").json()
@@ -167,7 +169,7 @@ def test_where_inputs_are_no_images_there_are_no_pictures(service: ServiceProces
     assert (newest["side"], newest["examples"]) == (None, [])
 
 
-def test_events_of_long_ago_are_forgotten() -> None:
+def test_old_drift_events_are_discarded() -> None:
     made = History(SimulatedClock())
     for k in range(1_000):
         made.note_drifts([{"id": n} for n in range(k, k + 10)])

@@ -18,7 +18,7 @@ from tests.support.states import a_batch, a_state
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
 
-# Those of the contract, and some more.
+# Names and labels that must not change.
 CONTRACT = {
     "funnel_examples_total": {"source"},
     "funnel_correct_total": {"learner"},
@@ -92,7 +92,7 @@ def sample(found: Samples, name: str, **labels: str) -> float:
     return found[name, frozenset(labels.items())]
 
 
-def test_every_name_and_label_of_the_contract_is_there(text: str) -> None:
+def test_every_name_and_label_of_the_contract_exists(text: str) -> None:
     found: dict[str, set[str]] = {}
     for name, labels in samples(text):
         found.setdefault(name, set()).update(key for key, _ in labels)
@@ -110,7 +110,7 @@ def test_experts_share_all_the_weight_and_shadows_are_series_of_their_own(text: 
     assert sample(found, "funnel_scale", learner="adagrad", tensor="weight") == 1.0
 
 
-def test_no_label_is_made_of_what_clients_send(text: str) -> None:
+def test_no_label_comes_from_a_request(text: str) -> None:
     assert "/nothing" not in text
     assert (
         sample(samples(text), "funnel_http_request_seconds_count", route="other", code="404") == 2
@@ -154,7 +154,7 @@ def test_the_numbers_are_those_of_the_model(text: str) -> None:
     assert sample(found, "funnel_batch_examples_sum") == 1200
 
 
-def test_gains_at_a_bound_are_told_apart_by_the_bound() -> None:
+def test_gains_at_a_bound_have_the_bound_as_a_label() -> None:
     state = a_state()
     log_gain = state.served.tensors()["optimizer.weight.log_gain"]
     log_gain[0, 0], log_gain[0, 1:3] = -100.0, 100.0

@@ -1,4 +1,4 @@
-"""The webhook, with a real server."""
+"""The webhook posts to a real server."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from service.settings import SettingsError, load_settings
 
 @contextmanager
 def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
-    """Serve the statuses in turn, the last for ever; yield the address and the bodies."""
+    """Answer with the statuses in turn, then always the last; yield the address and the bodies."""
     bodies: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,7 +80,7 @@ def test_it_retries_gives_up_and_follows_no_redirect(
     assert "secret" not in caplog.text
 
 
-def test_whatever_posting_raises_the_next_event_is_posted() -> None:
+def test_an_exception_while_posting_does_not_stop_the_next_event() -> None:
     async def run() -> tuple[int, bool]:
         failures = 0
 

@@ -1,4 +1,4 @@
-"""Gains and inputs as images are those of the model, and looking at them changes nothing."""
+"""Pictures show the model's gains and inputs; making them changes nothing."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.support.states import CPU, HYPERPARAMETERS, same_tensors
 
 
 def statistics_of(state: State) -> Statistics:
-    """Read the statistics of a state that no log belongs to."""
+    """Return the statistics of a state without a log."""
     place = Progress("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
     return read_statistics(state, place, Extent(None, 0, 0, ORIGIN, None))
 
@@ -67,7 +67,7 @@ def test_inputs_are_shown_as_predicted_before_they_were_learned() -> None:
     np.testing.assert_array_equal(seen.pixels, batch.features[-SHOWN:])
 
 
-def test_looking_changes_no_bit() -> None:
+def test_taking_pictures_changes_no_bit() -> None:
     watched, alone = an_image_state(), an_image_state()
     newest = Newest(watched)
     for batch in digits():

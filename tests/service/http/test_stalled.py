@@ -1,4 +1,4 @@
-"""Who does not take its answer holds nothing for long: real sockets, and a server of our own."""
+"""A client that does not read its answer is cut off. These tests use real sockets."""
 
 import socket
 import threading
@@ -15,7 +15,7 @@ from service.http import server as served
 from service.http.connection import Connection
 from tests.support.harness import wait_for
 
-LOOK_SECONDS = 1.0
+STALL_SECONDS = 1.0
 MEBI = 1 << 20
 
 
@@ -32,7 +32,7 @@ async def lavish(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextmanager
 def running(app: ASGIApp = lavish) -> Iterator[tuple[served.Server, Callable[[], float]]]:
-    """A server, and what stops it and says how many seconds that took."""
+    """Yield a server, and a function that stops it and returns the seconds that this took."""
     config = uvicorn.Config(
         app, port=0, http=Connection, ws="none", log_config=None, lifespan="off",
         timeout_graceful_shutdown=served.GRACE_SECONDS,
@@ -56,7 +56,7 @@ def running(app: ASGIApp = lavish) -> Iterator[tuple[served.Server, Callable[[],
 
 @contextmanager
 def asking(server: served.Server, path: str, more: str = "") -> Iterator[socket.socket]:
-    """A client that has asked, and has taken the first byte of its answer."""
+    """Yield a client that has sent a request and has read the first byte of the answer."""
     port = server.servers[0].sockets[0].getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode())
@@ -66,27 +66,27 @@ def asking(server: served.Server, path: str, more: str = "") -> Iterator[socket.
 
 @pytest.mark.parametrize("path", ["/one", "/many"])
 @pytest.mark.parametrize("more", ["", "Connection: close\r\n"])
-def test_who_takes_nothing_is_cut_off(
+def test_a_client_that_reads_nothing_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, path: str, more: str
 ) -> None:
-    monkeypatch.setattr(served, "LOOK_SECONDS", LOOK_SECONDS)
+    monkeypatch.setattr(served, "STALL_SECONDS", STALL_SECONDS)
     with running() as (server, _), asking(server, path, more) as raw:
         assert server.server_state.connections
         wait_for(lambda: not server.server_state.connections and not server.server_state.tasks)
         assert sum(map(len, iter(lambda: raw.recv(MEBI), b""))) < 64 * MEBI
 
 
-def test_who_takes_it_slowly_is_given_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "LOOK_SECONDS", LOOK_SECONDS)
+def test_a_client_that_reads_slowly_gets_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "STALL_SECONDS", STALL_SECONDS)
     with running() as (server, _), asking(server, "/many", "Connection: close\r\n") as raw:
         taken, pause = 0, threading.Event()
         while some := raw.recv(MEBI):
             taken += len(some)
-            pause.wait(0.05)  # more than 3 s in all: several looks
+            pause.wait(0.05)  # more than 3 s in all: several checks
         assert taken > 64 * MEBI
 
 
 @pytest.mark.parametrize("path", ["/one", "/many"])
-def test_who_takes_nothing_does_not_hold_up_the_end(path: str) -> None:
+def test_a_client_that_reads_nothing_does_not_delay_shutdown(path: str) -> None:
     with running() as (server, stop), asking(server, path):
         assert stop() < served.GRACE_SECONDS
