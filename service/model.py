@@ -79,7 +79,7 @@ class Model:
 
     @property
     def status(self) -> Status:
-        """What the trainer is doing, and how far it is."""
+        """The trainer's status."""
         return self.trainer.status
 
     @property

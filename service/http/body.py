@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Bodies:
-    """The budget for request bodies, and what decodes them.
+    """Reads and decodes request bodies, within a budget of memory.
 
     Args:
         max_bytes: of one body.

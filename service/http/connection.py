@@ -32,7 +32,7 @@ class Connection(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _head = True
-    """Whether the connection waits for the head of a request, or the rest of it."""
+    """True while the connection waits for the head of a request, or the rest of it."""
     _head_bytes = 0
     _unread: int | None = None
     """Bytes of answers that waited for the client at the last check."""

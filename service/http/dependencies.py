@@ -1,4 +1,4 @@
-"""What routes depend on: the service, its model, and what decodes bodies."""
+"""The dependencies of routes: the service, its model, and the decoder of bodies."""
 
 from typing import Annotated
 
@@ -44,9 +44,9 @@ async def _learning(model: Annotated[Model, Depends(_running)]) -> Model:
 
 
 AnyService = Annotated[Service, Depends(_service)]
-"""The service, also while it starts or drains."""
+"""The service, even while it starts or drains."""
 BodiesOf = Annotated[Bodies, Depends(_bodies)]
-"""What decodes the bodies of requests."""
+"""The decoder of request bodies."""
 Running = Annotated[Model, Depends(_running)]
 """The model; 503 before it has started, and once the service drains."""
 Learning = Annotated[Model, Depends(_learning)]

@@ -37,7 +37,7 @@ class ScorePoint(BaseModel):
 
 
 class TensorPoint(BaseModel):
-    """What Funnel has learned about one tensor."""
+    """Funnel's scale and gains of one tensor."""
 
     scale: float
     step_size: float
@@ -58,7 +58,7 @@ class Point(BaseModel):
     learners: dict[str, ScorePoint]
     """The served one first, then its shadows."""
     tensors: dict[str, TensorPoint]
-    """Of the served model."""
+    """Tensors of the served model."""
     throughput: float | None
     """Examples a second since the point before; None for the first point."""
     backlog: int

@@ -39,10 +39,10 @@ Series = Iterable[tuple[Sequence[str], float]]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a scrape reads of the model."""
+    """The values that a scrape reads."""
 
     is_ready: bool
-    """Whether predictions are served."""
+    """True while predictions are served."""
     status: Status | None
     """None while the model starts."""
     backlog: int
@@ -97,7 +97,12 @@ class _ModelCollector(Collector):
         yield _gauge("ready", "1 if predictions are served", reading.is_ready)
         condition = status.condition if status is not None else Condition.STARTING
         conditions = [((other,), other == condition) for other in Condition]
-        yield _gauges("learning", "1 at what the trainer is doing", ["condition"], conditions)
+        yield _gauges(
+            "learning",
+            "1 for the trainer's present condition, 0 for the others",
+            ["condition"],
+            conditions,
+        )
         if status is not None:
             yield from _trainer(status, reading.backlog)
 

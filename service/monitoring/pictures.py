@@ -84,7 +84,7 @@ class Newest:
         self._lock = threading.Lock()
 
     def note(self, state: State, batch: Batch) -> None:
-        """Copy some examples, and the model, which has not learned them yet."""
+        """Keep copies of some examples, and of the model that has not learned them."""
         if self.side is None or time.monotonic() < self._due:
             return
         n = len(batch)

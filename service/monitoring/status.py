@@ -11,7 +11,7 @@ from service.monitoring.statistics import Statistics
 
 
 class Condition(StrEnum):
-    """What a trainer is doing."""
+    """The activity of a trainer."""
 
     STARTING = "starting"
     STANDBY = "standby"

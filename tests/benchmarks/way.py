@@ -2,11 +2,11 @@
 
 python -m tests.benchmarks.way
 
-A real service runs in this process, warm from one request. Then one `POST /learn?wait=applied` of
-20 rows is traced, and in the same way a `POST /predict` and a `GET /metrics`. A visit is a run of
-calls to functions of one file, on one thread; a move leads from one visit to the next, or into the
-first. Each thread is a leg. Steps are eager, so the figures of the step are those of a model's
-first batches; the legs that wait for others vary by a few moves.
+A real service runs in this process, warm from one request. One `POST /learn?wait=applied` of 20
+rows is traced, then a `POST /predict` and a `GET /metrics`. Each thread is a leg of the way. A
+visit is a run of calls to functions of one file in one leg, and a move leads to a visit. The second
+batch of a model is learned by an eager step, so the figures do not depend on tracing; the leg from
+the log to the batch varies, because its thread also tends to the lease and the statistics.
 """
 
 import asyncio
@@ -35,38 +35,42 @@ ROOT = str(Path(__file__).parents[2]) + os.sep
 LEGS = {
     "MainThread": "HTTP to the log",
     "funnel-learner": "log to batch",
+    "funnel-trainer": "log to batch",
     "funnel-step": "batch to weights",
 }
+OTHERS = "other threads"
 
 
 @dataclass
 class Way:
-    """The calls of one request: the file of each, by thread."""
+    """The calls of one request: the file of each, by leg."""
 
     calls: dict[str, list[str]] = field(default_factory=dict)
 
-    def moves(self, thread: str) -> Counter[str]:
-        """Return how often each file is visited on a thread."""
-        return Counter(file for file, _ in groupby(self.calls[thread]))
+    def visits(self, leg: str) -> Counter[str]:
+        """Return how often each file is visited in a leg."""
+        return Counter(file for file, _ in groupby(self.calls[leg]))
 
 
 class Tracer:
-    """Profiles all threads, and keeps the calls of our own code while a request is under way."""
+    """Profiles all threads, and keeps the calls of this repository's code during a request."""
 
     def __init__(self) -> None:
         self._way: Way | None = None
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        """Note a call; `sys.setprofile` calls this."""
+        """Keep a call; `sys.setprofile` calls this."""
         if self._way is not None and event == "call":
             file = frame.f_code.co_filename
             if file.startswith(ROOT) and not file.startswith(ROOT + "tests"):
-                name = LEGS.get(threading.current_thread().name, "other threads")
-                self._way.calls.setdefault(name, []).append(file.removeprefix(ROOT))
+                thread = threading.current_thread().name.partition("_")[0]
+                self._way.calls.setdefault(LEGS.get(thread, OTHERS), []).append(
+                    file.removeprefix(ROOT)
+                )
 
     @contextmanager
     def tracing(self) -> Iterator[Way]:
-        """Trace what happens meanwhile."""
+        """Yield the way of the request that is made meanwhile."""
         self._way = way = Way()
         try:
             yield way
@@ -113,12 +117,12 @@ async def wait_for_statistics(model: Model) -> None:
 def report(name: str, way: Way) -> None:
     """Print the legs of a way, and their sum."""
     print(f"\n{name}\n{'leg':18} files moves calls  visited most")
-    for leg in sorted(way.calls, key=[*LEGS.values(), "other threads"].index):
-        visits = way.moves(leg)
+    for leg in sorted(way.calls, key=[*LEGS.values(), OTHERS].index):
+        visits = way.visits(leg)
         most = ", ".join(f"{file} {n}" for file, n in visits.most_common(6))
         print(f"{leg:18} {len(visits):5} {visits.total():5} {len(way.calls[leg]):5}  {most}")
     files = {file for calls in way.calls.values() for file in calls}
-    moves = sum(way.moves(leg).total() for leg in way.calls)
+    moves = sum(way.visits(leg).total() for leg in way.calls)
     print(f"{'all':18} {len(files):5} {moves:5} {sum(map(len, way.calls.values())):5}")
 
 

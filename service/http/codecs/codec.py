@@ -1,4 +1,4 @@
-"""What a format of request bodies is, and what every request is checked for."""
+"""A format of request bodies, and the checks that every format shares."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -41,7 +41,12 @@ class Codec(Generic[T]):
 
 
 def checked(batch: Batch, features: int, classes: int, payload: bytes | None = None) -> Examples:
-    """Return the examples of a batch, whose safetensors file is ``payload`` if there is one.
+    """Return the examples of a batch.
+
+    Args:
+        batch: not checked yet.
+        features, classes: of the model.
+        payload: the safetensors file of the batch, if there is one already.
 
     Raises:
         InvalidBatchError: they cannot be learned.

@@ -32,10 +32,10 @@ class ShiftRequest(BaseModel):
 
 
 class ShiftAnswer(BaseModel):
-    """What the stream does from now on."""
+    """The shift of the stream."""
 
     what: str
-    """In a few words."""
+    """A description in a few words."""
 
 
 def demo_router(steered: Steered) -> APIRouter:

@@ -36,7 +36,7 @@ class ModelAnswer(BaseModel):
 
 
 class TensorAnswer(BaseModel):
-    """What Funnel has learned about one tensor."""
+    """Funnel's scale and gains of one tensor, and its last step."""
 
     scale: float
     step_size: float
