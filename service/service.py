@@ -1,4 +1,4 @@
-"""The service without its HTTP side: what is started, wired together and stopped in order."""
+"""The service without its HTTP side: it starts and stops the model and all that the model needs."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class StoppedError(RuntimeError):
-    """The service began to stop before something was done."""
+    """The service began to stop before the work was done."""
 
 
 class Service:
@@ -43,7 +43,7 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _read(self) -> Reading:
-        """Return what the metrics show of the model."""
+        """Return the values for a scrape of the metrics."""
         model = self.model
         is_ready = model is not None and not self.draining.is_set()
         return Reading(is_ready, model.status if model else None, model.backlog() if model else 0)
@@ -77,9 +77,9 @@ class Service:
         try:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SettingsError(f"FUNNEL_DATA_DIR: it cannot be made: {error}") from error
+            raise SettingsError(f"FUNNEL_DATA_DIR: the folder cannot be made: {error}") from error
         building = asyncio.ensure_future(asyncio.to_thread(build_state, settings))
-        url = await self._start_server()  # which reads its file meanwhile
+        url = await self._start_server()  # it reads its file meanwhile
         model = await asyncio.to_thread(
             Model, settings, await building, url, self.metrics.observe_step, self._notify()
         )
@@ -89,7 +89,7 @@ class Service:
         return model
 
     def _notify(self) -> Callable[[Event], object]:
-        """Return what notifies of a drift event, in any thread."""
+        """Return the function that notifies of a drift event; any thread may call it."""
         if not self.settings.drift_webhook:
             return lambda event: None
         webhook = Webhook(self.settings.drift_webhook, self.metrics.webhook_failures.inc)
@@ -104,7 +104,7 @@ class Service:
             return url
         server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
         try:
-            await self.unless_stopped(server.start())  # which may read a large file
+            await self.unless_stopped(server.start())  # it may read a large file
         except BaseException:
             server.abandon()
             raise

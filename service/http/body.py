@@ -75,7 +75,7 @@ class Bodies:
             self.held -= sum(map(len, chunks))
 
     async def _read(self, request: Request, chunks: list[bytes]) -> bytes:
-        """Read the body into ``chunks``, each of which has been counted; return it in one piece."""
+        """Return the body; ``chunks`` gets the parts that count towards the budget."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_bytes:
             raise self._too_large()
@@ -104,7 +104,7 @@ class Bodies:
         return HTTPError(
             413,
             "body_too_large",
-            f"the body has more than {self._max_bytes} bytes (FUNNEL_MAX_BODY_BYTES)",
+            f"the body has more than {self._max_bytes} bytes (FUNNEL_MAX_BODY_BYTES); send several",
         )
 
     async def _decode(

@@ -20,12 +20,12 @@ from service.process import keep_freed_memory
 from streams.batch import InvalidBatchError, TooManyError
 
 NICENESS = 5
-"""As that of the trainer: the threads that answer requests go first."""
+"""The same as the trainer's: the threads that answer requests go first."""
 
 ASKED = Struct("<BIIQ")
-"""Before a body: the index of its codec, the model's features and classes, the body's length."""
+"""Sent before a body: the index of its codec, the model's features and classes, its length."""
 ANSWERED = Struct("<IQ")
-"""Before an answer: the number of examples, 0 for a refusal, and the answer's length."""
+"""Sent before an answer: the number of examples, 0 for a refusal, and its length."""
 CODECS = list(LEARN.values())
 
 
@@ -83,7 +83,7 @@ class JSONProcess:
 
 
 class JSONProcesses:
-    """As many processes as threads decode at a time; they are started when they are needed."""
+    """A pool of processes, one for each thread that decodes; they start on demand."""
 
     def __init__(self) -> None:
         self.idle: list[JSONProcess] = []

@@ -40,7 +40,7 @@ class DriftNews:
         """Id of the newest event that needs no notification any more."""
 
     def pass_over(self, drift: Monitor) -> None:
-        """Skip the events of a replay: there was a notification when they were learned."""
+        """Skip the events of a replay, which were notified of when they were learned."""
         drift.settle()
         self._newest = sum(drift.counts.values())
 
