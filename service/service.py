@@ -14,7 +14,8 @@ from service.fold.state import State
 from service.log.embedded import EmbeddedServer
 from service.log.intake import Intake
 from service.log.lease import Lock
-from service.log.log import Log, connect
+from service.log.log import RedisLog
+from service.log.server import connect
 from service.monitoring.metrics import Metrics
 from service.monitoring.webhook import Webhook
 from service.predictor import Predictor
@@ -67,16 +68,14 @@ class Service:
     def snapshot(self) -> Snapshot:
         """The newest snapshot; only once the service is ready."""
         assert self.learner is not None
-        assert self.learner.snapshot is not None
         return self.learner.snapshot
 
     def backlog(self) -> int:
-        """Estimate the examples in the log that are not learned yet; see `Replica.backlog`."""
+        """Estimate the examples in the log that are not learned yet; see `Status.backlog`."""
         learner, intake = self.learner, self.intake
-        if learner is None or intake is None or learner.replica.progress is None:
+        if learner is None or intake is None:
             return 0
-        known = learner.statistics.entries_added if learner.statistics else 0
-        return learner.replica.backlog(max(known, intake.added), intake.mean_entry)
+        return learner.status.backlog(intake.added, intake.mean_entry)
 
     async def start(self) -> None:
         """Start everything; returns when predictions can be served.
@@ -108,7 +107,7 @@ class Service:
         self._lock = Lock(checkpoints.directory / "lock")
         learner = Trainer(
             state,
-            lambda: Log(connect(url), name),
+            RedisLog(connect(url), name),
             checkpoints,
             self._lock,
             Cutting(settings.batch_size, settings.max_wait_ms / 1000),
@@ -177,7 +176,7 @@ class Service:
     async def stop(self) -> None:
         """Finish the batch at hand, write a checkpoint, stop the embedded server."""
         self.draining.set()
-        stands_by = self.learner is not None and self.learner.condition == "standby"
+        stands_by = self.learner is not None and self.learner.status.condition == "standby"
         if self.learner is not None and not await asyncio.to_thread(
             self.learner.stop, DRAIN_SECONDS
         ):

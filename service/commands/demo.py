@@ -144,7 +144,7 @@ class Demo:
     def _all_shown(self, learner: Trainer) -> bool:
         if self._problem is not None:
             return True
-        return bool(self.points) and self.points[-1].examples >= learner.state.examples
+        return bool(self.points) and self.points[-1].examples >= learner.status.examples
 
     @property
     def _total(self) -> int:
@@ -232,7 +232,7 @@ class _Stoppable:
 
 
 def _point(learner: Trainer) -> Point | None:
-    statistics = learner.statistics
+    statistics = learner.status.statistics
     if statistics is None or not statistics.version:
         return None
     tensor = next(iter(statistics.served.tensors.values()))

@@ -15,7 +15,7 @@ from torch.jit._trace import TracerWarning
 
 from service.http.app import create_app
 from service.http.connection import Connection
-from service.log.log import LogError
+from service.log.errors import LogError
 from service.process import keep_freed_memory
 from service.service import Service, StoppedError
 from service.settings import Settings
@@ -189,14 +189,14 @@ async def _start(service: Service, server: Server, listening: "asyncio.Task[None
     draining.cancel()
     if not caught_up.done():
         return  # told to stop while the log cannot be reached
-    if service.learner.condition == "halted":
-        raise LogError(service.learner.reason)
+    if service.learner.status.condition == "halted":
+        raise LogError(service.learner.status.reason)
     gc.collect()
     gc.freeze()  # what torch and the web framework made stays: a full collection takes 0.2 s else
     logger.info(
         "serving %s on %s: version %d, %d examples learned",
         service.settings.model,
         server.url,
-        service.learner.state.version,
-        service.learner.state.examples,
+        service.learner.status.version,
+        service.learner.status.examples,
     )

@@ -21,11 +21,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from funnel.telemetry import QUANTILES
-from service.fold.drift import Monitor
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
-from service.monitoring.status import Condition
+from service.monitoring.status import Condition, Drift
 
 if TYPE_CHECKING:
     from service.service import Service
@@ -94,7 +93,7 @@ class _ServiceCollector(Collector):
         learning = GaugeMetricFamily(
             "funnel_learning", "1 at what the learner is doing", labels=["condition"]
         )
-        now_doing = learner.condition if learner is not None else "starting"
+        now_doing = learner.status.condition if learner is not None else "starting"
         for condition in Condition:
             learning.add_metric([condition], float(condition == now_doing))
         yield learning
@@ -103,19 +102,27 @@ class _ServiceCollector(Collector):
         checkpoints = CounterMetricFamily(
             "funnel_checkpoints", "Checkpoints, by result", labels=["result"]
         )
-        for result, count in learner.writer.results.items():
+        for result, count in {
+            "ok": learner.status.checkpoints.ok,
+            "failed": learner.status.checkpoints.failed,
+        }.items():
             checkpoints.add_metric([result], count)
         yield checkpoints
         now = time.monotonic()
-        if learner.snapshot is not None:
-            age = now - learner.snapshot.made if service.backlog() else 0.0
+        if learner.status.snapshot_at is not None:
+            age = now - learner.status.snapshot_at if service.backlog() else 0.0
             yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
-        if learner.writer.kept_at is not None and learner.condition != "standby":
+        if (
+            learner.status.checkpoints.newest_at is not None
+            and learner.status.condition != "standby"
+        ):
             yield _gauge(
-                "checkpoint_age_seconds", "Of the newest checkpoint", now - learner.writer.kept_at
+                "checkpoint_age_seconds",
+                "Of the newest checkpoint",
+                now - learner.status.checkpoints.newest_at,
             )
-        yield from _drift(learner.drift)
-        statistics = learner.statistics
+        yield from _drift(learner.status.drift)
+        statistics = learner.status.statistics
         if statistics is None:
             return
         yield _gauge("backlog_examples", "Examples that wait to be learned", service.backlog())
@@ -126,7 +133,7 @@ class _ServiceCollector(Collector):
         yield from _experts(statistics)
 
 
-def _drift(monitor: Monitor) -> Iterable[Metric]:
+def _drift(monitor: Drift) -> Iterable[Metric]:
     events = CounterMetricFamily(
         "funnel_drift_events",
         "Changes detected in the served model's error",

@@ -25,7 +25,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from service.fold.spec import Hyperparameters, Spec
+from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.log.position import Position, Progress
 
@@ -48,6 +48,8 @@ class Checkpoint:
     progress: Progress
     drifts: tuple[Position, ...] = ()
     """Positions of the drift events."""
+    fold: int = FOLD_VERSION
+    """Version of the fold that made the state."""
 
     @classmethod
     def of(cls, state: State, progress: Progress) -> "Checkpoint":
@@ -105,6 +107,7 @@ def encode(copy: Checkpoint, sha256: str, numerics: dict[str, str]) -> bytes:
         "state": copy.summary(),
         "log": progress,
         "drifts": list(map(str, copy.drifts)),
+        "fold": copy.fold,
         "numerics": numerics,
         "sha256": sha256,
         "digest": BLANK,
@@ -138,6 +141,7 @@ def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
             load_tensors(raw),
             progress,
             tuple(map(Position.parse, metadata.get("drifts", ()))),
+            metadata.get("fold", 1),
         )
     except DamagedError:
         raise

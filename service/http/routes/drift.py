@@ -62,5 +62,5 @@ async def drift(
 ) -> DriftAnswer:
     """List the drift events after one; the newest hundred are kept."""
     assert service.learner is not None
-    events = service.learner.drift.events
+    events = service.learner.status.drift.events
     return DriftAnswer(events=[DriftEvent.of(e) for e in events if e.id > since])

@@ -36,9 +36,9 @@ async def ready(service: AnyCondition) -> Health:
         raise unavailable("starting", "the service is starting")
     return Health(
         status="ready",
-        role=service.learner.role,
-        learning=service.learner.condition,
-        reason=service.learner.reason,
+        role=service.learner.status.role,
+        learning=service.learner.status.condition,
+        reason=service.learner.status.reason,
     )
 
 

@@ -19,8 +19,8 @@ from service.http.body import (
 from service.http.dependencies import Running
 from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.http.json_process import translate
-from service.log.intake import Intake, KeyInFlightError, KeyReusedError, LogUnavailableError
-from service.log.log import LogError
+from service.log.errors import LogUnavailable, Stopped
+from service.log.intake import Intake, KeyInFlightError, KeyReusedError
 from service.log.position import EntryId
 from service.service import Service
 from service.trainer.trainer import Trainer
@@ -126,7 +126,7 @@ async def learn(
     examples, payload = await decoded(read, body, kind)
     try:
         entry = await intake.append(payload, examples, idempotency_key)
-    except LogUnavailableError as error:
+    except LogUnavailable as error:
         raise unavailable(
             "log_unavailable", f"{error}. It may hold the examples; with an Idempotency-Key a "
             "retry is safe",
@@ -164,7 +164,7 @@ async def _applied(service: Service, learner: Trainer, entry: EntryId) -> Applie
         return None
     try:
         return future.result()
-    except LogError:
+    except Stopped:
         return None
 
 
@@ -178,8 +178,8 @@ def admit(service: Service) -> Intake:
     if service.intake is None or learner is None:
         raise unavailable("starting", "the service is starting")
     codes = {"waiting": "log_unavailable", "halted": "learning_halted", "standby": "standby"}
-    if code := codes.get(learner.condition):
-        raise unavailable(code, f"no examples are taken: {learner.reason}")
+    if code := codes.get(learner.status.condition):
+        raise unavailable(code, f"no examples are taken: {learner.status.reason}")
     if (backlog := service.backlog()) >= service.settings.max_backlog:
         raise HTTPError(
             429,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from funnel.telemetry import QUANTILES
 from service.http.dependencies import Running
 from service.http.errors import ErrorBody, unavailable
-from service.log.log import LogError
+from service.log.errors import Stopped
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
@@ -81,16 +81,16 @@ async def model(service: Running) -> ModelAnswer:
     """Say what is served and how far it is."""
     learner, settings = service.learner, service.settings
     assert learner is not None
-    scores = learner.statistics.served.scores if learner.statistics else None
-    rates = learner.state.hyperparameters
+    scores = learner.status.statistics.served.scores if learner.status.statistics else None
+    rates = learner.status.hyperparameters
     return ModelAnswer(
         model=settings.model,
-        model_version=learner.state.version,
-        examples_learned=learner.state.examples,
-        position=str(learner.replica.progress.position) if learner.replica.progress else "0-0",
+        model_version=learner.status.version,
+        examples_learned=learner.status.examples,
+        position=str(learner.status.progress.position),
         optimizer=settings.optimizer,
         hyperparameters={
-            **learner.state.served.hyperparameters(),
+            **learner.status.optimizer,
             "loss_guard": rates.loss_guard,
             "shadow": list(rates.shadow),
             "batch_size": settings.batch_size,
@@ -101,10 +101,10 @@ async def model(service: Running) -> ModelAnswer:
             "hidden": list(settings.spec.hidden),
             "seed": settings.seed,
         },
-        device=str(learner.state.device),
-        role=learner.role,
-        condition=learner.condition,
-        reason=learner.reason,
+        device=str(settings.torch_device()),
+        role=learner.status.role,
+        condition=learner.status.condition,
+        reason=learner.status.reason,
         accuracy=_number(scores.accuracy) if scores else None,
         rolling_accuracy=_number(scores.rolling_accuracy) if scores else None,
     )
@@ -115,11 +115,11 @@ async def optimizer(service: Running) -> OptimizerAnswer:
     """Show scale, gains, alignment and norms of every tensor."""
     learner = service.learner
     assert learner is not None
-    statistics = learner.statistics
+    statistics = learner.status.statistics
     tensors = statistics.served.tensors if statistics else {}
     return OptimizerAnswer(
         optimizer=service.settings.optimizer,
-        model_version=statistics.version if statistics else learner.state.version,
+        model_version=statistics.version if statistics else learner.status.version,
         tensors={
             name: TensorAnswer(
                 scale=t.scale,
@@ -143,18 +143,24 @@ async def optimizer(service: Running) -> OptimizerAnswer:
 async def checkpoint(service: Running) -> CheckpointAnswer:
     """Write a checkpoint of the state as it is now."""
     assert service.learner is not None
-    if service.learner.condition == "standby":
+    if service.learner.status.condition == "standby":
         raise unavailable("standby", "another service learns; ask that one for a checkpoint")
-    if service.learner.condition == "waiting":
-        raise unavailable("log_unavailable", f"no checkpoint is written: {service.learner.reason}")
+    if service.learner.status.condition == "waiting":
+        raise unavailable(
+            "log_unavailable", f"no checkpoint is written: {service.learner.status.reason}"
+        )
     try:
         info = await asyncio.wrap_future(service.learner.checkpoint())
     except OSError as error:
         raise unavailable(
             "checkpoint_failed", f"the checkpoint was not written: {error}"
         ) from error
-    except LogError as error:
-        code = "log_unavailable" if service.learner.condition == "waiting" else "learning_halted"
+    except Stopped as error:
+        code = (
+            "log_unavailable"
+            if service.learner.status.condition == "waiting"
+            else "learning_halted"
+        )
         raise unavailable(code, str(error)) from error
     return CheckpointAnswer(
         model_version=info.version,

@@ -51,12 +51,12 @@ class NewestAnswer(BaseModel):
 async def gains(service: Running) -> Response:
     """Show the gains as images, where the inputs are images."""
     assert service.learner is not None
-    statistics = service.learner.statistics
+    statistics = service.learner.status.statistics
     found = statistics.gains if statistics else None
     return _json(
         {
             "model_version": statistics.version if statistics else 0,
-            "side": service.learner.replica.newest.side,
+            "side": service.learner.newest.side,
             "tensor": found.tensor if found else None,
             "log_gains": found.log_gains if found else [],
         }
@@ -67,7 +67,7 @@ async def gains(service: Running) -> Response:
 async def newest(service: Running) -> Response:
     """Show a few of the newest inputs, where they are images."""
     assert service.learner is not None
-    newest = service.learner.replica.newest
+    newest = service.learner.newest
     seen = await asyncio.to_thread(newest.read)
     examples = zip(seen.pixels, seen.labels, seen.predicted, strict=True) if seen else ()
     return _json(

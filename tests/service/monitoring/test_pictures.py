@@ -8,7 +8,7 @@ import torch
 
 from service.fold.spec import Spec
 from service.fold.state import State, step
-from service.log.log import Extent
+from service.log.extent import Extent
 from service.log.position import ORIGIN, Position, Progress
 from service.monitoring.pictures import SHOWN, Newest, side
 from service.monitoring.statistics import Statistics, read_statistics
