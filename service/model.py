@@ -13,12 +13,14 @@ from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.log.intake import Intake
 from service.log.lease import Lock
-from service.log.log import Log, connect
+from service.log.log import RedisLog
+from service.log.server import connect
 from service.monitoring.status import Condition, Status
 from service.predictor import Predictor
 from service.settings import Settings
-from service.trainer.checkpoint import CheckpointStore, numerics
+from service.trainer.checkpoint import numerics
 from service.trainer.pipeline import Cutting
+from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Terms, Trainer
 
 logger = logging.getLogger("funnel")
@@ -60,7 +62,7 @@ class Model:
         self._lock = Lock(store.directory / "lock")
         self.trainer = Trainer(
             state,
-            lambda: Log(connect(url), name),
+            RedisLog(connect(url), name),
             store,
             self._lock,
             Cutting(settings.batch_size, settings.max_wait_ms / 1000),
@@ -85,9 +87,7 @@ class Model:
     @property
     def snapshot(self) -> Snapshot:
         """The newest snapshot."""
-        snapshot = self.trainer.snapshot
-        assert snapshot is not None, "a trainer that has started has one"
-        return snapshot
+        return self.trainer.snapshot
 
     def backlog(self) -> int:
         """Estimate the examples in the log that are not learned yet."""

@@ -25,11 +25,8 @@ class Clock(Protocol):
 class SystemClock(Clock):
     """The time of the machine."""
 
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def time(self) -> float:
-        return time.time()
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
 
 
 def keep_freed_memory() -> None:

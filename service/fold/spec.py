@@ -3,6 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+FOLD_VERSION = 1
+"""Version of the arithmetic of a step; whoever changes that raises it."""
+
+
+def can_replay(version: int) -> bool:
+    """Return whether this code can repeat the steps of a version bit for bit."""
+    return version == FOLD_VERSION
+
 
 @dataclass(frozen=True)
 class Spec:

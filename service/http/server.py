@@ -13,7 +13,7 @@ from fastapi import APIRouter
 
 from service.http.app import create_app
 from service.http.connection import Connection
-from service.log.log import LogError
+from service.log.errors import LogError
 from service.monitoring.status import Condition
 from service.process import keep_freed_memory
 from service.service import Service, StoppedError

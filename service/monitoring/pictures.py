@@ -83,14 +83,14 @@ class Newest:
         self._due = 0.0
         self._lock = threading.Lock()
 
-    def note(self, state: State, batch: Batch) -> None:
-        """Keep copies of some examples, and of the model that has not learned them."""
+    def note(self, snapshot: Snapshot, batch: Batch) -> None:
+        """Keep copies of some examples, and a snapshot from before they were learned."""
         if self.side is None or time.monotonic() < self._due:
             return
         n = len(batch)
         few = batch.part(max(0, n - SHOWN), n)
         copied = Batch(few.features.copy(), few.labels.copy())
-        self._held = Snapshot.of(state), copied
+        self._held = snapshot, copied
         self._due = time.monotonic() + EVERY_SECONDS
 
     def read(self) -> Seen | None:

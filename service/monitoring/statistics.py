@@ -9,7 +9,7 @@ from funnel.telemetry import TensorTelemetry
 from service.fold.learner import Learner, LearnerTelemetry
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED, State
-from service.log.log import Extent
+from service.log.extent import Extent
 from service.log.position import Progress
 from service.monitoring.pictures import Gains, read_gains
 

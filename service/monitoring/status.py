@@ -1,4 +1,4 @@
-"""The status of a trainer: what it does, and how far it has come."""
+"""What a trainer is doing, and how far it is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from service.monitoring.statistics import Statistics
 
 
 class Condition(StrEnum):
-    """The activity of a trainer."""
+    """What a trainer is doing."""
 
     STARTING = "starting"
     STANDBY = "standby"
@@ -66,8 +66,7 @@ class Status:
     """Batches folded into the model."""
     examples: int
     """Examples folded into the model."""
-    progress: Progress | None
-    """None before the log was first seen, if there was no checkpoint."""
+    progress: Progress
     hyperparameters: Hyperparameters
     optimizer: Mapping[str, object]
     """Hyperparameters of the served learner's optimizer, as JSON shows them."""
@@ -91,8 +90,6 @@ class Status:
                 say.
             mean_entry: examples in an entry, on recent average; 0 takes the trainer's average.
         """
-        if self.progress is None:
-            return 0
         known = self.statistics.entries_added if self.statistics else 0
         entries = max(known, added) - self.progress.entries
         examples = round(entries * (mean_entry or self.mean_entry))

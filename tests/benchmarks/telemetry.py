@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import torch
 
+from service.fold.snapshot import Snapshot
 from service.fold.state import State, step
 from service.monitoring.history import History
 from service.monitoring.pictures import Newest
@@ -42,7 +43,7 @@ def own_seconds(repeats: int) -> float:
     for batch in batches(100)[:repeats]:
         began = time.perf_counter()
         newest._due = 0.0
-        newest.note(state, batch)
+        newest.note(Snapshot.of(state), batch)
         history.add_point(statistics_of(state), 0, 1.0)
         found.append(time.perf_counter() - began)
         step(state, batch)

@@ -7,7 +7,7 @@ import pytest
 
 from service.model import Model, build_state
 from service.settings import load_settings
-from service.trainer.checkpoint import DamagedError
+from service.trainer.store import DamagedError
 from tests.support.harness import RedisProcess
 from tests.support.states import a_batch
 

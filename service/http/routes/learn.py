@@ -12,8 +12,8 @@ from service.http.codecs.codec import Examples
 from service.http.codecs.table import LEARN, described
 from service.http.dependencies import AnyService, BodiesOf, Learning
 from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
-from service.log.intake import KeyInFlightError, KeyReusedError, LogUnavailableError
-from service.log.log import LogError
+from service.log.errors import LogUnavailable, Stopped
+from service.log.intake import KeyInFlightError, KeyReusedError
 from service.log.position import EntryId
 from service.model import Model
 from service.service import Service, StoppedError
@@ -104,7 +104,7 @@ async def _append(model: Model, examples: Examples, key: str | None) -> EntryId:
     """Return the entry that holds the examples."""
     try:
         return await model.intake.append(examples.payload, examples.count, key)
-    except LogUnavailableError as error:
+    except LogUnavailable as error:
         message = f"{error}. It may hold the examples; with an Idempotency-Key a retry is safe"
         raise unavailable("log_unavailable", message) from error
     except KeyReusedError as error:
@@ -119,5 +119,5 @@ async def _applied(service: Service, model: Model, entry: EntryId) -> Applied | 
     try:
         async with asyncio.timeout(WAIT_SECONDS):
             return await service.unless_stopped(learned)
-    except (TimeoutError, StoppedError, LogError):
+    except (TimeoutError, StoppedError, Stopped):
         return None

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from funnel.telemetry import QUANTILES
 from service.http.dependencies import CODES, Learning, Running
 from service.http.errors import ErrorBody, unavailable
-from service.log.log import LogError
+from service.log.errors import Stopped
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
@@ -79,7 +79,7 @@ async def model(model: Running) -> ModelAnswer:
         model=settings.model,
         model_version=status.version,
         examples_learned=status.examples,
-        position=str(status.progress.position) if status.progress else "0-0",
+        position=str(status.progress.position),
         optimizer=settings.optimizer,
         hyperparameters={
             **status.optimizer,
@@ -139,7 +139,7 @@ async def checkpoint(model: Learning) -> CheckpointAnswer:
         raise unavailable(
             "checkpoint_failed", f"the checkpoint was not written: {error}"
         ) from error
-    except LogError as error:
+    except Stopped as error:
         code = CODES.get(model.status.condition, "learning_halted")
         raise unavailable(code, str(error)) from error
     return CheckpointAnswer(

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from service.fold.snapshot import Snapshot
 from service.fold.spec import Spec
 from service.fold.state import State, step
-from service.log.log import Extent
+from service.log.extent import Extent
 from service.log.position import ORIGIN, Position, Progress
 from service.monitoring.pictures import SHOWN, Newest, side
 from service.monitoring.statistics import Statistics, read_statistics
@@ -57,7 +58,7 @@ def test_inputs_are_shown_as_predicted_before_they_were_learned() -> None:
     newest = Newest(state)
     assert newest.read() is None
     [batch] = digits(1)
-    newest.note(state, batch)
+    newest.note(Snapshot.of(state), batch)
     step(state, batch)
     seen = newest.read()
     assert seen is not None
@@ -72,7 +73,7 @@ def test_taking_pictures_changes_no_bit() -> None:
     newest = Newest(watched)
     for batch in digits():
         newest._due = 0.0
-        newest.note(watched, batch)
+        newest.note(Snapshot.of(watched), batch)
         newest.read()
         statistics_of(watched)
         step(watched, batch)

@@ -87,8 +87,8 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def folded(batches: int) -> str:
     """The digest of the first batches, computed without any service."""
-    from service.log.entries import ORIGIN, Position
-    from service.trainer.checkpoint import Checkpoint, Progress
+    from service.log.position import ORIGIN, Position, Progress
+    from service.trainer.checkpoint import Checkpoint
 
     settings, at = load_settings(SMALL), Position(ORIGIN)
     state = State(settings.spec, settings.hyperparameters, CPU)

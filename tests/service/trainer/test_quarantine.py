@@ -88,7 +88,7 @@ def test_a_batch_at_which_the_model_raises_is_noted_before_a_checkpoint_lies_beh
             learn(client, a_batch(0))
             learn(client, a_batch(1, 1))  # too small for batch normalization
             client.post("/checkpoint").raise_for_status()
-            ((_, note),) = direct.xrange("funnel:{tests.service.states:Restless}:dead")
+            ((_, note),) = direct.xrange("funnel:{tests.support.states:Restless}:dead")
             assert (note[b"version"], note[b"examples"]) == (b"2", b"1")
             assert b"its loss is nan" in note[b"reason"]
 
