@@ -14,9 +14,9 @@ from service.fold.snapshot import Evaluator, Snapshot
 from streams.batch import Features, join_features
 
 GATHER_SECONDS = 0.001
-"""How long the first of some requests waits for others."""
+"""How long the first request waits for others."""
 GATHER_ROWS = 1024
-"""Rows that are enough for a pass; a larger request goes alone."""
+"""Rows that fill a pass; a larger request has one of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Request:
 class Predictor:
     """Answers requests from the newest snapshot, several in one pass.
 
-    While one pass runs, the next requests gather. A cancelled request only drops its own answer.
+    While a pass runs, the next requests gather. A cancelled request affects no other.
 
     Args:
         evaluate: computes a pass; a long one runs in a thread of its own.
@@ -55,7 +55,7 @@ class Predictor:
         self._arrived = asyncio.Event()
 
     async def predict(self, features: Features) -> Prediction:
-        """Predict checked features [n, d]."""
+        """Return the prediction for checked features [n, d]."""
         request = _Request(features, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._rows += len(features)
@@ -65,7 +65,7 @@ class Predictor:
         return await request.answer
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Answer requests until cancelled."""
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -101,7 +101,7 @@ class Predictor:
                 return
 
     def _next(self) -> list[_Request]:
-        """Take requests up to GATHER_ROWS rows, in order; at least one if any is still wanted."""
+        """Take requests of up to GATHER_ROWS rows, in order; at least one that is not cancelled."""
         taken: list[_Request] = []
         rows = 0
         while self._waiting:

@@ -1,20 +1,39 @@
-"""Keeping memory that is freed, for the next batch, where malloc is glibc's.
-
-Else large blocks go back to the kernel at once, and every batch gets its pages anew, zeroed.
-"""
+"""What the process gets from its system: the time, and memory."""
 
 import ctypes
+import time
+from typing import Protocol
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """See mallopt(3)."""
 LARGEST = 32 << 20
-"""Larger blocks still go back at once; glibc takes no higher value."""
+"""Larger blocks are still returned to the kernel at once; glibc takes no higher value."""
 KEPT = 256 << 20
 """Most free bytes at the end of a heap that are kept."""
 
 
+class Clock(Protocol):
+    """The time, as the service reads it."""
+
+    def monotonic(self) -> float:
+        """Return the seconds since some moment; they never go backwards."""
+
+    def time(self) -> float:
+        """Return the Unix time in seconds."""
+
+
+class SystemClock(Clock):
+    """The time of the machine."""
+
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
+
+
 def keep_freed_memory() -> None:
-    """Tell malloc, for all threads; does nothing where malloc is another's."""
+    """Keep memory that is freed for the next batch, in all threads, where malloc is glibc's.
+
+    Otherwise large blocks return to the kernel at once, and every batch gets new, zeroed pages.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return

@@ -1,211 +1,143 @@
-"""The service without its HTTP side: what is started, wired together and stopped in order."""
+"""The service without its HTTP side: it starts and stops the model and all that the model needs."""
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Coroutine, Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-import torch
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from service.fold.drift import Event
-from service.fold.networks import find_device
-from service.fold.snapshot import Evaluator, Snapshot
-from service.fold.state import State
 from service.log.embedded import EmbeddedServer
-from service.log.intake import Intake
-from service.log.lease import Lock
-from service.log.log import Log, connect
-from service.monitoring.metrics import Metrics
-from service.monitoring.webhook import Webhook
-from service.predictor import Predictor
-from service.settings import Settings, SettingsError
-from service.trainer.checkpoint import numerics
-from service.trainer.pipeline import Cutting
-from service.trainer.store import CheckpointStore
-from service.trainer.trainer import Terms, Trainer
+from service.model import Model, build_state, writing
+from service.monitoring.metrics import Metrics, Reading
+from service.monitoring.notify import Webhook
+from service.settings import Settings
 
 logger = logging.getLogger("funnel")
 
-DRAIN_SECONDS = 20.0
-"""Longest wait for the learner to finish and write its last checkpoint."""
+T = TypeVar("T")
 
 
 class StoppedError(RuntimeError):
-    """The service was told to stop before it had started."""
+    """The service began to stop before the work was done."""
 
 
 class Service:
-    """Log, learner, intake and predictor of one model.
+    """The model, and what models will share: the embedded server, metrics, notification.
 
     Args:
         settings: all of them.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.metrics = settings, Metrics()
-        self.metrics.watch(self)
-        self.learner: Trainer | None = None
-        self.intake: Intake | None = None
-        self.predictor: Predictor | None = None
+        self.settings = settings
+        self.metrics = Metrics(self._read)
+        self.model: Model | None = None
+        """None until it has started."""
         self.draining = asyncio.Event()
         """Set when the service begins to stop."""
         self.broken = ""
-        """What ended although the service cannot do without; then it stops."""
+        """The essential task that failed, and how; the service then stops."""
         self.viewers = 0
         """Open streams of events."""
         self._server: EmbeddedServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._lock: Lock | None = None
-        self._webhook: Webhook | None = None
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether predictions are served."""
-        return self.predictor is not None and not self.draining.is_set()
+    def _read(self) -> Reading:
+        """Return the values for a scrape of the metrics."""
+        model = self.model
+        is_ready = model is not None and not self.draining.is_set()
+        return Reading(is_ready, model.status if model else None, model.backlog() if model else 0)
 
-    @property
-    def snapshot(self) -> Snapshot:
-        """The newest snapshot; only once the service is ready."""
-        assert self.learner is not None
-        assert self.learner.snapshot is not None
-        return self.learner.snapshot
-
-    def backlog(self) -> int:
-        """Estimate the examples in the log that are not learned yet; see `Replica.backlog`."""
-        learner, intake = self.learner, self.intake
-        if learner is None or intake is None or learner.replica.progress is None:
-            return 0
-        known = learner.statistics.entries_added if learner.statistics else 0
-        return learner.replica.backlog(max(known, intake.added), intake.mean_entry)
-
-    async def start(self) -> None:
-        """Start everything; returns when predictions can be served.
+    async def unless_stopped(self, work: Awaitable[T]) -> T:
+        """Return the result of ``work``, which is cancelled if the service begins to stop.
 
         Raises:
-            LogError, ServerError, DamagedError, ModelError, SettingsError:
-                it cannot be started; the message says why and what to do.
-            StoppedError: it was told to stop meanwhile.
+            StoppedError: the service began to stop first.
+        """
+        task = asyncio.ensure_future(work)
+        draining = asyncio.ensure_future(self.draining.wait())
+        try:
+            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise StoppedError("the service is stopping")
+            return task.result()
+        finally:
+            task.cancel()
+            draining.cancel()
+
+    async def start(self) -> Model:
+        """Start everything and return the model, which can answer predictions then.
+
+        Raises:
+            FunnelError: the service cannot be started; the message says why and what to do.
+            StoppedError: the service began to stop before the log was there.
         """
         settings = self.settings
-        device = find_device(settings.device)
-        torch.set_num_threads(settings.threads)
-        with _writing(settings.data_dir):
+        with writing(settings.data_dir):
             settings.data_dir.mkdir(parents=True, exist_ok=True)
-        building = asyncio.ensure_future(
-            asyncio.to_thread(State, settings.spec, settings.hyperparameters, device)
+        building = asyncio.ensure_future(asyncio.to_thread(build_state, settings))
+        url = await self._start_server()  # it reads its file meanwhile
+        model = await asyncio.to_thread(
+            Model, settings, await building, url, self.metrics.observe_step, self._notify()
         )
-        url = await self._start_server()  # which reads its file meanwhile
-        state = await building
-        name = settings.model
-        loop = asyncio.get_running_loop()
-        with _writing(settings.data_dir):
-            checkpoints = CheckpointStore(
-                settings.data_dir / "checkpoints" / name.replace(":", "-"),
-                numerics(device),
-                logger.error,
-            )
-            self._lock = Lock(checkpoints.directory / "lock")
-        learner = Trainer(
-            state,
-            lambda: Log(connect(url), name),
-            checkpoints,
-            self._lock,
-            Cutting(settings.batch_size, settings.max_wait_ms / 1000),
-            Terms(
-                settings.checkpoint_every_seconds,
-                settings.lease_seconds,
-                settings.accept_gap,
-            ),
-            self.metrics.observe_step,
-            lambda event: loop.call_soon_threadsafe(self._tell, event),
-        )
-        if settings.drift_webhook:
-            self._webhook = Webhook(settings.drift_webhook, self.metrics.webhook_failures.inc)
-            self._keep_up("the webhook", self._webhook.run())
-        await asyncio.to_thread(learner.start)
-        self.learner = learner
-        self.intake = Intake(connect(url), name)
-        predictor = Predictor(Evaluator(state.served), lambda: self.snapshot)
-        self._keep_up("the way into the log", self.intake.run())
-        self._keep_up("prediction", predictor.run())
-        self.predictor = predictor
+        self.keep_up("the intake", model.intake.run())
+        self.keep_up("prediction", model.predictor.run())
+        self.model = model
+        return model
 
-    def _tell(self, event: Event) -> None:
-        if self._webhook is not None:
-            shown = asdict(event) | {"position": str(event.position), "time": event.time}
-            self._webhook.tell(shown)
+    def _notify(self) -> Callable[[Event], object]:
+        """Return the function that notifies of a drift event; any thread may call it."""
+        if not self.settings.drift_webhook:
+            return lambda event: None
+        webhook = Webhook(self.settings.drift_webhook, self.metrics.webhook_failures.inc)
+        self.keep_up("the webhook", webhook.run())
+        loop = asyncio.get_running_loop()
+        return lambda event: loop.call_soon_threadsafe(webhook.post, event)
 
     async def _start_server(self) -> str:
-        """Return the log's address; of a server of the service's own if none is given."""
+        """Return the log's address; start a server for it if the settings name none."""
         settings = self.settings
         if url := settings.redis_url.get_secret_value():
             return url
-        with _writing(settings.data_dir):
-            self._server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
-        starting = asyncio.create_task(self._server.start())  # which may read a large file
-        draining = asyncio.create_task(self.draining.wait())
-        await asyncio.wait({starting, draining}, return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        if not starting.done():
-            starting.cancel()
-            self._server.abandon()
-            self._server = None
-            raise StoppedError("told to stop while the log was loading")
-        with _writing(settings.data_dir):
-            await starting
-        self._keep_up("the watch over the embedded server", self._server.watch())
-        return self._server.url
+        with writing(settings.data_dir):
+            server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
+        try:
+            with writing(settings.data_dir):
+                await self.unless_stopped(server.start())  # it may read a large file
+        except BaseException:
+            server.abandon()
+            raise
+        self._server = server
+        self.keep_up("the watch over the embedded server", server.watch())
+        return server.url
 
-    def _keep_up(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Run what must not end before the service; it stops, and says why, if that does."""
+    def keep_up(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run an essential task until the end; the service stops if it fails before."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._check)
+        self._tasks.append(task)
 
-        async def run() -> None:
-            try:
-                await work
-            except Exception as error:
-                logger.exception("%s has ended", name)
-                self.broken = f"{name} has ended: {error!r}"
-                self.draining.set()
-                self.give_up()
-
-        self._tasks.append(asyncio.create_task(run()))
+    def _check(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        logger.error("%s has ended", task.get_name(), exc_info=error)
+        self.broken = f"{task.get_name()} has ended: {error!r}"
+        self.draining.set()
+        self.give_up()
 
     def give_up(self) -> None:
-        """Answer those who wait for the log, before the server cuts them off."""
-        if self.intake is not None:
-            self.intake.give_up()
+        """Answer the requests that wait for the log, before the server cuts them off."""
+        if self.model is not None:
+            self.model.intake.give_up()
 
     async def stop(self) -> None:
         """Finish the batch at hand, write a checkpoint, stop the embedded server."""
         self.draining.set()
-        stands_by = self.learner is not None and self.learner.condition == "standby"
-        if self.learner is not None and not await asyncio.to_thread(
-            self.learner.stop, DRAIN_SECONDS
-        ):
-            logger.error("the learner did not end within %g s; replay will catch up", DRAIN_SECONDS)
+        was_learner = self.model is None or await self.model.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self.intake is not None:
-            await self.intake.redis.aclose()
-        if self._server is not None and not stands_by:
+        if self._server is not None and was_learner:
             await self._server.stop()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Turn an error of the file system into one that names the setting.
-
-    Raises:
-        SettingsError: there was one.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise SettingsError(f"FUNNEL_DATA_DIR: {directory} cannot be used: {error}") from error
+        if self.model is not None:
+            await self.model.close()

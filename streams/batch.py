@@ -20,11 +20,18 @@ Types = dict[str, np.dtype[Any]]
 FEATURE_TYPES: Types = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 LABEL_TYPES: Types = {"I64": np.dtype("<i8")}
 SHAPES = {"features": "[n, d]", "labels": "[n]"}
+BATCH = "batch"
+"""Field of a log entry that holds the bytes."""
 HEADER_BYTES = 64 << 10
 """Longest header; to read one of 32 MB would take seconds and 1 GB."""
 
 Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
+
+
+def log_key(model: str) -> str:
+    """Return the key of a model's log in Redis."""
+    return f"funnel:{{{model}}}:log"
 
 
 class InvalidBatchError(FunnelError, ValueError):

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from streams.batch import Batch
+from streams.batch import BATCH, Batch, log_key
 from streams.errors import FunnelError
 
 FIRST_WAIT = 0.1
@@ -103,12 +103,12 @@ class RedisTarget:
 
     def __init__(self, url: str, model: str) -> None:
         self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
-        self._key = f"funnel:{{{model}}}:log"
+        self._key = log_key(model)
 
     def send(self, batch: Batch, key: str) -> None:
         """See `Target.send`."""
         try:
-            self._redis.xadd(self._key, {"batch": batch.to_bytes()})
+            self._redis.xadd(self._key, {BATCH: batch.to_bytes()})
         except (RedisConnectionError, RedisTimeoutError) as error:
             raise RetryLaterError(str(error)) from error
         except RedisError as error:

@@ -19,10 +19,12 @@ from service.commands.demo_report import Point, lines, plot
 from service.commands.picture import check_picture
 from service.http.routes.demo import demo_router
 from service.http.server import serve
+from service.model import Model
 from service.monitoring.history import History
+from service.monitoring.status import Status
+from service.process import SystemClock
 from service.service import Service
 from service.settings import Settings
-from service.trainer.trainer import Trainer
 from streams.batch import Batch
 from streams.producer import HTTPTarget, RetryLaterError, Target, produce
 from streams.sources.catalog import IMAGE_STREAMS, Shift, Stream
@@ -49,7 +51,7 @@ class Demo:
         self.console = console
         self.steered = Steered(stream, self._on_shift, seed)
         self.points: list[Point] = []
-        self.history = History()
+        self.history = History(SystemClock())
         """The service's, once it has started; it measures the recoveries."""
         self._stop = threading.Event()
         self._done = threading.Event()
@@ -106,8 +108,9 @@ class Demo:
             self._done.set()
 
     async def _watch(self, service: Service, url: str) -> None:
-        assert service.learner is not None
-        learner, self.history = service.learner, service.learner.history
+        model = service.model
+        assert model is not None
+        self.history = model.history
         if not self.console.is_terminal:
             self.console.print(f"Live page: {url}", highlight=False)
         sender = threading.Thread(target=self._send, args=(url,), name="demo-send", daemon=True)
@@ -117,8 +120,8 @@ class Demo:
                 while not service.draining.is_set():
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
-                    self._draw(_point(learner), view, url)
-                    if self._done.is_set() and service.backlog() == 0 and self._all_shown(learner):
+                    self._draw(_point(model.status), view, url)
+                    if self._done.is_set() and model.backlog() == 0 and self._all_shown(model):
                         break
             self.history.end_stream()
             with contextlib.suppress(TimeoutError):  # a frame in which pages receive the end
@@ -149,10 +152,10 @@ class Demo:
         title = f"Funnel · {self.stream.name} · {url}"
         return demo_view.panel(self.points, self.history.shifts, total, title, note)
 
-    def _all_shown(self, learner: Trainer) -> bool:
+    def _all_shown(self, model: Model) -> bool:
         if self._problem is not None:
             return True
-        return bool(self.points) and self.points[-1].examples >= learner.status.examples
+        return bool(self.points) and self.points[-1].examples >= model.status.examples
 
 
 class _StoppedError(Exception):
@@ -181,8 +184,8 @@ class _Stoppable:
         self._target.close()
 
 
-def _point(learner: Trainer) -> Point | None:
-    statistics = learner.statistics
+def _point(status: Status) -> Point | None:
+    statistics = status.statistics
     if statistics is None or not statistics.version:
         return None
     tensor = next(iter(statistics.served.tensors.values()))

@@ -1,1 +1,1 @@
-"""The way in and out over HTTP: nothing here knows the log or torch."""
+"""The HTTP side of the service. Nothing here imports torch or redis."""

@@ -1,7 +1,9 @@
 """The FastAPI application around a `Service`."""
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -10,7 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from service.http.errors import ErrorDetail, HTTPError, error_response
+from service.http.body import Bodies
+from service.http.errors import HTTPError
 from service.http.guard import ADMIN, LEARN, OPEN_PATHS, PREDICT, Guard
 from service.http.routes import drift, health, history, learn, model, page, pictures, predict
 from service.service import Service
@@ -21,50 +24,37 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
-    """Return the application; the service is started and stopped by whoever made it.
+    """Return the application, which neither starts nor stops the service.
 
     Args:
-        service: what is served.
-        more: routes beside those of every service.
+        service: answers the requests.
+        more: further routes.
     """
-    app = FastAPIOffline(  # whose /docs asks nothing of other hosts
+    bodies = Bodies(service.settings.max_body_bytes)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(bodies.close)
+
+    app = FastAPIOffline(  # its /docs loads nothing from other hosts
         title="Funnel",
         version=version("funnel-stream"),
         description="Online learning for data that drifts, with no step size to tune.",
+        lifespan=lifespan,
     )
-    app.state.service = service
+    app.state.service, app.state.bodies = service, bodies
     modules = (learn, predict, model, drift, history, pictures, health, page)
     for router in (*(module.router for module in modules), *more):
         app.include_router(router)
 
-    def count(code: str) -> None:
-        service.metrics.rejected.labels(code).inc()
+    async def answer(_: Request, error: Exception) -> Response:
+        refusal = as_http_error(error)
+        service.metrics.rejected.labels(refusal.code).inc()
+        return refusal.answer()
 
-    @app.exception_handler(HTTPError)
-    async def known(_: Request, error: HTTPError) -> Response:
-        count(error.code)
-        return error.answer()
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        count("invalid")
-        found = error.errors()[0]
-        where = str(found["loc"][-1])
-        detail = ErrorDetail(code="invalid", message=f"{where}: {found['msg']}", field=where)
-        return error_response(422, detail)
-
-    @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> Response:
-        code = CODES.get(error.status_code, "http_error")
-        count(code)
-        detail = ErrorDetail(code=code, message=str(error.detail))
-        return error_response(error.status_code, detail, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        count("internal")
-        detail = ErrorDetail(code="internal", message="the service failed; its log says more")
-        return error_response(500, detail)
+    for kind in (HTTPError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
 
     settings = service.settings
     if settings.api_key:
@@ -78,8 +68,23 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     return app
 
 
+def as_http_error(error: Exception) -> HTTPError:
+    """Return the answer to an exception of a route, FastAPI or Starlette."""
+    match error:
+        case HTTPError():
+            return error
+        case RequestValidationError():
+            wrong = error.errors()[0]
+            where = str(wrong["loc"][-1])
+            return HTTPError(422, "invalid", f"{where}: {wrong['msg']}", where)
+        case HTTPException():
+            code = CODES.get(error.status_code, "http_error")
+            return HTTPError(error.status_code, code, str(error.detail), headers=error.headers)
+    return HTTPError(500, "internal", "the service failed; its log has the details")
+
+
 def _describe_key(app: FastAPI) -> None:
-    """Let the schema say that requests need a key; `Guard` sees to it."""
+    """Describe in the schema that requests need a key, which `Guard` checks."""
     schema: dict[str, Any] = app.openapi()
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"key": []}]

@@ -1,7 +1,7 @@
-"""A client's connection, bounded in what it may hold.
+"""A client's connection, with limits that uvicorn does not have.
 
-The head of a request has a size and a time, and who takes nothing of an answer is cut off: uvicorn
-limits none of these. Bodies are bounded by `service.http.body`.
+The head of a request is limited in bytes and in time, and a client that reads nothing of its answer
+is cut off. `service.http.body` limits bodies.
 """
 
 import asyncio
@@ -12,19 +12,19 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.http.errors import ErrorDetail, error_response
+from service.http.errors import HTTPError
 
 HEAD_SECONDS = 10.0
-"""Time for the head of a request, from its first byte, or from connecting."""
+"""Longest time for the head of a request, from its first byte or from the connection on."""
 HEAD_BYTES = 64 << 10
 
 
 def _unsent(transport: asyncio.Transport) -> int:
-    """Return the bytes that the kernel keeps for the other side, where it tells: on Linux."""
+    """Return the bytes in the kernel's send buffer, on Linux; 0 elsewhere."""
     if sys.platform != "linux":
         return 0
-    found = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-    return int.from_bytes(found, sys.byteorder)
+    unsent = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(unsent, sys.byteorder)
 
 
 class Connection(HttpToolsProtocol):
@@ -32,12 +32,12 @@ class Connection(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _head = True
-    """Whether the head of a request is awaited or under way."""
+    """True while the connection waits for the head of a request, or the rest of it."""
     _head_bytes = 0
-    _untaken: int | None = None
-    """Bytes of answers that waited for the client at the last look."""
+    _unread: int | None = None
+    """Bytes of answers that waited for the client at the last check."""
 
-    # uvicorn narrows the argument of asyncio's interface, and so must its subclass.
+    # uvicorn narrows the argument of asyncio's interface, so this subclass must too.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
         super().connection_made(transport)
@@ -49,7 +49,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """Start the clock for a further request on the connection."""
+        """Start the clock for another request on the connection."""
         super().on_message_begin()
         if not self._head:
             self._begin_head()
@@ -61,7 +61,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and count what belongs to a head that is not complete yet."""
+        """Parse, and count the bytes of a head that is not complete yet."""
         super().data_received(data)
         if self._head:
             self._head_bytes += len(data)
@@ -69,27 +69,28 @@ class Connection(HttpToolsProtocol):
                 self._refuse(431, "head_too_large", f"the head has more than {HEAD_BYTES} bytes")
 
     def resume_writing(self) -> None:
-        """Note that the client has taken what it was given."""
-        self._untaken = None
+        """Forget the last check: the client has read what waited for it."""
+        self._unread = None
         super().resume_writing()
 
-    def look(self) -> None:
-        """Cut the client off if it has taken nothing since the last look of what waits for it.
+    def cut_off_if_stalled(self) -> None:
+        """Cut the client off if answers wait for it and it has read nothing since the last check.
 
-        What waits can only become less while answers are held back, or once the connection closes.
+        The check is only made while writing is paused or the connection closes, when the bytes that
+        wait cannot grow.
         """
         waiting = self.transport.get_write_buffer_size()
         if not (waiting and (self.flow.write_paused or self.transport.is_closing())):
-            self._untaken = None
+            self._unread = None
             return
-        waiting += _unsent(self.transport)  # which takes more only when it has a third less
-        if self._untaken is not None and waiting >= self._untaken:
+        waiting += _unsent(self.transport)  # the kernel takes more only once a third is free
+        if self._unread is not None and waiting >= self._unread:
             self.transport.abort()
         else:
-            self._untaken = waiting
+            self._unread = waiting
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP."""
+        """Answer a request that is not HTTP."""
         self._refuse(400, "not_http", msg)
 
     def _begin_head(self) -> None:
@@ -104,14 +105,14 @@ class Connection(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            self._begin_head()  # the answer before it comes first
+            self._begin_head()  # the answer to the request before it comes first
             return
-        self._refuse(408, "head_too_slow", f"the head did not come within {HEAD_SECONDS:g} s")
+        self._refuse(408, "head_too_slow", f"the head did not arrive within {HEAD_SECONDS:g} s")
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         if self.transport.is_closing():
             return
-        answer = error_response(status, ErrorDetail(code=code, message=message))
+        answer = HTTPError(status, code, message).answer()
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         head += [name + b": " + value for name, value in answer.raw_headers]
         head += [b"connection: close", b"", b""]

@@ -1,31 +1,53 @@
-"""What routes ask for."""
+"""The dependencies of routes: the service, its model, and the decoder of bodies."""
 
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.http.body import Bodies
 from service.http.errors import unavailable
+from service.model import Model
+from service.monitoring.status import Condition
 from service.service import Service
 
+CODES = {
+    Condition.WAITING: "log_unavailable",
+    Condition.HALTED: "learning_halted",
+    Condition.STANDBY: "standby",
+}
+"""Error codes of the conditions in which nothing is learned."""
 
-async def any_service(request: Request) -> Service:
-    """Return the service, in whatever condition it is."""
+
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-async def running_service(service: Annotated[Service, Depends(any_service)]) -> Service:
-    """Return the service if it can do work.
+async def _bodies(request: Request) -> Bodies:
+    bodies: Bodies = request.app.state.bodies
+    return bodies
 
-    Raises:
-        HTTPError: 503 it is starting or draining.
-    """
+
+async def _running(service: Annotated[Service, Depends(_service)]) -> Model:
     if service.draining.is_set():
         raise unavailable("draining", "the service is shutting down")
-    if not service.is_ready:
+    if service.model is None:
         raise unavailable("starting", "the service is starting")
-    return service
+    return service.model
 
 
-AnyCondition = Annotated[Service, Depends(any_service)]
-Running = Annotated[Service, Depends(running_service)]
+async def _learning(model: Annotated[Model, Depends(_running)]) -> Model:
+    status = model.status
+    if code := CODES.get(status.condition):
+        raise unavailable(code, f"the model does not learn now: {status.reason}")
+    return model
+
+
+AnyService = Annotated[Service, Depends(_service)]
+"""The service, even while it starts or drains."""
+BodiesOf = Annotated[Bodies, Depends(_bodies)]
+"""The decoder of request bodies."""
+Running = Annotated[Model, Depends(_running)]
+"""The model; 503 before it has started, and once the service drains."""
+Learning = Annotated[Model, Depends(_learning)]
+"""The model, if it learns; 503 otherwise."""

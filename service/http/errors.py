@@ -1,7 +1,6 @@
 """Errors as HTTP answers: ``{"error": {"code", "message", "index"?, "field"?}}``."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
@@ -31,9 +30,10 @@ class HTTPError(Exception):
     Args:
         status: HTTP status.
         code: a short name, the same for every error of its kind.
-        message: one sentence.
-        field, index: what is at fault, if one thing is.
+        message: what is wrong and what to do, in one sentence.
+        field, index: the part of the request at fault, if one is.
         retry: seconds after which to try again, if that helps.
+        headers: more headers of the answer.
     """
 
     def __init__(
@@ -44,34 +44,25 @@ class HTTPError(Exception):
         field: str | None = None,
         index: int | None = None,
         retry: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.code, self.retry = status, code, retry
-        self.detail = ErrorDetail(code=code, message=message, index=index, field=field)
+        self.status, self.code = status, code
+        self._detail = ErrorDetail(code=code, message=message, index=index, field=field)
+        self._headers = dict(headers or {})
+        if retry is not None:
+            self._headers["Retry-After"] = str(retry)
+        if status == 401:
+            self._headers["WWW-Authenticate"] = "Bearer"
+        if status in (408, 413) or code == "too_busy":
+            self._headers["Connection"] = "close"  # the rest of the body is not read
 
     def answer(self) -> Response:
         """Return the response."""
-        return error_response(self.status, self.detail, self.retry)
-
-
-def error_response(
-    status: int,
-    detail: ErrorDetail,
-    retry: int | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """Return an error as JSON."""
-    extra = dict(headers or {})
-    if retry is not None:
-        extra["Retry-After"] = str(retry)
-    if status == 401:
-        extra["WWW-Authenticate"] = "Bearer"
-    if status in (408, 413) or detail.code == "too_busy":
-        extra["Connection"] = "close"  # the rest of the body is not read
-    body: dict[str, Any] = {"error": detail.model_dump(exclude_none=True)}
-    return JSONResponse(body, status, extra)
+        body = ErrorBody(error=self._detail).model_dump(exclude_none=True)
+        return JSONResponse(body, self.status, self._headers)
 
 
 def unavailable(code: str, message: str) -> HTTPError:
-    """Return a 503 that says when to come again."""
+    """Return a 503 with the time after which to try again."""
     return HTTPError(503, code, message, retry=RETRY_SECONDS)

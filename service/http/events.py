@@ -1,25 +1,25 @@
 """The history as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-A viewer is given what the ring holds whenever it can take something; nothing is queued for it.
+A viewer gets what the ring holds whenever it is ready for more; nothing is queued for it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.http.errors import unavailable
-from service.monitoring.history import History, Item
-from service.service import Service
+from service.monitoring.history import History
+from service.service import Service, StoppedError
 
 MAX_VIEWERS = 32
 CHUNK = 64
-"""Most items sent in one piece."""
+"""Most items in one piece."""
 HEARTBEAT_SECONDS = 10.0
 MAX_DIGITS = 20
-"""Digits of an event's number; `int` refuses thousands."""
+"""Most digits of an event's number; `int` refuses thousands."""
 HEARTBEAT = b": alive\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -29,31 +29,34 @@ HEADERS = [
 
 
 class EventStream(Response):
-    """The items behind an event's id, and then those that come, until either side ends it.
+    """The items after a given event, then each new one, until either side ends the stream.
 
     Args:
-        service: with its learner.
-        last: id of the last event that the viewer has; whatever is none begins with ``reset``.
+        service: counts its viewers, and ends the stream when it drains.
+        history: of the model.
+        last: id of the last event that the viewer has; without a valid one, ``reset`` comes first.
     """
 
-    def __init__(self, service: Service, last: str) -> None:
+    def __init__(self, service: Service, history: History, last: str) -> None:
         super().__init__()
-        assert service.learner is not None
-        self._service, self._history = service, service.learner.history
-        self._last = last
+        self._service, self._history, self._last = service, history, last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
         service = self._service
         if service.viewers >= MAX_VIEWERS:
-            error = unavailable("too_many_viewers", f"{MAX_VIEWERS} are watching already")
+            error = unavailable("too_many_viewers", f"{MAX_VIEWERS} viewers are watching")
             service.metrics.rejected.labels(error.code).inc()
             await error.answer()(scope, receive, send)
             return
         service.viewers += 1
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await _first(self._send_all(send), _disconnected(receive), service.draining.wait())
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(self._send_all(send))
+                with suppress(StoppedError):
+                    await service.unless_stopped(_disconnected(receive))
+                sending.cancel()
             await send({"type": "http.response.body", "body": b""})
         finally:
             service.viewers -= 1
@@ -75,53 +78,29 @@ class EventStream(Response):
                     yield _event("reset", history.run, number, b"{}")
                 elif items:
                     number = items[-1].number
-                    yield b"".join(_encoded(history.run, item) for item in items)
-                elif not await _happens(news, HEARTBEAT_SECONDS):
-                    yield HEARTBEAT
+                    yield b"".join(
+                        _event(item.kind, history.run, item.number, item.json) for item in items
+                    )
+                else:
+                    try:
+                        await asyncio.wait_for(news.wait(), HEARTBEAT_SECONDS)
+                    except TimeoutError:
+                        yield HEARTBEAT
         finally:
             stop()
 
 
 def _number(history: History, last: str) -> int:
-    """Return the number in an event's id; -1, which no ring reaches back to, if there is none."""
+    """Return the number in an event's id, or -1, which no ring reaches back to."""
     run, _, number = last.partition("-")
     is_number = number.isdecimal() and len(number) < MAX_DIGITS
     return int(number) if run == history.run and is_number else -1
-
-
-def _encoded(run: str, item: Item) -> bytes:
-    return _event(item.kind, run, item.number, item.json)
 
 
 def _event(kind: str, run: str, number: int, json: bytes) -> bytes:
     return f"event: {kind}\nid: {run}-{number}\ndata: ".encode() + json + b"\n\n"
 
 
-async def _happens(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False
-
-
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _first(*works: Coroutine[Any, Any, object]) -> None:
-    """Wait until one of them is done, and end the others.
-
-    Raises:
-        what the one raises.
-    """
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()

@@ -1,4 +1,4 @@
-"""Middleware in front of every route: the keys, the clock, and HEAD for what has GET."""
+"""Middleware in front of every route: it checks keys, times requests, and turns HEAD into GET."""
 
 import base64
 import binascii
@@ -10,7 +10,6 @@ from pydantic import SecretStr
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.body import let_go
 from service.http.errors import HTTPError
 from service.monitoring.metrics import Metrics
 
@@ -20,20 +19,20 @@ OPEN_PATHS = ("/health/live", "/health/ready")
 ENDLESS_PATHS = ("/events",)
 READS = ("GET", "HEAD")
 SCOPES = {("POST", "/learn"): LEARN, ("POST", "/predict"): PREDICT}
-"""What requests need that are no reads; where nothing stands here, admin."""
+"""Scopes that requests other than reads need; admin where none is listed."""
 BASIC = 'Basic realm="Funnel", charset="UTF-8"'
 
 
 class Guard:
-    """Checks the key before anything of the body is read, and times the request.
+    """Checks the key before any of the body is read, and times the request.
 
     Args:
-        app: what comes behind.
-        keys: by scope, expected after ``Authorization: Bearer``, or, since browsers send no other,
-            as the password of ``Basic`` in reads; empty ones are none, and with none everybody may
-            do everything.
-        routes: of the app.
-        metrics: where requests are counted.
+        app: the application.
+        keys: by scope; empty ones do not count, and without any, no key is needed. A key is sent as
+            ``Authorization: Bearer``, or in reads as the password of ``Basic``, since browsers send
+            nothing else.
+        routes: of the application.
+        metrics: count the requests.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         if scope["method"] == "HEAD" and scope["path"] not in ENDLESS_PATHS:
-            scope = {**scope, "method": "GET"}  # the server leaves out the body
+            scope = {**scope, "method": "GET"}  # the server sends no body to HEAD
         began = time.perf_counter()
         status = 500
 
@@ -73,7 +72,6 @@ class Guard:
                     answer.headers.append("WWW-Authenticate", BASIC)
                 await answer(scope, receive, watched)
         finally:
-            let_go(scope)
             self.metrics.http_seconds.labels(_route(scope), str(status)).observe(
                 time.perf_counter() - began
             )
@@ -82,19 +80,17 @@ class Guard:
         if not self._expected or scope["path"] in OPEN_PATHS:
             return None
         given = _key_of(dict(scope["headers"]).get(b"authorization", b""), scope["method"])
-        # A set, not any(): the time must not tell which key it was.
+        # A set, not any(): the time must not depend on which key it was.
         held = {name for name, key in self._expected.items() if hmac.compare_digest(given, key)}
         if not held:
-            return HTTPError(
-                401, "unauthorized", "this needs the header Authorization: Bearer <key>"
-            )
+            return HTTPError(401, "unauthorized", "send the header Authorization: Bearer <key>")
         needed = needed_scope(scope["method"], scope["path"])
         if held & {needed, ADMIN} or self._leads_nowhere(scope):
             return None
-        return HTTPError(403, "forbidden", f"this needs a key of scope {needed}")
+        return HTTPError(403, "forbidden", f"this request needs a key of scope {needed}")
 
     def _leads_nowhere(self, scope: Scope) -> bool:
-        """Return whether this reads what does not exist; the app says so to every known key."""
+        """Return whether a read has no route; with any valid key the answer is 404, not 403."""
         return scope["method"] in READS and all(
             route.matches(scope)[0] is Match.NONE for route in self.routes
         )
@@ -106,7 +102,7 @@ def needed_scope(method: str, path: str) -> str:
 
 
 def _key_of(authorization: bytes, method: str) -> bytes:
-    """Return the key of ``Bearer``, or of ``Basic`` in a read; else what is no key."""
+    """Return the key of ``Bearer``, or of ``Basic`` in a read; empty if there is none."""
     scheme, _, given = authorization.partition(b" ")
     scheme, given = scheme.lower(), given.strip()
     if scheme == b"bearer":
@@ -120,5 +116,5 @@ def _key_of(authorization: bytes, method: str) -> bytes:
 
 
 def _route(scope: Scope) -> str:
-    """Return the route's template, so that the label has few values."""
+    """Return the template of the route, so that the label has few values."""
     return str(getattr(scope.get("route"), "path", "other"))

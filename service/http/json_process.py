@@ -1,43 +1,40 @@
-"""JSON bodies to the one byte format, large ones in processes of their own.
+"""Processes that decode large JSON bodies.
 
-The parser makes an object of every number and keeps the interpreter's lock meanwhile, some 40 µs
-for 784 numbers: in this process learning and all other requests would stand still. What comes back
-are the bytes that the log takes. ``python -m service.json_process`` is such a process: it serves
-one socket, its standard input, and ends with it, however its parent ends.
+The parser makes an object of every number and holds the interpreter's lock meanwhile, some 40 µs
+for 784 numbers: in the service's own process, learning and all other requests would stand still.
+``python -m service.http.json_process`` is such a process: it serves one socket, its standard
+input, and ends when that is closed, however its parent ends.
 """
 
-import atexit
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from struct import Struct
 
 import orjson
 
+from service.http.codecs.codec import Examples
+from service.http.codecs.table import LEARN
 from service.process import keep_freed_memory
-from streams.batch import Batch, InvalidBatchError, TooManyError
-from streams.json_batch import from_json, from_ndjson
+from streams.batch import InvalidBatchError, TooManyError
 
-SMALL = 64 << 10
-"""Bytes that are parsed here, in about 0.2 ms; more go to another process."""
 NICENESS = 5
-"""As that of learning: those that answer requests go before."""
+"""The same as the trainer's: the threads that answer requests go first."""
 
-ASKED = Struct("<?IQ")
-"""Before a body: whether it is NDJSON, the width of an example, and the body's length."""
-ANSWERED = Struct("<BQ")
-"""Before an answer: which of KINDS it is, and its length."""
-KINDS = ("batch", "invalid", "too many")
+ASKED = Struct("<BIIQ")
+"""Sent before a body: the index of its codec, the model's features and classes, its length."""
+ANSWERED = Struct("<IQ")
+"""Sent before an answer: the number of examples, 0 for a refusal, and its length."""
+CODECS = list(LEARN.values())
 
 
 class JSONProcessError(RuntimeError):
-    """The process ended over a body."""
+    """The process ended while it decoded a body."""
 
 
 class JSONProcess:
-    """A process that reads one body at a time."""
+    """A process that decodes one body at a time."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -50,30 +47,32 @@ class JSONProcess:
                 start_new_session=True,  # Ctrl-C is for the service, which answers first
             )
 
-    def translate(self, body: bytes, is_ndjson: bool, width: int) -> bytes:
-        """Return the safetensors file of a batch.
+    def decode(self, media_type: str, body: bytes, features: int, classes: int) -> Examples:
+        """Return the examples of a body.
 
         Raises:
-            InvalidBatchError: it is none.
+            InvalidBatchError: they cannot be learned.
             JSONProcessError: the process has ended; it cannot be used again.
         """
+        codec = list(LEARN).index(media_type)
         try:
-            self._socket.sendall(ASKED.pack(is_ndjson, width, len(body)))
+            self._socket.sendall(ASKED.pack(codec, features, classes, len(body)))
             self._socket.sendall(body)
-            kind, length = ANSWERED.unpack(_receive(self._socket, ANSWERED.size))
+            count, length = ANSWERED.unpack(_receive(self._socket, ANSWERED.size))
             answer = _receive(self._socket, length)
         except OSError as error:
             self.close()
             raise JSONProcessError(
-                f"the process that read the body ended with {self._process.returncode}"
+                f"the process that decoded the body ended with {self._process.returncode}; send "
+                "the body again"
             ) from error
-        if kind == KINDS.index("batch"):
-            return bytes(answer)
-        is_too_many = kind == KINDS.index("too many")
-        raise (TooManyError if is_too_many else InvalidBatchError)(**orjson.loads(answer))
+        if count:
+            return Examples(count, bytes(answer))
+        refusal = orjson.loads(answer)
+        raise (TooManyError if refusal.pop("is_too_many") else InvalidBatchError)(**refusal)
 
     def is_alive(self) -> bool:
-        """Whether the process has not ended."""
+        """Return whether the process has not ended."""
         return self._process.poll() is None
 
     def close(self) -> None:
@@ -83,82 +82,71 @@ class JSONProcess:
         self._process.wait()
 
 
-_idle: list[JSONProcess] = []
+class JSONProcesses:
+    """A pool of processes, one for each thread that decodes; they start on demand."""
 
+    def __init__(self) -> None:
+        self.idle: list[JSONProcess] = []
 
-def translate(body: bytes, is_ndjson: bool, width: int) -> bytes:
-    """Return the safetensors file of a batch that is written as JSON; for several threads.
+    def decode(self, media_type: str, body: bytes, features: int, classes: int) -> Examples:
+        """Return the examples of a body; may be called in any thread.
 
-    Args:
-        body: JSON or NDJSON.
-        is_ndjson: which.
-        width: of an example.
+        Raises:
+            InvalidBatchError: they cannot be learned.
+            JSONProcessError: the process ended while it decoded them.
+        """
+        process = self._take()
+        try:
+            return process.decode(media_type, body, features, classes)
+        finally:
+            if process.is_alive():
+                self.idle.append(process)
 
-    Raises:
-        InvalidBatchError: it is none.
-        JSONProcessError: the process that read it ended over it.
-    """
-    if len(body) <= SMALL:
-        return _reader(is_ndjson)(body, width).to_bytes()
-    process = _take()
-    try:
-        answer = process.translate(body, is_ndjson, width)
-    except InvalidBatchError:
-        _idle.append(process)
-        raise
-    _idle.append(process)
-    return answer
+    def _take(self) -> JSONProcess:
+        try:
+            while not (process := self.idle.pop()).is_alive():
+                process.close()
+        except IndexError:
+            return JSONProcess()
+        return process
 
-
-def _take() -> JSONProcess:
-    try:
-        while not (process := _idle.pop()).is_alive():
-            process.close()
-    except IndexError:
-        return JSONProcess()
-    return process
-
-
-@atexit.register
-def _end() -> None:
-    for process in _idle:
-        process.close()
-
-
-def _reader(is_ndjson: bool) -> Callable[[bytes, int], Batch]:
-    return from_ndjson if is_ndjson else from_json
+    def close(self) -> None:
+        """End the processes, which must be idle."""
+        while self.idle:
+            self.idle.pop().close()
 
 
 def _receive(source: socket.socket, length: int) -> bytearray:
-    """Read so many bytes, in one call of the system if it can be.
+    """Read so many bytes, in one call of the system if possible.
 
     Raises:
         ConnectionError: the other end was closed before.
     """
-    found = bytearray(length)
-    view = memoryview(found)
+    received = bytearray(length)
+    view = memoryview(received)
     while view:
         if not (n := source.recv_into(view, len(view), socket.MSG_WAITALL)):
             raise ConnectionError("the other end is closed")
         view = view[n:]
-    return found
+    return received
 
 
 def _serve(parent: socket.socket) -> None:
-    """Answer until the parent is gone."""
+    """Decode bodies until the parent closes its end."""
     while True:
         try:
-            is_ndjson, width, length = ASKED.unpack(_receive(parent, ASKED.size))
+            codec, features, classes, length = ASKED.unpack(_receive(parent, ASKED.size))
         except ConnectionError:
             return
         body = bytes(_receive(parent, length))
         try:
-            answer, kind = _reader(is_ndjson)(body, width).to_bytes(), "batch"
+            examples = CODECS[codec].decode(body, features, classes)
+            count, answer = examples.count, examples.payload
         except InvalidBatchError as error:
-            found = {"message": str(error), "field": error.field, "index": error.index}
-            answer = orjson.dumps(found)
-            kind = "too many" if isinstance(error, TooManyError) else "invalid"
-        parent.sendall(ANSWERED.pack(KINDS.index(kind), len(answer)))
+            refusal = {"message": str(error), "field": error.field, "index": error.index}
+            refusal["is_too_many"] = isinstance(error, TooManyError)
+            count, answer = 0, orjson.dumps(refusal)
+        parent.sendall(ANSWERED.pack(count, len(answer)))
         parent.sendall(answer)
 
 

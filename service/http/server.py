@@ -1,4 +1,4 @@
-"""Running the application: one port, one service, an orderly end."""
+"""Runs the application: one port, one service, an orderly end."""
 
 import asyncio
 import contextlib
@@ -6,16 +6,15 @@ import gc
 import logging
 import signal
 import socket
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import uvicorn
 from fastapi import APIRouter
-from torch.jit._trace import TracerWarning
 
 from service.http.app import create_app
 from service.http.connection import Connection
-from service.log.log import LogError
+from service.log.errors import LogError
+from service.monitoring.status import Condition
 from service.process import keep_freed_memory
 from service.service import Service, StoppedError
 from service.settings import Settings
@@ -24,17 +23,21 @@ from streams.errors import FunnelError
 logger = logging.getLogger("funnel")
 
 GRACE_SECONDS = 5
-"""Longest wait at the end for answers that are under way."""
-LOOK_SECONDS = 30
-"""A client that takes nothing of its answer from one look to the next is cut off."""
-LAST_LOOK_SECONDS = 2
-"""The same at the end."""
+"""Longest wait at shutdown for answers that are being sent."""
+STALL_SECONDS = 30
+"""A client that reads nothing of its answer for so long is cut off."""
+SHUTDOWN_STALL_SECONDS = 2
+"""The same during shutdown."""
 CONFIRM_SECONDS = 3
-"""Longest wait at the end for the log to confirm what is under way."""
+"""Longest wait at shutdown for the log to confirm entries."""
+
+
+class ListenError(FunnelError, OSError):
+    """The server cannot listen on its address; the message names it."""
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to `serve`, says when it listens, and is not held up.
+    """A uvicorn server that leaves signals to `serve`, and that stalled clients cannot hold up.
 
     Args:
         config: with `Connection` as its protocol.
@@ -43,48 +46,62 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listens = asyncio.Event()
+        """Set once connections are accepted."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
-        await super().startup(sockets)
+        """Listen.
+
+        Raises:
+            ListenError: the address cannot be used.
+        """
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # uvicorn has logged why
+            address = f"{self.config.host}:{self.config.port}"
+            raise ListenError(
+                f"cannot listen on {address}; is the port taken? Choose another "
+                "with --port, or 0 for any free one"
+            ) from None
         self.listens.set()
 
     async def main_loop(self) -> None:
-        """Run until told to stop."""
-        async with self._looking(LOOK_SECONDS):
+        """Run until `should_exit` is set."""
+        async with self._cutting_off(STALL_SECONDS):
             await super().main_loop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let answers that are under way end, but not wait for those who do not take theirs."""
-        async with self._looking(LAST_LOOK_SECONDS):
+        """Finish the answers that are being sent, except to clients that have stalled."""
+        async with self._cutting_off(SHUTDOWN_STALL_SECONDS):
             await super().shutdown(sockets)
 
     @contextlib.asynccontextmanager
-    async def _looking(self, seconds: float) -> AsyncIterator[None]:
-        async def look() -> None:
+    async def _cutting_off(self, seconds: float) -> AsyncIterator[None]:
+        """Cut off clients that read nothing of their answers for so many seconds, meanwhile."""
+
+        async def check() -> None:
             while True:
                 for connection in list(self.server_state.connections):
                     assert isinstance(connection, Connection)
                     try:
-                        connection.look()
-                    except Exception:  # the others are looked at
-                        logger.exception("a connection could not be looked at")
+                        connection.cut_off_if_stalled()
+                    except Exception:  # the others must still be checked
+                        logger.exception("a connection could not be checked")
                 await asyncio.sleep(seconds)
 
-        looking = asyncio.create_task(look())
+        checking = asyncio.create_task(check())
         try:
             yield
         finally:
-            looking.cancel()
+            checking.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Do nothing: `serve` sees the signals, and exits with 0 after them."""
+        """Do nothing: `serve` handles the signals, so that the process exits with 0."""
         yield
 
     @property
     def url(self) -> str:
-        """Where it listens; only once it has started."""
+        """The address that it listens on; only once it has started."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -96,20 +113,18 @@ async def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM: then stop intake, finish the batch, checkpoint, return.
 
-    HTTP is up before the service is, so that liveness can be asked while it loads.
+    HTTP is up before the model has started, so that liveness can be checked while it loads.
 
     Args:
         settings: all of them.
         started: called once with the running service and its address.
-        more: routes beside those of every service.
+        more: further routes.
 
     Raises:
-        FunnelError: it could not be started.
-        RuntimeError: a part of it ended that it cannot do without.
+        FunnelError: the service could not be started.
+        RuntimeError: an essential task of the service failed.
     """
     keep_freed_memory()
-    # `funnel.graphs.traced` ignores it too, but what that sets is undone by any other thread's.
-    warnings.filterwarnings("ignore", category=TracerWarning)
     service = Service(settings)
     server = Server(
         uvicorn.Config(
@@ -136,69 +151,45 @@ async def serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    listening = asyncio.create_task(_listen(server))
+    listening = asyncio.create_task(server.serve())
+    listening.add_done_callback(lambda _: service.draining.set())
     try:
-        starting = asyncio.create_task(_start(service, server, listening))
-        draining = asyncio.create_task(service.draining.wait())
-        await asyncio.wait({starting, draining}, return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        if starting.done():
-            await starting
-            if started is not None and not service.draining.is_set():
-                started(service, server.url)
-        else:
-            await asyncio.wait({starting})
-            if not isinstance(error := starting.exception(), StoppedError | None):
-                raise error
-        await asyncio.wait(
-            {listening, asyncio.ensure_future(service.draining.wait())},
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        server.should_exit = True
-        await listening
+        await service.unless_stopped(server.listens.wait())
+        await _start(service, server.url)
+        if started is not None:
+            started(service, server.url)
+        await service.draining.wait()
+    except StoppedError:
+        logger.info("stopped before the start was complete")
     finally:
         stop()
-        await asyncio.gather(listening, return_exceptions=True)
+        await asyncio.wait({listening})
         await service.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+    listening.result()
     if service.broken:
         raise RuntimeError(service.broken)
 
 
-async def _listen(server: Server) -> None:
-    try:
-        await server.serve()
-    except SystemExit:
-        raise FunnelError(
-            f"cannot listen on {server.config.host}:{server.config.port}; is the port taken? "
-            "Choose another with --port, or 0 for any free one"
-        ) from None
+async def _start(service: Service, url: str) -> None:
+    """Start the service, and return when the model has caught up with its log.
 
-
-async def _start(service: Service, server: Server, listening: "asyncio.Task[None]") -> None:
-    listens = asyncio.create_task(server.listens.wait())
-    await asyncio.wait({listens, listening}, return_when=asyncio.FIRST_COMPLETED)
-    if not listens.done():
-        listens.cancel()
-        await listening  # raises why not
-        return
-    await service.start()
-    assert service.learner is not None
-    caught_up = asyncio.create_task(asyncio.to_thread(service.learner.caught_up.wait))
-    draining = asyncio.create_task(service.draining.wait())
-    await asyncio.wait({caught_up, draining}, return_when=asyncio.FIRST_COMPLETED)
-    draining.cancel()
-    if not caught_up.done():
-        return  # told to stop while the log cannot be reached
-    if service.learner.condition == "halted":
-        raise LogError(service.learner.reason)
+    Raises:
+        LogError: learning is halted.
+        StoppedError: the service began to stop first.
+    """
+    model = await service.start()
+    await service.unless_stopped(asyncio.to_thread(model.trainer.caught_up.wait))
+    status = model.status
+    if status.condition == Condition.HALTED:
+        raise LogError(status.reason)
     gc.collect()
-    gc.freeze()  # what torch and the web framework made stays: a full collection takes 0.2 s else
+    gc.freeze()  # what torch and the web framework made stays: a full collection would take 0.2 s
     logger.info(
         "serving %s on %s: version %d, %d examples learned",
         service.settings.model,
-        server.url,
-        service.learner.state.version,
-        service.learner.state.examples,
+        url,
+        status.version,
+        status.examples,
     )

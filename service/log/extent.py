@@ -1,25 +1,54 @@
-"""Whether the log still reaches back to where a model is; XREAD is silent about gaps."""
+"""How far the log reaches, and whether that is far enough: XREAD is silent about gaps."""
 
-from service.log.log import Extent, GapError
-from service.log.position import TOP, Position
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.log.errors import GapError
+from service.log.position import ORIGIN, TOP, EntryId, Progress
 
 
-def check_reach(extent: Extent, name: str, position: Position, entries: int) -> None:
-    """Make sure that the log still holds everything behind a position.
+@dataclass(frozen=True)
+class Extent:
+    """How far a log reaches."""
 
-    Args:
-        extent: how far the log reaches now.
-        name: the uuid of the log that the position is in.
-        position: how far the model is.
-        entries: entries wholly before it, since the log began.
+    uuid: str | None
+    length: int
+    added: int
+    """Entries ever added."""
+    last: EntryId
+    """The highest id ever given."""
+    first: EntryId | None
+    """Id of the oldest entry that is still there."""
+
+    @classmethod
+    def of(cls, reply: Sequence[bytes | int | None], key: str) -> "Extent":
+        """Read the server's reply to the script DESCRIBE.
+
+        Raises:
+            GapError: the log's key holds something else.
+        """
+        kind, uuid, *rest = (r.decode() if isinstance(r, bytes) else r for r in reply)
+        name = str(uuid) if uuid else None
+        if kind == "none":
+            return cls(name, 0, 0, ORIGIN, None)
+        if kind != "stream":
+            raise GapError(f"the key {key} holds a {kind}, not a stream")
+        length, last, added, first = rest
+        oldest = EntryId.parse(str(first)) if first else None
+        return cls(name, int(length or 0), int(added or 0), EntryId.parse(str(last)), oldest)
+
+
+def check_reach(extent: Extent, progress: Progress) -> None:
+    """Make sure that the log still holds every entry after a model's position.
 
     Raises:
         GapError: entries are missing, or it is another log.
     """
-    if extent.uuid != name:
+    position = progress.position
+    if extent.uuid != progress.log:
         raise GapError(
             "this is another log than the model was learned from (it was flushed, restored or "
-            f"replaced): its uuid is {extent.uuid}, expected {name}"
+            f"replaced): its uuid is {extent.uuid}, expected {progress.log}"
         )
     if extent.last < position.entry:
         raise GapError(f"the log ends at {extent.last}, before the model's position {position}")
@@ -27,17 +56,17 @@ def check_reach(extent: Extent, name: str, position: Position, entries: int) -> 
         raise GapError(
             f"the log is full: an entry with the highest possible id {TOP} was added to it"
         )
-    behind = extent.added - entries
-    if behind < 0:
+    waiting = extent.added - progress.entries
+    if waiting < 0:
         raise GapError(
-            f"the log was put back to an older state: {extent.added} entries were ever added, the "
-            f"model has learned {entries}"
+            f"the log was reset to an older state: {extent.added} entries were ever added, the "
+            f"model has learned {progress.entries}"
         )
     if extent.first is None or extent.first > position.entry:
         if position.taken is not None:
             raise GapError(f"entry {position.entry}, which is learned in part, is gone")
-        if extent.length != behind:
+        if extent.length != waiting:
             raise GapError(
-                f"{behind - extent.length} entries behind the model's position {position} are "
+                f"{waiting - extent.length} entries after the model's position {position} are "
                 f"gone; the log now begins at {extent.first or extent.last}"
             )

@@ -1,6 +1,7 @@
-"""The way into the log: one writer that pipelines whatever is queued (group commit)."""
+"""Appends to the log: one writer that pipelines whatever is queued (group commit)."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections import deque
 from dataclasses import dataclass
@@ -8,34 +9,17 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.log.log import Keys
+from service.log.errors import GapError, LogUnavailable
+from service.log.extent import Extent
+from service.log.keys import Field, Keys
 from service.log.position import EntryId
+from service.log.scripts import APPEND_ONCE, DESCRIBE
 from streams.errors import FunnelError
 
 GROUP_BYTES = 8 << 20
 GROUP_ENTRIES = 512
 KEY_SECONDS = 3_600
 """How long an Idempotency-Key is remembered."""
-
-APPEND_ONCE = """
--- KEYS: log, key. ARGV: digest of the payload, seconds to remember, payload.
-local seen = redis.call('GET', KEYS[2])
-if seen then return seen end
-local id = redis.call('XADD', KEYS[1], '*', 'batch', ARGV[3], 'source', 'http')
-redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. id, 'EX', ARGV[2])
-return ARGV[1] .. ' ' .. id
-"""
-
-ENTRIES_ADDED = """
-local info = redis.call('XINFO', 'STREAM', KEYS[1])
-for i = 1, #info, 2 do
-  if info[i] == 'entries-added' then return info[i + 1] end
-end
-"""
-
-
-class LogUnavailableError(FunnelError, RuntimeError):
-    """The log did not confirm the entry; it may or may not be in it."""
 
 
 class KeyReusedError(FunnelError, ValueError):
@@ -55,10 +39,10 @@ class _Entry:
 
 
 class Intake:
-    """Appends entries in the order they come.
+    """Appends entries in the order of the calls.
 
     Args:
-        redis: a client that does not retry (see `service.log.log.connect`).
+        redis: a client that does not retry (see `service.log.server.connect`).
         model: the model's name.
     """
 
@@ -78,11 +62,11 @@ class Intake:
 
         Args:
             payload: the bytes of a checked batch (see `streams.batch`).
-            examples: how many it has.
+            examples: the number of its examples.
             key: an Idempotency-Key: within KEY_SECONDS the same key and payload make one entry.
 
         Raises:
-            LogUnavailableError: the server did not confirm; with a key, try again.
+            LogUnavailable: the server did not confirm; with a key, try again.
             KeyReusedError: the key was used for another payload.
             KeyInFlightError: a request with the key is being handled now.
         """
@@ -107,8 +91,8 @@ class Intake:
                 self._group_under_way = []
 
     def give_up(self) -> None:
-        """Wait no longer for what the log has not confirmed."""
-        error = LogUnavailableError("the service is stopping, and the log has not confirmed")
+        """Fail every append that the log has not confirmed."""
+        error = LogUnavailable("the service is stopping, and the log has not confirmed")
         for entry in (*self._group_under_way, *self._queue):
             if not entry.answer.done():
                 entry.answer.set_exception(error)
@@ -127,10 +111,11 @@ class Intake:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for entry, digest in zip(group, digests, strict=True):
                     self._queue_command(pipe, entry, digest)
-                pipe.eval(ENTRIES_ADDED, 1, self.keys.log)
-                *replies, added = await pipe.execute(raise_on_error=False)
-            if isinstance(added, int):
-                self.added = added
+                pipe.eval(DESCRIBE, 2, self.keys.log, self.keys.uuid)
+                *replies, described = await pipe.execute(raise_on_error=False)
+            with contextlib.suppress(GapError):  # the trainer reports it
+                if not isinstance(described, Exception):
+                    self.added = Extent.of(described, self.keys.log).added
         except (RedisError, OSError) as error:
             replies = [error] * len(group)
         for entry, digest, reply in zip(group, digests, replies, strict=True):
@@ -139,14 +124,14 @@ class Intake:
 
     def _queue_command(self, pipe: Redis, entry: _Entry, digest: str) -> None:
         if entry.key is None:
-            pipe.xadd(self.keys.log, {"batch": entry.payload, "source": "http"})
+            pipe.xadd(self.keys.log, {Field.BATCH: entry.payload, Field.SOURCE: "http"})
             return
-        key = f"{self.keys.key}:{hashlib.sha256(entry.key.encode()).hexdigest()}"
+        key = self.keys.idempotency(_digest(entry.key.encode()))
         pipe.eval(APPEND_ONCE, 2, self.keys.log, key, digest, KEY_SECONDS, entry.payload)
 
     def _answer(self, entry: _Entry, digest: str, reply: bytes | Exception) -> None:
         if isinstance(reply, Exception):
-            entry.answer.set_exception(LogUnavailableError(f"the log did not confirm: {reply}"))
+            entry.answer.set_exception(LogUnavailable(f"the log did not confirm: {reply}"))
             return
         if entry.key is not None:
             known, _, reply = reply.partition(b" ")

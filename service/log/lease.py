@@ -1,40 +1,19 @@
-"""Who learns: a lease in the log's server, and a lock beside the checkpoints.
+"""The right to learn from a log: a lease in the log's server, and a lock beside the checkpoints.
 
 The lease is a key with a time limit that its holder renews; whoever finds it expired takes it. The
-lock is a shortcut for services on one machine: the kernel frees it as soon as its holder dies, so
-who has the lock need not wait until the lease of the dead one expires. Neither is what keeps the
-log whole: that is the epoch (see `service.log.log`), which a new learner raises.
+lock is a shortcut for processes on one machine: the kernel frees it as soon as its holder dies, so
+whoever holds the lock takes over at once instead of waiting for the dead holder's lease to expire.
+Neither keeps the log whole: the epoch does, which a new trainer raises (see `service.log.keys`).
 """
 
 import fcntl
 import os
 import platform
-import time
 import uuid
 from pathlib import Path
 
-from redis.asyncio import Redis
-
-TAKE = """#!lua flags=allow-oom
--- KEYS: lease. ARGV: holder, milliseconds, the lock that the caller holds or ''. The lease holds
--- both: it is inherited from a holder that had the lock which the caller has now. 0: another's;
--- 1: the caller's from now on; 2: it was before.
-local held, mine = redis.call('GET', KEYS[1]), false
-if held then
-  mine = string.sub(held, -#ARGV[1]) == ARGV[1]
-  local heir = ARGV[3] ~= '' and string.sub(held, 1, #ARGV[3]) == ARGV[3]
-  if not mine and not heir then return 0 end
-end
-redis.call('SET', KEYS[1], ARGV[3] .. ARGV[1], 'PX', ARGV[2])
-return mine and 2 or 1
-"""
-
-RELEASE = """
--- KEYS: lease. ARGV: holder.
-local held = redis.call('GET', KEYS[1])
-if held and string.sub(held, -#ARGV[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
+from service.log.log import Log
+from service.process import Clock
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -43,7 +22,7 @@ class Lock:
     """A file that one living process of this machine can hold.
 
     Args:
-        path: made if it is not there.
+        path: created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,14 +31,17 @@ class Lock:
         status = os.fstat(self._descriptor)
         boot = BOOT.read_text().strip() if BOOT.exists() else platform.node()
         self.name = f"{boot}:{status.st_dev}:{status.st_ino}/"
-        """The same for all who open this file on this machine, and for nobody else."""
+        """The same for every process of this machine that opens this file, and for no other."""
 
     def take(self) -> bool:
-        """Hold the lock if it is free; say whether it is held."""
+        """Hold the lock if it is free; return whether it is held.
+
+        Where the file system knows no locks it never is, and the lease has to expire.
+        """
         if not self.is_held:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError:
                 return False
             self.is_held = True
         return True
@@ -73,39 +55,38 @@ class Lease:
     """The right to learn from one log.
 
     Args:
-        redis: the log's server.
-        key: of the lease.
+        log: the server keeps the lease.
         lock: beside the checkpoints.
         seconds: how long the lease lasts after its last renewal.
+        clock: says when it is time to renew.
     """
 
-    def __init__(self, redis: Redis, key: str, lock: Lock, seconds: float) -> None:
-        self._redis, self._key, self._lock, self._seconds = redis, key, lock, seconds
+    def __init__(self, log: Log, lock: Lock, seconds: float, clock: Clock) -> None:
+        self.lock, self._log, self._seconds, self._clock = lock, log, seconds, clock
         self._holder = uuid.uuid4().hex
-        self._renewed_at = 0.0
+        self._renewed_at = float("-inf")
 
     @property
     def due_in(self) -> float:
         """Seconds until it is time to renew: when a third of the lease is over."""
-        return self._renewed_at + self._seconds / 3 - time.monotonic()
+        return self._renewed_at + self._seconds / 3 - self._clock.monotonic()
 
     async def take(self) -> bool:
-        """Take the lease, or renew it; say whether it is held."""
+        """Take the lease, or renew it; return whether it is held."""
         return await self._take() > 0
 
     async def renew(self) -> bool:
-        """Take it too; say whether nobody can have had it meanwhile."""
+        """Renew the lease. Return False if another process may have held it since."""
         return await self._take() == 2
 
+    async def release(self) -> None:
+        """Let another process take the lease at once; do nothing if one has."""
+        await self._log.release_lease(self._holder)
+
     async def _take(self) -> int:
-        now = time.monotonic()
-        name = self._lock.name if self._lock.take() else ""
-        milliseconds = round(1000 * self._seconds)
-        taken = await self._redis.eval(TAKE, 1, self._key, self._holder, milliseconds, name)
+        now = self._clock.monotonic()
+        name = self.lock.name if self.lock.take() else ""
+        taken = await self._log.take_lease(self._holder, round(1000 * self._seconds), name)
         if taken:
             self._renewed_at = now
-        return int(taken)
-
-    async def release(self) -> None:
-        """Let somebody else take it at once; does nothing if somebody has."""
-        await self._redis.eval(RELEASE, 1, self._key, self._holder)
+        return taken

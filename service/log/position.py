@@ -15,7 +15,7 @@ class EntryId(NamedTuple):
         """Read ``<milliseconds>-<sequence>``.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the text is something else.
         """
         head, _, tail = (text.decode() if isinstance(text, bytes) else text).partition("-")
         return cls(int(head), int(tail))
@@ -29,7 +29,7 @@ TOP = EntryId((1 << 64) - 1, (1 << 64) - 1)
 
 
 class Position(NamedTuple):
-    """A place in the log: behind ``entry``, or behind the first ``taken`` examples of it."""
+    """A place in the log: after ``entry``, or after the first ``taken`` examples of it."""
 
     entry: EntryId
     taken: int | None = None
@@ -39,7 +39,7 @@ class Position(NamedTuple):
         """Read ``<entry>`` or ``<entry>+<taken>``.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the text is something else.
         """
         head, plus, tail = (text.decode() if isinstance(text, bytes) else text).partition("+")
         return cls(EntryId.parse(head), int(tail) if plus else None)
@@ -48,25 +48,28 @@ class Position(NamedTuple):
         return str(self.entry) if self.taken is None else f"{self.entry}+{self.taken}"
 
     def covers(self, entry: EntryId) -> bool:
-        """Say whether the whole of ``entry`` lies before this position."""
+        """Return whether the whole of ``entry`` lies before this position."""
         return self.entry > entry or (self.entry == entry and self.taken is None)
+
+
+BEGINNING = Position(ORIGIN)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where in which log a state is, and what was counted on the way there."""
+    """How far a state has come along which log, and what was counted on the way."""
 
-    log: str
-    """uuid of the log."""
-    epoch: int
-    cut: int
+    log: str = ""
+    """uuid of the log; empty until the log was first seen."""
+    epoch: int = 0
+    cut: int = 0
     """Number of the last cut that was applied."""
-    position: Position
-    entries: int
+    position: Position = BEGINNING
+    entries: int = 0
     """Entries wholly before the position, since the log began."""
-    dead: int
-    """Entries put aside as dead."""
-    http: int
+    dead: int = 0
+    """Entries discarded as dead."""
+    http: int = 0
     """Examples learned that came over HTTP."""
-    redis: int
+    redis: int = 0
     """Examples learned that came by XADD."""

@@ -1,7 +1,16 @@
-"""What the log does in the server, at once or not at all: Lua.
+"""Lua: what the server does as a whole or not at all.
 
-What the learner writes is little, and lets the log be trimmed: it may be written when the server's
-memory is full, or nothing would ever make room. Examples may not.
+The trainer writes little, and its writes let the log be trimmed: they are allowed when the
+server's memory is full, or nothing would ever make room. Examples are not.
+"""
+
+APPEND_ONCE = """
+-- KEYS: log, key. ARGV: digest of the payload, seconds to remember, payload.
+local seen = redis.call('GET', KEYS[2])
+if seen then return seen end
+local id = redis.call('XADD', KEYS[1], '*', 'batch', ARGV[3], 'source', 'http')
+redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. id, 'EX', ARGV[2])
+return ARGV[1] .. ' ' .. id
 """
 
 APPEND_CUTS = """#!lua flags=allow-oom
@@ -29,23 +38,23 @@ end
 return 1
 """
 
-PUT_ASIDE = """#!lua flags=allow-oom
+RECORD_SKIPPED = """#!lua flags=allow-oom
 -- KEYS: dead, aside. ARGV: dead kept, then for each batch its version, begin, end, examples and
--- reason. A batch is written down once, however often it is replayed.
-local noted = tonumber(redis.call('GET', KEYS[2]) or '0')
+-- reason. A batch is recorded once, however often it is replayed.
+local recorded = tonumber(redis.call('GET', KEYS[2]) or '0')
 for _, row in ipairs(cjson.decode(ARGV[2])) do
-  if tonumber(row[1]) > noted then
+  if tonumber(row[1]) > recorded then
     redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'version', row[1], 'begin', row[2],
                'end', row[3], 'examples', row[4], 'reason', row[5])
-    noted = tonumber(row[1])
+    recorded = tonumber(row[1])
   end
 end
-redis.call('SET', KEYS[2], string.format('%d', noted))
+redis.call('SET', KEYS[2], string.format('%d', recorded))
 return 1
 """
 
-NOTE_FROM = """#!lua flags=allow-oom
--- KEYS: aside. ARGV: a version that the model has gone back to.
+FORGET_SKIPPED = """#!lua flags=allow-oom
+-- KEYS: aside. ARGV: the version of a model that may have gone back to it.
 if tonumber(redis.call('GET', KEYS[1]) or '0') > tonumber(ARGV[1]) then
   redis.call('SET', KEYS[1], ARGV[1])
 end
@@ -53,14 +62,14 @@ return 1
 """
 
 TAKE_EPOCH = """#!lua flags=allow-oom
--- KEYS: epoch. ARGV: the highest epoch the caller knows of.
+-- KEYS: epoch. ARGV: the highest epoch that the caller knows.
 local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])) + 1
 redis.call('SET', KEYS[1], string.format('%d', epoch))
 return epoch
 """
 
 NAME = """#!lua flags=allow-oom
--- KEYS: uuid. ARGV: one to give the log if it has none.
+-- KEYS: uuid. ARGV: a name for the log if it has none.
 redis.call('SET', KEYS[1], ARGV[1], 'NX')
 return redis.call('GET', KEYS[1])
 """
@@ -79,9 +88,8 @@ end
 return out
 """
 
-
 READ = """
--- KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may go beyond.
+-- KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may exceed them.
 local found, bytes, after = {}, 0, ARGV[1]
 while #found < tonumber(ARGV[2]) and bytes < tonumber(ARGV[3]) do
   local entry = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 1)[1]
@@ -93,8 +101,8 @@ return found
 """
 
 COUNT = """
--- KEYS: log. ARGV: an id, the last id, the most. How many lie behind the first up to the last, and
--- the id of the last of them. A few at a time, as all that XRANGE gives is in memory.
+-- KEYS: log. ARGV: an id, the last id, the most. The number of entries after the first up to the
+-- last, and the id of the last of them. A few at a time: all that XRANGE returns is in memory.
 local count, after = 0, ARGV[1]
 while count < tonumber(ARGV[3]) do
   local found = redis.call('XRANGE', KEYS[1], '(' .. after, ARGV[2], 'COUNT', 16)
@@ -102,4 +110,26 @@ while count < tonumber(ARGV[3]) do
   count, after = count + #found, found[#found][1]
 end
 return {count, after}
+"""
+
+TAKE_LEASE = """#!lua flags=allow-oom
+-- KEYS: lease. ARGV: holder, milliseconds, name of the lock that the caller holds, or ''. The lease
+-- holds both names: a caller that holds the lock now inherits the lease of the holder that had it.
+-- Returns 0: another process holds the lease; 1: the caller holds it from now on; 2: it held it
+-- before.
+local held, mine = redis.call('GET', KEYS[1]), false
+if held then
+  mine = string.sub(held, -#ARGV[1]) == ARGV[1]
+  local heir = ARGV[3] ~= '' and string.sub(held, 1, #ARGV[3]) == ARGV[3]
+  if not mine and not heir then return 0 end
+end
+redis.call('SET', KEYS[1], ARGV[3] .. ARGV[1], 'PX', ARGV[2])
+return mine and 2 or 1
+"""
+
+RELEASE_LEASE = """
+-- KEYS: lease. ARGV: holder.
+local held = redis.call('GET', KEYS[1])
+if held and string.sub(held, -#ARGV[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
 """

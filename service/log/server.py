@@ -1,9 +1,34 @@
-"""Whether a server is fit to keep a log."""
+"""The server that keeps the log: the connection, and whether the server is fit for it."""
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
-from service.log.log import LogError
+from service.log.errors import LogError
+
+SOCKET_SECONDS = 15.0
+"""Time-out of the connection; longer than any BLOCK."""
+
+
+def connect(url: str) -> Redis:
+    """Return a client that never repeats a command by itself.
+
+    redis-py would repeat an XADD whose reply was lost, and make two entries of one.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``, with user and password if need be.
+    """
+    return Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        socket_timeout=SOCKET_SECONDS,
+        socket_connect_timeout=5,
+        health_check_interval=0,
+        client_name="funnel",
+        protocol=2,
+    )
 
 
 async def check_server(redis: Redis) -> list[str]:
@@ -34,7 +59,7 @@ async def check_server(redis: Redis) -> list[str]:
     if policy != "noeviction":
         warnings.append(
             f"the server's maxmemory-policy is {policy}: when its memory is full it may throw "
-            "away Idempotency-Keys, and a retry be learned twice; set it to noeviction"
+            "away Idempotency-Keys, so that a retry is learned twice; set it to noeviction"
         )
     if config.get("appendonly") == "no":
         warnings.append("the server's append-only file is off: acknowledged examples may be lost")

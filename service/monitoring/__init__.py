@@ -1,1 +1,1 @@
-"""What a model shows of itself."""
+"""How a model is observed: status, statistics, history, metrics, pictures, notification."""

@@ -1,13 +1,12 @@
-"""The recent past, as the live page draws it: a point a second of learning, in bounded memory.
+"""The recent past for the live page: one point for each second of learning, in bounded memory.
 
-A point is made and encoded once, however many look at it. Shifts and drift events lie among the
-points in the order in which they became known, so that one number says how far a reader has come.
+A point is made and encoded once for all viewers. Shifts and drift events lie among the points in
+the order in which they became known, so that one number tells how much a viewer has seen.
 """
 
 import contextlib
 import secrets
 import threading
-import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,12 +17,13 @@ from pydantic import BaseModel
 
 from service.monitoring.recovery import Recoveries, ShiftRecovery
 from service.monitoring.statistics import LearnerStatistics, Statistics, lag_seconds
+from service.process import Clock
 
 MAX_ITEMS = 3_600
 MAX_TENSORS = 16
-"""Tensors of the served model in a point; of more, only the first."""
+"""Most tensors of the served model in a point; further ones are not shown."""
 SPACING_SECONDS = 0.9
-"""Points that stay are at least so far apart."""
+"""Least time between two points that are kept."""
 POINT, DRIFT, SHIFT = "point", "drift", "shift"
 """Kinds of items."""
 
@@ -39,7 +39,7 @@ class ScorePoint(BaseModel):
 
 
 class TensorPoint(BaseModel):
-    """Funnel's view of one tensor."""
+    """Funnel's scale and gains of one tensor."""
 
     scale: float
     step_size: float
@@ -60,9 +60,9 @@ class Point(BaseModel):
     learners: dict[str, ScorePoint]
     """The served one first, then its shadows."""
     tensors: dict[str, TensorPoint]
-    """Of the served model."""
+    """Tensors of the served model."""
     throughput: float | None
-    """Examples a second since the look before; None at the first."""
+    """Examples a second since the point before; None for the first point."""
     backlog: int
     """Examples that wait to be learned."""
     lag: float
@@ -70,34 +70,34 @@ class Point(BaseModel):
     checkpoint_age: float | None
     """Seconds since the last checkpoint; None without one."""
     expert_weights: dict[str, float]
-    """Of a pool, by the experts' names; else empty."""
+    """By the names of the pool's experts; empty without a pool."""
 
 
 class Item(NamedTuple):
-    """Something that readers are told."""
+    """An entry of the history."""
 
     number: int
-    """Counts up; numbers may be left out."""
+    """Counts up, with gaps."""
     kind: str
     version: int
-    """Of the model."""
+    """Version of the model."""
     made: float
-    """When, by the ring's clock."""
+    """Monotonic time in seconds at which it was added."""
     json: bytes
 
 
 class History:
-    """A ring of the newest items; one thread adds points, any may add others and read.
+    """A ring of the newest items; one thread adds points, any thread may add others and read.
 
     Args:
-        clock: seconds from any moment on, never backwards.
+        clock: of the points.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.run = secrets.token_hex(4)
-        """Names this ring among those of earlier and other processes."""
+        """Tells this ring from those of earlier and other processes."""
         self.floor = 0
-        """Every item with a larger number is still here, or a newer point stands for it."""
+        """Every item with a larger number is still here, or a newer point has replaced it."""
         self._number = self._version = 0
         self._items: deque[Item] = deque()
         self._lock = threading.Lock()
@@ -111,12 +111,17 @@ class History:
         self._measuring = threading.Lock()
 
     def add_point(self, statistics: Statistics, backlog: int, checkpoint_age: float | None) -> None:
-        """Note how things are now.
+        """Add a point.
 
-        A point takes the place of the one before while the model stands still, and where that lies
-        too close to its own predecessor.
+        It replaces the newest point if the model has not changed since the one before that, or if
+        the two are too close together.
+
+        Args:
+            statistics: of the learners.
+            backlog: examples that wait to be learned.
+            checkpoint_age: seconds since the last checkpoint, or None.
         """
-        now = time.time()
+        now = self._clock.time()
         point = _point(statistics, now, self._before, backlog, checkpoint_age)
         self._before, self._version = (now, statistics.examples), statistics.version
         self._add(POINT, point.model_dump_json().encode())
@@ -159,7 +164,7 @@ class History:
         self._noted[kind] = newest
 
     def after(self, number: int, most: int = MAX_ITEMS) -> list[Item] | None:
-        """Return up to so many items behind a number, oldest first; None if some are gone."""
+        """Return up to ``most`` items after a number, oldest first; None if some are gone."""
         with self._lock:
             if not self.floor <= number <= self._number:
                 return None
@@ -167,7 +172,7 @@ class History:
             return [self._items[k] for k in range(start, min(len(self._items), start + most))]
 
     def points(self, since: int | None = None) -> list[bytes]:
-        """Return the points of a newer version than that, oldest first, as JSON."""
+        """Return the points with a version above ``since``, oldest first, as JSON."""
         with self._lock:
             return [
                 item.json
@@ -175,27 +180,29 @@ class History:
                 if item.kind == POINT and (since is None or item.version > since)
             ]
 
-    def listen(self, told: Callable[[], object]) -> Callable[[], object]:
-        """Call ``told`` in whatever thread adds an item, until the returned function is called."""
+    def listen(self, added: Callable[[], object]) -> Callable[[], object]:
+        """Call ``added`` in the thread that adds an item, until the returned function is called."""
         key = object()
         with self._lock:
-            self._listeners[key] = told
+            self._listeners[key] = added
         return lambda: self._listeners.pop(key, None)
 
     def _add(self, kind: str, json: bytes) -> None:
         with self._lock:
-            if kind == POINT and self._newest_can_go():
+            if kind == POINT and self._newest_is_replaceable():
                 self._items.pop()
             self._number += 1
-            self._items.append(Item(self._number, kind, self._version, self._clock(), json))
+            self._items.append(
+                Item(self._number, kind, self._version, self._clock.monotonic(), json)
+            )
             if len(self._items) > MAX_ITEMS:
                 self.floor = self._items.popleft().number
             listeners = list(self._listeners.values())
-        for told in listeners:
-            told()
+        for added in listeners:
+            added()
 
-    def _newest_can_go(self) -> bool:
-        """Say whether a further point can take the place of the newest item."""
+    def _newest_is_replaceable(self) -> bool:
+        """Return whether another point may replace the newest item."""
         if len(self._items) < 2:
             return False
         before, newest = self._items[-2], self._items[-1]
@@ -231,7 +238,7 @@ def _point(
         },
         throughput=throughput,
         backlog=backlog,
-        lag=_short(lag_seconds(statistics)),
+        lag=_short(lag_seconds(statistics, now)),
         checkpoint_age=None if checkpoint_age is None else _short(checkpoint_age),
         expert_weights={
             name: _short(weight) for name, weight in statistics.served.expert_weights.items()
@@ -240,15 +247,10 @@ def _point(
 
 
 def _scores(learner: LearnerStatistics) -> ScorePoint:
-    scores = learner.scores
-    return ScorePoint(
-        accuracy=_short(scores.accuracy),
-        rolling_accuracy=_short(scores.rolling_accuracy),
-        loss=_short(scores.loss),
-        rolling_loss=_short(scores.rolling_loss),
-    )
+    names = ScorePoint.model_fields
+    return ScorePoint(**{name: _short(getattr(learner.scores, name)) for name in names})
 
 
 def _short(value: float) -> float:
-    """Return five significant digits."""
+    """Round to five significant digits."""
     return float(f"{value:.5g}")

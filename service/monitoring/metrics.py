@@ -1,9 +1,9 @@
 """All Prometheus metrics, from one registry."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,14 +21,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from funnel.telemetry import QUANTILES
-from service.fold.drift import Monitor
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED
-from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
-from service.monitoring.status import Condition
-
-if TYPE_CHECKING:
-    from service.service import Service
+from service.monitoring.statistics import GAIN_EDGES, LearnerStatistics, Statistics, lag_seconds
+from service.monitoring.status import Condition, Status
 
 disable_created_metrics()
 
@@ -37,137 +33,138 @@ HTTP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 1
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
-class Metrics:
-    """What happens is counted here; what is, the collector reads from the service."""
+Series = Iterable[tuple[Sequence[str], float]]
+"""The values of the labels, and the value, of each series of a family."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        r = self.registry
-        ProcessCollector(registry=r)  # process_start_time_seconds, memory, descriptors; on Linux
-        self.step_seconds = Histogram(
-            "funnel_step_seconds", "Host time of one step", registry=r, buckets=STEP_BUCKETS
+
+@dataclass(frozen=True)
+class Reading:
+    """The values that a scrape reads."""
+
+    is_ready: bool
+    """True while predictions are served."""
+    status: Status | None
+    """None while the model starts."""
+    backlog: int
+    """Examples that wait to be learned."""
+
+
+class Metrics:
+    """The metrics of one registry: events are counted here, the rest is read at each scrape.
+
+    Args:
+        read: called at each scrape.
+    """
+
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(f"funnel_{name}", what, labels, registry=registry)
+
+        def histogram(name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(f"funnel_{name}", what, labels, registry=registry, buckets=buckets)
+
+        ProcessCollector(registry=registry)  # start time, memory, descriptors; on Linux
+        self.step_seconds = histogram("step_seconds", "Host time of one step", STEP_BUCKETS)
+        self.batch_examples = histogram("batch_examples", "Examples in a batch", BATCH_BUCKETS)
+        self.predict_seconds = histogram(
+            "predict_seconds", "Time from a checked prediction request to its answer", HTTP_BUCKETS
         )
-        self.batch_examples = Histogram(
-            "funnel_batch_examples", "Examples in a batch", registry=r, buckets=BATCH_BUCKETS
-        )
-        self.predict_seconds = Histogram(
-            "funnel_predict_seconds",
-            "Time from a checked prediction request to its answer",
-            registry=r,
-            buckets=HTTP_BUCKETS,
-        )
-        self.http_seconds = Histogram(
-            "funnel_http_request_seconds",
-            "Time of a request, its body included",
-            ["route", "code"],
-            registry=r,
-            buckets=HTTP_BUCKETS,
-        )
-        self.rejected = Counter(
-            "funnel_rejected", "Requests refused, by error code", ["code"], registry=r
-        )
-        self.webhook_failures = Counter(
-            "funnel_webhook_failures", "Drift events that the webhook was not told", registry=r
-        )
+        what = "Time of a request, from its head to the end of its answer"
+        self.http_seconds = histogram("http_request_seconds", what, HTTP_BUCKETS, "route", "code")
+        self.rejected = counter("rejected", "Requests refused, by error code", "code")
+        what = "Drift events that the webhook did not get"
+        self.webhook_failures = counter("webhook_failures", what)
+        registry.register(_ModelCollector(read))
 
     def observe_step(self, seconds: float, examples: int) -> None:
         """Count one step."""
         self.step_seconds.observe(seconds)
         self.batch_examples.observe(examples)
 
-    def watch(self, service: "Service") -> None:
-        """Collect from the service at each scrape."""
-        self.registry.register(_ServiceCollector(service))
 
-
-class _ServiceCollector(Collector):
-    def __init__(self, service: "Service") -> None:
-        self._service = service
+class _ModelCollector(Collector):
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        service = self._service
-        learner = service.learner
-        yield _gauge("ready", "1 if predictions are served", float(service.is_ready))
-        learning = GaugeMetricFamily(
-            "funnel_learning", "1 at what the learner is doing", labels=["condition"]
+        reading = self._read()
+        status = reading.status
+        yield _gauge("ready", "1 if predictions are served", reading.is_ready)
+        condition = status.condition if status is not None else Condition.STARTING
+        conditions = [((other,), other == condition) for other in Condition]
+        yield _gauges(
+            "learning",
+            "1 for the trainer's present condition, 0 for the others",
+            ["condition"],
+            conditions,
         )
-        now_doing = learner.condition if learner is not None else "starting"
-        for condition in Condition:
-            learning.add_metric([condition], float(condition == now_doing))
-        yield learning
-        if learner is None:
-            return
-        checkpoints = CounterMetricFamily(
-            "funnel_checkpoints", "Checkpoints, by result", labels=["result"]
-        )
-        for result, count in learner.writer.results.items():
-            checkpoints.add_metric([result], count)
-        yield checkpoints
-        now = time.monotonic()
-        if learner.snapshot is not None:
-            age = now - learner.snapshot.made if service.backlog() else 0.0
-            yield _gauge("snapshot_age_seconds", "How far the snapshot lags behind", age)
-        if learner.writer.kept_at is not None and learner.condition != "standby":
-            yield _gauge(
-                "checkpoint_age_seconds", "Of the newest checkpoint", now - learner.writer.kept_at
-            )
-        yield from _drift(learner.drift)
-        statistics = learner.statistics
-        if statistics is None:
-            return
-        yield _gauge("backlog_examples", "Examples that wait to be learned", service.backlog())
-        yield _gauge("lag_seconds", "Age of the oldest entry that waits", lag_seconds(statistics))
-        yield _gauge("model_version", "Batches folded into the model", statistics.version)
-        yield from _learning(statistics)
-        yield from _optimizer(statistics)
-        yield from _experts(statistics)
+        if status is not None:
+            yield from _trainer(status, reading.backlog)
 
 
-def _drift(monitor: Monitor) -> Iterable[Metric]:
-    events = CounterMetricFamily(
-        "funnel_drift_events",
+def _trainer(status: Status, backlog: int) -> Iterable[Metric]:
+    results = [(("ok",), status.checkpoints.ok), (("failed",), status.checkpoints.failed)]
+    yield _counters("checkpoints", "Checkpoints, by result", ["result"], results)
+    now, newest_at = time.monotonic(), status.checkpoints.newest_at
+    if status.snapshot_at is not None:
+        age = now - status.snapshot_at if backlog else 0.0
+        yield _gauge(
+            "snapshot_age_seconds", "Age of the snapshot; 0 while nothing waits to be learned", age
+        )
+    if newest_at is not None and status.condition != Condition.STANDBY:
+        yield _gauge("checkpoint_age_seconds", "Age of the newest checkpoint", now - newest_at)
+    yield _counters(
+        "drift_events",
         "Changes detected in the served model's error",
-        labels=["detector", "direction"],
+        ["detector", "direction"],
+        status.drift.counts.items(),
     )
-    for labels, count in monitor.counts.items():
-        events.add_metric(labels, count)
-    yield events
-    if monitor.last_recovery is not None:
+    if status.drift.last_recovery is not None:
         yield _gauge(
             "recovery_examples",
-            "Examples from the last drift that was recovered from until it was",
-            monitor.last_recovery,
+            "Examples from the last drift that the model recovered from to its recovery",
+            status.drift.last_recovery,
         )
+    if (statistics := status.statistics) is None:
+        return
+    lag = lag_seconds(statistics, time.time())
+    yield _gauge("backlog_examples", "Examples that wait to be learned", backlog)
+    yield _gauge("lag_seconds", "Age of the oldest entry that waits to be learned", lag)
+    yield _gauge("model_version", "Batches folded into the model", statistics.version)
+    yield from _learning(statistics)
+    yield from _optimizer(statistics)
+    yield from _experts(statistics.served)
 
 
 def _learning(statistics: Statistics) -> Iterable[Metric]:
     progress = statistics.progress
-    examples = CounterMetricFamily(
-        "funnel_examples", "Examples learned, by where they came from", labels=["source"]
+    yield _counters(
+        "examples",
+        "Examples learned, by the way they came",
+        ["source"],
+        [(("http",), progress.http), (("redis",), progress.redis)],
     )
-    examples.add_metric(["http"], progress.http)
-    examples.add_metric(["redis"], progress.redis)
-    yield examples
-    yield CounterMetricFamily("funnel_batches", "Batches learned", value=statistics.version)
-    yield CounterMetricFamily(
-        "funnel_nonfinite_batches",
-        "Batches left out because loss or gradient was not finite",
-        value=statistics.nonfinite_batches,
-    )
-    yield CounterMetricFamily(
-        "funnel_quarantined_batches",
-        "Batches left out because their loss was far above the recent ones",
-        value=statistics.quarantined_batches,
-    )
-    yield CounterMetricFamily(
-        "funnel_dead_entries",
-        "Entries put aside because they cannot be learned",
-        value=progress.dead,
-    )
-    yield from _scores({name: t.scores for name, t in statistics.learners.items()})
+    for name, what, value in (
+        ("batches", "Batches learned", statistics.version),
+        (
+            "nonfinite_batches",
+            "Batches skipped because loss or gradient was not finite",
+            statistics.nonfinite_batches,
+        ),
+        (
+            "quarantined_batches",
+            "Batches skipped because their loss was far above the recent ones",
+            statistics.quarantined_batches,
+        ),
+        ("dead_entries", "Entries discarded because they cannot be decoded", progress.dead),
+    ):
+        yield _counters(name, what, [], [((), value)])
+    yield from _scores({name: own.scores for name, own in statistics.learners.items()})
 
 
 def _scores(learners: dict[str, ScoreSummary]) -> Iterable[Metric]:
@@ -175,10 +172,8 @@ def _scores(learners: dict[str, ScoreSummary]) -> Iterable[Metric]:
         ("correct", "Examples predicted right before they were learned"),
         ("scored", "Examples predicted before they were learned"),
     ):
-        counter = CounterMetricFamily(f"funnel_{name}", what, labels=["learner"])
-        for learner, scores in learners.items():
-            counter.add_metric([learner], getattr(scores, name))
-        yield counter
+        counts = [((learner,), getattr(scores, name)) for learner, scores in learners.items()]
+        yield _counters(name, what, ["learner"], counts)
     scored = {learner: scores for learner, scores in learners.items() if scores.scored}
     if SERVED not in scored:
         return
@@ -186,15 +181,15 @@ def _scores(learners: dict[str, ScoreSummary]) -> Iterable[Metric]:
         ("accuracy", "Prequential accuracy"),
         ("loss", "Prequential cross-entropy in nats"),
     ):
-        family = GaugeMetricFamily(f"funnel_{name}", what, labels=["learner", "window"])
-        for learner, scores in scored.items():
-            family.add_metric([learner, "rolling"], getattr(scores, f"rolling_{name}"))
-            family.add_metric([learner, "total"], getattr(scores, name))
-        yield family
-    recall = GaugeMetricFamily("funnel_class_recall", "Rolling recall by class", labels=["class"])
-    for label, share in enumerate(scored[SERVED].class_recall[:MAX_CLASSES]):
-        recall.add_metric([str(label)], share)
-    yield recall
+        windows = [
+            ((learner, window), getattr(scores, field))
+            for learner, scores in scored.items()
+            for window, field in (("rolling", f"rolling_{name}"), ("total", name))
+        ]
+        yield _gauges(name, what, ["learner", "window"], windows)
+    shares = enumerate(scored[SERVED].class_recall[:MAX_CLASSES])
+    recall = [((str(label),), share) for label, share in shares]
+    yield _gauges("class_recall", "Rolling recall by class", ["class"], recall)
 
 
 MAX_CLASSES = 100
@@ -204,57 +199,73 @@ MAX_TENSORS = 100
 
 
 def _optimizer(statistics: Statistics) -> Iterable[Metric]:
-    def family(name: str, what: str, *labels: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(f"funnel_{name}", what, labels=["learner", "tensor", *labels])
-
-    scale = family("scale", "Funnel's scale s")
-    step_size = family("step_size", "Learning rate in effect, η s")
-    gain = family("gain", "Quantiles of Funnel's gains p", "quantile")
-    bound = family("gain_at_bound_ratio", "Share of the gains at a bound", "bound")
-    alignment = family("alignment", "cos(g, ν) of the last step")
-    gradient = family("gradient_norm", "Length of the last gradient")
-    update = family("update_norm", "Length of the last step")
-    distribution = GaugeHistogramMetricFamily(
-        "funnel_gain_distribution", "Funnel's gains p", labels=["learner", "tensor"]
-    )
-    series = [
-        ([learner, name], tensor)
+    tensors = {
+        (learner, name): tensor
         for learner, own in statistics.learners.items()
         for name, tensor in list(own.tensors.items())[:MAX_TENSORS]
+    }
+    labels = ["learner", "tensor"]
+    for name, what in (
+        ("scale", "Funnel's scale s"),
+        ("step_size", "Learning rate in effect, η s"),
+        ("alignment", "cos(g, ν) of the last step"),
+        ("gradient_norm", "Length of the last gradient"),
+        ("update_norm", "Length of the last step"),
+    ):
+        yield _gauges(name, what, labels, [(key, getattr(t, name)) for key, t in tensors.items()])
+    gains = [
+        ((*key, f"{quantile:g}"), value)
+        for key, tensor in tensors.items()
+        for quantile, value in zip(QUANTILES, tensor.gain_quantiles, strict=True)
     ]
-    for labels, tensor in series:
-        scale.add_metric(labels, tensor.scale)
-        step_size.add_metric(labels, tensor.step_size)
-        for quantile, value in zip(QUANTILES, tensor.gain_quantiles, strict=True):
-            gain.add_metric([*labels, f"{quantile:g}"], value)
-        bound.add_metric([*labels, "lower"], tensor.gain_at_lower_bound)
-        bound.add_metric([*labels, "upper"], tensor.gain_at_upper_bound)
-        alignment.add_metric(labels, tensor.alignment)
-        gradient.add_metric(labels, tensor.gradient_norm)
-        update.add_metric(labels, tensor.update_norm)
-        edges = [f"{edge:.4g}" for edge in GAIN_EDGES] + ["+Inf"]
+    yield _gauges("gain", "Quantiles of Funnel's gains p", [*labels, "quantile"], gains)
+    bounds = [
+        ((*key, bound), getattr(tensor, f"gain_at_{bound}_bound"))
+        for key, tensor in tensors.items()
+        for bound in ("lower", "upper")
+    ]
+    yield _gauges(
+        "gain_at_bound_ratio", "Share of the gains at a bound", [*labels, "bound"], bounds
+    )
+    distribution = GaugeHistogramMetricFamily(
+        "funnel_gain_distribution", "Funnel's gains p", labels=labels
+    )
+    edges = [f"{edge:.4g}" for edge in GAIN_EDGES] + ["+Inf"]
+    for key, tensor in tensors.items():
         buckets = list(zip(edges, accumulate(tensor.gain_counts), strict=True))
-        distribution.add_metric(labels, buckets, tensor.gain_sum)
-    yield from (scale, step_size, gain, bound, alignment, gradient, update, distribution)
+        distribution.add_metric(key, buckets, tensor.gain_sum)
+    yield distribution
 
 
-def _experts(statistics: Statistics) -> Iterable[Metric]:
-    """Only of a pool: a family without series would say that there are experts."""
-    served = statistics.served
+def _experts(served: LearnerStatistics) -> Iterable[Metric]:
+    """Only for a pool: a family without series would suggest that there are experts."""
     for name, what, values in (
-        ("funnel_expert_weight", "Weight of an expert in the pool", served.expert_weights),
+        ("expert_weight", "Weight of an expert in the pool", served.expert_weights),
         (
-            "funnel_expert_age_batches",
-            "Batches that an expert has learned since it began, or began anew after a shift",
+            "expert_age_batches",
+            "Batches that an expert has learned since it began, or was renewed after a shift",
             served.expert_ages,
         ),
     ):
         if values:
-            family = GaugeMetricFamily(name, what, labels=["expert"])
-            for expert, value in values.items():
-                family.add_metric([expert], value)
-            yield family
+            yield _gauges(
+                name, what, ["expert"], [((key,), value) for key, value in values.items()]
+            )
 
 
-def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"funnel_{name}", what, value=value)
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return _gauges(name, what, [], [((), value)])
+
+
+def _gauges(name: str, what: str, labels: Sequence[str], series: Series) -> Metric:
+    family = GaugeMetricFamily(f"funnel_{name}", what, labels=labels)
+    for key, value in series:
+        family.add_metric(key, float(value))
+    return family
+
+
+def _counters(name: str, what: str, labels: Sequence[str], series: Series) -> Metric:
+    family = CounterMetricFamily(f"funnel_{name}", what, labels=labels)
+    for key, value in series:
+        family.add_metric(key, value)
+    return family

@@ -1,6 +1,6 @@
-"""What the live page shows of models whose inputs are images: gains as maps, the newest inputs.
+"""Pictures for the live page of a model whose inputs are images: maps of gains, the newest inputs.
 
-Inputs are taken for images where their number is the square of 8 to 64.
+Inputs count as images if the number of features is the square of a number from 8 to 64.
 """
 
 import math
@@ -20,41 +20,46 @@ from streams.batch import Batch, Features
 
 MIN_SIDE, MAX_SIDE = 8, 64
 MAX_MAPS = 16
-"""Classes with a map of their own; of more, only the first."""
+"""Most classes with a map; further ones are not shown."""
 SHOWN = 8
-"""Examples shown at once."""
+"""Examples shown at a time."""
 EVERY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Gains:
-    """The gains of a tensor that holds a weight for each pixel and class."""
+    """The gains of a tensor that has a weight for each class and pixel."""
 
     tensor: str
     log_gains: npt.NDArray[np.float32]
-    """log p, [classes, pixels], to two decimals."""
+    """log p, fp32 [classes, pixels], rounded to two decimals."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Examples as they were before they were learned."""
+    """Examples, and the predictions made before they were learned."""
 
     version: int
-    """Of the model that predicted."""
+    """Version of the model that predicted."""
     pixels: npt.NDArray[np.uint8]
-    """[n, side · side], from the darkest, 0, to the brightest, 255."""
+    """[n, side · side], from 0 for the darkest to 255 for the brightest."""
     labels: list[int]
     predicted: list[int]
 
 
 def side(features: int) -> int | None:
-    """Return the side of the images that inputs of so many features are, if they are."""
+    """Return the side in pixels of images with so many features; None if they are not images."""
     root = math.isqrt(features)
     return root if root * root == features and MIN_SIDE <= root <= MAX_SIDE else None
 
 
 def read_gains(log_gains: Mapping[str, Tensor], spec: Spec) -> Gains | None:
-    """Bring the first of these tensors that weighs pixels by class to the host, if one does."""
+    """Copy the first tensor with a weight for each class and pixel to the host, if there is one.
+
+    Args:
+        log_gains: log p by the names of the tensors.
+        spec: of the model.
+    """
     if side(spec.features) is None:
         return None
     for name, gains in log_gains.items():
@@ -64,7 +69,7 @@ def read_gains(log_gains: Mapping[str, Tensor], spec: Spec) -> Gains | None:
 
 
 class Newest:
-    """The last examples of a batch, about once a second, and what was predicted for them.
+    """The last examples of a batch, about once a second, and the predictions for them.
 
     Args:
         state: its served model's architecture is copied.
@@ -78,18 +83,21 @@ class Newest:
         self._due = 0.0
         self._lock = threading.Lock()
 
-    def note(self, state: State, batch: Batch) -> None:
-        """Keep copies of some examples, and of the model that has not learned them."""
+    def note(self, snapshot: Snapshot, batch: Batch) -> None:
+        """Keep copies of some examples, and a snapshot from before they were learned."""
         if self.side is None or time.monotonic() < self._due:
             return
         n = len(batch)
         few = batch.part(max(0, n - SHOWN), n)
         copied = Batch(few.features.copy(), few.labels.copy())
-        self._held = Snapshot.of(state), copied
+        self._held = snapshot, copied
         self._due = time.monotonic() + EVERY_SECONDS
 
     def read(self) -> Seen | None:
-        """Return what was last kept, predicted by the model of then; for any thread but loops."""
+        """Return the last examples with their predictions, or None before the first.
+
+        May be called in any thread, but blocks: do not call it on an event loop.
+        """
         with self._lock:
             if (held := self._held) is None:
                 return None

@@ -1,6 +1,5 @@
-"""What the learner shows of itself about once a second, on the host."""
+"""Statistics of the learners, read about once a second."""
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from funnel.telemetry import TensorTelemetry
 from service.fold.learner import Learner, LearnerTelemetry
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED, State
-from service.log.log import Extent
+from service.log.extent import Extent
 from service.log.position import Progress
 from service.monitoring.pictures import Gains, read_gains
 
@@ -20,7 +19,7 @@ GAIN_EDGES = tuple(10 ** (k / 4) for k in range(-12, 13))
 
 @dataclass(frozen=True)
 class TensorStatistics:
-    """Funnel's view of one parameter tensor, as numbers; see `funnel.telemetry`."""
+    """The telemetry of one parameter tensor (`funnel.telemetry`), on the host."""
 
     scale: float
     step_size: float
@@ -32,7 +31,7 @@ class TensorStatistics:
     gradient_norm: float
     update_norm: float
     gain_counts: tuple[int, ...]
-    """Coordinates with a gain up to each of GAIN_EDGES, not cumulated, and above the last."""
+    """Coordinates by gain: in the bucket that ends at each of GAIN_EDGES, then above the last."""
     gain_sum: float
 
 
@@ -43,14 +42,14 @@ class LearnerStatistics:
     scores: ScoreSummary
     tensors: dict[str, TensorStatistics]
     expert_weights: dict[str, float]
-    """Of a pool, by the experts' names; else empty."""
+    """By the names of the pool's experts; empty without a pool."""
     expert_ages: dict[str, int]
-    """Likewise: batches learned since they began."""
+    """Batches learned since each expert began, by the same names."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The learners at one place of the log."""
+    """The learners at one position in the log."""
 
     version: int
     examples: int
@@ -64,7 +63,7 @@ class Statistics:
     waiting_since: float | None
     """Unix time in seconds of the oldest entry that is read but not learned."""
     gains: Gains | None
-    """If the inputs are images, and each class weighs their pixels."""
+    """None unless the inputs are images and a tensor has a weight for each class and pixel."""
 
     @property
     def served(self) -> LearnerStatistics:
@@ -75,7 +74,15 @@ class Statistics:
 def read_statistics(
     state: State, progress: Progress, extent: Extent, waiting_since_ms: int | None = None
 ) -> Statistics:
-    """Compute the statistics on the device and bring them to the host."""
+    """Compute the statistics on the device and copy them to the host.
+
+    Args:
+        state: not changed.
+        progress: of the state.
+        extent: of the log.
+        waiting_since_ms: Unix time in milliseconds of the oldest entry that is read but not
+            learned.
+    """
     learners = state.learners()
     telemetry = {name: learner.telemetry() for name, learner in learners.items()}
     return Statistics(
@@ -91,11 +98,11 @@ def read_statistics(
     )
 
 
-def lag_seconds(statistics: Statistics) -> float:
-    """Return the age of the oldest entry that waits, by its id; 0 if none does."""
+def lag_seconds(statistics: Statistics, now: float) -> float:
+    """Return the age of the oldest entry that waits at Unix time ``now``; 0 if none does."""
     if statistics.waiting_since is None:
         return 0.0
-    return max(0.0, time.time() - statistics.waiting_since)
+    return max(0.0, now - statistics.waiting_since)
 
 
 def _learner(learner: Learner, found: LearnerTelemetry) -> LearnerStatistics:

@@ -66,8 +66,7 @@ class Status:
     """Batches folded into the model."""
     examples: int
     """Examples folded into the model."""
-    progress: Progress | None
-    """None before the log was first seen, if there was no checkpoint."""
+    progress: Progress
     hyperparameters: Hyperparameters
     optimizer: Mapping[str, object]
     """Hyperparameters of the served learner's optimizer, as JSON shows them."""
@@ -77,3 +76,21 @@ class Status:
     drift: Drift
     statistics: Statistics | None
     """About a second old; None before the first."""
+    mean_entry: float
+    """Examples in an entry, on recent average."""
+
+    def backlog(self, added: int = 0, mean_entry: float = 0.0) -> int:
+        """Estimate the examples in the log that are not learned yet.
+
+        The count of entries is exact; an entry that is not learned counts as ``mean_entry``
+        examples.
+
+        Args:
+            added: entries ever added to the log, if that is known to be more than the statistics
+                say.
+            mean_entry: examples in an entry, on recent average; 0 takes the trainer's average.
+        """
+        known = self.statistics.entries_added if self.statistics else 0
+        entries = max(known, added) - self.progress.entries
+        examples = round(entries * (mean_entry or self.mean_entry))
+        return max(0, examples - (self.progress.position.taken or 0))

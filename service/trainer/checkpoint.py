@@ -143,8 +143,8 @@ def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
         kind, fold = metadata["format"], metadata.get("fold", 1)
         if kind > FORMAT or fold > FOLD_VERSION:
             raise NewerError(
-                f"it has format {kind} and fold version {fold}; this version of Funnel reads up to "
-                f"{FORMAT} and {FOLD_VERSION}: upgrade it"
+                f"it is of version {fold} of the fold, in format {kind}; this process executes "
+                f"version {FOLD_VERSION} and reads formats up to {FORMAT}: upgrade it"
             )
         state, log = metadata["state"], metadata["log"]
         spec, rates = Spec.of(state["spec"]), Hyperparameters.of(state["rates"])

@@ -1,19 +1,14 @@
 """Learning as a pipeline: while some batches are learned, the next are read, cut and recorded."""
 
 import asyncio
-import os
-import queue
-import sys
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
-from service.log.entries import Cut, Pending
+from service.log.cuts import Cut, Pending
 from service.log.log import Log
+from service.process import Clock
 from service.trainer.replica import Replica
+from service.trainer.worker import Worker
 from streams.batch import Batch
 
 GROUP = 32
@@ -23,7 +18,6 @@ GROUP_SECONDS = 0.05
 AHEAD_BYTES = 16 << 20
 """Examples are read ahead up to this size as fp32, and in any case to a full batch."""
 BLOCK_MS = 2_000
-LEARNING_NICENESS = 5
 
 Group = list[tuple[Cut, Batch | None]]
 
@@ -36,54 +30,16 @@ class Cutting:
     max_wait_seconds: float
 
 
-class Worker:
-    """One daemon thread that does one thing at a time; a hung device does not hold up the exit."""
-
-    def __init__(self, name: str) -> None:
-        self._queue: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None]
-        self._queue = queue.SimpleQueue()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
-
-    def start(self, work: Callable[[], None]) -> "Future[None]":
-        """Do ``work`` after what was started before."""
-        future: Future[None] = Future()
-        future.set_running_or_notify_cancel()
-        self._queue.put((work, future))
-        return future
-
-    def end(self) -> None:
-        """End the thread once its work is done."""
-        self._queue.put(None)
-
-    def _run(self) -> None:
-        give_way()
-        while (item := self._queue.get()) is not None:
-            work, future = item
-            try:
-                work()
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(None)
-            del item, work, future
-
-
-def give_way() -> None:
-    """Let the threads that answer requests go before this one, where one thread can say so."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEARNING_NICENESS)
-
-
 class Pipeline:
     """Moves a replica along its log; used in one event loop.
 
     Args:
         replica: recovered; while `is_quiet` is False its state belongs to the worker.
-        log: that it is moved along.
-        pending: what lies behind the last recorded cut.
+        log: the replica's log.
+        pending: what lies after the last recorded cut.
         cutting: how batches are cut.
         worker: learns.
-        learned: called in the worker after each batch.
+        clock: says how long entries have waited.
     """
 
     def __init__(
@@ -93,18 +49,18 @@ class Pipeline:
         pending: Pending,
         cutting: Cutting,
         worker: Worker,
-        learned: Callable[[], None],
+        clock: Clock,
     ) -> None:
         self.replica, self.log, self.pending, self.cutting = replica, log, pending, cutting
-        self._worker, self._learned = worker, learned
+        self._worker, self._clock = worker, clock
         self._recorded: Group = []
         """Recorded, but not given to the worker yet."""
         self._learning: asyncio.Future[None] | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._waits_since = time.monotonic()
-        """When the last batch was cut, or the first entry behind it was read."""
-        self._moved_at = 0.0
-        """When the worker last began a batch."""
+        self._waits_since = self._moved_at = clock.monotonic()
+        """When the first entry after the last cut was read; when the worker began a batch."""
+        self._step_seconds = 1.0
+        """Of the last batch, on the host."""
 
     @property
     def is_quiet(self) -> bool:
@@ -125,28 +81,37 @@ class Pipeline:
 
     @property
     def batch_seconds(self) -> float:
-        """For how long the worker has been at a batch."""
-        return 0.0 if self.is_quiet else time.monotonic() - self._moved_at
+        """How long the worker has been busy with its present batch."""
+        return 0.0 if self.is_quiet else self._clock.monotonic() - self._moved_at
 
     @property
     def _is_full(self) -> bool:
         return self.pending.examples >= self.cutting.batch_size
 
+    @property
+    def _has_enough(self) -> bool:
+        size = 4 * self.replica.state.spec.features * self.pending.examples
+        return self._is_full and size >= AHEAD_BYTES
+
     async def turn(self, wake: asyncio.Event, seconds: float) -> None:
-        """Start what can be started; else wait until something has happened, or was asked for.
+        """Start what can be started; otherwise wait until something happens or ``wake`` is set.
+
+        Args:
+            wake: ends the wait.
+            seconds: longest wait.
 
         Raises:
-            FencedError: another learner has taken the log over.
+            FencedError: another trainer has taken over the log.
             GapError: an entry that is learned in part is gone.
-            RedisError, OSError: the log cannot be reached.
+            LogUnavailable: the log cannot be reached.
         """
         if self.is_quiet and self._recorded:
             group, self._recorded = self._recorded, []
+            self._moved_at = self._clock.monotonic()
             self._learning = asyncio.wrap_future(self._worker.start(partial(self._learn, group)))
-            self._moved_at = time.monotonic()
         if not self._recorded and (group := self._cut()):
             await self.replica.record(self.log, [cut for cut, _ in group])
-            self._recorded, self._waits_since = group, time.monotonic()
+            self._recorded, self._waits_since = group, self._clock.monotonic()
             return
         if self._reading is None and not self._has_enough:
             self._reading = asyncio.create_task(self._read())
@@ -170,26 +135,22 @@ class Pipeline:
         if self._learning is not None:
             await self._learning
 
-    @property
-    def _has_enough(self) -> bool:
-        size = 4 * self.replica.state.spec.features * self.pending.examples
-        return self._is_full and size >= AHEAD_BYTES
-
     async def _read(self) -> None:
         was_empty = not self.pending
         await self.replica.read(self.log, self.pending, BLOCK_MS)
         if was_empty:
-            self._waits_since = time.monotonic()
+            self._waits_since = self._clock.monotonic()
 
     def _rest_due_in(self) -> float:
         """Return the seconds until fewer examples than a batch have waited long enough."""
         if not self.pending or not self.is_quiet:
             return float("inf")
-        return max(0.0, self._waits_since + self.cutting.max_wait_seconds - time.monotonic())
+        waited = self._clock.monotonic() - self._waits_since
+        return max(0.0, self.cutting.max_wait_seconds - waited)
 
     def _cut(self) -> Group:
-        """Take the next full batches; the rest if it has waited long enough, or is all dead."""
-        most = max(1, round(min(GROUP, GROUP_SECONDS / self.replica.step_seconds)))
+        """Take the next full batches; take the rest if it waited long enough, or is all dead."""
+        most = max(1, round(min(GROUP, GROUP_SECONDS / self._step_seconds)))
         group: Group = []
         while self._is_full and len(group) < most:
             group.append(self.pending.take(self.cutting.batch_size))
@@ -200,9 +161,6 @@ class Pipeline:
 
     def _learn(self, group: Group) -> None:
         for cut, batch in group:
-            self._moved_at = time.monotonic()
-            try:
-                self.replica.apply(cut, batch)
-            except OSError as error:  # not one of the log's connection
-                raise RuntimeError(f"a step failed: {error!r}") from error
-            self._learned()
+            self._moved_at = self._clock.monotonic()
+            self.replica.apply(cut, batch)
+            self._step_seconds = max(1e-9, self._clock.monotonic() - self._moved_at)

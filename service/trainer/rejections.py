@@ -1,73 +1,56 @@
-"""Batches that were left out, until the log has taken note of where they lie in it."""
-
-from dataclasses import dataclass
+"""Skipped batches, until their ranges are recorded in the log."""
 
 import torch
 
-from service.fold.report import Report
 from service.log.log import Log
-from service.log.position import Position
+from service.trainer.replica import AppliedBatch
 
 READ_EVERY = 1_024
 """Steps between readings of a device."""
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """A batch that may have been left out, and its place in the log."""
-
-    begin: Position
-    end: Position
-    report: Report
-    examples: int
-
-
 class Rejections:
-    """Notes steps, and puts aside the ranges of those that were not taken.
+    """Remembers steps, and records the ranges of the batches that were skipped.
 
-    A range is noted before a checkpoint lies behind it; replay notes it again, and the log knows
-    each by the version of the model.
+    A range is recorded before a checkpoint is written after it. A replay records it again; the log
+    recognizes it by the version of the model.
     """
 
     def __init__(self) -> None:
-        self._unread: list[Rejected] = []
-        self._left_out: list[Rejected] = []
+        self._unread: list[AppliedBatch] = []
+        self._skipped: list[list[str]] = []
 
-    def note(self, begin: Position, end: Position, report: Report, examples: int) -> None:
+    def remember(self, applied: AppliedBatch) -> None:
         """Remember a step."""
-        if report.kept is not True:
-            self._unread.append(Rejected(begin, end, report, examples))
+        if applied.report.kept is not True:
+            self._unread.append(applied)
         if len(self._unread) >= READ_EVERY:
             self._read()
 
     def _read(self) -> None:
         if self._unread:
-            kept = torch.stack([torch.as_tensor(r.report.kept) for r in self._unread]).tolist()
-            self._left_out += [r for r, k in zip(self._unread, kept, strict=True) if not k]
+            kept = torch.stack([torch.as_tensor(a.report.kept) for a in self._unread]).tolist()
+            skipped = [a for a, is_kept in zip(self._unread, kept, strict=True) if not is_kept]
+            self._skipped += map(_row, skipped)
             self._unread.clear()
 
-    async def put_aside(self, log: Log) -> None:
-        """Write down what was left out; waits for the device.
+    async def record(self, log: Log) -> None:
+        """Record the skipped batches; wait for the device.
 
         Raises:
-            RedisError, OSError: the log cannot be reached; all is remembered.
+            LogUnavailable: the log did not confirm; all of them are remembered.
         """
         self._read()
-        if not self._left_out:
-            return
-        rows = [
-            [
-                str(r.report.version), str(r.begin), str(r.end), str(r.examples),
-                _reason(float(r.report.loss)),
-            ]
-            for r in self._left_out
-        ]  # fmt: skip
-        await log.put_aside(rows)
-        del self._left_out[: len(rows)]
+        if rows := self._skipped[:]:
+            await log.record_skipped(rows)
+            del self._skipped[: len(rows)]
 
 
-def _reason(loss: float) -> str:
-    return (
-        f"the batch was left out: its loss is {loss:.6g}, or its gradient is not finite, or the "
-        "model raised"
+def _row(skipped: AppliedBatch) -> list[str]:
+    report = skipped.report
+    reason = (
+        f"the batch was skipped: its loss is {float(report.loss):.6g}, or its gradient is not "
+        "finite, or the model raised"
     )
+    begin, end = str(skipped.begin), str(skipped.end)
+    return [str(report.version), begin, end, str(skipped.examples), reason]

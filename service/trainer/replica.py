@@ -1,25 +1,24 @@
-"""The model at a place in its log: reading entries, recording cuts, carrying them out, recovering.
+"""The model at its position in the log: it reads entries, records and applies cuts, and recovers.
 
-Nothing here decides where a batch ends; that is the learner's.
+A replica does not decide where a batch ends; its pipeline does.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
-
-import orjson
+from dataclasses import asdict, dataclass, replace
 
 from service.fold.report import Report
-from service.fold.spec import Hyperparameters, Spec
+from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
-from service.log.entries import Cut, Entry, Pending, read_entry
-from service.log.extent import check_reach
-from service.log.log import BlankError, Extent, GapError, Log, LogError
-from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
-from service.monitoring.pictures import Newest
+from service.log.cuts import Begin, Change, Command, Cut, Gap, Pending, Upgrade
+from service.log.entries import Entry, RawEntry, read_entry
+from service.log.errors import BlankError, GapError, LogError
+from service.log.extent import Extent, check_reach
+from service.log.log import COUNTED_AT_ONCE, Log
+from service.log.position import TOP, EntryId, Position, Progress
+from service.process import Clock
 from service.trainer.store import CheckpointStore
 from streams.batch import Batch
 
@@ -27,78 +26,79 @@ logger = logging.getLogger("funnel")
 
 READ_BYTES = 4 << 20
 READ_ENTRIES = 100
-"""Most that one read of the log takes; the last entry may go beyond."""
-GAP_COMMAND = '{"gap": true}'
+"""Most that one read of the log takes; the last entry may exceed the bytes."""
 
-MayGoOn = Callable[[], Awaitable[bool]]
-"""Asked now and then by what takes long; False breaks it off."""
-Observe = Callable[[Position, Position, Report, float, int], None]
-"""Told of each step: where its cut begins and ends, its report, its seconds on the host, its
-examples."""
+KeepLease = Callable[[], Awaitable[None]]
+"""Called between the parts of long work. It raises FencedError if another process may have the
+lease, and Stopped if the work is to end."""
+
+
+@dataclass(frozen=True)
+class AppliedBatch:
+    """A batch that was applied."""
+
+    begin: Position
+    end: Position
+    report: Report
+    seconds: float
+    """Time of the step on the host."""
+    examples: int
 
 
 class Replica:
-    """A state and the place it is at; moved by one thread.
+    """A state and its progress, moved along the log by one thread at a time.
 
     Args:
         state: as built.
-        observe: told of each step.
+        observe: called after each batch, with the batch itself.
+        clock: times the steps.
     """
 
-    def __init__(self, state: State, observe: Observe) -> None:
-        self.state, self._observe = state, observe
-        self.fold = Fold(state)
-        self.newest = Newest(state)
-        self._hyperparameters = state.hyperparameters
-        self.progress: Progress | None = None
-        """None before the log was first seen, if there was no checkpoint."""
-        self._is_loaded = False
+    def __init__(
+        self, state: State, observe: Callable[[AppliedBatch, Batch], None], clock: Clock
+    ) -> None:
+        self.state, self._observe, self._clock = state, observe, clock
+        self.progress = Progress()
+        self._fold = Fold(state)
         self.mean_entry = 1.0
         """Examples in an entry, on recent average."""
-        self.step_seconds = 1.0
-        """Of the last step, on the host."""
-        self._recorded = 0
-        """The number of the last cut that is recorded; it may not have been applied yet."""
-        self._epoch: int | None = None
         self.has_recovered = False
-        """Whether it is where the recorded cuts end, and cuts may be recorded."""
+        """Whether it is where the recorded cuts end, and may record more."""
+        self._hyperparameters = state.hyperparameters
+        """Those of the settings; the log may still have others."""
+        self._is_loaded = False
+        self._epoch: int | None = None
+        self._recorded = 0
+        """Number of the last recorded cut, which may not be applied yet."""
+        self._version = FOLD_VERSION
+        """Version of the fold that learned the last batch."""
 
     @property
-    def at(self) -> Progress:
-        """The place; only once the log has been seen."""
-        assert self.progress is not None
-        return self.progress
-
-    def backlog(self, added: int, mean_entry: float | None = None) -> int:
-        """Estimate the examples that are not learned yet, if so many entries were ever added.
-
-        Exact in entries; those not seen yet count ``mean_entry`` examples, or as recent ones had.
-        """
-        entries = added - self.at.entries
-        examples = round(entries * (mean_entry or self.mean_entry))
-        return max(0, examples - (self.at.position.taken or 0))
+    def is_owner(self) -> bool:
+        """Whether it has taken an epoch, so that it may record cuts and write checkpoints."""
+        return self._epoch is not None
 
     def resign(self) -> None:
         """Record no more cuts until the next `recover`."""
         self._epoch, self.has_recovered = None, False
 
     def load(self, checkpoints: CheckpointStore) -> bool:
-        """Go to the newest good checkpoint, if it is further on; say whether there is one.
+        """Load the newest good checkpoint if it is further on; return whether there is one.
 
         Raises:
             DamagedError: there are checkpoints, but no good one.
-            UnreadableError: they cannot be read.
+            UnreadableError: they cannot be read, or not by this version.
             LogError: the newest is of another model.
         """
-        copy = checkpoints.load()
-        if copy is None:
+        newest = checkpoints.load()
+        if newest is None:
             return False
-        if self.progress is not None and copy.progress.cut <= self.progress.cut:
+        if newest.progress.cut <= self.progress.cut and self.progress.log:
             return True
-        self._check_spec(copy.spec, f"the checkpoint in {checkpoints.directory}")
-        self.state.set_hyperparameters(copy.hyperparameters)
-        self.state.load(copy.tensors, copy.version, copy.examples, copy.drifts)
-        self.progress, self._is_loaded = copy.progress, True
+        self._check_spec(newest.spec, f"the checkpoint in {checkpoints.directory}")
+        self.state.set_hyperparameters(newest.hyperparameters)
+        self.state.load(newest.tensors, newest.version, newest.examples, newest.drifts)
+        self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
         return True
 
     def _check_spec(self, spec: Spec, what: str) -> None:
@@ -109,123 +109,132 @@ class Replica:
                 f"{what} is of another model: {listed}. Use its settings, or another DATA_DIR"
             )
 
-    async def recover(self, log: Log, accept_gap: bool, may_go_on: MayGoOn) -> Pending:
-        """Check the place against the log, take the log over and repeat every recorded cut.
+    async def recover(self, log: Log, accept_gap: bool, keep_lease: KeepLease) -> Pending:
+        """Check that the log reaches back, take it over, and apply every recorded cut.
 
         Args:
-            log: as found now.
-            accept_gap: go on behind entries that are missing.
-            may_go_on: asked now and then; False breaks off.
+            log: the log as it is now.
+            accept_gap: go on after entries that are missing.
+            keep_lease: called between the parts of the work.
 
         Returns:
-            What is pending behind the last cut.
+            What is pending after the last cut.
 
         Raises:
-            GapError: the log does not reach back to the place.
-            BlankError: nor to its beginning, and there is no place yet.
+            GapError: the log does not reach back to the replica's position.
+            BlankError: it does not reach back to its beginning, and nothing was learned yet.
+            LogError: a recorded cut cannot be applied by this version.
         """
         name, extent = await log.name(), await log.extent()
-        is_blank = self.progress is None or (self.at.cut == 0 and not self._is_loaded)
-        if self.progress is None:
-            self.progress = Progress(name, 0, 0, Position(ORIGIN), 0, 0, 0, 0)
+        is_blank = self.progress.cut == 0 and not self._is_loaded
+        if not self.progress.log:
+            self.progress = Progress(name)
         try:
-            check_reach(extent, self.at.log, self.at.position, self.at.entries)
+            check_reach(extent, self.progress)
             if is_blank and await log.first_cut() > 1:
                 raise GapError("the first of the recorded cuts are gone")
             if accept_gap and not self.has_recovered:
-                await self._check_whole(log, extent, may_go_on)
+                await self._check_whole(log, extent, keep_lease)
         except GapError as gap:
             cut = await log.last_cut() if is_blank else 0
             error = BlankError(cut) if cut else gap
             if self.has_recovered or not accept_gap:
                 raise error from None
             logger.warning("gap accepted: %s", error.what)
-            await self._accept_gap(log, may_go_on)
+            await self._accept_gap(log, keep_lease)
         if self._epoch is None:
-            self._epoch = await log.take_epoch(self.at.epoch)
-            self.progress = replace(self.at, epoch=self._epoch)
-        await self._replay(log, may_go_on)
-        self._recorded = self.at.cut
-        if await may_go_on():  # else it may have been told to stop before all was repeated
-            await log.note_from(self.state.version)
-            if self.state.hyperparameters != self._hyperparameters:
-                command = self._command({"rates": asdict(self._hyperparameters)})
-                await self.record(log, [command])
-                self.apply(command, None)
+            self._epoch = await log.take_epoch(self.progress.epoch)
+            self.progress = replace(self.progress, epoch=self._epoch)
+        await self._replay(log, keep_lease)
+        self._recorded = self.progress.cut
+        await log.forget_skipped(self.state.version)
+        if self._version != FOLD_VERSION:
+            logger.info("from now on version %d of the fold learns", FOLD_VERSION)
+            await self._command(log, Upgrade(FOLD_VERSION))
+        if self.state.hyperparameters != self._hyperparameters:
+            await self._command(log, Change(asdict(self._hyperparameters)))
         self.has_recovered = True
-        return Pending(self.at.position, self.at.entries)
+        return Pending(self.progress.position, self.progress.entries)
 
-    async def _check_whole(self, log: Log, extent: Extent, may_go_on: MayGoOn) -> None:
-        """Make sure that no entry behind the place was deleted from among others; counts them.
+    async def _check_whole(self, log: Log, extent: Extent, keep_lease: KeepLease) -> None:
+        """Make sure that no entry after the position was deleted from among others; counts them.
 
-        A learner without orders to go on finds that out when it has read them.
+        A trainer that may accept no gap finds that out when it has read them.
 
         Raises:
             GapError: some are gone.
         """
-        behind = await log.behind(self.at.position, extent.last, may_go_on)
-        if missing := extent.added - self.at.entries - behind:
-            raise GapError(f"{missing} entries behind {self.at.position} were deleted")
+        position = self.progress.position
+        waiting = await _count_after(log, position, extent.last, keep_lease)
+        if missing := extent.added - self.progress.entries - waiting:
+            raise GapError(f"{missing} entries after {position} were deleted")
 
-    async def _accept_gap(self, log: Log, may_go_on: MayGoOn) -> None:
-        """Move the place to what the log still has of entries not learned, and record that."""
+    async def _accept_gap(self, log: Log, keep_lease: KeepLease) -> None:
+        """Move to the first entry that the log still has and that is not learned; record that."""
         if (await log.extent()).last == TOP:
-            await log.retire()
-        name, extent, at = await log.name(), await log.extent(), self.at
+            await log.archive()
+        name, extent, at = await log.name(), await log.extent(), self.progress
         cut = max(at.cut, await log.last_cut())
         self._epoch = await log.take_epoch(at.epoch)
         if name != at.log:  # all that it has is new
             position = Position(extent.first, 0) if extent.first else Position(extent.last)
-            behind = extent.length
-        elif extent.last < at.position.entry:  # it went back: all that it has is learned
-            position, behind = Position(extent.last), 0
+            waiting = extent.length
+        elif extent.last < at.position.entry:  # it lost its end: all that it has is learned
+            position, waiting = Position(extent.last), 0
         else:
             is_whole = at.position.taken is None or await log.read_one(at.position.entry)
             position = at.position if is_whole else Position(at.position.entry)
-            behind = await log.behind(position, extent.last, may_go_on)
-        gap = Cut(position, entries=extent.added - behind, command=GAP_COMMAND)
+            waiting = await _count_after(log, position, extent.last, keep_lease)
         self.progress = replace(at, log=name, epoch=self._epoch, cut=cut)
         self._recorded = cut
+        gap = Cut(position, entries=extent.added - waiting, command=Gap())
         await self.record(log, [gap])
         self.apply(gap, None)
 
-    async def _replay(self, log: Log, may_go_on: MayGoOn) -> None:
-        pending = Pending(self.at.position, self.at.entries)
-        while cuts := await log.cuts_after(self.at.cut):
+    async def _replay(self, log: Log, keep_lease: KeepLease) -> None:
+        pending = Pending(self.progress.position, self.progress.entries)
+        while cuts := await log.cuts_after(self.progress.cut):
             for number, cut in cuts:
-                if not await may_go_on():
-                    return
-                if number != self.at.cut + 1:
-                    raise _damaged(log, f"cut {self.at.cut + 1} is missing, the next is {number}")
-                if cut.command == GAP_COMMAND:
+                await keep_lease()
+                if number != self.progress.cut + 1:
+                    expected = self.progress.cut + 1
+                    raise _damaged(log, f"cut {expected} is missing, the next is {number}")
+                if not self._fold.can_replay(cut.fold):
+                    raise LogError(
+                        f"cut {number} was learned by version {cut.fold} of the fold, and this "
+                        f"process executes version {FOLD_VERSION}. Run the version that recorded "
+                        "the cut until it has written a checkpoint, then upgrade"
+                    )
+                self._version = cut.fold
+                if isinstance(cut.command, Gap):
                     pending = Pending(cut.position, cut.entries)
                 while pending.position != cut.position and (
                     not pending or pending.newest < cut.position.entry
                 ):
                     if not await self.read(log, pending, None):
-                        raise GapError(
-                            f"cut {number}, which is to be repeated, needs entries that are gone"
-                        )
+                        raise GapError(f"cut {number} is not applied yet, and its entries are gone")
                 again, batch = pending.take(cut.examples, cut)
                 if (again.position, again.examples) != (cut.position, cut.examples):
                     raise _damaged(log, f"cut {number} ends within another entry")
                 self.apply(cut, batch)
 
-    def _command(self, command: dict[str, object]) -> Cut:
-        return Cut(
-            self.at.position,
-            entries=self.at.entries,
-            command=orjson.dumps(command, option=orjson.OPT_SORT_KEYS).decode(),
-        )
+    async def _command(self, log: Log, command: Command) -> None:
+        """Record a cut that carries nothing but a command, and apply it."""
+        cut = self._command_cut(command)
+        await self.record(log, [cut])
+        self.apply(cut, None)
+
+    def _command_cut(self, command: Command) -> Cut:
+        return Cut(self.progress.position, entries=self.progress.entries, command=command)
 
     async def read(self, log: Log, pending: Pending, block_ms: int | None) -> bool:
-        """Read some entries behind the newest pending one; say whether there were any.
+        """Read some entries after the newest pending one; return whether there were any.
 
         Raises:
             GapError: an entry that is learned in part is gone.
         """
         spec = self.state.spec
-        found: list[tuple[EntryId, dict[bytes, bytes]]] = []
+        found: list[RawEntry] = []
         if not pending and pending.position.taken is not None:
             one = await log.read_one(pending.position.entry)
             if one is None:
@@ -237,48 +246,48 @@ class Replica:
         def decode() -> list[Entry]:
             return [read_entry(*one, spec.features, spec.classes) for one in found]
 
-        # What is large is decoded beside the loop, in which the lease of who learns is renewed.
+        # Large entries are decoded in another thread, so that the lease is renewed meanwhile.
         is_large = sum(len(v) for _, fields in found for v in fields.values()) > READ_BYTES
         entries = await asyncio.to_thread(decode) if is_large else decode()
         for entry in entries:
             if entry.batch is not None:
-                self.mean_entry += 0.05 * (len(entry.batch) - self.mean_entry)
+                self.mean_entry += 0.05 * (entry.examples - self.mean_entry)
             pending.add(entry)
         return bool(found)
 
     async def record(self, log: Log, cuts: list[Cut]) -> None:
-        """Append the next cuts to the log; the very first is preceded by what the model is.
+        """Append the next cuts to the log; the first of a log is preceded by `Begin`.
 
         Raises:
-            FencedError: another learner has taken the log over.
+            FencedError: another trainer has taken over the log.
         """
-        assert self._epoch is not None
+        assert self._epoch is not None, "only an owner records"
+        begin: list[Cut] = []
         if self._recorded == 0:
-            spec, rates = asdict(self.state.spec), asdict(self.state.hyperparameters)
-            begin = self._command({"spec": spec, "rates": rates})
-            await log.append_cuts(self._epoch, 1, [begin, *cuts])
-            self.apply(begin, None)
-            self._recorded = 1 + len(cuts)
-            return
-        await log.append_cuts(self._epoch, self._recorded + 1, cuts)
-        self._recorded += len(cuts)
+            spec, hyperparameters = asdict(self.state.spec), asdict(self.state.hyperparameters)
+            begin = [self._command_cut(Begin(spec, hyperparameters))]
+        versioned = [replace(cut, fold=FOLD_VERSION) for cut in (*begin, *cuts)]
+        await log.append_cuts(self._epoch, self._recorded + 1, versioned)
+        self._recorded += len(versioned)
+        self._version = FOLD_VERSION
+        for cut in begin:
+            self.apply(cut, None)
 
     def apply(self, cut: Cut, batch: Batch | None) -> None:
-        """Carry out a recorded cut: the batch, then the command."""
+        """Apply a recorded cut: its batch, then its command."""
+        at, applied = self.progress, None
         if batch is not None:
-            self.newest.note(self.state, batch)
-            began = time.perf_counter()
-            report = self.fold.step(batch)
-            self.step_seconds = time.perf_counter() - began
-            self.state.drift.note(report, len(batch), self.state.examples, cut.position)
-            self._observe(self.at.position, cut.position, report, self.step_seconds, len(batch))
-        if cut.command:
-            command = orjson.loads(cut.command)
-            if "spec" in command:
-                self._check_spec(Spec.of(command["spec"]), "the log")
-            if "rates" in command:
-                self.state.set_hyperparameters(Hyperparameters.of(command["rates"]))
-        at = self.at
+            began, n = self._clock.monotonic(), len(batch)
+            report = self._fold.step(batch)
+            seconds = self._clock.monotonic() - began
+            self.state.drift.note(report, n, self.state.examples, cut.position)
+            applied = AppliedBatch(at.position, cut.position, report, seconds, n)
+        match cut.command:
+            case Begin(spec, hyperparameters):
+                self._check_spec(Spec.of(dict(spec)), "the log")
+                self.state.set_hyperparameters(Hyperparameters.of(dict(hyperparameters)))
+            case Change(hyperparameters):
+                self.state.set_hyperparameters(Hyperparameters.of(dict(hyperparameters)))
         self.progress = replace(
             at,
             cut=at.cut + 1,
@@ -288,6 +297,21 @@ class Replica:
             http=at.http + cut.sources.get("http", 0),
             redis=at.redis + cut.sources.get("redis", 0),
         )
+        if applied is not None and batch is not None:
+            self._observe(applied, batch)
+
+
+async def _count_after(log: Log, position: Position, last: EntryId, keep_lease: KeepLease) -> int:
+    """Return how many entries there are from a position on, up to an id."""
+    total, after = 0, position.entry
+    if position.taken is not None and await log.read_one(position.entry) is not None:
+        total = 1
+    while True:
+        await keep_lease()
+        count, after = await log.count_after(after, last)
+        total += count
+        if count < COUNTED_AT_ONCE:
+            return total
 
 
 def _damaged(log: Log, how: str) -> LogError:

@@ -1,58 +1,59 @@
-"""The learner: reads the log, cuts, steps, publishes, checkpoints. Knows nothing of HTTP.
+"""The trainer: it takes the lease, recovers, learns, and publishes snapshots and its status.
 
 It runs in a thread with an event loop of its own, and steps in another (see
-`service.trainer.pipeline`).
-Torch lets go of the interpreter in every operation, so the HTTP side goes on beside them.
+`service.trainer.pipeline`). Torch releases the interpreter in every operation, so requests are
+answered meanwhile. Nobody reaches through a trainer: others read what it publishes.
 """
 
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvloop
-from redis.exceptions import RedisError
 
 from service.fold import detectors
-from service.fold.drift import Event, Monitor
-from service.fold.report import Report
+from service.fold.drift import Event
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
+from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import check_reach
 from service.log.lease import Lease, Lock
-from service.log.log import FencedError, GapError, Log, LogError
-from service.log.position import EntryId, Position
-from service.log.server import check_server
-from service.monitoring.drift_news import DriftNews
+from service.log.log import Log
+from service.log.position import EntryId
 from service.monitoring.history import History
+from service.monitoring.notify import DriftNews
+from service.monitoring.pictures import Newest
 from service.monitoring.statistics import Statistics, read_statistics
-from service.monitoring.status import Checkpointing, Condition, Drift, Role, Status
-from service.trainer.pipeline import Cutting, Pipeline, Worker, give_way
+from service.monitoring.status import Condition, Drift, Role, Status
+from service.process import Clock, SystemClock
+from service.trainer.pipeline import Cutting, Pipeline
 from service.trainer.rejections import Rejections
-from service.trainer.replica import Replica
+from service.trainer.replica import AppliedBatch, Replica
 from service.trainer.store import CheckpointStore, Info, UnreadableError
 from service.trainer.waiters import Applied, Waiters
+from service.trainer.worker import ThreadWorker, Worker, give_way
 from service.trainer.writer import CheckpointWriter
+from streams.batch import Batch
 
 logger = logging.getLogger("funnel")
 
 PUBLISH_SECONDS = 0.05
-"""Snapshots are at most this old while batches stream in; without a backlog they are new."""
+"""Oldest age of a snapshot while batches stream in; without a backlog it is up to date."""
 STATISTICS_SECONDS = 1.0
 PAUSE_SECONDS = 0.25
-"""Time between statistics when learning has paused and they are not of its end."""
+"""Time between statistics when learning has paused and the last ones are older than its end."""
 CHECK_SECONDS = 10.0
-"""Time between looks at the server's configuration."""
+"""Time between checks of the server's configuration."""
 RETRY_SECONDS = 0.5
 STALLED_LEASES = 10
 """A batch that takes longer than so many leases has hung: the lease is left to a standby."""
 STANDBY_SECONDS = 0.25
-"""Time between looks of a standby at the lease and the newest checkpoint."""
+"""Time between a standby's looks at the lease and at the newest checkpoint."""
 
-BESIDE = "another service learns from this log"
+ANOTHER_LEARNS = "another service learns from this log"
 """Why a standby does not learn."""
 
 
@@ -66,91 +67,63 @@ class Terms:
 
 
 class Trainer:
-    """Folds the log into the state.
+    """Folds a log into a state.
 
     Args:
-        state: as built; `start` loads the newest checkpoint into it.
-        open_log: connects; called in the learner's own loop.
+        state: as built; `prepare` loads the newest checkpoint into it.
+        log: closed at the end.
         checkpoints: where states are kept.
-        lock: beside them; see `service.log.lease`.
+        lock: beside the checkpoints; see `service.log.lease`.
         cutting: how batches are cut.
         terms: times, and what the operator accepts.
-        observe: told the seconds and the examples of each step.
-        drifted: told, in the learner's thread, of each drift event that is found in learning.
+        observe: called with the seconds and the examples of each step.
+        drifted: called, in the trainer's thread, with each drift event found while learning.
+        clock: the time.
+        workers: makes a worker of a name.
     """
 
     def __init__(
         self,
         state: State,
-        open_log: Callable[[], Log],
+        log: Log,
         checkpoints: CheckpointStore,
         lock: Lock,
         cutting: Cutting,
         terms: Terms,
         observe: Callable[[float, int], None],
         drifted: Callable[[Event], object] = lambda _: None,
+        clock: Clock | None = None,
+        workers: Callable[[str], Worker] = ThreadWorker,
     ) -> None:
-        self.cutting, self.terms = cutting, terms
-        self.replica = Replica(state, self._on_step)
-        self.waiters = Waiters()
-        self.rejections = Rejections()
-        self.writer = CheckpointWriter(checkpoints, terms.checkpoint_seconds, self._poke)
-        self.snapshot: Snapshot | None = None
-        self.statistics: Statistics | None = None
-        self.history = History()
-        self.condition = Condition.STARTING
-        self.reason = ""
-        """Why it does not learn."""
+        self.newest = Newest(state)
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
-        self._open_log, self._lock, self._observe = open_log, lock, observe
-        self._drift_news = DriftNews(self.history, drifted)
-        self._lease: Lease
-        """Made in the learner's loop, as is the worker."""
-        self._worker: Worker
-        self._started = threading.Event()
-        self._stopping = self._has_stalled = False
-        self._statistics_at = self._checked_at = 0.0
-        self._warnings: list[str] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake: asyncio.Event | None = None
-        self._thread = threading.Thread(target=self._run, name="funnel-learner", daemon=True)
-
-    @property
-    def state(self) -> State:
-        """The live state, which the learner's thread changes."""
-        return self.replica.state
-
-    @property
-    def drift(self) -> Monitor:
-        """The drift events."""
-        return self.state.drift
-
-    @property
-    def role(self) -> Role:
-        """The trainer is the learner's from its first recorded cut on, and a standby otherwise."""
-        return Role.LEARNER if self.replica.has_recovered else Role.STANDBY
-
-    @property
-    def status(self) -> Status:
-        """What it is doing now, and how far it is; may be read in any thread."""
-        state, writer, drift = self.state, self.writer, self.state.drift
-        return Status(
-            condition=self.condition,
-            reason=self.reason,
-            role=self.role,
-            version=state.version,
-            examples=state.examples,
-            progress=self.replica.progress,
-            hyperparameters=state.hyperparameters,
-            optimizer=state.served.shown_hyperparameters(),
-            snapshot_at=self.snapshot.made if self.snapshot is not None else None,
-            checkpoints=Checkpointing(
-                writer.results["ok"], writer.results["failed"], writer.kept_at
-            ),
-            drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
-            statistics=self.statistics,
+        self._clock = clock = clock or SystemClock()
+        self.history = History(clock)
+        self._log, self._cutting, self._terms, self._observe = log, cutting, terms, observe
+        self._replica = Replica(state, self._on_batch, clock)
+        self._waiters, self._rejections = Waiters(), Rejections()
+        self._worker = workers("funnel-step")
+        self._writer = CheckpointWriter(
+            checkpoints,
+            workers("funnel-checkpoint"),
+            terms.checkpoint_seconds,
+            clock,
+            self._on_checkpoint,
         )
+        self._lease = Lease(log, lock, terms.lease_seconds, clock)
+        self._drift_news = DriftNews(self.history, drifted)
+        self._condition, self._reason = Condition.STARTING, ""
+        self._statistics: Statistics | None = None
+        self._stopping = self._has_stalled = False
+        self._statistics_at = self._checked_at = self._published_at = clock.monotonic()
+        self._warnings: list[str] = []
+        self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started, self._publishing = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="funnel-trainer", daemon=True)
+        self.snapshot = Snapshot.of(state)
+        self.status = self._read_status()
 
     def start(self) -> None:
         """Load the newest checkpoint and start the thread.
@@ -160,88 +133,57 @@ class Trainer:
             UnreadableError: they cannot be read.
             LogError: the newest is of another model.
         """
-        self._load()
-        self.snapshot = Snapshot.of(self.state)
+        self.prepare()
         self._thread.start()
         self._started.wait()
 
-    def _load(self) -> bool:
-        """Load the newest checkpoint; say whether there is one."""
-        is_loaded = self.replica.load(self.writer.checkpoints)
-        if is_loaded:
-            self.writer.begun_at = self.writer.kept_at = time.monotonic()
-        return is_loaded
-
     def stop(self, timeout: float) -> bool:
-        """Finish the batch at hand, write a checkpoint, end the thread; say whether it ended."""
-        self._stopping = True
-        self._poke()
+        """Finish the batch at hand, write a checkpoint, end the thread; return whether it ended."""
+        self.end()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def applied(self, entry: EntryId) -> "Future[Applied]":
+    def applied(self, entry: EntryId) -> "Future[Applied | None]":
         """Return a future of what becomes of an entry of the log."""
-        future = self.waiters.wait(entry)
+        future = self._waiters.wait(entry)
         self._poke()
         return future
 
     def checkpoint(self) -> "Future[Info]":
         """Return a future of a checkpoint of the state as it is now or soon."""
-        return self.writer.request()
+        future = self._writer.request()
+        self._poke()
+        return future
 
-    def _poke(self) -> None:
-        if self._loop is not None and self._wake is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
+    def prepare(self) -> None:
+        """Load the newest checkpoint, and publish it; raises as `start` does."""
+        self._load()
+        self._publish()
 
-    def _on_step(
-        self, begin: Position, end: Position, report: Report, seconds: float, examples: int
-    ) -> None:
-        self.waiters.note(begin, end, report)
-        self.rejections.note(begin, end, report, examples)
-        self._observe(seconds, examples)
+    def end(self) -> None:
+        """Ask `run` to finish the batch at hand, write a checkpoint and return."""
+        self._stopping = True
+        self._poke()
 
-    def _run(self) -> None:
-        give_way()
-        try:
-            uvloop.run(self._main())
-        except BaseException as error:
-            logger.exception("the learner failed")
-            self._halt(error)
-        finally:
-            if self.condition != Condition.HALTED:
-                self.condition, self.reason = Condition.STOPPED, "the service is shutting down"
-            self._started.set()
-            reason = f"the learner is {self.condition}: {self.reason}"
-            self.waiters.give_up(reason)
-            self.writer.close(reason)
-            self.caught_up.set()
-
-    async def _main(self) -> None:
-        self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
+    async def run(self) -> None:
+        """Learn, or stand by, until `end` is called or an operator has to act."""
+        self._loop = asyncio.get_running_loop()
         self._started.set()
-        await asyncio.to_thread(detectors.load)
-        log = self._open_log()
-        lease = Lease(log.redis, log.keys.lease, self._lock, self.terms.lease_seconds)
-        self._lease = lease
-        self._worker = Worker("funnel-step")
         try:
+            await asyncio.wrap_future(self._worker.start(detectors.load))
             while not self._stopping:
                 try:
-                    if self.condition in (Condition.STARTING, Condition.WAITING):
-                        await self._check_server(log)
-                    if await lease.take():
-                        await self._learn(log, await self._recover(log))
-                    else:
-                        await self._stand_by(log)
-                        await self._sleep(STANDBY_SECONDS)
+                    await self._take_part()
+                except Stopped:
+                    break
                 except FencedError as error:
                     self._resign(str(error))
                 except UnreadableError as error:
                     self._wait_for(str(error))
-                    await self._release()  # who can read them may learn
+                    await self._release()  # another process may be able to read them
                     await self._sleep(RETRY_SECONDS)
-                except (RedisError, OSError) as error:
-                    self._wait_for(f"the log cannot be reached: {error}")
+                except LogUnavailable as error:
+                    self._wait_for(str(error))
                     await self._sleep(RETRY_SECONDS)
                 except LogError as error:
                     if await self._may_have_slept():
@@ -250,49 +192,143 @@ class Trainer:
                     logger.error("learning is halted: %s", error)
                     self._halt(error)
                     break
-            if self.replica.has_recovered and self.replica.at.cut:
-                await self._put_aside_at_the_end(log)
-                await self.writer.finish(self.state, self.replica.at)
+            may_write = self._replica.has_recovered or self._stopping
+            if may_write and self._replica.is_owner and self._replica.progress.cut:
+                await self._record_last_rejections()
+                await self._writer.finish(self._replica.state, self._replica.progress)
+        except Exception as error:
+            logger.exception("the trainer failed")
+            self._halt(error)
         finally:
             self._worker.end()
-            self.replica.resign()
+            self._replica.resign()
             await self._release()
-            await log.redis.aclose()
+            await self._log.close()
+            self._finish()
+
+    def _run(self) -> None:
+        give_way()
+        uvloop.run(self.run())
+
+    def _finish(self) -> None:
+        if self._condition != Condition.HALTED:
+            self._become(Condition.STOPPED, "the service is shutting down")
+        reason = f"the trainer is {self._condition}: {self._reason}"
+        self._waiters.give_up(reason)
+        self._writer.close(reason)
+        self.caught_up.set()
+
+    async def _take_part(self) -> None:
+        """Learn while the lease is held; otherwise stand by for a moment."""
+        if self._condition in (Condition.STARTING, Condition.WAITING):
+            await self._check_server()
+        if await self._lease.take():
+            await self._learn(await self._recover())
+        else:
+            await self._stand_by()
+            await self._sleep(STANDBY_SECONDS)
+
+    def _load(self) -> bool:
+        """Load the newest checkpoint; return whether there is one."""
+        is_loaded = self._replica.load(self._writer.checkpoints)
+        if is_loaded:
+            self._writer.restart()
+        return is_loaded
+
+    def _poke(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _on_batch(self, applied: AppliedBatch, batch: Batch) -> None:
+        self._waiters.remember(applied)
+        self._rejections.remember(applied)
+        self.newest.note(self.snapshot, batch)
+        self._observe(applied.seconds, applied.examples)
+        age = self._clock.monotonic() - self._published_at
+        if self._waiters or age >= PUBLISH_SECONDS:
+            self._publish()
+
+    def _on_checkpoint(self) -> None:
+        with self._publishing:
+            self.status = replace(self.status, checkpoints=self._writer.summary)
+        self._wake.set()
+
+    def _publish(self) -> None:
+        """Publish a snapshot of the state and the status, then answer the waiters of its entries.
+
+        Only the owner of the state calls this: the worker, or the event loop while that is quiet.
+        """
+        self._published_at = self._clock.monotonic()
+        if self.snapshot.version != self._replica.state.version:
+            self.snapshot = Snapshot.of(self._replica.state)
+        with self._publishing:
+            self.status = self._read_status()
+        if self._waiters:
+            self._waiters.answer(self._replica.progress.position)
+
+    def _read_status(self) -> Status:
+        replica, state = self._replica, self._replica.state
+        drift = state.drift
+        return Status(
+            condition=self._condition,
+            reason=self._reason,
+            role=Role.LEARNER if replica.has_recovered else Role.STANDBY,
+            version=state.version,
+            examples=state.examples,
+            progress=replica.progress,
+            hyperparameters=state.hyperparameters,
+            optimizer=state.served.shown_hyperparameters(),
+            snapshot_at=self._published_at,
+            checkpoints=self._writer.summary,
+            drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
+            statistics=self._statistics,
+            mean_entry=replica.mean_entry,
+        )
+
+    def _become(self, condition: Condition, reason: str = "") -> None:
+        self._condition, self._reason = condition, reason
+        with self._publishing:
+            self.status = self._read_status()
+
+    def _halt(self, error: BaseException) -> None:
+        self._become(Condition.HALTED, str(error) or repr(error))
+
+    def _wait_for(self, reason: str) -> None:
+        """Wait for something to get better before learning goes on."""
+        if (self._condition, self._reason) != (Condition.WAITING, reason):
+            logger.warning("%s; learning waits", reason)
+        self._become(Condition.WAITING, reason)
+        self._writer.give_up(reason)
+
+    def _resign(self, reason: str) -> None:
+        logger.warning("learning may have passed to another service: %s", reason)
+        if self._replica.has_recovered:
+            self._drift_news.tell(self._replica.state.drift)
+        self._replica.resign()
 
     async def _release(self) -> None:
         try:
             await self._lease.release()
-        except (RedisError, OSError) as error:
+        except LogUnavailable as error:
             logger.warning("the lease was not given back: %s", error)
 
-    def _wait_for(self, reason: str) -> None:
-        """Say what has to get better before it learns."""
-        if (self.condition, self.reason) != (Condition.WAITING, reason):
-            logger.warning("%s; learning waits", reason)
-        self.condition, self.reason = Condition.WAITING, reason
-        self.writer.give_up(reason)
-
-    async def _put_aside_at_the_end(self, log: Log) -> None:
+    async def _record_last_rejections(self) -> None:
         try:
-            await self.rejections.put_aside(log)
-        except (RedisError, OSError) as error:
-            logger.warning("what was left out is not noted in the log: %s", error)
+            await self._rejections.record(self._log)
+        except LogUnavailable as error:
+            logger.warning("the last skipped batches are not recorded in the log: %s", error)
 
-    async def _check_server(self, log: Log) -> None:
-        """At the start, at reconnections and now and then: is the server fit to keep a log?"""
-        self._checked_at = time.monotonic()
-        warnings = await check_server(log.redis)
+    async def _check_server(self) -> None:
+        """Check at the start, after a reconnection and regularly that the server can keep a log."""
+        self._checked_at = self._clock.monotonic()
+        warnings = await self._log.check_server()
         for warning in warnings:
             if warning not in self._warnings:
                 logger.warning("%s", warning)
         self._warnings = warnings
 
-    def _halt(self, error: BaseException) -> None:
-        self.condition, self.reason = Condition.HALTED, str(error) or repr(error)
-
     async def _sleep(self, seconds: float) -> None:
         """Wait, or less if woken."""
-        assert self._wake is not None
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -300,142 +336,132 @@ class Trainer:
             return
         self._wake.clear()
 
-    async def _stand_by(self, log: Log) -> None:
+    async def _stand_by(self) -> None:
         """Serve the newest checkpoint while another service learns."""
-        if self.condition != Condition.STANDBY:
-            logger.info("another service learns from this log; standing by")
-            self.condition, self.reason = Condition.STANDBY, BESIDE
-            self.replica.resign()
-        self.writer.give_up(BESIDE)
-        self.waiters.give_up(BESIDE)
+        if self._condition != Condition.STANDBY:
+            logger.info("%s; standing by", ANOTHER_LEARNS)
+            self._replica.resign()
+            self._become(Condition.STANDBY, ANOTHER_LEARNS)
+        self._writer.give_up(ANOTHER_LEARNS)
+        self._waiters.give_up(ANOTHER_LEARNS)
         try:
-            is_loaded = self.writer.checkpoints.has_news and self._load()
-            self.reason = BESIDE
+            if self._writer.checkpoints.has_news and self._load():
+                self._become(Condition.STANDBY, ANOTHER_LEARNS)
+                self._show(
+                    read_statistics(
+                        self._replica.state, self._replica.progress, await self._log.extent()
+                    )
+                )
         except UnreadableError as error:
-            if self.reason != str(error):
+            if self._reason != str(error):
                 logger.warning("%s; standing by with an older model", error)
-            is_loaded, self.reason = False, str(error)
-        if is_loaded:
-            self._publish()
-            self._show(read_statistics(self.state, self.replica.at, await log.extent()))
+            self._become(Condition.STANDBY, str(error))
         self.caught_up.set()
 
-    def _resign(self, reason: str) -> None:
-        logger.warning("learning may have passed to another service: %s", reason)
-        if self.replica.has_recovered:
-            self._drift_news.tell(self.drift)
-        self.replica.resign()
-
-    async def _may_go_on(self) -> bool:
-        """Renew the lease if that is due, unless a batch hangs; say whether learning goes on.
+    async def _keep_lease(self) -> None:
+        """Renew the lease if that is due, unless a batch hangs.
 
         Raises:
             FencedError: the lease ran out; another service may have learned since.
+            Stopped: the trainer was asked to end.
         """
         is_due = self._lease.due_in <= 0 and not self._has_stalled
         if is_due and not await self._lease.renew():
             raise FencedError("the lease ran out")
-        return not self._stopping
+        if self._stopping:
+            raise Stopped("the service is shutting down")
 
     async def _may_have_slept(self) -> bool:
-        """Say whether another service may have learned since the lease was last looked at."""
+        """Return whether another service may have learned since the lease was last renewed."""
         try:
-            return self.replica.has_recovered and not await self._lease.renew()
-        except (RedisError, OSError):
+            return self._replica.has_recovered and not await self._lease.renew()
+        except LogUnavailable:
             return True
 
-    async def _recover(self, log: Log) -> Pipeline:
-        was, is_new = self.condition, not self.replica.has_recovered
+    async def _recover(self) -> Pipeline:
+        replica, was, is_new = self._replica, self._condition, not self._replica.has_recovered
         try:
-            if self.writer.checkpoints.has_news:  # another service has learned meanwhile
+            if self._writer.checkpoints.has_news:  # another service has learned meanwhile
                 self._load()
         except UnreadableError as error:
             if is_new:
                 raise
             logger.warning("%s; going on with the model in memory", error)
         if is_new:
-            if self._lock.is_held:
-                self.writer.tidy()
-            cut = self.replica.progress.cut if self.replica.progress else 0
-            self.condition, self.reason = Condition.REPLAYING, f"from cut {cut}"
-        pending = await self.replica.recover(log, self.terms.accept_gap, self._may_go_on)
+            if self._lease.lock.is_held:
+                self._writer.tidy()
+            self._become(Condition.REPLAYING, f"from cut {replica.progress.cut}")
+        pending = await replica.recover(self._log, self._terms.accept_gap, self._keep_lease)
         if was != Condition.STARTING:
-            logger.info("learning, from version %d on", self.state.version)
-        self.condition, self.reason = Condition.LEARNING, ""
+            logger.info("learning, from version %d on", replica.state.version)
         if is_new:
-            self._drift_news.pass_over(self.drift)
-        self._publish()
-        pipeline = Pipeline(
-            self.replica, log, pending, self.cutting, self._worker, self._publish_if_due
-        )
+            self._drift_news.pass_over(replica.state.drift)
+        self._become(Condition.LEARNING)
+        pipeline = Pipeline(replica, self._log, pending, self._cutting, self._worker, self._clock)
         await self._watch(pipeline)
         self.caught_up.set()
         return pipeline
 
-    async def _learn(self, log: Log, pipeline: Pipeline) -> None:
+    async def _learn(self, pipeline: Pipeline) -> None:
         """Learn what comes, and tend to everything else between groups of batches."""
-        assert self._wake is not None
         try:
-            while await self._may_go_on():
+            while True:
+                await self._keep_lease()
                 self._wake.clear()
                 self._note_stall(pipeline)
                 wait = max(self._lease.due_in, STANDBY_SECONDS)
                 if pipeline.is_quiet:
-                    if self.writer.is_due(self.state):
-                        await self.rejections.put_aside(log)
-                    await self.writer.tend(self.state, self.replica.at, log)
-                    if self._statistics_due_in(pipeline) <= 0:
-                        await self._watch(pipeline)
-                    if pipeline.is_idle:
-                        self._publish()
+                    await self._tend(pipeline)
                     wait = min(wait, max(0.0, self._statistics_due_in(pipeline)))
                 await pipeline.turn(self._wake, wait)
         finally:
             await pipeline.close()
 
+    async def _tend(self, pipeline: Pipeline) -> None:
+        """Do what needs a state that stands still."""
+        replica = self._replica
+        if self._writer.is_due(replica.state):
+            await self._rejections.record(self._log)
+        await self._writer.tend(replica.state, replica.progress, self._log)
+        if self._statistics_due_in(pipeline) <= 0:
+            await self._watch(pipeline)
+        if pipeline.is_idle:
+            self._publish()
+
     def _note_stall(self, pipeline: Pipeline) -> None:
-        stalled = pipeline.batch_seconds > STALLED_LEASES * self.terms.lease_seconds
+        stalled = pipeline.batch_seconds > STALLED_LEASES * self._terms.lease_seconds
         if stalled and not self._has_stalled:
             logger.error("a batch takes %.0f s: is the device hung?", pipeline.batch_seconds)
         self._has_stalled = stalled
 
-    def _publish_if_due(self) -> None:
-        snapshot = self.snapshot
-        age = time.monotonic() - snapshot.made if snapshot else PUBLISH_SECONDS
-        if self.waiters or age >= PUBLISH_SECONDS:
-            self._publish()
-
-    def _publish(self) -> None:
-        """Swap in a snapshot of the state, then answer those who wait for what is in it."""
-        if self.snapshot is None or self.snapshot.version != self.state.version:
-            self.snapshot = Snapshot.of(self.state)
-        if self.waiters:
-            self.waiters.answer(self.replica.at.position)
-
     def _statistics_due_in(self, pipeline: Pipeline) -> float:
-        """Return the seconds until the next look; sooner once learning has paused."""
-        stale = self.statistics is None or self.statistics.version != self.state.version
-        every = PAUSE_SECONDS if pipeline.is_idle and stale else STATISTICS_SECONDS
-        return self._statistics_at + every - time.monotonic()
+        """Return the seconds until the next statistics; sooner once learning has paused."""
+        version = self._statistics.version if self._statistics else None
+        is_stale = version != self._replica.state.version
+        every = PAUSE_SECONDS if pipeline.is_idle and is_stale else STATISTICS_SECONDS
+        return self._statistics_at + every - self._clock.monotonic()
 
     async def _watch(self, pipeline: Pipeline) -> None:
-        """Look at the log's extent, and read the statistics off the device."""
-        self._statistics_at = time.monotonic()
+        """Check that the log is whole, and read the statistics off the device."""
+        self._statistics_at = self._clock.monotonic()
         if self._statistics_at - self._checked_at >= CHECK_SECONDS:
-            await self._check_server(pipeline.log)
-        await self.rejections.put_aside(pipeline.log)
-        extent, place = await pipeline.log.extent(), self.replica.at
-        check_reach(extent, place.log, place.position, place.entries)
+            await self._check_server()
+        await self._rejections.record(self._log)
+        extent, replica = await self._log.extent(), self._replica
+        check_reach(extent, replica.progress)
         newest, seen = pipeline.pending.newest, pipeline.pending.seen
         if extent.last == newest and extent.added != seen:
             raise GapError(
                 f"entries were deleted before they were learned: {extent.added} were added up to "
                 f"{newest}, {seen} were read"
             )
-        self._show(read_statistics(self.state, place, extent, pipeline.waiting_since_ms))
-        self._drift_news.tell(self.drift)
+        self._show(
+            read_statistics(replica.state, replica.progress, extent, pipeline.waiting_since_ms)
+        )
+        self._drift_news.tell(replica.state.drift)
+        self._publish()
 
     def _show(self, statistics: Statistics) -> None:
-        self.statistics, begun = statistics, self.writer.begun_at
-        age = None if begun is None else time.monotonic() - begun
-        self.history.add_point(statistics, self.replica.backlog(statistics.entries_added), age)
+        self._statistics = statistics
+        self._publish()
+        self.history.add_point(statistics, self.status.backlog(), self._writer.age)

@@ -1,4 +1,4 @@
-"""Those who wait until an entry of the log has been learned."""
+"""Futures of entries: callers wait here until an entry of the log has been learned."""
 
 import math
 import threading
@@ -7,11 +7,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from service.fold.report import Report
-from service.log.log import LogError
+from service.log.errors import Stopped
 from service.log.position import EntryId, Position
+from service.trainer.replica import AppliedBatch
 
 RECENT = 4_096
-"""Reports kept for those who come late."""
+"""Reports kept for callers that come late."""
 
 
 @dataclass(frozen=True)
@@ -26,56 +27,60 @@ class Applied:
 
 
 class Waiters:
-    """Futures of entries; asked for in any thread, answered in the learner's."""
+    """Futures of entries; any thread may ask, the trainer's thread answers."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[tuple[EntryId, Future[Applied]]] = []
+        self._waiting: list[tuple[EntryId, Future[Applied | None]]] = []
         self._recent: deque[tuple[Position, Position, Report]] = deque(maxlen=RECENT)
         """Where a batch begins and ends in the log, and its report; in order."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def wait(self, entry: EntryId) -> "Future[Applied]":
-        """Return a future of what becomes of an entry."""
-        future: Future[Applied] = Future()
+    def wait(self, entry: EntryId) -> "Future[Applied | None]":
+        """Return a future of what becomes of an entry.
+
+        It is None for an entry that is dead, or was learned too long ago to be remembered. It
+        raises `Stopped` if the trainer stops before.
+        """
+        future: Future[Applied | None] = Future()
         with self._lock:
             self._waiting.append((entry, future))
         return future
 
-    def note(self, begin: Position, end: Position, report: Report) -> None:
+    def remember(self, applied: AppliedBatch) -> None:
         """Remember the report of a batch."""
-        self._recent.append((begin, end, report))
+        self._recent.append((applied.begin, applied.end, applied.report))
 
     def answer(self, position: Position) -> None:
-        """Answer all whose entries lie before a position; waits for the device if there are any."""
+        """Answer for all entries before a position; wait for the device if there are any."""
         with self._lock:
             ready = [w for w in self._waiting if position.covers(w[0])]
             self._waiting = [w for w in self._waiting if not position.covers(w[0])]
         for entry, future in ready:
             report = self._report_of(entry)
-            if not future.set_running_or_notify_cancel():
-                continue
-            if report is None:
-                future.set_exception(LogError(f"entry {entry} was applied long ago, or is dead"))
-            else:
-                loss = float(report.loss)
-                scored = math.isfinite(loss)
-                accuracy = float(report.accuracy) if scored else None
-                future.set_result(Applied(report.version, accuracy, loss if scored else None))
+            if future.set_running_or_notify_cancel():
+                future.set_result(None if report is None else _read(report))
 
     def _report_of(self, entry: EntryId) -> Report | None:
-        """Return that of the batch in which an entry ends, if it is remembered."""
+        """Return the report of the batch in which an entry ends, if it is remembered."""
         for begin, end, report in reversed(self._recent):
             if not begin.covers(entry):
                 return report if end.covers(entry) else None
         return None
 
     def give_up(self, reason: str) -> None:
-        """Tell all that nothing more will happen."""
+        """Fail all futures."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
         for _, future in waiting:
             if future.set_running_or_notify_cancel():
-                future.set_exception(LogError(reason))
+                future.set_exception(Stopped(reason))
+
+
+def _read(report: Report) -> Applied:
+    loss = float(report.loss)
+    if not math.isfinite(loss):
+        return Applied(report.version, None, None)
+    return Applied(report.version, float(report.accuracy), loss)

@@ -21,9 +21,11 @@ from pathlib import Path
 import httpx
 import torch
 
+from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.monitoring.history import History
 from service.monitoring.pictures import Newest
+from service.process import SystemClock
 from service.settings import load_settings
 from tests.benchmarks.measure import batches, encoded, flat_out, learned, ratios, show, table
 from tests.support.harness import serving, wait_for
@@ -39,12 +41,12 @@ def own_seconds(repeats: int) -> float:
     settings = load_settings()
     torch.set_num_threads(settings.threads)
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
-    newest, history = Newest(state), History()
+    newest, history = Newest(state), History(SystemClock())
     found = []
     for batch in batches(100)[:repeats]:
         began = time.perf_counter()
         newest._due = 0.0
-        newest.note(state, batch)
+        newest.note(Snapshot.of(state), batch)
         history.add_point(statistics_of(state), 0, 1.0)
         found.append(time.perf_counter() - began)
         step(state, batch)

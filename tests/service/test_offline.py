@@ -1,4 +1,4 @@
-"""What the service learns over HTTP is what its fold learns without it."""
+"""The service learns over HTTP exactly what its fold learns alone."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from tests.support.states import a_batch, a_state, step
 
 
 class Watched(Evaluator):
-    """An evaluator that counts the rows of its passes, and waits if told to."""
+    """An evaluator that counts the rows of its passes, and waits until `go` is set."""
 
     def __init__(self) -> None:
         self.state = a_state()
@@ -100,7 +100,7 @@ def test_a_cancelled_request_harms_no_other() -> None:
     predicting(use)
 
 
-def test_a_pass_that_fails_fails_its_requests_and_no_later_ones() -> None:
+def test_a_failed_pass_fails_its_own_requests_alone() -> None:
     async def use(predictor: Predictor, evaluate: Watched) -> None:
         with pytest.raises(RuntimeError):
             await predictor.predict(np.zeros((1, 99), np.float32))

@@ -1,20 +1,97 @@
-"""A log of one model on a real server."""
+"""Logs for tests: the same handful of interventions, on a real server and in memory."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
 
-from service.log.log import Log, connect
-from tests.support.harness import RedisProcess
+from service.log.entries import Fields
+from service.log.log import Log, RedisLog
+from service.log.position import EntryId
+from service.log.server import connect
+from tests.support.memory_log import MemoryLog, MemoryServer
 
 
-def with_log(server: RedisProcess, model: str, use: Callable[[Log], Awaitable[None]]) -> None:
-    """Run `use` with the log of `model` in an event loop of its own."""
+class Store(Protocol):
+    """A log, and what others than its trainer do to it."""
 
-    async def run() -> None:
-        redis = connect(server.url)
-        try:
-            await use(Log(redis, model))
-        finally:
-            await redis.aclose()
+    log: Log
 
-    asyncio.run(run())
+    async def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
+        """Append an entry."""
+
+    async def delete(self, *entries: EntryId) -> None:
+        """Delete entries."""
+
+    async def lose(self) -> None:
+        """Lose the stream of entries."""
+
+    async def rename(self, uuid: str) -> None:
+        """Give the log another name."""
+
+    async def letters(self) -> list[Fields]:
+        """Return the dead letters."""
+
+    async def end_lease(self) -> None:
+        """Let the lease run out."""
+
+
+class RedisStore(Store):
+    def __init__(self, log: RedisLog) -> None:
+        self.log, self._redis, self._keys = log, log.redis, log.keys
+
+    async def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
+        added = await self._redis.xadd(self._keys.log, dict(fields), id=str(entry or "*"))
+        return EntryId.parse(added)
+
+    async def delete(self, *entries: EntryId) -> None:
+        await self._redis.xdel(self._keys.log, *map(str, entries))
+
+    async def lose(self) -> None:
+        await self._redis.delete(self._keys.log)
+
+    async def rename(self, uuid: str) -> None:
+        await self._redis.set(self._keys.uuid, uuid)
+
+    async def letters(self) -> list[Fields]:
+        return [fields for _, fields in await self._redis.xrange(self._keys.dead)]
+
+    async def end_lease(self) -> None:
+        await self._redis.delete(self._keys.lease)
+
+
+class MemoryStore(Store):
+    def __init__(self, server: MemoryServer) -> None:
+        self.log, self._server = MemoryLog(server), server
+
+    async def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
+        return self._server.add(fields, entry)
+
+    async def delete(self, *entries: EntryId) -> None:
+        self._server.delete(*entries)
+
+    async def lose(self) -> None:
+        self._server.lose()
+
+    async def rename(self, uuid: str) -> None:
+        self._server.uuid = uuid
+
+    async def letters(self) -> list[Fields]:
+        return self._server.dead
+
+    async def end_lease(self) -> None:
+        self._server.lease = None
+
+
+@asynccontextmanager
+async def redis_log(url: str, model: str) -> AsyncIterator[RedisLog]:
+    """Connect to a log on a real server for a while."""
+    log = RedisLog(connect(url), model)
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def fill(store: Store, n: int) -> list[EntryId]:
+    """Add entries that hold a single byte."""
+    return [await store.add({b"batch": b"x"}) for _ in range(n)]

@@ -1,33 +1,26 @@
-"""Replicas on a log, moved by hand, and a clock that stands still."""
+"""Replicas on a log in memory, moved by hand."""
 
-from service.log.entries import Pending
+from service.log.cuts import Pending
 from service.log.log import Log
 from service.log.position import EntryId
+from service.process import Clock
 from service.trainer.replica import Replica
+from tests.support.clock import StillClock
+from tests.support.memory_log import MemoryServer
 from tests.support.states import a_batch, a_state
 
 
-class Clock:
-    """Stands in for the module `time`; goes on only when told."""
-
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
+async def keep_lease() -> None:
+    """Find the lease held, whenever a replica asks."""
 
 
-async def go_on() -> bool:
-    return True
+def a_replica(clock: Clock | None = None) -> Replica:
+    return Replica(a_state(), lambda *_: None, clock or StillClock())
 
 
-def a_replica() -> Replica:
-    return Replica(a_state(), lambda *_: None)
-
-
-async def fill(log: Log, n: int) -> list[EntryId]:
+def fill(server: MemoryServer, n: int) -> list[EntryId]:
     """Add entries of 20 examples."""
-    payloads = [a_batch(k).to_bytes() for k in range(n)]
-    return [EntryId.parse(await log.redis.xadd(log.keys.log, {"batch": p})) for p in payloads]
+    return [server.add({b"batch": a_batch(k).to_bytes()}) for k in range(n)]
 
 
 async def learn(replica: Replica, log: Log, pending: Pending, size: int) -> None:

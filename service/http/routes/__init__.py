@@ -1,1 +1,1 @@
-"""The HTTP routes, a file each."""
+"""The HTTP routes."""

@@ -1,4 +1,4 @@
-"""``GET`` and ``POST /demo/shift``: the demo's stream, turned by hand. Only the demo has them."""
+"""``GET`` and ``POST /demo/shift``: shift the demo's stream by hand. Only the demo has them."""
 
 from typing import Literal
 
@@ -14,17 +14,17 @@ class Control(BaseModel):
 
     kind: str
     label: str
-    """What to write on its button."""
+    """The text of its button."""
 
 
 class ControlsAnswer(BaseModel):
-    """All ways to shift the stream."""
+    """The ways to shift the stream."""
 
     controls: list[Control]
 
 
 class ShiftRequest(BaseModel):
-    """Which of them."""
+    """A way to shift the stream."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,10 +32,10 @@ class ShiftRequest(BaseModel):
 
 
 class ShiftAnswer(BaseModel):
-    """What the stream does from now on."""
+    """The shift of the stream."""
 
     what: str
-    """In a few words."""
+    """A description in a few words."""
 
 
 def demo_router(steered: Steered) -> APIRouter:
@@ -44,12 +44,12 @@ def demo_router(steered: Steered) -> APIRouter:
 
     @router.get("/demo/shift")
     async def controls() -> ControlsAnswer:
-        """Say how the stream can be shifted."""
+        """List the ways to shift the stream."""
         return ControlsAnswer(controls=[Control(kind=k, label=v) for k, v in KINDS.items()])
 
     @router.post("/demo/shift", responses={422: {"model": ErrorBody}})
     async def shift(request: ShiftRequest) -> ShiftAnswer:
-        """Shift the stream, which goes on without end from now on."""
+        """Shift the stream, which runs without end from then on."""
         return ShiftAnswer(what=steered.shift(request.kind))
 
     return router

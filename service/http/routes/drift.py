@@ -1,13 +1,13 @@
-"""``GET /drift``: when the model's error changed."""
+"""``GET /drift``: changes in the model's error."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from service.fold.drift import Event
 from service.http.dependencies import Running
 from service.http.errors import ErrorBody
+from service.monitoring.notify import as_json
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
@@ -15,14 +15,12 @@ router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 class DriftEvent(BaseModel):
     """A change in the served model's prequential error."""
 
-    model_config = ConfigDict(protected_namespaces=())
-
     id: int
     time: float
     """Unix time in seconds at which the entry at the position was added to the log."""
     position: str
     examples: int
-    """Learned when it was detected."""
+    """Examples learned when it was detected."""
     model_version: int
     detector: str
     """adwin or page_hinkley."""
@@ -33,22 +31,6 @@ class DriftEvent(BaseModel):
     recovery_examples: int | None
     """From the event until rolling accuracy was back within 2 points; null until then."""
 
-    @classmethod
-    def of(cls, event: Event) -> "DriftEvent":
-        """Return what is shown of an event."""
-        return cls(
-            id=event.id,
-            time=event.time,
-            position=str(event.position),
-            examples=event.examples,
-            model_version=event.model_version,
-            detector=event.detector,
-            direction=event.direction,
-            accuracy_before=event.accuracy_before,
-            accuracy_after=event.accuracy_after,
-            recovery_examples=event.recovery_examples,
-        )
-
 
 class DriftAnswer(BaseModel):
     """Drift events, the newest last."""
@@ -58,9 +40,8 @@ class DriftAnswer(BaseModel):
 
 @router.get("/drift")
 async def drift(
-    service: Running, since: Annotated[int, Query(ge=0, description="an event's id")] = 0
+    model: Running, since: Annotated[int, Query(ge=0, description="an event's id")] = 0
 ) -> DriftAnswer:
-    """List the drift events after one; the newest hundred are kept."""
-    assert service.learner is not None
-    events = service.learner.drift.events
-    return DriftAnswer(events=[DriftEvent.of(e) for e in events if e.id > since])
+    """List the drift events after a given one; the newest hundred are kept."""
+    events = model.status.drift.events
+    return DriftAnswer(events=[DriftEvent(**as_json(e)) for e in events if e.id > since])

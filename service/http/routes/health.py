@@ -4,42 +4,34 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
-from service.http.dependencies import AnyCondition
-from service.http.errors import ErrorBody, unavailable
+from service.http.dependencies import AnyService, Running
+from service.http.errors import ErrorBody
 
 router = APIRouter()
 
 
 class Health(BaseModel):
-    """How the service is."""
+    """The state of the service."""
 
     status: str
     role: str
     learning: str
     """starting, standby, replaying, learning, waiting (for the log) or halted."""
     reason: str = ""
-    """Why it does not learn."""
+    """Why it does not learn; empty while it does."""
 
 
 @router.get("/health/live")
 async def live() -> dict[str, str]:
-    """Say that the process answers."""
+    """Answer as long as the process lives."""
     return {"status": "live"}
 
 
 @router.get("/health/ready", responses={503: {"model": ErrorBody}})
-async def ready(service: AnyCondition) -> Health:
-    """Say whether predictions are served, also while learning waits for the log."""
-    if service.draining.is_set():
-        raise unavailable("draining", "the service is shutting down")
-    if not service.is_ready or service.learner is None:
-        raise unavailable("starting", "the service is starting")
-    return Health(
-        status="ready",
-        role=service.learner.role,
-        learning=service.learner.condition,
-        reason=service.learner.reason,
-    )
+async def ready(model: Running) -> Health:
+    """Answer 200 while predictions are served, even if learning waits for the log."""
+    status = model.status
+    return Health(status="ready", role=status.role, learning=status.condition, reason=status.reason)
 
 
 @router.get(
@@ -50,6 +42,6 @@ async def ready(service: AnyCondition) -> Health:
         **{s: {"model": ErrorBody} for s in (401, 403)},
     },
 )
-async def metrics(service: AnyCondition) -> Response:
+async def metrics(service: AnyService) -> Response:
     """Return all metrics in Prometheus' text format."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

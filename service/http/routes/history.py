@@ -1,11 +1,11 @@
-"""``GET /history`` and ``GET /events``: the recent past, at once or as it happens."""
+"""``GET /history`` and ``GET /events``: the recent past, all at once or as it happens."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel
 
-from service.http.dependencies import Running
+from service.http.dependencies import AnyService, Running
 from service.http.errors import ErrorBody
 from service.http.events import EventStream
 from service.monitoring.history import Point
@@ -15,7 +15,7 @@ router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
 
 class HistoryAnswer(BaseModel):
-    """About a point a second of learning, oldest first."""
+    """About one point for each second of learning, oldest first."""
 
     points: list[Point]
     shifts: list[ShiftRecovery]
@@ -24,17 +24,16 @@ class HistoryAnswer(BaseModel):
 
 @router.get("/history", response_model=HistoryAnswer, responses={422: {"model": ErrorBody}})
 async def history(
-    service: Running,
+    model: Running,
     since: Annotated[
-        int | None, Query(description="only points of a newer model version", ge=0)
+        int | None, Query(description="only points of newer model versions", ge=0)
     ] = None,
 ) -> Response:
-    """Return the points that are kept: those of the last hour of learning."""
-    assert service.learner is not None
-    kept = service.learner.history
-    shifts = b",".join(shift.model_dump_json().encode() for shift in kept.shifts)
+    """Return the points of the last hour of learning, and the known shifts."""
+    history = model.history
+    shifts = b",".join(shift.model_dump_json().encode() for shift in history.shifts)
     return Response(
-        b'{"points":[%s],"shifts":[%s]}' % (b",".join(kept.points(since)), shifts),
+        b'{"points":[%s],"shifts":[%s]}' % (b",".join(history.points(since)), shifts),
         media_type="application/json",
     )
 
@@ -53,8 +52,9 @@ async def history(
     },
 )
 async def events(
-    service: Running,
+    service: AnyService,
+    model: Running,
     last_event_id: Annotated[str, Header(description="continue after this event")] = "",
 ) -> Response:
-    """Send the points that are kept, and then each as it is made."""
-    return EventStream(service, last_event_id)
+    """Send the points of the last hour of learning, then each new one."""
+    return EventStream(service, model.history, last_event_id)

@@ -1,24 +1,22 @@
-"""``GET /model``, ``GET /optimizer``, ``POST /checkpoint``: what the model is, and keeping it."""
+"""``GET /model``, ``GET /optimizer``, ``POST /checkpoint``: the model, and checkpoints of it."""
 
 import asyncio
 import math
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from funnel.telemetry import QUANTILES
-from service.http.dependencies import Running
+from service.http.dependencies import CODES, Learning, Running
 from service.http.errors import ErrorBody, unavailable
-from service.log.log import LogError
+from service.log.errors import Stopped
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
 
 class ModelAnswer(BaseModel):
     """The served model."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model: str
     model_version: int
@@ -33,19 +31,19 @@ class ModelAnswer(BaseModel):
     """starting, standby, replaying, learning, waiting (for the log) or halted."""
     reason: str
     accuracy: float | None
-    """Prequential, of all examples."""
+    """Prequential accuracy over all examples."""
     rolling_accuracy: float | None
 
 
 class TensorAnswer(BaseModel):
-    """Funnel's view of one tensor; see README for the letters."""
+    """Funnel's scale and gains of one tensor, and its last step."""
 
     scale: float
     step_size: float
     """Learning rate in effect, η s."""
     gain_quantiles: dict[str, float | None]
     gain_at_bound: dict[str, float]
-    """Share of the gains at the lower and at the upper bound."""
+    """Shares of the gains at the lower and at the upper bound."""
     alignment: float
     gradient_norm: float | None
     update_norm: float | None
@@ -54,72 +52,65 @@ class TensorAnswer(BaseModel):
 class OptimizerAnswer(BaseModel):
     """The optimizer, as of about a second ago."""
 
-    model_config = ConfigDict(protected_namespaces=())
-
     optimizer: str
     model_version: int
     tensors: dict[str, TensorAnswer]
-    """Of a pool, of its experts together, weighted."""
+    """For a pool, the weighted means over its experts."""
     expert_weights: dict[str, float]
-    """Of a pool; else empty."""
+    """Weights of the pool's experts; empty without a pool."""
 
 
 class CheckpointAnswer(BaseModel):
-    """A checkpoint that is on disk."""
-
-    model_config = ConfigDict(protected_namespaces=())
+    """A checkpoint on disk."""
 
     model_version: int
     position: str
     bytes: int
     sha256: str
-    """Digest of the state alone: equal states, equal digests."""
+    """Digest of the state alone: equal states have equal digests."""
 
 
 @router.get("/model")
-async def model(service: Running) -> ModelAnswer:
-    """Say what is served and how far it is."""
-    learner, settings = service.learner, service.settings
-    assert learner is not None
-    scores = learner.statistics.served.scores if learner.statistics else None
-    rates = learner.state.hyperparameters
+async def model(model: Running) -> ModelAnswer:
+    """Show which model is served and how far it has learned."""
+    settings, status = model.settings, model.status
+    scores = status.statistics.served.scores if status.statistics else None
     return ModelAnswer(
         model=settings.model,
-        model_version=learner.state.version,
-        examples_learned=learner.state.examples,
-        position=str(learner.replica.progress.position) if learner.replica.progress else "0-0",
+        model_version=status.version,
+        examples_learned=status.examples,
+        position=str(status.progress.position),
         optimizer=settings.optimizer,
         hyperparameters={
-            **learner.state.served.shown_hyperparameters(),
-            "loss_guard": rates.loss_guard,
-            "shadow": list(rates.shadow),
+            **status.optimizer,
+            "loss_guard": status.hyperparameters.loss_guard,
+            "shadow": list(status.hyperparameters.shadow),
             "batch_size": settings.batch_size,
             "max_wait_ms": settings.max_wait_ms,
             "standardize": settings.standardize,
             "features": settings.features,
             "classes": settings.classes,
-            "hidden": list(settings.spec.hidden),
+            "hidden": list(model.spec.hidden),
             "seed": settings.seed,
         },
-        device=str(learner.state.device),
-        role=learner.role,
-        condition=learner.condition,
-        reason=learner.reason,
+        device=model.device,
+        role=status.role,
+        condition=status.condition,
+        reason=status.reason,
         accuracy=_number(scores.accuracy) if scores else None,
         rolling_accuracy=_number(scores.rolling_accuracy) if scores else None,
     )
 
 
 @router.get("/optimizer")
-async def optimizer(service: Running) -> OptimizerAnswer:
+async def optimizer(model: Running) -> OptimizerAnswer:
     """Show scale, gains, alignment and norms of every tensor."""
-    learner = service.learner
-    assert learner is not None
-    statistics = learner.statistics
+    status = model.status
+    statistics = status.statistics
     tensors = statistics.served.tensors if statistics else {}
     return OptimizerAnswer(
-        optimizer=service.settings.optimizer,
-        model_version=statistics.version if statistics else learner.state.version,
+        optimizer=model.settings.optimizer,
+        model_version=statistics.version if statistics else status.version,
         tensors={
             name: TensorAnswer(
                 scale=t.scale,
@@ -140,21 +131,16 @@ async def optimizer(service: Running) -> OptimizerAnswer:
 
 
 @router.post("/checkpoint", status_code=201)
-async def checkpoint(service: Running) -> CheckpointAnswer:
-    """Write a checkpoint of the state as it is now."""
-    assert service.learner is not None
-    if service.learner.condition == "standby":
-        raise unavailable("standby", "another service learns; ask that one for a checkpoint")
-    if service.learner.condition == "waiting":
-        raise unavailable("log_unavailable", f"no checkpoint is written: {service.learner.reason}")
+async def checkpoint(model: Learning) -> CheckpointAnswer:
+    """Write a checkpoint of the current state."""
     try:
-        info = await asyncio.wrap_future(service.learner.checkpoint())
+        info = await asyncio.wrap_future(model.trainer.checkpoint())
     except OSError as error:
         raise unavailable(
             "checkpoint_failed", f"the checkpoint was not written: {error}"
         ) from error
-    except LogError as error:
-        code = "log_unavailable" if service.learner.condition == "waiting" else "learning_halted"
+    except Stopped as error:
+        code = CODES.get(model.status.condition, "learning_halted")
         raise unavailable(code, str(error)) from error
     return CheckpointAnswer(
         model_version=info.version,
@@ -165,5 +151,5 @@ async def checkpoint(service: Running) -> CheckpointAnswer:
 
 
 def _number(value: float) -> float | None:
-    """Return the value, or None for what JSON cannot say."""
+    """Return the value, or None if it is not finite, which JSON cannot express."""
     return value if math.isfinite(value) else None

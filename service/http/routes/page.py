@@ -1,4 +1,4 @@
-"""``GET /``: the live page. It asks nothing of any other host, and runs no script but its own."""
+"""``GET /``: the live page. It loads nothing from other hosts and runs only its own scripts."""
 
 from importlib.resources import files
 

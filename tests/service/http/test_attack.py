@@ -1,4 +1,4 @@
-"""Clients that mean harm, or are merely broken, harm only themselves."""
+"""Malicious and broken clients harm only themselves."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def connect(service: ServiceProcess) -> socket.socket:
 
 
 def answer(raw: socket.socket) -> tuple[int, str]:
-    """Status and error code of what comes until the other side closes."""
+    """Return the status and error code of the answer, once the other side has closed."""
     found = b""
     while chunk := raw.recv(65_536):
         found += chunk
@@ -50,7 +50,7 @@ def test_a_slow_head_is_cut_off(service: ServiceProcess, sent: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_dripping_headers_do_not_put_off_the_end(service: ServiceProcess) -> None:
+def test_dripping_headers_do_not_extend_the_time(service: ServiceProcess) -> None:
     with connect(service) as raw:
         began = time.monotonic()
         raw.sendall(b"GET /model HTTP/1.1\r\nHost: x\r\n")
@@ -91,13 +91,15 @@ def test_an_endless_head_is_cut_off(service: ServiceProcess, what: str) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-def test_what_is_not_http_is_answered_and_closed(service: ServiceProcess, sent: bytes) -> None:
+def test_a_request_that_is_not_http_is_answered_and_closed(
+    service: ServiceProcess, sent: bytes
+) -> None:
     with connect(service) as raw:
         raw.sendall(sent)
         assert answer(raw)[0] == 400
 
 
-def test_connections_that_hang_do_not_keep_others_out(service: ServiceProcess) -> None:
+def test_hanging_connections_do_not_keep_others_out(service: ServiceProcess) -> None:
     hanging = [connect(service) for _ in range(200)]
     try:
         for raw in hanging:
@@ -139,7 +141,7 @@ def test_a_key_of_redis_cannot_be_injected(tmp_path: Path, server: RedisProcess)
 
 
 def strange_requests(client: httpx.Client, name: str) -> None:
-    """Every kind of request that can carry a name of its own."""
+    """Send every kind of request that can carry a name of its own."""
     one = {"features": [[0.0] * 6], "labels": [0]}
     for method in ("GET", "POST", "PROPFIND", "OPTIONS"):
         client.request(method, f"/{name}", headers={"User-Agent": name, "Host": name})

@@ -1,4 +1,4 @@
-"""Bad input gets the contract's error or a dead letter each, and the model stays as it was."""
+"""Bad input is answered with an error or becomes a dead letter; the model does not change."""
 
 import json
 import struct
@@ -44,7 +44,7 @@ def service(
 
 @pytest.fixture
 def unharmed(service: ServiceProcess) -> Iterator[httpx.Client]:
-    """A client; afterwards the service is ready and its state has not moved by a bit."""
+    """Yield a client; afterwards the service is ready and no bit of its state has changed."""
     with service.client() as client:
         before = client.post("/checkpoint").json()
         yield client
@@ -185,7 +185,7 @@ def test_compressed_bodies_are_refused(unharmed: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256])
-def test_a_key_of_no_use_is_refused(unharmed: httpx.Client, key: str) -> None:
+def test_an_idempotency_key_of_a_wrong_length_is_refused(unharmed: httpx.Client, key: str) -> None:
     answer = unharmed.post(
         "/learn",
         content=document([ROW], [0]),

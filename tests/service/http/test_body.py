@@ -1,72 +1,107 @@
-"""Bodies are bounded in time and size, whatever their senders say of them."""
+"""Bodies are bounded in time and size, whatever their headers claim."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 from starlette.requests import Request
-from starlette.types import Scope
 
+from service.fold.spec import Spec
 from service.http import body
+from service.http.body import Bodies
+from service.http.codecs.codec import MAX_EXAMPLES
+from service.http.codecs.safetensors import MEDIA_TYPE
 from service.http.errors import HTTPError
+from streams.batch import Features
+
+SPEC = Spec("logistic", 2, 2, (), "sgd", False, 0, 0)
 
 
-def read(chunk: bytes, chunks: int, headers: dict[bytes, bytes] | None = None) -> bytes:
-    """Read a body of so many chunks, of which one comes every 20 ms."""
-    left = chunks
+@pytest.fixture
+def bodies() -> Iterator[Bodies]:
+    bodies = Bodies(max_bytes=200)
+    yield bodies
+    assert bodies.held == 0
+    bodies.close()
+
+
+def request(sent: bytes, chunks: int = 1, **headers: str) -> Request:
+    """Return a request whose body comes in so many chunks, one every 20 ms."""
+    size = -(-len(sent) // chunks)
+    left = [sent[k : k + size] for k in range(0, len(sent), size)]
 
     async def receive() -> dict[str, Any]:
-        nonlocal left
         await asyncio.sleep(0.02)
-        left -= 1
-        return {"type": "http.request", "body": chunk, "more_body": left > 0}
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
 
-    scope = {"type": "http", "headers": list((headers or {}).items())}
-    return asyncio.run(body.read_body(Request(scope, receive), most=100))
+    headers = {"content-type": MEDIA_TYPE} | {k.replace("_", "-"): v for k, v in headers.items()}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "headers": raw}, receive)
 
 
-def test_a_dripping_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def rows(n: int) -> bytes:
+    return save({"features": np.zeros((n, 2), np.uint8)})
+
+
+async def read(bodies: Bodies, asked: Request) -> Features:
+    async with bodies.features(asked, SPEC) as features:
+        return features
+
+
+def test_a_dripping_body_is_cut_off(monkeypatch: pytest.MonkeyPatch, bodies: Bodies) -> None:
     monkeypatch.setattr(body, "BODY_SECONDS", 0.2)
-    assert read(b"x", 2) == b"xx"
+    assert asyncio.run(read(bodies, request(rows(3), chunks=2))).shape == (3, 2)
     with pytest.raises(HTTPError) as caught:
-        read(b"x", 50)
+        asyncio.run(read(bodies, request(rows(3), chunks=50)))
     assert (caught.value.status, caught.value.code) == (408, "body_too_slow")
     assert caught.value.answer().headers["Connection"] == "close"
 
 
-def test_a_length_that_lies_does_not_help() -> None:
-    for length in (b"1", b"-1", b"", b"x"):
-        with pytest.raises(HTTPError) as caught:
-            read(b"x" * 60, 2, {b"content-length": length})
-        assert (caught.value.status, caught.value.code) == (413, "body_too_large")
+@pytest.mark.parametrize("length", ["1", "-1", "", "x"])
+def test_a_wrong_length_does_not_help(bodies: Bodies, length: str) -> None:
+    with pytest.raises(HTTPError) as caught:
+        asyncio.run(read(bodies, request(rows(100), chunks=2, content_length=length)))
+    assert (caught.value.status, caught.value.code) == (413, "body_too_large")
 
 
-def test_as_many_examples_as_are_allowed_are_taken() -> None:
-    body.check_number(body.MAX_EXAMPLES)
-    with pytest.raises(HTTPError):
-        body.check_number(body.MAX_EXAMPLES + 1)
+def test_the_largest_allowed_number_of_examples_is_accepted() -> None:
+    bodies = Bodies(max_bytes=1 << 20)
+    assert len(asyncio.run(read(bodies, request(rows(MAX_EXAMPLES))))) == MAX_EXAMPLES
+    with pytest.raises(HTTPError) as caught:
+        asyncio.run(read(bodies, request(rows(MAX_EXAMPLES + 1))))
+    assert (caught.value.status, caught.value.code) == (413, "too_many_examples")
+    bodies.close()
 
 
 def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "MAX_UNDER_WAY", 0)  # so twice the largest, 200 bytes
-    monkeypatch.setattr(body, "_under_way", 0)
-    scopes: list[Scope] = [{"type": "http", "headers": []} for _ in range(3)]
+    monkeypatch.setattr(body, "MAX_HELD", 0)  # so twice the largest body
+    size = len(rows(3))
+    bodies = Bodies(max_bytes=size)
 
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"x" * 90, "more_body": False}
+    async def use() -> None:
+        async with AsyncExitStack() as handled:
+            for _ in range(2):
+                await handled.enter_async_context(bodies.features(request(rows(3)), SPEC))
+            assert bodies.held == 2 * size
+            with pytest.raises(HTTPError) as caught:
+                await read(bodies, request(rows(3)))
+            assert (caught.value.status, caught.value.code) == (503, "too_busy")
+            assert caught.value.answer().headers["Connection"] == "close"
+            assert bodies.held == 2 * size
+        assert bodies.held == 0
+        assert len(await read(bodies, request(rows(3)))) == 3
 
-    def read_one(scope: Scope) -> bytes:
-        return asyncio.run(body.read_body(Request(scope, receive), most=100))
+    asyncio.run(use())
+    assert bodies.held == 0
+    bodies.close()
 
-    for scope in scopes[:2]:
-        read_one(scope)
-    with pytest.raises(HTTPError) as caught:
-        read_one(scopes[2])
-    assert (caught.value.status, caught.value.code) == (503, "too_busy")
-    assert caught.value.answer().headers["Connection"] == "close"
-    body.let_go(scopes[0])
-    body.let_go(scopes[0])
-    assert len(read_one(scopes[2])) == 90
-    for scope in scopes[1:]:
-        body.let_go(scope)
-    assert body._under_way == 0
+
+def test_the_budget_of_a_refused_body_is_free_again(bodies: Bodies) -> None:
+    for sent in (b"", b"x" * 150, rows(0)):
+        with pytest.raises(HTTPError):
+            asyncio.run(read(bodies, request(sent or b"x")))
+        assert bodies.held == 0

@@ -1,4 +1,4 @@
-"""The clock of a request's head runs neither for its body nor for the answer before it."""
+"""The time limit of a head covers neither the body nor the answer before it."""
 
 import asyncio
 import socket
@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.http import connection, server
 from service.http.connection import HEAD_BYTES
-from tests.support.servers import running
+from tests.service.http.test_stalled import running
 
 HEAD_SECONDS = 1.0
 
@@ -20,7 +20,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Patient:
-    """Answers with the length of the body, once told to."""
+    """Answers with the length of the body, once `go` is set."""
 
     def __init__(self) -> None:
         self.told = threading.Event()
@@ -45,7 +45,7 @@ def talk(server: server.Server) -> socket.socket:
 
 
 def answers(raw: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """Return everything that the other side sends until it closes."""
     found = b""
     while some := raw.recv(65_536):
         found += some
@@ -53,7 +53,7 @@ def answers(raw: socket.socket) -> bytes:
 
 
 def wait_for_a_head_to_be_late(server: server.Server) -> None:
-    """Return when a client that says nothing, from now on, is told that it is too slow."""
+    """Wait until a client that connects now and sends nothing is refused as too slow."""
     with talk(server) as silent:
         assert answers(silent).startswith(b"HTTP/1.1 408")
 

@@ -1,4 +1,4 @@
-"""Streams of events go on where they broke off, are bounded, and do not hold up the end."""
+"""Event streams continue where they broke off, are bounded, and do not delay shutdown."""
 
 import json
 import socket
@@ -52,7 +52,7 @@ def learn(client: httpx.Client, batches: int = 1) -> int:
 
 
 def watch(client: httpx.Client, until: int, last: bytes = b"") -> list[Event]:
-    """Return what comes, up to the first point of a version."""
+    """Return the events up to the first point of a version."""
     found = []
     with client.stream("GET", "/events", headers={b"Last-Event-ID": last}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -63,7 +63,7 @@ def watch(client: httpx.Client, until: int, last: bytes = b"") -> list[Event]:
     raise AssertionError("the stream ended")
 
 
-def test_a_viewer_gets_what_is_kept_and_then_what_comes(service: ServiceProcess) -> None:
+def test_a_viewer_gets_the_kept_points_and_then_new_ones(service: ServiceProcess) -> None:
     with service.client() as client, service.client() as other:
         version = learn(client, 3)
         with client.stream("GET", "/events") as answer:
@@ -77,7 +77,7 @@ def test_a_viewer_gets_what_is_kept_and_then_what_comes(service: ServiceProcess)
             assert any(event.version == version + 1 for event in islice(coming, 5))
 
 
-def test_a_stream_goes_on_without_loss_or_repetition(service: ServiceProcess) -> None:
+def test_a_stream_continues_without_loss_or_repetition(service: ServiceProcess) -> None:
     with service.client() as client:
         whole = watch(client, learn(client, 2))
         middle = whole[len(whole) // 2]
@@ -94,7 +94,7 @@ def test_a_stream_goes_on_without_loss_or_repetition(service: ServiceProcess) ->
 @pytest.mark.parametrize(
     "last", ["nonsense", "0-0", "12345678-3", "-", "x-²", "RUN-" + "1" * 5_000]
 )
-def test_an_id_of_another_run_begins_anew(service: ServiceProcess, last: str) -> None:
+def test_an_id_of_another_run_begins_with_a_reset(service: ServiceProcess, last: str) -> None:
     with service.client() as client:
         version = learn(client)
         run = watch(client, version)[0].id.partition("-")[0]
@@ -114,15 +114,15 @@ def test_viewers_are_bounded(service: ServiceProcess) -> None:
         assert int(refused.headers["Retry-After"]) >= 1
         open_streams.close()
 
-        def is_let_in() -> bool:
+        def is_admitted() -> bool:
             with client.stream("GET", "/events") as answer:
                 return answer.status_code == 200
 
-        wait_for(is_let_in)
+        wait_for(is_admitted)
 
 
 @pytest.mark.parametrize("reads", [True, False])
-def test_open_streams_do_not_hold_up_the_end(tmp_path: Path, reads: bool) -> None:
+def test_open_streams_do_not_delay_shutdown(tmp_path: Path, reads: bool) -> None:
     with serving(tmp_path, **SMALL) as service, service.client() as client:
         learn(client)
         with socket.create_connection(("127.0.0.1", service.port)) as raw:

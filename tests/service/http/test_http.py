@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from service.http.body import MAX_UNDER_WAY
+from service.http.body import MAX_HELD
 from service.http.guard import BASIC
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 from tests.support.states import a_batch
@@ -57,7 +57,7 @@ def test_learning_shows_in_predictions(client: httpx.Client) -> None:
     assert (probabilities.argmax(1) == predicted["labels"]).all()
 
 
-def test_the_three_types_of_body_say_the_same(client: httpx.Client, tmp_path: Path) -> None:
+def test_the_three_types_of_body_are_equivalent(client: httpx.Client, tmp_path: Path) -> None:
     batch = a_batch(5)
     lines = "\n".join(
         json.dumps({"features": x, "label": y})
@@ -85,7 +85,7 @@ def test_the_three_types_of_body_say_the_same(client: httpx.Client, tmp_path: Pa
     assert bare.keys() == {"labels", "model_version"}
 
 
-def test_wait_applied_tells_the_batch_it_fell_into(client: httpx.Client) -> None:
+def test_wait_applied_returns_the_scores_of_its_batch(client: httpx.Client) -> None:
     before = client.get("/model").json()
     answers = [client.post("/learn?wait=applied", json=as_json(k)).json() for k in range(3)]
     versions = [a["model_version"] for a in answers]
@@ -104,7 +104,7 @@ def test_a_small_batch_is_learned_after_max_wait(client: httpx.Client) -> None:
     assert client.get("/model").json()["examples_learned"] == before + 2
 
 
-def test_an_idempotency_key_makes_one_of_many(client: httpx.Client) -> None:
+def test_requests_with_one_idempotency_key_make_one_entry(client: httpx.Client) -> None:
     key = {"Idempotency-Key": "again"}
     before = client.get("/model").json()["examples_learned"]
     first = client.post("/learn?wait=applied", json=as_json(1), headers=key)
@@ -177,7 +177,7 @@ def test_the_documentation_describes_bodies_and_errors(client: httpx.Client) -> 
     assert paths.keys() >= {"/model", "/optimizer", "/checkpoint", "/health/live", "/metrics"}
 
 
-def test_the_documentation_says_where_a_key_is_needed(
+def test_the_documentation_shows_where_a_key_is_needed(
     client: httpx.Client, locked: ServiceProcess
 ) -> None:
     assert "security" not in client.get("/openapi.json").json()
@@ -190,7 +190,7 @@ def test_the_documentation_says_where_a_key_is_needed(
     assert is_open == ["/health/live", "/health/ready"]
 
 
-def test_what_can_be_read_answers_head_too(client: httpx.Client) -> None:
+def test_every_read_answers_head_too(client: httpx.Client) -> None:
     for path in ("/", "/health/live", "/health/ready", "/metrics", "/model", "/docs"):
         answer = client.head(path)
         assert (answer.status_code, answer.content) == (200, b""), path
@@ -200,7 +200,7 @@ def test_what_can_be_read_answers_head_too(client: httpx.Client) -> None:
     assert 'funnel_http_request_seconds_count{code="200",route="/health/live"}' in counted
 
 
-def test_an_answer_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
+def test_a_prediction_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     options = {"features": 2, "classes": 3, "model": "tests.support.states:Logarithm"}
     with serving(tmp_path, **options, optimizer="sgd") as service, service.client() as client:
         assert client.post("/predict", json={"features": [[1, 2]]}).status_code == 200
@@ -210,7 +210,7 @@ def test_an_answer_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
         assert (error["code"], error["field"], error["index"]) == ("no_prediction", "features", 1)
 
 
-def test_health_says_what_it_does(client: httpx.Client) -> None:
+def test_health_shows_the_condition(client: httpx.Client) -> None:
     assert client.get("/health/live").status_code == 200
     ready = client.get("/health/ready")
     assert ready.status_code == 200
@@ -224,7 +224,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]
         yield running
 
 
-def test_with_a_key_set_only_health_is_open(locked: ServiceProcess) -> None:
+def test_with_a_key_only_health_is_open(locked: ServiceProcess) -> None:
     with locked.client() as client:
         for path in ("/health/live", "/health/ready"):
             assert client.get(path).status_code == 200
@@ -250,7 +250,7 @@ def basic(text: str) -> dict[bytes, bytes]:
     return {b"Authorization": b"Basic " + base64.b64encode(text.encode())}
 
 
-def test_reads_take_the_key_as_a_password_too(locked: ServiceProcess) -> None:
+def test_reads_accept_the_key_as_a_password_too(locked: ServiceProcess) -> None:
     with locked.client() as client:
         for path in ("/model", "/", "/page/page.js", "/history"):
             assert client.get(path, headers=basic("anybody:secret")).status_code == 200
@@ -283,8 +283,8 @@ def test_a_full_backlog_is_429_with_retry_after(locked: ServiceProcess) -> None:
         assert int(refused.headers["Retry-After"]) >= 1
 
 
-def test_a_body_that_was_answered_is_counted_no_more(client: httpx.Client) -> None:
-    large = save({"features": np.zeros((MAX_UNDER_WAY // 17 // 6, 6), np.uint8)})
+def test_the_budget_of_an_answered_body_is_free_again(client: httpx.Client) -> None:
+    large = save({"features": np.zeros((MAX_HELD // 17 // 6, 6), np.uint8)})
     for _ in range(18):
         refused = client.post("/predict", content=large, headers=SAFETENSORS)
         assert refused.json()["error"]["code"] == "too_many_examples"

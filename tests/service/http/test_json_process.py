@@ -1,66 +1,99 @@
-"""Large JSON bodies are read in other processes, to the same bytes and with the same refusals."""
+"""Large JSON bodies are decoded in other processes, with the same bytes and the same refusals."""
 
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import orjson
 import pytest
 
-from service.http import json_process
-from service.http.json_process import SMALL, JSONProcess, JSONProcessError, translate
-from streams.batch import InvalidBatchError
+from service.http.codecs import json, ndjson
+from service.http.codecs.codec import MAX_EXAMPLES, Examples
+from service.http.json_process import JSONProcess, JSONProcessError, JSONProcesses
+from streams.batch import InvalidBatchError, TooManyError
 from streams.json_batch import from_json
 from tests.support.harness import processes_naming, serving, wait_for
 
-WIDTH = 784
+WIDTH, CLASSES = 784, 10
 ROWS = np.random.default_rng(0).random((40, WIDTH)).tolist()
 READER = "service.http.json_process"
 NO_MORE_MEMORY = (1, 1)
-"""Limit of the address space, soft and hard: what a process has it keeps."""
+"""Limit of the address space, soft and hard; a process keeps the memory that it has."""
+
+
+JSON, NDJSON = json.MEDIA_TYPE, ndjson.EXAMPLES.media_type
 
 
 def body(rows: list[list[float]] = ROWS) -> bytes:
     found = orjson.dumps({"features": rows, "labels": [3] * len(rows)})
-    assert len(found) > SMALL
+    assert len(found) > json.MAX_IN_PROCESS
     return found
 
 
-def test_another_process_reads_the_same_batch() -> None:
-    expected = from_json(body()).to_bytes()
-    assert translate(body(), is_ndjson=False, width=WIDTH) == expected
+def here(raw: bytes) -> Examples:
+    """Return the examples as this process decodes them."""
+    return json.EXAMPLES.decode(raw, WIDTH, CLASSES)
+
+
+@pytest.fixture
+def processes() -> Iterator[JSONProcesses]:
+    processes = JSONProcesses()
+    yield processes
+    processes.close()
+
+
+def test_another_process_decodes_the_same_batch(processes: JSONProcesses) -> None:
+    assert here(body()) == Examples(len(ROWS), from_json(body()).to_bytes())
+    assert processes.decode(JSON, body(), WIDTH, CLASSES) == here(body())
     lines = b"\n".join(orjson.dumps({"features": row, "label": 3}) for row in ROWS)
-    assert translate(lines, is_ndjson=True, width=WIDTH) == expected
-    assert len(json_process._idle) == 1, "the second body found the process of the first"
+    assert processes.decode(NDJSON, lines, WIDTH, CLASSES) == here(body())
+    assert len(processes.idle) == 1, "the second body found the process of the first"
 
 
-def test_a_refusal_comes_back_whole_and_spares_the_process() -> None:
+def test_a_refusal_keeps_its_field_and_index_and_spares_the_process(
+    processes: JSONProcesses,
+) -> None:
     bad = [*ROWS[:7], ROWS[7][:-1], *ROWS[8:]]
     with pytest.raises(InvalidBatchError, match="has 783 features, expected 784") as caught:
-        translate(body(bad), is_ndjson=False, width=WIDTH)
+        processes.decode(JSON, body(bad), WIDTH, CLASSES)
     assert (caught.value.field, caught.value.index) == ("features", 7)
-    assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
+    with pytest.raises(InvalidBatchError, match="label 3 is outside") as caught:
+        processes.decode(JSON, body(), WIDTH, 3)
+    assert (caught.value.field, caught.value.index) == ("labels", 0)
+    with pytest.raises(TooManyError, match="send several requests"):
+        processes.decode(JSON, body([[0.5]] * (MAX_EXAMPLES + 1)), 1, CLASSES)
+    assert processes.decode(JSON, body(), WIDTH, CLASSES) == here(body())
+    assert len(processes.idle) == 1
 
 
-def test_a_process_that_was_killed_while_idle_is_replaced() -> None:
+def test_a_process_that_was_killed_while_idle_is_replaced(processes: JSONProcesses) -> None:
     process = JSONProcess()
     process._process.kill()
     process._process.wait()
-    json_process._idle.append(process)
-    assert translate(body(), is_ndjson=False, width=WIDTH) == from_json(body()).to_bytes()
-    assert process not in json_process._idle
+    processes.idle.append(process)
+    assert processes.decode(JSON, body(), WIDTH, CLASSES) == here(body())
+    assert process not in processes.idle
 
 
-def test_a_process_that_ends_over_a_body_is_replaced() -> None:
+def test_a_process_that_dies_of_a_body_is_replaced(processes: JSONProcesses) -> None:
     process, larger = JSONProcess(), body(ROWS * 25)
-    process.translate(body(), is_ndjson=False, width=WIDTH)
+    process.decode(JSON, body(), WIDTH, CLASSES)
     resource.prlimit(process._process.pid, resource.RLIMIT_AS, NO_MORE_MEMORY)
-    json_process._idle.append(process)
+    processes.idle.append(process)
     with pytest.raises(JSONProcessError):
-        translate(larger, is_ndjson=False, width=WIDTH)
-    assert translate(larger, is_ndjson=False, width=WIDTH) == from_json(larger).to_bytes()
+        processes.decode(JSON, larger, WIDTH, CLASSES)
+    assert processes.decode(JSON, larger, WIDTH, CLASSES) == here(larger)
+
+
+def test_closing_ends_the_processes() -> None:
+    processes = JSONProcesses()
+    processes.decode(JSON, body(), WIDTH, CLASSES)
+    (process,) = processes.idle
+    processes.close()
+    assert not process.is_alive()
 
 
 def test_the_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None:
@@ -74,7 +107,7 @@ def test_the_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None
     wait_for(lambda: not started & processes_naming(READER))
 
 
-def test_a_body_whose_reader_ends_over_it_is_to_be_sent_again(tmp_path: Path) -> None:
+def test_a_body_of_which_its_process_dies_may_be_sent_again(tmp_path: Path) -> None:
     with serving(tmp_path) as service, service.client() as client:
         client.headers["Content-Type"] = "application/json"
         assert client.post("/learn", content=body()).status_code == 202
@@ -88,7 +121,7 @@ def test_a_body_whose_reader_ends_over_it_is_to_be_sent_again(tmp_path: Path) ->
         assert 'funnel_rejected_total{code="reader_lost"} 1.0' in client.get("/metrics").text
 
 
-def test_a_reader_that_was_killed_while_idle_is_not_missed(tmp_path: Path) -> None:
+def test_a_service_survives_the_death_of_an_idle_process(tmp_path: Path) -> None:
     with serving(tmp_path) as service, service.client() as client:
         client.headers["Content-Type"] = "application/json"
         assert client.post("/learn", content=body()).status_code == 202

@@ -1,4 +1,4 @@
-"""What each key may do, and that keys stay secret."""
+"""Each key allows what its scope says, and keys stay secret."""
 
 import asyncio
 import hmac
@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 
 from service.cli import main
 from service.http.guard import ADMIN, LEARN, PREDICT, Guard
-from service.monitoring.metrics import Metrics
+from service.monitoring.metrics import Metrics, Reading
 from service.settings import SettingsError, load_settings
 from tests.support.harness import ServiceProcess, serving
 
@@ -27,7 +27,7 @@ BODIES = {
     "/predict": {"features": [[0, 1]]},
 }
 READERS = {ADMIN, PREDICT}
-# Of each request, the status for those who may send it; everybody else with a key gets 403.
+# For each request, the status with a key that allows it; other keys get 403.
 MATRIX = [
     ("POST", "/learn", 202, {ADMIN, LEARN}),
     ("POST", "/predict", 200, READERS),
@@ -75,7 +75,7 @@ def send(
     ("method", "path", "status", "allowed", "scope"),
     [(*request, scope) for request, scope in product(MATRIX, TOKENS)],
 )
-def test_a_key_may_do_what_its_scope_says(
+def test_a_key_allows_what_its_scope_says(
     service: ServiceProcess, method: str, path: str, status: int, allowed: set[str], scope: str
 ) -> None:
     answer = send(service, method, path, TOKENS[scope])
@@ -83,7 +83,7 @@ def test_a_key_may_do_what_its_scope_says(
 
 
 @pytest.mark.parametrize("token", [None, "wrong", "hush", "hush-all2", "HUSH-ALL"])
-def test_without_a_known_key_nothing_is_answered(
+def test_without_a_valid_key_no_request_is_answered(
     service: ServiceProcess, token: str | None
 ) -> None:
     for method, path, _, _ in MATRIX:
@@ -92,7 +92,7 @@ def test_without_a_known_key_nothing_is_answered(
         assert answer.headers["WWW-Authenticate"].split(",")[0] == "Bearer"
 
 
-def test_the_matrix_has_every_route_but_those_that_are_open(service: ServiceProcess) -> None:
+def test_the_matrix_has_every_route_except_open_ones(service: ServiceProcess) -> None:
     open_paths = {"/health/live", "/health/ready"}
     for token, status in ((None, 401), (TOKENS[LEARN], 403)):  # to others it answers without end
         assert send(service, "GET", "/events", token).status_code == status
@@ -119,7 +119,7 @@ def test_the_matrix_has_every_route_but_those_that_are_open(service: ServiceProc
         ("POST", "/checkpoint", PREDICT, ADMIN),
     ],
 )
-def test_the_wrong_scope_is_told_which_is_needed(
+def test_a_refusal_names_the_scope_that_is_needed(
     service: ServiceProcess, method: str, path: str, scope: str, needed: str
 ) -> None:
     answer = send(service, method, path, TOKENS[scope])
@@ -181,7 +181,12 @@ def test_the_given_key_is_compared_with_every_key(
 
     settings = load_settings(SETTINGS)
     keys = {ADMIN: settings.api_key, LEARN: settings.learn_key, PREDICT: settings.predict_key}
-    guard = Guard(PlainTextResponse("behind"), keys, routes=(), metrics=Metrics())
+    guard = Guard(
+        PlainTextResponse("answer"),
+        keys,
+        routes=(),
+        metrics=Metrics(lambda: Reading(True, None, 0)),
+    )
 
     async def ask() -> None:
         transport = httpx.ASGITransport(guard)
@@ -226,7 +231,7 @@ def test_a_service_with_refused_keys_does_not_start(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("keys", [{}, {"api_key": "", "learn_key": "", "predict_key": ""}])
-def test_empty_keys_are_none(keys: dict[str, str]) -> None:
+def test_empty_keys_do_not_count(keys: dict[str, str]) -> None:
     settings = load_settings(keys)
     assert not any((settings.api_key, settings.learn_key, settings.predict_key))
 

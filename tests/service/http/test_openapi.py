@@ -1,4 +1,4 @@
-"""What the OpenAPI document promises is what comes, for requests made from the document itself."""
+"""Answers keep the promises of the OpenAPI document, for requests generated from it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from service.http.app import create_app
-from service.http.body import NDJSON, SAFETENSORS
+from service.http.codecs import ndjson, safetensors
 from service.service import Service
 from service.settings import load_settings
 from tests.service.fuzz import SEEDS
@@ -31,19 +31,19 @@ CHECKS = [
     unsupported_method,
 ]  # fmt: skip
 
-for kind in (NDJSON, SAFETENSORS):
+for kind in (ndjson.EXAMPLES.media_type, safetensors.MEDIA_TYPE):
     good = [body for _, other, body in SEEDS if other == kind]
     schemathesis.openapi.media_type(kind, st.sampled_from(good) | st.binary())
 
 document = create_app(Service(load_settings(SMALL))).openapi()
 api = schemathesis.openapi.from_dict(document)
 answers = api.exclude(path="/events")
-"""What ends; `test_events` has the rest."""
+"""Routes whose answers end; `test_events` has the other."""
 
 
 @dataclass
 class World:
-    """A service, and the entries that it has accepted, with their numbers of examples."""
+    """A service, and the numbers of examples in the entries that it has accepted."""
 
     service: ServiceProcess
     entries: dict[str, int] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A world in which at the end just what was accepted is learned."""
+    """Yield a world in which, at the end, exactly the accepted examples are learned."""
     with serving(tmp_path_factory.mktemp("service"), **SMALL) as service:
         world = World(service)
         yield world

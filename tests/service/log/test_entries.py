@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.log.entries import MAX_JSON, Cut, Entry, Pending, read_entry
+from service.log.cuts import Cut, Pending
+from service.log.entries import MAX_JSON, Entry, read_entry
 from service.log.position import ORIGIN, TOP, EntryId, Position
 from streams.batch import Batch, concatenate
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from service.log import intake
-from service.log.intake import Intake, KeyInFlightError, KeyReusedError, LogUnavailableError
-from service.log.log import connect
+from service.log.errors import LogUnavailable
+from service.log.intake import Intake, KeyInFlightError, KeyReusedError
+from service.log.server import connect
 from tests.support.harness import RedisProcess
 
 
@@ -68,7 +69,7 @@ def test_the_mean_size_of_entries_follows_what_is_appended(
 def test_a_key_is_remembered_for_an_hour(server: RedisProcess, model: str) -> None:
     async def use(intake: Intake) -> None:
         await intake.append(b"a", 1, "key")
-        [key] = await intake.redis.keys(f"{intake.keys.key}:*")
+        [key] = await intake.redis.keys(intake.keys.idempotency("*"))
         assert 3_500 < await intake.redis.ttl(key) <= 3_600
 
     with_intake(server.url, model, use)
@@ -121,7 +122,7 @@ def test_without_a_server_nothing_is_acknowledged(tmp_path: Path) -> None:
     async def use(intake: Intake) -> None:
         await intake.append(b"a", 1)
         redis.kill()
-        with pytest.raises(LogUnavailableError):
+        with pytest.raises(LogUnavailable):
             await intake.append(b"b", 1, "key")
         redis.start()
         await intake.append(b"b", 1, "key")
@@ -138,9 +139,9 @@ def test_a_log_of_another_type_fails_each_request_and_not_the_writer(
 ) -> None:
     async def use(intake: Intake) -> None:
         await intake.redis.set(intake.keys.log, "x")
-        with pytest.raises(LogUnavailableError, match="WRONGTYPE"):
+        with pytest.raises(LogUnavailable, match="WRONGTYPE"):
             await intake.append(b"a", 1)
-        with pytest.raises(LogUnavailableError, match="WRONGTYPE"):
+        with pytest.raises(LogUnavailable, match="WRONGTYPE"):
             await intake.append(b"a", 1, "key")
         await intake.redis.delete(intake.keys.log)
         await intake.append(b"a", 1, "key")

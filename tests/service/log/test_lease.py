@@ -1,55 +1,67 @@
 """The lease: one holder at a time, and nobody gives away what another holds."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from service.log.lease import Lease, Lock
-from service.log.log import connect
-from tests.support.harness import RedisProcess
+from service.process import SystemClock
+from tests.support.clock import StillClock
+from tests.support.logs import Store
 
-Use = Callable[[Lease, Lease, Callable[[], Awaitable[object]]], Awaitable[None]]
-
-
-def with_leases(server: RedisProcess, model: str, directory: Path, use: Use) -> None:
-    """Two services on machines of their own, each with its lock, and what ends a lease."""
-
-    async def run() -> None:
-        redis, locks = connect(server.url), [Lock(directory / name) for name in "ab"]
-        one, other = (Lease(redis, f"{model}:lease", lock, 90.0) for lock in locks)
-        try:
-            await use(one, other, lambda: redis.delete(f"{model}:lease"))
-        finally:
-            for lock in locks:
-                lock.close()
-            await redis.aclose()
-
-    asyncio.run(run())
+pytestmark = pytest.mark.anyio
 
 
-def test_who_lost_the_lease_does_not_give_away_that_of_another(
-    server: RedisProcess, model: str, tmp_path: Path
+@pytest.fixture
+def locks(tmp_path: Path) -> Iterator[list[Lock]]:
+    """The locks of two machines."""
+    made = [Lock(tmp_path / name) for name in "ab"]
+    yield made
+    for lock in made:
+        lock.close()
+
+
+async def test_a_holder_that_lost_the_lease_does_not_release_that_of_another(
+    store: Store, locks: list[Lock]
 ) -> None:
-    async def use(old: Lease, new: Lease, run_out: Callable[[], Awaitable[object]]) -> None:
-        assert await old.take()
-        assert not await new.take()
-        await run_out()
-        assert await new.take()
-        await old.release()
-        assert not await old.take()
-        await new.release()
-        assert await old.take()
+    old, new = (Lease(store.log, lock, 90.0, SystemClock()) for lock in locks)
+    assert await old.take()
+    assert not await new.take()
+    await store.end_lease()
+    assert await new.take()
+    await old.release()
+    assert not await old.take()
+    await new.release()
+    assert await old.take()
+    assert not await new.renew()
 
-    with_leases(server, model, tmp_path, use)
+
+async def test_a_lease_is_renewed_long_before_it_ends(store: Store, locks: list[Lock]) -> None:
+    clock = StillClock()
+    lease = Lease(store.log, locks[0], 90.0, clock)
+    assert lease.due_in < 0
+    assert await lease.take()
+    assert lease.due_in == 30
+    clock.now += 40
+    assert lease.due_in == -10
+    assert await lease.renew()
+    assert lease.due_in == 30
 
 
-def test_a_lease_is_renewed_long_before_it_ends(
-    server: RedisProcess, model: str, tmp_path: Path
-) -> None:
-    async def use(lease: Lease, _: Lease, __: Callable[[], Awaitable[object]]) -> None:
-        assert lease.due_in < 0
-        assert await lease.take()
-        assert 0 < lease.due_in <= 30
-        assert await lease.renew()
+async def test_a_lease_that_ran_out_was_not_renewed(store: Store, locks: list[Lock]) -> None:
+    lease = Lease(store.log, locks[0], 90.0, SystemClock())
+    assert await lease.take()
+    await store.end_lease()
+    assert not await lease.renew()
+    assert await lease.renew()
 
-    with_leases(server, model, tmp_path, use)
+
+def test_a_lock_has_one_holder(tmp_path: Path) -> None:
+    one, other = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
+    assert one.name == other.name
+    assert one.take()
+    assert not other.take()
+    one.close()
+    assert other.take()
+    other.close()

@@ -1,4 +1,4 @@
-"""Drift events of a running service: shown, kept over kill -9, posted."""
+"""Drift events of a running service are shown, posted, and survive kill -9."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.support.harness import SAFETENSORS, RedisProcess, ServiceProcess, ser
 from tests.support.servers import answering
 
 
-def test_a_turn_shows_is_posted_and_outlives_a_kill(tmp_path: Path) -> None:
+def test_a_drift_is_shown_and_posted_and_survives_a_kill(tmp_path: Path) -> None:
     stream = get("abrupt", 6_000, source="digits")
     with (
         answering(200) as (url, bodies),
@@ -34,7 +34,7 @@ def test_a_turn_shows_is_posted_and_outlives_a_kill(tmp_path: Path) -> None:
         assert len(bodies) == len(before)
 
 
-def test_what_was_told_is_not_told_again_when_the_log_comes_late(tmp_path: Path) -> None:
+def test_no_drift_is_posted_twice_when_the_log_comes_late(tmp_path: Path) -> None:
     stream = get("abrupt", 6_000, source="digits")
     redis = RedisProcess(tmp_path / "redis").start()
     try:
@@ -64,7 +64,7 @@ def test_what_was_told_is_not_told_again_when_the_log_comes_late(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_nor_when_the_log_is_lost_in_the_middle_of_a_replay(tmp_path: Path) -> None:
+def test_no_drift_is_posted_twice_when_the_log_is_lost_during_a_replay(tmp_path: Path) -> None:
     stream = get("abrupt", 12_000, source="digits")
     redis = RedisProcess(tmp_path / "redis").start()
     options = {

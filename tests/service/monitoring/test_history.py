@@ -1,8 +1,7 @@
-"""The recent past is kept, in bounded memory, and says what happened."""
+"""The history keeps the recent past in bounded memory."""
 
 from collections.abc import Iterator
-from functools import partial
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,42 @@ from tests.support.states import a_batch, a_state, statistics_of
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50, "shadow": "adagrad"}
 
 
+class SimulatedClock:
+    """A clock that moves only when a test moves it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def time(self) -> float:
+        return 1000.0 + self.seconds
+
+
 def a_history(*versions: int, every: float = 1.0) -> History:
-    made, state = History(partial(next, count(0.0, every))), a_state()
+    clock, state = SimulatedClock(), a_state()
+    made = History(clock)
     for version in versions:
         state.version, state.examples = version, 20 * version
         made.add_point(statistics_of(state), backlog=0, checkpoint_age=None)
+        clock.seconds += every
     return made
 
 
-def test_the_ring_is_bounded_and_knows_what_it_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ring_is_bounded_and_refuses_numbers_before_its_floor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(history, "MAX_ITEMS", 5)
     made = a_history(*range(1, 9))
     assert len(made.points()) == 5
     assert made.after(2) is None
-    behind = made.after(3)
-    assert behind is not None
-    assert [item.version for item in behind] == [4, 5, 6, 7, 8]
+    rest = made.after(3)
+    assert rest is not None
+    assert [item.version for item in rest] == [4, 5, 6, 7, 8]
 
 
-def test_a_model_that_stands_still_takes_two_points() -> None:
+def test_a_model_that_stands_still_has_two_points() -> None:
     made = a_history(1, 2, 2, 2, 2, 3)
     kept = made.after(0)
     assert kept is not None
@@ -49,7 +65,7 @@ def test_points_that_come_fast_are_thinned_to_about_one_a_second() -> None:
     made = a_history(*range(1, 14), every=0.25)
     assert [item.made for item in made.after(0) or ()] == [0, 1, 2, 3]
     assert [item.version for item in made.after(0) or ()] == [1, 5, 9, 13]
-    assert [item.version for item in made.after(3) or ()] == [5, 9, 13]  # the third gave way
+    assert [item.version for item in made.after(3) or ()] == [5, 9, 13]  # the third was replaced
 
 
 def test_shifts_and_drifts_lie_among_the_points() -> None:
@@ -64,7 +80,7 @@ def test_shifts_and_drifts_lie_among_the_points() -> None:
     assert made.after(5) is None
 
 
-def test_only_newer_points_are_asked_for() -> None:
+def test_since_selects_newer_points() -> None:
     made = a_history(1, 2, 3)
     made.add_shift(60, "noise on")
     assert len(made.points()) == 3
@@ -72,8 +88,7 @@ def test_only_newer_points_are_asked_for() -> None:
     assert made.points(since=3) == []
 
 
-def test_throughput_is_of_the_time_since_the_point_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history.time, "time", partial(next, count(1000.0, 0.5)))
+def test_throughput_is_measured_since_the_point_before() -> None:
     points = [orjson.loads(point) for point in a_history(1, 2, 4).points()]
     assert points[0]["throughput"] is None
     for before, point in pairwise(points):
@@ -81,13 +96,13 @@ def test_throughput_is_of_the_time_since_the_point_before(monkeypatch: pytest.Mo
         assert point["throughput"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_who_listens_no_more_is_told_nothing() -> None:
-    made, told = History(), []
-    stop = made.listen(lambda: told.append("something"))
+def test_a_listener_that_has_stopped_is_not_called() -> None:
+    made, calls = History(SimulatedClock()), []
+    stop = made.listen(lambda: calls.append("added"))
     made.add_shift(1, "one")
     stop()
     made.add_shift(2, "two")
-    assert len(told) == 1
+    assert len(calls) == 1
     stop()
 
 
@@ -127,7 +142,7 @@ def test_points_agree_with_the_other_routes(service: ServiceProcess) -> None:
         assert sum(last["expert_weights"].values()) == pytest.approx(1, rel=1e-3)
 
 
-def test_since_leaves_out_what_is_known(service: ServiceProcess) -> None:
+def test_the_route_shows_only_points_after_since(service: ServiceProcess) -> None:
     with service.client() as client:
         before = learn(client, 1)
         assert points(client, since=before) == []
@@ -145,7 +160,7 @@ def test_a_model_of_many_tensors_has_small_points(tmp_path: Path) -> None:
         assert len(points(client)[-1]["tensors"]) == history.MAX_TENSORS
 
 
-def test_where_inputs_are_no_images_there_are_no_pictures(service: ServiceProcess) -> None:
+def test_inputs_that_are_not_images_have_no_pictures(service: ServiceProcess) -> None:
     with service.client() as client:
         learn(client, 1)
         gains, newest = client.get("/optimizer/gains").json(), client.get("/newest").json()
@@ -153,8 +168,8 @@ def test_where_inputs_are_no_images_there_are_no_pictures(service: ServiceProces
     assert (newest["side"], newest["examples"]) == (None, [])
 
 
-def test_events_of_long_ago_are_forgotten() -> None:
-    made = History()
+def test_old_drift_events_are_discarded() -> None:
+    made = History(SimulatedClock())
     for k in range(1_000):
         made.note_drifts([{"id": n} for n in range(k, k + 10)])
     assert len(made._noted[DRIFT]) == 10

@@ -1,4 +1,4 @@
-"""Gains and inputs as images are those of the model, and looking at them changes nothing."""
+"""Pictures show the model's gains and inputs; making them changes nothing."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from service.fold.snapshot import Snapshot
 from service.fold.spec import Spec
 from service.fold.state import State
 from service.monitoring.pictures import SHOWN, Newest, side
@@ -48,7 +49,7 @@ def test_inputs_are_shown_as_predicted_before_they_were_learned() -> None:
     newest = Newest(state)
     assert newest.read() is None
     [batch] = digits(1)
-    newest.note(state, batch)
+    newest.note(Snapshot.of(state), batch)
     step(state, batch)
     seen = newest.read()
     assert seen is not None
@@ -58,12 +59,12 @@ def test_inputs_are_shown_as_predicted_before_they_were_learned() -> None:
     np.testing.assert_array_equal(seen.pixels, batch.features[-SHOWN:])
 
 
-def test_looking_changes_no_bit() -> None:
+def test_taking_pictures_changes_no_bit() -> None:
     watched, alone = an_image_state(), an_image_state()
     newest = Newest(watched)
     for batch in digits():
         newest._due = 0.0
-        newest.note(watched, batch)
+        newest.note(Snapshot.of(watched), batch)
         newest.read()
         statistics_of(watched)
         step(watched, batch)

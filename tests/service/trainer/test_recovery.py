@@ -1,6 +1,5 @@
 """Restart: the state comes back bit for bit, or the service says why it cannot."""
 
-import asyncio
 import shutil
 import signal
 import sys
@@ -11,14 +10,22 @@ from typing import Any
 import httpx
 import pytest
 
-from service.log.entries import Pending
-from service.log.log import Log, LogError, connect
-from service.log.position import ORIGIN, EntryId, Position
+from service.log.errors import LogError
 from service.trainer.checkpoint import DamagedError
-from service.trainer.replica import READ_BYTES, Replica
-from tests.support.clients import LOG, SMALL, digest, learn
 from tests.support.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
-from tests.support.states import a_batch, a_state
+from tests.support.states import a_batch
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000}
+LOG, CUTS = "funnel:{logistic}:log", "funnel:{logistic}:cuts"
+
+
+def learn(client: httpx.Client, seed: int, n: int = 20, wait: str = "?wait=applied") -> None:
+    body = a_batch(seed, n).to_bytes()
+    client.post(f"/learn{wait}", content=body, headers=SAFETENSORS).raise_for_status()
+
+
+def digest(client: httpx.Client) -> str:
+    return str(client.post("/checkpoint").json()["sha256"])
 
 
 @pytest.fixture
@@ -78,38 +85,6 @@ def test_replay_passes_over_the_dead(tmp_path: Path) -> None:
             assert digest(client) == replayed
     finally:
         redis.kill()
-
-
-def test_a_log_of_large_entries_is_not_read_in_one_go(tmp_path: Path) -> None:
-    """However many entries wait, a read asks for about READ_BYTES."""
-    redis = RedisProcess(tmp_path / "redis").start()
-    asked: list[int] = []
-
-    class Watched(Log):
-        async def read(self, after: EntryId, count: int, size: int, block_ms: int | None) -> Any:
-            found = await super().read(after, count, size, block_ms)
-            asked.append(sum(len(fields[b"batch"]) for _, fields in found))
-            return found
-
-    async def read_all() -> int:
-        log = Watched(connect(redis.url), "large")
-        replica = Replica(a_state(), lambda *_: None)
-        pending = Pending(Position(ORIGIN), 0)
-        try:
-            for k in range(40):
-                size = 40_000 if k > 2 else 1  # small ones before must not mislead
-                await log.redis.xadd(log.keys.log, {"batch": a_batch(0, size).to_bytes()})
-            while await replica.read(log, pending, None):
-                pass
-        finally:
-            await log.redis.aclose()
-        return pending.examples
-
-    try:
-        assert asyncio.run(read_all()) == 37 * 40_000 + 3
-    finally:
-        redis.kill()
-    assert max(asked) <= READ_BYTES + len(a_batch(0, 40_000).to_bytes())
 
 
 def test_a_checkpoint_inside_the_logs_last_entry_is_gone_on_from(service: ServiceProcess) -> None:

@@ -1,102 +1,230 @@
-"""A replica at its place in the log: what it repeats, and what it refuses to."""
+"""A replica at its position in the log: what it repeats, and what it refuses to repeat."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from service.log.log import GapError, Log, LogError
-from service.log.position import Position
-from tests.support.harness import RedisProcess
-from tests.support.logs import with_log
-from tests.support.replicas import a_replica, fill, go_on, learn
+from service.fold.spec import FOLD_VERSION
+from service.fold.step import Fold
+from service.log.cuts import Begin, Cut, Upgrade
+from service.log.entries import RawEntry
+from service.log.errors import FencedError, GapError, LogError, Stopped
+from service.log.position import ORIGIN, EntryId, Position
+from service.trainer import replica as replicas
+from service.trainer.replica import READ_BYTES
+from service.trainer.store import UnreadableError
+from tests.support.checkpoints import a_copy, kept
+from tests.support.memory_log import MemoryLog, MemoryServer
+from tests.support.replicas import a_replica, fill, keep_lease, learn
+from tests.support.states import a_batch
+
+pytestmark = pytest.mark.anyio
 
 
-def test_a_cut_that_no_longer_fits_its_entries_is_not_repeated(
-    server: RedisProcess, model: str
+async def test_a_cut_that_no_longer_fits_its_entries_is_not_repeated(
+    memory: MemoryServer, log: MemoryLog
 ) -> None:
-    async def use(log: Log) -> None:
-        entries, replica = await fill(log, 4), a_replica()
-        pending = await replica.recover(log, False, go_on)
+    entries, replica = fill(memory, 4), a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    await learn(replica, log, pending, 20)
+    await replica.record(log, [pending.take(40)[0]])
+    memory.delete(entries[2])
+    replica.resign()
+    with pytest.raises(LogError, match="within another entry"):
+        await replica.recover(log, False, keep_lease)
+    assert replica.state.examples == 20
+
+
+async def test_an_entry_learned_in_part_that_is_gone_is_skipped_and_replay_agrees(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    entries, replica, again = fill(memory, 3), a_replica(), a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    await learn(replica, log, pending, 30)
+    before = replica.progress
+    memory.delete(entries[1])
+    replica.resign()
+    pending = await replica.recover(log, True, keep_lease)
+    await learn(replica, log, pending, 20)
+    assert (replica.progress.position, replica.progress.entries) == (Position(entries[2]), 3)
+    again.progress = before
+    await again.recover(log, False, keep_lease)
+    assert again.progress == replace(replica.progress, epoch=again.progress.epoch)
+
+
+async def test_a_gap_is_accepted_at_the_start_alone(memory: MemoryServer, log: MemoryLog) -> None:
+    fill(memory, 1)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, True, keep_lease), 20)
+    memory.lose()
+    memory.uuid = None
+    with pytest.raises(GapError, match="another log"):
+        await replica.recover(log, True, keep_lease)
+
+
+async def test_with_a_gap_to_accept_entries_are_counted_from_within_one(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    entries, replica = fill(memory, 5), a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 30)
+    memory.delete(entries[3])
+    replica.resign()
+    pending = await replica.recover(log, True, keep_lease)
+    assert (pending.position, pending.entries) == (Position(entries[1], 10), 2)
+
+
+async def test_long_work_ends_when_the_lease_is_lost(memory: MemoryServer, log: MemoryLog) -> None:
+    async def lost() -> None:
+        raise FencedError("the lease ran out")
+
+    fill(memory, 2)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    for accept_gap in (False, True):
+        with pytest.raises(FencedError):
+            await a_replica().recover(log, accept_gap, lost)
+
+
+async def test_a_replay_that_is_stopped_may_still_be_checkpointed(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    asked = 0
+
+    async def stop_at_the_third() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise Stopped("the service is shutting down")
+
+    fill(memory, 5)
+    replica, again = a_replica(), a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    for _ in range(5):
         await learn(replica, log, pending, 20)
-        await replica.record(log, [pending.take(40)[0]])
-        await log.redis.xdel(log.keys.log, str(entries[2]))
-        replica.resign()
-        with pytest.raises(LogError, match="within another entry"):
-            await replica.recover(log, False, go_on)
-        assert replica.state.examples == 20
-
-    with_log(server, model, use)
+    with pytest.raises(Stopped):
+        await again.recover(log, False, stop_at_the_third)
+    assert again.is_owner
+    assert not again.has_recovered
+    assert again.progress.cut == 2
 
 
-def test_an_entry_learned_in_part_that_is_gone_is_passed_over_and_replay_agrees(
-    server: RedisProcess, model: str
+async def test_every_takeover_has_an_epoch_of_its_own(log: MemoryLog) -> None:
+    taken = [a_replica() for _ in range(3)]
+    for replica in taken:
+        await replica.recover(log, False, keep_lease)
+    assert [replica.progress.epoch for replica in taken] == [1, 2, 3]
+
+
+async def test_after_a_log_is_deleted_skipped_batches_are_recorded_again(
+    memory: MemoryServer, log: MemoryLog
 ) -> None:
-    async def use(log: Log) -> None:
-        entries, replica = await fill(log, 3), a_replica()
-        pending = await replica.recover(log, False, go_on)
-        await learn(replica, log, pending, 30)
-        before = replica.at
-        await log.redis.xdel(log.keys.log, str(entries[1]))
-        replica.resign()
-        pending = await replica.recover(log, True, go_on)
-        await learn(replica, log, pending, 20)
-        assert (replica.at.position, replica.at.entries) == (Position(entries[2]), 3)
-        again = a_replica()
-        again.progress = before
-        await again.recover(log, False, go_on)
-        assert again.at == replace(replica.at, epoch=again.at.epoch)
-
-    with_log(server, model, use)
+    fill(memory, 2)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    await log.record_skipped([["7", "0-0", "1-0", "20", "why"]])
+    memory.lose()  # as a damaged log's error advises
+    memory.cuts, memory.last_cut = {}, 0
+    fill(memory, 1)
+    await a_replica().recover(log, True, keep_lease)
+    await log.record_skipped([["1", "0-0", "1-0", "20", "why"]])
+    assert [letter[b"version"] for letter in memory.dead] == [b"7", b"1"]
 
 
-def test_a_gap_is_accepted_at_the_start_alone(server: RedisProcess, model: str) -> None:
-    async def use(log: Log) -> None:
-        await fill(log, 1)
+async def test_a_log_of_large_entries_is_not_read_in_one_go(memory: MemoryServer) -> None:
+    """However many entries wait, a read asks for about READ_BYTES."""
+    read: list[int] = []
+
+    class Watched(MemoryLog):
+        async def read(self, *arguments: Any) -> list[RawEntry]:
+            found = await super().read(*arguments)
+            read.append(sum(len(fields[b"batch"]) for _, fields in found))
+            return found
+
+    replica, log = a_replica(), Watched(memory)
+    for k in range(40):  # small ones at first must not mislead
+        memory.add({b"batch": a_batch(0, 40_000 if k > 2 else 1).to_bytes()})
+    pending = await replica.recover(log, False, keep_lease)
+    while await replica.read(log, pending, None):
+        pass
+    assert pending.examples == 37 * 40_000 + 3
+    assert max(read) <= READ_BYTES + len(a_batch(0, 40_000).to_bytes())
+
+
+def set_version(monkeypatch: pytest.MonkeyPatch, version: int, *replayed: int) -> None:
+    monkeypatch.setattr(replicas, "FOLD_VERSION", version)
+    monkeypatch.setattr(Fold, "can_replay", lambda _, v: v in (version, *replayed))
+
+
+async def test_a_log_names_the_version_of_the_fold_that_learns(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    fill(memory, 2)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    (_, begin), (_, first) = await log.cuts_after(0)
+    assert isinstance(begin.command, Begin)
+    assert begin.fold == first.fold == FOLD_VERSION
+
+
+async def test_a_later_version_replays_older_cuts_and_records_the_upgrade_once(
+    memory: MemoryServer, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(memory, 3)
+    old = a_replica()
+    await learn(old, log, await old.recover(log, False, keep_lease), 20)
+    set_version(monkeypatch, 3, 2)
+    new = a_replica()
+    pending = await new.recover(log, False, keep_lease)
+    assert new.state.examples == 20
+    await learn(new, log, pending, 20)
+    cuts = [cut for _, cut in await log.cuts_after(2)]
+    assert [(cut.command, cut.fold) for cut in cuts] == [(Upgrade(3), 3), (None, 3)]
+    await a_replica().recover(log, False, keep_lease)
+    assert await log.last_cut() == 4
+
+
+async def test_a_log_of_a_later_version_is_refused_by_name(
+    memory: MemoryServer, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(memory, 2)
+    with monkeypatch.context() as later:
+        set_version(later, 3)
         replica = a_replica()
-        await learn(replica, log, await replica.recover(log, True, go_on), 20)
-        await log.redis.delete(log.keys.log, log.keys.uuid)
-        with pytest.raises(GapError, match="another log"):
-            await replica.recover(log, True, go_on)
+        await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    old = a_replica()
+    with pytest.raises(LogError, match="cut 1 was learned by version 3") as refused:
+        await old.recover(log, False, keep_lease)
+    assert f"executes version {FOLD_VERSION}. Run the version that recorded" in str(refused.value)
+    assert old.state.examples == 0
 
-    with_log(server, model, use)
 
-
-def test_each_who_takes_over_has_an_epoch_of_its_own_in_its_place(
-    server: RedisProcess, model: str
+async def test_a_command_that_this_version_does_not_know_is_refused_by_name(
+    log: MemoryLog, memory: MemoryServer
 ) -> None:
-    async def use(log: Log) -> None:
-        replicas = [a_replica() for _ in range(3)]
-        for replica in replicas:
-            await replica.recover(log, False, go_on)
-        assert [replica.at.epoch for replica in replicas] == [1, 2, 3]
+    memory.cuts[1] = (
+        Cut(Position(ORIGIN))
+        .to_json()
+        .replace('"command":""', '"command":"{\\"promote\\": \\"adam\\"}"')
+    )
+    with pytest.raises(LogError, match=r"cut 1 carries a command .*promote.* then upgrade"):
+        await a_replica().recover(log, False, keep_lease)
 
-    with_log(server, model, use)
+
+def test_a_checkpoint_of_a_later_version_is_not_loaded(tmp_path: Any) -> None:
+    store, _ = kept(tmp_path)
+    store.write(replace(a_copy(), fold=FOLD_VERSION + 1))
+    replica = a_replica()
+    with pytest.raises(UnreadableError, match=f"version {FOLD_VERSION + 1} of the fold"):
+        replica.load(kept(tmp_path)[0])
+    assert replica.state.version == 0
 
 
-def test_what_is_learned_of_an_entry_does_not_count_among_what_waits(
-    server: RedisProcess, model: str
+async def test_an_entry_learned_in_part_does_not_count_as_waiting_twice(
+    memory: MemoryServer, log: MemoryLog
 ) -> None:
-    async def use(log: Log) -> None:
-        await fill(log, 3)
-        replica = a_replica()
-        await learn(replica, log, await replica.recover(log, False, go_on), 30)
-        assert replica.backlog(3, mean_entry=20.0) == 30
-
-    with_log(server, model, use)
-
-
-def test_after_a_log_begun_anew_batches_left_out_are_noted_again(
-    server: RedisProcess, model: str
-) -> None:
-    async def use(log: Log) -> None:
-        await fill(log, 2)
-        replica = a_replica()
-        await learn(replica, log, await replica.recover(log, False, go_on), 20)
-        await log.put_aside([["7", "0-0", "1-0", "20", "why"]])
-        await log.redis.delete(log.keys.log, log.keys.cuts)  # as a damaged log's error advises
-        await fill(log, 1)
-        await a_replica().recover(log, True, go_on)
-        await log.put_aside([["1", "0-0", "1-0", "20", "why"]])
-        assert [n[b"version"] for _, n in await log.redis.xrange(log.keys.dead)] == [b"7", b"1"]
-
-    with_log(server, model, use)
+    fill(memory, 3)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 30)
+    assert replica.progress.position == Position(EntryId(*list(memory.entries)[1]), 10)
+    assert replica.progress.entries == 1

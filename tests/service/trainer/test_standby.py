@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.trainer.trainer import BESIDE
+from service.trainer.trainer import ANOTHER_LEARNS
 from tests.support.harness import (
     SAFETENSORS,
     RedisProcess,
@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_read_stops_no_learner_and_is_named(
         assert other.log.count("standing by with an older model") <= 2
         folder.unlink()
         folder.with_name("away").rename(folder)
-        wait_for(lambda: client.get("/health/ready").json()["reason"] == BESIDE)
+        wait_for(lambda: client.get("/health/ready").json()["reason"] == ANOTHER_LEARNS)
     digest(first)
     assert (role(first), role(other)) == ("learner", "standby")
 

@@ -1,92 +1,88 @@
-"""Checkpoints are written now and then, and the log is trimmed behind them."""
+"""Checkpoints are written now and then, and the log is trimmed before the oldest."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from service.log.entries import Pending
-from service.log.log import Log
-from service.trainer import writer as writers
 from service.trainer.replica import Replica
 from service.trainer.store import Info
+from service.trainer.worker import ThreadWorker
 from service.trainer.writer import CheckpointWriter
 from tests.support.checkpoints import kept
-from tests.support.harness import RedisProcess
-from tests.support.logs import with_log
-from tests.support.replicas import Clock, a_replica, fill, go_on, learn
+from tests.support.clock import StillClock
+from tests.support.memory_log import MemoryLog, MemoryServer
+from tests.support.replicas import a_replica, fill, keep_lease, learn
 
-Use = Callable[[CheckpointWriter, Replica, Log, Pending], Awaitable[None]]
-
-
-def with_keeper(server: RedisProcess, model: str, directory: Path, use: Use) -> None:
-    """A keeper of a checkpoint a minute, and a replica behind which six entries wait."""
-
-    async def run(log: Log) -> None:
-        await fill(log, 6)
-        keeper, replica = CheckpointWriter(kept(directory)[0], 60.0, lambda: None), a_replica()
-        pending = await replica.recover(log, False, go_on)
-        try:
-            async with asyncio.timeout(10):
-                await use(keeper, replica, log, pending)
-        finally:
-            keeper.close("the end")
-
-    with_log(server, model, run)
+pytestmark = pytest.mark.anyio
 
 
-async def write(keeper: CheckpointWriter, replica: Replica, log: Log) -> Info:
+@pytest.fixture
+def clock() -> StillClock:
+    return StillClock()
+
+
+@pytest.fixture
+def writer(tmp_path: Path, clock: StillClock) -> Iterator[CheckpointWriter]:
+    """A writer of a checkpoint a minute."""
+    store, worker = kept(tmp_path)[0], ThreadWorker("checkpoint")
+    writer = CheckpointWriter(store, worker, 60.0, clock, lambda: None)
+    yield writer
+    writer.close("the end")
+
+
+async def write(writer: CheckpointWriter, replica: Replica, log: MemoryLog) -> Info:
     """Write a checkpoint, and do what follows one."""
-    written = keeper.request()
-    await keeper.tend(replica.state, replica.at, log)
-    info = await asyncio.wrap_future(written)
-    await keeper.tend(replica.state, replica.at, log)
+    requested = writer.request()
+    await writer.tend(replica.state, replica.progress, log)
+    info = await asyncio.wrap_future(requested)
+    await writer.tend(replica.state, replica.progress, log)
     return info
 
 
-def test_the_log_is_trimmed_behind_the_oldest_checkpoint_and_not_before(
-    server: RedisProcess, model: str, tmp_path: Path
+async def test_the_log_is_trimmed_before_the_oldest_checkpoint_and_no_further(
+    writer: CheckpointWriter, memory: MemoryServer, log: MemoryLog
 ) -> None:
-    async def use(keeper: CheckpointWriter, replica: Replica, log: Log, pending: Pending) -> None:
-        for _ in range(6):
-            await learn(replica, log, pending, 20)
-            await write(keeper, replica, log)
-        oldest = keeper.checkpoints.oldest()
-        assert oldest is not None
-        assert oldest.cut < replica.at.cut
-        assert (await log.extent()).first == oldest.position.entry
-        assert (await log.cuts_after(0))[0][0] == oldest.cut
-
-    with_keeper(server, model, tmp_path, use)
-
-
-def test_a_checkpoint_is_due_some_time_after_the_last_once_something_is_learned(
-    server: RedisProcess, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr(writers, "time", clock)
-
-    async def use(keeper: CheckpointWriter, replica: Replica, log: Log, pending: Pending) -> None:
-        assert not keeper.is_due(replica.state)
-        clock.now += 60
-        assert not keeper.is_due(replica.state)
+    fill(memory, 6)
+    replica = a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    for _ in range(6):
         await learn(replica, log, pending, 20)
-        assert keeper.is_due(replica.state)
-        await write(keeper, replica, log)
-        assert not keeper.is_due(replica.state)
-        clock.now += 60
-        assert keeper.is_due(replica.state)
+        await write(writer, replica, log)
+    oldest = writer.checkpoints.oldest()
+    assert oldest is not None
+    assert oldest.cut < replica.progress.cut
+    assert (await log.extent()).first == oldest.position.entry
+    assert await log.first_cut() == oldest.cut
 
-    with_keeper(server, model, tmp_path, use)
 
-
-def test_who_left_before_a_checkpoint_was_written_harms_nobody(
-    server: RedisProcess, model: str, tmp_path: Path
+async def test_a_checkpoint_is_due_some_time_after_the_last_once_something_is_learned(
+    writer: CheckpointWriter, clock: StillClock, memory: MemoryServer, log: MemoryLog
 ) -> None:
-    async def use(keeper: CheckpointWriter, replica: Replica, log: Log, pending: Pending) -> None:
-        await learn(replica, log, pending, 20)
-        keeper.request().cancel()
-        assert (await write(keeper, replica, log)).version == 1
+    fill(memory, 1)
+    replica = a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    assert writer.age is None
+    assert not writer.is_due(replica.state)
+    clock.now += 60
+    assert writer.age == 60
+    assert not writer.is_due(replica.state)
+    await learn(replica, log, pending, 20)
+    assert writer.is_due(replica.state)
+    await write(writer, replica, log)
+    assert writer.summary.ok == 1
+    assert writer.summary.newest_at == clock.now
+    assert not writer.is_due(replica.state)
+    clock.now += 60
+    assert writer.is_due(replica.state)
 
-    with_keeper(server, model, tmp_path, use)
+
+async def test_a_caller_that_left_before_a_checkpoint_was_written_harms_nobody(
+    writer: CheckpointWriter, memory: MemoryServer, log: MemoryLog
+) -> None:
+    fill(memory, 1)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    writer.request().cancel()
+    assert (await write(writer, replica, log)).version == 1

@@ -1,28 +1,68 @@
-"""Telling another service of drift events; it cannot hold up learning."""
+"""Notification of drift events: the log of the process, the history, and a webhook."""
 
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
 
+from service.fold.drift import Event, Monitor
+from service.monitoring.history import History
+
 logger = logging.getLogger("funnel")
-logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every address, secrets and all
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every address with its secrets
 
 TIMEOUT_SECONDS = 5.0
 MAX_WAITING = 100
 TRIES = 4
 
 
+def as_json(event: Event) -> dict[str, Any]:
+    """Return an event as the history and the webhook show it."""
+    return asdict(event) | {"time": event.time, "position": str(event.position)}
+
+
+class DriftNews:
+    """Notifies once of each drift event, in the trainer's thread.
+
+    Args:
+        history: shown every event, and again when it has changed.
+        notify: called with each event that is found while learning.
+    """
+
+    def __init__(self, history: History, notify: Callable[[Event], object]) -> None:
+        self._history, self._notify = history, notify
+        self._newest = 0
+        """Id of the newest event that needs no notification any more."""
+
+    def pass_over(self, drift: Monitor) -> None:
+        """Skip the events of a replay, which were notified of when they were learned."""
+        drift.settle()
+        self._newest = sum(drift.counts.values())
+
+    def tell(self, drift: Monitor) -> None:
+        """Notify of the events since the last call."""
+        drift.settle()
+        self._history.note_drifts(map(as_json, drift.events))
+        for event in drift.events:
+            if event.id > self._newest:
+                logger.info("drift, %s", event)
+                self._notify(event)
+                self._newest = event.id
+
+
 class Webhook:
-    """Posts JSON, one at a time, in order; follows no redirects. Used in one event loop.
+    """Posts drift events as JSON, one at a time, in order, in one event loop.
+
+    It follows no redirects, and a slow or absent receiver does not hold up learning.
 
     Args:
         url: may hold secrets; only its scheme and host are logged.
-        failed: called for each that was given up.
+        failed: called for each event that is given up.
         pause_seconds: before the second try; doubled before each further one.
     """
 
@@ -34,15 +74,15 @@ class Webhook:
         self._shown = f"{parts.scheme}://{parts.hostname}"
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_WAITING)
 
-    def tell(self, event: dict[str, Any]) -> None:
-        """Queue an event; drops it if too many wait."""
+    def post(self, event: Event) -> None:
+        """Queue an event; give it up if too many wait."""
         try:
-            self._queue.put_nowait(event)
+            self._queue.put_nowait(as_json(event))
         except asyncio.QueueFull:
             self._give_up("too many events wait")
 
     async def run(self) -> None:
-        """Post what is queued, until cancelled."""
+        """Post the queued events, until cancelled."""
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, follow_redirects=False) as client:
             while True:
                 await self._post(client, await self._queue.get())
@@ -63,7 +103,7 @@ class Webhook:
             except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
                 reason = type(error).__name__
                 continue
-            except Exception as error:  # whatever the address brings about, learning goes on
+            except Exception as error:  # whatever the address causes, learning goes on
                 reason = repr(error)
                 break
             if 200 <= status < 300:
@@ -74,5 +114,5 @@ class Webhook:
         self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:
-        logger.warning("the webhook at %s was not told of a drift event: %s", self._shown, reason)
+        logger.warning("the webhook at %s did not get a drift event: %s", self._shown, reason)
         self._failed()

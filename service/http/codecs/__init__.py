@@ -1,0 +1,1 @@
+"""The formats of request bodies, one module each, and the table of them."""

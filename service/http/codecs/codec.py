@@ -1,0 +1,75 @@
+"""A format of request bodies, and the checks that every format shares."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from streams.batch import Batch, Features, TooManyError, check, check_features
+
+MAX_EXAMPLES = 65_536
+"""Most examples in a request: a body of narrow rows unfolds into logits many times its size."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Checked labelled examples, as the log takes them."""
+
+    count: int
+    payload: bytes
+    """The safetensors file of the batch; see `streams.batch`."""
+
+
+@dataclass(frozen=True)
+class Codec(Generic[T]):
+    """One format of request bodies that hold a ``T``: `Examples`, or features."""
+
+    media_type: str
+    decode: Callable[[bytes, int, int], T]
+    """Decode and check a body, given the numbers of features and classes of the model.
+
+    Raises InvalidBatchError if the examples cannot be learned or predicted.
+    """
+    content: Mapping[str, Any]
+    """OpenAPI's description of the body."""
+    max_at_once: int = 4 << 10
+    """Bytes of the longest body that is decoded on the event loop."""
+    max_in_process: float = math.inf
+    """Bytes of the longest body that is decoded in this process."""
+
+
+def checked(batch: Batch, features: int, classes: int, payload: bytes | None = None) -> Examples:
+    """Return the examples of a batch.
+
+    Args:
+        batch: not checked yet.
+        features, classes: of the model.
+        payload: the safetensors file of the batch, if there is one already.
+
+    Raises:
+        InvalidBatchError: they cannot be learned.
+    """
+    count = len(batch.labels)
+    _check_count(count)
+    check(batch, features, classes)
+    return Examples(count, batch.to_bytes() if payload is None else payload)
+
+
+def checked_features(found: Features, features: int) -> Features:
+    """Return ``found``, [n, features].
+
+    Raises:
+        InvalidBatchError: they cannot be predicted.
+    """
+    _check_count(len(found))
+    check_features(found, features)
+    return found
+
+
+def _check_count(examples: int) -> None:
+    if examples > MAX_EXAMPLES:
+        raise TooManyError(
+            f"{examples} examples in one request, at most {MAX_EXAMPLES}; send several requests"
+        )

@@ -1,0 +1,17 @@
+"""``application/x-ndjson``: one ``{"features": […], "label": 3}`` a line."""
+
+from service.http.codecs.codec import Codec, Examples, checked
+from service.http.codecs.json import MAX_IN_PROCESS
+from streams.json_batch import from_ndjson
+
+
+def _decode(body: bytes, features: int, classes: int) -> Examples:
+    return checked(from_ndjson(body, features), features, classes)
+
+
+EXAMPLES = Codec(
+    "application/x-ndjson",
+    _decode,
+    {"schema": {"type": "string"}, "example": '{"features": [0.0, 0.5, 1.0], "label": 2}\n'},
+    max_in_process=MAX_IN_PROCESS,
+)

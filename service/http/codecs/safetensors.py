@@ -1,0 +1,29 @@
+"""``application/octet-stream``: a safetensors file, the format of the log."""
+
+from typing import Any
+
+from service.http.codecs.codec import Codec, Examples, checked, checked_features
+from streams.batch import Features, decode, decode_features
+
+MEDIA_TYPE = "application/octet-stream"
+MAX_AT_ONCE = 1 << 20
+"""Larger than of other formats: these bodies are only copied and looked through."""
+TENSORS = "safetensors: features [n, d] uint8, float16 or float32"
+
+
+def _decode_examples(body: bytes, features: int, classes: int) -> Examples:
+    return checked(decode(body), features, classes, payload=body)
+
+
+def _decode_features(body: bytes, features: int, _: int) -> Features:
+    return checked_features(decode_features(body), features)
+
+
+def _content(description: str) -> dict[str, Any]:
+    return {"schema": {"type": "string", "format": "binary", "description": description}}
+
+
+EXAMPLES = Codec(
+    MEDIA_TYPE, _decode_examples, _content(f"{TENSORS}; labels [n] int64"), MAX_AT_ONCE
+)
+FEATURES = Codec(MEDIA_TYPE, _decode_features, _content(TENSORS), MAX_AT_ONCE)

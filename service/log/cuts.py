@@ -1,0 +1,224 @@
+"""Cuts: the trainer's recorded decisions, and the entries that wait to be cut.
+
+A cut says where a batch ends and which entries before that are dead: replay discards the same
+entries, whatever the reader then thinks of them. A cut may also carry a command.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+
+from service.log.entries import Entry
+from service.log.errors import LogError
+from service.log.position import EntryId, Position
+from streams.batch import Batch, concatenate
+
+GAP = '{"gap": true}'
+"""The text of `Gap`, as it was always written."""
+
+
+class Dead(NamedTuple):
+    """An entry that cannot be learned, and the reason."""
+
+    entry: EntryId
+    reason: str
+
+
+@dataclass(frozen=True)
+class Begin:
+    """The model begins, with this spec and these hyperparameters, as JSON shows them."""
+
+    spec: Mapping[str, Any]
+    hyperparameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """The model goes on with other hyperparameters."""
+
+    hyperparameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The operator accepted that entries are missing; the cut's position is after them."""
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """Later cuts are learned by this version of the fold."""
+
+    fold: int
+
+
+Command = Begin | Change | Gap | Upgrade
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A decision of the trainer, recorded before it is carried out."""
+
+    position: Position
+    """Where it ends."""
+    examples: int = 0
+    """Examples of the batch; 0 if the cut only moves the position, or carries a command."""
+    entries: int = 0
+    """Entries that lie wholly before the position, since the log began."""
+    dead: tuple[Dead, ...] = ()
+    """Entries discarded since the previous cut."""
+    command: Command | None = None
+    """Carried out after the batch."""
+    sources: Mapping[str, int] = field(default_factory=dict)
+    """Examples of the batch by source."""
+    fold: int = 1
+    """Version of the fold that learned the batch."""
+
+    def to_json(self) -> str:
+        """Return the text that is recorded."""
+        return orjson.dumps(
+            {
+                "position": str(self.position),
+                "examples": self.examples,
+                "entries": self.entries,
+                "dead": [str(d.entry) for d in self.dead],
+                "command": _encode(self.command),
+                "sources": dict(self.sources),
+                "fold": self.fold,
+            }
+        ).decode()
+
+    @classmethod
+    def from_json(cls, number: int, raw: bytes) -> "Cut":
+        """Return the cut that was recorded under a number; reasons of dead entries are not in it.
+
+        Raises:
+            LogError: this version does not know its command.
+        """
+        found = orjson.loads(raw)
+        return cls(
+            Position.parse(found["position"]),
+            found["examples"],
+            found["entries"],
+            tuple(Dead(EntryId.parse(d), "") for d in found["dead"]),
+            _decode(number, found["command"]),
+            found["sources"],
+            found.get("fold", 1),
+        )
+
+
+def _encode(command: Command | None) -> str:
+    match command:
+        case None:
+            return ""
+        case Begin(spec, rates):
+            content: dict[str, Any] = {"spec": spec, "rates": rates}
+        case Change(rates):
+            content = {"rates": rates}
+        case Gap():
+            return GAP
+        case Upgrade(fold):
+            content = {"upgrade": {"fold": fold}}
+    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _decode(number: int, text: str) -> Command | None:
+    match orjson.loads(text) if text else None:
+        case None:
+            return None
+        case {"spec": spec, "rates": rates, **rest} if not rest:
+            return Begin(spec, rates)
+        case {"rates": rates, **rest} if not rest:
+            return Change(rates)
+        case {"gap": True, **rest} if not rest:
+            return Gap()
+        case {"upgrade": {"fold": int(fold)}, **rest} if not rest:
+            return Upgrade(fold)
+    raise LogError(
+        f"cut {number} carries a command that this version does not know: {text[:200]}. Run the "
+        "version that recorded it until it has written a checkpoint, then upgrade"
+    )
+
+
+class Pending:
+    """Entries read but not yet cut, in log order; batches are taken off their front.
+
+    Args:
+        position: where the last cut ended.
+        entries: its count of entries.
+    """
+
+    def __init__(self, position: Position, entries: int) -> None:
+        self.position, self.entries = position, entries
+        self.examples = 0
+        """Examples waiting to be cut."""
+        self._queue: deque[Entry] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    @property
+    def newest(self) -> EntryId:
+        """Id of the last entry that was read."""
+        return self._queue[-1].id if self._queue else self.position.entry
+
+    @property
+    def seen(self) -> int:
+        """Entries up to and including `newest`, since the log began."""
+        in_part = not self._queue and self.position.taken is not None
+        return self.entries + len(self._queue) + in_part
+
+    @property
+    def oldest(self) -> EntryId:
+        """Id of the first entry that is not wholly cut; only while there is one."""
+        return self._queue[0].id
+
+    def add(self, entry: Entry) -> None:
+        """Queue the next entry of the log."""
+        if entry.id == self.position.entry and entry.batch is not None:
+            entry = entry.after(self.position.taken or 0)
+        self._queue.append(entry)
+        self.examples += entry.examples
+
+    def take(self, size: int, recorded: Cut | None = None) -> tuple[Cut, Batch | None]:
+        """Cut off up to ``size`` examples, with the dead entries before and right after them.
+
+        Args:
+            size: number of examples.
+            recorded: the cut to repeat: the batch ends where that ends, and an entry is dead if
+                that names it.
+        """
+        named = None if recorded is None else {d.entry for d in recorded.dead}
+        parts: list[Batch] = []
+        dead: list[Dead] = []
+        sources: dict[str, int] = {}
+        left = size
+        while self._queue and (recorded is None or self.position != recorded.position):
+            entry = self._queue[0]
+            if entry.batch is None if named is None else entry.id in named:
+                dead.append(Dead(entry.id, entry.reason))
+                self._pass(entry)
+                continue
+            if left == 0 or entry.batch is None:
+                break
+            n = min(left, entry.examples)
+            parts.append(entry.batch.part(0, n))
+            sources[entry.source] = sources.get(entry.source, 0) + n
+            left -= n
+            if n == entry.examples:
+                self._pass(entry)
+            else:
+                self.examples -= n
+                self._queue[0] = entry.after(n)
+                before = self.position.taken if self.position.entry == entry.id else 0
+                self.position = Position(entry.id, (before or 0) + n)
+        cut = Cut(self.position, size - left, self.entries, tuple(dead), sources=sources)
+        return cut, concatenate(parts) if parts else None
+
+    def _pass(self, entry: Entry) -> None:
+        self._queue.popleft()
+        self.examples -= entry.examples
+        self.position = Position(entry.id)
+        self.entries += 1

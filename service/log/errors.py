@@ -1,0 +1,47 @@
+"""Errors of the log."""
+
+from streams.errors import FunnelError
+
+
+class LogError(FunnelError):
+    """The log cannot be used as it is; the message says why and what to do."""
+
+
+class LogUnavailable(LogError):
+    """The log cannot be reached or did not confirm; what was sent may or may not be in it."""
+
+
+class FencedError(LogError):
+    """Another trainer has taken over the log."""
+
+
+class GapError(LogError):
+    """The log does not reach back to the model's position."""
+
+    ADVICE = "Acknowledged entries are missing; to go on without them, start once with --accept-gap"
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what}. {self.ADVICE}")
+
+
+class BlankError(GapError):
+    """There is no model yet, and the log no longer holds all that one was learned from.
+
+    Args:
+        cut: number of the last recorded cut.
+    """
+
+    ADVICE = (
+        "Is DATA_DIR mounted, and is it the right one? Put its checkpoints back, or those of a "
+        "backup; --accept-gap would begin with an empty model"
+    )
+
+    def __init__(self, cut: int) -> None:
+        super().__init__(
+            f"there is no checkpoint, but the log was learned up to cut {cut} and then trimmed"
+        )
+
+
+class Stopped(Exception):
+    """The trainer will not do what it was asked for: it stops, waits, halted or stands by."""

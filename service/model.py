@@ -1,0 +1,137 @@
+"""One named model: the intake of its log, its trainer and its predictor."""
+
+import asyncio
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.jit._trace import TracerWarning
+
+from service.fold.drift import Event
+from service.fold.networks import find_device
+from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.state import State
+from service.log.intake import Intake
+from service.log.lease import Lock
+from service.log.log import RedisLog
+from service.log.server import connect
+from service.monitoring.status import Condition, Status
+from service.predictor import Predictor
+from service.settings import Settings, SettingsError
+from service.trainer.checkpoint import numerics
+from service.trainer.pipeline import Cutting
+from service.trainer.store import CheckpointStore
+from service.trainer.trainer import Terms, Trainer
+from streams.errors import FunnelError
+
+logger = logging.getLogger("funnel")
+
+DRAIN_SECONDS = 20.0
+"""Longest wait for the trainer to finish and write its last checkpoint."""
+
+
+class Model:
+    """A model that has started: it learns from its log and can answer predictions.
+
+    Args:
+        settings: of the service; they name the model.
+        state: fresh, as `build_state` returns it.
+        url: address of the log's server.
+        observe: called with the seconds and the examples of each step.
+        drifted: called with each new drift event, in the trainer's thread.
+
+    Raises:
+        FunnelError: the checkpoints cannot be used; the message says why and what to do.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: State,
+        url: str,
+        observe: Callable[[float, int], None],
+        drifted: Callable[[Event], object],
+    ) -> None:
+        self.settings, self.spec, self.device = settings, state.spec, str(state.device)
+        name = settings.model
+        with writing(settings.data_dir):
+            store = CheckpointStore(
+                settings.data_dir / "checkpoints" / name.replace(":", "-"),
+                numerics(state.device),
+                logger.error,
+            )
+            self._lock = Lock(store.directory / "lock")
+        self.trainer = Trainer(
+            state,
+            RedisLog(connect(url), name),
+            store,
+            self._lock,
+            Cutting(settings.batch_size, settings.max_wait_ms / 1000),
+            Terms(settings.checkpoint_every_seconds, settings.lease_seconds, settings.accept_gap),
+            observe,
+            drifted,
+        )
+        self.history, self.newest = self.trainer.history, self.trainer.newest
+        self.intake = Intake(connect(url), name)
+        self.predictor = Predictor(Evaluator(state.served), lambda: self.snapshot)
+        try:
+            self.trainer.start()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @property
+    def status(self) -> Status:
+        """The trainer's status."""
+        return self.trainer.status
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest snapshot."""
+        return self.trainer.snapshot
+
+    def backlog(self) -> int:
+        """Estimate the examples in the log that are not learned yet."""
+        return self.status.backlog(self.intake.added, self.intake.mean_entry)
+
+    async def stop(self) -> bool:
+        """Finish the batch at hand and write a checkpoint; return whether this was the learner."""
+        stands_by = self.status.condition == Condition.STANDBY
+        if not await asyncio.to_thread(self.trainer.stop, DRAIN_SECONDS):
+            logger.error("the trainer did not end within %g s; replay will catch up", DRAIN_SECONDS)
+        return not stands_by
+
+    async def close(self) -> None:
+        """Disconnect from the log, and free the checkpoints for another process."""
+        await self.intake.redis.aclose()
+        self._lock.close()
+
+
+def build_state(settings: Settings) -> State:
+    """Return a fresh state; blocks for about a second.
+
+    Raises:
+        ModelError: the settings describe no model that can be built here.
+    """
+    torch.set_num_threads(settings.threads)
+    # `funnel.graphs.traced` ignores it too, but another thread may undo what that sets.
+    warnings.filterwarnings("ignore", category=TracerWarning)
+    return State(settings.spec, settings.hyperparameters, find_device(settings.device))
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turn an error of the file system into one that names the setting.
+
+    Raises:
+        SettingsError: the folder cannot be used.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FunnelError):
+            raise
+        raise SettingsError(f"FUNNEL_DATA_DIR: {directory} cannot be used: {error}") from error

@@ -1,0 +1,107 @@
+"""The webhook posts to a real server."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from pydantic import SecretStr
+
+from service.fold.drift import Event
+from service.log.position import EntryId, Position
+from service.monitoring.notify import TRIES, Webhook
+from service.settings import SettingsError, load_settings
+
+
+@contextmanager
+def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Answer with the statuses in turn, then always the last; yield the address and the bodies."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(statuses[min(len(bodies), len(statuses)) - 1])
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook?token=secret", bodies
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+EVENT = Event(1, "adwin", "worse", 400, 4, 0.9, 0.5, None, Position(EntryId(1_500, 0)))
+SHOWN = {
+    "id": 1, "detector": "adwin", "direction": "worse", "examples": 400, "model_version": 4,
+    "accuracy_before": 0.9, "accuracy_after": 0.5, "recovery_examples": None, "position": "1500-0",
+    "time": 1.5,
+}  # fmt: skip
+
+
+async def failures_of(url: str) -> int:
+    """Post one event, wait until it is posted or given up, and return the failures."""
+    failures = 0
+
+    def failed() -> None:
+        nonlocal failures
+        failures += 1
+
+    webhook = Webhook(SecretStr(url), failed, pause_seconds=0.01)
+    task = asyncio.create_task(webhook.run())
+    webhook.post(EVENT)
+    await asyncio.wait_for(webhook.settled(), 10)
+    task.cancel()
+    return failures
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tries", "failures"),
+    [((204,), 1, 0), ((503, 503, 200), 3, 0), ((503,), TRIES, 1), ((302, 200), 1, 1)],
+)
+def test_it_retries_gives_up_and_follows_no_redirect(
+    statuses: tuple[int, ...], tries: int, failures: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with answering(*statuses) as (url, bodies), caplog.at_level("INFO"):
+        assert asyncio.run(failures_of(url)) == failures
+    assert [json.loads(body) for body in bodies] == [SHOWN] * tries
+    assert "secret" not in caplog.text
+
+
+def test_an_exception_while_posting_does_not_stop_the_next_event() -> None:
+    async def run() -> tuple[int, bool]:
+        failures = 0
+
+        def failed() -> None:
+            nonlocal failures
+            failures += 1
+
+        webhook = Webhook(SecretStr("http://127.0.0.1:70000/"), failed, pause_seconds=0.01)
+        task = asyncio.create_task(webhook.run())
+        webhook.post(EVENT)
+        webhook.post(EVENT)
+        await asyncio.wait_for(webhook.settled(), 10)
+        ended = task.done()
+        task.cancel()
+        return failures, ended
+
+    assert asyncio.run(run()) == (2, False)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "no-address", "http://host:70000/"])
+def test_another_scheme_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match="DRIFT_WEBHOOK") as found:
+        load_settings({"drift_webhook": url})
+    assert url not in str(found.value)

@@ -1,0 +1,279 @@
+"""A log in memory, with the semantics of `RedisLog`: epochs, fencing, trimming, gaps, the lease.
+
+`MemoryServer` is what a server keeps; each `MemoryLog` is one process's connection to it. What
+happens on the way is a `Network`'s business, so that a test can delay, lose or cut it.
+"""
+
+import asyncio
+import itertools
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from service.log.cuts import Cut
+from service.log.entries import Fields, RawEntry
+from service.log.errors import FencedError, LogUnavailable
+from service.log.extent import Extent
+from service.log.keys import Keys
+from service.log.log import COUNTED_AT_ONCE, CUTS_A_READ, DEAD_BYTES, DEAD_KEPT, Log
+from service.log.position import ORIGIN, EntryId, Position
+from service.process import Clock, SystemClock
+
+T = TypeVar("T")
+
+
+class Network:
+    """The way to a server and back; this one loses and delays nothing."""
+
+    async def request(self, command: str) -> None:
+        """Return when a command has reached the server; raise LogUnavailable if it never does."""
+
+    async def reply(self, command: str) -> None:
+        """Return when the reply has come; raise LogUnavailable if it never does."""
+
+
+@dataclass
+class _Lease:
+    text: str
+    ends: float
+
+
+class MemoryServer:
+    """What a server keeps of one log.
+
+    Args:
+        clock: gives the entries their ids, and ends leases.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or SystemClock()
+        self.entries: dict[EntryId, Fields] = {}
+        self.last, self.added = ORIGIN, 0
+        self.cuts: dict[int, str] = {}
+        self.last_cut = 0
+        """The highest number of a cut that was ever recorded."""
+        self.dead: list[Fields] = []
+        self.uuid: str | None = None
+        self.epoch = self.aside = 0
+        self.lease: _Lease | None = None
+        self.arrived = asyncio.Event()
+        """Set when the next entry is added; then replaced by another."""
+
+    def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
+        """Append an entry, under an id of the clock's unless one is given."""
+        now = EntryId(int(1000 * self.clock.time()), 0)
+        last = self.last
+        entry = entry or max(now, EntryId(last.milliseconds, last.sequence + 1))
+        assert entry > last, "ids count up"
+        self.entries[entry], self.last = fields, entry
+        self.added += 1
+        arrived, self.arrived = self.arrived, asyncio.Event()
+        arrived.set()
+        return entry
+
+    def delete(self, *entries: EntryId) -> None:
+        """Delete some entries."""
+        for entry in entries:
+            self.entries.pop(entry, None)
+
+    def lose(self) -> None:
+        """Lose the stream of entries."""
+        self.entries, self.last, self.added = {}, ORIGIN, 0
+
+    def after(self, entry: EntryId) -> list[RawEntry]:
+        """Return the entries after an id."""
+        return [(i, fields) for i, fields in self.entries.items() if i > entry]
+
+
+class MemoryLog(Log):
+    """One process's connection to a server.
+
+    Args:
+        server: may be shared.
+        network: the way there and back.
+    """
+
+    def __init__(
+        self, server: MemoryServer, network: Network | None = None, model: str = "model"
+    ) -> None:
+        self.server, self.network, self.keys = server, network or Network(), Keys(model)
+
+    async def name(self) -> str:
+        def name() -> str:
+            self.server.uuid = self.server.uuid or uuid.uuid4().hex
+            return self.server.uuid
+
+        return await self._ask("name", name)
+
+    async def extent(self) -> Extent:
+        server = self.server
+
+        def extent() -> Extent:
+            first = next(iter(server.entries), None)
+            return Extent(server.uuid, len(server.entries), server.added, server.last, first)
+
+        return await self._ask("extent", extent)
+
+    async def take_epoch(self, at_least: int) -> int:
+        def take() -> int:
+            self.server.epoch = max(self.server.epoch, at_least) + 1
+            return self.server.epoch
+
+        return await self._ask("take_epoch", take)
+
+    async def read(
+        self, after: EntryId, count: int, size: int, block_ms: int | None
+    ) -> list[RawEntry]:
+        server = self.server
+
+        def read() -> list[RawEntry]:
+            found, left = [], size
+            for entry in itertools.islice(server.after(after), count):
+                if left <= 0:
+                    break
+                found.append(entry)
+                left -= _bytes(entry[1], names=bool(found[1:]) or block_ms is None)
+            return found
+
+        await self.network.request("read")
+        if block_ms is not None:
+            try:
+                async with asyncio.timeout(block_ms / 1000):
+                    while not server.after(after):
+                        await server.arrived.wait()
+            except TimeoutError:
+                return []
+        found = read()
+        await self.network.reply("read")
+        return found
+
+    async def read_one(self, entry: EntryId) -> RawEntry | None:
+        entries = self.server.entries
+        return await self._ask(
+            "read_one", lambda: (entry, entries[entry]) if entry in entries else None
+        )
+
+    async def count_after(self, after: EntryId, last: EntryId) -> tuple[int, EntryId]:
+        def count() -> tuple[int, EntryId]:
+            found = [i for i, _ in self.server.after(after) if i <= last][:COUNTED_AT_ONCE]
+            return len(found), found[-1] if found else after
+
+        return await self._ask("count_after", count)
+
+    async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
+        server = self.server
+
+        def append() -> None:
+            if epoch != server.epoch:
+                raise FencedError(
+                    "another trainer has taken over this log "
+                    f"(FENCED epoch {server.epoch}; mine is {epoch})"
+                )
+            for number, cut in enumerate(cuts, first):
+                if number <= server.last_cut:
+                    raise LogUnavailable(f"the id of cut {number} is equal or smaller than the top")
+                server.cuts[number], server.last_cut = cut.to_json(), number
+                for entry, reason in cut.dead:
+                    fields, room = {b"entry": _text(entry), b"reason": _text(reason)}, DEAD_BYTES
+                    for name, value in server.entries.get(entry, {}).items():
+                        if len(name) >= room or len(fields) >= 2000:
+                            break
+                        fields[name] = value[: room - len(name)]
+                        room -= len(name) + len(fields[name])
+                    self._bury(fields)
+
+        await self._ask("append_cuts", append)
+
+    async def record_skipped(self, batches: Sequence[Sequence[str]]) -> None:
+        names = (b"version", b"begin", b"end", b"examples", b"reason")
+
+        def record() -> None:
+            for batch in batches:
+                if int(batch[0]) > self.server.aside:
+                    self._bury(dict(zip(names, map(_text, batch), strict=True)))
+                    self.server.aside = int(batch[0])
+
+        await self._ask("record_skipped", record)
+
+    async def forget_skipped(self, version: int) -> None:
+        def forget() -> None:
+            self.server.aside = min(self.server.aside, version)
+
+        await self._ask("forget_skipped", forget)
+
+    async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
+        def find() -> list[tuple[int, Cut]]:
+            later = [(n, text) for n, text in self.server.cuts.items() if n > number]
+            return [(n, Cut.from_json(n, text.encode())) for n, text in later[:CUTS_A_READ]]
+
+        return await self._ask("cuts_after", find)
+
+    async def first_cut(self) -> int:
+        return await self._ask("first_cut", lambda: min(self.server.cuts, default=0))
+
+    async def last_cut(self) -> int:
+        return await self._ask("last_cut", lambda: max(self.server.cuts, default=0))
+
+    async def trim(self, position: Position, cut: int) -> None:
+        server = self.server
+
+        def trim() -> None:
+            server.delete(*[i for i in server.entries if i < position.entry])
+            server.cuts = {n: text for n, text in server.cuts.items() if n >= cut}
+
+        await self._ask("trim", trim)
+
+    async def archive(self) -> None:
+        server = self.server
+
+        def archive() -> None:
+            server.lose()
+            server.cuts, server.last_cut, server.uuid, server.aside = {}, 0, None, 0
+
+        await self._ask("archive", archive)
+
+    async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
+        server = self.server
+
+        def take() -> int:
+            now, held, mine = server.clock.time(), server.lease, False
+            if held is not None and held.ends > now:
+                mine = held.text.endswith(holder)
+                if not mine and not (lock and held.text.startswith(lock)):
+                    return 0
+            server.lease = _Lease(lock + holder, now + milliseconds / 1000)
+            return 2 if mine else 1
+
+        return await self._ask("take_lease", take)
+
+    async def release_lease(self, holder: str) -> None:
+        def release() -> None:
+            if self.server.lease is not None and self.server.lease.text.endswith(holder):
+                self.server.lease = None
+
+        await self._ask("release_lease", release)
+
+    async def check_server(self) -> list[str]:
+        return await self._ask("check_server", list)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def _ask(self, command: str, execute: Callable[[], T]) -> T:
+        await self.network.request(command)
+        result = execute()
+        await self.network.reply(command)
+        return result
+
+    def _bury(self, fields: Fields) -> None:
+        self.server.dead.append(fields)
+        del self.server.dead[:-DEAD_KEPT]
+
+
+def _text(value: object) -> bytes:
+    return str(value).encode()
+
+
+def _bytes(fields: Fields, names: bool) -> int:
+    return sum(map(len, fields.values())) + (sum(map(len, fields)) if names else 0)
