@@ -1,7 +1,7 @@
-"""What a learner is compared with: each peer with every setting it may be tuned to.
+"""The learners that Funnel is compared with, each with every setting it may be tuned to.
 
-Peers are given standardized inputs (`raw` ones excepted) and, afterwards, the credit of their best
-setting for each stream: an oracle that no user has. Some come from optional packages.
+Peers get standardized inputs, except `raw` ones, and are credited with their best setting for each
+stream: an oracle that no user has. Some come from optional packages.
 """
 
 import importlib
@@ -21,29 +21,29 @@ Make = Callable[[Stream, int], Learner]
 
 
 class UnknownPeerError(FunnelError, ValueError):
-    """No peer has this name; the message lists those that there are."""
+    """No peer has this name; the message lists the names."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to learn, and the settings among which the best is chosen in hindsight."""
+    """A kind of learner, and the settings among which the best is chosen in hindsight."""
 
     title: str
     settings: Mapping[str, Make]
     module: str
-    """What must be importable."""
+    """Module that must be importable."""
     package: str = ""
-    """What to install for that, if it does not come with Funnel."""
+    """Package to install for the module, if it does not come with Funnel."""
     raw: bool = False
-    """Whether it is given the inputs as they are: trees split them, whatever their scale."""
-    most_features: int = 1_000_000
-    """Width above which it would take minutes a stream, and is left out."""
+    """Whether it gets the inputs as they are: trees split them, whatever their scale."""
+    max_features: int = 1_000_000
+    """Width above which it would take minutes a stream, and is skipped."""
 
     def missing(self, stream: Stream) -> str:
-        """Say why the peer cannot run on the stream; empty if it can."""
+        """Return why the peer cannot run on the stream; empty if it can."""
         if importlib.util.find_spec(self.module) is None:
-            return f"needs {self.package or self.module}: pip install 'funnel[bench]'"
-        if stream.width > self.most_features:
+            return f"needs {self.package or self.module}: pip install 'funnel-stream[bench]'"
+        if stream.width > self.max_features:
             return f"would take minutes on {stream.width} features"
         return ""
 
@@ -65,9 +65,9 @@ def _torch(
     """Return the optimizer ``module:name`` at each point of a grid of its arguments.
 
     Args:
-        path: where it is.
+        path: module and name of the optimizer.
         grid: values of each argument.
-        at_shifts: whether it starts anew at each shift, of which it is told.
+        at_shifts: whether it restarts at each shift, whose place it is given.
     """
     points = (dict(zip(grid, point, strict=True)) for point in product(*grid.values()))
     return {
@@ -239,23 +239,23 @@ PEERS: dict[str, Peer] = {
             for bias in (True, False)
         },
         "river",
-        most_features=100,
+        max_features=100,
     ),
     "river-tree": Peer(
         "river HoeffdingAdaptiveTreeClassifier",
         {"default": _adaptive_tree},
         "river",
         raw=True,
-        most_features=100,
+        max_features=100,
     ),
     "river-forest": Peer(
         "river ARFClassifier",
         {"default": _adaptive_forest},
         "river",
         raw=True,
-        most_features=100,
+        max_features=100,
     ),
 }
 
 QUICK = ("adagrad", "rmsprop", "adam", "sgd", "momentum")
-"""Those that need no other package and take seconds."""
+"""Peers that need no other package and take seconds."""

