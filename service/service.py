@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +133,7 @@ class Service:
 
     def _tell(self, event: Event) -> None:
         if self._webhook is not None:
-            shown = asdict(event) | {"position": str(event.position), "time": event.time}
-            self._webhook.tell(shown)
+            self._webhook.tell(event.shown())
 
     async def _start_server(self) -> str:
         """Return the log's address; of a server of the service's own if none is given."""

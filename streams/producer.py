@@ -155,6 +155,7 @@ def produce(
     progress: Callable[[int], None] = lambda examples: None,
     away: Callable[[str], None] = lambda answer: None,
     give_up_seconds: float = GIVE_UP_SECONDS,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Sent:
     """Send every batch in order; each exactly once if the target has idempotency keys.
 
@@ -166,6 +167,8 @@ def produce(
         progress: called with the number of examples of each batch that was sent.
         away: called with the answer when a batch has been tried PATIENCE times.
         give_up_seconds: longest time that one batch is tried.
+        sleep: waits for so many seconds, before each batch too if there is a rate; what it raises
+            ends the stream.
 
     Raises:
         ProducerError: a batch was refused, or the target was absent for too long.
@@ -174,15 +177,20 @@ def produce(
     examples = retries = 0
     for index, batch in enumerate(batches):
         if rate is not None:
-            time.sleep(max(0.0, began + examples / rate - time.monotonic()))
-        retries += _send(batch, target, f"{name}-{index}", give_up_seconds, away)
+            sleep(max(0.0, began + examples / rate - time.monotonic()))
+        retries += _send(batch, target, f"{name}-{index}", give_up_seconds, away, sleep)
         examples += len(batch)
         progress(len(batch))
     return Sent(examples, time.monotonic() - began, retries)
 
 
 def _send(
-    batch: Batch, target: Target, key: str, give_up_seconds: float, away: Callable[[str], None]
+    batch: Batch,
+    target: Target,
+    key: str,
+    give_up_seconds: float,
+    away: Callable[[str], None],
+    sleep: Callable[[float], object],
 ) -> int:
     """Send one batch with exponential back-off and jitter; return the number of retries."""
     began, wait, retries = time.monotonic(), FIRST_WAIT, 0
@@ -198,7 +206,7 @@ def _send(
             retries += 1
             if retries == PATIENCE:
                 away(str(error))
-            time.sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
+            sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
             wait = min(2 * wait, MAX_WAIT)
         else:
             return retries

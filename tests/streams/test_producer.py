@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from service.cli import main
-from streams import producer
 from streams.producer import (
     MAX_WAIT,
     HTTPTarget,
@@ -102,11 +101,10 @@ def test_it_waits_as_long_as_the_service_asks() -> None:
         assert time.monotonic() - began >= 1
 
 
-def test_waits_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_double_up_to_the_longest() -> None:
     waits: list[float] = []
-    monkeypatch.setattr(producer.time, "sleep", waits.append)
     with answering([503] * 12) as server, closing(HTTPTarget(server.url)) as target:
-        produce(get("sea", 100).batches(100), target, name="run")
+        produce(get("sea", 100).batches(100), target, name="run", sleep=waits.append)
     assert len(waits) == 12
     assert all(0.05 * 2**k <= wait <= 0.1 * 2**k for k, wait in enumerate(waits[:5]))
     assert all(MAX_WAIT / 2 <= wait <= MAX_WAIT for wait in waits[6:])

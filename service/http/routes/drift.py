@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict
 
-from service.fold.drift import Event
 from service.http.dependencies import Running
 from service.http.errors import ErrorBody
 
@@ -22,7 +21,7 @@ class DriftEvent(BaseModel):
     """Unix time in seconds at which the entry at the position was added to the log."""
     position: str
     examples: int
-    """Learned when it was detected."""
+    """Examples learned when it was detected."""
     model_version: int
     detector: str
     """adwin or page_hinkley."""
@@ -31,23 +30,7 @@ class DriftEvent(BaseModel):
     accuracy_before: float
     accuracy_after: float
     recovery_examples: int | None
-    """From the event until rolling accuracy was back within 2 points; null until then."""
-
-    @classmethod
-    def of(cls, event: Event) -> "DriftEvent":
-        """Return what is shown of an event."""
-        return cls(
-            id=event.id,
-            time=event.time,
-            position=str(event.position),
-            examples=event.examples,
-            model_version=event.model_version,
-            detector=event.detector,
-            direction=event.direction,
-            accuracy_before=event.accuracy_before,
-            accuracy_after=event.accuracy_after,
-            recovery_examples=event.recovery_examples,
-        )
+    """Examples from the event until rolling accuracy was within 2 points of before; null if not."""
 
 
 class DriftAnswer(BaseModel):
@@ -58,9 +41,9 @@ class DriftAnswer(BaseModel):
 
 @router.get("/drift")
 async def drift(
-    service: Running, since: Annotated[int, Query(ge=0, description="an event's id")] = 0
+    service: Running, since: Annotated[int, Query(ge=0, description="id of an event")] = 0
 ) -> DriftAnswer:
-    """List the drift events after one; the newest hundred are kept."""
+    """List the drift events after ``since``; the newest hundred are kept."""
     assert service.learner is not None
     events = service.learner.drift.events
-    return DriftAnswer(events=[DriftEvent.of(e) for e in events if e.id > since])
+    return DriftAnswer(events=[DriftEvent(**e.shown()) for e in events if e.id > since])
