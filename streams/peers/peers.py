@@ -30,7 +30,7 @@ class Peer:
 
     title: str
     settings: Mapping[str, Make]
-    module: str
+    module: str = "torch"
     """Module that must be importable."""
     package: str = ""
     """Package to install for the module, if it does not come with Funnel."""
@@ -141,26 +141,21 @@ _FREE = {"lr": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)}
 _VOWPAL = (0.005, 0.02, 0.1, 0.5, 2.5, 10.0, 40.0)
 
 PEERS: dict[str, Peer] = {
-    "adagrad": Peer("AdaGrad", _torch("torch.optim:Adagrad", _ADAGRAD), "torch"),
+    "adagrad": Peer("AdaGrad", _torch("torch.optim:Adagrad", _ADAGRAD)),
     "adagrad-reset": Peer(
         "AdaGrad, reset at each shift by an oracle",
         _torch("torch.optim:Adagrad", _ADAGRAD, at_shifts=True),
-        "torch",
     ),
     "rmsprop": Peer(
         "RMSProp",
         _torch("torch.optim:RMSprop", {"lr": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}),
-        "torch",
     ),
     "adam": Peer(
         "Adam",
         _torch("torch.optim:Adam", {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}),
-        "torch",
     ),
     "sgd": Peer(
-        "SGD",
-        _torch("torch.optim:SGD", {"lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)}),
-        "torch",
+        "SGD", _torch("torch.optim:SGD", {"lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)})
     ),
     "momentum": Peer(
         "SGD, momentum 0.9",
@@ -168,7 +163,6 @@ PEERS: dict[str, Peer] = {
             "torch.optim:SGD",
             {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "momentum": (0.9,)},
         ),
-        "torch",
     ),
     "hypergradient": Peer(
         "hypergradient descent (SGD-HD)",
@@ -179,7 +173,6 @@ PEERS: dict[str, Peer] = {
                 "hyper_lr": (1e-5, 1e-4, 1e-3, 0.01, 0.1),
             },
         ),
-        "torch",
     ),
     "dadaptation": Peer(
         "D-Adaptation",
