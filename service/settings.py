@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     classes: int = Field(
         10, ge=2, le=100_000, description="number of classes; labels are whole numbers from 0"
     )
-    hidden: Annotated[tuple[int, ...], NoDecode] = Field(
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], NoDecode] = Field(
         (128,), description="sizes of mlp's hidden layers, with commas"
     )
     batch_size: int = Field(100, ge=1, le=1_000_000, description="examples a step")
@@ -133,13 +133,6 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    @field_validator("hidden")
-    @classmethod
-    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(size < 1 for size in value):
-            raise ValueError("sizes must be at least 1")
-        return value
 
     @field_validator("model")
     @classmethod

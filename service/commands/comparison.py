@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
-from tqdm import tqdm
 
 from service.commands.evaluation import Run, evaluate
 from service.commands.picture import check_picture, save
+from service.commands.progress import progress_bar
 from service.settings import Settings
 from streams.peers.peers import Peer
 from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
@@ -95,7 +95,7 @@ def table(runs: Sequence[Run], stream: Stream) -> str:
 
 
 def plot(runs: Sequence[Run], stream: Stream, path: Path) -> None:
-    """Write rolling accuracy over examples, the mean over seeds, as a picture; shifts marked."""
+    """Write rolling accuracy over examples, the mean over seeds, as a picture with the shifts."""
     from matplotlib import color_sequences
     from matplotlib.figure import Figure
 
@@ -127,14 +127,14 @@ def run(
     seeds: Sequence[int],
     picture: Path | None,
 ) -> int:
-    """Compare, with a progress bar, and print the table; say which peers are left out, and why.
+    """Compare, print the table, and give the reason for each peer that is skipped.
 
     Args:
-        stream: what is learned.
-        settings: of the service.
-        peers: by name.
-        seeds: of the stream.
-        picture: where to write the rolling accuracies, if anywhere.
+        stream: the stream to learn.
+        settings: settings of the service.
+        peers: peers by name.
+        seeds: seeds of the stream.
+        picture: where to write the rolling accuracies as a picture; None for no picture.
 
     Raises:
         PictureError: the picture cannot be written.
@@ -144,16 +144,10 @@ def run(
     reasons = {name: peer.missing(stream) for name, peer in peers.items()}
     for name, reason in reasons.items():
         if reason:
-            sys.stderr.write(f"{name} is left out: {reason}\n")
+            sys.stderr.write(f"{name} is skipped: {reason}\n")
     taken = {name: peer for name, peer in peers.items() if not reasons[name]}
     passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
-    with tqdm(
-        total=passes * stream.examples,
-        desc=stream.name,
-        unit=" examples",
-        unit_scale=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30.0,
-    ) as bar:
+    with progress_bar(passes * stream.examples, f"{stream.name}, {passes} runs") as bar:
         runs = evaluate(stream, settings, taken, seeds, bar.update)
     sys.stdout.write(
         f"{stream.name}: {stream.examples:,} examples, {len(seeds)} "

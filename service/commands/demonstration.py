@@ -25,8 +25,7 @@ from service.monitoring.status import Status
 from service.process import SystemClock
 from service.service import Service
 from service.settings import Settings
-from streams.batch import Batch
-from streams.producer import HTTPTarget, RetryLaterError, Target, produce
+from streams.producer import HTTPTarget, produce
 from streams.sources.catalog import IMAGE_STREAMS, Shift, Stream
 from streams.sources.steering import Steered
 
@@ -87,18 +86,13 @@ class Demo:
     def _send(self, url: str) -> None:
         target = HTTPTarget(url, self.settings.api_key.get_secret_value())
 
-        def check(examples: int) -> None:
-            if self._stop.is_set():
+        def pause(seconds: float) -> None:
+            if self._stop.wait(seconds):
                 raise _StoppedError
 
         try:
-            produce(
-                self.steered.batches(100),
-                _Stoppable(target, self._stop),
-                self.rate,
-                name=uuid.uuid4().hex,
-                progress=check,
-            )
+            batches = self.steered.batches(100)
+            produce(batches, target, self.rate, name=uuid.uuid4().hex, sleep=pause)
         except _StoppedError:
             return
         except Exception as error:  # `run` raises it
@@ -160,28 +154,6 @@ class Demo:
 
 class _StoppedError(Exception):
     """The demo ends."""
-
-
-class _Stoppable:
-    """A target that stops retrying once the demo ends."""
-
-    def __init__(self, target: Target, stop: threading.Event) -> None:
-        self._target, self._stop = target, stop
-
-    def send(self, batch: Batch, key: str) -> None:
-        """Send the batch, or end."""
-        if self._stop.is_set():
-            raise _StoppedError
-        try:
-            self._target.send(batch, key)
-        except RetryLaterError:
-            if self._stop.is_set():
-                raise _StoppedError from None
-            raise
-
-    def close(self) -> None:
-        """Close the target."""
-        self._target.close()
 
 
 def _point(status: Status) -> Point | None:

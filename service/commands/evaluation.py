@@ -37,7 +37,7 @@ class Served:
         return labels
 
     def learn(self, batch: Batch) -> None:
-        """See `streams.prequential.Learner.learn`."""
+        """Learn a batch."""
         self._fold.step(batch)
 
 

@@ -39,20 +39,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send the stream; return the exit status."""
-    from tqdm import tqdm
-
+    from service.commands.progress import progress_bar
     from streams.producer import make_target, produce
 
     key = os.environ.get("FUNNEL_LEARN_KEY") or os.environ.get("FUNNEL_API_KEY", "")
     target = make_target(options.to, options.model, key.strip())
     stream = stream_of(options)
-    bar = tqdm(
-        total=stream.examples,
-        desc=stream.name,
-        unit=" examples",
-        unit_scale=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30.0,
-    )
+    bar = progress_bar(stream.examples, stream.name)
 
     def count(examples: int) -> None:
         bar.update(examples)

@@ -1,6 +1,7 @@
 """Options of the commands that read a stream, and their meaning."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -82,13 +83,10 @@ def add_rate(parser: argparse.ArgumentParser, rate: float | None) -> None:
 
 
 def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
+    with contextlib.suppress(ValueError):
+        if (value := float(text)) > 0:
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
 
 
 def positive_int(text: str) -> int:
@@ -97,10 +95,7 @@ def positive_int(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: the text is not one.
     """
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return value
+    with contextlib.suppress(ValueError):
+        if (value := int(text)) > 0:
+            return value
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")

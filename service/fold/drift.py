@@ -8,7 +8,8 @@ them, are of the log and not of the examples; the digest of the state leaves the
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,10 @@ class Event:
             f"{self.detector}: {self.direction}, {self.accuracy_before:.1%} → "
             f"{self.accuracy_after:.1%} after {self.examples} examples"
         )
+
+    def shown(self) -> dict[str, Any]:
+        """Return the event as JSON shows it."""
+        return asdict(self) | {"position": str(self.position), "time": self.time}
 
     @property
     def is_fall(self) -> bool:

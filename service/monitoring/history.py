@@ -143,7 +143,7 @@ class History:
     def shifts(self) -> list[ShiftRecovery]:
         """The newest known shifts, in order, with how the learners recovered from them."""
         with self._measuring:
-            return self._recoveries.shifts
+            return [shift.model_copy() for shift in self._recoveries.shifts]
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Test-then-train, rolling accuracy and recovery."""
+"""Prequential outcomes and rolling accuracy."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from streams.sources.catalog import get
 
 
 class Memory:
-    """Knows exactly what it has been shown, and answers -1 to all else."""
+    """A learner that knows exactly the examples it has learned, and answers -1 to others."""
 
     def __init__(self) -> None:
         self.known: dict[bytes, int] = {}
@@ -59,9 +59,9 @@ def test_accuracy_is_rivers_at_every_example(size: int) -> None:
 
 
 def test_progress_adds_up_to_the_stream() -> None:
-    told: list[int] = []
-    prequential(Memory(), get("sea", 250).batches(100), told.append)
-    assert told == [100, 100, 50]
+    counts: list[int] = []
+    prequential(Memory(), get("sea", 250).batches(100), counts.append)
+    assert counts == [100, 100, 50]
 
 
 def test_a_learner_must_answer_for_each_example() -> None:

@@ -7,7 +7,6 @@ from pydantic import BaseModel
 
 from service.http.dependencies import Running
 from service.http.errors import ErrorBody
-from service.monitoring.notify import as_json
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
@@ -44,4 +43,4 @@ async def drift(
 ) -> DriftAnswer:
     """List the drift events after a given one; the newest hundred are kept."""
     events = model.status.drift.events
-    return DriftAnswer(events=[DriftEvent(**as_json(e)) for e in events if e.id > since])
+    return DriftAnswer(events=[DriftEvent(**e.shown()) for e in events if e.id > since])

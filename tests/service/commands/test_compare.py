@@ -1,4 +1,4 @@
-"""The service's learner beside its peers, and `funnel compare` as a user runs it."""
+"""The service's learner compared with its peers, and `funnel compare` as a user runs it."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,7 @@ def _one_thread() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["pool", "funnel", "adam"])
-def test_the_accuracy_is_the_one_that_the_service_keeps(optimizer: str) -> None:
+def test_the_accuracy_is_that_of_the_service(optimizer: str) -> None:
     served = Served(load_settings({"optimizer": optimizer, "device": "cpu"}))
     outcomes = prequential(served, get("abrupt", 3_000, "digits").batches(100))
     summary = served.state.served.scores.read()
@@ -37,7 +37,7 @@ def test_the_accuracy_is_the_one_that_the_service_keeps(optimizer: str) -> None:
     assert summary.rolling_accuracy == pytest.approx(outcomes[-1_000:].mean())
 
 
-def test_peers_are_given_what_the_services_model_is_given() -> None:
+def test_peers_get_the_inputs_of_the_services_model() -> None:
     """Plain SGD on the prepared batches is the service with FUNNEL_OPTIMIZER=sgd."""
     batches = list(get("labels", 6_600, "digits").batches(100))
     served = Served(load_settings({"optimizer": "sgd", "lr": 0.03, "device": "cpu"}))
@@ -46,7 +46,7 @@ def test_peers_are_given_what_the_services_model_is_given() -> None:
     assert (prequential(peer, standardized(batches)) == ours).mean() > 0.999
 
 
-def test_standardized_batches_are_clamped_and_know_nothing_of_what_comes() -> None:
+def test_standardized_batches_are_clamped_and_do_not_depend_on_later_ones() -> None:
     batches = list(get("rbf", 2_000).batches(100))
     found = concatenate(list(standardized(batches)))
     assert np.abs(found.features).max() <= 5
@@ -104,7 +104,7 @@ def test_compare_prints_a_table_and_draws_a_picture(
     assert main([*COMPARE, *options]) == 0
     out, errors = capsys.readouterr()
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "gone is left out: needs no-such-package" in errors
+    assert "gone is skipped: needs no-such-package" in errors
     assert "8,100 examples, 2 seeds" in out
     assert "Funnel (pool)" in out
     assert "SGD" in out
@@ -118,7 +118,7 @@ def test_compare_runs_the_optimizer_that_is_set(capsys: pytest.CaptureFixture[st
     assert "Funnel (adam)" in capsys.readouterr().out
 
 
-def test_an_unknown_peer_is_answered_with_the_known_ones(
+def test_the_error_for_an_unknown_peer_lists_the_names(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
