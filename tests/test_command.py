@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from funnel_stream import hidden, ordered
-from service.json_process import SMALL
-from tests.service.harness import free_port, wait_for
+from service.http.json_process import SMALL
+from tests.support.harness import free_port, wait_for
 
 ROOT = Path(__file__).parent.parent
 FUNNEL = Path(sysconfig.get_path("scripts")) / "funnel"
