@@ -10,7 +10,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 SERVICE := $(BIN)/installed-service
 DEV := $(BIN)/installed-dev
 
-.PHONY: demo test lint audit fuzz install bench streams quality kill figure3 dashboards clean
+.PHONY: demo test lint audit fuzz install bench streams quality kill figure3 dashboards docs clean
 
 demo: $(SERVICE)
 	$(BIN)/funnel demo
@@ -69,6 +69,9 @@ figure3: install
 
 dashboards: $(SERVICE)
 	$(BIN)/python docker/grafana/dashboard.py > docker/grafana/provisioning/dashboards/funnel.json
+
+docs: $(SERVICE)
+	$(BIN)/python -m tests.docs.tables
 
 clean:
 	rm -rf $(VENV) build dist

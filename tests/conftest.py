@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.skips import Skips, read
+from tests.support.skips import Skips, read
 
 collect_ignore = ["benchmarks/litserve_peer.py"]  # it needs the extra `bench`
 

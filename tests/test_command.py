@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from service.json_process import SMALL
-from tests.service.harness import free_port, wait_for
 
 from funnel_stream import hidden, ordered
+from service.http.json_process import SMALL
+from tests.support.harness import free_port, wait_for
 
 ROOT = Path(__file__).parent.parent
 FUNNEL = Path(sysconfig.get_path("scripts")) / "funnel"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.skips import Listed, read
+from tests.support.skips import Listed, read
 
 ROOT = Path(__file__).parent.parent
 CONFTEST = """
 from pathlib import Path
-from tests.skips import Skips, read
+from tests.support.skips import Skips, read
 
 def pytest_configure(config):
     config.pluginmanager.register(Skips(read(Path(__file__).with_name("skips.toml"))))

@@ -16,7 +16,7 @@ from tests.benchmarks.learning import over_http
 from tests.benchmarks.load import BYTES
 from tests.benchmarks.measure import Plan, batches, ratios, show, table
 
-INSTALL = "not installed: pip install 'funnel-stream[bench]'"
+INSTALL = "not installed: pip install -e '.[bench]'"
 POOL = "Funnel, the pool, over HTTP: safetensors, 1,000 per request"
 SINGLE = "Funnel, a single one, over HTTP in the same way"
 SLICE = 10

@@ -1,8 +1,8 @@
-"""Where CI is set in the environment, a test that is skipped and is not on the list fails the run.
+"""Where CI is set in the environment, a test that is skipped and is not listed fails the run.
 
-Otherwise a program or package that the machine lost would take tests out of CI, and no one would
-see it. The list is `skips.toml`. With pytest-xdist the workers hand over the files and modules that
-they skipped while they collected tests, and the process that reports knows of the tests.
+Otherwise a program or package that the machine lost would take tests out of CI unseen. The list is
+`tests/skips.toml`. With pytest-xdist each worker hands over the modules that it skipped while it
+collected tests; the reports of tests reach the process that started the workers in any case.
 """
 
 import tomllib
