@@ -9,6 +9,7 @@ import torch
 from torch.jit._trace import TracerWarning
 
 from service.fold.drift import Event
+from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.log.intake import Intake
@@ -110,9 +111,9 @@ def build_state(settings: Settings) -> State:
     """Return a fresh state; blocks for about a second.
 
     Raises:
-        ModelError, SettingsError: the settings describe no model that can be built here.
+        ModelError: the settings describe no model that can be built here.
     """
     torch.set_num_threads(settings.threads)
     # `funnel.graphs.traced` ignores it too, but another thread may undo what that sets.
     warnings.filterwarnings("ignore", category=TracerWarning)
-    return State(settings.spec, settings.hyperparameters, settings.torch_device())
+    return State(settings.spec, settings.hyperparameters, find_device(settings.device))

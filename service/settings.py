@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
-import torch
 from pydantic import (
     Field,
     SecretStr,
@@ -18,21 +17,20 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from funnel.pool.expert import DEFAULT_EXPERTS
-from service.fold.optimizers import OPTIMIZERS, Shadow
-from service.fold.spec import Hyperparameters, Spec
+from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Hyperparameters, Shadow, Spec
+from streams.errors import FunnelError
 
 PREFIX = "FUNNEL_"
 MAX_SHADOWS = 8
 MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-class SettingsError(ValueError):
-    """A setting is wrong; one line that names it."""
+class SettingsError(FunnelError, ValueError):
+    """A setting is wrong; the message names it in one line."""
 
 
 class Settings(BaseSettings):
-    """All settings; the descriptions are what ``funnel serve --help`` shows."""
+    """All settings; ``funnel serve --help`` and the documents show their descriptions."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
@@ -40,7 +38,7 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr = Field(
         SecretStr(""),
-        description="log on this server (redis://, rediss://, unix://); empty: one of its own",
+        description="log on this server (redis://, rediss://, unix://); empty: an embedded one",
     )
     data_dir: Path = Field(
         Path("funnel-data"), description="folder of the checkpoints and the embedded log"
@@ -50,50 +48,58 @@ class Settings(BaseSettings):
     )
     model: str = Field("logistic", description="logistic, mlp, or package.module:factory")
     features: int = Field(784, ge=1, le=1_000_000, description="numbers in an example")
-    classes: int = Field(10, ge=2, le=100_000, description="labels run from 0 to one less")
-    hidden: Annotated[tuple[int, ...], NoDecode] = Field(
+    classes: int = Field(
+        10, ge=2, le=100_000, description="number of classes; labels are whole numbers from 0"
+    )
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], NoDecode] = Field(
         (128,), description="sizes of mlp's hidden layers, with commas"
     )
     batch_size: int = Field(100, ge=1, le=1_000_000, description="examples a step")
     max_wait_ms: int = Field(
-        1_000, ge=0, le=86_400_000, description="longest wait for a full batch before a smaller one"
+        1_000,
+        ge=0,
+        le=86_400_000,
+        description="longest wait for a full batch before a smaller one is learned",
     )
     optimizer: str = Field("pool", description=f"one of {', '.join(OPTIMIZERS)}")
     shadow: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="baselines that learn beside it, with commas: adagrad, or adagrad:0.05 for "
-        "a learning rate of one's own; they cost a step each",
+        (), description="baselines that learn from the same batches, with commas: adagrad, or "
+        "adagrad:0.05 to set its learning rate; each costs a step a batch",
     )  # fmt: skip
     experts: int = Field(
-        len(DEFAULT_EXPERTS), ge=1, le=len(DEFAULT_EXPERTS),
+        MAX_EXPERTS, ge=1, le=MAX_EXPERTS,
         description="experts of the served pool; memory and time grow with them",
     )  # fmt: skip
     lr: float = Field(
-        0.03, gt=0, le=1e6, allow_inf_nan=False, description="where η starts; not of the pool"
+        0.03, gt=0, le=1e6, allow_inf_nan=False, description="initial η; the pool does not use it"
     )
     gain_lr: float = Field(
         0.03, ge=0, le=10, allow_inf_nan=False,
-        description="γp, how fast gains adapt; of funnel alone",
+        description="γp, how fast gains adapt; only funnel uses it",
     )  # fmt: skip
     scale_lr: float = Field(
         0.03, ge=0, le=10, allow_inf_nan=False,
-        description="γs, how fast scales adapt; of funnel alone",
+        description="γs, how fast scales adapt; only funnel uses it",
     )  # fmt: skip
     loss_guard: float = Field(
         0.0, ge=0, le=1e6, allow_inf_nan=False,
-        description="leave out a batch whose loss is this many deviations above the recent ones, "
-        "unless two were just left out; 0: learn all",
+        description="skip a batch whose loss is this many deviations above the recent ones, "
+        "unless two were just skipped; 0: learn all",
     )  # fmt: skip
-    momentum: float = Field(0.0, ge=0, lt=1, description="μ; not of the pool")
+    momentum: float = Field(0.0, ge=0, lt=1, description="μ; the pool does not use it")
     standardize: bool = Field(True, description="standardize the inputs online")
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
     threads: int = Field(
-        1, ge=1, le=1024, description="CPU threads of one operation; bits depend on it"
+        1,
+        ge=1,
+        le=1024,
+        description="CPU threads of one operation; the last bits of results depend on it",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
     api_key: SecretStr = Field(
         SecretStr(""),
-        description="if set, requests need Authorization: Bearer <key>; this one may do everything",
+        description="if set, requests need Authorization: Bearer <key>; this key may do everything",
     )
     learn_key: SecretStr = Field(
         SecretStr(""), description="a key that may only POST /learn; API_KEY must be set too"
@@ -111,14 +117,14 @@ class Settings(BaseSettings):
     )
     lease_seconds: float = Field(
         5.0, ge=1, le=3600, allow_inf_nan=False,
-        description="a standby takes over when the learner has been silent for this long",
+        description="a standby takes over when the trainer has been silent for this long",
     )  # fmt: skip
     drift_webhook: SecretStr = Field(
-        SecretStr(""), description="URL that each new drift event is posted to, as JSON"
+        SecretStr(""), description="URL to which each new drift event is posted as JSON"
     )
-    seed: int = Field(0, ge=0, lt=1 << 23, description="of the weights, and of dropout")
+    seed: int = Field(0, ge=0, lt=1 << 23, description="seed of the weights and of dropout")
     accept_gap: bool = Field(
-        False, description="go on although acknowledged examples are missing from the log"
+        False, description="continue although acknowledged examples are missing from the log"
     )
 
     @field_validator("hidden", "shadow", mode="before")
@@ -127,13 +133,6 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    @field_validator("hidden")
-    @classmethod
-    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(size < 1 for size in value):
-            raise ValueError("sizes must be at least 1")
-        return value
 
     @field_validator("model")
     @classmethod
@@ -170,16 +169,18 @@ class Settings(BaseSettings):
             elif parts.scheme not in ("redis", "rediss") or not _has_port(parts):
                 raise ValueError("give an address: redis://host:port, rediss://… or unix:///path")
             elif database and not database.isdecimal():
-                raise ValueError(f"{database!r} is no number of a database: redis://host:port/0")
+                raise ValueError(
+                    f"{database!r} is not the number of a database: redis://host:port/0"
+                )
         return value
 
     @field_validator("api_key", "learn_key", "predict_key")
     @classmethod
     def _trimmed(cls, value: SecretStr) -> SecretStr:
-        """A key that is read from a file ends with a line break, which no header can hold."""
+        """Remove the line break at the end of a key from a file, which no header can hold."""
         key = value.get_secret_value()
         if key and not key.strip():
-            raise ValueError("a key of spaces is none")
+            raise ValueError("the key is blank")
         return SecretStr(key.strip())
 
     @field_validator("drift_webhook")
@@ -198,17 +199,17 @@ class Settings(BaseSettings):
             raise ValueError(f"set {PREFIX}API_KEY too, the key that may do everything")
         for name in ("api_key", "learn_key"):
             if value and info.data.get(name) == value:
-                raise ValueError(f"choose another key than {PREFIX}{name.upper()}")
+                raise ValueError(f"choose a key other than {PREFIX}{name.upper()}")
         return value
 
     @property
     def without_effect(self) -> list[str]:
-        """Names of what was set although nothing looks at it."""
+        """Variables that were set although the model and its optimizers do not use them."""
         learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
         idle = set() if self.model == "mlp" else {"hidden"}
         if self.optimizer != "pool":
             idle.add("experts")
-        if learners == {"pool"}:  # whose experts have rates of their own
+        if learners == {"pool"}:  # its experts have their own learning rates
             idle |= {"lr", "momentum"}
         if not learners & {"funnel"}:
             idle |= {"gain_lr", "scale_lr"}
@@ -216,7 +217,7 @@ class Settings(BaseSettings):
 
     @property
     def spec(self) -> Spec:
-        """What the model is."""
+        """The spec of the model, for its whole life."""
         return Spec(
             self.model,
             self.features,
@@ -230,30 +231,14 @@ class Settings(BaseSettings):
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        """The optimizer's hyperparameters."""
+        """The hyperparameters, which may change while the model lives."""
         return Hyperparameters(
             self.lr, self.momentum, self.gain_lr, self.scale_lr, self.loss_guard, self.shadow
         )
 
-    def torch_device(self) -> torch.device:
-        """Return the device.
-
-        Raises:
-            SettingsError: there is no such device.
-        """
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).partition("\n")[0]
-            raise SettingsError(f"DEVICE {self.device!r} cannot be used: {reason}") from error
-        return device
-
 
 def _has_port(parts: SplitResult) -> bool:
-    """Say whether the port of an address is one, or left out."""
+    """Return whether the port of an address is valid or missing."""
     try:
         return parts.port is None or parts.port > 0
     except ValueError:
@@ -261,17 +246,20 @@ def _has_port(parts: SplitResult) -> bool:
 
 
 def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
-    """Read the environment; ``options`` win over it.
+    """Return the settings of the environment and of ``options``, which take precedence.
+
+    Args:
+        options: values by the names of settings, as text or of the setting's type.
 
     Raises:
-        SettingsError: a value is wrong, or a ``FUNNEL_*`` variable has no setting.
+        SettingsError: a value is wrong, or a ``FUNNEL_*`` variable is not a setting.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in os.environ:
         if variable.startswith(PREFIX) and variable not in known:
             close = difflib.get_close_matches(variable, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise SettingsError(f"the environment has {variable}, which is no setting{hint}")
+            raise SettingsError(f"{variable} in the environment is not a setting{hint}")
     try:
         return Settings(**(options or {}))
     except ValidationError as error:

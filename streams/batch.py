@@ -1,7 +1,7 @@
-"""A batch of labelled examples and its one byte format.
+"""A batch of labelled examples and its byte format.
 
 The bytes are a safetensors file with the tensors ``features`` and ``labels``
-(https://github.com/huggingface/safetensors#format): on the wire, in the log and in files alike.
+(https://github.com/huggingface/safetensors#format): on the wire, in the log and in files.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
+from streams.errors import FunnelError
+
 Types = dict[str, np.dtype[Any]]
 
 FEATURE_TYPES: Types = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
@@ -21,7 +23,7 @@ SHAPES = {"features": "[n, d]", "labels": "[n]"}
 BATCH = "batch"
 """Field of a log entry that holds the bytes."""
 HEADER_BYTES = 64 << 10
-"""Longest header; to read one of 32 MB would take seconds and 1 GB."""
+"""Longest header; one of 32 MB would take seconds and 1 GB to read."""
 
 Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -32,7 +34,7 @@ def log_key(model: str) -> str:
     return f"funnel:{{{model}}}:log"
 
 
-class InvalidBatchError(ValueError):
+class InvalidBatchError(FunnelError, ValueError):
     """A batch that cannot be learned or predicted.
 
     Attributes:
@@ -54,7 +56,7 @@ class Batch:
     """Labelled examples."""
 
     features: Features
-    """[n, d]; uint8 means 0…255 for [0, 1]; float16 and float32 are taken as they are."""
+    """[n, d]; uint8 0…255 stands for [0, 1]; float16 and float32 stand for themselves."""
     labels: Labels
     """int64 [n], from 0."""
 
@@ -77,17 +79,18 @@ class Batch:
 
 
 def decode(raw: bytes) -> Batch:
-    """Read the safetensors file of a batch; what it holds is not checked yet (see `check`).
+    """Return the batch in a safetensors file; its values are not checked (`check` does that).
 
     Raises:
-        InvalidBatchError: it is not one, or has other tensors, dtypes or numbers of dimensions.
+        InvalidBatchError: the bytes are not such a file, or have other tensors, dtypes or numbers
+            of dimensions.
     """
     tensors = _tensors(raw, {"features": FEATURE_TYPES, "labels": LABEL_TYPES})
     return Batch(tensors["features"], tensors["labels"])
 
 
 def decode_features(raw: bytes) -> Features:
-    """Read a safetensors file with the one tensor ``features``.
+    """Return the features in a safetensors file with the one tensor ``features``.
 
     Raises:
         InvalidBatchError: as for `decode`.
@@ -96,7 +99,7 @@ def decode_features(raw: bytes) -> Features:
 
 
 def check(batch: Batch, width: int, classes: int) -> None:
-    """Make sure that every example can be learned.
+    """Check that every example can be learned.
 
     Raises:
         InvalidBatchError: features are not [n, width] and finite, labels not [n] in
@@ -119,7 +122,7 @@ def check(batch: Batch, width: int, classes: int) -> None:
 
 
 def check_features(features: Features, width: int) -> None:
-    """Make sure that every example can be predicted.
+    """Check that every example can be predicted.
 
     Raises:
         InvalidBatchError: features are not [n, width] and finite, or n is 0.

@@ -13,22 +13,22 @@ from streams.batch import Batch, Features, InvalidBatchError, Labels, TooManyErr
 NUMBER = {int, float}
 INT64 = range(-(1 << 63), 1 << 63)
 MAX_LISTS = 1 << 17
-"""Most lists and objects in a document: of ten million empty ones, 32 MB, the parser would make
-1 GB, and let no other thread run for seconds."""
+"""Most lists and objects in a document. The parser would turn ten million empty ones, 32 MB, into
+1 GB, and would block all other threads for seconds."""
 
 
 def from_json(raw: bytes, width: int | None = None) -> Batch:
     """Read ``{"features": [[…], …], "labels": [3, …]}``; features become float32.
 
-    Numbers are taken strictly: no booleans, no strings, no NaN, nothing that float32 cannot hold.
+    Numbers are read strictly: no booleans, no strings, no NaN, nothing that float32 cannot hold.
 
     Args:
         raw: the document.
-        width: of an example; None takes that of the first.
+        width: features of an example; None takes that of the first example.
 
     Raises:
-        InvalidBatchError: the message, field and index say what is wrong.
-        MemoryError: there is too little of it.
+        InvalidBatchError: the document is not a batch; message, field and index say why.
+        MemoryError: the document is too large to parse.
     """
     document = _object(raw, {"features", "labels"})
     features = _features(document["features"], _may_hold_booleans(raw), width)
@@ -92,11 +92,11 @@ def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
 
 
 def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
-    """Say what is wrong; of a number that is not finite, which other writers let through, where."""
+    """Return the error; with its place for a number that is not finite, as some writers emit."""
     before, there = error.doc[: error.pos], error.doc[error.pos : error.pos + 9].lstrip(",+-")
     if not there.lower().startswith(("nan", "inf")) and "infinity" not in str(error):
         return InvalidBatchError(f"not JSON: {error}")
-    rest, _, there = before.rpartition('"')  # the only texts are keys
+    rest, _, there = before.rpartition('"')  # only keys are text
     key = rest.rpartition('"')[2]
     index = {"features": there.count("[") - 2, "labels": there.count(",")}.get(key, -1)
     return InvalidBatchError(
@@ -114,7 +114,7 @@ def _features(rows: Any, booleans: bool, width: int | None) -> Features:
     features = _packed(rows, width)
     if features is None or booleans:
         _check_rows(rows, width)
-    assert features is not None, "what cannot be packed is refused"
+    assert features is not None, "rows that cannot be packed are refused"
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise InvalidBatchError(
@@ -139,10 +139,10 @@ def _packed(rows: list[Any], width: int | None) -> Features | None:
 
 
 def _check_rows(rows: list[Any], width: int | None) -> None:
-    """Name the first row that is not a list of as many numbers as it should be.
+    """Check that each row is a list of ``width`` numbers.
 
     Raises:
-        InvalidBatchError: there is one.
+        InvalidBatchError: a row is not; the error names the first.
     """
     for index, row in enumerate(rows):
         if type(row) is not list:
@@ -167,10 +167,10 @@ def _lists(raw: bytes) -> int:
 
 
 def _may_hold_booleans(raw: bytes) -> bool:
-    """Say whether an object with the key ``features`` can hold ``true`` or ``false`` besides.
+    """Return whether an object with the key ``features`` may also hold ``true`` or ``false``.
 
-    The key itself needs one u and one f, and escapes in it bring further u's. To find single bytes
-    takes a fiftieth of the time that words take.
+    The key itself has one u and one f, and escapes in it add further u's. Finding single bytes
+    takes a fiftieth of the time that finding words takes.
     """
     return _recurs(raw, b"u") or _recurs(raw, b"f")
 

@@ -4,28 +4,24 @@ A. P. Dawid, 'Statistical theory: the prequential approach' (1984); J. Gama, R. 
 P. P. Rodrigues, 'On evaluating stream learning algorithms' (2013).
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from streams.batch import Batch, Features, Labels
+from streams.recovery import WINDOW
 
 BLOCK = 100
 """Examples between two points of a curve."""
-WINDOW = 1_000
-"""Examples of a rolling accuracy: its standard deviation is 1.3 points at an accuracy of 0.8."""
-WITHIN = 0.02
-"""How near to the end of its segment an accuracy must be to have recovered."""
 
 Outcomes = npt.NDArray[np.bool_]
 Curve = npt.NDArray[np.float64]
 
 
 class Learner(Protocol):
-    """What can be evaluated."""
+    """A learner that can be evaluated."""
 
     def predict(self, features: Features) -> Labels:
         """Return a label for each row of [n, d], int64 [n]."""
@@ -39,12 +35,12 @@ def prequential(
     batches: Iterable[Batch],
     progress: Callable[[int], object] = lambda examples: None,
 ) -> Outcomes:
-    """Test, then train, on batch after batch; return which predictions were right, [n].
+    """Predict, then learn, batch after batch; return which predictions were right, bool [n].
 
     Args:
-        learner: shown the features of a batch, and its labels only when it has answered.
+        learner: it sees the labels of a batch only after it has predicted them.
         batches: the stream.
-        progress: told the examples of each batch that is done.
+        progress: called with the number of examples of each batch that is done.
 
     Raises:
         ValueError: the learner did not give one label an example.
@@ -81,41 +77,6 @@ def rolling(points: Curve, window: int = WINDOW) -> Curve:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
 
 
-def ends(points: Curve, shifts: Sequence[int]) -> list[float]:
-    """Return the accuracy of the last WINDOW of each segment that `recovery` looks at."""
-    return [float(segment[-WINDOW // BLOCK :].mean()) for segment in _segments(points, shifts)]
-
-
-def recovery(
-    points: Curve, shifts: Sequence[int], goals: Sequence[float] | None = None
-) -> list[int | None]:
-    """Return how long it takes after each shift to be WITHIN the accuracy of the segment's end.
-
-    A segment goes from a shift to the next one; what comes before the first shift after example 0
-    is none, and segments shorter than two windows are left out. Recovered is where the first
-    window begins that lies within the segment and reaches the goal. The window's own WINDOW
-    examples are not counted: a learner that a shift does not hurt takes 0.
-
-    Args:
-        points: accuracy of consecutive blocks (see `curve`).
-        shifts: index of the first example after each shift; an index of 0 is no shift.
-        goals: accuracy to come WITHIN, for each segment; its own at the end by default, which a
-            learner that hardly learns reaches at once.
-
-    Returns:
-        Examples, for each segment; None where the goal is never reached.
-    """
-    taken = _segments(points, shifts)
-    goals = ends(points, shifts) if goals is None else goals
-    return [_first_reach(s, goal - WITHIN) for s, goal in zip(taken, goals, strict=True)]
-
-
-def _segments(points: Curve, shifts: Sequence[int]) -> list[Curve]:
-    edges = [-(-shift // BLOCK) for shift in shifts if shift > 0] + [len(points)]
-    segments = [points[a:b] for a, b in pairwise(edges)]
-    return [segment for segment in segments if len(segment) >= 2 * WINDOW // BLOCK]
-
-
-def _first_reach(segment: Curve, bar: float) -> int | None:
-    reached = rolling(segment)[WINDOW // BLOCK - 1 :] >= bar - 1e-9
-    return int(reached.argmax()) * BLOCK if reached.any() else None
+def rolling_points(points: Curve) -> list[tuple[int, float]]:
+    """Return (examples, rolling accuracy) at the end of each block, as `streams.recovery` takes."""
+    return [(BLOCK * k, float(accuracy)) for k, accuracy in enumerate(rolling(points), 1)]

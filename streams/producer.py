@@ -1,4 +1,4 @@
-"""Sends a stream to a service over HTTP, or straight into its log in Redis, at a chosen rate."""
+"""Send a stream to a service over HTTP, or directly into its log in Redis, at a chosen rate."""
 
 import random
 import time
@@ -16,25 +16,26 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from streams.batch import BATCH, Batch, log_key
+from streams.errors import FunnelError
 
 FIRST_WAIT = 0.1
 MAX_WAIT = 5.0
 GIVE_UP_SECONDS = 120.0
 PATIENCE = 3
-"""Tries of a batch before somebody is told: a busy receiver refuses one now and then."""
+"""Tries of a batch before the user is notified: a busy receiver refuses one now and then."""
 BUSY = (408, 409, 429, 502, 503, 504)
 
 
-class ProducerError(RuntimeError):
+class ProducerError(FunnelError, RuntimeError):
     """The stream cannot be sent; the message says why."""
 
 
 class RetryLaterError(Exception):
-    """Not now: the receiver is busy or away.
+    """The receiver is busy or absent; the batch may be sent again.
 
     Args:
-        reason: why.
-        after: seconds the receiver asked for, or None.
+        reason: the receiver's answer, or the error of the connection.
+        after: seconds that the receiver asked to wait, or None.
     """
 
     def __init__(self, reason: str, after: float | None = None) -> None:
@@ -43,14 +44,14 @@ class RetryLaterError(Exception):
 
 
 class Target(Protocol):
-    """Where batches go."""
+    """A receiver of batches."""
 
     def send(self, batch: Batch, key: str) -> None:
-        """Send one batch; sending it again under the same key must not make it two.
+        """Send one batch; a second send under the same key must not add it twice.
 
         Raises:
-            RetryLaterError: try again.
-            ProducerError: trying again is no use.
+            RetryLaterError: the batch may be accepted later.
+            ProducerError: the batch will not be accepted.
         """
 
     def close(self) -> None:
@@ -62,7 +63,7 @@ class HTTPTarget:
 
     Args:
         url: of the service.
-        api_key: sent as bearer token if not empty.
+        api_key: bearer token; empty for none.
     """
 
     def __init__(self, url: str, api_key: str = "") -> None:
@@ -70,7 +71,7 @@ class HTTPTarget:
         self._client = httpx.Client(base_url=url, headers=headers, timeout=60.0)
 
     def send(self, batch: Batch, key: str) -> None:
-        """See `Target.send`."""
+        """Send one batch, as `Target` demands."""
         try:
             answer = self._client.post(
                 "/learn",
@@ -86,14 +87,14 @@ class HTTPTarget:
             raise ProducerError(f"the service answered {answer.status_code}: {answer.text[:500]}")
 
     def close(self) -> None:
-        """See `Target.close`."""
+        """Close the connection."""
         self._client.close()
 
 
 class RedisTarget:
     """XADD to a model's log.
 
-    A reply that is lost may leave an entry twice: Redis alone has no idempotency keys.
+    An entry whose reply is lost may be added twice: Redis alone has no idempotency keys.
 
     Args:
         url: of the server, ``redis://``, ``rediss://`` or ``unix://``.
@@ -105,7 +106,7 @@ class RedisTarget:
         self._key = log_key(model)
 
     def send(self, batch: Batch, key: str) -> None:
-        """See `Target.send`."""
+        """Send one batch, as `Target` demands."""
         try:
             self._redis.xadd(self._key, {BATCH: batch.to_bytes()})
         except (RedisConnectionError, RedisTimeoutError) as error:
@@ -114,13 +115,13 @@ class RedisTarget:
             raise ProducerError(f"the server refused the entry: {error}") from error
 
     def close(self) -> None:
-        """See `Target.close`."""
+        """Close the connection."""
         self._redis.close()
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What was sent."""
+    """The result of sending a stream."""
 
     examples: int
     seconds: float
@@ -131,16 +132,18 @@ def make_target(url: str, model: str = "logistic", api_key: str = "") -> Target:
     """Return the target for a URL.
 
     Raises:
-        ProducerError: the URL has another scheme, or no host.
+        ProducerError: the URL has another scheme, or is not an address.
     """
-    parts = urlsplit(url)
-    scheme = parts.scheme
-    if scheme in ("http", "https") and not parts.hostname:
-        raise ProducerError(f"{url!r} names no host")
-    if scheme in ("http", "https"):
-        return HTTPTarget(url, api_key)
-    if scheme in ("redis", "rediss", "unix"):
-        return RedisTarget(url, model)
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https"):
+            if not parts.hostname:
+                raise ProducerError(f"{url!r} names no host")
+            return HTTPTarget(url, api_key)
+        if parts.scheme in ("redis", "rediss", "unix"):
+            return RedisTarget(url, model)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ProducerError(f"{url!r} is not an address: {error}") from error
     raise ProducerError(f"{url!r} is neither http:// nor redis://, rediss:// or unix://")
 
 
@@ -152,36 +155,44 @@ def produce(
     progress: Callable[[int], None] = lambda examples: None,
     away: Callable[[str], None] = lambda answer: None,
     give_up_seconds: float = GIVE_UP_SECONDS,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Sent:
-    """Send every batch in order, each exactly once if the target knows keys.
+    """Send every batch in order; each exactly once if the target has idempotency keys.
 
     Args:
         batches: the stream.
-        target: where to.
-        rate: examples a second; None is as fast as the target takes them.
-        name: of the stream; makes the keys unique. Two runs of one name are one stream.
-        progress: told the examples of each batch that was sent.
-        away: told the answer when a batch has been tried PATIENCE times.
-        give_up_seconds: longest time without a success.
+        target: the receiver.
+        rate: examples a second; None for as fast as the target accepts them.
+        name: name of the stream, from which keys are made. Two runs of one name are one stream.
+        progress: called with the number of examples of each batch that was sent.
+        away: called with the answer when a batch has been tried PATIENCE times.
+        give_up_seconds: longest time that one batch is tried.
+        sleep: waits for so many seconds, before each batch too if there is a rate; what it raises
+            ends the stream.
 
     Raises:
-        ProducerError: a batch was refused, or the target was away for too long.
+        ProducerError: a batch was refused, or the target was absent for too long.
     """
     began = time.monotonic()
     examples = retries = 0
     for index, batch in enumerate(batches):
         if rate is not None:
-            time.sleep(max(0.0, began + examples / rate - time.monotonic()))
-        retries += _send(batch, target, f"{name}-{index}", give_up_seconds, away)
+            sleep(max(0.0, began + examples / rate - time.monotonic()))
+        retries += _send(batch, target, f"{name}-{index}", give_up_seconds, away, sleep)
         examples += len(batch)
         progress(len(batch))
     return Sent(examples, time.monotonic() - began, retries)
 
 
 def _send(
-    batch: Batch, target: Target, key: str, give_up_seconds: float, away: Callable[[str], None]
+    batch: Batch,
+    target: Target,
+    key: str,
+    give_up_seconds: float,
+    away: Callable[[str], None],
+    sleep: Callable[[float], object],
 ) -> int:
-    """Send one batch, with exponential back-off and jitter; return the number of retries."""
+    """Send one batch with exponential back-off and jitter; return the number of retries."""
     began, wait, retries = time.monotonic(), FIRST_WAIT, 0
     jitter = random.Random(key)
     while True:
@@ -195,7 +206,7 @@ def _send(
             retries += 1
             if retries == PATIENCE:
                 away(str(error))
-            time.sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
+            sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
             wait = min(2 * wait, MAX_WAIT)
         else:
             return retries

@@ -1,174 +1,71 @@
-"""``funnel compare``: the service's learner beside its peers on one stream, table and picture."""
+"""``funnel compare``: what Funnel and other learners would have done on a stream."""
 
-import importlib.util
-import math
-import statistics
-import sys
-from collections.abc import Mapping, Sequence
+import argparse
 from pathlib import Path
 
-import numpy as np
-import torch
-from scipy import stats
-from tqdm import tqdm
+from service.commands.options import add_settings, settings_of
+from service.commands.stream_options import add_stream, positive_int, stream_of
+from service.settings import PREFIX, Settings, SettingsError
+from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
+from streams.sources.catalog import EXAMPLES, Stream
 
-from service.commands.evaluation import Run, evaluate
-from service.settings import Settings
-from streams.peers.peers import Peer
-from streams.prequential import BLOCK, WINDOW, Curve, curve, ends, recovery, rolling
-from streams.sources.catalog import Stream
-
-EXPLANATION = f"""\
-Accuracy is prequential: each batch is predicted before it is learned; ± is the 95 % interval of
-the mean over seeds. Peers are shown at the best of their settings, chosen for this stream in
-hindsight. Recovery is the median, over shifts and seeds, of the examples until the accuracy of the
-next {WINDOW:,} is within 2 points of that of the segment's last {WINDOW:,}: the learner's own, or
-that of the learner that ends the segment best.
-"""
+DESCRIPTION = (
+    "Learn a stream with the service's learner and with others, each batch predicted before it is "
+    "learned, and show accuracy and recovery after shifts. Funnel runs with the settings below, or "
+    "with its defaults. Each of the others runs with every setting of a grid, on inputs "
+    "standardized as the service does, and is shown at the setting that was best on this stream in "
+    "hindsight: an oracle that no user has."
+)
 
 
-def interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval of the mean, by Student's t; NaN for one value."""
-    if len(values) < 2:
-        return math.nan
-    spread = statistics.stdev(values) / math.sqrt(len(values))
-    return float(stats.t.ppf(0.975, len(values) - 1)) * spread
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_stream(parser, name=None, examples=EXAMPLES)
+    parser.add_argument(
+        "--peers",
+        type=_names,
+        default=QUICK,
+        metavar="NAMES",
+        help=f"other learners, with commas: {', '.join(PEERS)}; or all [{','.join(QUICK)}]",
+    )
+    parser.add_argument(
+        "--seeds", type=positive_int, default=1, metavar="N", help="number of seeds, from 0 [1]"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", type=Path, help="write the rolling accuracies as a picture"
+    )
+    add_settings(parser, ("model", "optimizer", "computing"))
 
 
-def shown(values: Sequence[float], digits: int = 3) -> str:
-    """Return mean ± interval."""
-    half = interval(values)
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if math.isnan(half) else f"{mean} ± {half:.{digits}f}"
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    try:
+        find_peers(names)
+    except UnknownPeerError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return names
 
 
-def best_ends(learners: Sequence[Sequence[Curve]], shifts: Sequence[int]) -> list[list[float]]:
-    """Return, for each seed and segment, the best accuracy that a learner ends it with.
+def run(options: argparse.Namespace) -> int:
+    """Compare, and print the table; return the exit status."""
+    stream = stream_of(options)
+    settings = settings_of(options, features=stream.width, classes=stream.classes)
+    _check_fits(settings, stream)
 
-    Args:
-        learners: of each, a curve a seed.
-        shifts: see `streams.prequential.recovery`.
-    """
-    found = np.array([[ends(points, shifts) for points in curves] for curves in learners])
-    return [list(map(float, row)) for row in found.max(axis=0)]
+    from service.commands import comparison
 
-
-def median_recovery(
-    curves: Sequence[Curve], shifts: Sequence[int], goals: Sequence[Sequence[float]] | None = None
-) -> float:
-    """Return the median over shifts and seeds: inf for never, NaN where nothing shifts.
-
-    Args:
-        curves: one a seed.
-        shifts: see `streams.prequential.recovery`.
-        goals: one a seed and segment; the learner's own ends by default.
-    """
-    taken = [
-        math.inf if examples is None else examples
-        for k, points in enumerate(curves)
-        for examples in recovery(points, shifts, goals[k] if goals else None)
-    ]
-    return statistics.median(taken) if taken else math.nan
+    return comparison.run(
+        stream, settings, find_peers(options.peers), range(options.seeds), options.plot
+    )
 
 
-def examples_shown(examples: float) -> str:
-    """Return a number of examples as text."""
-    if math.isnan(examples):
-        return "–"
-    return f"{examples:,.0f}" if math.isfinite(examples) else "never"
-
-
-def table(runs: Sequence[Run], stream: Stream) -> str:
-    """Return the runs as aligned lines, the best accuracy first."""
-    shifts = [shift.example for shift in stream.shifts]
-    curves = [[curve(found) for found in run.outcomes] for run in runs]
-    goals = best_ends(curves, shifts)
-    lines = [("learner", "setting", "accuracy", "recovery: to its own end", "to the best end")]
-    for run, own in sorted(zip(runs, curves, strict=True), key=lambda found: -found[0].accuracy):
-        lines.append(
-            (
-                run.learner,
-                f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting,
-                shown(run.accuracies),
-                examples_shown(median_recovery(own, shifts)),
-                examples_shown(median_recovery(own, shifts, goals)),
+def _check_fits(settings: Settings, stream: Stream) -> None:
+    for name, mine, theirs in (
+        ("features", settings.features, stream.width),
+        ("classes", settings.classes, stream.classes),
+    ):
+        if mine != theirs:
+            raise SettingsError(
+                f"{PREFIX}{name.upper()} is {mine}, but the stream {stream.name} has {theirs} "
+                f"{name}; do not set it here"
             )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        + "\n"
-        for line in lines
-    )
-
-
-def plot(runs: Sequence[Run], stream: Stream, path: Path) -> None:
-    """Write rolling accuracy over examples, the mean over seeds, as a picture; shifts marked."""
-    from matplotlib import color_sequences
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
-    axes = figure.subplots()
-    axes.set_prop_cycle(color=color_sequences["tab20"])
-    for k, run in enumerate(runs):
-        mean = np.mean([rolling(curve(found)) for found in run.outcomes], axis=0)
-        setting = f"\n  {run.setting}" if run.tuned > 1 else ""
-        axes.plot(
-            BLOCK * np.arange(1, len(mean) + 1), mean, label=f"{run.learner}{setting}",
-            linewidth=2.5 if k == 0 else 1.0, zorder=3 if k == 0 else 2,
-        )  # fmt: skip
-    for shift in stream.shifts:
-        axes.axvline(shift.example, color="0.4", linestyle="--", linewidth=0.8)
-        axes.annotate(f" {shift.what}", (shift.example, 0.01), fontsize=9, color="0.3")
-    axes.set(
-        title=f"funnel compare: {stream.name}", xlabel="examples", ylim=(0, 1),
-        ylabel=f"accuracy of the last {WINDOW:,}, before learning them",
-    )  # fmt: skip
-    figure.legend(fontsize=8, loc="outside right upper")
-    figure.savefig(path, dpi=110)
-
-
-def run(
-    stream: Stream,
-    settings: Settings,
-    peers: Mapping[str, Peer],
-    seeds: Sequence[int],
-    picture: Path | None,
-) -> int:
-    """Compare, with a progress bar, and print the table; say which peers are left out, and why.
-
-    Args:
-        stream: what is learned.
-        settings: of the service.
-        peers: by name.
-        seeds: of the stream.
-        picture: where to write the rolling accuracies, if anywhere.
-
-    Raises:
-        RuntimeError: there is to be a picture, and matplotlib is not installed.
-    """
-    if picture is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError("--plot needs matplotlib: pip install 'funnel[experiments]'")
-    torch.set_num_threads(settings.threads)
-    reasons = {name: peer.missing(stream) for name, peer in peers.items()}
-    for name, reason in reasons.items():
-        if reason:
-            sys.stderr.write(f"{name} is left out: {reason}\n")
-    taken = {name: peer for name, peer in peers.items() if not reasons[name]}
-    passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
-    with tqdm(
-        total=passes * stream.examples,
-        desc=stream.name,
-        unit=" examples",
-        unit_scale=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30.0,
-    ) as bar:
-        runs = evaluate(stream, settings, taken, seeds, bar.update)
-    sys.stdout.write(
-        f"{stream.name}: {stream.examples:,} examples, {len(seeds)} "
-        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream)}\n{EXPLANATION}"
-    )
-    if picture is not None:
-        plot(runs, stream, picture)
-        sys.stdout.write(f"picture: {picture}\n")
-    return 0

@@ -1,11 +1,12 @@
-"""What a demo's run showed: when each learner was back after a shift, and a picture."""
+"""The report of a demo: when each learner recovered from each shift, and a picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.fold.scores import WINDOW
-from streams.prequential import WITHIN
-from streams.sources.catalog import Shift
+from service.commands.picture import save
+from service.monitoring.recovery import SERVED, ShiftRecovery
+from streams.recovery import WINDOW, WITHIN
 
 
 @dataclass(frozen=True)
@@ -14,66 +15,47 @@ class Point:
 
     examples: int
     accuracies: dict[str, float]
-    """Rolling, prequential, by learner, the served one first."""
+    """Rolling prequential accuracies by learner, the served learner's first."""
     scale: float
-    """Of the served model's weights."""
+    """Scale of the served model's weights."""
     gains: tuple[float, ...]
-    """Quantiles 0, .05, .25, .5, .75, .95, 1 of their gains."""
+    """Quantiles 0, .05, .25, .5, .75, .95, 1 of the gains of these weights."""
 
     @property
     def accuracy(self) -> float:
-        """Of the served model."""
+        """The served learner's rolling accuracy."""
         return next(iter(self.accuracies.values()))
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """How the learners came through one shift."""
-
-    shift: Shift
-    goal: float
-    """Rolling accuracy that counts as recovered: WITHIN the best learner's before the next."""
-    examples: dict[str, int | None]
-    """After the shift, by learner, to the begin of the first window that lies behind it and
-    reaches the goal, to about a second's worth; None where none does."""
+def lines(shifts: Sequence[ShiftRecovery]) -> list[str]:
+    """Return one line for each shift that was measured."""
+    return [
+        f"At {shift.example:,}, {shift.what}: within 2 points of {shift.goal:.1%}: "
+        + ", ".join(f"{name} {_shown(taken)}" for name, taken in shift.recovery_examples.items())
+        for shift in shifts
+        if shift.goal is not None
+    ]
 
 
-def recoveries(points: list[Point], shifts: list[Shift]) -> list[Recovery]:
-    """Return how long each learner took after each shift but the first, which begins the stream.
+def _shown(taken: int | None) -> str:
+    return "never" if taken is None else f"after {taken:,} examples"
 
-    Shifts that the next follows within two windows are left out.
+
+def plot(points: Sequence[Point], shifts: Sequence[ShiftRecovery], name: str, path: Path) -> None:
+    """Write the run as a picture: accuracy, scale and gains over examples, with the shifts.
+
+    A dot ends the first window in which the served learner has recovered; its number is the
+    examples that took, without the window.
+
+    Args:
+        points: the run; at least one.
+        shifts: those that were sent.
+        name: of the stream.
+        path: where to.
+
+    Raises:
+        PictureError: it cannot be written.
     """
-    found = []
-    last = points[-1].examples if points else 0
-    ends = [shift.example for shift in shifts[1:]] + [last]
-    for shift, end in zip(shifts, ends, strict=False):
-        behind = [p for p in points if shift.example + WINDOW <= p.examples <= end]
-        if shift.example == 0 or end - shift.example < 2 * WINDOW or not behind:
-            continue
-        goal = max(behind[-1].accuracies.values()) - WITHIN
-        taken = {name: _first(behind, name, goal, shift) for name in behind[-1].accuracies}
-        found.append(Recovery(shift, goal, taken))
-    return found
-
-
-def _first(behind: list[Point], learner: str, goal: float, shift: Shift) -> int | None:
-    for point in behind:
-        if point.accuracies.get(learner, 0.0) >= goal:
-            return point.examples - shift.example - WINDOW
-    return None
-
-
-def tell(recovery: Recovery) -> str:
-    """Return one line for a reader."""
-    each = ", ".join(
-        f"{name} after {taken:,} examples" if taken is not None else f"{name} not"
-        for name, taken in recovery.examples.items()
-    )
-    return f"shift to {recovery.shift.what}: back at {recovery.goal:.1%}: {each}"
-
-
-def plot(points: list[Point], shifts: list[Shift], name: str, path: Path) -> None:
-    """Write the run as a picture: accuracy, scale and gain band over examples, shifts marked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6.5), layout="constrained")
@@ -84,11 +66,12 @@ def plot(points: list[Point], shifts: list[Shift], name: str, path: Path) -> Non
         color = "C0" if number == 0 else f"C{2 + number}"
         accuracies = [p.accuracies.get(learner, float("nan")) for p in points]
         top.plot(x, accuracies, color=color, alpha=1.0 if number == 0 else 0.7, label=learner)
-    for recovery in recoveries(points, shifts):
-        taken = recovery.examples[next(iter(learners))]
-        if taken is not None:
-            at = recovery.shift.example + WINDOW + taken
-            top.plot([at], [recovery.goal], color="C0", marker="o", markersize=5)
+    for shift in shifts:
+        taken = shift.recovery_examples.get(SERVED)
+        if shift.goal is not None and taken is not None:
+            at = (shift.example + taken + WINDOW, shift.goal - WITHIN)
+            top.plot(*at, color="C0", marker="o", markersize=5)
+            top.annotate(f"{taken:,} ", at, ha="right", va="bottom", color="C0", fontsize=9)
     top.set(ylabel="rolling accuracy", ylim=(0, 1), title=f"funnel demo: {name}")
     if len(learners) > 1:
         top.legend(loc="lower right", fontsize=9)
@@ -106,4 +89,4 @@ def plot(points: list[Point], shifts: list[Shift], name: str, path: Path) -> Non
             axes.axvline(shift.example, color="0.4", linestyle="--", linewidth=0.8)
     for shift in shifts:
         top.annotate(f" {shift.what}", (shift.example, 0.02), fontsize=9, color="0.3")
-    figure.savefig(path, dpi=110)
+    save(figure, path)

@@ -1,10 +1,11 @@
-"""The service's learner beside its peers, test-then-train, without log and HTTP."""
+"""The service's learner and its peers, test-then-train, without log and HTTP."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.standardizer import Standardizer, clamped
 from service.fold.state import State, step
@@ -19,23 +20,23 @@ CPU = torch.device("cpu")
 
 
 class Served:
-    """What the service runs: a snapshot answers, and the fold learns.
+    """The learner as the service runs it: a snapshot predicts, and the fold learns.
 
     Args:
-        settings: of the service; model, optimizer and rates are theirs.
+        settings: settings of the service, with model, optimizer and hyperparameters.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.state = State(settings.spec, settings.hyperparameters, settings.torch_device())
+        self.state = State(settings.spec, settings.hyperparameters, find_device(settings.device))
         self._evaluate = Evaluator(self.state.served)
 
     def predict(self, features: Features) -> Labels:
-        """See `streams.prequential.Learner.predict`."""
+        """Return the predicted label of each row of [n, d], int64 [n]."""
         labels: Labels = self._evaluate(Snapshot.of(self.state), features)[0].numpy()
         return labels
 
     def learn(self, batch: Batch) -> None:
-        """See `streams.prequential.Learner.learn`."""
+        """Learn a batch."""
         step(self.state, batch)
 
 
@@ -46,7 +47,7 @@ def as_inputs(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def standardized(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield batches as the service's model sees them: standardized by what came before, clamped."""
+    """Yield batches as the service's model sees them: standardized by earlier ones, and clamped."""
     standardizer: Standardizer | None = None
     keep = torch.tensor(True)
     for batch in batches:
@@ -66,9 +67,9 @@ class Run:
     learner: str
     setting: str
     tuned: int
-    """Settings among which this one is the best in hindsight; 0 if it was not tuned."""
+    """Number of settings among which this one is best in hindsight; 0 if it was not tuned."""
     outcomes: list[Outcomes] = field(default_factory=list)
-    """Of each seed."""
+    """Outcomes of each seed."""
 
     @property
     def accuracies(self) -> list[float]:
@@ -77,7 +78,7 @@ class Run:
 
     @property
     def accuracy(self) -> float:
-        """Their mean."""
+        """Mean of the accuracies."""
         return sum(self.accuracies) / len(self.outcomes)
 
 
@@ -91,11 +92,11 @@ def evaluate(
     """Run the service's learner and each peer, at its best setting in hindsight.
 
     Args:
-        stream: what is learned.
-        settings: of the service; the peers take its batch size and its standardization.
-        peers: all of which can run on the stream.
-        seeds: of the streams.
-        progress: told the examples that some learner has taken.
+        stream: the stream to learn.
+        settings: settings of the service; the peers use its batch size and standardization.
+        peers: peers that can run on the stream.
+        seeds: seeds of the stream.
+        progress: called with the number of examples that a learner has learned.
     """
     own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
     tried = {

@@ -1,123 +1,52 @@
-"""Options that several commands share, and what they mean."""
+"""Options for the settings, and their meaning."""
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import SecretStr
 
 from service.settings import Settings, load_settings
-from streams.sources import table
-from streams.sources.catalog import NAMES, SOURCES, Stream, UnknownStreamError, get
+
+TOPICS = {
+    "model": ("model", "features", "classes", "hidden", "standardize", "seed"),
+    "optimizer": (
+        "optimizer", "experts", "lr", "gain_lr", "scale_lr", "momentum", "loss_guard", "shadow",
+        "batch_size",
+    ),
+    "computing": ("device", "threads"),
+    "log and checkpoints": (
+        "redis_url", "data_dir", "appendfsync", "max_wait_ms", "max_backlog",
+        "checkpoint_every_seconds", "lease_seconds", "accept_gap",
+    ),
+    "HTTP": (
+        "host", "port", "api_key", "learn_key", "predict_key", "max_body_bytes", "drift_webhook",
+    ),
+}  # fmt: skip
+"""Every setting, by the heading under which help shows it."""
 
 
-def add_stream(parser: argparse.ArgumentParser, name: str | None, examples: int) -> None:
-    """Give the parser the options of a stream; see `stream_of`."""
-    parser.add_argument(
-        "stream",
-        nargs="?" if name else None,
-        default=name,
-        metavar="STREAM",
-        help=f"one of {', '.join(NAMES)}; or a file of your own, its rows in order of time: .csv "
-        "or .tsv (.gz, .bz2, .xz) with a header and numbers in all columns but the label's, or "
-        ".safetensors" + (f" [{name}]" if name else ""),
-    )
-    parser.add_argument(
-        "--examples",
-        type=positive_int,
-        metavar="N",
-        help=f"length of the stream [{examples}, or all of a file]",
-    )
-    parser.add_argument(
-        "--label",
-        metavar="COLUMN",
-        help=f"of a file, the column of the classes [{table.LABEL}, or else the last]",
-    )
-    parser.add_argument(
-        "--source",
-        choices=sorted(SOURCES),
-        default="mnist",
-        help="images: mnist, or scikit-learn's small digits where MNIST cannot be had [mnist]",
-    )
-    parser.set_defaults(usual_examples=examples)
-
-
-def stream_of(options: argparse.Namespace) -> Stream:
-    """Return the stream that the options name; say what a file holds.
-
-    Raises:
-        UnknownStreamError: there is neither such a stream nor such a file.
-        ValueError: a label is given for what is no file.
-        streams.table.TableError, OSError: the file cannot be learned.
-    """
-    if options.stream in NAMES:
-        if options.label is not None:
-            raise ValueError(f"--label is for a file, and {options.stream} is a stream")
-        return get(options.stream, options.examples or options.usual_examples, options.source)
-    path = Path(options.stream)
-    if not path.exists():
-        raise UnknownStreamError(
-            f"no stream and no file {options.stream!r}; there are {', '.join(NAMES)}"
-        )
-    found = table.read(path, options.label)
-    sys.stderr.write(f"{found}\n")
-    return found.stream(options.examples)
-
-
-def add_rate(parser: argparse.ArgumentParser, rate: float | None) -> None:
-    """Give the parser the option ``--rate``."""
-    parser.add_argument(
-        "--rate",
-        type=_positive,
-        default=rate,
-        metavar="N",
-        help=f"examples a second [{f'{rate:g}' if rate else 'as fast as they are taken'}]",
-    )
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """Return a whole number from 1 on, as a type of argparse.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
-    return value
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Give the parser an option for every setting."""
+def add_settings(parser: argparse.ArgumentParser, topics: Collection[str] = TOPICS) -> None:
+    """Add an option for every setting; help shows those of ``topics``, keys of `TOPICS`."""
+    groups = {topic: parser.add_argument_group(topic) for topic in TOPICS}
+    topic_of = {name: topic for topic, names in TOPICS.items() for name in names}
     for name, field in Settings.model_fields.items():
-        default = field.get_default()
-        shown = _shown(default) or "none"
+        default, topic = field.get_default(), topic_of[name]
         is_flag = isinstance(default, bool)
-        parser.add_argument(
+        line = f"{field.description} [{_shown(default) or 'none'}]".replace("%", "%%")
+        groups[topic].add_argument(
             f"--{name.replace('_', '-')}",
             dest=f"setting_{name}",
             nargs="?" if is_flag else None,
             const="true" if is_flag else None,
             metavar="BOOL" if is_flag else name.rpartition("_")[2].upper(),
-            help=f"{field.description} [{shown}]".replace("%", "%%"),
+            help=line if topic in topics else argparse.SUPPRESS,
         )
 
 
 def _shown(default: Any) -> str:
+    """Return a default as help and documents show it; empty for a secret."""
     if isinstance(default, SecretStr):
         return ""
     if isinstance(default, tuple):
@@ -126,7 +55,15 @@ def _shown(default: Any) -> str:
 
 
 def settings_of(options: argparse.Namespace, **defaults: Any) -> Settings:
-    """Return the settings that the options give; ``defaults`` hold where they give none."""
+    """Return the settings that the options give; report those that have no effect.
+
+    Args:
+        options: parsed by a parser that `add_settings` has filled.
+        defaults: values of settings that the options do not give.
+
+    Raises:
+        SettingsError: a setting is wrong.
+    """
     given = {
         name: value
         for name in Settings.model_fields
@@ -136,6 +73,6 @@ def settings_of(options: argparse.Namespace, **defaults: Any) -> Settings:
     if idle := settings.without_effect:
         sys.stderr.write(
             f"funnel: {', '.join(idle)} without effect: model {settings.model} with optimizer "
-            f"{settings.optimizer} has none\n"
+            f"{settings.optimizer} does not use it\n"
         )
     return settings

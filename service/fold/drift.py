@@ -8,21 +8,20 @@ them, are of the log and not of the examples; the digest of the state leaves the
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from service.fold.detectors import MAKERS, MAX_NUMBERS, Detector
+from service.fold.detectors import MAKERS, Detector
 from service.fold.report import Report
-from service.fold.scores import WINDOW
 from service.log.position import Position
+from streams.recovery import WINDOW, goal_so_far, recovery
 
 MIN_EXAMPLES = 100
 """Batches of fewer are put together: the error rate of a few examples is mostly noise."""
 MAX_EVENTS = 100
-RECOVERED_WITHIN = 0.02
-"""Recovered is what is this close to the accuracy before, or above."""
 MAX_PENDING = 1_024
 """Reports of a device that may wait to be read."""
 DIRECTIONS = ("worse", "better")
@@ -46,9 +45,10 @@ class Event:
     accuracy_before: float
     accuracy_after: float
     recovery_examples: int | None
-    """After a change for worse: examples from the event until the accuracy of the last WINDOW, all
-    of them after it, was within RECOVERED_WITHIN of that before; None until then, and for ever if
-    the detector sees another change for worse first."""
+    """After a change for the worse, examples from the event to the end of the first window that
+    counts as recovered (`streams.recovery`). The goal is the accuracy before the event, or before
+    the dip in which it lies. None until then, and for ever if the detector finds another change
+    for the worse first."""
     position: Position
     """In the log, when it was detected."""
 
@@ -57,6 +57,15 @@ class Event:
             f"{self.detector}: {self.direction}, {self.accuracy_before:.1%} → "
             f"{self.accuracy_after:.1%} after {self.examples} examples"
         )
+
+    def shown(self) -> dict[str, Any]:
+        """Return the event as JSON shows it."""
+        return asdict(self) | {"position": str(self.position), "time": self.time}
+
+    @property
+    def is_fall(self) -> bool:
+        """Whether the error grew."""
+        return self.direction == "worse"
 
     @property
     def time(self) -> float:
@@ -154,21 +163,30 @@ class Monitor:
             self._window[1] -= old[1]
 
     def _measure_recovery(self, examples: int) -> None:
-        for name in NAMES:
-            event = next(
-                (e for e in reversed(self.events) if (e.detector, e.direction) == (name, "worse")),
-                None,
-            )
-            if event is None or event.recovery_examples is not None:
+        seen = self._window[1]
+        for event in filter(None, map(self._newest_fall, NAMES)):
+            if event.recovery_examples is not None or examples - event.examples < seen:
                 continue
-            after = examples - event.examples
-            accuracy = self._window[0] / self._window[1]
-            if after < self._window[1] or self._window[1] < WINDOW:
-                continue
-            if accuracy >= event.accuracy_before - RECOVERED_WITHIN:
-                recovered = replace(event, recovery_examples=after)
+            point = (examples, self._window[0] / seen)
+            if recovery([point], event.examples, examples, self._goal(event)) is not None:
+                self.last_recovery = examples - event.examples
+                recovered = replace(event, recovery_examples=self.last_recovery)
                 self.events = tuple(recovered if e is event else e for e in self.events)
-                self.last_recovery = after
+
+    def _newest_fall(self, detector: str) -> Event | None:
+        falls = (e for e in reversed(self.events) if e.detector == detector and e.is_fall)
+        return next(falls, None)
+
+    def _goal(self, event: Event) -> float:
+        """Return the accuracy to recover to: before the event, or before the dip it lies in."""
+        goal, earlier = event.accuracy_before, None
+        for fall in self.events:
+            if fall.detector == event.detector and fall.is_fall and fall.id <= event.id:
+                since = 0 if earlier is None else fall.examples - earlier.examples
+                is_open = earlier is not None and earlier.recovery_examples is None
+                goal = goal_so_far(fall.accuracy_before, goal if is_open else None, since)
+                earlier = fall
+        return goal
 
     def tensors(self) -> dict[str, Tensor]:
         """Return a copy of all that is a function of the examples; only when settled."""
@@ -231,33 +249,29 @@ def _event(row: list[float], position: Position) -> Event:
 
 
 def check(tensors: dict[str, Tensor], positions: int) -> None:
-    """Check that these can be a monitor's tensors.
+    """Check that these are a monitor's tensors, in form; a checkpoint's digest covers the values.
+
+    Args:
+        tensors: by name, as `Monitor.tensors` returns them.
+        positions: number of the events' positions.
 
     Raises:
-        ValueError: they cannot; the message names the first that is wrong.
+        ValueError: they are not; the message names the first that is wrong.
     """
-    wanted = {f"drift.{name}": (torch.float64, 1) for name in NAMES} | {
-        "drift.events": (torch.float64, 2),
-        "drift.counts": (torch.int64, 1),
-        "drift.recent": (torch.int64, 2),
-    }
+    wanted = Monitor().tensors()
     if tensors.keys() != wanted.keys():
         raise ValueError(f"tensors differ: {sorted(tensors.keys() ^ wanted.keys())[:4]}")
-    for name, (dtype, dimensions) in wanted.items():
+    for name, own in wanted.items():
         tensor = tensors[name]
-        if tensor.dtype != dtype or tensor.dim() != dimensions or not tensor.isfinite().all():
+        form = (tensor.dtype, tensor.dim(), tensor.shape[1:])
+        if form != (own.dtype, own.dim(), own.shape[1:]) or not tensor.isfinite().all():
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, or not finite")
-    for name in NAMES:
-        numbers = tensors[f"drift.{name}"]
-        if len(numbers) > MAX_NUMBERS or ((numbers < 0) | (numbers > 1)).any():
-            raise ValueError(f"drift.{name} holds more than {MAX_NUMBERS}, or no error rates")
-    events, counts, recent = (tensors[f"drift.{name}"] for name in ("events", "counts", "recent"))
-    if events.shape != (positions, 8) or positions > MAX_EVENTS:
-        raise ValueError(f"drift.events is {list(events.shape)}, with {positions} positions")
+    counts, events = tensors["drift.counts"], tensors["drift.events"]
+    if len(counts) != len(wanted["drift.counts"]) or len(events) != positions:
+        raise ValueError(f"drift.counts holds {counts.tolist()}, with {positions} positions")
     kinds = torch.tensor([len(NAMES), len(DIRECTIONS)])
     if ((events[:, 1:3] < 0) | (events[:, 1:3] >= kinds)).any():
-        raise ValueError("drift.events names a detector or a direction that there is not")
-    if len(counts) != 3 + len(NAMES) * len(DIRECTIONS) or (counts[3:] < 0).any():
-        raise ValueError(f"drift.counts holds {counts.tolist()}")
-    if recent.shape[1] != 2 or (recent[:, 1] < 1).any():
-        raise ValueError(f"drift.recent is {list(recent.shape)}, or counts nothing")
+        raise ValueError("drift.events names an unknown detector or direction")
+    for name in NAMES:
+        if ((tensors[f"drift.{name}"] < 0) | (tensors[f"drift.{name}"] > 1)).any():
+            raise ValueError(f"drift.{name} holds numbers that are not error rates")

@@ -10,13 +10,32 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from streams.errors import FunnelError
+
 logger = logging.getLogger("funnel")
 
 BUILT_IN = ("logistic", "mlp")
 
 
-class ModelError(ValueError):
+class ModelError(FunnelError, ValueError):
     """A model that cannot be built; the message says why."""
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device ``name``; for ``auto``, a GPU if there is one.
+
+    Raises:
+        ModelError: the device cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"FUNNEL_DEVICE: {name!r} cannot be used: {reason}") from error
+    return device
 
 
 def build(name: str, features: int, classes: int, hidden: Sequence[int], seed: int) -> nn.Module:

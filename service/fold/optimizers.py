@@ -1,6 +1,4 @@
-"""The optimizers by name: the pool, Funnel, the plain ones; and those that shadow the served."""
-
-from dataclasses import dataclass, replace
+"""Learners by the name of their optimizer: the pool, Funnel, and the plain ones."""
 
 import torch
 
@@ -9,7 +7,7 @@ from funnel.pool.expert import MATTER_MOST, Expert, for_width
 from service.fold.learner import Learner
 from service.fold.pooled import PoolLearner
 from service.fold.single import SingleLearner
-from service.fold.spec import Hyperparameters, Spec
+from service.fold.spec import MAX_EXPERTS, Hyperparameters, Spec
 
 INNER: dict[str, Inner] = {
     "sgd": SGD(),
@@ -18,48 +16,6 @@ INNER: dict[str, Inner] = {
     "rmsprop": RMSprop(),
     "adam": Adam(),
 }
-OPTIMIZERS = ("pool", "funnel", *INNER)
-
-SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
-"""Learning rates of baselines that are given none."""
-
-
-@dataclass(frozen=True)
-class Shadow:
-    """A baseline as it is written, ``name`` or ``name:lr``.
-
-    >>> Shadow.parse("adam:0.003")
-    Shadow(name='adam:0.003', optimizer='adam', lr=0.003)
-    """
-
-    name: str
-    """What ``learner=`` says in its metrics."""
-    optimizer: str
-    lr: float | None
-    """None for the optimizer's own default."""
-
-    @classmethod
-    def parse(cls, text: str) -> "Shadow":
-        """Return the baseline that a text names.
-
-        Raises:
-            ValueError: there is no such optimizer, or the learning rate is not above 0.
-        """
-        optimizer, colon, rate = text.partition(":")
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"choose of {', '.join(OPTIMIZERS)}; {optimizer!r} is none of them")
-        try:
-            lr = float(rate) if colon else None
-        except ValueError:
-            lr = 0.0
-        if lr is not None and not 0 < lr <= 1e6:
-            raise ValueError(f"{text!r}: the learning rate must be a number above 0, at most 1e6")
-        return cls(text, optimizer, lr)
-
-    def hyperparameters(self, served: Hyperparameters) -> Hyperparameters:
-        """Return its hyperparameters, given those of the served model."""
-        lr = self.lr if self.lr is not None else SHADOW_LR.get(self.optimizer, served.lr)
-        return replace(served, lr=lr)
 
 
 def some_experts(count: int, features: int) -> list[Expert]:
@@ -75,15 +31,15 @@ def some_experts(count: int, features: int) -> list[Expert]:
 def make_learner(
     spec: Spec, optimizer: str, hyperparameters: Hyperparameters, device: torch.device
 ) -> Learner:
-    """Return a learner with the optimizer called ``optimizer``, one of OPTIMIZERS.
+    """Return a learner with the optimizer ``optimizer``, one of OPTIMIZERS of `service.fold.spec`.
 
     ``funnel`` is Funnel(AdaGrad); the plain ones are Funnel at γp = γs = 0.
 
     Raises:
-        service.models.ModelError: the model cannot be built.
+        service.fold.networks.ModelError: the model cannot be built.
     """
     if optimizer == "pool":
-        count = spec.experts or len(MATTER_MOST)  # none are given of a shadow
+        count = spec.experts or MAX_EXPERTS  # a shadow has no count of its own
         return PoolLearner(spec, device, some_experts(count, spec.features))
     learns = optimizer == "funnel"
     return SingleLearner(

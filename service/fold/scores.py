@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WINDOW = 1000
-"""Examples in the rolling window."""
+from streams.recovery import WINDOW
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""What a model is, and the hyperparameters that may change while it lives."""
+"""What a model is, and the hyperparameters that may change while it lives.
 
-from dataclasses import dataclass
+Settings and the command line read this module, so it imports neither torch nor the optimizers.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Any
 
 FOLD_VERSION = 1
@@ -10,6 +13,13 @@ FOLD_VERSION = 1
 def can_replay(version: int) -> bool:
     """Return whether this code can repeat the steps of a version bit for bit."""
     return version == FOLD_VERSION
+
+
+SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
+"""The plain optimizers, with the learning rates of shadows that name none."""
+OPTIMIZERS = ("pool", "funnel", *SHADOW_LR)
+MAX_EXPERTS = 6
+"""Experts of the default pool."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +55,49 @@ class Hyperparameters:
     loss_guard: float = 0.0
     """See `service.fold.loss_guard`; 0 for none."""
     shadow: tuple[str, ...] = ()
-    """Baselines that learn beside the served model; see `service.fold.optimizers.Shadow`."""
+    """Baselines that learn from the same batches as the served model; `Shadow` parses them."""
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Hyperparameters":
         """Return the rates that were written as JSON."""
         return cls(**fields | {"shadow": tuple(fields.get("shadow", ()))})
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A baseline as it is written, ``name`` or ``name:lr``.
+
+    >>> Shadow.parse("adam:0.003")
+    Shadow(name='adam:0.003', optimizer='adam', lr=0.003)
+    """
+
+    name: str
+    """The value of the label ``learner`` in its metrics."""
+    optimizer: str
+    lr: float | None
+    """None for the optimizer's own default."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Shadow":
+        """Return the baseline that a text names.
+
+        Raises:
+            ValueError: there is no such optimizer, or the learning rate is not above 0.
+        """
+        optimizer, colon, rate = text.partition(":")
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"unknown optimizer {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}"
+            )
+        try:
+            lr = float(rate) if colon else None
+        except ValueError:
+            lr = 0.0
+        if lr is not None and not 0 < lr <= 1e6:
+            raise ValueError(f"{text!r}: the learning rate must be a number above 0, at most 1e6")
+        return cls(text, optimizer, lr)
+
+    def hyperparameters(self, served: Hyperparameters) -> Hyperparameters:
+        """Return its hyperparameters, given those of the served model."""
+        lr = self.lr if self.lr is not None else SHADOW_LR.get(self.optimizer, served.lr)
+        return replace(served, lr=lr)

@@ -18,9 +18,9 @@ from service.fold.drift import Monitor
 from service.fold.learner import Learner
 from service.fold.loss_guard import LossGuard
 from service.fold.observation import observe, observe_shadow
-from service.fold.optimizers import Shadow, make_learner
+from service.fold.optimizers import make_learner
 from service.fold.report import Report
-from service.fold.spec import Hyperparameters, Spec
+from service.fold.spec import Hyperparameters, Shadow, Spec
 from service.fold.standardizer import Standardizer
 from service.fold.upload import Upload
 from service.log.position import Position

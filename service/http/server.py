@@ -58,7 +58,10 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
         except SystemExit:  # uvicorn has logged why
             address = f"{self.config.host}:{self.config.port}"
-            raise ListenError(f"cannot listen on {address}; is the port taken?") from None
+            raise ListenError(
+                f"cannot listen on {address}; is the port taken? Choose another with "
+                "--port, or 0 for any free one"
+            ) from None
         self.listens.set()
 
     async def main_loop(self) -> None:
@@ -118,7 +121,7 @@ async def serve(
         more: further routes.
 
     Raises:
-        ListenError, LogError, and those of `Service.start`: the service could not be started.
+        ListenError, and the errors of `Service.start`: the service could not be started.
         RuntimeError: an essential task of the service failed.
     """
     keep_freed_memory()

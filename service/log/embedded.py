@@ -20,6 +20,8 @@ from urllib.parse import quote
 from redis.asyncio import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
+from streams.errors import FunnelError
+
 logger = logging.getLogger("funnel")
 
 SOCKET = "valkey.sock"
@@ -37,7 +39,7 @@ REWRITE_BYTES = 512 << 20
 64 MB, and compressed, rewriting takes a quarter of two cores from a stream of images."""
 
 
-class ServerError(RuntimeError):
+class ServerError(FunnelError, RuntimeError):
     """The embedded server cannot run; the message says why and what to do."""
 
 

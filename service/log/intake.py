@@ -14,6 +14,7 @@ from service.log.extent import Extent
 from service.log.keys import Field, Keys
 from service.log.position import EntryId
 from service.log.scripts import APPEND_ONCE, DESCRIBE
+from streams.errors import FunnelError
 
 GROUP_BYTES = 8 << 20
 GROUP_ENTRIES = 512
@@ -21,11 +22,11 @@ KEY_SECONDS = 3_600
 """How long an Idempotency-Key is remembered."""
 
 
-class KeyReusedError(ValueError):
+class KeyReusedError(FunnelError, ValueError):
     """An Idempotency-Key came again with another payload."""
 
 
-class KeyInFlightError(RuntimeError):
+class KeyInFlightError(FunnelError, RuntimeError):
     """A request with the same Idempotency-Key is still being handled."""
 
 

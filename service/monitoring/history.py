@@ -4,16 +4,18 @@ A point is made and encoded once for all viewers. Shifts and drift events lie am
 the order in which they became known, so that one number tells how much a viewer has seen.
 """
 
+import contextlib
 import secrets
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import orjson
 from pydantic import BaseModel
 
+from service.monitoring.recovery import Recoveries, ShiftRecovery
 from service.monitoring.statistics import LearnerStatistics, Statistics, lag_seconds
 from service.process import Clock
 
@@ -103,7 +105,10 @@ class History:
         self._listeners: dict[object, Callable[[], object]] = {}
         self._before: tuple[float, int] | None = None
         """Unix time and examples of the newest point."""
-        self._drifts: dict[Any, bytes] = {}
+        self._noted: dict[str, dict[Any, bytes]] = {DRIFT: {}, SHIFT: {}}
+        """By kind, what readers know of the newest drifts and shifts, by ``id``."""
+        self._recoveries = Recoveries()
+        self._measuring = threading.Lock()
 
     def add_point(self, statistics: Statistics, backlog: int, checkpoint_age: float | None) -> None:
         """Add a point.
@@ -120,18 +125,43 @@ class History:
         point = _point(statistics, now, self._before, backlog, checkpoint_age)
         self._before, self._version = (now, statistics.examples), statistics.version
         self._add(POINT, point.model_dump_json().encode())
+        accuracies = {n: one.scores.rolling_accuracy for n, one in statistics.learners.items()}
+        with self._measured():
+            self._recoveries.add_point(statistics.examples, accuracies)
 
     def add_shift(self, example: int, what: str) -> None:
-        """Add a shift: the stream is known to change at an example."""
-        self._add(SHIFT, orjson.dumps({"example": example, "what": what}))
+        """Add a shift of the stream that is known, at the index of the first example after it."""
+        with self._measured():
+            self._recoveries.add_shift(example, what)
+
+    def end_stream(self) -> None:
+        """Measure the last shift of a stream whose examples have all been learned."""
+        with self._measured():
+            self._recoveries.finish()
+
+    @property
+    def shifts(self) -> list[ShiftRecovery]:
+        """The newest known shifts, in order, with how the learners recovered from them."""
+        with self._measuring:
+            return [shift.model_copy() for shift in self._recoveries.shifts]
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Hold the lock of the recoveries, then show those that have changed."""
+        with self._measuring:
+            yield
+            self._note(SHIFT, (shift.model_dump() for shift in self._recoveries.shifts))
 
     def note_drifts(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Add the drift events that are new or have changed, by ``id``, since the last call."""
-        newest = {event["id"]: orjson.dumps(event) for event in events}
+        self._note(DRIFT, events)
+
+    def _note(self, kind: str, items: Iterable[Mapping[str, Any]]) -> None:
+        newest = {item["id"]: orjson.dumps(item) for item in items}
         for number, encoded in newest.items():
-            if self._drifts.get(number) != encoded:
-                self._add(DRIFT, encoded)
-        self._drifts = newest
+            if self._noted[kind].get(number) != encoded:
+                self._add(kind, encoded)
+        self._noted[kind] = newest
 
     def after(self, number: int, most: int = MAX_ITEMS) -> list[Item] | None:
         """Return up to ``most`` items after a number, oldest first; None if some are gone."""

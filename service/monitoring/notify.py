@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,11 +18,6 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every addre
 TIMEOUT_SECONDS = 5.0
 MAX_WAITING = 100
 TRIES = 4
-
-
-def as_json(event: Event) -> dict[str, Any]:
-    """Return an event as the history and the webhook show it."""
-    return asdict(event) | {"time": event.time, "position": str(event.position)}
 
 
 class DriftNews:
@@ -47,7 +41,7 @@ class DriftNews:
     def tell(self, drift: Monitor) -> None:
         """Notify of the events since the last call."""
         drift.settle()
-        self._history.note_drifts(map(as_json, drift.events))
+        self._history.note_drifts(event.shown() for event in drift.events)
         for event in drift.events:
             if event.id > self._newest:
                 logger.info("drift, %s", event)
@@ -77,7 +71,7 @@ class Webhook:
     def post(self, event: Event) -> None:
         """Queue an event; give it up if too many wait."""
         try:
-            self._queue.put_nowait(as_json(event))
+            self._queue.put_nowait(event.shown())
         except asyncio.QueueFull:
             self._give_up("too many events wait")
 

@@ -28,11 +28,12 @@ from torch import Tensor
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.log.position import Position, Progress
+from streams.errors import FunnelError
 
 BLANK = "~" * 64
 
 
-class DamagedError(ValueError):
+class DamagedError(FunnelError, ValueError):
     """A checkpoint that cannot be trusted; the message says what is wrong with it."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from service.log.position import Progress
 from service.trainer.checkpoint import Checkpoint, DamagedError, decode, encode
+from streams.errors import FunnelError
 
 KEPT = 3
 """Files kept in a directory; the log is trimmed behind the oldest."""
@@ -20,7 +21,7 @@ SCRAP = ".writing-"
 NAME = re.compile(r"checkpoint-(\d{8})-(\d{14})\.safetensors")
 
 
-class UnreadableError(OSError):
+class UnreadableError(FunnelError, OSError):
     """Checkpoints that cannot be read as things are; nothing is wrong with them."""
 
 

@@ -1,7 +1,7 @@
 """SGD whose learning rate descends its own gradient.
 
 A. G. Baydin, R. Cornish, D. Martínez Rubio, M. Schmidt, F. Wood, 'Online learning rate adaptation
-with hypergradient descent' (2018), algorithm 4 (SGD-HD), the additive rule. Here as a peer.
+with hypergradient descent' (2018), algorithm 4 (SGD-HD), the additive rule.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,8 +15,8 @@ class HypergradientSGD(Optimizer):
     """α ← α + β ⟨g, g'⟩, then w ← w - α g, where g' is the gradient of the step before.
 
     Args:
-        parameters: of the model, all at one rate.
-        lr: α at the start.
+        parameters: parameters of the model, all with one learning rate.
+        lr: initial α.
         hyper_lr: β; its unit is that of α over a squared gradient.
     """
 

@@ -10,24 +10,24 @@ from streams.batch import Batch, Features, Labels
 
 
 class RiverLearner:
-    """A river classifier, which takes one dictionary at a time.
+    """A river classifier, which learns one dictionary at a time.
 
     Args:
         model: any `river.base.Classifier`.
-        constant: whether to give it a further feature that is always 1, without which
-            `SoftmaxRegression` has no bias.
+        constant: whether to add a feature that is always 1, without which `SoftmaxRegression` has
+            no bias.
     """
 
     def __init__(self, model: Any, constant: bool = False) -> None:
         self.model, self._constant = model, {-1: 1.0} if constant else {}
 
     def predict(self, features: Features) -> Labels:
-        """See `streams.prequential.Learner.predict`; class 0 as long as the model knows none."""
+        """Return the predicted label of each row, int64 [n]; class 0 until the model knows one."""
         found = (self.model.predict_one(x) for x in self._dictionaries(features))
         return np.array([0 if label is None else label for label in found], dtype=np.int64)
 
     def learn(self, batch: Batch) -> None:
-        """See `streams.prequential.Learner.learn`."""
+        """Learn a batch."""
         labels = batch.labels.tolist()
         for x, label in zip(self._dictionaries(batch.features), labels, strict=True):
             self.model.learn_one(x, label)
@@ -49,13 +49,13 @@ class ScikitLearner:
         self._fitted = False
 
     def predict(self, features: Features) -> Labels:
-        """See `streams.prequential.Learner.predict`; class 0 before anything is learned."""
+        """Return the predicted label of each row, int64 [n]; class 0 before the first batch."""
         if not self._fitted:
             return np.zeros(len(features), dtype=np.int64)
         return np.asarray(self.model.predict(features), dtype=np.int64)
 
     def learn(self, batch: Batch) -> None:
-        """See `streams.prequential.Learner.learn`."""
+        """Learn a batch."""
         self.model.partial_fit(batch.features, batch.labels, self._classes)
         self._fitted = True
 
@@ -65,7 +65,7 @@ class VowpalWabbitLearner:
 
     Args:
         classes: number of classes.
-        options: more of its command line.
+        options: further options of its command line.
     """
 
     def __init__(self, classes: int, options: str = "") -> None:
@@ -74,12 +74,12 @@ class VowpalWabbitLearner:
         self._workspace = Workspace(f"--quiet --oaa {classes} --loss_function logistic {options}")
 
     def predict(self, features: Features) -> Labels:
-        """See `streams.prequential.Learner.predict`."""
+        """Return the predicted label of each row of [n, d], int64 [n]."""
         found = [self._workspace.predict(f"| {text}") for text in _texts(features)]
         return np.array(found, dtype=np.int64) - 1
 
     def learn(self, batch: Batch) -> None:
-        """See `streams.prequential.Learner.learn`."""
+        """Learn a batch."""
         for text, label in zip(_texts(batch.features), batch.labels.tolist(), strict=True):
             self._workspace.learn(f"{label + 1} | {text}")
 

@@ -1,7 +1,7 @@
-"""What a learner is compared with: each peer with every setting it may be tuned to.
+"""The learners that Funnel is compared with, each with every setting it may be tuned to.
 
-Peers are given standardized inputs (`raw` ones excepted) and, afterwards, the credit of their best
-setting for each stream: an oracle that no user has. Some come from optional packages.
+Peers get standardized inputs, except `raw` ones, and are credited with their best setting for each
+stream: an oracle that no user has. Some come from optional packages.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from streams.errors import FunnelError
 from streams.prequential import Learner
 from streams.sources.catalog import Stream
 
@@ -19,30 +20,30 @@ Make = Callable[[Stream, int], Learner]
 """From the stream that will be learned and a seed to a learner."""
 
 
-class UnknownPeerError(ValueError):
-    """No peer has this name; the message lists those that there are."""
+class UnknownPeerError(FunnelError, ValueError):
+    """No peer has this name; the message lists the names."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to learn, and the settings among which the best is chosen in hindsight."""
+    """A kind of learner, and the settings among which the best is chosen in hindsight."""
 
     title: str
     settings: Mapping[str, Make]
-    module: str
-    """What must be importable."""
+    module: str = "torch"
+    """Module that must be importable."""
     package: str = ""
-    """What to install for that, if it does not come with Funnel."""
+    """Package to install for the module, if it does not come with Funnel."""
     raw: bool = False
-    """Whether it is given the inputs as they are: trees split them, whatever their scale."""
-    most_features: int = 1_000_000
-    """Width above which it would take minutes a stream, and is left out."""
+    """Whether it gets the inputs as they are: trees split them, whatever their scale."""
+    max_features: int = 1_000_000
+    """Width above which it would take minutes a stream, and is skipped."""
 
     def missing(self, stream: Stream) -> str:
-        """Say why the peer cannot run on the stream; empty if it can."""
+        """Return why the peer cannot run on the stream; empty if it can."""
         if importlib.util.find_spec(self.module) is None:
-            return f"needs {self.package or self.module}: pip install 'funnel[bench]'"
-        if stream.width > self.most_features:
+            return f"needs {self.package or self.module}: pip install 'funnel-stream[bench]'"
+        if stream.width > self.max_features:
             return f"would take minutes on {stream.width} features"
         return ""
 
@@ -64,9 +65,9 @@ def _torch(
     """Return the optimizer ``module:name`` at each point of a grid of its arguments.
 
     Args:
-        path: where it is.
+        path: module and name of the optimizer.
         grid: values of each argument.
-        at_shifts: whether it starts anew at each shift, of which it is told.
+        at_shifts: whether it restarts at each shift, whose place it is given.
     """
     points = (dict(zip(grid, point, strict=True)) for point in product(*grid.values()))
     return {
@@ -140,26 +141,21 @@ _FREE = {"lr": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)}
 _VOWPAL = (0.005, 0.02, 0.1, 0.5, 2.5, 10.0, 40.0)
 
 PEERS: dict[str, Peer] = {
-    "adagrad": Peer("AdaGrad", _torch("torch.optim:Adagrad", _ADAGRAD), "torch"),
+    "adagrad": Peer("AdaGrad", _torch("torch.optim:Adagrad", _ADAGRAD)),
     "adagrad-reset": Peer(
         "AdaGrad, reset at each shift by an oracle",
         _torch("torch.optim:Adagrad", _ADAGRAD, at_shifts=True),
-        "torch",
     ),
     "rmsprop": Peer(
         "RMSProp",
         _torch("torch.optim:RMSprop", {"lr": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}),
-        "torch",
     ),
     "adam": Peer(
         "Adam",
         _torch("torch.optim:Adam", {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}),
-        "torch",
     ),
     "sgd": Peer(
-        "SGD",
-        _torch("torch.optim:SGD", {"lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)}),
-        "torch",
+        "SGD", _torch("torch.optim:SGD", {"lr": (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)})
     ),
     "momentum": Peer(
         "SGD, momentum 0.9",
@@ -167,7 +163,6 @@ PEERS: dict[str, Peer] = {
             "torch.optim:SGD",
             {"lr": (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "momentum": (0.9,)},
         ),
-        "torch",
     ),
     "hypergradient": Peer(
         "hypergradient descent (SGD-HD)",
@@ -178,7 +173,6 @@ PEERS: dict[str, Peer] = {
                 "hyper_lr": (1e-5, 1e-4, 1e-3, 0.01, 0.1),
             },
         ),
-        "torch",
     ),
     "dadaptation": Peer(
         "D-Adaptation",
@@ -238,23 +232,23 @@ PEERS: dict[str, Peer] = {
             for bias in (True, False)
         },
         "river",
-        most_features=100,
+        max_features=100,
     ),
     "river-tree": Peer(
         "river HoeffdingAdaptiveTreeClassifier",
         {"default": _adaptive_tree},
         "river",
         raw=True,
-        most_features=100,
+        max_features=100,
     ),
     "river-forest": Peer(
         "river ARFClassifier",
         {"default": _adaptive_forest},
         "river",
         raw=True,
-        most_features=100,
+        max_features=100,
     ),
 }
 
 QUICK = ("adagrad", "rmsprop", "adam", "sgd", "momentum")
-"""Those that need no other package and take seconds."""
+"""Peers that need no other package and take seconds."""

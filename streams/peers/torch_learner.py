@@ -19,10 +19,10 @@ class TorchLearner:
     Args:
         width: number of features.
         classes: number of classes.
-        make_optimizer: given the parameters; one with ``train`` and ``eval`` methods is switched
-            as the schedule-free ones ask to be.
-        resets: numbers of examples after which the optimizer starts anew, before the batch that
-            holds the next one; the weights stay.
+        make_optimizer: from the parameters to an optimizer; one with ``train`` and ``eval`` methods
+            is switched between them, as the schedule-free ones need.
+        resets: numbers of examples after which the optimizer restarts, before the batch that holds
+            the next one; the weights stay.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class TorchLearner:
 
     @torch.no_grad()
     def predict(self, features: Features) -> Labels:
-        """See `streams.prequential.Learner.predict`; fp32 features."""
+        """Return the predicted label of each row of fp32 [n, d], int64 [n]."""
         self._switch("eval")
         labels: Labels = self.model(torch.from_numpy(features)).argmax(dim=1).numpy()
         return labels.astype(np.int64, copy=False)
 
     def learn(self, batch: Batch) -> None:
-        """See `streams.prequential.Learner.learn`."""
+        """Learn a batch."""
         while self._resets and self._resets[0] < self._learned + len(batch):
             del self._resets[0]
             self.optimizer = self._make_optimizer(self.model.parameters())

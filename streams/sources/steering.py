@@ -1,4 +1,4 @@
-"""A stream that a hand shifts while it is read."""
+"""A stream that a user shifts while it is read."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from streams.sources.catalog import Shift, Stream
 from streams.sources.images import rotate
 
 NOISE = 0.3
-"""Share of the pixels that noise replaces."""
+"""Share of pixels that noise replaces."""
 
 KINDS = {
     "rotate": "Turn by 90°",
@@ -20,30 +20,30 @@ KINDS = {
     "noise": "Noise on or off",
     "labels": "Permute labels",
 }
-"""Ways to shift a stream of images, and what to call them."""
+"""Ways to shift a stream of images, with the labels of their buttons."""
 
 
 @dataclass(frozen=True)
 class _Hand:
-    """What is done to each example."""
+    """Changes that are made to each example."""
 
     quarter_turns: int = 0
     order: npt.NDArray[np.int64] | None = None
-    """Of the pixels."""
+    """Order of the pixels."""
     is_noisy: bool = False
     names: npt.NDArray[np.int64] | None = None
-    """Labels by label."""
+    """New labels by old label."""
 
 
 class Steered:
-    """A stream of images that runs as planned until the first `shift`, and from there without end.
+    """A stream of images that runs as planned until the first `shift`, and then without end.
 
-    One thread reads it; any may shift it.
+    One thread reads it; any thread may shift it.
 
     Args:
-        stream: of square uint8 images.
-        shifted: called, in the reader's thread, with each shift once the stream comes to it.
-        seed: of the stream, and of what shifts do.
+        stream: a stream of square uint8 images.
+        shifted: called in the reader's thread with each shift when the stream reaches it.
+        seed: seed of the stream and of the shifts.
     """
 
     def __init__(self, stream: Stream, shifted: Callable[[Shift], object], seed: int = 0) -> None:
@@ -51,12 +51,12 @@ class Steered:
         self.is_steered = False
         self._hand = _Hand()
         self._waiting: list[str] = []
-        """What to say of the shifts that no example shows yet."""
+        """Descriptions of shifts that no example shows yet."""
         self._rng = np.random.default_rng([seed, 4])
         self._lock = threading.Lock()
 
     def shift(self, kind: str) -> str:
-        """Shift everything that is read from now on; return what that is, in a few words.
+        """Shift all examples that are read from now on; return the shift in a few words.
 
         Args:
             kind: one of `KINDS`.
@@ -68,7 +68,7 @@ class Steered:
             return what
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yield batches of ``size``; the last of a stream that nobody shifted may be smaller."""
+        """Yield batches of ``size``; the last of a stream that was not shifted may be smaller."""
         made = 0
         planned = list(self.stream.shifts)
         for batch in self.stream.batches(size, self._seed):

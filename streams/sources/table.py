@@ -1,4 +1,4 @@
-"""A stream of one's own: a table in a file, learned in the order of its rows.
+"""A user's own stream: a table in a file, learned in the order of its rows.
 
 ``.csv`` and ``.tsv``, also compressed (``.gz``, ``.bz2``, ``.xz``), begin with a header; all
 columns but the label's hold numbers. ``.safetensors`` holds ``features`` and ``labels``,
@@ -23,10 +23,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from streams.batch import Batch, InvalidBatchError, check_features, decode
+from streams.errors import FunnelError
 from streams.sources.catalog import Shift, Stream
 
 LABEL = "label"
-"""The label's column, if there is one of that name; else the last."""
+"""Name of the label's column; without a column of that name, the last one is taken."""
 DELIMITERS = ",;\t"
 MAX_CLASSES = 10_000
 SHOWN_CLASSES = 20
@@ -37,8 +38,8 @@ _OPENERS: dict[str, Callable[..., IO[Any]]] = {
 }  # fmt: skip
 
 
-class TableError(ValueError):
-    """A file that is no table of labelled examples; the message says where, and what to do."""
+class TableError(FunnelError, ValueError):
+    """A file is not a table of labelled examples; the message says where, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,19 @@ class Table:
 
     path: Path
     batch: Batch
-    """All of them, in the order of the file; features fp32 [n, d] if they were text."""
+    """All examples in the order of the file; features fp32 [n, d] if they were text."""
     label: str
     """Name of the label's column."""
     names: tuple[str, ...]
-    """What the labels were, by their number; empty if they were numbers from 0 on."""
+    """The labels' names by number; empty if the labels were numbers from 0."""
 
     @property
     def classes(self) -> int:
-        """How many there are, at least 2."""
+        """Number of classes, at least 2."""
         return len(self.names) or max(2, int(self.batch.labels.max()) + 1)
 
     def stream(self, examples: int | None = None) -> Stream:
-        """Return the first examples as a stream, or all."""
+        """Return the examples as a stream; the first ``examples`` of them if that is given."""
         length = min(examples or len(self.batch), len(self.batch))
         width = self.batch.features.shape[1]
         order = (Shift(0, "in the order of the file"),)
@@ -67,7 +68,7 @@ class Table:
         return Stream(self.path.name, width, self.classes, length, order, blocks)
 
     def __str__(self) -> str:
-        """Say what was found."""
+        """Return a line that describes the table."""
         n, width = self.batch.features.shape
         shown = ", ".join(f"{k} = {name}" for k, name in enumerate(self.names[:SHOWN_CLASSES]))
         more = ", …" if len(self.names) > SHOWN_CLASSES else ""
@@ -81,24 +82,24 @@ def read(path: Path, label: str | None = None) -> Table:
     """Read a whole file.
 
     Args:
-        path: of one of the kinds that the module names.
-        label: name of the label's column, for text; by default LABEL, or else the last.
+        path: a file of one of the kinds that the module names.
+        label: name of the label's column in text; by default LABEL, otherwise the last column.
 
     Raises:
-        TableError: it is none of them, or not all of it is finite numbers and classes.
-        OSError: it cannot be read.
+        TableError: the file cannot be read, is of another kind, or does not hold finite numbers
+            and classes throughout.
     """
     kinds = [suffix.lower() for suffix in path.suffixes]
-    if kinds[-1:] == [".safetensors"]:
-        table = _from_safetensors(path)
-    elif {".csv", ".tsv"} & set(kinds[-2:]):
-        try:
-            table = _from_text(path, label)
-        except (UnicodeDecodeError, EOFError, csv.Error, lzma.LZMAError, zlib.error) as error:
-            raise TableError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    else:
-        raise TableError(f"{path}: a table ends in .csv, .tsv (.gz, .bz2, .xz) or .safetensors")
-    return table
+    try:
+        if kinds[-1:] == [".safetensors"]:
+            return _from_safetensors(path)
+        if {".csv", ".tsv"} & set(kinds[-2:]):
+            return _from_text(path, label)
+    except (UnicodeDecodeError, EOFError, csv.Error, lzma.LZMAError, zlib.error) as error:
+        raise TableError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise TableError(f"{path} cannot be read: {error}") from error
+    raise TableError(f"{path}: a table ends in .csv, .tsv (.gz, .bz2, .xz) or .safetensors")
 
 
 def _from_safetensors(path: Path) -> Table:
@@ -119,14 +120,12 @@ def _from_text(path: Path, label: str | None) -> Table:
     def code(text: str) -> int:
         return codes.setdefault(text.strip(), len(codes))
 
-    with _open(path) as file, warnings.catch_warnings(action="ignore"):  # of what is seen below
+    with _open(path) as file, warnings.catch_warnings(action="ignore"):  # checked below
         header, delimiter = _header(path, file)
         wanted = label or (LABEL if LABEL in header else header[-1])
         if header.count(wanted) != 1:
-            raise TableError(
-                f"{path} has {header.count(wanted)} columns {wanted!r}; its columns are "
-                f"{', '.join(header)}"
-            )
+            many = "several columns" if wanted in header else "no column"
+            raise TableError(f"{path} has {many} {wanted!r}; its columns are {', '.join(header)}")
         own = header.index(wanted)
         every = 0.1 if sys.stderr.isatty() else 30.0
         lines = tqdm(
@@ -162,7 +161,7 @@ def _from_text(path: Path, label: str | None) -> Table:
 
 
 def _header(path: Path, file: IO[str]) -> tuple[list[str], str]:
-    """Return the names of the columns, and what stands between them."""
+    """Return the names of the columns, and the delimiter."""
     first = file.readline()
     delimiter = max(DELIMITERS, key=first.count)
     names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
@@ -178,7 +177,7 @@ def _header(path: Path, file: IO[str]) -> tuple[list[str], str]:
 def _numbered(
     texts: Sequence[str], column: str, path: Path
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Return a number from 0 for each label, and what they stand for if not for themselves."""
+    """Return a number from 0 for each label, and the names unless labels are such numbers."""
     try:
         values = [float(text) for text in texts]
     except ValueError:
@@ -186,7 +185,7 @@ def _numbered(
     for text, value in zip(texts, values, strict=True):
         if not value.is_integer():
             raise TableError(
-                f"{path}: {text} in {column!r} is no class: is it the label? (--label NAME)"
+                f"{path}: {text} in {column!r} is not a class: is it the label? (--label NAME)"
             )
     if min(values) >= 0 and max(values) < MAX_CLASSES:
         return np.array(values, dtype=np.int64), ()
@@ -199,7 +198,7 @@ def _ranked(labels: Sequence[Any]) -> npt.NDArray[np.int64]:
 
 
 def _fault(path: Path, header: Sequence[str], label: int, delimiter: str) -> str:
-    """Return what is wrong first, and where; empty if that is not found."""
+    """Return the first fault and its place; empty if none is found."""
     with _open(path) as file:
         rows = csv.reader(file, delimiter=delimiter)
         next(rows)
@@ -212,7 +211,7 @@ def _fault(path: Path, header: Sequence[str], label: int, delimiter: str) -> str
                 if k != label and not _is_number(text):
                     return (
                         f"line {rows.line_num}, column {header[k]!r}: {text[:40]!r} is not a "
-                        "finite number; encode categories as numbers, fill in what is missing"
+                        "finite number; encode categories as numbers, fill in missing values"
                     )
     return ""
 
@@ -231,5 +230,5 @@ def _open(path: Path) -> IO[str]:
 
 
 def _blocks(whole: Batch, seed: int, held: int | None) -> Iterator[Batch]:
-    del seed, held  # it is as it is
+    del seed, held  # a file is the same for all
     yield whole

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from service.fold.optimizers import OPTIMIZERS
+from service.fold.spec import OPTIMIZERS
 from streams.peers.peers import PEERS
 from streams.sources.catalog import EXAMPLES, NAMES, Stream, get
 from tests.benchmarks.quality_runs import (

@@ -6,7 +6,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.commands.compare import best_ends, examples_shown, interval, median_recovery, shown
+from service.commands.comparison import (
+    examples_shown,
+    interval,
+    median_recovery,
+    recoveries_of,
+    shown,
+)
 from streams.peers.peers import PEERS
 from streams.prequential import Curve
 from streams.sources.catalog import IMAGE_STREAMS, LABELLED, SYNTHETIC, Stream
@@ -137,35 +143,27 @@ def lead_shown(leads: Sequence[float]) -> str:
 
 
 def recovery_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:
-    """Return median examples after a shift: to the learner's own end / to the best's end."""
-    rows = []
-    shifts = {s.name: [shift.example for shift in s.shifts] for s in streams}
-    goals: dict[tuple[str, int], list[float]] = {}
+    """Return the median examples after a shift until a learner has recovered."""
+    found: dict[tuple[str, str], list[int | None]] = {}
     for stream in streams:
-        choices = [taken[stream.name, n] for n in learners if (stream.name, n) in taken]
-        for seed in {seed for choice in choices for seed in choice.seeds}:
-            curves = [
-                [choice.curves[choice.seeds.index(seed)]]
-                for choice in choices
+        shifts = [shift.example for shift in stream.shifts]
+        chosen = {n: taken[stream.name, n] for n in learners if (stream.name, n) in taken}
+        for seed in {seed for choice in chosen.values() for seed in choice.seeds}:
+            curves = {
+                name: [choice.curves[choice.seeds.index(seed)]]
+                for name, choice in chosen.items()
                 if seed in choice.seeds
-            ]
-            [goals[stream.name, seed]] = best_ends(curves, shifts[stream.name])
+            }
+            recovered = recoveries_of(list(curves.values()), shifts)
+            for name, examples in zip(curves, recovered, strict=True):
+                found.setdefault((stream.name, name), []).extend(examples)
+    rows = []
     for learner in learners:
-        cells = []
-        for stream in streams:
-            choice = taken.get((stream.name, learner))
-            if choice is None:
-                cells.append("–")
-                continue
-            at = shifts[stream.name]
-            wanted = [goals[stream.name, seed] for seed in choice.seeds]
-            own = median_recovery(choice.curves, at)
-            common = median_recovery(choice.curves, at, wanted)
-            cells.append(f"{examples_shown(own)} / {examples_shown(common)}")
+        medians = [found.get((s.name, learner)) for s in streams]
+        cells = ["–" if m is None else examples_shown(median_recovery(m)) for m in medians]
         if set(cells) != {"–"}:
             rows.append((title(learner), *cells))
-    head = ("recovery, examples: to its own end / to the best end", *(s.name for s in streams))
-    return table(head, rows)
+    return table(("examples to recover", *(s.name for s in streams)), rows)
 
 
 def settings_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:

@@ -1,12 +1,16 @@
-"""Settings come from the environment or from options, and mistakes are named."""
+"""Settings come from the environment or from options; an error names the setting."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from funnel.pool.expert import DEFAULT_EXPERTS
 from service.cli import main, make_parser
 from service.commands.options import settings_of
+from service.fold.networks import ModelError, find_device
+from service.fold.optimizers import INNER
+from service.fold.spec import MAX_EXPERTS, SHADOW_LR
 from service.settings import Settings, SettingsError, load_settings
 from tests.support.harness import free_port
 
@@ -21,7 +25,7 @@ def test_every_name_of_the_contract_is_a_setting() -> None:
     assert {name.upper() for name in Settings.model_fields} >= set(CONTRACT.split())
 
 
-def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_take_precedence_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUNNEL_PORT", "81")
     monkeypatch.setenv("FUNNEL_HIDDEN", "7,8")
     assert load_settings().port == 81
@@ -29,7 +33,7 @@ def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert load_settings({"port": "82"}).port == 82
 
 
-def test_by_default_only_this_machine_is_served() -> None:
+def test_by_default_only_this_machine_can_connect() -> None:
     assert load_settings().host == "127.0.0.1"
 
 
@@ -62,7 +66,7 @@ def test_a_wrong_value_is_named_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_variable_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_is_not_a_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUNNEL_BATCHSIZE", "5")
     with pytest.raises(SettingsError, match="did you mean FUNNEL_BATCH_SIZE"):
         load_settings()
@@ -79,14 +83,14 @@ def test_a_variable_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatc
         ({"experts": "3", "model": "mlp", "hidden": "8"}, []),
     ],
 )
-def test_a_setting_that_nothing_looks_at_is_known(options: dict[str, str], idle: list[str]) -> None:
+def test_settings_without_effect_are_found(options: dict[str, str], idle: list[str]) -> None:
     assert load_settings(options).without_effect == idle
 
 
-def test_a_setting_without_effect_is_said_and_stops_nothing(
+def test_a_setting_without_effect_is_reported_and_stops_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = make_parser().parse_args(["serve", "--lr", "0.1", "--momentum", "0"])
+    options = make_parser("serve").parse_args(["serve", "--lr", "0.1", "--momentum", "0"])
     assert settings_of(options).lr == 0.1
     assert "FUNNEL_LR, FUNNEL_MOMENTUM without effect" in capsys.readouterr().err
 
@@ -95,7 +99,7 @@ def test_a_setting_without_effect_is_said_and_stops_nothing(
     "url",
     ["foo", "http://host", "redis://host/one", "redis://host:abc", "unix://", "redis://h:99999"],
 )
-def test_an_address_that_is_no_redis_is_named(url: str) -> None:
+def test_an_address_that_is_not_of_a_redis_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="FUNNEL_REDIS_URL: "):
         load_settings({"redis_url": url})
 
@@ -111,13 +115,13 @@ def test_an_address_that_is_no_redis_is_named(url: str) -> None:
         "unix:///a/b.sock",
     ],
 )
-def test_addresses_of_redis_are_taken(url: str) -> None:
+def test_addresses_of_redis_are_accepted(url: str) -> None:
     assert load_settings({"redis_url": url}).redis_url.get_secret_value() == url
 
 
 def test_a_key_that_ends_with_a_line_break_is_the_key_before_it() -> None:
     assert load_settings({"api_key": "hush\n"}).api_key.get_secret_value() == "hush"
-    with pytest.raises(SettingsError, match="FUNNEL_API_KEY: a key of spaces is none"):
+    with pytest.raises(SettingsError, match="FUNNEL_API_KEY: the key is blank"):
         load_settings({"api_key": " \n"})
 
 
@@ -127,11 +131,18 @@ def test_secrets_are_not_shown() -> None:
     assert "hush" not in repr(settings)
 
 
-def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(SettingsError, match="DEVICE"):
-        load_settings({"device": "cuda:99"}).torch_device()
-    with pytest.raises(SettingsError, match="DEVICE"):
-        load_settings({"device": "gpu"}).torch_device()
+def test_a_device_that_does_not_exist_is_named() -> None:
+    for name in ("cuda:99", "gpu"):
+        with pytest.raises(ModelError, match=f"FUNNEL_DEVICE: '{name}' cannot be used"):
+            find_device(name)
+
+
+def test_the_default_pool_has_as_many_experts_as_settings_allow() -> None:
+    assert len(DEFAULT_EXPERTS) == MAX_EXPERTS
+
+
+def test_every_plain_optimizer_has_a_name_and_a_learning_rate() -> None:
+    assert list(INNER) == list(SHADOW_LR)
 
 
 @pytest.mark.parametrize("command", ["", "serve", "demo", "stream", "data"])

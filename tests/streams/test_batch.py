@@ -1,4 +1,4 @@
-"""The one byte format of a batch, and what is refused."""
+"""The byte format of a batch, and what is refused."""
 
 import contextlib
 import json
@@ -169,7 +169,7 @@ def test_a_header_that_says_anything_gives_a_batch_or_a_refusal(
 
 @st.composite
 def consistent_files(draw: st.DrawFn) -> bytes:
-    """Files that safetensors takes, of shapes and dtypes that may be none of a batch."""
+    """Valid safetensors files, of shapes and dtypes that need not be those of a batch."""
     size = {"U8": 1, "F16": 2, "F32": 4, "I64": 8, "F64": 8, "BOOL": 1}
     right = {"features": (["U8", "F16", "F32"], 2), "labels": (["I64"], 1)}
     header, end = {}, 0
@@ -211,7 +211,7 @@ def test_tensors_of_other_names_or_types_are_refused(name: str) -> None:
     assert caught.value.field == field
 
 
-def test_what_cannot_be_learned_is_named_with_its_index() -> None:
+def test_an_example_that_cannot_be_learned_is_named_with_its_index() -> None:
     fine = np.zeros((3, 4), np.float32)
     bad = fine.copy()
     bad[1, 2] = np.nan
@@ -236,7 +236,7 @@ def test_what_cannot_be_learned_is_named_with_its_index() -> None:
     check(Batch(fine, labels), 4, 5)
 
 
-def test_uint8_and_float_join_as_what_they_mean() -> None:
+def test_uint8_and_float_join_as_the_numbers_they_stand_for() -> None:
     joined = concatenate([a_batch(2, 4, np.uint8), a_batch(3, 4, np.float16)])
     assert joined.features.dtype == np.float32
     np.testing.assert_array_equal(

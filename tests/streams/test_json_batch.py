@@ -53,7 +53,7 @@ BAD: list[tuple[str, str | None, int | None]] = [
 
 
 @pytest.mark.parametrize(("text", "field", "index"), BAD)
-def test_what_is_wrong_is_named(text: str, field: str | None, index: int | None) -> None:
+def test_the_fault_is_named(text: str, field: str | None, index: int | None) -> None:
     with pytest.raises(InvalidBatchError) as caught:
         from_json(text.encode())
     assert (caught.value.field, caught.value.index) == (field, index)
@@ -97,7 +97,7 @@ def test_a_text_that_would_unfold_to_many_times_its_size_is_not_parsed(small: st
             read(f'{{"features": [{many}], {label}}}'.encode())
 
 
-def test_as_many_examples_as_lists_may_be_are_read() -> None:
+def test_the_largest_number_of_examples_is_read() -> None:
     rows = MAX_LISTS - 2
     whole = orjson.dumps({"features": [[0.5]] * rows, "labels": [0] * rows})
     assert len(from_json(whole)) == rows
@@ -125,7 +125,7 @@ rows = st.integers(1, 4).flatmap(
 
 
 @given(rows)
-def test_json_and_ndjson_say_the_same(examples: list[tuple[list[float], int]]) -> None:
+def test_json_and_ndjson_give_the_same_batch(examples: list[tuple[list[float], int]]) -> None:
     features, labels = [x for x, _ in examples], [y for _, y in examples]
     whole = from_json(json.dumps({"features": features, "labels": labels}).encode())
     lines = from_ndjson(
@@ -139,7 +139,7 @@ def test_json_and_ndjson_say_the_same(examples: list[tuple[list[float], int]]) -
 
 
 def plainly(rows: list[Any]) -> np.ndarray | int:
-    """What the reader does, without its short cuts: float32, or the index of what is at fault."""
+    """Read as the reader does, without its short cuts: float32, or the index of the fault."""
     for index, row in enumerate(rows):
         if type(row) is not list or len(row) != len(rows[0]):
             return index
@@ -178,7 +178,7 @@ KEYS = ["features", r"\u0066eatures", r"feat\u0075res", r"\u0066eat\u0075res"]
 
 
 @given(nearly_right(), st.sampled_from(KEYS), st.booleans())
-def test_what_is_read_fast_is_what_is_read_plainly(
+def test_the_fast_reader_equals_the_plain_one(
     rows: list[Any], key: str, labels_first: bool
 ) -> None:
     fields = [f'"{key}": {json.dumps(rows)}', f'"labels": {[1] * len(rows)}']
@@ -230,7 +230,7 @@ def test_a_bad_line_is_named() -> None:
 
 
 def test_an_example_of_another_width_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million numbers too many would be packed with the interpreter's lock held."""
+    """Packing a million surplus numbers would hold the interpreter's lock."""
     monkeypatch.setattr(json_batch, "Struct", None)
     with pytest.raises(InvalidBatchError, match="has 4 features, expected 3"):
         from_json(b'{"features": [[1, 2, 3, 4]], "labels": [0]}', width=3)

@@ -1,4 +1,4 @@
-"""The producer sends every batch once, and keeps trying where that helps."""
+"""The producer sends every batch once, and retries where that helps."""
 
 import threading
 import time
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from service.cli import main
-from streams import producer
 from streams.producer import (
     MAX_WAIT,
     HTTPTarget,
@@ -66,7 +65,7 @@ def answering(script: list[int], retry_after: str | None = None) -> Iterator[Ans
         server.server_close()
 
 
-def test_somebody_is_told_of_a_service_that_stays_away() -> None:
+def test_the_user_is_notified_of_a_service_that_stays_away() -> None:
     told: list[str] = []
     with answering([503, 202, 0, 0, 503, 0]) as server, closing(HTTPTarget(server.url)) as target:
         sent = produce(get("sea", 200).batches(100), target, away=told.append)
@@ -95,25 +94,24 @@ def test_a_busy_service_is_tried_again_under_the_same_key() -> None:
         assert {token for _, _, token in server.seen} == {"Bearer secret"}
 
 
-def test_what_the_service_asks_for_is_waited() -> None:
+def test_it_waits_as_long_as_the_service_asks() -> None:
     with answering([503], retry_after="1") as server, closing(HTTPTarget(server.url)) as target:
         began = time.monotonic()
         produce(get("sea", 100).batches(100), target, name="run")
         assert time.monotonic() - began >= 1
 
 
-def test_waits_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_double_up_to_the_longest() -> None:
     waits: list[float] = []
-    monkeypatch.setattr(producer.time, "sleep", waits.append)
     with answering([503] * 12) as server, closing(HTTPTarget(server.url)) as target:
-        produce(get("sea", 100).batches(100), target, name="run")
+        produce(get("sea", 100).batches(100), target, name="run", sleep=waits.append)
     assert len(waits) == 12
     assert all(0.05 * 2**k <= wait <= 0.1 * 2**k for k, wait in enumerate(waits[:5]))
     assert all(MAX_WAIT / 2 <= wait <= MAX_WAIT for wait in waits[6:])
 
 
 @pytest.mark.parametrize("status", [200, 301, 307])
-def test_what_is_not_an_acknowledgement_is_none(status: int) -> None:
+def test_an_answer_other_than_202_is_not_an_acknowledgement(status: int) -> None:
     with (
         answering([status]) as server,
         closing(HTTPTarget(server.url)) as target,
@@ -122,14 +120,14 @@ def test_what_is_not_an_acknowledgement_is_none(status: int) -> None:
         produce(get("sea", 100).batches(100), target, name="run")
 
 
-def test_a_refusal_is_final_and_said() -> None:
+def test_a_refusal_is_final_and_shown() -> None:
     with answering([422]) as server, closing(HTTPTarget(server.url)) as target:
         with pytest.raises(ProducerError, match="422"):
             produce(get("sea", 300).batches(100), target, name="run")
         assert len(server.seen) == 1
 
 
-def test_a_service_that_stays_away_is_given_up() -> None:
+def test_the_producer_gives_up_on_a_service_that_stays_away() -> None:
     with (
         closing(HTTPTarget("http://127.0.0.1:9")) as target,
         pytest.raises(ProducerError, match=r"gave up after 0\.3 s"),
@@ -161,7 +159,7 @@ def test_redis_gets_the_same_bytes(tmp_path: Path) -> None:
         redis.kill()
 
 
-def test_an_entry_whose_answer_is_lost_is_not_sent_again_unasked(tmp_path: Path) -> None:
+def test_an_entry_whose_answer_is_lost_is_not_sent_again_by_redis_py(tmp_path: Path) -> None:
     redis = RedisProcess(tmp_path).start()
     try:
         [batch] = get("sea", 10).batches(10)
@@ -192,7 +190,7 @@ def test_an_unknown_scheme_is_refused() -> None:
         ({"LEARN": "less"}, "Bearer less"),
     ],
 )
-def test_the_command_sends_the_key_that_may_do_least(
+def test_the_command_sends_the_key_with_the_fewest_rights(
     keys: dict[str, str], token: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("API", "LEARN"):

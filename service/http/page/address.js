@@ -1,2 +1,2 @@
-// Where a path of the service is: fetch() takes no address that holds a password, as the page's may.
+// The address of a path: fetch() refuses one with a password in it, as the page's may be.
 export const address = (path) => `${location.origin}${path}`;

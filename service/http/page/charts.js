@@ -1,9 +1,9 @@
-// Line charts as SVG: drawn anew at each change, with a summary in words and values on request.
+// Line charts as SVG: redrawn at each change, with a summary in words and values on request.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { top: 20, right: 10, bottom: 20, left: 46 };
 const HEIGHT = 210;
-const MOST_POINTS = 600;
+const MAX_POINTS = 600;
 const LABEL_WIDTH = 96;
 
 export function element(name, attributes = {}, ...children) {
@@ -25,7 +25,7 @@ export function compact(number) {
 }
 
 export class Chart {
-  // log: logarithmic vertical axis; floor, ceiling: of the axis, where they are fixed.
+  // log: logarithmic vertical axis; floor, ceiling: limits of the axis, where they are fixed.
   constructor(parent, { id, title, format, log = false, floor, ceiling }) {
     Object.assign(this, { title, format, log, floor, ceiling });
     this.svg = shape("svg", {
@@ -51,7 +51,7 @@ export class Chart {
 
   // x: numbers, ascending; lines: {name, values}; bands: {low, high}; marks: {x, kind, label}.
   show({ x, lines, bands = [], marks = [] }, words) {
-    const stride = Math.max(1, Math.ceil(x.length / MOST_POINTS));
+    const stride = Math.max(1, Math.ceil(x.length / MAX_POINTS));
     const kept = [...x.keys()].filter((k) => (x.length - 1 - k) % stride === 0);
     const thin = (values) => kept.map((k) => values[k] ?? null);
     this.data = {

@@ -1,19 +1,18 @@
-// Keeps what the service's events tell, and shows it at most once a second.
+// Keeps the service's events, and shows them at most once a second.
 
 import { address } from "./address.js";
 import { Chart, compact, element } from "./charts.js";
 import { showPictures } from "./pictures.js";
-import { recovery } from "./recovery.js";
 
-const MOST_POINTS = 3600;
+const MAX_POINTS = 3600;
 const SPACING_SECONDS = 0.9; // as in history.py
 const DRAW_MS = 1000;
 const SPEAK_MS = 20_000;
 const STALE_MS = 5000;
-const AGAIN_MS = 2000;
+const RETRY_MS = 2000;
 const MODEL_MS = 5000;
-const MOST_SHIFTS = 20;
-const MOST_LINES = 5;
+const MAX_SHIFTS = 20;
+const MAX_LINES = 5;
 const SERVED = "served";
 
 const byId = (id) => document.getElementById(id);
@@ -21,7 +20,7 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const short = (value) => Number(value.toPrecision(3)).toString();
 const count = (value) => value.toLocaleString("en");
 
-let points = [], shifts = [], drifts = new Map(), model = null;
+let points = [], shifts = new Map(), drifts = new Map(), model = null;
 let newsAt = 0, drawnAt = 0, spokenAt = 0, planned = false, source = null;
 
 const grid = byId("grid");
@@ -41,11 +40,11 @@ function connect() {
     showPictures(isLive);
   });
   source.addEventListener("error", () => {
-    if (source.readyState === EventSource.CLOSED) setTimeout(connect, AGAIN_MS);
+    if (source.readyState === EventSource.CLOSED) setTimeout(connect, RETRY_MS);
     showConnection();
   });
   source.addEventListener("reset", () => {
-    points = [], shifts = [], drifts = new Map();
+    points = [], shifts = new Map(), drifts = new Map();
     news();
   });
   source.addEventListener("point", (event) => {
@@ -54,11 +53,12 @@ function connect() {
     const standsStill = newest?.version === point.version && before.version === point.version;
     if (newest && (standsStill || newest.time - before.time < SPACING_SECONDS)) points.pop();
     points.push(point);
-    if (points.length > MOST_POINTS) points.shift();
+    if (points.length > MAX_POINTS) points.shift();
     news();
   });
   source.addEventListener("shift", (event) => {
-    shifts.push(JSON.parse(event.data));
+    const shift = JSON.parse(event.data);
+    shifts.set(shift.id, shift);
     news();
   });
   source.addEventListener("drift", (event) => {
@@ -83,7 +83,7 @@ function showConnection() {
   const age = performance.now() - newsAt;
   let state = "live", words = "live";
   if (!isLive()) [state, words] = ["lost", "reconnecting …"];
-  else if (age > STALE_MS) [state, words] = ["stale", `stale: no news for ${Math.round(age / 1000)} s`];
+  else if (age > STALE_MS) [state, words] = ["stale", `stale: no event for ${Math.round(age / 1000)} s`];
   const shown = byId("connection");
   shown.dataset.state = state;
   if (shown.textContent !== words) shown.textContent = words;
@@ -95,7 +95,7 @@ async function askModel() {
     const answer = await fetch(address("/model"));
     if (answer.ok) model = await answer.json();
   } catch {
-    return; // the stream of events will notice, and say so
+    return; // the stream of events fails too, and shows it
   }
   if (model === null) return;
   const condition = model.condition === "learning" ? "" : ` · ${model.condition} ${model.reason}`;
@@ -166,7 +166,7 @@ function drawOptimizer(kept, x, marks) {
 function heaviest(kept) {
   const most = (name) => Math.max(...kept.map((p) => p.expert_weights[name] ?? 0));
   const peaks = Object.keys(kept[kept.length - 1].expert_weights).map((name) => [name, most(name)]);
-  return peaks.sort((a, b) => b[1] - a[1]).slice(0, MOST_LINES).map(([name]) => name);
+  return peaks.sort((a, b) => b[1] - a[1]).slice(0, MAX_LINES).map(([name]) => name);
 }
 
 function sayExperts(weights) {
@@ -187,7 +187,7 @@ function offerTensors(names) {
 }
 
 function allMarks() {
-  const known = shifts.map(({ example, what }) => ({ x: example, kind: "shift", label: what }));
+  const known = [...shifts.values()].map(({ example, what }) => ({ x: example, kind: "shift", label: what }));
   const found = [...drifts.values()].map((d) => ({ x: d.examples, kind: "drift", label: d.direction }));
   return [...known, ...found].sort((a, b) => a.x - b.x);
 }
@@ -216,12 +216,10 @@ function showNow(now) {
 
 function showShifts() {
   const first = points[0].examples;
-  const known = shifts.map((shift, k) => ({
-    at: shift.example, words: () => sayShift(shift, shifts[k + 1]?.example ?? Infinity),
-  }));
+  const known = [...shifts.values()].map((shift) => ({ at: shift.example, words: () => sayShift(shift) }));
   const found = [...drifts.values()].map((drift) => ({ at: drift.examples, words: () => sayDrift(drift) }));
   const recent = [...known, ...found].filter(({ at }) => at >= first && at > 0)
-    .sort((a, b) => b.at - a.at).slice(0, MOST_SHIFTS);
+    .sort((a, b) => b.at - a.at).slice(0, MAX_SHIFTS);
   const lines = recent.map(({ at, words }) => `${count(at)}: ${words()}`);
   byId("no-shifts").hidden = lines.length > 0;
   const list = byId("shifts");
@@ -232,23 +230,30 @@ function showShifts() {
   });
 }
 
-function sayShift({ example, what }, end) {
-  const names = Object.keys(points[points.length - 1].learners);
-  const parts = names.map((name) => {
-    const found = recovery(points, name, example, end);
-    if (found === null) return null;
-    const { before, lowest, after } = found;
-    if (lowest === null) return `${name} ${percent(before)}, no fall`;
-    const back = after !== null ? `back after ${count(after)} examples` : end < Infinity ? "not back before the next" : "on its way back";
-    return `${name} ${percent(before)} → ${percent(lowest)}, ${back}`;
-  });
-  return [what, ...parts.filter((part) => part !== null)].join("; ");
+// A shift and the recoveries from it, as the service measured them.
+function sayShift({ what, end, goal, recovery_examples }) {
+  const learners = Object.entries(recovery_examples);
+  if (goal === null) return end === null ? what : `${what}; too short to measure`;
+  if (!learners.length) return what;
+  const waits = end === null ? "not yet" : "never";
+  const each = learners.map(([name, taken]) => `${name} ${taken === null ? waits : `after ${count(taken)}`}`);
+  return `${what}; within 2 points of ${percent(goal)}: ${each.join(", ")} examples${sayLead(learners)}`;
+}
+
+// By how many times the served learner was sooner than the next, in words; empty if that is unknown.
+function sayLead(learners) {
+  const taken = Object.fromEntries(learners), served = taken[SERVED];
+  const others = learners.filter(([name, one]) => name !== SERVED && one !== null).map(([, one]) => one);
+  const next = Math.min(...others);
+  if (!served || !others.length || next === 0 || next === served) return "";
+  const [ratio, word] = next > served ? [next / served, "sooner"] : [served / next, "later"];
+  return `: ${ratio.toFixed(1)} times ${word}`;
 }
 
 function sayDrift(drift) {
   const accuracies = [drift.accuracy_before, drift.accuracy_after].map((a) => (a == null ? "–" : percent(a)));
-  const back = drift.recovery_examples == null ? "" : `, back after ${count(drift.recovery_examples)} examples`;
-  return `drift found by ${drift.detector}, for the ${drift.direction}: ${accuracies.join(" → ")}${back}`;
+  const back = drift.recovery_examples == null ? "" : `, recovered after ${count(drift.recovery_examples)} examples`;
+  return `${drift.detector} detected a change for the ${drift.direction}: ${accuracies.join(" → ")}${back}`;
 }
 
 async function offerControls() {

@@ -1,4 +1,4 @@
-// Gains as one map a class, and the newest inputs; asked for about once a second.
+// Gains as a map for each class, and the newest inputs, fetched about once a second.
 
 import { address } from "./address.js";
 import { element } from "./charts.js";
@@ -8,7 +8,7 @@ const byId = (id) => document.getElementById(id);
 
 let asked = false;
 
-// Called whenever the service can be reached; asks once whether there are images to show.
+// Called when the service can be reached; checks once whether there are images to show.
 export async function showPictures(isLive) {
   if (asked) return;
   asked = true;
@@ -29,7 +29,7 @@ async function ask(path) {
     const answer = await fetch(address(path));
     return answer.ok ? await answer.json() : null;
   } catch {
-    return null; // the connection's state is shown by whoever keeps it
+    return null; // page.js shows the state of the connection
   }
 }
 

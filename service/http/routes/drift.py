@@ -7,7 +7,6 @@ from pydantic import BaseModel
 
 from service.http.dependencies import Running
 from service.http.errors import ErrorBody
-from service.monitoring.notify import as_json
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
@@ -29,7 +28,7 @@ class DriftEvent(BaseModel):
     accuracy_before: float
     accuracy_after: float
     recovery_examples: int | None
-    """From the event until rolling accuracy was back within 2 points; null until then."""
+    """Examples from the event until rolling accuracy was within 2 points of before; null if not."""
 
 
 class DriftAnswer(BaseModel):
@@ -40,8 +39,8 @@ class DriftAnswer(BaseModel):
 
 @router.get("/drift")
 async def drift(
-    model: Running, since: Annotated[int, Query(ge=0, description="an event's id")] = 0
+    model: Running, since: Annotated[int, Query(ge=0, description="id of an event")] = 0
 ) -> DriftAnswer:
-    """List the drift events after a given one; the newest hundred are kept."""
+    """List the drift events after ``since``; the newest hundred are kept."""
     events = model.status.drift.events
-    return DriftAnswer(events=[DriftEvent(**as_json(e)) for e in events if e.id > since])
+    return DriftAnswer(events=[DriftEvent(**e.shown()) for e in events if e.id > since])

@@ -9,6 +9,7 @@ from service.http.dependencies import AnyService, Running
 from service.http.errors import ErrorBody
 from service.http.events import EventStream
 from service.monitoring.history import Point
+from service.monitoring.recovery import ShiftRecovery
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
@@ -17,6 +18,8 @@ class HistoryAnswer(BaseModel):
     """About one point for each second of learning, oldest first."""
 
     points: list[Point]
+    shifts: list[ShiftRecovery]
+    """Known shifts of the stream, such as the demo's, and how the learners recovered from them."""
 
 
 @router.get("/history", response_model=HistoryAnswer, responses={422: {"model": ErrorBody}})
@@ -27,8 +30,12 @@ async def history(
     ] = None,
 ) -> Response:
     """Return the points of the last hour of learning."""
-    points = model.history.points(since)
-    return Response(b'{"points":[%s]}' % b",".join(points), media_type="application/json")
+    history = model.history
+    points = b",".join(history.points(since))
+    shifts = b",".join(shift.model_dump_json().encode() for shift in history.shifts)
+    return Response(
+        b'{"points":[%s],"shifts":[%s]}' % (points, shifts), media_type="application/json"
+    )
 
 
 @router.get(
@@ -36,10 +43,10 @@ async def history(
     response_class=Response,
     responses={
         200: {
-            "description": "Server-sent events. `point`: as in `/history`. `drift`: as in `/drift`;"
-            " the same `id` again updates the event, which has recovered. `shift`: the stream is "
-            "known to change at an example. `reset`: forget all earlier events; it comes first "
-            "unless the stream continues after `Last-Event-ID`.",
+            "description": "Server-sent events. `point`: as in `/history`. `drift`: as in "
+            "`/drift`; `shift`: as in `/history`; both are sent again under their `id` once a "
+            "recovery is measured. `reset`: forget the events before; it comes first unless the "
+            "stream continues after `Last-Event-ID`.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     },

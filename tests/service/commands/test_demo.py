@@ -1,14 +1,18 @@
 """`funnel demo`, as a user runs it."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.support.harness import processes_naming
+from service.commands.demo_report import lines
+from service.monitoring.recovery import ShiftRecovery
+from tests.support.harness import free_port, processes_naming, wait_for
 
 COMMAND = [
     sys.executable,
@@ -42,6 +46,52 @@ def test_the_demo_learns_marks_shifts_and_draws_a_picture(tmp_path: Path) -> Non
     assert "6,000" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert processes_naming(tmp_path) == set()
+
+
+def shifts_of(url: str, seen: dict[int, ShiftRecovery], polled: list[ShiftRecovery]) -> None:
+    """Read /events and /history until the demo ends; keep what they show of each shift."""
+    wait_for(lambda: is_ready(url))
+    with (
+        httpx.Client(base_url=url, timeout=60) as client,
+        client.stream("GET", "/events") as answer,
+    ):
+        kind = ""
+        for line in answer.iter_lines():
+            name, _, value = line.partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data" and kind == "shift":
+                shift = ShiftRecovery.model_validate_json(value)
+                seen[shift.id] = shift
+                with contextlib.suppress(httpx.TransportError):
+                    history = client.get("/history").json()
+                    polled[:] = map(ShiftRecovery.model_validate, history["shifts"])
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+def test_terminal_page_and_history_give_one_number_for_a_recovery(tmp_path: Path) -> None:
+    port = free_port()
+    run = demo(tmp_path, "--examples", "9000", "--rate", "1500", "--port", str(port))
+    seen: dict[int, ShiftRecovery] = {}
+    polled: list[ShiftRecovery] = []
+    shifts_of(f"http://127.0.0.1:{port}", seen, polled)
+    out, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert [(s.example, s.end) for s in seen.values()] == [(0, 3000), (3000, 6000), (6000, 9000)]
+    told = [line for line in out.splitlines() if "within 2 points" in line]
+    assert told == lines(list(seen.values()))
+    assert len(told) == 2
+    assert all("served after" in line and "adagrad" in line for line in told)
+    ended = [shift for shift in polled if shift.end is not None]
+    assert len(ended) >= 2
+    assert ended == [seen[shift.id] for shift in ended]
 
 
 @pytest.mark.slow

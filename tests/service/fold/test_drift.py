@@ -9,8 +9,8 @@ import torch
 from service.fold import drift
 from service.fold.drift import Monitor
 from service.fold.report import Report
-from service.fold.scores import WINDOW
 from service.log.position import EntryId, Position
+from streams.recovery import WINDOW
 
 
 def feed(monitor: Monitor, rates: list[float], start: int = 0, device: bool = False) -> None:
@@ -84,7 +84,7 @@ def test_a_monitor_that_saw_more_events_than_it_keeps_resumes(
     assert same(monitor, resumed)
 
 
-def test_a_recovery_is_measured_on_a_whole_window_behind_the_event() -> None:
+def test_a_recovery_is_measured_on_a_whole_window_after_the_event() -> None:
     monitor = Monitor()
     feed(monitor, [0.9] * 100 + [0.0] * 3 + [1.0] * 30)
     worse = [e for e in monitor.events if e.direction == "worse"]
@@ -92,7 +92,27 @@ def test_a_recovery_is_measured_on_a_whole_window_behind_the_event() -> None:
     assert int(monitor.tensors()["drift.recent"][:, 1].sum()) == WINDOW
 
 
-def test_who_stays_three_points_below_has_not_recovered() -> None:
+def test_a_fall_inside_a_dip_must_recover_to_the_accuracy_before_the_dip() -> None:
+    monitor = Monitor()
+    feed(monitor, [0.9] * 100 + [0.6] * 25 + [0.3] * 25 + [0.6] * 30)
+    first, second = (e for e in monitor.events if (e.detector, e.is_fall) == ("adwin", True))
+    assert second.accuracy_before < 0.65
+    assert (first.recovery_examples, second.recovery_examples) == (None, None)
+    feed(monitor, [0.9] * 30, 180)
+    first, second = (e for e in monitor.events if (e.detector, e.is_fall) == ("adwin", True))
+    assert first.recovery_examples is None
+    assert second.recovery_examples is not None
+    assert second.examples + second.recovery_examples >= 18_000 + 0.9 * WINDOW
+
+
+def test_a_fall_from_a_level_that_has_settled_recovers_to_that_level() -> None:
+    monitor = Monitor()
+    feed(monitor, [0.9] * 100 + [0.6] * 250 + [0.3] * 25 + [0.6] * 30)
+    falls = [e for e in monitor.events if (e.detector, e.is_fall) == ("adwin", True)]
+    assert [e.recovery_examples is None for e in falls] == [True, False]
+
+
+def test_a_learner_that_stays_three_points_below_has_not_recovered() -> None:
     monitor = Monitor()
     feed(monitor, [0.9] * 100 + [0.5] * 50 + [0.87] * 100)
     worse = [e for e in monitor.events if e.direction == "worse"]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from river import metrics, utils
 
-from service.fold.scores import WINDOW, Scores
+from service.fold.scores import Scores
+from streams.recovery import WINDOW
 
 YES = torch.tensor(True)
 CPU = torch.device("cpu")

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from service.fold.observation import WORST_LOSS
-from service.fold.optimizers import Shadow
-from service.fold.spec import Spec
+from service.fold.spec import Shadow, Spec
 from service.fold.state import State, step
 from service.log.position import ORIGIN, Position, Progress
 from service.settings import SettingsError, load_settings
@@ -99,7 +98,7 @@ def test_baselines_come_and_go_in_a_running_model() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("adagrad,nonsense", "'nonsense' is none of them"),
+        ("adagrad,nonsense", "unknown optimizer 'nonsense'"),
         ("adagrad:fast", "must be a number above 0"),
         ("adam:-1", "must be a number above 0"),
         ("adam,adam", "named twice"),

@@ -16,10 +16,9 @@ from service.fold import networks as models
 from service.fold.learner import Learner
 from service.fold.networks import BUILT_IN, ModelError
 from service.fold.observation import observe
-from service.fold.optimizers import OPTIMIZERS
 from service.fold.pooled import PoolLearner
 from service.fold.single import SingleLearner
-from service.fold.spec import Spec
+from service.fold.spec import OPTIMIZERS, Spec
 from service.fold.state import State, _learn, step
 from service.log.position import ORIGIN, Position, Progress
 from service.trainer.checkpoint import Checkpoint

@@ -173,6 +173,6 @@ def test_old_drift_events_are_discarded() -> None:
     made = History(SimulatedClock())
     for k in range(1_000):
         made.note_drifts([{"id": n} for n in range(k, k + 10)])
-    assert len(made._drifts) == 10
+    assert len(made._noted[DRIFT]) == 10
     (last,) = made.after(made._number - 1) or []
     assert last.json == b'{"id":1008}'

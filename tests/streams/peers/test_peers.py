@@ -1,4 +1,4 @@
-"""The peers are what their libraries make of them."""
+"""The peers equal their libraries' models."""
 
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -118,7 +118,7 @@ def test_the_oracle_resets_before_the_batch_that_holds_a_shift(size: int) -> Non
     assert made == [0, 6_000 // size * size, 12_000 // size * size]
 
 
-def test_river_is_given_a_constant_for_its_bias() -> None:
+def test_river_gets_a_constant_for_its_bias() -> None:
     batch = Batch(np.zeros((50, 2), np.float32), np.ones(50, np.int64))
     stream = get("sea", 100)
     learner = PEERS["river-softmax"].settings["SGD 0.1"](stream, 0)
@@ -183,13 +183,13 @@ def test_a_peer_learns_more_than_the_odds(name: str) -> None:
     assert max(accuracies) > 2 / 7
 
 
-def test_a_package_that_is_missing_is_named() -> None:
+def test_a_missing_package_is_named() -> None:
     peer = Peer("gone", {}, "no_such_module", "no-such-package")
-    assert peer.missing(STREAM) == "needs no-such-package: pip install 'funnel[bench]'"
+    assert peer.missing(STREAM) == "needs no-such-package: pip install 'funnel-stream[bench]'"
     assert PEERS["sgd"].missing(STREAM) == ""
 
 
-def test_slow_peers_are_left_out_of_images() -> None:
+def test_slow_peers_are_skipped_on_images() -> None:
     assert "784" in PEERS["river-forest"].missing(SHIFTING)
     assert PEERS["river-forest"].missing(STREAM) == ""
 

@@ -16,7 +16,7 @@ from streams.sources.catalog import (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stream_is_what_it_says(name: str) -> None:
+def test_a_stream_has_the_shape_that_it_declares(name: str) -> None:
     stream = get(name, 550, source="digits")
     batches = list(stream.batches(100))
     assert [len(b) for b in batches] == [100] * 5 + [50]
@@ -48,7 +48,7 @@ def test_abrupt_shifts_after_each_third() -> None:
 
 
 @pytest.mark.parametrize("name", ["hyperplane", "rbf"])
-def test_what_drifts_all_the_time_never_jumps(name: str) -> None:
+def test_a_stream_that_drifts_all_the_time_never_jumps(name: str) -> None:
     longer, other = get(name, EXAMPLES + 200), get(name, EXAMPLES + 200)
     (*_, last) = longer.batches(100, seed=0)
     first = next(iter(other.batches(100, seed=1)))
@@ -81,6 +81,6 @@ def test_a_generators_examples_are_finite(name: str) -> None:
     assert np.isfinite(features).all()
 
 
-def test_an_unknown_stream_is_answered_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_stream_lists_the_names() -> None:
     with pytest.raises(UnknownStreamError, match="abrupt"):
         get("abrubt")

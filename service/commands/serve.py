@@ -1,0 +1,34 @@
+"""``funnel serve``: learn and serve one model over HTTP."""
+
+import argparse
+import logging
+import sys
+
+from service.commands.options import add_settings, settings_of
+from service.settings import PREFIX
+
+DESCRIPTION = (
+    "Learn and serve one model over HTTP until Ctrl-C or SIGTERM. Every option is also an "
+    f"environment variable: --batch-size is {PREFIX}BATCH_SIZE."
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until a signal comes; return the exit status."""
+    settings = settings_of(options)
+
+    import uvloop
+
+    from service.http.server import serve
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns about all that is not HTTP
+    uvloop.run(serve(settings))
+    return 0

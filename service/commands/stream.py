@@ -1,0 +1,66 @@
+"""``funnel stream``: send a stream to a service or into its log."""
+
+import argparse
+import os
+import sys
+import uuid
+from contextlib import closing
+
+from service.commands.stream_options import add_rate, add_stream, positive_int, stream_of
+from streams.sources.catalog import EXAMPLES
+
+DESCRIPTION = (
+    "Send a stream, or a file of your own, with a progress bar. Batches that a busy or absent "
+    "service does not take are sent again. For http://, the key is FUNNEL_LEARN_KEY or "
+    "FUNNEL_API_KEY of the environment."
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("--to", required=True, metavar="URL", help="http://… or redis://…")
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=100,
+        metavar="N",
+        help="examples in a request [100]",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the stream [0]")
+    parser.add_argument(
+        "--model", default="logistic", help="model whose log it is, for redis:// [logistic]"
+    )
+    parser.add_argument(
+        "--name", help="for idempotency keys: two runs of one name are one stream [random]"
+    )
+    add_stream(parser, name=None, examples=EXAMPLES)
+    add_rate(parser, None)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Send the stream; return the exit status."""
+    from service.commands.progress import progress_bar
+    from streams.producer import make_target, produce
+
+    key = os.environ.get("FUNNEL_LEARN_KEY") or os.environ.get("FUNNEL_API_KEY", "")
+    target = make_target(options.to, options.model, key.strip())
+    stream = stream_of(options)
+    bar = progress_bar(stream.examples, stream.name)
+
+    def count(examples: int) -> None:
+        bar.update(examples)
+
+    with bar, closing(target):
+        sent = produce(
+            stream.batches(options.batch_size, options.seed),
+            target,
+            options.rate,
+            name=options.name or uuid.uuid4().hex,
+            progress=count,
+            away=lambda answer: bar.write(f"trying again: {answer}", file=sys.stderr),
+        )
+    sys.stdout.write(
+        f"{sent.examples} examples in {sent.seconds:.1f} s "
+        f"({sent.examples / sent.seconds:,.0f} a second), {sent.retries} retries\n"
+    )
+    return 0

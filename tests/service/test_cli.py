@@ -1,0 +1,175 @@
+"""The command line as a user meets it: quick help, one line for each error that can be mended."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.cli import COMMANDS
+from streams.batch import Batch
+from tests.support.harness import ServiceProcess, free_port, serving
+
+HEAVY = {"torch", "river", "sklearn", "scipy", "fastapi", "pandas"}
+FUNNEL = [sys.executable, "-m", "service.cli"]
+HELP_CPU_SECONDS = 0.4
+
+
+def environment() -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("FUNNEL_")}
+    return clean | {"OMP_NUM_THREADS": "1"}
+
+
+def funnel(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    root = str(Path(__file__).parent.parent.parent)
+    return subprocess.run(
+        [*FUNNEL, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd,
+        env=environment() | {"PYTHONPATH": root},
+    )  # fmt: skip
+
+
+def imported(*arguments: str) -> set[str]:
+    """Return the packages that a command imports."""
+    command = [sys.executable, "-X", "importtime", "-m", "service.cli", *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    assert ran.returncode == 0, ran.stderr[-2_000:]
+    return {name.partition(".")[0] for name in re.findall(r"\| +(\S+)$", ran.stderr, re.MULTILINE)}
+
+
+def cpu_seconds(*arguments: str) -> float:
+    process = subprocess.Popen([*FUNNEL, *arguments], stdout=subprocess.DEVNULL, env=environment())
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_quick_and_imports_nothing_heavy(command: str) -> None:
+    arguments = [*command.split(), "--help"]
+    assert imported(*arguments) & HEAVY == set()
+    assert min(cpu_seconds(*arguments) for _ in range(3)) < HELP_CPU_SECONDS
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    directory = tmp_path_factory.mktemp("service")
+    with serving(directory, features=3, classes=2, max_wait_ms=10) as running:
+        yield running
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.safetensors"
+    batch = Batch(np.zeros((4, 3), dtype=np.float32), np.array([0, 1, 0, 1]))
+    path.write_bytes(batch.to_bytes())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["http", "redis"])
+def test_a_stream_to_a_server_imports_nothing_heavy(
+    kind: str, service: ServiceProcess, rows: Path
+) -> None:
+    socket_path = service.directory / "data/log/valkey.sock"
+    url = service.url if kind == "http" else f"unix://{socket_path}"
+    found = imported("stream", str(rows), "--to", url)
+    assert "httpx" in found
+    assert found & HEAVY == set()
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    ran = funnel()
+    assert ran.returncode == 2
+    assert all(line in ran.stderr for line in COMMANDS.values())
+
+
+def run_instead(statement: str) -> "subprocess.CompletedProcess[str]":
+    """Run `funnel data mnist` with a statement in place of the command's own work."""
+    program = f"""
+import signal, sys
+import service.cli, service.commands.data
+def run(options):
+    {statement}
+service.commands.data.run = run
+sys.exit(service.cli.main(["data", "mnist"]))
+"""
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("error", ["ValueError", "RuntimeError", "OSError", "KeyError"])
+def test_a_bug_shows_its_traceback(error: str) -> None:
+    ran = run_instead(f"raise {error}('3 is not in list')")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Traceback")
+    assert f"{error}: " in ran.stderr
+
+
+def test_ctrl_c_is_status_130_and_silent() -> None:
+    ran = run_instead("signal.raise_signal(signal.SIGINT)")
+    assert (ran.returncode, ran.stderr) == (130, "")
+
+
+def test_ctrl_c_ends_a_stream_that_waits_for_its_service(rows: Path) -> None:
+    command = [*FUNNEL, "stream", str(rows), "--to", f"http://127.0.0.1:{free_port()}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    assert process.stderr is not None
+    seen = ""
+    while "trying again" not in seen:
+        seen += process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+MENDABLE = {
+    "a missing file": (["stream", "gone.csv", "--to", "http://h"], "no stream and no file 'gone"),
+    "a file that cannot be read": (["stream", "folder.csv", "--to", "http://h"], "cannot be read"),
+    "a damaged archive": (["stream", "damaged.csv.gz", "--to", "http://h"], "cannot be read"),
+    "a label of a stream": (["stream", "sea", "--label", "x", "--to", "http://h"], "--label is"),
+    "no scheme": (["stream", "rows.csv", "--to", "host"], "neither http://"),
+    "a bad port": (["stream", "rows.csv", "--to", "http://h:x"], "is not an address"),
+    "a bad port of Redis": (["stream", "rows.csv", "--to", "redis://h:x"], "is not an address"),
+    "a taken port": (["serve", "--port", "TAKEN"], "cannot listen on 127.0.0.1:"),
+    "a setting": (["serve", "--batch-size", "0"], "FUNNEL_BATCH_SIZE"),
+    "a device": (["serve", "--port", "0", "--device", "gpu"], "FUNNEL_DEVICE: 'gpu' cannot be"),
+    "a model": (["serve", "--port", "0", "--model", "gone:Net"], "'gone:Net' cannot be imported"),
+    "a data folder": (["serve", "--port", "0", "--data-dir", "rows.csv"], "FUNNEL_DATA_DIR"),
+    "a log's folder": (["serve", "--port", "0", "--data-dir", "blocked"], "FUNNEL_DATA_DIR"),
+    "a picture's folder": (["compare", "sea", "--plot", "gone/x.png"], "no file can be written"),
+    "a picture's kind": (["compare", "sea", "--plot", "x.txt"], "a picture ends in"),
+}
+
+
+@pytest.mark.parametrize("fault", MENDABLE)
+def test_an_error_that_the_user_can_mend_is_one_line(
+    fault: str, tmp_path: Path, taken: int
+) -> None:
+    (tmp_path / "rows.csv").write_text("x,label\n1,0\n2,1\n")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "damaged.csv.gz").write_bytes(b"\x1f\x8b\x08\x00damaged")
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked/log").write_text("a file where the log's folder would be")
+    arguments, message = MENDABLE[fault]
+    ran = funnel(*(w.replace("TAKEN", str(taken)) for w in arguments), cwd=tmp_path)
+    assert ran.returncode == 1
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("funnel: ")
+    assert message in last
+    assert "Traceback" not in ran.stderr
