@@ -1,11 +1,9 @@
 """One named model: the intake of its log, its trainer and its predictor."""
 
 import asyncio
-import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch.jit._trace import TracerWarning
@@ -20,12 +18,11 @@ from service.log.log import RedisLog
 from service.log.server import connect
 from service.monitoring.status import Condition, Status
 from service.predictor import Predictor
-from service.settings import Settings, SettingsError
+from service.settings import Settings
 from service.trainer.checkpoint import numerics
 from service.trainer.pipeline import Cutting
 from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Terms, Trainer
-from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
@@ -44,7 +41,8 @@ class Model:
         drifted: called with each new drift event, in the trainer's thread.
 
     Raises:
-        FunnelError: the checkpoints cannot be used; the message says why and what to do.
+        DamagedError, LogError, UnreadableError, OSError: the checkpoints cannot be used; the
+            message says why and what to do.
     """
 
     def __init__(
@@ -57,13 +55,12 @@ class Model:
     ) -> None:
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
         name = settings.model
-        with writing(settings.data_dir):
-            store = CheckpointStore(
-                settings.data_dir / "checkpoints" / name.replace(":", "-"),
-                numerics(state.device),
-                logger.error,
-            )
-            self._lock = Lock(store.directory / "lock")
+        store = CheckpointStore(
+            settings.data_dir / "checkpoints" / name.replace(":", "-"),
+            numerics(state.device),
+            logger.error,
+        )
+        self._lock = Lock(store.directory / "lock")
         self.trainer = Trainer(
             state,
             RedisLog(connect(url), name),
@@ -120,18 +117,3 @@ def build_state(settings: Settings) -> State:
     # `funnel.graphs.traced` ignores it too, but another thread may undo what that sets.
     warnings.filterwarnings("ignore", category=TracerWarning)
     return State(settings.spec, settings.hyperparameters, find_device(settings.device))
-
-
-@contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Turn an error of the file system into one that names the setting.
-
-    Raises:
-        SettingsError: the folder cannot be used.
-    """
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, FunnelError):
-            raise
-        raise SettingsError(f"FUNNEL_DATA_DIR: {directory} cannot be used: {error}") from error

@@ -1,16 +1,19 @@
 """The service without its HTTP side: it starts and stops the model and all that the model needs."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from service.fold.drift import Event
 from service.log.embedded import EmbeddedServer
-from service.model import Model, build_state, writing
+from service.model import Model, build_state
 from service.monitoring.metrics import Metrics, Reading
 from service.monitoring.notify import Webhook
-from service.settings import Settings
+from service.settings import Settings, SettingsError
+from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
@@ -69,17 +72,20 @@ class Service:
         """Start everything and return the model, which can answer predictions then.
 
         Raises:
-            FunnelError: the service cannot be started; the message says why and what to do.
+            LogError, ServerError, DamagedError, ModelError, SettingsError:
+                the service cannot be started; the message says why and what to do.
             StoppedError: the service began to stop before the log was there.
         """
         settings = self.settings
-        with writing(settings.data_dir):
+        with _writing(settings.data_dir):
             settings.data_dir.mkdir(parents=True, exist_ok=True)
         building = asyncio.ensure_future(asyncio.to_thread(build_state, settings))
         url = await self._start_server()  # it reads its file meanwhile
-        model = await asyncio.to_thread(
-            Model, settings, await building, url, self.metrics.observe_step, self._notify()
-        )
+        state, notify = await building, self._notify()
+        with _writing(settings.data_dir):
+            model = await asyncio.to_thread(
+                Model, settings, state, url, self.metrics.observe_step, notify
+            )
         self.keep_up("the intake", model.intake.run())
         self.keep_up("prediction", model.predictor.run())
         self.model = model
@@ -99,14 +105,13 @@ class Service:
         settings = self.settings
         if url := settings.redis_url.get_secret_value():
             return url
-        with writing(settings.data_dir):
+        with _writing(settings.data_dir):
             server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
-        try:
-            with writing(settings.data_dir):
+            try:
                 await self.unless_stopped(server.start())  # it may read a large file
-        except BaseException:
-            server.abandon()
-            raise
+            except BaseException:
+                server.abandon()
+                raise
         self._server = server
         self.keep_up("the watch over the embedded server", server.watch())
         return server.url
@@ -141,3 +146,18 @@ class Service:
             await self._server.stop()
         if self.model is not None:
             await self.model.close()
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Turn an error of the file system into one that names the setting.
+
+    Raises:
+        SettingsError: there was one.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FunnelError):
+            raise
+        raise SettingsError(f"FUNNEL_DATA_DIR: {directory} cannot be used: {error}") from error

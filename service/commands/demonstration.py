@@ -19,7 +19,6 @@ from service.commands.demo_report import Point, lines, plot
 from service.commands.picture import check_picture
 from service.http.routes.demo import demo_router
 from service.http.server import serve
-from service.model import Model
 from service.monitoring.history import History
 from service.monitoring.status import Status
 from service.process import SystemClock
@@ -103,7 +102,7 @@ class Demo:
 
     async def _watch(self, service: Service, url: str) -> None:
         model = service.model
-        assert model is not None
+        assert model is not None, "the service has started"
         self.history = model.history
         if not self.console.is_terminal:
             self.console.print(f"Live page: {url}", highlight=False)
@@ -114,8 +113,9 @@ class Demo:
                 while not service.draining.is_set():
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
-                    self._draw(_point(model.status), view, url)
-                    if self._done.is_set() and model.backlog() == 0 and self._all_shown(model):
+                    status = model.status
+                    self._draw(_point(status), view, url)
+                    if self._done.is_set() and model.backlog() == 0 and self._all_shown(status):
                         break
             self.history.end_stream()
             with contextlib.suppress(TimeoutError):  # a frame in which pages receive the end
@@ -146,10 +146,10 @@ class Demo:
         title = f"Funnel · {self.stream.name} · {url}"
         return demo_view.panel(self.points, self.history.shifts, total, title, note)
 
-    def _all_shown(self, model: Model) -> bool:
+    def _all_shown(self, status: Status) -> bool:
         if self._problem is not None:
             return True
-        return bool(self.points) and self.points[-1].examples >= model.status.examples
+        return bool(self.points) and self.points[-1].examples >= status.examples
 
 
 class _StoppedError(Exception):

@@ -153,7 +153,7 @@ class History:
             self._note(SHIFT, (shift.model_dump() for shift in self._recoveries.shifts))
 
     def note_drifts(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Show those of the newest drift events, by ``id``, that are new or have changed."""
+        """Add the drift events that are new or have changed, by ``id``, since the last call."""
         self._note(DRIFT, events)
 
     def _note(self, kind: str, items: Iterable[Mapping[str, Any]]) -> None:

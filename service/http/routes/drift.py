@@ -28,7 +28,7 @@ class DriftEvent(BaseModel):
     accuracy_before: float
     accuracy_after: float
     recovery_examples: int | None
-    """From the event until rolling accuracy was back within 2 points; null until then."""
+    """Examples from the event until rolling accuracy was within 2 points of before; null if not."""
 
 
 class DriftAnswer(BaseModel):
@@ -39,8 +39,8 @@ class DriftAnswer(BaseModel):
 
 @router.get("/drift")
 async def drift(
-    model: Running, since: Annotated[int, Query(ge=0, description="an event's id")] = 0
+    model: Running, since: Annotated[int, Query(ge=0, description="id of an event")] = 0
 ) -> DriftAnswer:
-    """List the drift events after a given one; the newest hundred are kept."""
+    """List the drift events after ``since``; the newest hundred are kept."""
     events = model.status.drift.events
     return DriftAnswer(events=[DriftEvent(**e.shown()) for e in events if e.id > since])

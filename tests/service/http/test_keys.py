@@ -125,7 +125,7 @@ def test_a_refusal_names_the_scope_that_is_needed(
     answer = send(service, method, path, TOKENS[scope])
     assert answer.status_code == 403
     assert answer.json()["error"] == {
-        "code": "forbidden", "message": f"this needs a key of scope {needed}",
+        "code": "forbidden", "message": f"this request needs a key of scope {needed}",
     }  # fmt: skip
     assert "WWW-Authenticate" not in answer.headers
 
