@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from funnel.experiments.classify import main
-from funnel.experiments.images import (
+from tests.experiments.classify import main
+from tests.experiments.images import (
     CIFAR10_FOLDER,
     CIFAR10_TEST,
     CIFAR10_TRAIN,
@@ -24,8 +24,8 @@ from funnel.experiments.images import (
     open_source,
     read_cifar10,
 )
-from funnel.experiments.networks import mobilenet_v1, resnet50
-from funnel.experiments.training import Run, Settings, learning_rate_factor
+from tests.experiments.networks import mobilenet_v1, resnet50
+from tests.experiments.training import Run, Settings, learning_rate_factor
 
 CPU = torch.device("cpu")
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_ctrl_c_writes_the_checkpoint_and_exits_130(folder: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
-    command = [sys.executable, "-m", "funnel.experiments.classify", "--data", str(folder)]
+    command = [sys.executable, "-m", "tests.experiments.classify", "--data", str(folder)]
     command += ["--width", "0.1", "--image-size", "32", "--batch-size", "2", "--workers", "0"]
     command += ["--evaluate-every", "2", "--checkpoint", str(checkpoint)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

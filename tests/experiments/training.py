@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, Inner, RMSprop
-from funnel.experiments.images import DataError, Source
-from funnel.experiments.networks import mobilenet_v1, resnet50
 from streams.errors import FunnelError
+from tests.experiments.images import DataError, Source
+from tests.experiments.networks import mobilenet_v1, resnet50
 
 # For each name: inner optimizer, default learning rate, default momentum.
 OPTIMIZERS: dict[str, tuple[Inner, float, float]] = {

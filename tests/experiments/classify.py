@@ -2,16 +2,16 @@
 
 Table 1: MobileNetV1 on CIFAR-10 for the paper's 150,000 steps, which takes a GPU some hours:
 
-    python -m funnel.experiments.classify --table 1 --data cifar10 --checkpoint table1.pt
+    python -m tests.experiments.classify --table 1 --data cifar10 --checkpoint table1.pt
 
 Table 2: ResNet-50 on ImageNet, in folders train/ and val/ with one folder per class:
 
-    python -m funnel.experiments.classify --table 2 --data /data/imagenet --steps 450000 \\
+    python -m tests.experiments.classify --table 2 --data /data/imagenet --steps 450000 \\
         --batch-size 256 --checkpoint table2.pt
 
 A single short run that needs neither a GPU nor those data:
 
-    python -m funnel.experiments.classify --data mnist32 --optimizer momentum --funnel \\
+    python -m tests.experiments.classify --data mnist32 --optimizer momentum --funnel \\
         --width 0.25 --steps 300 --batch-size 64
 
 A run with --checkpoint continues where it was interrupted, bit for bit on a CPU. Without --funnel
@@ -28,9 +28,9 @@ from pathlib import Path
 
 import torch
 
-from funnel.experiments.images import open_source
-from funnel.experiments.training import OPTIMIZERS, SCHEDULES, Result, Run, Settings
 from streams.errors import FunnelError
+from tests.experiments.images import open_source
+from tests.experiments.training import OPTIMIZERS, SCHEDULES, Result, Run, Settings
 
 # For each table, its rows: optimizer, whether Funnel learns its step sizes, schedule.
 TABLES = {
@@ -67,7 +67,7 @@ def table(results: Sequence[Result]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m funnel.experiments.classify",
+        prog="python -m tests.experiments.classify",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
