@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the stream [0]")
     parser.add_argument(
-        "--model", default="logistic", help="model whose log it is, for redis:// [logistic]"
+        "--model", default="logistic", help="name of the model, for redis:// [logistic]"
     )
     parser.add_argument(
         "--name", help="for idempotency keys: two runs of one name are one stream [random]"
