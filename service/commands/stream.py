@@ -7,7 +7,7 @@ import uuid
 from contextlib import closing
 
 from service.commands.stream_options import add_rate, add_stream, positive_int, stream_of
-from streams.sources.catalog import EXAMPLES
+from streams.sources.names import EXAMPLES
 
 DESCRIPTION = (
     "Send a stream, or a file of your own, with a progress bar. Batches that a busy or absent "
