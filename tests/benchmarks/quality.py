@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from service.fold.spec import OPTIMIZERS
 from streams.peers.peers import PEERS
-from streams.sources.catalog import EXAMPLES, NAMES, Stream, get
+from streams.sources.catalog import Stream, get
+from streams.sources.names import EXAMPLES, NAMES
 from tests.benchmarks.quality_runs import (
     OWN,
     Inputs,
