@@ -19,14 +19,16 @@ import numpy as np
 import torch
 
 from service.fold.spec import Hyperparameters, Spec
-from service.fold.state import State, step
+from service.fold.state import State
 from service.log.cuts import Cut
 from service.log.errors import LogUnavailable
 from service.log.lease import Lock
 from service.log.position import Progress
 from service.monitoring.status import Condition, Role
+from service.process import SystemClock
 from service.trainer.checkpoint import Checkpoint
 from service.trainer.pipeline import Cutting
+from service.trainer.replica import Replica
 from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Terms, Trainer
 from streams.batch import Batch, concatenate
@@ -279,13 +281,10 @@ def a_batch(seed: int, n: int) -> Batch:
 def fold(sent: list[Batch], cuts: list[Cut]) -> str:
     """Return the digest of an uninterrupted fold, which knows nothing of entries or replay."""
     state = State(SPEC, HYPERPARAMETERS, torch.device("cpu"))
-    whole, at = concatenate(sent), 0
+    replica, whole, at = Replica(state, lambda *_: None, SystemClock()), concatenate(sent), 0
     for cut in cuts:
-        if cut.examples:
-            batch = whole.part(at, at + cut.examples)
-            report = step(state, batch)
-            state.drift.note(report, len(batch), state.examples, cut.position)
-            at += cut.examples
+        replica.apply(cut, whole.part(at, at + cut.examples) if cut.examples else None)
+        at += cut.examples
     return Checkpoint.of(state, Progress()).sha256()
 
 
