@@ -1,11 +1,11 @@
 # `make demo` and `make test` on a fresh clone make the virtual environment and install what they
-# need, at the versions of constraints.txt. No root.
+# need, at the versions of docker/constraints.txt. No root.
 PYTHON ?= python3
 VENV ?= .venv
 # Wheels of torch for the CPU. Those of PyPI bring CUDA: TORCH_INDEX=https://pypi.org/simple
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+INSTALL := $(BIN)/pip install --quiet --constraint docker/constraints.txt
 # What runs the service, and what tests it too: each is installed once.
 SERVICE := $(BIN)/installed-service
 DEV := $(BIN)/installed-dev
@@ -37,7 +37,7 @@ fuzz: install
 
 install: $(DEV)
 
-$(SERVICE): pyproject.toml constraints.txt
+$(SERVICE): pyproject.toml docker/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --retries 1 --extra-index-url $(TORCH_INDEX) torch
 	$(INSTALL) --editable '.[service]'

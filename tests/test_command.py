@@ -11,12 +11,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-
 from funnel_stream import hidden, ordered
+
 from service.http.json_process import SMALL
 from tests.support.harness import free_port, wait_for
 
 ROOT = Path(__file__).parent.parent
+ENTRY = ROOT / "service/entry"
 FUNNEL = Path(sysconfig.get_path("scripts")) / "funnel"
 MODULE = (sys.executable, "-m", "funnel_stream")
 COMPARE = ("compare", "segments", "--examples", "100", "--peers", "")
@@ -98,7 +99,7 @@ def test_a_model_in_a_module_that_is_hidden_is_named(theirs: Path) -> None:
 def test_a_command_without_what_it_needs_says_what_to_install(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     bare = tmp_path / "bare/bin/python"
-    ran = run(bare, "-m", "funnel_stream", "serve", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    ran = run(bare, "-m", "funnel_stream", "serve", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{ENTRY}")
     assert ran.returncode == 1
     [line] = ran.stderr.splitlines()
     assert line.startswith("funnel: the command needs ")
@@ -107,7 +108,7 @@ def test_a_command_without_what_it_needs_says_what_to_install(tmp_path: Path) ->
 
 def test_packages_of_another_place_are_named(tmp_path: Path) -> None:
     """As where another distribution has removed ours."""
-    shutil.copy(ROOT / "funnel_stream.py", tmp_path)
+    shutil.copy(ENTRY / "funnel_stream.py", tmp_path)
     (tmp_path / "funnel").symlink_to(ROOT / "funnel")
     ran = run(sys.executable, "-m", "funnel_stream", "--version", cwd=tmp_path)
     assert ran.returncode == 1

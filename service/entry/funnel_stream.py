@@ -11,9 +11,10 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
-"""The folder of Funnel's packages."""
 PACKAGES = ("funnel", "service", "streams")
+_HERE = Path(__file__).resolve()
+ROOT = next((p for p in _HERE.parents if (p / "service/cli.py").exists()), _HERE.parent)
+"""The folder of Funnel's packages."""
 INSTALL = "pip install 'funnel-stream[service]'"
 
 
