@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from funnel_stream import hidden, ordered
 
-from service.http.json_process import SMALL
+from service.http.codecs.json import MAX_IN_PROCESS
 from tests.support.harness import free_port, wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +74,7 @@ def test_a_service_reads_large_bodies_whatever_is_on_the_path(theirs: Path) -> N
                 wait_for(lambda: _is_ready(client), 60)
                 body = {"features": np.full((100, 784), 0.5).tolist(), "labels": [0, 1] * 50}
                 answer = client.post("/learn?wait=applied", json=body)
-                assert len(answer.request.content) > SMALL
+                assert len(answer.request.content) > MAX_IN_PROCESS
                 assert answer.status_code == 200, answer.text
         finally:
             service.terminate()
