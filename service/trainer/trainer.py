@@ -73,7 +73,7 @@ class Trainer:
         state: as built; `prepare` loads the newest checkpoint into it.
         log: closed at the end.
         checkpoints: where states are kept.
-        lock: beside the checkpoints; see `service.log.lease`.
+        lock: next to the checkpoints (see `service.log.lease`).
         cutting: how batches are cut.
         terms: times, and what the operator accepts.
         observe: called with the seconds and the examples of each step.
