@@ -183,14 +183,7 @@ class EmbeddedServer:
 
     def _launch(self, lock: int) -> None:
         """Start the server, which inherits the lock."""
-        try:
-            self._process = self._launched(lock)
-        finally:
-            os.close(lock)
-
-    def _launched(self, lock: int) -> "subprocess.Popen[bytes]":
-        command = [
-            find_server(),
+        options = [
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self.directory), "--logfile", str(self.directory / "valkey.log")),
             *("--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""),
@@ -200,8 +193,8 @@ class EmbeddedServer:
         ]
         try:
             self.socket.unlink(missing_ok=True)
-            return subprocess.Popen(
-                command,
+            self._process = subprocess.Popen(
+                [find_server(), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -209,7 +202,9 @@ class EmbeddedServer:
                 start_new_session=True,  # Ctrl-C is for the service, which then stops it
             )
         except OSError as error:
-            raise ServerError(f"{command[0]} cannot be started: {error}") from error
+            raise ServerError(f"the embedded server cannot be started: {error}") from error
+        finally:
+            os.close(lock)
 
 
 def find_server() -> str:

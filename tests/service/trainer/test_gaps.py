@@ -1,4 +1,4 @@
-"""A log that lost entries is refused, or learning halts, until an operator accepts the gap; nothing is learned twice."""
+"""A log that lost entries is refused, or learning halts, until an operator accepts the gap."""
 
 import shutil
 from collections.abc import Callable, Iterator
