@@ -1,1 +1,1 @@
-"""The log: entries, cuts, and who may write them; nothing else speaks to Redis."""
+"""The log: entries, cuts, and the right to record them. No other package uses Redis."""

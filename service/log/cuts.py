@@ -17,7 +17,7 @@ from service.log.position import EntryId, Position
 from streams.batch import Batch, concatenate
 
 GAP = '{"gap": true}'
-"""The text of `Gap`, as it was always written."""
+"""The text of `Gap`; its bytes may not change."""
 
 
 class Dead(NamedTuple):

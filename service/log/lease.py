@@ -1,4 +1,4 @@
-"""The right to learn from a log: a lease in the log's server, and a lock beside the checkpoints.
+"""The right to learn from a log: a lease in the log's server, and a lock next to the checkpoints.
 
 The lease is a key with a time limit that its holder renews; whoever finds it expired takes it. The
 lock is a shortcut for processes on one machine: the kernel frees it as soon as its holder dies, so
@@ -56,9 +56,9 @@ class Lease:
 
     Args:
         log: the server keeps the lease.
-        lock: beside the checkpoints.
+        lock: next to the checkpoints.
         seconds: how long the lease lasts after its last renewal.
-        clock: says when it is time to renew.
+        clock: tells when it is time to renew.
     """
 
     def __init__(self, log: Log, lock: Lock, seconds: float, clock: Clock) -> None:

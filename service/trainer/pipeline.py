@@ -39,7 +39,7 @@ class Pipeline:
         pending: what lies after the last recorded cut.
         cutting: how batches are cut.
         worker: learns.
-        clock: says how long entries have waited.
+        clock: measures how long entries have waited.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Pipeline:
         self._waits_since = self._moved_at = clock.monotonic()
         """When the first entry after the last cut was read; when the worker began a batch."""
         self._step_seconds = 1.0
-        """Of the last batch, on the host."""
+        """Time that the last batch took on the host."""
 
     @property
     def is_quiet(self) -> bool:

@@ -65,7 +65,7 @@ class Replica:
         self.has_recovered = False
         """Whether it is where the recorded cuts end, and may record more."""
         self._hyperparameters = state.hyperparameters
-        """Those of the settings; the log may still have others."""
+        """The hyperparameters of the settings; the log may still have others."""
         self._is_loaded = False
         self._epoch: int | None = None
         self._recorded = 0

@@ -15,14 +15,14 @@ from service.trainer.checkpoint import Checkpoint, DamagedError, NewerError, dec
 from streams.errors import FunnelError
 
 KEPT = 3
-"""Files kept in a directory; the log is trimmed behind the oldest."""
+"""Files kept in a directory; the log is trimmed up to the oldest."""
 SCRAP = ".writing-"
-"""Begins the names of files that are not whole yet."""
+"""The start of the names of files that are not whole yet."""
 NAME = re.compile(r"checkpoint-(\d{8})-(\d{14})\.safetensors")
 
 
 class UnreadableError(FunnelError, OSError):
-    """Checkpoints that cannot be read as things are; nothing is wrong with them."""
+    """Checkpoints that cannot be read now, although nothing is wrong with them."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class CheckpointStore:
     """The checkpoints of one model in one directory.
 
     Args:
-        directory: made if it is not there.
-        numerics: goes into every file; see `numerics`.
-        warn: told about damaged files and differing numerics.
+        directory: created if it does not exist.
+        numerics: recorded in every file (see `service.trainer.checkpoint.numerics`).
+        warn: called with a message about a damaged file or differing numerics.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class CheckpointStore:
         self._unread: set[Path] = set()
 
     def files(self) -> list[Path]:
-        """Return the files there are, oldest first.
+        """Return the paths of all checkpoints, oldest first.
 
         Raises:
             UnreadableError: the directory cannot be read.
@@ -73,7 +73,7 @@ class CheckpointStore:
         return self.files() != self._seen
 
     def clear_scraps(self) -> None:
-        """Remove what writers left behind that were killed; only while nobody writes."""
+        """Remove the scraps of killed writers; only while nobody writes."""
         for scrap in self.directory.glob(f"{SCRAP}*"):
             scrap.unlink(missing_ok=True)
 
@@ -92,7 +92,7 @@ class CheckpointStore:
                 raw = path.read_bytes()
                 copy, metadata = decode(raw)
             except FileNotFoundError:
-                continue  # the learner that we stand by for has removed it by now
+                continue  # the trainer that this process stands by for has removed it
             except DamagedError as error:
                 self._warn(f"checkpoint {path.name} is damaged and passed over: {error}")
                 continue
@@ -115,7 +115,7 @@ class CheckpointStore:
                 self._compare(metadata["numerics"], path)
         self._unread = set(unread)
         if unread and newest is None:
-            self._seen = []  # to be looked at again
+            self._seen = []  # so that they count as news
             raise _unreadable(next(iter(unread.values())))
         if files and newest is None:
             raise DamagedError(
@@ -133,10 +133,10 @@ class CheckpointStore:
             )
 
     def write(self, copy: Checkpoint) -> Info:
-        """Write a checkpoint, and forget those before the last KEPT.
+        """Write a checkpoint, and remove those before the last KEPT.
 
         Raises:
-            OSError: the disk is full, or cannot be written; nothing is changed then.
+            OSError: the disk is full, or cannot be written; then nothing has changed.
         """
         path = self.directory / (
             f"checkpoint-{copy.progress.epoch:08d}-{copy.progress.cut:014d}.safetensors"
@@ -155,7 +155,7 @@ class CheckpointStore:
         return self._infos[path]
 
     def oldest(self) -> Progress | None:
-        """Return the place that the log must still reach back to."""
+        """Return the progress that the log must still reach back to; None if it is not known."""
         known = [self._infos.get(path) for path in self.files()]
         if not known or None in known:
             return None
@@ -172,10 +172,10 @@ def _unreadable(error: OSError) -> UnreadableError:
 
 
 def write_atomically(path: Path, raw: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all.
+    """Write a file so that after a crash it exists whole or not at all.
 
     Raises:
-        OSError: it could not be written; no temporary file is left then.
+        OSError: it could not be written; then no temporary file is left.
     """
     descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=SCRAP)
     try:

@@ -6,9 +6,10 @@ answered meanwhile. Nobody reaches through a trainer: others read what it publis
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from service.fold.drift import Event
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
-from service.log.extent import check_reach
+from service.log.extent import Extent, check_reach
 from service.log.lease import Lease, Lock
 from service.log.log import Log
 from service.log.position import EntryId
@@ -73,7 +74,7 @@ class Trainer:
         state: as built; `prepare` loads the newest checkpoint into it.
         log: closed at the end.
         checkpoints: where states are kept.
-        lock: beside the checkpoints; see `service.log.lease`.
+        lock: next to the checkpoints (see `service.log.lease`).
         cutting: how batches are cut.
         terms: times, and what the operator accepts.
         observe: called with the seconds and the examples of each step.
@@ -180,7 +181,7 @@ class Trainer:
                     self._resign(str(error))
                 except UnreadableError as error:
                     self._wait_for(str(error))
-                    await self._release()  # another process may be able to read them
+                    await self._attempt(self._lease.release(), "the lease was not given back")
                     await self._sleep(RETRY_SECONDS)
                 except LogUnavailable as error:
                     self._wait_for(str(error))
@@ -194,7 +195,9 @@ class Trainer:
                     break
             may_write = self._replica.has_recovered or self._stopping
             if may_write and self._replica.is_owner and self._replica.progress.cut:
-                await self._record_last_rejections()
+                await self._attempt(
+                    self._rejections.record(self._log), "skipped batches were not recorded"
+                )
                 await self._writer.finish(self._replica.state, self._replica.progress)
         except Exception as error:
             logger.exception("the trainer failed")
@@ -202,7 +205,7 @@ class Trainer:
         finally:
             self._worker.end()
             self._replica.resign()
-            await self._release()
+            await self._attempt(self._lease.release(), "the lease was not given back")
             await self._log.close()
             self._finish()
 
@@ -308,35 +311,27 @@ class Trainer:
             self._drift_news.tell(self._replica.state.drift)
         self._replica.resign()
 
-    async def _release(self) -> None:
+    async def _attempt(self, work: Awaitable[None], failure: str) -> None:
+        """Do what may fail if the log cannot be reached; log that."""
         try:
-            await self._lease.release()
+            await work
         except LogUnavailable as error:
-            logger.warning("the lease was not given back: %s", error)
-
-    async def _record_last_rejections(self) -> None:
-        try:
-            await self._rejections.record(self._log)
-        except LogUnavailable as error:
-            logger.warning("the last skipped batches are not recorded in the log: %s", error)
+            logger.warning("%s: %s", failure, error)
 
     async def _check_server(self) -> None:
         """Check at the start, after a reconnection and regularly that the server can keep a log."""
         self._checked_at = self._clock.monotonic()
         warnings = await self._log.check_server()
-        for warning in warnings:
-            if warning not in self._warnings:
-                logger.warning("%s", warning)
+        for warning in (w for w in warnings if w not in self._warnings):
+            logger.warning("%s", warning)
         self._warnings = warnings
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, or less if woken."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
-        except TimeoutError:
-            return
-        self._wake.clear()
+            self._wake.clear()
 
     async def _stand_by(self) -> None:
         """Serve the newest checkpoint while another service learns."""
@@ -349,11 +344,7 @@ class Trainer:
         try:
             if self._writer.checkpoints.has_news and self._load():
                 self._become(Condition.STANDBY, ANOTHER_LEARNS)
-                self._show(
-                    read_statistics(
-                        self._replica.state, self._replica.progress, await self._log.extent()
-                    )
-                )
+                self._show(await self._log.extent())
         except UnreadableError as error:
             if self._reason != str(error):
                 logger.warning("%s; standing by with an older model", error)
@@ -444,7 +435,7 @@ class Trainer:
         return self._statistics_at + every - self._clock.monotonic()
 
     async def _watch(self, pipeline: Pipeline) -> None:
-        """Check that the log is whole, and read the statistics off the device."""
+        """Check that the log is whole, and show how far learning is."""
         self._statistics_at = self._clock.monotonic()
         if self._statistics_at - self._checked_at >= CHECK_SECONDS:
             await self._check_server()
@@ -457,13 +448,13 @@ class Trainer:
                 f"entries were deleted before they were learned: {extent.added} were added up to "
                 f"{newest}, {seen} were read"
             )
-        self._show(
-            read_statistics(replica.state, replica.progress, extent, pipeline.waiting_since_ms)
-        )
+        self._show(extent, pipeline.waiting_since_ms)
         self._drift_news.tell(replica.state.drift)
         self._publish()
 
-    def _show(self, statistics: Statistics) -> None:
-        self._statistics = statistics
+    def _show(self, extent: Extent, waiting_since_ms: int | None = None) -> None:
+        """Read the statistics off the device, and add them to the history."""
+        state, progress = self._replica.state, self._replica.progress
+        self._statistics = read_statistics(state, progress, extent, waiting_since_ms)
         self._publish()
-        self.history.add_point(statistics, self.status.backlog(), self._writer.age)
+        self.history.add_point(self._statistics, self.status.backlog(), self._writer.age)

@@ -17,13 +17,14 @@ RECENT = 4_096
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of an entry."""
+    """The result of learning an entry."""
 
     model_version: int
     accuracy: float | None
-    """Of the batch in which its last example fell, before the update; None if that is not finite,
-    or the model raised."""
+    """Accuracy, before the update, on the batch that holds its last example; None if that is not
+    finite, or the model raised."""
     loss: float | None
+    """Mean cross-entropy on the same batch, in nats."""
 
 
 class Waiters:

@@ -1,4 +1,4 @@
-"""When checkpoints are written: on time or on request, beside learning, one at a time."""
+"""Writes checkpoints on time or on request, one at a time, while learning goes on."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ class CheckpointWriter:
     """Writes checkpoints in a worker; learning stops only while the state is copied.
 
     Args:
-        checkpoints: where to.
+        checkpoints: the store that keeps them.
         worker: writes.
         every_seconds: time between checkpoints that nobody asked for.
         clock: measures that time.
@@ -78,7 +78,7 @@ class CheckpointWriter:
         return future
 
     def tidy(self) -> None:
-        """Remove scraps of killed writers; only for the holder of the lock beside them."""
+        """Remove scraps of killed writers; only for the holder of the lock next to them."""
         if self._writing is None:
             self.checkpoints.clear_scraps()
 

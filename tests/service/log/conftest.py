@@ -1,4 +1,4 @@
-"""A log on a real server and one in memory, for what both must do."""
+"""A log on a real server and one in memory, for tests that both must pass."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""The embedded server: one on its files at a time, whoever was killed."""
+"""The embedded server: one at a time runs on its files, whichever process was killed."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ async def ask(server: EmbeddedServer, use: Callable[[Redis], Awaitable[object]])
         await redis.aclose()
 
 
-def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_written_entries_survive_a_restart(tmp_path: Path) -> None:
     async def run() -> None:
         for expected in (None, b"value"):
             server = EmbeddedServer(tmp_path)
@@ -40,7 +40,7 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_server_left_behind_is_adopted(tmp_path: Path) -> None:
+def test_a_server_that_outlives_its_service_is_adopted(tmp_path: Path) -> None:
     async def run() -> None:
         left = EmbeddedServer(tmp_path)
         await left.start()

@@ -82,7 +82,7 @@ def test_recorded_cuts_repeat_from_any_of_them(
         assert numbers(same) == numbers(batch)
 
 
-def test_what_a_cut_calls_dead_stays_dead_whatever_the_reader_now_thinks() -> None:
+def test_an_entry_that_a_cut_names_dead_stays_dead_for_every_later_reader() -> None:
     entries = a_log([2, 2, 2])
     recorded = Pending(Position(ORIGIN), 0)
     for entry in [entries[0], entries[1]._replace(batch=None, reason="bad"), entries[2]]:

@@ -1,7 +1,8 @@
-"""The way into the log: an acknowledged entry is in it once."""
+"""The intake: an acknowledged entry is in the log once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,138 +13,117 @@ from service.log.intake import Intake, KeyInFlightError, KeyReusedError
 from service.log.server import connect
 from tests.support.harness import RedisProcess
 
-
-def with_intake(url: str, model: str, use: Callable[[Intake], Awaitable[None]]) -> None:
-    async def run() -> None:
-        intake = Intake(connect(url), model)
-        writing = asyncio.create_task(intake.run())
-        try:
-            await use(intake)
-        finally:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-            await intake.redis.aclose()
-
-    asyncio.run(run())
+pytestmark = pytest.mark.anyio
 
 
-def test_entries_are_written_in_the_order_they_came(server: RedisProcess, model: str) -> None:
-    async def use(intake: Intake) -> None:
-        sent = [str(k).encode() for k in range(300)]
-        ids = await asyncio.gather(*(intake.append(p, 1) for p in sent))
-        found = await intake.redis.xrange(intake.keys.log)
-        assert [str(i).encode() for i in ids] == [i for i, _ in found]
-        assert [fields[b"batch"] for _, fields in found] == sent
-        assert intake.added == 300
+@asynccontextmanager
+async def an_intake(url: str, model: str) -> AsyncIterator[Intake]:
+    """An intake that writes for a while."""
+    intake = Intake(connect(url), model)
+    writing = asyncio.create_task(intake.run())
+    try:
+        yield intake
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await intake.redis.aclose()
 
-    with_intake(server.url, model, use)
+
+@pytest.fixture
+async def appender(server: RedisProcess, model: str) -> AsyncIterator[Intake]:
+    async with an_intake(server.url, model) as intake:
+        yield intake
 
 
-def test_what_does_not_fit_one_group_is_written_too(
-    server: RedisProcess, model: str, monkeypatch: pytest.MonkeyPatch
+async def test_entries_are_written_in_the_order_they_came(appender: Intake) -> None:
+    sent = [str(k).encode() for k in range(300)]
+    ids = await asyncio.gather(*(appender.append(p, 1) for p in sent))
+    found = await appender.redis.xrange(appender.keys.log)
+    assert [str(i).encode() for i in ids] == [i for i, _ in found]
+    assert [fields[b"batch"] for _, fields in found] == sent
+    assert appender.added == 300
+
+
+async def test_entries_that_exceed_one_group_are_written_too(
+    appender: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "GROUP_ENTRIES", 7)
 
-    async def use(intake: Intake) -> None:
-        sent = [str(k).encode() for k in range(50)]
-        async with asyncio.timeout(20):
-            await asyncio.gather(*(intake.append(p, 1) for p in sent))
-        found = await intake.redis.xrange(intake.keys.log)
-        assert [fields[b"batch"] for _, fields in found] == sent
-
-    with_intake(server.url, model, use)
+    sent = [str(k).encode() for k in range(50)]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(appender.append(p, 1) for p in sent))
+    found = await appender.redis.xrange(appender.keys.log)
+    assert [fields[b"batch"] for _, fields in found] == sent
 
 
-def test_the_mean_size_of_entries_follows_what_is_appended(
-    server: RedisProcess, model: str
+async def test_the_mean_size_of_entries_follows_the_appends(appender: Intake) -> None:
+    await appender.append(b"a", 10)
+    assert appender.mean_entry == 10
+    await appender.append(b"b", 30, "key")
+    assert appender.mean_entry == pytest.approx(11)
+
+
+async def test_a_key_is_remembered_for_an_hour(appender: Intake) -> None:
+    await appender.append(b"a", 1, "key")
+    [key] = await appender.redis.keys(appender.keys.idempotency("*"))
+    assert 3_500 < await appender.redis.ttl(key) <= 3_600
+
+
+async def test_a_key_makes_one_entry_of_many_requests(appender: Intake) -> None:
+    first = await appender.append(b"a", 1, "key")
+    assert await appender.append(b"a", 1, "key") == first
+    assert await appender.append(b"a", 1, "another") != first
+    assert await appender.redis.xlen(appender.keys.log) == 2
+    with pytest.raises(KeyReusedError):
+        await appender.append(b"b", 1, "key")
+    assert await appender.redis.xlen(appender.keys.log) == 2
+
+
+async def test_a_key_that_is_being_handled_is_refused(appender: Intake) -> None:
+    one = asyncio.create_task(appender.append(b"a", 1, "key"))
+    await asyncio.sleep(0)
+    with pytest.raises(KeyInFlightError):
+        await appender.append(b"a", 1, "key")
+    assert await appender.append(b"a", 1, "key") == await one if one.done() else await one
+    assert await appender.redis.xlen(appender.keys.log) == 1
+
+
+async def test_a_client_that_leaves_frees_its_key_once_the_entry_is_written(
+    appender: Intake,
 ) -> None:
-    async def use(intake: Intake) -> None:
-        await intake.append(b"a", 10)
-        assert intake.mean_entry == 10
-        await intake.append(b"b", 30, "key")
-        assert intake.mean_entry == pytest.approx(11)
-
-    with_intake(server.url, model, use)
-
-
-def test_a_key_is_remembered_for_an_hour(server: RedisProcess, model: str) -> None:
-    async def use(intake: Intake) -> None:
-        await intake.append(b"a", 1, "key")
-        [key] = await intake.redis.keys(intake.keys.idempotency("*"))
-        assert 3_500 < await intake.redis.ttl(key) <= 3_600
-
-    with_intake(server.url, model, use)
+    left = asyncio.create_task(appender.append(b"a", 1, "key"))
+    await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    other = await appender.append(b"z", 1)  # written after it
+    entry = await appender.append(b"a", 1, "key")
+    assert entry < other
+    assert await appender.redis.xlen(appender.keys.log) == 2
 
 
-def test_a_key_makes_one_entry_of_many_requests(server: RedisProcess, model: str) -> None:
-    async def use(intake: Intake) -> None:
-        first = await intake.append(b"a", 1, "key")
-        assert await intake.append(b"a", 1, "key") == first
-        assert await intake.append(b"a", 1, "another") != first
-        assert await intake.redis.xlen(intake.keys.log) == 2
-        with pytest.raises(KeyReusedError):
-            await intake.append(b"b", 1, "key")
-        assert await intake.redis.xlen(intake.keys.log) == 2
-
-    with_intake(server.url, model, use)
-
-
-def test_a_key_that_is_being_handled_is_refused(server: RedisProcess, model: str) -> None:
-    async def use(intake: Intake) -> None:
-        one = asyncio.create_task(intake.append(b"a", 1, "key"))
-        await asyncio.sleep(0)
-        with pytest.raises(KeyInFlightError):
-            await intake.append(b"a", 1, "key")
-        assert await intake.append(b"a", 1, "key") == await one if one.done() else await one
-        assert await intake.redis.xlen(intake.keys.log) == 1
-
-    with_intake(server.url, model, use)
-
-
-def test_a_client_that_leaves_frees_its_key_once_the_entry_is_written(
-    server: RedisProcess, model: str
-) -> None:
-    async def use(intake: Intake) -> None:
-        left = asyncio.create_task(intake.append(b"a", 1, "key"))
-        await asyncio.sleep(0)
-        left.cancel()
-        await asyncio.gather(left, return_exceptions=True)
-        other = await intake.append(b"z", 1)  # written behind it
-        entry = await intake.append(b"a", 1, "key")
-        assert entry < other
-        assert await intake.redis.xlen(intake.keys.log) == 2
-
-    with_intake(server.url, model, use)
-
-
-def test_without_a_server_nothing_is_acknowledged(tmp_path: Path) -> None:
+async def test_without_a_server_nothing_is_acknowledged(tmp_path: Path) -> None:
     redis = RedisProcess(tmp_path).start()
-
-    async def use(intake: Intake) -> None:
-        await intake.append(b"a", 1)
-        redis.kill()
-        with pytest.raises(LogUnavailable):
-            await intake.append(b"b", 1, "key")
-        redis.start()
-        await intake.append(b"b", 1, "key")
-        assert [f[b"batch"] for _, f in await intake.redis.xrange(intake.keys.log)] == [b"a", b"b"]
-
     try:
-        with_intake(redis.url, "model", use)
+        async with an_intake(redis.url, "model") as appender:
+            await appender.append(b"a", 1)
+            redis.kill()
+            with pytest.raises(LogUnavailable):
+                await appender.append(b"b", 1, "key")
+            redis.start()
+            await appender.append(b"b", 1, "key")
+            found = await appender.redis.xrange(appender.keys.log)
+            assert [fields[b"batch"] for _, fields in found] == [b"a", b"b"]
     finally:
         redis.kill()
 
 
-def test_a_log_of_another_type_fails_each_request_and_not_the_writer(
-    server: RedisProcess, model: str
+async def test_a_log_of_another_type_fails_each_request_and_not_the_writer(
+    appender: Intake,
 ) -> None:
-    async def use(intake: Intake) -> None:
-        await intake.redis.set(intake.keys.log, "x")
-        with pytest.raises(LogUnavailable, match="WRONGTYPE"):
-            await intake.append(b"a", 1)
-        with pytest.raises(LogUnavailable, match="WRONGTYPE"):
-            await intake.append(b"a", 1, "key")
-        await intake.redis.delete(intake.keys.log)
-        await intake.append(b"a", 1, "key")
-
-    with_intake(server.url, model, use)
+    await appender.redis.set(appender.keys.log, "x")
+    with pytest.raises(LogUnavailable, match="WRONGTYPE"):
+        await appender.append(b"a", 1)
+    with pytest.raises(LogUnavailable, match="WRONGTYPE"):
+        await appender.append(b"a", 1, "key")
+    await appender.redis.delete(appender.keys.log)
+    await appender.append(b"a", 1, "key")

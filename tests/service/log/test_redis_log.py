@@ -1,4 +1,4 @@
-"""The log on a real server: what only a server can do to it."""
+"""The log on a real server: bytes, durability, and harm that others do to it."""
 
 from collections.abc import Awaitable, Callable
 

@@ -303,7 +303,7 @@ def test_a_full_disk_under_the_embedded_log_is_called_that_and_loses_nothing(
         assert service.log.count("make room") < 5
 
 
-def test_who_waits_for_a_log_that_stands_still_is_answered_at_the_end(world: World) -> None:
+def test_callers_that_wait_for_a_hung_log_are_answered_at_the_end(world: World) -> None:
     os.kill(world.server.process.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(2) as senders:
         sent = [senders.submit(world.learn, 1, "", "one") for _ in range(2)]
@@ -320,7 +320,7 @@ def test_who_waits_for_a_log_that_stands_still_is_answered_at_the_end(world: Wor
 
 
 @pytest.mark.slow
-def test_huge_entries_are_put_aside_and_do_not_cost_the_lease(
+def test_huge_entries_are_discarded_and_do_not_cost_the_lease(
     tmp_path: Path, server: RedisProcess
 ) -> None:
     with (
@@ -342,7 +342,7 @@ def test_huge_entries_are_put_aside_and_do_not_cost_the_lease(
         assert "lease ran out" not in service.log
 
 
-def test_a_service_that_waits_for_its_log_to_load_can_be_told_to_stop(tmp_path: Path) -> None:
+def test_a_service_can_be_stopped_while_its_log_loads(tmp_path: Path) -> None:
     with serving(tmp_path, **SMALL) as service:
         pid = service.server_pid()
         assert pid is not None

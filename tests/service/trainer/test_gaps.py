@@ -1,4 +1,4 @@
-"""A log that lost entries is refused, or learning halts, until that is accepted; nothing twice."""
+"""A log that lost entries is refused, or learning halts, until an operator accepts the gap."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -103,7 +103,7 @@ def test_an_entry_deleted_from_among_others_halts_until_that_is_accepted(
 
 
 @pytest.mark.parametrize("newer", [0, 1, 5])
-def test_a_log_that_lost_its_end_is_gone_on_with_and_nothing_counts_twice(
+def test_after_a_log_lost_its_end_learning_goes_on_and_nothing_counts_twice(
     tmp_path: Path, redis: RedisProcess, newer: int
 ) -> None:
     with serving(tmp_path, **SMALL, redis_url=redis.url) as service:

@@ -69,7 +69,7 @@ async def test_a_rest_waits_from_its_first_entry_on_whatever_trickles_in(
         assert pipeline.replica.state.examples == 60
 
 
-async def test_what_is_all_dead_does_not_wait(memory: MemoryServer, log: MemoryLog) -> None:
+async def test_dead_entries_alone_do_not_wait(memory: MemoryServer, log: MemoryLog) -> None:
     async with a_pipeline(log, HARDLY_EVER) as pipeline:
         memory.add({b"batch": b"poison"})
         await until(pipeline, lambda: pipeline.replica.progress.dead == 1)

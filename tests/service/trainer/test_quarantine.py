@@ -1,4 +1,4 @@
-"""What was left out is noted in the log once, and replay leaves out the same."""
+"""Skipped batches are recorded in the log once, and replay skips the same."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     running.kill()
 
 
-def test_ranges_left_out_are_noted_once_and_replay_is_exact(
+def test_skipped_ranges_are_recorded_once_and_replay_is_exact(
     tmp_path: Path, redis: RedisProcess
 ) -> None:
     with redis.client() as direct:
@@ -75,7 +75,7 @@ def test_ranges_left_out_are_noted_once_and_replay_is_exact(
         assert digest(client) == after
 
 
-def test_a_batch_at_which_the_model_raises_is_noted_before_a_checkpoint_lies_behind_it(
+def test_a_batch_on_which_the_model_raises_is_recorded_before_a_checkpoint_is_written_after_it(
     tmp_path: Path, redis: RedisProcess
 ) -> None:
     options = OPTIONS | {"model": "tests.support.states:Restless", "max_wait_ms": 50}
@@ -93,7 +93,7 @@ def test_a_batch_at_which_the_model_raises_is_noted_before_a_checkpoint_lies_beh
             assert b"its loss is nan" in note[b"reason"]
 
 
-def test_what_is_left_out_last_is_noted_before_an_orderly_end(
+def test_the_last_skipped_batch_is_recorded_before_an_orderly_end(
     tmp_path: Path, redis: RedisProcess
 ) -> None:
     with redis.client() as direct:

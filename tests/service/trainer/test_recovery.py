@@ -64,7 +64,7 @@ def test_a_state_is_replayed_from_the_log_alone(service: ServiceProcess) -> None
         other.kill()
 
 
-def test_replay_passes_over_the_dead(tmp_path: Path) -> None:
+def test_replay_discards_dead_entries(tmp_path: Path) -> None:
     redis = RedisProcess(tmp_path / "redis").start()
     try:
         with serving(tmp_path / "one", **SMALL, redis_url=redis.url) as service:
@@ -87,7 +87,7 @@ def test_replay_passes_over_the_dead(tmp_path: Path) -> None:
         redis.kill()
 
 
-def test_a_checkpoint_inside_the_logs_last_entry_is_gone_on_from(service: ServiceProcess) -> None:
+def test_learning_resumes_from_a_checkpoint_within_the_last_entry(service: ServiceProcess) -> None:
     with service.client() as client:
         learn(client, 0)
         learn(client, 1, 30, wait="")
@@ -102,7 +102,7 @@ def test_a_checkpoint_inside_the_logs_last_entry_is_gone_on_from(service: Servic
         assert client.get("/model").json()["examples_learned"] == 60
 
 
-def test_a_damaged_checkpoint_costs_nothing_but_a_longer_replay(service: ServiceProcess) -> None:
+def test_a_damaged_checkpoint_costs_only_a_longer_replay(service: ServiceProcess) -> None:
     with service.client() as client:
         for k in range(3):
             learn(client, k)
@@ -160,7 +160,7 @@ def test_before_the_first_example_the_model_may_still_be_changed(service: Servic
 @pytest.mark.parametrize(
     "change", [{"lr": 0.3}, {"shadow": "adagrad,adam:0.01"}], ids=["rates", "shadows"]
 )
-def test_what_an_operator_changes_is_recorded_so_that_replay_agrees(
+def test_changed_hyperparameters_are_recorded_so_that_replay_agrees(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
     digests = []
@@ -239,7 +239,7 @@ def test_a_signal_ends_it_in_order(service: ServiceProcess, number: int) -> None
         assert client.get("/model").json()["model_version"] == 2
 
 
-def test_draining_answers_those_who_wait_and_turns_away_the_rest(service: ServiceProcess) -> None:
+def test_draining_answers_waiting_callers_and_refuses_new_ones(service: ServiceProcess) -> None:
     import threading
 
     answers: list[httpx.Response] = []
@@ -261,7 +261,7 @@ def test_draining_answers_those_who_wait_and_turns_away_the_rest(service: Servic
     assert [a.status_code for a in answers] == [202]
 
 
-def test_checkpoints_come_by_themselves_and_the_log_is_trimmed_behind_them(tmp_path: Path) -> None:
+def test_checkpoints_are_written_on_time_and_the_log_is_trimmed_before_them(tmp_path: Path) -> None:
     redis = RedisProcess(tmp_path / "redis").start()
     options = SMALL | {"redis_url": redis.url, "checkpoint_every_seconds": 0.05}
     try:
@@ -285,7 +285,7 @@ def test_checkpoints_come_by_themselves_and_the_log_is_trimmed_behind_them(tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_nothing_is_left_behind_by_an_orderly_end(service: ServiceProcess) -> None:
+def test_an_orderly_end_leaves_no_process_and_no_scraps(service: ServiceProcess) -> None:
     pid = service.server_pid()
     assert pid is not None
     assert service.terminate() == 0

@@ -101,7 +101,7 @@ def test_a_standby_predicts_and_forwards_nothing(
     assert (role(first), digest(first)) == ("learner", before)
 
 
-def test_a_killed_learner_is_followed_at_once(
+def test_a_killed_learner_is_replaced_at_once(
     pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
 ) -> None:
     first, other = pair
@@ -151,7 +151,7 @@ def test_a_stopped_learner_that_wakes_changes_nothing(
         wait_for(lambda: client.get("/model").json()["model_version"] == version)
 
 
-def test_who_waits_for_a_learner_that_lost_the_lease_is_answered(
+def test_callers_that_wait_for_a_learner_without_lease_are_answered(
     pair: tuple[ServiceProcess, ServiceProcess],
 ) -> None:
     first, other = pair
@@ -167,7 +167,7 @@ def test_who_waits_for_a_learner_that_lost_the_lease_is_answered(
         assert {future.result(10).status_code for future in asked} <= {202, 503}
 
 
-def test_who_slept_through_a_takeover_and_its_end_learns_on_from_what_was_kept(
+def test_a_service_that_slept_through_a_takeover_learns_on_from_its_checkpoint(
     pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
 ) -> None:
     first, other = pair
@@ -245,7 +245,7 @@ def test_a_folder_that_cannot_be_read_stops_no_learner_and_is_named(
     assert (role(first), role(other)) == ("learner", "standby")
 
 
-def test_who_cannot_read_its_checkpoints_leaves_the_lease_to_who_can(
+def test_a_service_that_cannot_read_its_checkpoints_leaves_the_lease_to_one_that_can(
     tmp_path: Path, redis: RedisProcess
 ) -> None:
     options = SMALL | {"redis_url": redis.url}
@@ -275,7 +275,7 @@ def test_who_cannot_read_its_checkpoints_leaves_the_lease_to_who_can(
                 service.kill(server=False)
 
 
-def test_a_lease_that_cannot_be_given_back_halts_nobody(
+def test_a_lease_that_cannot_be_released_halts_no_trainer(
     tmp_path: Path, redis: RedisProcess
 ) -> None:
     with redis.client() as direct:

@@ -55,7 +55,7 @@ def test_without_a_good_one_nothing_is_loaded(tmp_path: Path) -> None:
         kept(tmp_path)[0].load()
 
 
-def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
     path = kept(tmp_path)[0].write(a_copy()).path
     path.rename(tmp_path / "away")
     path.mkdir()  # reading it is an error of the system's, for root too
@@ -71,7 +71,7 @@ def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
     assert again.load() is not None
 
 
-def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_created_again(tmp_path: Path) -> None:
     """It may be a volume that comes back, with checkpoints that the log must reach back to."""
     checkpoints, _ = kept(tmp_path / "here")
     for cut in (1, 2):
@@ -164,7 +164,7 @@ def test_scraps_of_killed_writers_are_cleared_away(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [info.path]
 
 
-def test_news_are_what_others_have_written(tmp_path: Path) -> None:
+def test_checkpoints_of_other_processes_are_news(tmp_path: Path) -> None:
     mine, theirs = kept(tmp_path)[0], kept(tmp_path)[0]
     for k in range(1, KEPT + 3):
         mine.write(a_copy(k, replace(PROGRESS, cut=k)))

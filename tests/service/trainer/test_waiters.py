@@ -59,7 +59,7 @@ def test_an_entry_learned_too_long_ago_is_not_answered_with_another_batch() -> N
     assert old.result(0) is None
 
 
-def test_what_was_not_scored_has_neither_loss_nor_accuracy() -> None:
+def test_an_unscored_batch_has_neither_loss_nor_accuracy() -> None:
     waiters = Waiters()
     future = waiters.wait(EntryId(1, 0))
     skipped = Report(1, torch.tensor(0.0), torch.tensor(float("nan")), torch.tensor(False))

@@ -1,0 +1,169 @@
+"""The trainer, run in one event loop on simulated time: the status that it publishes."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from service.log.errors import LogUnavailable, Stopped
+from service.log.lease import Lock
+from service.log.position import EntryId
+from service.monitoring.status import Condition, Role
+from service.trainer.pipeline import Cutting
+from service.trainer.trainer import ANOTHER_LEARNS, Terms, Trainer
+from tests.simulation.loop import SimulatedClock, SimulatedLoop, SimulatedWorker
+from tests.support.checkpoints import kept
+from tests.support.memory_log import MemoryLog, MemoryServer, Network
+from tests.support.replicas import fill
+from tests.support.states import a_state
+
+
+class Away(Network):
+    """A network that is away while a test says so."""
+
+    is_away = False
+
+    async def request(self, command: str) -> None:
+        if self.is_away:
+            raise LogUnavailable("the log cannot be reached: it is away")
+
+
+@pytest.fixture
+def clock() -> SimulatedClock:
+    return SimulatedClock()
+
+
+@pytest.fixture
+def runner(clock: SimulatedClock) -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=lambda: SimulatedLoop(clock)) as runner:
+        yield runner
+
+
+@contextmanager
+def a_trainer(
+    server: MemoryServer, directory: Path, clock: SimulatedClock, network: Network | None = None
+) -> Iterator[Trainer]:
+    lock = Lock(directory / f"lock-{clock.now}")
+    trainer = Trainer(
+        a_state(),
+        MemoryLog(server, network),
+        kept(directory)[0],
+        lock,
+        Cutting(20, 600.0),
+        Terms(checkpoint_seconds=60.0, lease_seconds=10.0, accept_gap=False),
+        lambda seconds, examples: None,
+        clock=clock,
+        workers=lambda name: SimulatedWorker(lambda: 0.01),
+    )
+    trainer.prepare()
+    yield trainer
+    lock.close()
+
+
+def test_a_status_follows_learning_and_is_replaced_not_changed(
+    tmp_path: Path, clock: SimulatedClock, runner: asyncio.Runner
+) -> None:
+    server = MemoryServer(clock)
+    with a_trainer(server, tmp_path, clock) as trainer:
+
+        async def use() -> None:
+            first = trainer.status
+            assert (first.condition, first.role) == (Condition.STARTING, Role.STANDBY)
+            running = asyncio.create_task(trainer.run())
+            entries = fill(server, 3)
+            applied = await asyncio.wrap_future(trainer.applied(entries[-1]))
+            assert applied is not None
+            assert applied.model_version == 3
+            status = trainer.status
+            assert (status.condition, status.role) == (Condition.LEARNING, Role.LEARNER)
+            assert (status.version, status.examples, status.backlog()) == (3, 60, 0)
+            assert trainer.snapshot.version == 3
+            assert first.version == 0
+            info = await asyncio.wrap_future(trainer.checkpoint())
+            assert (info.version, trainer.status.checkpoints.ok) == (3, 1)
+            trainer.end()
+            await running
+            assert trainer.status.condition == Condition.STOPPED
+            assert trainer.status.role == Role.STANDBY
+
+        runner.run(use())
+
+
+def test_a_standby_answers_that_another_learns(
+    tmp_path: Path, clock: SimulatedClock, runner: asyncio.Runner
+) -> None:
+    server = MemoryServer(clock)
+    with a_trainer(server, tmp_path, clock) as learner:
+        clock.now += 1
+        with a_trainer(server, tmp_path, clock) as standby:
+
+            async def use() -> None:
+                running = [asyncio.create_task(learner.run())]
+                await asyncio.sleep(1)
+                running.append(asyncio.create_task(standby.run()))
+                await asyncio.sleep(1)
+                assert standby.status.condition == Condition.STANDBY
+                assert standby.status.reason == ANOTHER_LEARNS
+                with pytest.raises(Stopped, match="another service learns"):
+                    await asyncio.wrap_future(standby.applied(EntryId(1, 0)))
+                with pytest.raises(Stopped, match="another service learns"):
+                    await asyncio.wrap_future(standby.checkpoint())
+                fill(server, 2)
+                learner.end()
+                await running[0]
+                await asyncio.sleep(1)
+                assert standby.status.role == Role.LEARNER
+                assert standby.status.examples == 40
+                standby.end()
+                await running[1]
+
+            runner.run(use())
+
+
+def test_a_halted_trainer_says_why_and_no_longer_learns(
+    tmp_path: Path, clock: SimulatedClock, runner: asyncio.Runner
+) -> None:
+    server = MemoryServer(clock)
+    with a_trainer(server, tmp_path, clock) as trainer:
+
+        async def use() -> None:
+            running = asyncio.create_task(trainer.run())
+            fill(server, 2)
+            await asyncio.sleep(2)
+            server.lose()
+            server.uuid = "another"
+            await running
+
+        runner.run(use())
+        status = trainer.status
+        assert (status.condition, status.role) == (Condition.HALTED, Role.STANDBY)
+        assert "another log" in status.reason
+        with pytest.raises(Stopped, match="halted"):
+            trainer.checkpoint().result(0)
+
+
+def test_learning_waits_while_the_log_cannot_be_reached(
+    tmp_path: Path, clock: SimulatedClock, runner: asyncio.Runner
+) -> None:
+    server, network = MemoryServer(clock), Away()
+    with a_trainer(server, tmp_path, clock, network) as trainer:
+
+        async def use() -> None:
+            running = asyncio.create_task(trainer.run())
+            fill(server, 1)
+            await asyncio.sleep(2)
+            network.is_away = True
+            await asyncio.sleep(5)
+            assert trainer.status.condition == Condition.WAITING
+            assert "it is away" in trainer.status.reason
+            network.is_away = False
+            fill(server, 1)
+            await asyncio.sleep(2)
+            assert trainer.status.condition == Condition.LEARNING
+            assert trainer.status.examples == 40
+            trainer.end()
+            await running
+
+        runner.run(use())
