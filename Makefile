@@ -1,12 +1,18 @@
 # `make demo` and `make test` on a fresh clone make the virtual environment and install what they
-# need. No root.
+# need, at the versions of docker/constraints.txt. No root.
 PYTHON ?= python3
 VENV ?= .venv
+# Wheels of torch for the CPU. Those of PyPI bring CUDA: TORCH_INDEX=https://pypi.org/simple
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --constraint docker/constraints.txt
+# What runs the service, and what tests it too: each is installed once.
+SERVICE := $(BIN)/installed-service
+DEV := $(BIN)/installed-dev
 
-.PHONY: demo test lint audit fuzz install bench streams quality kill figure3 dashboards clean
+.PHONY: demo test lint audit fuzz install bench streams quality kill figure3 dashboards docs clean
 
-demo: install
+demo: $(SERVICE)
 	$(BIN)/funnel demo
 
 test: lint
@@ -21,31 +27,38 @@ lint: install
 
 # Asks PyPI, and fails where it cannot be asked.
 audit: install
-	$(BIN)/pip install --quiet 'pip-audit>=2.10'
+	$(INSTALL) 'pip-audit>=2.10'
 	$(BIN)/pip freeze --exclude-editable | \
 		$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin
 
 fuzz: install
-	$(BIN)/pip install --quiet --editable '.[fuzz]'
+	$(INSTALL) --editable '.[fuzz]'
 	$(BIN)/python -m tests.streams.fuzz_decoder
 
-install: $(BIN)/installed
+install: $(DEV)
 
-$(BIN)/installed: pyproject.toml
+$(SERVICE): pyproject.toml docker/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(INSTALL) --retries 1 --extra-index-url $(TORCH_INDEX) torch
+	$(INSTALL) --editable '.[service]'
 	touch $@
 
-bench: install
-	-$(BIN)/pip install --quiet --editable '.[bench]'
+$(DEV): $(SERVICE)
+	$(INSTALL) --editable '.[dev]'
+	-$(INSTALL) --editable '.[bench]'
+	touch $@
+
+# Without a learner that cannot be installed here, the others are measured.
+bench: $(SERVICE)
+	-$(INSTALL) --editable '.[bench]'
 	$(BIN)/python -m tests.benchmarks.step
 	$(BIN)/python -m tests.benchmarks.service
 
-streams: install
+streams: $(SERVICE)
 	$(BIN)/python -m tests.benchmarks.streams
 
-quality: install
-	-$(BIN)/pip install --quiet --editable '.[bench]'
+quality: $(SERVICE)
+	-$(INSTALL) --editable '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.quality
 
 kill: install
@@ -54,8 +67,11 @@ kill: install
 figure3: install
 	$(BIN)/python -m funnel.experiments.figure3 --out funnel/docs/figure3.png
 
-dashboards: install
+dashboards: $(SERVICE)
 	$(BIN)/python docker/grafana/dashboard.py > docker/grafana/provisioning/dashboards/funnel.json
+
+docs: $(SERVICE)
+	$(BIN)/python -m tests.docs.tables
 
 clean:
 	rm -rf $(VENV) build dist

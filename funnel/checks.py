@@ -1,4 +1,4 @@
-"""Checks of constructor arguments; an error names the argument, its value and the range."""
+"""Checks of constructor arguments; each error names the argument, its value and its range."""
 
 import math
 from typing import Any
@@ -12,15 +12,10 @@ def check_number(
     """Raise unless ``value`` is a finite real number with low ≤ value ≤ high and value < below.
 
     Raises:
-        TypeError: not a number (bool is none either).
-        ValueError: not finite, or outside the range.
+        TypeError: it is not a number (a bool is not one either).
+        ValueError: it is not finite, or outside the range.
     """
-    if below < math.inf:
-        span = f"[{low:g}, {below:g})"
-    elif high < math.inf:
-        span = f"[{low:g}, {high:g}]"
-    else:
-        span = f"[{low:g}, inf)"
+    span = f"[{low:g}, {high:g}]" if high < math.inf else f"[{low:g}, {below:g})"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number in {span}, got {value!r}")
     if not (math.isfinite(value) and low <= value <= high and value < below):
@@ -31,16 +26,16 @@ def check_positive(name: str, value: Any) -> None:
     """Raise unless ``value`` is a finite real number above 0.
 
     Raises:
-        TypeError: not a number.
-        ValueError: not finite, or not above 0.
+        TypeError: it is not a number.
+        ValueError: it is not finite, or not above 0.
     """
     check_number(name, value, low=0.0)
     if value == 0.0:
-        raise ValueError(f"{name} must be above 0: without it a gradient of 0 is divided by 0")
+        raise ValueError(f"{name} must be above 0; otherwise a gradient of 0 is divided by 0")
 
 
 def check_rate(name: str, value: Any) -> None:
-    """Raise unless ``value`` is a number ≥ 0 or a 0-dim floating tensor (which is not read)."""
+    """Raise unless ``value`` is a number ≥ 0 or a 0-dim floating tensor (it is not read)."""
     if not isinstance(value, Tensor):
         check_number(name, value, low=0.0)
     elif value.dim() != 0 or not value.is_floating_point():
@@ -57,11 +52,11 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_bounds(name: str, value: Any) -> None:
-    """Raise unless ``value`` is (low, high) with 0 ≤ low ≤ 1 ≤ high: 1 is where p and s start.
+    """Raise unless ``value`` is (low, high) with 0 ≤ low ≤ 1 ≤ high; p and s start at 1.
 
     Raises:
-        TypeError: not a pair of numbers.
-        ValueError: out of order, or 1 is outside.
+        TypeError: it is not a pair of numbers.
+        ValueError: the numbers are out of order, or 1 is outside.
     """
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name} must be a pair (low, high), got {value!r}")
@@ -73,7 +68,7 @@ def check_group(group: dict[str, Any]) -> None:
     """Raise unless every hyperparameter of a parameter group is in its range.
 
     Raises:
-        TypeError, ValueError: names the argument, the value and the range.
+        TypeError, ValueError: one is not; the message names it, its value and the range.
     """
     inner = group["inner"]
     if not (callable(inner) or hasattr(inner, "to_spec")):

@@ -1,6 +1,7 @@
-"""Funnel as a ``torch.optim.Optimizer``: state and groups around `funnel.update`."""
+"""Funnel as a ``torch.optim.Optimizer``: state and parameter groups around `funnel.update`."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -11,23 +12,26 @@ from torch.optim import Optimizer
 
 from funnel.checks import check_flag, check_group
 from funnel.graphs.compiled import CompiledStep
-from funnel.graphs.traced import TracedStep
-from funnel.inner.foreign import Factory, ForeignInner, Proposed, own_inner, resumed
+from funnel.inner.foreign import Factory, ForeignInner, Proposed, bind_inner, load_inner
 from funnel.inner.native import Adagrad, Inner
 from funnel.inner.verbatim import load_verbatim
 from funnel.telemetry import TensorTelemetry, describe
 from funnel.update import Alignment, Rates, State, Variant, step_
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+TRACED_IS_DEPRECATED = (
+    "Funnel(traced=True) is deprecated and has no effect: omit it, the results are the same. For a "
+    "small model on a CPU use funnel.Pool, which traces its steps; for a large one, compiled=True"
+)
 
 
 class Funnel(Optimizer):
     """Learns one step-size scale s per tensor and one gain p per coordinate while it optimizes.
 
     Each step takes the preconditioned gradient g̃ of ``inner`` and applies Algorithm 1 of the
-    paper (arXiv:2202.00145): ν ← μ ν + η (p ⊙ g̃), w ← w - s ν, where log p moves by γp times the
-    agreement of this gradient with the average of the past, and log s by γs times the cosine of
-    this gradient with ν.
+    paper (arXiv:2202.00145): ν ← μ ν + η (p ⊙ g̃), w ← w - s ν. Each step moves log p by γp times
+    the agreement of this gradient with the average of the past ones, and log s by γs times the
+    cosine of this gradient and ν.
 
         >>> model = torch.nn.Linear(784, 10)
         >>> opt = Funnel(model.named_parameters(), inner=Adagrad(), lr=0.01)
@@ -36,39 +40,41 @@ class Funnel(Optimizer):
         >>> opt.telemetry()["weight"]["scale"]
         tensor(1.)
 
-    The rates have half-lives: under full agreement a gain doubles every ln 2 / γp steps, 69 at
-    1e-2 and 6,931 at the paper's 1e-4. Choose it well below the time between shifts.
+    γp sets a doubling time: under full agreement a gain doubles every ln 2 / γp steps, which is 69
+    steps at 1e-2 and 6,931 at the paper's 1e-4. Choose γp so that this is well below the number of
+    steps between shifts.
 
     Args:
-        params: tensors, (name, tensor) pairs or group dictionaries; groups take every argument
-            below but ``compiled`` for themselves. fp32, bf16 and fp16 parameters have fp32 state,
-            fp64 ones fp64 state.
+        params: tensors, (name, tensor) pairs or group dictionaries. A group may set every argument
+            below except ``compiled`` and ``traced``. fp32, bf16 and fp16 parameters have fp32
+            state; fp64 ones have fp64 state.
         inner: D, one of `funnel.SGD`, `Adagrad`, `AdagradEMA`, `RMSprop`, `Adam`, or a callable
             that builds any ``torch.optim`` optimizer for given tensors (see `ForeignInner`).
-        lr: η, at which the learned step size starts; a float or a 0-dim tensor.
+        lr: η, the value at which the learned step size starts; a float or a 0-dim tensor.
         momentum: μ in [0, 1).
         nesterov: step along μ ν + η (p ⊙ g̃) instead of ν; needs momentum.
-        beta: β in [0, 1), the memory of the average that the gains compare with.
+        beta: β in [0, 1), the decay of the average with which the gains compare each gradient.
         gain_lr: γp ≥ 0.
         scale_lr: γs ≥ 0.
-        normalize_gain: eq. (11), signs; otherwise eq. (5), products.
-        normalize_scale: eq. (12), cosine; otherwise eq. (6), the inner product, which contains η
-            and grows with the size of the tensor.
-        gain_bounds: range of p around 1; a lower bound of 0 is none.
-        scale_bounds: range of s around 1; likewise.
-        weight_decay: λ ≥ 0, decoupled: w loses η λ w a step, outside g, g̃ and s.
+        normalize_gain: use eq. (11), signs; otherwise eq. (5), products.
+        normalize_scale: use eq. (12), the cosine; otherwise eq. (6), the inner product, which
+            contains η and grows with the size of the tensor.
+        gain_bounds: range of p, which contains 1; a lower bound of 0 means no lower bound.
+        scale_bounds: range of s, as for p.
+        weight_decay: λ ≥ 0, decoupled: w loses η λ w per step, outside g, g̃ and s.
         maximize: climb instead of descend.
-        skip_nonfinite: a tensor whose ‖g‖ is not finite in a step keeps weights and state;
-            `telemetry` counts it. Done on the device.
+        skip_nonfinite: a tensor keeps its weights and state in a step whose ‖g‖ is not finite;
+            `telemetry` counts these steps. This runs on the device.
         compiled: run the step through ``torch.compile``, which fuses it into two passes over
-            memory per tensor. Compiles at the first step; equal to eager up to rounding.
-        traced: run the step in TorchScript's interpreter, without Python and its lock: for small
-            models on a CPU, where calling the operators costs most. Equal to eager bit for bit.
+            memory per tensor. The first step compiles; results equal eager ones up to rounding.
+        traced: deprecated and without effect; the results are the same. `funnel.Pool` traces its
+            steps, and a pool of one expert equals a Funnel bit for bit.
 
-    The step never reads a device tensor on the host, so it can be captured in a CUDA graph once
-    one step has run to allocate the state (give ``lr`` as a tensor to change it afterwards).
-    ``state_dict`` resumes bit for bit. State per parameter: ``step``, ``log_gain``, ``log_scale``,
-    ``velocity``, ``precond_ema``, ``nonfinite``, and ``inner``, the inner optimizer's own.
+    The step never reads a device tensor on the host, so it can be captured in a CUDA graph after
+    one step has allocated the state (pass ``lr`` as a tensor to change it afterwards).
+    A loaded ``state_dict`` resumes bit for bit. The state of a parameter is ``step``, ``log_gain``,
+    ``log_scale``, ``velocity``, ``precond_ema``, ``nonfinite`` and ``inner``, the state of the
+    inner optimizer.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; the message names it.
@@ -97,9 +103,9 @@ class Funnel(Optimizer):
     ) -> None:
         check_flag("compiled", compiled)
         check_flag("traced", traced)
-        if compiled and traced:
-            raise ValueError("a step is either compiled or traced, not both")
-        self._reset(compiled, traced)
+        if traced:
+            warnings.warn(TRACED_IS_DEPRECATED, DeprecationWarning, stacklevel=2)
+        self._reset(compiled)
         defaults = {
             "inner": Adagrad() if inner is None else inner,
             "lr": lr,
@@ -120,34 +126,32 @@ class Funnel(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def _reset(self, compiled: bool, traced: bool) -> None:
-        """Set what is neither hyperparameter nor state."""
-        self.compiled, self.traced = compiled, traced
-        self._run: Callable[..., Alignment] = step_
-        if compiled or traced:
-            self._run = CompiledStep() if compiled else TracedStep()
+    def _reset(self, compiled: bool) -> None:
+        """Set up the executor of the step, and forget the last step's alignment."""
+        self.compiled = compiled
+        self._run: Callable[..., Alignment] = CompiledStep() if compiled else step_
         self._last: dict[Tensor, tuple[Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"compiled": self.compiled, "traced": self.traced}
+        return super().__getstate__() | {"compiled": self.compiled}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a pickled or copied optimizer, or the state that ``load_state_dict`` read."""
+        """Adopt a pickled or copied optimizer, or the state that ``load_state_dict`` has read."""
         for loaded, mine in zip(
             state["param_groups"], self.__dict__.get("param_groups", ()), strict=False
         ):
             if isinstance(loaded["inner"], dict):
-                loaded["inner"] = resumed(loaded["inner"], mine["inner"])
+                loaded["inner"] = load_inner(loaded["inner"], mine["inner"])
         super().__setstate__(state)
         if "_run" not in self.__dict__:
-            self._reset(self.compiled, self.traced)
+            self._reset(self.compiled)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; it may set every hyperparameter for itself, ``inner`` among them.
+        """Add a group, which may set each of its hyperparameters, including ``inner``.
 
         Raises:
-            TypeError, ValueError: a hyperparameter is outside its range, or a parameter is
-                complex; nothing is added.
+            TypeError, ValueError: a hyperparameter is outside its range, or a parameter is not
+                real and floating; nothing is added then.
         """
         group = {**self.defaults, **param_group}
         check_group(group)
@@ -157,7 +161,7 @@ class Funnel(Optimizer):
             for p in params:
                 if not p.is_floating_point():
                     raise TypeError(f"Funnel needs real floating parameters, got {p.dtype}")
-            self.param_groups[-1]["inner"] = own_inner(group["inner"], params)
+            self.param_groups[-1]["inner"] = bind_inner(group["inner"], params)
         except Exception:
             self.param_groups.pop()
             raise
@@ -172,11 +176,12 @@ class Funnel(Optimizer):
         """Take one step of Algorithm 1 for every parameter that has a gradient.
 
         Args:
-            closure: recomputes the loss and its gradients, with autograd on, and returns the loss.
+            closure: computes the loss and its gradients again and returns the loss; it runs with
+                autograd enabled.
 
         Raises:
-            RuntimeError: a gradient is sparse (nothing has been changed then), or the first step
-                of a parameter is inside a CUDA graph capture.
+            RuntimeError: a gradient is sparse (nothing has changed then), or a parameter takes its
+                first step inside a CUDA graph capture.
         """
         loss = None
         if closure is not None:
@@ -222,7 +227,7 @@ class Funnel(Optimizer):
             )
             found = zip(alignment.cosine, alignment.gradient_norm, strict=True)
             for p, cosine_and_norm in zip(params, found, strict=True):
-                if p.is_cuda and p in self._last:  # a captured step must leave it where it is
+                if p.is_cuda and p in self._last:  # a captured step must keep the address
                     torch._foreach_copy_(self._last[p], cosine_and_norm)
                 else:
                     self._last[p] = cosine_and_norm
@@ -244,7 +249,7 @@ class Funnel(Optimizer):
         return state
 
     def allocate(self) -> None:
-        """Allocate the state of every parameter now; the first step does it otherwise."""
+        """Allocate the state of every parameter now; otherwise its first step does."""
         for group in self.param_groups:
             for p in group["params"]:
                 if not self.state[p]:
@@ -254,9 +259,9 @@ class Funnel(Optimizer):
     def telemetry(self) -> dict[str | int, TensorTelemetry]:
         """Return scale, gain quantiles, alignment and norms of every parameter stepped so far.
 
-        Keyed by name if the optimizer was given names, and by ``group.name`` if an earlier group
-        has that name too; else by the index of the parameter over all groups. Device tensors,
-        computed when called and only then; see `TensorTelemetry`.
+        The keys are the parameters' names if the optimizer was given names; a name that an earlier
+        group has too is preceded by the group's index and a dot. Otherwise the keys are indices
+        over all groups. This call alone computes the values, which are device tensors.
         Quantiles of tensors above 65,536 elements come from a fixed sample.
         """
         report: dict[str | int, TensorTelemetry] = {}
@@ -274,7 +279,7 @@ class Funnel(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state and hyperparameters as tensors and plain values.
 
-        Loads with ``torch.load(weights_only=True)``; ``inner`` is stored by name.
+        ``torch.load(weights_only=True)`` can load it; ``inner`` is stored by name.
         """
         state_dict: dict[str, Any] = super().state_dict()
         for group in state_dict["param_groups"]:
@@ -282,33 +287,33 @@ class Funnel(Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume bit for bit, whatever the dtype of the parameters.
+        """Resume bit for bit, for parameters of any dtype.
 
         Raises:
-            ValueError: groups, shapes or the inner optimizer do not fit; nothing is changed.
+            ValueError: groups, shapes or the inner optimizer do not match; nothing has changed.
         """
-        load_verbatim(self, super().load_state_dict, state_dict, self._check_fits)
+        load_verbatim(self, super().load_state_dict, state_dict, self._check_matches)
         self._last.clear()
 
-    def _check_fits(self, state_dict: dict[str, Any]) -> None:
+    def _check_matches(self, state_dict: dict[str, Any]) -> None:
         saved_groups = state_dict["param_groups"]
         for number, (mine, saved) in enumerate(
             zip(self.param_groups, saved_groups, strict=False)  # torch refuses other lengths next
         ):
             if "inner" not in saved:
-                raise ValueError(f"group {number} of the state to load is not of a Funnel")
+                raise ValueError(f"group {number} of the state to load was not saved by a Funnel")
             kind, loaded = mine["inner"].to_spec(), saved["inner"]
             if _kind(kind) != _kind(loaded):
                 raise ValueError(
                     f"group {number} has the inner optimizer {_kind(kind)}, "
-                    f"the state to load that of {_kind(loaded)}"
+                    f"the state to load has {_kind(loaded)}"
                 )
             for i, (p, index) in enumerate(zip(mine["params"], saved["params"], strict=False)):
                 gain = state_dict["state"].get(index, {}).get("log_gain")
                 if gain is not None and gain.shape != p.shape:
                     raise ValueError(
                         f"parameter {_name(mine, i)!r} has shape {tuple(p.shape)}, "
-                        f"the state to load {tuple(gain.shape)}"
+                        f"in the state to load it has {tuple(gain.shape)}"
                     )
 
 
@@ -321,7 +326,7 @@ def _state_dtype(param: Tensor) -> torch.dtype:
 
 
 def _name(group: dict[str, Any], i: int) -> str | int:
-    """Return the name of a group's i-th parameter, or its index where it has none."""
+    """Return the name of a group's i-th parameter, or its index if it has no name."""
     name: str | int = group["param_names"][i] if "param_names" in group else i
     return name
 

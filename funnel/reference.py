@@ -1,8 +1,8 @@
-"""The slow twin: Funnel written from the paper in float64, for the tests that trust it.
+"""The slow twin: Funnel in float64, written from the paper; tests compare the fast path with it.
 
-It shares no code with the fast path and differs where it can: one tensor at a time, gains and
-scale in the linear domain, the paper's letters as names. Equation numbers are those of
-arXiv:2202.00145.
+The two share no code and differ where they can. The twin handles one tensor at a time, keeps gains
+and scale in the linear domain, and names variables by the paper's letters. Equation numbers are
+those of arXiv:2202.00145.
 
     >>> twin = ReferenceFunnel("sgd", eta=0.1)
     >>> twin.step(torch.zeros(2), torch.tensor([1.0, -2.0]))
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass
 class ReferenceInner:
-    """g̃ = D(g) for one tensor: sgd, adagrad, adagrad_ema, rmsprop or adam with default settings."""
+    """g̃ = D(g) for one tensor: sgd, adagrad, adagrad_ema, rmsprop or adam with their defaults."""
 
     name: str
     t: int = 0
@@ -58,7 +58,7 @@ class ReferenceInner:
 
 @dataclass
 class ReferenceFunnel:
-    """Algorithm 1 for one tensor of any shape; p, s, ν and m are float64."""
+    """Algorithm 1 for one tensor of any shape, with p, s, ν and m in float64."""
 
     inner: str = "adagrad"
     eta: float = 0.01
@@ -82,11 +82,11 @@ class ReferenceFunnel:
         self.D = ReferenceInner(self.inner)
 
     def step(self, w: Tensor, g: Tensor) -> Tensor:
-        """Return w after one step along g, float64, and advance the state."""
+        """Return w after one step with the gradient g, float64, and advance the state."""
         w, g = w.double(), g.double()
         g_tilde = self.D.precondition(g)
 
-        # Gain (5) or (11), with the average from before this step; m̃ = 0 at the first one.
+        # Gain (5) or (11), with the average from before this step; m̃ = 0 in the first.
         m_tilde = self.m / (1 - self.beta**self.t) if self.t else torch.zeros_like(g)
         u = g.sign() * m_tilde.sign() if self.normalize_gain else g * m_tilde
         self.p = (self.p * torch.exp(self.gamma_p * u)).clamp(*self.gain_bounds)

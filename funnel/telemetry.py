@@ -1,4 +1,4 @@
-"""What one tensor's step size is doing, as device tensors; nothing is read on the host."""
+"""Reports on one tensor's step size, as device tensors; nothing is read on the host."""
 
 import math
 from typing import TypedDict
@@ -11,12 +11,12 @@ SAMPLE = 65_536
 
 
 class TensorTelemetry(TypedDict):
-    """One parameter tensor; floating entries have the dtype of the optimizer state."""
+    """Report on one parameter tensor; floating entries have the dtype of the optimizer state."""
 
     step: Tensor
     """Steps applied, int64, 0-dim."""
     nonfinite_steps: Tensor
-    """Steps left out because the gradient was not finite, int64, 0-dim."""
+    """Steps skipped because the gradient was not finite, int64, 0-dim."""
     scale: Tensor
     """s, 0-dim."""
     gain_quantiles: Tensor
@@ -28,7 +28,7 @@ class TensorTelemetry(TypedDict):
     alignment: Tensor
     """cos(g, ν) of the last step, ν from before it, as in eq. (12), 0-dim, in [-1, 1]."""
     gradient_norm: Tensor
-    """‖g‖₂ of the last step as it came (it may be NaN), 0-dim."""
+    """‖g‖₂ of the last step, 0-dim; it may be NaN or inf."""
     update_norm: Tensor
     """‖s ν‖₂, the length of eq. (3)'s step (without Nesterov's look-ahead), 0-dim."""
 
@@ -41,14 +41,15 @@ def describe(
 ) -> TensorTelemetry:
     """Summarize one tensor's state.
 
-    Quantiles are exact up to 65,536 coordinates. Of a larger tensor the lowest and the highest are
-    exact, those between come from a fixed sample of 65,536 coordinates spread evenly over it.
+    Quantiles are exact up to 65,536 coordinates. For a larger tensor, the lowest and the highest
+    are exact; the others come from a fixed sample of 65,536 coordinates spread evenly over it.
 
     Args:
         state: Funnel's state of the tensor.
-        log_bounds: log of the gain bounds.
-        alignment: cosine of the last step, 0-dim; None (no step since start or load) reads as 0.
-        gradient_norm: likewise.
+        log_bounds: logarithms of the gain bounds.
+        alignment: cosine of the last step, 0-dim; None (no step since start or load) is
+            reported as 0.
+        gradient_norm: norm in the last step, 0-dim; None is reported as 0.
     """
     log_gain, scale = state["log_gain"], state["log_scale"].exp()
     zero = torch.zeros_like(scale)
@@ -72,18 +73,18 @@ def describe_stacked(
     gradient_norm: Tensor,
     weights: Tensor,
 ) -> TensorTelemetry:
-    """Summarize one tensor of K experts as that of one model.
+    """Summarize one tensor of K experts as if it belonged to one model.
 
-    Scale and gains are the experts' geometric means, weighted; quantiles are of these. Shares at
-    the bounds, alignment and norms are weighted means. ``step`` is that of the expert who took
-    most, ``nonfinite_steps`` the sum.
+    Scale and gains are weighted geometric means over the experts, and the quantiles are taken of
+    these gains. Shares at the bounds, alignment and norms are weighted means. ``step`` is the
+    highest of any expert, ``nonfinite_steps`` the sum.
 
     Args:
         state: Funnel's state of the tensor, [K, …].
-        log_bounds: log of the gain bounds.
-        alignment: cosines of the last step, of K elements.
-        gradient_norm: likewise; one that is not finite is left out.
-        weights: of the experts, [K], summing to 1.
+        log_bounds: logarithms of the gain bounds.
+        alignment: cosines of the last step, K elements.
+        gradient_norm: norms in the last step, K elements; one that is not finite counts as 0.
+        weights: weights of the experts, [K], summing to 1.
     """
     log_gain, log_scale = state["log_gain"], state["log_scale"].flatten()
     each = state["velocity"]
@@ -109,7 +110,7 @@ def mean_over_experts(stacked: Tensor, weights: Tensor) -> Tensor:
 
 
 def gain_quantiles(log_gain: Tensor) -> Tensor:
-    """Return the quantiles of p = exp(``log_gain``), shape [7]; NaN for a tensor of no elements."""
+    """Return the quantiles of p = exp(``log_gain``), shape [7]; NaN for an empty tensor."""
     flat = log_gain.flatten()
     if flat.numel() == 0:
         return flat.new_full((len(QUANTILES),), math.nan)
@@ -122,9 +123,9 @@ def gain_quantiles(log_gain: Tensor) -> Tensor:
 
 
 def _sample(flat: Tensor) -> Tensor:
-    """Return all elements, or SAMPLE distinct ones a golden-ratio stride apart.
+    """Return all elements, or SAMPLE distinct ones at a stride of the golden ratio.
 
-    A plain stride would walk along one column of a matrix whose width divides it.
+    A plain stride would stay in one column of a matrix whose width divides it.
     """
     n = flat.numel()
     if n <= SAMPLE:

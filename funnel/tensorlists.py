@@ -1,13 +1,13 @@
 """Arithmetic on lists of tensors: foreach kernels in eager mode, plain operators when compiled.
 
-Eager PyTorch is fastest with one ``torch._foreach_*`` call for a whole list. Inductor is the other
-way round: it keeps the result of every foreach operator in memory, but fuses plain operators on
-one tensor into a single loop. A trace costs least with plain ones too, and so do one or two
-tensors. So each operator here picks its form by who is asking, and the equations in
+Eager PyTorch is fastest with one ``torch._foreach_*`` call for a whole list. Inductor is the
+opposite: it keeps the result of every foreach operator in memory, but fuses plain operators on one
+tensor into a single loop. Traces, and lists of one or two tensors, also cost least with plain
+operators. Each operator here therefore chooses its form by its caller, so that the equations in
 `funnel.update` are written once.
 
-A further argument is a list (one entry per tensor), or one number or 0-dim tensor for them all. A
-trailing underscore means in place, as in torch.
+Every further argument is a list (one entry per tensor), or one number or 0-dim tensor for them all.
+A trailing underscore means in place, as in torch.
 
     >>> mul([torch.tensor(2.0), torch.tensor(3.0)], 10.0)
     [tensor(20.), tensor(30.)]
@@ -18,16 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, not in __all__
 
 Operator = Callable[..., list[Tensor]]
 
 FEW = 2
-"""A foreach kernel on a GPU carries all its arguments along, and takes as long as three plain."""
+"""Longest list that is cheaper one by one: a foreach kernel on a GPU takes as long as three plain
+ones, because it carries all its arguments."""
 
 
 def _is_few(tensors: list[Tensor]) -> bool:
-    """Say whether one plain operator a tensor costs less than one foreach operator for them all."""
-    return torch._C._is_tracing() or len(tensors) <= FEW
+    """Return True if one plain operator per tensor costs less than one foreach operator for all."""
+    return len(tensors) <= FEW or is_tracing()
 
 
 def _listwise(name: str) -> Operator:
@@ -47,9 +49,9 @@ def _listwise(name: str) -> Operator:
 
 
 def scalarwise(function: Callable[..., Tensor], *scalars: list[Tensor]) -> list[Tensor]:
-    """Apply an elementwise function to lists of 0-dim tensors: in eager mode all N at once.
+    """Apply an elementwise function to lists of N 0-dim tensors; in eager mode to all N at once.
 
-    Entries that experts have each their own of, [K, 1, …, 1], are taken one by one.
+    Entries with one value per expert, [K, 1, …, 1], are computed one by one.
 
     >>> scalarwise(torch.maximum, [torch.tensor(1), torch.tensor(5)], [torch.tensor(3)] * 2)
     [tensor(3), tensor(5)]
@@ -76,14 +78,14 @@ def add_scaled_(tensors: list[Tensor], others: list[Tensor], rate: Any) -> list[
 
 
 def clamp_(tensors: list[Tensor], low: float, high: float) -> list[Tensor]:
-    """Clamp in place: on a CPU in one pass, on a GPU in two for all tensors at once."""
+    """Clamp in place: on a CPU in one pass per tensor, on a GPU in two passes for all tensors."""
     if torch.compiler.is_compiling() or tensors[0].device.type == "cpu":
         return [t.clamp_(low, high) for t in tensors]
     return clamp_max_(clamp_min_(tensors, low), high)
 
 
 def lerp_(tensors: list[Tensor], to: list[Tensor], share: Any) -> list[Tensor]:
-    """Go this share of the way in place: x ← x + share (to - x)."""
+    """Move in place by this share of the way: x ← x + share (to - x)."""
     if isinstance(share, float) and not (torch.compiler.is_compiling() or _is_few(tensors)):
         torch._foreach_lerp_(tensors, to, share)
         return tensors
@@ -92,7 +94,7 @@ def lerp_(tensors: list[Tensor], to: list[Tensor], share: Any) -> list[Tensor]:
 
 
 def sub_product_(tensors: list[Tensor], xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
-    """Subtract x y in place."""
+    """Subtract x ⊙ y in place."""
     if torch.compiler.is_compiling():
         return sub_(tensors, mul(xs, ys))
     if _is_few(tensors):
@@ -108,9 +110,9 @@ def dot(xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
 
 
 def stacked_dot(xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
-    """Return the inner products of the K experts in each pair of [K, …], as [K, 1, …, 1].
+    """Return the inner product of each of the K experts in each pair of [K, …], as [K, 1, …, 1].
 
-    One expert alone has that of `dot`, which rounds in another way.
+    For a single expert it is that of `dot`, which rounds differently.
 
     >>> stacked_dot([torch.tensor([[1.0, 2.0], [3.0, 4.0]])], [torch.ones(2, 2)])
     [tensor([[3.],
@@ -123,7 +125,7 @@ def stacked_dot(xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
 
 
 def stacked_norm(tensors: list[Tensor]) -> list[Tensor]:
-    """Return ‖·‖₂ of the K experts in each of [K, …], as [K, 1, …, 1]."""
+    """Return ‖·‖₂ of each of the K experts in each tensor [K, …], as [K, 1, …, 1]."""
     norms = [torch.linalg.vector_norm(_rows(t), dim=1) for t in tensors]
     return _broadcastable(norms, tensors)
 

@@ -8,12 +8,12 @@ Gradient Updates', arXiv:2202.00145. Equation numbers are the paper's. Letters a
     η lr    μ momentum    β beta    γp gain_lr    γs scale_lr
 
 Every list holds one entry per parameter tensor, all on one device and of one dtype (fp32, or fp64
-for fp64 parameters); only ``params`` and the raw gradients may be of a lower precision. Entries of
-``log_scale``, ``step``, of norms and of per-tensor rates are 0-dim. Where tensors are stacked, K
-experts on a leading dimension, those entries are [K, 1, …, 1], of as many dimensions as their
-tensor, and each expert is updated as if it were alone. A trailing underscore means that the first
-argument is changed in place; nothing else is. No function reads a tensor on the
-host or branches on one, so all of them can be captured in a CUDA graph or compiled.
+for fp64 parameters); only ``params`` and the raw gradients may have a lower precision. Entries of
+``log_scale``, of ``step``, of norms and of per-tensor rates are 0-dim. Where tensors are stacked,
+with K experts on a leading dimension, those entries are [K, 1, …, 1], with as many dimensions as
+their tensor, and each expert is updated as if it were alone. A trailing underscore means that the
+function changes its first argument in place, and nothing else. No function reads a tensor on the
+host or branches on one, so each can be captured in a CUDA graph or compiled.
 """
 
 from typing import NamedTuple
@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from funnel import tensorlists as lists
-from funnel.inner.interface import Inner, Rate, masked
+from funnel.inner.interface import Flags, Inner, Rate, masked
 
 Bounds = tuple[float, float]
 
 
 class State(NamedTuple):
-    """What Algorithm 1 carries from step to step, beside the inner optimizer's own state."""
+    """The state of Algorithm 1 between steps, without that of the inner optimizer."""
 
     step: list[Tensor]
     """Steps applied so far (t), int64, 0-dim."""
@@ -37,11 +37,11 @@ class State(NamedTuple):
     velocity: list[Tensor]
     precond_ema: list[Tensor]
     nonfinite: list[Tensor]
-    """Steps left out because the gradient was not finite, int64, 0-dim."""
+    """Steps skipped because the gradient was not finite, int64, 0-dim."""
 
 
 class Rates(NamedTuple):
-    """The numbers of a step that may change while it is compiled."""
+    """The numbers of a step that may change without another compilation."""
 
     lr: Rate
     momentum: Rate
@@ -50,11 +50,11 @@ class Rates(NamedTuple):
     gain_lr: Rate
     scale_lr: Rate
     weight_decay: Rate
-    """η·λ: the share of a weight that decays in one step."""
+    """η·λ: the share of a weight that one step removes."""
 
 
 class Variant(NamedTuple):
-    """Which of the paper's variants to run; constants of a compiled step."""
+    """The variant of the paper's algorithm to run; a compiled step takes these as constants."""
 
     nesterov: bool
     maximize: bool
@@ -65,22 +65,22 @@ class Variant(NamedTuple):
     decay_weights: bool
     skip_nonfinite: bool
     stacked: bool = False
-    """Whether the first dimension of every tensor is that of experts."""
+    """True if the first dimension of every tensor counts experts."""
 
 
 class Alignment(NamedTuple):
-    """How each gradient lies to the velocity from before this step; entries 0-dim, or stacked."""
+    """Each gradient compared with the velocity before this step; entries are 0-dim, or stacked."""
 
     inner_product: list[Tensor]
     """⟨g, ν⟩."""
     cosine: list[Tensor]
     """⟨g, ν⟩ / (‖g‖·‖ν‖) in [-1, 1]; 0 where a norm is 0, underflows, overflows or is NaN."""
     gradient_norm: list[Tensor]
-    """‖g‖₂ as it came, NaN and inf included."""
+    """‖g‖₂, which may be NaN or inf."""
 
 
 def align(grads: list[Tensor], velocity: list[Tensor], stacked: bool = False) -> Alignment:
-    """Return the terms of eqs. (6) and (12): ⟨g, ν⟩, its cosine, and ‖g‖₂; of each expert."""
+    """Return the terms of eqs. (6) and (12): ⟨g, ν⟩, its cosine and ‖g‖₂, per expert if stacked."""
     norm, dot = (lists.stacked_norm, lists.stacked_dot) if stacked else (lists.norm, lists.dot)
     gradient_norm = norm(grads)
     inner_product = dot(grads, velocity)
@@ -106,8 +106,8 @@ def gain_(
 ) -> None:
     """Eq. (5), unnormalized gain: log p ← log p + γp · g ⊙ m̃, with m̃ from before this step.
 
-    ``precond_ema`` is m. The bias correction of m̃ = m / (1-β^t) is one factor per tensor, so the
-    caller puts it into ``gain_lr``.
+    ``precond_ema`` is m. The bias correction of m̃ = m / (1-β^t) is one factor per tensor, which
+    the caller includes in ``gain_lr``.
     """
     _exponentiated_gradient_(log_gain, lists.mul(grads, precond_ema), gain_lr, bounds)
 
@@ -121,8 +121,8 @@ def gain_normalized_(
 ) -> None:
     """Eq. (11), normalized gain: log p ← log p + γp · sgn(g) ⊙ sgn(m̃), m̃ from before this step.
 
-    sgn(m̃) = sgn(m): no bias correction is needed. Two signs, because the sign of a product would
-    be lost where the product underflows.
+    No bias correction is needed, because sgn(m̃) = sgn(m). The two signs are taken separately,
+    because a product that underflows has lost its sign.
     """
     agreement = lists.mul_(lists.sign(grads), lists.sign(precond_ema))
     _exponentiated_gradient_(log_gain, agreement, gain_lr, bounds)
@@ -133,8 +133,8 @@ def scale_(
 ) -> None:
     """Eq. (6), unnormalized scale: log s ← log s + γs · ⟨g, ν⟩, with ν from before this step.
 
-    ν contains η and the sum runs over the whole tensor: this update grows with both. An inner
-    product that is not finite leaves s as it is.
+    This update grows with η, which ν contains, and with the size of the tensor, over which the sum
+    runs. An inner product that is not finite leaves s unchanged.
     """
     ascent = lists.scalarwise(_zero_nonfinite, inner_product)
     _exponentiated_gradient_(log_scale, ascent, scale_lr, bounds)
@@ -150,7 +150,7 @@ def scale_normalized_(
 def _exponentiated_gradient_(
     log_weight: list[Tensor], ascent: list[Tensor], rate: Rate, bounds: Bounds
 ) -> None:
-    """EGU [Kivinen & Warmuth 1997] in the log domain, then the clamp to ``bounds`` (logarithms)."""
+    """Step by EGU [Kivinen & Warmuth 1997] in the log domain, then clamp to the log ``bounds``."""
     lists.add_scaled_(log_weight, ascent, rate)
     lists.clamp_(log_weight, *bounds)
 
@@ -161,14 +161,14 @@ def precond_ema_(precond_ema: list[Tensor], precond: list[Tensor], one_minus_bet
 
 
 def bias_correction(step: list[Tensor], beta: Rate, dtype: torch.dtype) -> list[Tensor]:
-    """Return 1-β^t, with t at least 1: before the first step m = 0, and m̃ must be 0, not 0/0."""
+    """Return 1-β^t with t at least 1, so that before the first step m̃ = m / (1-β) is 0, not 0/0."""
     if isinstance(beta, list):
         return lists.scalarwise(lambda t, b: 1.0 - b ** t.to(dtype).clamp(min=1.0), step, beta)
     return lists.scalarwise(lambda t: 1.0 - beta ** t.to(dtype).clamp(min=1.0), step)
 
 
 def gained_step(log_gain: list[Tensor], precond: list[Tensor], lr: Rate) -> list[Tensor]:
-    """The new term of eq. (3), first line: η (p ⊙ g̃), with the new p."""
+    """Return the new term of eq. (3), first line: η (p ⊙ g̃), with the new p."""
     step = lists.exp(log_gain)
     lists.mul_(step, precond)
     return lists.mul_(step, lr)
@@ -188,8 +188,8 @@ def parameter_(
 ) -> None:
     """Eq. (3), second line: w ← w - s ν, with the new s; with decay, w ← w - s ν - η λ w.
 
-    The change is summed in the dtype of ``direction`` and rounded to w's own precision once.
-    Weight decay is decoupled [Loshchilov & Hutter 2019] and not scaled by s.
+    The change is summed in the dtype of ``direction`` and rounded once to the precision of w.
+    Weight decay is decoupled [Loshchilov & Hutter 2019]; s does not scale it.
     """
     if decay is None and params[0].dtype == direction[0].dtype:
         lists.sub_product_(params, direction, scale)
@@ -210,18 +210,18 @@ def step_(
     rates: Rates,
     variant: Variant,
 ) -> Alignment:
-    """Algorithm 1, one step: changes ``params``, ``state`` and ``inner_state`` in place.
+    """Take one step of Algorithm 1: change ``params``, ``state`` and ``inner_state`` in place.
 
-    With ``skip_nonfinite``, a tensor whose ‖g‖₂ is not finite in the dtype of the state (NaN, inf,
-    or squares that overflow, which would poison an accumulator for ever) keeps its weights and all
-    state: its gradient is taken as zero and every rate of its decays as "no decay".
+    With ``skip_nonfinite``, a tensor keeps its weights and all its state if ‖g‖₂ is not finite in
+    the dtype of the state: NaN, inf, or squares that overflow, which would stay in an accumulator
+    for ever. Its gradient counts as zero then, and none of its averages decays.
     """
     dtype = state.velocity[0].dtype
     grads = [g.to(dtype) for g in grads]
     if variant.maximize:
         grads = lists.neg(grads)
     alignment = align(grads, state.velocity, variant.stacked)
-    active: list[Tensor] | None = None
+    active: Flags = None
     counted: Tensor | list[Tensor] | int = 1
     if variant.skip_nonfinite:
         counted = finite = lists.scalarwise(torch.isfinite, alignment.gradient_norm)

@@ -49,7 +49,7 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
         prog="funnel",
         description="Online learning for data that drifts, with no step size to tune.",
     )
-    parser.add_argument("--version", action="version", version=f"funnel {version('funnel')}")
+    parser.add_argument("--version", action="version", version=f"funnel {version('funnel-stream')}")
     parsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
         chosen = parsers.add_parser(name, help=line)

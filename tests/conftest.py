@@ -1,13 +1,23 @@
 """For every test: seeds, a skip with a reason where there is no GPU, no deadline for examples."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.support.skips import Skips, read
 
 collect_ignore = ["benchmarks/litserve_peer.py"]  # it needs the extra `bench`
 
 settings.register_profile("unhurried", deadline=None)  # machines are shared and slow
 settings.load_profile("unhurried")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI"):
+        config.pluginmanager.register(Skips(read(Path(__file__).with_name("skips.toml"))))
 
 
 @pytest.fixture(autouse=True)

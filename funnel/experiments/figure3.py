@@ -2,20 +2,21 @@
 
     python -m funnel.experiments.figure3 --out figure3.png
 
-Protocol. Real MNIST with the background (pixels under 0.01) replaced by uniform noise, turned by
-90° in the first phase, 0° in the second and 45° in the third. 20,000 training images a phase
-(thirds of a random order of the 60,000), in batches of 10,000, for 100 epochs: 200 steps a phase.
-The model is 784 × 10 weights and a bias, from zero, under cross-entropy. After every epoch the
-accuracy is taken on the 10,000 test images, turned the same way, with noise of their own. The
-optimizer is not told of the shifts and keeps all its state.
+Protocol. The images are real MNIST; uniform noise replaces the background (pixels under 0.01).
+They are rotated by 90° in the first phase, 0° in the second and 45° in the third. Each phase has
+20,000 training images (a third of the 60,000, in random order), in batches of 10,000, for 100
+epochs: 200 steps. The model has 784 × 10 weights and a bias, which start at zero; the loss is
+cross-entropy. After every epoch the accuracy is measured on the 10,000 test images, rotated by the
+same angle, with noise of their own. The optimizer gets no signal of the shifts and keeps all its
+state.
 
-The paper says both "batch size 10k for 100 epochs" and "every 100k steps (100 epochs)"; the two
-cannot both hold, and this is the first.
+The paper says both "batch size 10k for 100 epochs" and "every 100k steps (100 epochs)". Both cannot
+hold; this command runs the first.
 
-AdaGrad's learning rate, and Funnel(AdaGrad)'s learning rate, γp and γs, are chosen from
-a grid by the mean accuracy over all epochs on a tenth of the training images held out, with a seed
-used for nothing else; then both run on the report seeds. What the learning rate alone does to each,
-Funnel at its best γp and γs, is printed too.
+A grid search chooses the learning rate of AdaGrad, and the learning rate, γp and γs of
+Funnel(AdaGrad), by the mean accuracy over all epochs on a held-out tenth of the training images.
+Its seed is used for nothing else. Both then run on the report seeds. A second table shows the best
+score of each at every learning rate; Funnel's is at the best γp and γs for that rate.
 """
 
 import argparse
@@ -28,13 +29,15 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from funnel import Adagrad, Funnel
-from funnel.experiments.plot3 import plot
+from streams.errors import FunnelError
 from streams.sources import mnist
 from streams.sources.images import background_noise, rotate
 
@@ -42,13 +45,14 @@ LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 GAIN_RATES = (0.01, 0.03, 0.1)
 SCALE_RATES = (0.01, 0.03)
 SELECTION_SEED = 0
-TRACED_GAINS = 10
+SHOWN_GAINS = 10
+COLOURS = ("#c2571a", "#1b6ca8")
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What one run does; images, batch and epochs are per phase."""
+    """The size of one run; images, batch and epochs are per phase."""
 
     rotations: tuple[int, ...] = (90, 0, 45)
     images: int = 20_000
@@ -65,7 +69,7 @@ class Split(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One distribution: what is learned from and what is held out."""
+    """One distribution: the examples to learn from, and those held out."""
 
     train: Split
     held_out: Split
@@ -73,7 +77,7 @@ class Phase(NamedTuple):
 
 @dataclass
 class Curves:
-    """What one run showed, one entry an epoch over all phases."""
+    """The curves of one run, with one entry per epoch over all phases."""
 
     accuracy: list[float] = field(default_factory=list)
     scales: dict[str, list[float]] = field(default_factory=dict)
@@ -82,7 +86,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Setting:
-    """Hyperparameters of Funnel(AdaGrad), or of AdaGrad where ``gain_lr`` is None."""
+    """Hyperparameters of Funnel(AdaGrad), or of AdaGrad if ``gain_lr`` is None."""
 
     lr: float
     gain_lr: float | None = None
@@ -106,7 +110,11 @@ class Setting:
 
 
 def make_phases(data: mnist.MNIST, protocol: Protocol, seed: int, validate: bool) -> list[Phase]:
-    """Return the phases of a run; with ``validate`` a tenth of each train split is held out."""
+    """Return the phases of a run.
+
+    With ``validate``, the held-out examples are a tenth of each training split; otherwise they are
+    test images.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data.train_images))
     test = rng.permutation(len(data.test_images))[: protocol.test_images]
@@ -137,13 +145,13 @@ def _rows(split: Split, rows: slice) -> Split:
 
 
 def run(make: Make, phases: Sequence[Phase], protocol: Protocol, seed: int) -> Curves:
-    """Train through all phases and return the curves; seeded, so that it can be repeated."""
+    """Train through all phases and return the curves; the same seed gives the same curves."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Linear(28 * 28, 10)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
     optimizer = make(model)
-    traced = _central_weights(generator)
+    shown = _central_weights(generator)
     curves = Curves()
     for phase in phases:
         for _ in range(protocol.epochs):
@@ -154,14 +162,14 @@ def run(make: Make, phases: Sequence[Phase], protocol: Protocol, seed: int) -> C
                 loss = nn.functional.cross_entropy(logits, phase.train.labels[rows])
                 torch.autograd.backward(loss)
                 optimizer.step()
-            _record(curves, model, optimizer, phase.held_out, traced)
+            _record(curves, model, optimizer, phase.held_out, shown)
     return curves
 
 
 def _central_weights(generator: torch.Generator) -> Tensor:
-    """Return flat indices of some weights [10, 784] of pixels in the middle 14 × 14."""
-    cells = torch.randint(7, 21, (2, TRACED_GAINS), generator=generator)
-    classes = torch.randint(10, (TRACED_GAINS,), generator=generator)
+    """Return flat indices into the weights [10, 784] of some pixels in the middle 14 × 14."""
+    cells = torch.randint(7, 21, (2, SHOWN_GAINS), generator=generator)
+    classes = torch.randint(10, (SHOWN_GAINS,), generator=generator)
     return classes * 784 + cells[0] * 28 + cells[1]
 
 
@@ -171,7 +179,7 @@ def _record(
     model: nn.Linear,
     optimizer: torch.optim.Optimizer,
     held_out: Split,
-    traced: Tensor,
+    shown: Tensor,
 ) -> None:
     correct = model(held_out.images).argmax(1) == held_out.labels
     curves.accuracy.append(float(correct.double().mean()))
@@ -180,7 +188,7 @@ def _record(
             scale = optimizer.state[parameter]["log_scale"].exp()
             curves.scales.setdefault(name, []).append(float(scale))
         log_gain = optimizer.state[model.weight]["log_gain"].flatten()
-        curves.gains.append(log_gain[traced].exp().tolist())
+        curves.gains.append(log_gain[shown].exp().tolist())
 
 
 def select(
@@ -195,15 +203,15 @@ def select(
 
 
 def epochs_to_reach(level: float, accuracy: Sequence[float]) -> int:
-    """Return the first epoch (from 1) at which a curve is at ``level``; past its end if never."""
+    """Return the first epoch (from 1) that reaches ``level``, or one past the end if none does."""
     return next((i for i, a in enumerate(accuracy, 1) if a >= level), len(accuracy) + 1)
 
 
 def table(results: dict[str, list[Curves]], chosen: dict[str, Setting], protocol: Protocol) -> str:
-    """Return a Markdown table: means and standard deviations over the report seeds.
+    """Return a Markdown table of means and standard deviations over the report seeds.
 
-    The last columns count the epochs after each shift until the accuracy is where the first
-    optimizer of ``results`` ends that phase, with the same seed.
+    The last columns count the epochs after each shift until the accuracy reaches the level at which
+    the first optimizer of ``results`` ends that phase with the same seed.
     """
     turns = [f"{degrees}°" for degrees in protocol.rotations]
     baseline, *_ = results
@@ -244,34 +252,70 @@ def sensitivity(scores: dict[str, dict[Setting, float]]) -> str:
     return "\n".join(lines)
 
 
+def plot(results: dict[str, list[Curves]], protocol: Protocol, path: Path) -> None:
+    """Write a PNG of three panels: accuracy, scales and gains.
+
+    Accuracy is the mean and range over the seeds; scales and gains are those of the first seed.
+    """
+    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(8, 8.5), layout="constrained")
+        accuracy, scales, gains = panels = figure.subplots(3, 1, sharex=True)
+        for (name, runs), colour in zip(results.items(), COLOURS, strict=True):
+            curves = np.array([r.accuracy for r in runs])
+            epochs = np.arange(1, curves.shape[1] + 1)
+            accuracy.plot(epochs, curves.mean(0), color=colour, label=name)
+            accuracy.fill_between(epochs, curves.min(0), curves.max(0), color=colour, alpha=0.2)
+            if runs[0].gains:
+                for (tensor, values), line in zip(runs[0].scales.items(), ("-", "--"), strict=True):
+                    scales.plot(epochs, values, line, color=colour, label=tensor)
+                gains.plot(epochs, np.array(runs[0].gains), linewidth=0.9)
+        accuracy.set_ylabel("held-out accuracy")
+        accuracy.legend(loc="lower right", frameon=False)
+        scales.set_ylabel("step-size scale s")
+        scales.legend(loc="lower left", frameon=False)
+        gains.set_ylabel("gains p of ten weights")
+        in_two = protocol.images == 2 * protocol.batch
+        gains.set_xlabel("epoch (2 steps each)" if in_two else "epoch")
+        for axes in (scales, gains):
+            axes.set_yscale("log")
+            axes.axhline(1.0, color="0.8", linewidth=0.8, zorder=0)
+        above = {"ha": "center", "transform": accuracy.get_xaxis_transform()}
+        for number, degrees in enumerate(protocol.rotations):
+            start = number * protocol.epochs
+            accuracy.text(start + protocol.epochs / 2, 1.02, f"{degrees}°", **above)
+            for axes in panels if number else ():
+                axes.axvline(start + 0.5, color="0.6", linestyle=":", linewidth=1)
+        figure.savefig(path, dpi=150)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Select, report, plot."""
+    """Select the settings, run the report seeds, print the tables and write the figure."""
     parser = argparse.ArgumentParser(
         prog="python -m funnel.experiments.figure3",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    protocol = Protocol()
-    parser.add_argument("--out", type=Path, default=Path("figure3.png"), help="the figure (PNG)")
-    parser.add_argument("--json", type=Path, help="write all curves here")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="report seeds")
-    parser.add_argument("--images", type=int, default=protocol.images, help="per phase")
-    parser.add_argument("--batch", type=int, default=protocol.batch)
-    parser.add_argument("--epochs", type=int, default=protocol.epochs, help="per phase")
-    parser.add_argument("--test-images", type=int, default=protocol.test_images)
+    protocol, add = Protocol(), parser.add_argument
+    add("--out", type=Path, default=Path("figure3.png"), help="write the figure (PNG) here")
+    add("--json", type=Path, help="write all curves here")
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="report these seeds")
+    add("--images", type=int, default=protocol.images, help="per phase")
+    add("--batch", type=int, default=protocol.batch)
+    add("--epochs", type=int, default=protocol.epochs, help="per phase")
+    add("--test-images", type=int, default=protocol.test_images)
     args = parser.parse_args(argv)
     protocol = Protocol(
         images=args.images, batch=args.batch, epochs=args.epochs, test_images=args.test_images
     )
     if not 10 <= args.images <= 20_000 or min(args.batch, args.epochs, args.test_images) < 1:
-        parser.error("--images goes from 10 to 20,000, the other counts from 1")
+        parser.error("--images must be 10 to 20,000, the other counts at least 1")
     if homeless := [p for p in (args.out, args.json) if p and not p.parent.is_dir()]:
-        parser.error(f"there is no folder for {homeless[0]}")
+        parser.error(f"the folder of {homeless[0]} does not exist; create it first")
     if SELECTION_SEED in args.seeds:
-        parser.error(f"seed {SELECTION_SEED} selects; report on others")
+        parser.error(f"seed {SELECTION_SEED} is for the selection; report other seeds")
     try:
         data = mnist.load()
-    except mnist.DataUnavailableError as error:
+    except FunnelError as error:
         sys.stderr.write(f"{error}\n")
         return 1
 

@@ -5,54 +5,63 @@ the same kernels in the same order, so results are those of eager execution, bit
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from funnel.graphs.repeated import Repeated, signature_of
+from funnel.graphs.repeated import Repeated
+from funnel.graphs.structure import Build, flat, signature_of, taken_apart
 
-Tensors = tuple[Tensor, ...]
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 class Graph(NamedTuple):
     """A captured call."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: Tensors
-    outputs: Tensors
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    build: Build
 
 
-class Captured:
+class Captured(Generic[P, Result]):
     """A function that is captured once it is called with the same signature again and again.
 
-    What it returns is overwritten by the next call.
+    The next call overwrites what this one returned.
 
     Args:
-        function: of tensors of one CUDA device alone; gives tensors. It reads none on the host.
-            What it changes in place, other than its arguments, must stay where it is.
+        function: takes and returns values of `funnel.graphs.structure`, by position, all of one
+            CUDA device. It reads no tensor on the host. What it changes in place, other than its
+            arguments, must stay where it is.
     """
 
-    def __init__(self, function: Callable[..., Tensors]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[P, Result]) -> None:
+        self.function = function
         self._graphs: Repeated[Graph] = Repeated()
 
-    def __call__(self, *tensors: Tensor) -> Tensors:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
         """Return what the function returns."""
+        tensors = flat(args)
         signature = signature_of(tensors)
         if found := self._graphs.find(signature):
             torch._foreach_copy_(found.inputs, tensors)
             found.graph.replay()
-            return found.outputs
-        result = self._function(*tensors)
+            result: Result = found.build(found.outputs)
+            return result
+        result = self.function(*args, **kwargs)
         if self._graphs.is_due(signature):
-            self._graphs.keep(signature, self._capture(tensors))
+            self._graphs.keep(signature, self._capture(args))
         return result
 
-    def _capture(self, tensors: Tensors) -> Graph:
+    def _capture(self, args: tuple[object, ...]) -> Graph:
         """Record a call; nothing is computed, and other threads may use the device meanwhile."""
-        inputs = tuple(t.clone() for t in tensors)
+        tensors, build = taken_apart(args)
+        inputs = [t.clone() for t in tensors]
+        call: Callable[..., Result] = self.function
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = self._function(*inputs)
-        return Graph(graph, inputs, outputs)
+            result = call(*build(inputs))
+        outputs, build = taken_apart(result)
+        return Graph(graph, inputs, outputs, build)

@@ -3,45 +3,61 @@
 A small model's step is some hundred operators of a microsecond each, and Python costs as much again
 for every one. A trace is the same operators in the same order, so its results are those of eager
 execution, bit for bit.
+
+torch.jit is deprecated. It is used in this module alone, so that another executor can take its
+place.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from funnel.graphs.repeated import Repeated, signature_of
-from funnel.inner.interface import Inner, StateLists
-from funnel.update import Alignment, Rates, State, Variant, step_
+from funnel.graphs.repeated import Repeated
+from funnel.graphs.structure import Build, flat, signature_of, taken_apart
 
-Function = Callable[..., Any]
+P = ParamSpec("P")
+Result = TypeVar("Result")
+Function = Callable[..., tuple[Tensor, ...]]
 
 
-class Traced:
+class Traced(Generic[P, Result]):
     """A function that is traced once it is called with the same signature again and again.
 
     Args:
-        function: of tensors alone, without branches on what is in them; gives a tensor or a flat
-            tuple of tensors. It may change its arguments and ``state`` in place.
+        function: takes and returns values of `funnel.graphs.structure`, by position; it has no
+            branches on what is in the tensors. It may change its arguments and ``state`` in place.
         state: other tensors that it reads or changes; their storage must stay where it is.
     """
 
-    def __init__(self, function: Function, state: Iterable[Tensor] = ()) -> None:
-        self._function, self._state = function, list(state)
-        self._traces: Repeated[Function] = Repeated()
+    def __init__(self, function: Callable[P, Result], state: Iterable[Tensor] = ()) -> None:
+        self.function, self._state = function, list(state)
+        self._traces: Repeated[tuple[Function, Build]] = Repeated()
 
-    def __call__(self, *tensors: Tensor) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
         """Return what the function returns."""
+        tensors = flat(args)
         signature = signature_of(tensors)
-        if traced := self._traces.find(signature):
-            return traced(*tensors)
-        result = self._function(*tensors)
+        if found := self._traces.find(signature):
+            traced, build = found
+            result: Result = build(traced(*tensors))
+            return result
+        result = self.function(*args, **kwargs)
         if self._traces.is_due(signature):
-            self._traces.keep(signature, trace(self._function, tensors, self._state))
+            _, build = taken_apart(result)
+            self._traces.keep(signature, (self._traced(args), build))
         return result
+
+    def _traced(self, args: tuple[object, ...]) -> Function:
+        tensors, build = taken_apart(args)
+        call: Callable[..., Result] = self.function
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple(flat(call(*build(tensors))))
+
+        return trace(function, tensors, self._state)
 
 
 def trace(function: Function, tensors: Sequence[Tensor], state: Sequence[Tensor] = ()) -> Function:
@@ -58,7 +74,7 @@ def trace(function: Function, tensors: Sequence[Tensor], state: Sequence[Tensor]
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
-    """Say whether elements share memory; then torch lets nobody change it in place."""
+    """Return whether elements share memory; torch lets nobody change such a tensor in place."""
     return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
 
 
@@ -76,52 +92,3 @@ class _Holder(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         return self._function(*tensors)
-
-
-class TracedStep:
-    """Calls `funnel.update.step_` traced; a change of rates or variant makes another trace.
-
-    Eager are rates in tensors, and state in fp64: TorchScript takes two constants for one if they
-    differ in their last bits.
-    """
-
-    def __init__(self) -> None:
-        self._traces: Repeated[Function] = Repeated()
-
-    def __call__(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        state: State,
-        inner: Inner,
-        inner_state: StateLists,
-        rates: Rates,
-        variant: Variant,
-    ) -> Alignment:
-        """Take one step, as `funnel.update.step_` does, and equal to it."""
-        is_double = state.velocity[0].dtype == torch.float64
-        if is_double or any(isinstance(rate, Tensor) for rate in rates):
-            return step_(params, grads, state, inner, inner_state, rates, variant)
-        n, keys = len(params), tuple(inner_state)
-        tensors = [*chain(params, grads, *state, *inner_state.values())]
-        signature = (n, inner, keys, rates, variant, signature_of(tensors))
-        if traced := self._traces.find(signature):
-            return Alignment(*_split(traced(*tensors), n))
-        alignment = step_(params, grads, state, inner, inner_state, rates, variant)
-        if self._traces.is_due(signature):
-
-            def step(*tensors: Tensor) -> tuple[Tensor, ...]:
-                params, grads, *rest = _split(tensors, n)
-                fields, own = rest[: len(State._fields)], rest[len(State._fields) :]
-                alignment = step_(
-                    params, grads, State(*fields), inner,
-                    dict(zip(keys, own, strict=True)), rates, variant,
-                )  # fmt: skip
-                return tuple(chain.from_iterable(alignment))
-
-            self._traces.keep(signature, trace(step, tensors))
-        return alignment
-
-
-def _split(tensors: Sequence[Tensor], n: int) -> list[list[Tensor]]:
-    return [list(tensors[k : k + n]) for k in range(0, len(tensors), n)]

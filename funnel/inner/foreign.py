@@ -1,9 +1,9 @@
 """Any ``torch.optim`` optimizer as an inner optimizer, run on zero proxies.
 
-The foreign optimizer steps at lr 1 from a proxy that is exactly zero, so minus the proxy *is* its
-preconditioned gradient, with no bits lost to the size of the weights. It never sees the weights:
-optimizers that read them (weight decay, averaging, trust ratios, distances travelled) are found by
-a trial of a few steps and refused.
+The foreign optimizer steps at lr 1 from a proxy that is exactly zero. Minus the proxy *is* then its
+preconditioned gradient, and no bits are lost to the size of the weights. It never sees the weights.
+A trial of a few steps finds the optimizers that read them (for weight decay, averaging, trust
+ratios or distances travelled), and Funnel refuses those.
 """
 
 from collections.abc import Callable
@@ -14,27 +14,29 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from funnel.inner.interface import Inner, StateLists
+from funnel.inner.interface import Flags, Inner, StateLists
 from funnel.inner.verbatim import load_verbatim
 
 Factory = Callable[[list[Tensor]], Optimizer]
 
 
 class ForeignInner:
-    """One ``torch.optim`` optimizer over fp32 (fp64 for fp64) zero proxies of a group's parameters.
+    """A ``torch.optim`` optimizer over zero proxies of one group's parameters.
+
+    Proxies are fp32, or fp64 for fp64 parameters.
 
     Args:
         factory: builds the optimizer for a list of tensors, e.g. ``torch.optim.NAdam`` or a
             ``functools.partial`` of it. Its learning rate is set to 1.
 
-    Differences from a native inner optimizer: with ``skip_nonfinite`` it reads the N finite flags
-    on the host once a step, because only a missing gradient leaves the state of *any* optimizer
-    untouched; and it cannot be captured in a CUDA graph unless the foreign optimizer can.
+    It differs from a native inner optimizer in two ways. With ``skip_nonfinite`` it reads the N
+    finite flags on the host once a step, because only a missing gradient leaves the state of *any*
+    optimizer untouched. And it can be captured in a CUDA graph only if the foreign optimizer can.
 
     Raises:
-        TypeError: the factory does not build a ``torch.optim.Optimizer``, or one that reads the
-            weights or needs a closure or sparse gradients.
-        ValueError: the optimizer decays weights or maximizes: give ``weight_decay`` or
+        TypeError: the factory does not build a ``torch.optim.Optimizer``, or it builds one that
+            reads the weights or needs a closure or sparse gradients.
+        ValueError: the optimizer decays weights or maximizes; pass ``weight_decay`` or
             ``maximize`` to Funnel instead.
     """
 
@@ -47,7 +49,7 @@ class ForeignInner:
         return f"ForeignInner({getattr(self.factory, '__qualname__', self.factory)!s})"
 
     def for_group(self, params: list[Tensor]) -> "ForeignInner":
-        """Return a ForeignInner of its own for one parameter group; nothing is shared."""
+        """Return a new ForeignInner for one parameter group; the two share no state."""
         bound = ForeignInner(self.factory)
         bound._build(params)
         return bound
@@ -69,8 +71,7 @@ class ForeignInner:
     ) -> list[Tensor]:
         """Return g̃ of the group's parameters at ``indices``, in the dtype of the proxies.
 
-        A gradient that is not finite proposes zero and leaves the foreign state of its tensor as
-        it is.
+        A tensor whose gradient is not finite gets zero, and its foreign state does not change.
         """
         if any(self.proxies[i].device != g.device for i, g in zip(indices, grads, strict=True)):
             self._move([g.device for g in grads], indices)
@@ -104,35 +105,31 @@ class ForeignInner:
             self.proxies[i].data = self.proxies[i].data.to(device)
 
     def to_spec(self) -> dict[str, Any]:
-        """Return the class of the foreign optimizer and its whole ``state_dict``."""
+        """Return the name of the foreign optimizer's class and its whole ``state_dict``."""
         optimizer = self._bound
         kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
         return {"name": "ForeignInner", "optimizer": kind, "state_dict": optimizer.state_dict()}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
-        """Resume from `to_spec`, tensors bit for bit.
+        """Restore what `to_spec` returned, tensors bit for bit.
 
         Raises:
-            ValueError: the state is that of another optimizer.
+            ValueError: the state belongs to another optimizer.
         """
         mine = self.to_spec()["optimizer"]
         if spec.get("optimizer") != mine:
             raise ValueError(
-                f"the state to load has the inner optimizer "
+                "the state to load has the inner optimizer "
                 f"{spec.get('optimizer', spec.get('name'))!r}, this Funnel has {mine!r}"
             )
         load_verbatim(self._bound, self._bound.load_state_dict, spec["state_dict"])
 
 
 class Proposed(Inner):
-    """Passes on what a foreign optimizer proposed: state ``precond`` in, g̃ out."""
+    """Hands on what a foreign optimizer proposed: state ``precond`` in, g̃ out."""
 
     def precondition(
-        self,
-        grads: list[Tensor],
-        state: StateLists,
-        step: list[Tensor],
-        active: list[Tensor] | None,
+        self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
         """Return the proposal."""
         return state["precond"]
@@ -143,12 +140,12 @@ def _refuse(optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"inner must build a torch.optim.Optimizer, got {kind}")
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise TypeError(f"inner optimizer {kind} needs a closure, which Funnel does not pass on")
+        raise TypeError(f"inner optimizer {kind} needs a closure, which Funnel does not give it")
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise TypeError(f"inner optimizer {kind} needs sparse gradients, which Funnel refuses")
     for group in optimizer.param_groups:
-        # "weight_decay", "weight_decay_rate", …; a flag such as Adam's decoupled_weight_decay
-        # does nothing without one of them.
+        # The key is "weight_decay", "weight_decay_rate" or the like. A flag such as Adam's
+        # decoupled_weight_decay does nothing by itself.
         for key, value in group.items():
             if "weight_decay" in key and not isinstance(value, bool) and value:
                 raise ValueError(
@@ -169,7 +166,7 @@ def _set_unit_lr(optimizer: Optimizer) -> None:
 
 @torch.no_grad()
 def _refuse_if_it_reads_weights(factory: Factory, device: torch.device) -> None:
-    """Compare three steps from a weight of 1 with three from a proxy put back to 0 each time."""
+    """Compare three steps from a weight of 1 with three from a proxy that starts at 0 each time."""
     grad = torch.tensor([[1.0, -2.0], [3.0, -0.5]], dtype=torch.float64, device=device)
     weight, proxy = torch.ones_like(grad).requires_grad_(), torch.zeros_like(grad).requires_grad_()
     optimizers = [factory([weight]), factory([proxy])]
@@ -187,15 +184,15 @@ def _refuse_if_it_reads_weights(factory: Factory, device: torch.device) -> None:
 
 
 def _step_without_hooks(optimizer: Optimizer) -> None:
-    """Step past torch's wrapper, so that global step hooks run once, for Funnel."""
+    """Bypass torch's wrapper, so that global step hooks run once: for Funnel."""
     step = type(optimizer).step
     if getattr(step, "hooked", False):
         step = step.__wrapped__  # type: ignore[attr-defined]
     step(optimizer)
 
 
-def own_inner(inner: Any, params: list[Tensor]) -> Inner | ForeignInner:
-    """Return a group's own inner optimizer from what the user passed as ``inner``."""
+def bind_inner(inner: Any, params: list[Tensor]) -> Inner | ForeignInner:
+    """Return the inner optimizer of one group, from what the user passed as ``inner``."""
     if isinstance(inner, type) and issubclass(inner, Inner):
         inner = inner()
     if isinstance(inner, Inner):
@@ -204,8 +201,8 @@ def own_inner(inner: Any, params: list[Tensor]) -> Inner | ForeignInner:
     return foreign.for_group(params)
 
 
-def resumed(spec: dict[str, Any], mine: Inner | ForeignInner) -> Inner | ForeignInner:
-    """Return ``mine`` with the state or the hyperparameters that ``spec`` holds."""
+def load_inner(spec: dict[str, Any], mine: Inner | ForeignInner) -> Inner | ForeignInner:
+    """Return ``mine`` with the hyperparameters or, if it is foreign, the state of ``spec``."""
     if isinstance(mine, ForeignInner):
         mine.load_spec(spec)
         return mine

@@ -1,8 +1,7 @@
-"""What an inner optimizer D is to Funnel: raw gradients in, preconditioned gradients g̃ out.
+"""The interface of an inner optimizer D: raw gradients g in, preconditioned gradients g̃ out.
 
-g̃ is a proposal at unit learning rate and points up the loss, as g does. Hyperparameters are the
-fields of a frozen dataclass; state is explicit and belongs to the caller, who keeps it apart from
-Funnel's own.
+g̃ is the step proposed at unit learning rate; like g, it points up the loss. Hyperparameters are the
+fields of a frozen dataclass. State is explicit: the caller holds it, separate from Funnel's own.
 """
 
 from abc import ABC, abstractmethod
@@ -15,15 +14,19 @@ from torch import Tensor
 from funnel import tensorlists as lists
 
 Rate = float | Tensor | list[Tensor]
-"""A factor for a list of tensors: a number or 0-dim tensor for all, or a 0-dim tensor for each."""
+"""A factor for a list of tensors: one number or 0-dim tensor for all, or a 0-dim tensor each."""
 
 StateLists = dict[str, list[Tensor]]
+"""For each key of an optimizer's state, the tensors of all parameters."""
+
+Flags = list[Tensor] | None
+"""A 0-dim 1.0 or 0.0 for each tensor, in the dtype of the state; None means 1.0 for all."""
 
 
-def masked(rate: Rate, active: list[Tensor] | None, idle: float = 0.0) -> Rate:
-    """Return ``rate`` for the tensors whose ``active`` flag is 1.0, ``idle`` where it is 0.0.
+def masked(rate: Rate, active: Flags, idle: float = 0.0) -> Rate:
+    """Return ``rate`` for each tensor whose ``active`` flag is 1.0, and ``idle`` for the others.
 
-    Exact: rate·1 + idle·(1-1). With ``active=None`` all tensors are active.
+    The result is exact: rate·1 + idle·(1-1).
     """
     if active is None:
         return rate
@@ -38,31 +41,26 @@ def masked(rate: Rate, active: list[Tensor] | None, idle: float = 0.0) -> Rate:
 
 @dataclass(frozen=True)
 class Inner(ABC):
-    """The interface of an inner optimizer; hyperparameters are the fields of the dataclass."""
+    """An inner optimizer; its hyperparameters are the fields of the dataclass."""
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the state of one tensor before its first gradient, of ``param``'s shape."""
+        """Return the state of one tensor before its first gradient, in ``param``'s shape."""
         del param, dtype
         return {}
 
     @abstractmethod
     def precondition(
-        self,
-        grads: list[Tensor],
-        state: StateLists,
-        step: list[Tensor],
-        active: list[Tensor] | None,
+        self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
         """Return g̃ and update ``state`` in place.
 
         Args:
-            grads: g, finite, in the dtype of the state; not changed.
-            state: for each key of `init_state` the list of that tensor.
-            step: number of steps applied before this one (t-1), int64, 0-dim.
-            active: 0-dim flags 1.0 or 0.0, or None for "all": where 0.0, the gradient is zero and
-                the state must come out unchanged.
+            grads: g, finite, in the dtype of the state; they are not changed.
+            state: the tensors of each key that `init_state` returns.
+            step: the number of steps applied before this one (t-1), int64, 0-dim.
+            active: where a flag is 0.0, the gradient is zero and the state must not change.
         """
 
     def to_spec(self) -> dict[str, Any]:
-        """Return name and hyperparameters as plain values, as stored in a ``state_dict``."""
+        """Return the name and hyperparameters as plain values, as a ``state_dict`` stores them."""
         return {"name": type(self).__name__, **asdict(self)}

@@ -1,6 +1,7 @@
-"""Inner optimizers D: the native ones, and `ForeignInner` for any other of ``torch.optim``.
+"""The inner optimizers D that Funnel implements itself.
 
-A subclass of `funnel.inner.interface.Inner` adds another.
+`ForeignInner` wraps any other optimizer of ``torch.optim``; a subclass of
+`funnel.inner.interface.Inner` adds a new one.
 
     >>> g, inner = [torch.tensor([3.0, -4.0])], Adagrad()
     >>> state = {"sum": [inner.init_state(g[0], torch.float32)["sum"]]}
@@ -16,7 +17,7 @@ from torch import Tensor
 from funnel import tensorlists as lists
 from funnel.checks import check_number, check_positive
 from funnel.inner.foreign import ForeignInner
-from funnel.inner.interface import Inner, StateLists, masked
+from funnel.inner.interface import Flags, Inner, StateLists, masked
 
 __all__ = ["SGD", "Adagrad", "AdagradEMA", "Adam", "ForeignInner", "Inner", "RMSprop"]
 
@@ -26,21 +27,17 @@ class SGD(Inner):
     """g̃ = g."""
 
     def precondition(
-        self,
-        grads: list[Tensor],
-        state: StateLists,
-        step: list[Tensor],
-        active: list[Tensor] | None,
+        self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
-        """Return the gradients themselves; momentum is Funnel's own."""
+        """Return the gradients themselves; Funnel adds the momentum."""
         return grads
 
 
 @dataclass(frozen=True)
 class Adagrad(Inner):
-    """AdaGrad [Duchi et al. 2011]: a ← a + g²; g̃ = g / (√a + ε), from a = initial value.
+    """AdaGrad [Duchi et al. 2011]: a ← a + g²; g̃ = g / (√a + ε); a starts at the initial value.
 
-    One of ε and the initial value must be above 0.
+    ε or the initial value must be above 0.
     """
 
     eps: float = 1e-10
@@ -57,11 +54,7 @@ class Adagrad(Inner):
         return {"sum": torch.full_like(param, self.initial_accumulator_value, dtype=dtype)}
 
     def precondition(
-        self,
-        grads: list[Tensor],
-        state: StateLists,
-        step: list[Tensor],
-        active: list[Tensor] | None,
+        self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
         """Add g² to the accumulator and divide by its root; a zero gradient changes nothing."""
         lists.addcmul_(state["sum"], grads, grads)
@@ -72,9 +65,9 @@ class Adagrad(Inner):
 
 @dataclass(frozen=True)
 class AdagradEMA(Adagrad):
-    """The paper's AdaGrad-EMA (§4.2.2): e ← β e + (1-β) g / (√a + ε); g̃ = e, from e = 0.
+    """The paper's AdaGrad-EMA (§4.2.2): e ← β e + (1-β) g / (√a + ε); g̃ = e; e starts at 0.
 
-    Without bias correction, so the first 1/(1-β) steps are shorter.
+    There is no bias correction, so the first 1/(1-β) steps are shorter.
     """
 
     ema_beta: float = 0.9
@@ -88,13 +81,9 @@ class AdagradEMA(Adagrad):
         return super().init_state(param, dtype) | {"ema": torch.zeros_like(param, dtype=dtype)}
 
     def precondition(
-        self,
-        grads: list[Tensor],
-        state: StateLists,
-        step: list[Tensor],
-        active: list[Tensor] | None,
+        self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
-        """Precondition as AdaGrad does, then average."""
+        """Precondition as AdaGrad does, then average the result."""
         precond = super().precondition(grads, state, step, active)
         ema_(state["ema"], precond, self.ema_beta, active)
         return state["ema"]
@@ -116,13 +105,9 @@ class RMSprop(Inner):
         return {"square_avg": torch.zeros_like(param, dtype=dtype)}
 
     def precondition(
-        self,
-        grads: list[Tensor],
-        state: StateLists,
-        step: list[Tensor],
-        active: list[Tensor] | None,
+        self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
-        """Average g² and divide by its root."""
+        """Average g², and divide by the root of the average."""
         ema_(state["square_avg"], lists.mul(grads, grads), self.alpha, active)
         return lists.div(grads, lists.add_(lists.sqrt(state["square_avg"]), self.eps))
 
@@ -148,13 +133,9 @@ class Adam(Inner):
         }
 
     def precondition(
-        self,
-        grads: list[Tensor],
-        state: StateLists,
-        step: list[Tensor],
-        active: list[Tensor] | None,
+        self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
-        """Average g and g², correct both for their start at zero, and divide."""
+        """Average g and g², correct both for their start at zero, and return m̂ / (√v̂ + ε)."""
         ema_(state["exp_avg"], grads, self.beta1, active)
         ema_(state["exp_avg_sq"], lists.mul(grads, grads), self.beta2, active)
         dtype = grads[0].dtype
@@ -164,13 +145,11 @@ class Adam(Inner):
 
 
 def bias_correction(step: list[Tensor], beta: float, dtype: torch.dtype) -> list[Tensor]:
-    """Return 1 - β^t for the t-th step, where ``step`` counts those before it."""
+    """Return 1 - β^t for step t, where ``step`` holds t-1."""
     return lists.scalarwise(lambda t: 1.0 - beta ** (t + 1).to(dtype), step)
 
 
-def ema_(
-    average: list[Tensor], values: list[Tensor], beta: float, active: list[Tensor] | None
-) -> None:
-    """Average ← β average + (1-β) values, on the active tensors."""
+def ema_(average: list[Tensor], values: list[Tensor], beta: float, active: Flags) -> None:
+    """Set average ← β average + (1-β) values on the active tensors; the others keep theirs."""
     lists.mul_(average, masked(beta, active, idle=1.0))
     lists.add_(average, lists.mul(values, masked(1.0 - beta, active)))

@@ -1,8 +1,8 @@
-"""Loading an optimizer's state bit for bit.
+"""Load an optimizer's state bit for bit.
 
 ``torch.optim.Optimizer.load_state_dict`` casts floating state to the dtype of the parameter: an
-fp32 log-gain of a bf16 parameter comes back rounded to 8 bits. `load_verbatim` lets torch do all
-the rest (hooks, group checks, devices) and puts the tensors back as they were saved.
+fp32 log-gain of a bf16 parameter comes back rounded to 8 bits. `load_verbatim` lets torch do the
+rest (hooks, group checks, devices) and then restores the tensors as they were saved.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ def load_verbatim(
 ) -> None:
     """Call ``load(state_dict)``, then give the state of ``optimizer`` the saved dtypes and bits.
 
-    ``check`` may refuse the dictionary, as the pre-hooks left it, before anything is changed.
-    Tensors are copies on the device that torch chose. Load hooks that the user registered see
-    what they always see: the pre-hooks the saved dictionary, the post-hooks the finished state.
+    ``check`` sees the dictionary as the pre-hooks left it, and may raise before anything changes.
+    Loaded tensors are copies, on the device that torch chose. The user's own load hooks see what
+    they always see: pre-hooks the saved dictionary, post-hooks the finished state.
     """
     saved: StateDict = {}
 

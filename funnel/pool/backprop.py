@@ -3,11 +3,11 @@
 Autograd's gradients up to rounding, without its bookkeeping: a logistic model's step is a third
 shorter, and is a plain function of tensors that can be traced.
 
-K experts, models of one shape side by side, all see the same inputs. So their first layers are one
-layer that is K times as wide, and only deeper ones are products in batches. Each expert's result is
-that of a model alone; for one expert they agree bit for bit.
+K experts, models of one shape, all see the same inputs. So their first layers are one layer that is
+K times as wide, and only deeper layers are batched products. Each expert's result is that of a
+model alone; for one expert they agree bit for bit.
 
-What a layer gives is kept as [K, out, n], examples last: sums over few classes are then sums of
+Outputs of layers are kept as [K, out, n], examples last: sums over few classes are then sums of
 long rows, and no product needs a copy.
 """
 
@@ -23,22 +23,24 @@ Layers = Sequence[tuple[Tensor, Tensor]]
 
 
 class Differentiated(NamedTuple):
-    """What K experts make of a batch."""
+    """A batch, scored and differentiated by K experts."""
 
+    logits: Tensor
+    """[K, n, classes]."""
     probabilities: Tensor
     """[K, n, classes]."""
     losses: Tensor
     """Cross-entropy of each example [K, n], in nats."""
     training_losses: Tensor
-    """What was differentiated, [K]."""
+    """The losses that were differentiated, [K]."""
     gradients: list[Tensor]
     """Of each expert's training loss, shaped and ordered as the parameters."""
 
 
 def is_perceptron(module: nn.Module) -> bool:
-    """Say whether the module is linear layers with biases, and ReLU between them: no more.
+    """Return whether the module is linear layers with biases, ReLU between them, and no more.
 
-    No layer or tensor may stand in two places, and no hook may have a say.
+    No layer or tensor may be used twice, and there may be no hooks.
     """
     layers = list(module) if type(module) is nn.Sequential else [module]
     linear, between = layers[::2], layers[1::2]
@@ -61,32 +63,10 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def differentiate(
-    parameters: Sequence[Tensor], inputs: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return logits, losses, and the gradients of the mean loss in the order of the parameters.
-
-    Args:
-        parameters: weight [out, in] and bias [out] of each layer in turn.
-        inputs: fp32 [n, features].
-        labels: int64 [n].
-
-    Returns:
-        Logits [n, classes]; cross-entropy of each example [n], in nats; gradients.
-    """
-    layers = _layers([p[None] for p in parameters])
-    outputs = _forward(layers, inputs)
-    logits = outputs.pop()
-    log_odds = logits.log_softmax(dim=1)
-    losses = _own_losses(log_odds, labels)
-    gradients = _backward(layers, inputs, outputs, _error(log_odds.exp_(), labels))
-    return logits[0].t(), losses[0], [g[0] for g in gradients]
-
-
 def differentiate_experts(
     parameters: Sequence[Tensor], inputs: Tensor, labels: Tensor
 ) -> Differentiated:
-    """Do the same for K experts.
+    """Score and differentiate a batch with K experts.
 
     Args:
         parameters: weight [K, out, in] and bias [K, out] of each layer in turn.
@@ -95,23 +75,24 @@ def differentiate_experts(
     """
     layers = _layers(parameters)
     outputs = _forward(layers, inputs)
-    log_odds = outputs.pop().log_softmax(dim=1)
+    logits = outputs.pop()
+    log_odds = logits.log_softmax(dim=1)
     losses = _own_losses(log_odds, labels)
     probabilities = log_odds.exp_()
     gradients = _backward(layers, inputs, outputs, _error(probabilities.clone(), labels))
-    return Differentiated(probabilities.mT, losses, losses.mean(dim=-1), gradients)
+    return Differentiated(logits.mT, probabilities.mT, losses, losses.mean(dim=-1), gradients)
 
 
 def affine_gradients(
     layers: Sequence[Tensor], inputs: Tensor, targets: Tensor, share: Tensor
 ) -> list[Tensor]:
-    """Return the gradients of K experts, and nothing else; biases are a column of the weights.
+    """Return only the gradients of K experts; biases are a column of the weights.
 
     Args:
-        layers: weight and bias of each, side by side, [K, out, in + 1].
+        layers: weight and bias of each, concatenated, [K, out, in + 1].
         inputs: fp32 [n, features + 1]; the last is 1.
-        targets: what `one_hot` makes of the labels, [classes, n].
-        share: what the losses of each expert are multiplied with before they are summed, [K, 1, 1].
+        targets: the labels as `one_hot` returns them, [classes, n].
+        share: factor of each expert's losses before they are summed, [K, 1, 1].
     """
     first, *deeper = layers
     outputs = (inputs @ first.flatten(0, 1).t()).t().unflatten(0, first.shape[:2])
@@ -129,7 +110,7 @@ def affine_gradients(
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Return the probabilities of labels [n] that are certain, fp32 [classes, n]."""
+    """Return labels [n] as probabilities of 0 and 1, fp32 [classes, n]."""
     targets = torch.zeros(classes, len(labels), device=labels.device)
     return targets.scatter_(0, labels[None], 1.0)
 
@@ -144,9 +125,9 @@ def _layers(parameters: Sequence[Tensor]) -> Layers:
 
 
 def _forward(layers: Layers, inputs: Tensor) -> list[Tensor]:
-    """Return what each layer gives, [K, out, n]; after ReLU, except for the last.
+    """Return the output of each layer, [K, out, n]; after ReLU, except for the last.
 
-    Not by ``addmm``, which a trace would take apart, and round in another way.
+    ``addmm`` is not used: a trace would take it apart, and round in another way.
     """
     (weight, bias), *deeper = layers
     wide = weight.flatten(0, 1) @ inputs.t() + bias.flatten()[:, None]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 NORM_CAP = 10.0
-"""A gradient may be this many times longer than nearly all of the recent ones; then it is cut."""
+"""A gradient may be this many times longer than nearly all recent ones; beyond, it is cut."""
 NORM_UP, NORM_DOWN = 0.45, 0.05
-"""Steps of the tracked quantile of log ‖g‖; it rests where DOWN of UP + DOWN norms are above."""
+"""Steps of the tracked quantile of log ‖g‖: it rests where a share DOWN / (UP + DOWN) is above."""
 
 
 class NormCap:
@@ -24,15 +24,15 @@ class NormCap:
 
     @classmethod
     def fresh(cls, shape: tuple[int, ...], device: torch.device) -> "NormCap":
-        """Return one that has seen nothing."""
+        """Return a cap that has seen no gradient."""
         return cls(torch.full(shape, math.inf, device=device))
 
     def factor(self, norm: Tensor) -> Tensor:
-        """Return what to multiply a gradient of this norm with, at most 1."""
+        """Return the factor, at most 1, for gradients of these norms."""
         return (self.level + math.log(NORM_CAP) - norm.log()).clamp_(max=0.0).exp_()
 
     def update(self, norm: Tensor, keep: Tensor) -> None:
-        """Let the level follow a norm, where ``keep``, bool, is True."""
+        """Move the level towards these norms, where ``keep``, bool, is True."""
         log_norm, level = norm.log(), self.level
         moved = level + torch.where(log_norm > level, NORM_UP, -NORM_DOWN)
         moved = torch.where(level.isinf(), log_norm, moved)

@@ -1,4 +1,4 @@
-"""One expert of a pool: its hyperparameters, and which experts the default pool has."""
+"""The hyperparameters of one expert, and the experts of the default pool."""
 
 import math
 from collections.abc import Sequence
@@ -19,17 +19,18 @@ SCALE_BOUNDS = (math.log(1e-2), math.log(1e2))
 class Expert:
     """Hyperparameters of one expert; see `funnel.Funnel`.
 
-    ``pull`` is the share of its way to the pool's weighted mean that its weights go after each
-    step: elastic averaging [S. Zhang, A. Choromanska, Y. LeCun, 'Deep learning with elastic
-    averaging SGD', 2015], towards those who are right now. Experts that are pulled profit at once
-    from whoever recovers first; experts that are not remember what they knew before a shift.
+    ``pull`` is how far its weights move towards the pool's weighted mean after each step, as a
+    share of the distance: elastic averaging [S. Zhang, A. Choromanska, Y. LeCun, 'Deep learning
+    with elastic averaging SGD', 2015]. Experts that are pulled profit at once from the expert that
+    recovers first; experts that are not remember what they knew before a shift.
 
-    ``renews`` is whether it begins anew, as all experts once did, as soon as it predicts worse than
-    a model that knows nothing; see `funnel.pool.renewal`. One that does not is the pool's memory.
+    ``renews`` sets whether the expert is renewed, back to how all experts started, as soon as it
+    predicts worse than a model that knows nothing; see `funnel.pool.renewal`. Experts that do not
+    renew are the pool's memory.
 
-    ``steps`` is how many steps the inner optimizer takes a batch, through as many pieces of it, for
-    one of Funnel's; see `funnel.pool.walk`. Models other than linear layers with ReLU between them
-    take one: what normalizes over a batch is for whole ones.
+    ``steps`` is the number of steps that the inner optimizer takes a batch, through as many pieces
+    of it, for one of Funnel's; see `funnel.pool.walk`. Models other than linear layers with ReLU
+    between them take one step: layers that normalize over a batch need whole batches.
     """
 
     inner: Inner
@@ -62,10 +63,10 @@ DEFAULT_EXPERTS: tuple[Expert, ...] = (
     Expert(ADAGRAD, 0.001, 0.03, 0.03, steps=8),
     Expert(SGD(), 0.06, 0.005, 0.002, steps=8, pull=0.1, renews=True),
 )
-"""For inputs of WIDTH features; see `for_width`. Chosen on six streams; funnel/docs/pool.md says
-how, and what was tried beside them."""
+"""For inputs of WIDTH features; see `for_width`. They were chosen on six streams, as
+funnel/docs/pool.md describes."""
 MATTER_MOST = (0, 3, 5, 2, 1, 4)
-"""Which of them a smaller pool should have first."""
+"""Their indices, in the order in which a smaller pool should take them."""
 WIDTH = 784
 
 

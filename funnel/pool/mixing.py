@@ -1,4 +1,4 @@
-"""Fixed Share: the weights of experts of whom now one, now another is best.
+"""Fixed Share: weights for experts when the best one changes over time.
 
 Source: M. Herbster, M. K. Warmuth, 'Tracking the best expert', Machine Learning 32 (1998), with
 the log loss. The experts' probabilities are averaged with weights v on the simplex. After a batch
@@ -8,16 +8,16 @@ of n examples with labels y
     v_k ← (1 - α) v_k + α / K                    (share update)
 
 and α = 1 - (1 - σ)^n, so that a stream costs the same however it is cut: η, ``rate``, weighs the
-evidence of one example, and σ, ``switch_rate``, is the share of the weight that is dealt out anew
+evidence of one example, and σ, ``switch_rate``, is the share of the weight that is redistributed
 per example, the prior chance that another expert is best from there on. No weight falls below
 α / K, so an expert comes back after about log(K / α) / (η d) examples on which it is better by d
 nats each.
 
-Which σ is right depends on how often the stream shifts, so it is learned too, by Learn-α
+The right σ depends on how often the stream shifts, so it is learned too, by Learn-α
 [C. Monteleoni, T. Jaakkola, 'Online learning of non-stationary sequences', NIPS 2003]: Fixed Share
 runs at each of some switch rates, and its mixtures are mixed in turn, with weights u that follow
 their losses as v follow the experts', shared at a rate of their own. At the rates of SWITCH_RATES
-2, 10 and 40 % of the weight are dealt out every 100 examples.
+2, 10 and 40 % of the weight are redistributed every 100 examples.
 
 η = 1 is Bayes' rule, under which the mixture's total loss exceeds that of any sequence of experts
 that switches m times in T examples by at most log K + m log(K / σ') + …, the entropy of the
@@ -41,7 +41,7 @@ RATE = 0.2
 SWITCH_RATES = (2e-4, 1e-3, 5e-3)
 """σ, per example."""
 RATE_SWITCH_RATE = 2e-4
-"""Share of u that is dealt out anew, per example."""
+"""Share of u that is redistributed per example."""
 
 
 class FixedShare:
@@ -96,6 +96,8 @@ class FixedShare:
             healthy: bool [K]; an expert that is not keeps only its share of the others' weight.
             keep: bool, 0-dim; where it is False nothing changes.
         """
+        if len(self.log_weights) == 1:
+            return  # one expert has all the weight
         n = losses.shape[1]
         log_weights = self.log_weights_at
         mixtures = mixed_losses(log_weights, losses, healthy).sum(dim=1)
@@ -136,6 +138,8 @@ def mixed(log_weights: Tensor, probabilities: Tensor, healthy: Tensor) -> Tensor
         Probabilities [n, classes], always finite.
     """
     known = torch.where(healthy[:, None, None], probabilities, 1.0 / probabilities.shape[-1])
+    if len(known) == 1:
+        return known[0]
     return (weights_of(log_weights, healthy)[:, None, None] * known).sum(dim=0)
 
 
@@ -151,6 +155,8 @@ def mixed_losses(log_weights: Tensor, losses: Tensor, healthy: Tensor) -> Tensor
         [..., n], in nats; infinite if none is healthy.
     """
     known = torch.where(healthy[:, None], losses, math.inf)
+    if len(known) == 1:
+        return known[0].expand(*log_weights.shape[:-1], -1)
     return -torch.logsumexp(_log_weights_of(log_weights, healthy)[..., None] - known, dim=-2)
 
 

@@ -1,8 +1,8 @@
-"""K copies of a module side by side: their tensors stacked, [K, …], their batches shared.
+"""K copies of a module: their tensors are stacked, [K, …], their batches shared.
 
 Linear layers with ReLU between them go through `funnel.pool.backprop`. Any other module goes
-through ``torch.func.vmap`` where that can, else one expert at a time. Which way is settled when the
-copies are made, so that a replay takes the same.
+through ``torch.func.vmap`` if that can run it, and one expert at a time otherwise. This is settled
+when the copies are made, so that a replay takes the same way.
 """
 
 import copy
@@ -52,7 +52,7 @@ class Experts:
         self.is_vectorized = not self.is_plain and self._vmap_can(features)
 
     def stack(self) -> tuple[Tensors, Tensors]:
-        """Return K copies of the parameters to learn, and of all else that the module holds."""
+        """Return K copies of the parameters to learn, and of all other tensors of the module."""
         found = dict(self.module.named_parameters())
         learned: Tensors = {name: p for name, p in found.items() if p.requires_grad}
         frozen: Tensors = {name: p for name, p in found.items() if not p.requires_grad}
@@ -75,14 +75,15 @@ class Experts:
         """Score and differentiate inputs [n, features] with labels [n]; ``buffers`` may change."""
         if self.is_plain:
             return differentiate_experts(list(parameters.values()), inputs, labels)
-        log_odds = self.logits(parameters, buffers, inputs).log_softmax(dim=-1)
+        logits = self.logits(parameters, buffers, inputs)
+        log_odds = logits.log_softmax(dim=-1)
         losses = -log_odds.gather(-1, labels[:, None].expand(*log_odds.shape[:-1], 1))[..., 0]
         self.module.train()
         if self.is_vectorized:
             training, gradients = self._vectorized(parameters, buffers, inputs, labels)
         else:
             training, gradients = self._one_by_one(parameters, buffers, inputs, labels)
-        return Differentiated(log_odds.exp_(), losses, training, gradients)
+        return Differentiated(logits, log_odds.exp_(), losses, training, gradients)
 
     def _vmap_can(self, features: int) -> bool:
         """Try it on blank inputs; buffers and a single expert are never vectorized."""
@@ -152,10 +153,10 @@ def _stacked(named: Tensors, count: int) -> Tensors:
 
 
 def _first_names(module: nn.Module) -> dict[str, str]:
-    """Return the names of all tensors of a module, and of each the first that it goes by.
+    """Return the names of all tensors of a module, each with the first name of the same tensor.
 
-    A module within it that stands in two places is named once: `functional_call`, asked to tie
-    weights itself, puts its tensors in twice and does not get the module's own back.
+    A submodule that is used in two places is named once: `functional_call`, asked to tie weights
+    itself, would put its tensors in twice and not restore the module's own.
     """
     found = {
         f"{place}.{name}" if place else name: tensor

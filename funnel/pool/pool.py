@@ -1,18 +1,18 @@
 """A pool of Funnel experts: no step size to tune.
 
-K models that differ in η, γp, γs or the inner optimizer learn side by side from the same batches,
-as one model with a leading expert dimension. Their predictions are mixed by Fixed Share
-(`funnel.pool.mixing`), which follows the expert that is best now. The update is that of a single
-`funnel.Funnel`, with a scale for each expert and tensor and rates for each expert; a pool of one
-expert is that Funnel, bit for bit. Beyond that an expert may take several steps a batch
-(`funnel.pool.walk`), and begin anew after a shift (`funnel.pool.renewal`).
+K models that differ in η, γp, γs or the inner optimizer learn from the same batches, as one model
+with a leading expert dimension. Their predictions are mixed by Fixed Share (`funnel.pool.mixing`),
+which follows the expert that is best now. The update is that of a single `funnel.Funnel`, with a
+scale for each expert and tensor and rates for each expert; a pool of one expert is that Funnel, bit
+for bit. Beyond that an expert may take several steps a batch (`funnel.pool.walk`), and may be
+renewed after a shift (`funnel.pool.renewal`).
 
     >>> from torch import nn
     >>> pool = Pool(nn.Linear(784, 10), 784)
     >>> inputs, labels = torch.rand(100, 784), torch.zeros(100, dtype=torch.int64)
-    >>> seen = pool.observe(inputs, labels)
-    >>> factor = pool.weigh(seen, keep=torch.tensor(True))
-    >>> pool.step(inputs, labels, seen.gradients, factor)
+    >>> scored = pool.score(inputs, labels)
+    >>> decision = pool.decide(scored, keep=torch.tensor(True))
+    >>> pool.update(inputs, labels, decision)
     >>> pool.predict(inputs).shape
     torch.Size([100, 10])
 """
@@ -26,27 +26,27 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 
-from funnel.graphs.traced import Traced
+from funnel.graphs.execution import Execution
 from funnel.inner.interface import StateLists
 from funnel.pool import mixing
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
-from funnel.pool.grouped import Grouped, runs_of
 from funnel.pool.mixing import FixedShare
 from funnel.pool.networks import Experts
-from funnel.pool.renewal import Renewal
-from funnel.pool.restart import Restart
-from funnel.pool.stacked import VARIANT, column, fresh_state, rates_of
+from funnel.pool.renewal import Renewal, Restart
+from funnel.pool.stacked import VARIANT, Grouped, column, fresh_state, rates_of, runs_of
 from funnel.pool.walk import norms_of, walks_of
 from funnel.telemetry import TensorTelemetry, describe_stacked, mean_over_experts
 from funnel.update import Alignment, State, step_
 
 
-class Observation(NamedTuple):
-    """What a batch gives before anything has changed, but for the buffers of a module."""
+class Scored(NamedTuple):
+    """A scored batch, before anything has changed but the buffers of a module."""
 
     probabilities: Tensor
     """Of the mixture, fp32 [n, classes]; always finite."""
+    labels: Tensor
+    """Predicted, int64 [n]."""
     losses: Tensor
     """Of the mixture, fp32 [n], in nats; not finite if no expert is healthy."""
     expert_losses: Tensor
@@ -59,13 +59,23 @@ class Observation(NamedTuple):
     """Of each expert's mean loss, [K, …], one for each parameter tensor."""
 
 
+class Decision(NamedTuple):
+    """What a batch may do to the experts."""
+
+    factor: Tensor
+    """What each expert's gradients were multiplied with, [K]: NaN where an expert has diverged or
+    is due for renewal, and for all experts if the batch changes nothing."""
+    gradients: list[Tensor]
+    """Capped, [K, …], one for each parameter tensor."""
+
+
 class PoolTelemetry(TypedDict):
     """The pool as a whole; device tensors."""
 
     weights: Tensor
     """Of the experts, fp32 [K], summing to 1."""
     ages: Tensor
-    """Batches that each expert has learned since it began, int64 [K]."""
+    """Batches that each expert has learned since it started, int64 [K]."""
     best: Tensor
     """Index of the expert with the largest weight, int64, 0-dim."""
     step_sizes: dict[str, Tensor]
@@ -77,20 +87,19 @@ class PoolTelemetry(TypedDict):
 class Pool:
     """K experts, their Funnel and their weights, all in tensors with fixed storage.
 
-    A batch goes through `observe`, `weigh` and `step`. The first two are functions of tensors
+    A batch goes through `score`, `decide` and `update`. The first two are functions of tensors
     without a host read, and can be traced together if the experts are plain (see
-    `funnel.pool.networks.Experts`). ``step`` on a CPU asks once whether all experts learn the
-    batch; if not, and on a GPU always, it masks out who does not, and sets it to where it goes on
-    from.
+    `funnel.pool.networks.Experts`). On a CPU, `update` asks once whether all experts learn the
+    batch. If not, and on a GPU always, it masks the experts that do not, and then restarts them.
 
     Args:
         module: fp32, maps [n, features] to logits [n, classes]; every expert starts as it is.
         features: width of the inputs.
-        experts: their hyperparameters; by default those of `funnel.pool.expert.for_width`. Those
-            with equal ``steps`` should stand together, and among them those with equal inner
+        experts: their hyperparameters; by default those of `funnel.pool.expert.for_width`. Experts
+            with equal ``steps`` should be neighbours, and among them those with equal inner
             optimizers.
         rate: how much an example's evidence weighs (see `funnel.pool.mixing`).
-        switch_rates: shares of the weight that are dealt out anew per example.
+        switch_rates: shares of the weight that are redistributed per example.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or the module cannot be learned;
@@ -108,34 +117,53 @@ class Pool:
         experts = for_width(features) if experts is None else tuple(experts)
         if not experts:
             raise ValueError("a pool needs at least one expert")
-        self.experts = experts
         self.models = Experts(module, len(experts), features)
         self.parameters, self.buffers = self.models.stack()
         first = next(iter(self.parameters.values()))
         self.device = first.device
-        self.on_host = first.device.type == "cpu"
+        self.execution = Execution.of(first.device, self.models.is_plain)
         self.mixing = FixedShare(len(experts), first.device, rate, switch_rates)
         self.cap = NormCap.fresh((len(experts),), first.device)
         self.renewal = Renewal(torch.tensor([e.renews for e in experts], device=first.device))
         self.inner = Grouped(runs_of(experts))
         parameters = list(self.parameters.values())
-        self.rates = rates_of(experts, parameters)
         self.state = fresh_state(parameters)
         each = [self.inner.init_state(p, p.dtype) for p in parameters]
         self.inner_state: StateLists = {key: [own[key] for own in each] for key in each[0]}
-        walks = walks_of(experts, self.rates.lr, parameters, self.state, self.inner_state)
-        self.walks = list(walks) if self.models.is_plain else []
         self.alignment = Alignment(
             *([torch.zeros_like(s) for s in self.state.log_scale] for _ in Alignment._fields)
         )
         """Of the last step."""
         shared = chain(parameters, self.buffers.values(), *self.state, [self.cap.level])
         self._restart = Restart(list(shared), self.inner, self.inner_state)
+        self._configure(experts)
+
+    def _configure(self, experts: tuple[Expert, ...]) -> None:
+        """Take rates and walks from the experts; traces hold them as constants."""
+        self.experts = experts
+        parameters = list(self.parameters.values())
+        self.rates = rates_of(experts, parameters)
+        walks = walks_of(experts, self.rates.lr, parameters, self.state, self.inner_state)
+        self.walks = list(walks) if self.models.is_plain else []
         pulls = torch.tensor([expert.pull for expert in experts], device=self.device)
         self.pulls = pulls if any(expert.pull for expert in experts) else None
         tensors = [*self.tensors().values(), *chain.from_iterable(w.tensors() for w in self.walks)]
-        self._walk_traced = Traced(partial(_walk, self), tensors)
-        self._take_traced = Traced(partial(_take, self), tensors)
+        self._walk = self.execution.part(partial(_walk, self), tensors)
+        self._take = self.execution.part(partial(_take, self), tensors)
+
+    def set_experts(self, experts: Sequence[Expert]) -> None:
+        """Go on with other rates of the same experts.
+
+        Raises:
+            ValueError: their number, an inner optimizer, ``steps`` or ``renews`` differs.
+        """
+        experts = tuple(experts)
+        fixed = [(e.inner, e.steps, e.renews) for e in self.experts]
+        if [(e.inner, e.steps, e.renews) for e in experts] != fixed:
+            raise ValueError(
+                "only lr, gain_lr, scale_lr, momentum and pull of an expert can change"
+            )
+        self._configure(experts)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves.
@@ -163,7 +191,7 @@ class Pool:
         return predicted(self.mixing.log_weights, logits)
 
     @torch.no_grad()
-    def observe(self, inputs: Tensor, labels: Tensor) -> Observation:
+    def score(self, inputs: Tensor, labels: Tensor) -> Scored:
         """Score a batch with the weights as they are, and differentiate it.
 
         Args:
@@ -174,8 +202,10 @@ class Pool:
         norm = norms_of(found.gradients)
         healthy = torch.isfinite(norm + found.training_losses + found.losses.sum(dim=1))
         log_weights = self.mixing.log_weights
-        return Observation(
-            mixing.mixed(log_weights, found.probabilities, healthy),
+        probabilities = mixing.mixed(log_weights, found.probabilities, healthy)
+        return Scored(
+            probabilities,
+            most_likely(found.logits, probabilities),
             mixing.mixed_losses(log_weights, found.losses, healthy),
             found.losses,
             norm,
@@ -184,61 +214,65 @@ class Pool:
         )
 
     @torch.no_grad()
-    def weigh(self, seen: Observation, keep: Tensor) -> Tensor:
-        """Let the experts' weights take a batch, and cut its gradients, in place.
+    def decide(self, scored: Scored, keep: Tensor) -> Decision:
+        """Let the experts' weights take a batch, and cap its gradients, in place.
 
         Args:
-            seen: what `observe` returned for it.
+            scored: the batch.
             keep: bool, 0-dim; where it is False, or no expert is healthy, the weights stay and the
-                gradients become NaN, at which `step` changes nothing.
-
-        Returns:
-            What each expert's gradients were multiplied with, [K], for `step`: NaN where an expert
-            has diverged or is to begin anew, and of all if the batch changes nothing.
+                gradients become NaN, at which `update` changes nothing.
         """
-        keep = keep & seen.healthy.any()
-        learned = seen.healthy & keep
-        self.renewal.update(seen.expert_losses, seen.probabilities.shape[1], learned)
-        learned = learned & ~self.renewal.due()
-        self.mixing.update(seen.expert_losses, seen.healthy, keep)
-        factor = torch.where(learned, self.cap.factor(seen.norms), math.nan)
-        for gradient in seen.gradients:
+        keep = keep & scored.healthy.any()
+        learned = scored.healthy & keep
+        if not self.renewal.is_idle:
+            self.renewal.update(scored.expert_losses, scored.probabilities.shape[1], learned)
+            learned = learned & ~self.renewal.due()
+        self.mixing.update(scored.expert_losses, scored.healthy, keep)
+        factor = torch.where(learned, self.cap.factor(scored.norms), math.nan)
+        for gradient in scored.gradients:
             gradient.mul_(column(factor, gradient))
-        self.cap.update(seen.norms, learned)
-        return factor
+        self.cap.update(scored.norms, learned)
+        return Decision(factor, scored.gradients)
 
     @torch.no_grad()
-    def step(
-        self, inputs: Tensor, labels: Tensor, gradients: Sequence[Tensor], factor: Tensor
-    ) -> None:
-        """Learn a batch, let begin anew who is due to, and restart who has diverged.
+    def update(self, inputs: Tensor, labels: Tensor, decision: Decision) -> None:
+        """Learn a batch, renew the experts that are due, and restart those that have diverged.
 
-        Who begins anew learns the batch if it walks; else it begins with the next. On a CPU not to
-        be called for a batch that is not kept.
+        A renewed expert that walks learns the batch; any other starts with the next one. On a CPU
+        this must not be called for a batch that is not kept.
 
         Args:
             inputs: fp32 [n, features].
             labels: int64 [n].
-            gradients: capped by `weigh`, [K, …], one for each parameter tensor.
-            factor: what `weigh` returned.
+            decision: of `decide`.
         """
-        if self.on_host and self._walk_traced(inputs, labels, factor).all():
-            self.alignment = self._aligned(self._take_traced(*gradients))
+        if self.execution.on_host and self._all_learn(inputs, labels, decision.factor):
+            self.alignment = self._take(decision.gradients)
             return
-        due = self.renewal.due()
-        self.renewal.begin(due)
-        self._restart.begin(due)
-        gradients = [torch.where(column(due, g), 0.0, g) for g in gradients]
-        learns = _walk(self, inputs, labels, torch.where(due, 1.0, factor))
-        last = self._aligned(_take(self, *gradients, learns=learns))
-        diverged = ~learns & learns.any()
-        self.renewal.begin(diverged)
-        self._restart.from_best(diverged, self.mixing.log_weights)
+        factor, gradients = decision
+        if not self.renewal.is_idle:
+            due = self.renewal.due()
+            self.renewal.forget(due)
+            self._restart.from_the_start(due)
+            factor = torch.where(due, 1.0, factor)
+            gradients = [torch.where(column(due, g), 0.0, g) for g in gradients]
+        learns = _walk(self, inputs, labels, factor)
+        last = _take(self, gradients, learns=learns)
+        if len(self.experts) > 1:
+            diverged = ~learns & learns.any()
+            self.renewal.forget(diverged)
+            self._restart.from_best(diverged, self.mixing.log_weights)
         self._pull(learns)
-        if self.on_host:
+        if self.execution.on_host:
             self.alignment = last
         else:  # a captured step must leave it where it is
             torch._foreach_copy_(list(chain(*self.alignment)), list(chain(*last)))
+
+    def _all_learn(self, inputs: Tensor, labels: Tensor, factor: Tensor) -> bool:
+        """Take the walks of a batch, and return whether all experts learn it; read on the host."""
+        if self.walks:
+            return bool(self._walk(inputs, labels, factor).all())
+        return not bool(factor.isnan().any())
 
     @torch.no_grad()
     def telemetry(self) -> PoolTelemetry:
@@ -269,10 +303,6 @@ class Pool:
         log_gain = self.state.log_gain[list(self.parameters).index(name)]
         return mean_over_experts(log_gain, self.mixing.log_weights.exp())
 
-    def _aligned(self, found: Sequence[Tensor]) -> Alignment:
-        n = len(self.parameters)
-        return Alignment(*(list(found[k : k + n]) for k in range(0, 3 * n, n)))
-
     def _pull(self, learned: Tensor | None = None) -> None:
         """Draw experts to the weighted mean: w_k ← w_k + pull_k (Σ v_j w_j - w_k).
 
@@ -287,9 +317,20 @@ class Pool:
             share = column(self.pulls, parameter)
             if learned is None:
                 parameter.lerp_(mean, share)
-            else:  # the mean is not finite while one who has diverged waits for a restart
+            else:  # the mean is not finite while an expert that diverged waits for its restart
                 pulled = column(learned & (self.pulls > 0), parameter)
                 parameter.copy_(torch.where(pulled, parameter.lerp(mean, share), parameter))
+
+
+def most_likely(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the predicted labels, int64 [n].
+
+    Args:
+        logits: of the experts, fp32 [K, n, classes].
+        probabilities: of the mixture, fp32 [n, classes]. Those of a single expert may be equal
+            where its logits are not.
+    """
+    return (logits[0] if len(logits) == 1 else probabilities).argmax(dim=1)
 
 
 def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
@@ -297,8 +338,8 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
 
     Args:
         log_weights: of the experts, fp32 [K].
-        logits: of the experts, fp32 [K, n, classes]; one who has any that is not finite is left
-            out.
+        logits: of the experts, fp32 [K, n, classes]; an expert with any that is not finite does not
+            count.
     """
     probabilities = logits.softmax(dim=-1)
     healthy = torch.isfinite(probabilities).flatten(1).all(dim=1)
@@ -306,30 +347,30 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
 
 
 def _walk(pool: Pool, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
-    """Lead those through the batch who walk, and return who learns it, bool [K]."""
+    """Take all walks through the batch, and return which experts learn it, bool [K]."""
     learns = ~factor.isnan()
     for walk in pool.walks:
         learns[walk.own] &= walk.take(inputs, labels, factor)
     return learns
 
 
-def _take(pool: Pool, *gradients: Tensor, learns: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Take the step of a batch, and return its alignment, flat.
+def _take(pool: Pool, gradients: list[Tensor], learns: Tensor | None = None) -> Alignment:
+    """Take the step of a batch.
 
     Args:
         pool: after `_walk`.
         gradients: one for each parameter tensor.
-        learns: who takes it, bool [K]; None for all, who are then pulled, too.
+        learns: which experts take it, bool [K]; None for all, which are then pulled, too.
     """
     if learns is not None:
-        gradients = tuple(torch.where(column(learns, g), g, math.nan) for g in gradients)
+        gradients = [torch.where(column(learns, g), g, math.nan) for g in gradients]
     walked: dict[str, list[Tensor]] = {}
     for walk in pool.walks:
         walk.accept(None if learns is None else learns[walk.own])
         walked |= walk.precond()
     alignment = step_(
         list(pool.parameters.values()),
-        list(gradients),
+        gradients,
         pool.state,
         Grouped(pool.inner.runs, walked=walked),
         pool.inner_state,
@@ -338,4 +379,4 @@ def _take(pool: Pool, *gradients: Tensor, learns: Tensor | None = None) -> tuple
     )
     if learns is None:
         pool._pull()
-    return tuple(chain.from_iterable(alignment))
+    return alignment

@@ -1,46 +1,52 @@
-"""Who predicts worse than one who knows nothing begins anew: Page's test.
+"""Experts that predict worse than a model that knows nothing are renewed: Page's test.
 
-After an abrupt shift what was learned is in the way, not only useless: weights must be unlearned,
+After an abrupt shift, what was learned is in the way, not only useless: weights must be unlearned,
 and AdaGrad's steps have grown short. A model that gives each of C classes the same probability
-loses log C an example, and Page's cumulative sum of what an expert loses beyond that,
+loses log C an example. Page's cumulative sum of an expert's losses beyond that,
 
     S ← max(0, S + Σ (ℓ - log C)),
 
-is the log-likelihood ratio of the two since the moment from which on it is the largest [E. S. Page,
-'Continuous inspection schemes', Biometrika 41, 1954]. While an expert knows anything S stays near
-0; one that is wrong and sure of it is beyond LIMIT within a batch. That experts which begin after a
-shift are what a pool lacks is from E. Hazan and C. Seshadhri, 'Efficient learning algorithms for
-changing environments', ICML 2009, where one begins every round.
+is the log-likelihood ratio of the two since the moment at which it becomes largest [E. S. Page,
+'Continuous inspection schemes', Biometrika 41, 1954]. While an expert knows anything, S stays near
+0; an expert that is wrong and sure of it exceeds LIMIT within a batch. E. Hazan and C. Seshadhri,
+'Efficient learning algorithms for changing environments', ICML 2009, show that a pool needs experts
+that start after a shift; there one starts in every round.
 
-Counting starts once a batch has shown that the expert knows something: whoever has only just begun,
-from weights that may be worse than none, is let learn.
+Counting starts once a batch has shown that the expert knows something: an expert that has only just
+started, from weights that may be worse than none, is left to learn.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from funnel.inner.interface import StateLists
+from funnel.pool.stacked import Grouped, column
+
 LIMIT = 30.0
-"""Nats of S at which an expert begins anew; a chance of e^-30 if it knew as much as nothing."""
+"""Nats of S at which an expert is renewed: a chance of e^-30 if it knew as much as nothing."""
 UNKNOWN = -1.0
-"""S of one who has shown nothing yet; below any that is counted."""
+"""S of an expert that has shown nothing yet; below any S that is counted."""
 
 
 class Renewal:
     """Tracks how much worse than knowing nothing each expert is; nothing is read on the host.
 
     Args:
-        renews: which experts begin anew at all, bool [K].
+        renews: which experts are renewed at all, bool [K].
     """
 
     def __init__(self, renews: Tensor) -> None:
         self.renews = renews
+        self.is_idle = not bool(renews.any())
+        """Whether no expert is ever renewed; then no batch changes anything."""
         self.excess = torch.full((len(renews),), UNKNOWN, device=renews.device)
-        """S, fp32 [K], in nats; UNKNOWN of those who have shown nothing yet, or do not renew."""
+        """S, fp32 [K], in nats; UNKNOWN for experts that have shown nothing yet."""
 
     def due(self) -> Tensor:
-        """Return who is to begin anew, bool [K]."""
+        """Return which experts are due for renewal, bool [K]."""
         return self.excess > LIMIT
 
     def update(self, losses: Tensor, classes: int, keep: Tensor) -> None:
@@ -49,13 +55,68 @@ class Renewal:
         Args:
             losses: of each expert and example, [K, n], in nats.
             classes: C.
-            keep: of which experts, bool [K].
+            keep: which experts' losses count, bool [K].
         """
         worse = (losses - math.log(classes)).sum(dim=1)
         counts = keep & self.renews & ((self.excess >= 0.0) | (worse < 0.0))
         moved = (self.excess + worse).clamp_(min=0.0)
         self.excess.copy_(torch.where(counts, moved, self.excess))
 
-    def begin(self, who: Tensor) -> None:
-        """Forget of some, bool [K], what they have shown."""
-        self.excess.masked_fill_(who, UNKNOWN)
+    def forget(self, which: Tensor) -> None:
+        """Forget what some experts, bool [K], have shown."""
+        self.excess.masked_fill_(which, UNKNOWN)
+
+
+class Restart:
+    """Sets what some experts have learned to something else; nothing is read on the host.
+
+    It must be made while all experts are as they start: it keeps a copy of the first.
+
+    Args:
+        shared: what every expert has, whatever its inner optimizer; each [K, …].
+        inner: the inner optimizers.
+        inner_state: their state.
+    """
+
+    def __init__(self, shared: Sequence[Tensor], inner: Grouped, inner_state: StateLists) -> None:
+        self._shared, self._inner, self._inner_state = list(shared), inner, inner_state
+        self._blank = [tensor[:1].clone() for tensor in shared]
+        self._blank_inner = {k: [t[:1].clone() for t in own] for k, own in inner_state.items()}
+
+    def from_the_start(self, which: Tensor) -> None:
+        """Set experts back to how all of them started.
+
+        Args:
+            which: bool [K].
+        """
+        pairs = zip(self._shared, self._blank, strict=True)
+        now = [torch.where(column(which, tensor), blank, tensor) for tensor, blank in pairs]
+        torch._foreach_copy_(self._shared, now)
+        for prefix, _, own in self._inner.slices():
+            for tensor, blank in self._pairs(prefix):
+                tensor.copy_(torch.where(column(which[own], tensor), blank, tensor))
+
+    def from_best(self, which: Tensor, log_weights: Tensor) -> None:
+        """Make experts copies of the best of the others.
+
+        The inner optimizer's state is that of the best expert with the same one; if there is none
+        among the others, it starts blank.
+
+        Args:
+            which: bool [K]; not all.
+            log_weights: of the experts, fp32 [K].
+        """
+        log_weights = torch.where(which, -math.inf, log_weights)
+        everyone = torch.arange(len(which), device=which.device)
+        source = torch.where(which, log_weights.argmax(), everyone)
+        torch._foreach_copy_(self._shared, [tensor[source] for tensor in self._shared])
+        for prefix, _, own in self._inner.slices():
+            bad = which[own]
+            source = torch.where(bad, log_weights[own].argmax(), everyone[: len(bad)])
+            for tensor, blank in self._pairs(prefix):
+                tensor.copy_(torch.where(bad.all(), blank, tensor[source]))
+
+    def _pairs(self, prefix: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the tensors of an inner optimizer's state, each with its blank."""
+        for key in (key for key in self._inner_state if key.startswith(prefix)):
+            yield from zip(self._inner_state[key], self._blank_inner[key], strict=True)

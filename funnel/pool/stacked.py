@@ -1,11 +1,13 @@
-"""What `funnel.update.step_` takes of K experts that are stacked on a leading dimension."""
+"""Experts stacked on a leading dimension: what `funnel.update.step_` takes of K of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from funnel.inner.interface import Rate
+from funnel.inner.interface import Inner, Rate, StateLists
 from funnel.pool.expert import BETA, GAIN_BOUNDS, SCALE_BOUNDS, Expert
 from funnel.update import Rates, State, Variant
 
@@ -22,11 +24,65 @@ VARIANT = Variant(
 )
 
 
+@dataclass(frozen=True)
+class Grouped(Inner):
+    """The inner optimizers of all experts as one: each run of experts has its own."""
+
+    runs: tuple[tuple[Inner, int], ...]
+    """Inner optimizers, and how many experts in a row have each."""
+    first: int = 0
+    """Number of the first run, in the keys of the state."""
+    walked: Mapping[str, list[Tensor]] = field(default_factory=dict)
+    """g̃ of the runs that have it already, by prefix; see `funnel.pool.walk`."""
+
+    def slices(self) -> Iterator[tuple[str, Inner, slice]]:
+        """Yield the prefix of each run's keys, its inner optimizer, and its experts."""
+        start = 0
+        for number, (inner, count) in enumerate(self.runs, self.first):
+            yield f"{number}.", inner, slice(start, start + count)
+            start += count
+
+    def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the state of each run, [its experts, …], its keys prefixed by its number."""
+        return {
+            prefix + key: tensor
+            for prefix, inner, own in self.slices()
+            for key, tensor in inner.init_state(param[own], dtype).items()
+        }
+
+    def precondition(
+        self,
+        grads: list[Tensor],
+        state: StateLists,
+        step: list[Tensor],
+        active: list[Tensor] | None,
+    ) -> list[Tensor]:
+        """Precondition each run, and concatenate the results."""
+        parts = [
+            self.walked.get(prefix)
+            or inner.precondition(
+                [g[own] for g in grads],
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
+                [t[own] for t in step],
+                None if active is None else [a[own] for a in active],
+            )
+            for prefix, inner, own in self.slices()
+        ]
+        return [torch.cat(own) for own in zip(*parts, strict=True)] if parts[1:] else parts[0]
+
+
+def runs_of(experts: Sequence[Expert]) -> tuple[tuple[Inner, int], ...]:
+    """Return the runs of experts in a row with equal inner optimizers and equal steps."""
+    return tuple(
+        (inner, len(list(run))) for (inner, _), run in groupby((e.inner, e.steps) for e in experts)
+    )
+
+
 def fresh_state(parameters: Sequence[Tensor]) -> State:
     """Return Funnel's state of experts that have seen nothing.
 
     Args:
-        parameters: of all of them, each [K, …].
+        parameters: of all experts, each [K, …].
     """
     scalars = [column(p.new_zeros(len(p)), p) for p in parameters]
     return State(
@@ -40,7 +96,7 @@ def fresh_state(parameters: Sequence[Tensor]) -> State:
 
 
 def rates_of(experts: Sequence[Expert], parameters: Sequence[Tensor]) -> Rates:
-    """Return η, μ, γp and γs: a number if all experts share it, else for each parameter theirs.
+    """Return η, μ, γp and γs: one number if all experts share it, otherwise one a parameter.
 
     Args:
         experts: K of them.
@@ -66,5 +122,5 @@ def rates_of(experts: Sequence[Expert], parameters: Sequence[Tensor]) -> Rates:
 
 
 def column(each: Tensor, like: Tensor) -> Tensor:
-    """Return what each expert has one of, [K], as [K, 1, …, 1], to go with a tensor [K, …]."""
+    """Return one value an expert, [K], as [K, 1, …, 1], to go with a tensor [K, …]."""
     return each.view([-1] + [1] * (like.dim() - 1))

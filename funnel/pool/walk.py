@@ -1,11 +1,11 @@
 """Experts whose inner optimizer walks: it takes several steps through the pieces of a batch.
 
-From w, with the gains and the scale that Funnel has learned, it goes
+From w, with the gains and the scale that Funnel has learned, it steps
 
     w_j+1 = w_j - s η p ⊙ g̃_j,    g̃_j from the gradient of piece j at w_j
 
-and what Funnel gets from it is g̃ = Σ g̃_j, so that its own step, eq. (3), ends where the walk has
-but for what it learns of p and s at this batch. It learns that from the gradient g of the whole
+and hands g̃ = Σ g̃_j to Funnel. So Funnel's own step, eq. (3), ends where the walk ended, except
+for the change of p and s at this batch. Funnel learns p and s from the gradient g of the whole
 batch, which is less noisy than those of pieces, and once a batch, which costs less.
 """
 
@@ -20,21 +20,20 @@ from funnel import tensorlists as lists
 from funnel.inner.interface import Inner, Rate, StateLists
 from funnel.pool.backprop import affine_gradients, one_hot
 from funnel.pool.expert import Expert
-from funnel.pool.grouped import Grouped, runs_of
-from funnel.pool.stacked import column
+from funnel.pool.stacked import Grouped, column, runs_of
 from funnel.update import State
 
 
 class Walk:
-    """Some experts of a pool that stand together and take equally many steps.
+    """Neighbouring experts of a pool that take equally many steps.
 
-    `take` leads them through a batch, in tensors of the walk's own. What it found is for the pool
-    to take over, by `accept` and `precond`.
+    `take` walks through a batch, in tensors of its own. The pool takes the results over by `accept`
+    and `precond`.
 
     Args:
         experts: theirs, all with the same ``steps``.
-        start: how many of the pool's experts stand before them.
-        first_run: how many runs of inner optimizers do.
+        start: number of the pool's experts before them.
+        first_run: number of runs of inner optimizers before them.
         lr: η of all experts of the pool.
         parameters: of all of them.
         state: Funnel's.
@@ -68,17 +67,16 @@ class Walk:
         """The inner optimizers' state on the walk."""
 
     def tensors(self) -> list[Tensor]:
-        """Return those in which it walks."""
+        """Return the tensors in which it walks."""
         return [*self.weights, *self.total, *chain.from_iterable(self.moved.values())]
 
     def take(self, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
-        """Walk through a batch, and return whose walk led to what is finite, bool [own experts].
+        """Walk through a batch, and return which walks ended finite, bool [own experts].
 
         Args:
             inputs: fp32 [n, features].
             labels: int64 [n].
-            factor: what the gradients of each expert are multiplied with, [K]; NaN where it does
-                not learn the batch.
+            factor: of the gradients of each expert, [K]; NaN where it does not learn the batch.
         """
         own, state = self.own, self._state
         scaled = lists.mul([s[own].exp() for s in state.log_scale], self.lr)
@@ -128,10 +126,10 @@ class Walk:
         return {prefix: [t[part] for t in found] for prefix, _, part in self.inner.slices()}
 
     def accept(self, arrived: Tensor | None) -> None:
-        """Set the state of the inner optimizers to what it was at the end of the walk.
+        """Set the state of the inner optimizers to that at the end of the walk.
 
         Args:
-            arrived: of whom, bool [own experts]; g̃ of the others becomes zero. None for all.
+            arrived: which experts, bool [own experts]; g̃ of the others becomes zero. None for all.
         """
         if arrived is not None:
             for total in self.total:
@@ -152,10 +150,10 @@ def walks_of(
     state: State,
     inner_state: StateLists,
 ) -> Iterator[Walk]:
-    """Yield the walks of a pool's experts: of those in a row that take equally many steps.
+    """Yield the walks of a pool: one for each row of experts that take equally many steps.
 
     Args:
-        experts: all of them; for the others see `Walk`.
+        experts: all of them; `Walk` describes the other arguments.
     """
     start = first_run = 0
     for steps, group in groupby(experts, key=lambda expert: expert.steps):
@@ -166,7 +164,7 @@ def walks_of(
 
 
 class _Run(NamedTuple):
-    """Experts of one inner optimizer on their walk; each list has an entry a layer."""
+    """Experts with one inner optimizer on their walk; each list has an entry a layer."""
 
     inner: Inner
     own: slice
@@ -178,7 +176,7 @@ class _Run(NamedTuple):
     """s η p."""
     state: StateLists
     taken: list[Tensor]
-    """Steps taken before each of the walk's, [its experts, 1, 1, pieces]."""
+    """Steps taken before each step of the walk, [its experts, 1, 1, pieces]."""
 
     def step(self, gradients: list[Tensor], number: int) -> None:
         """Take the step of that number, in place."""
@@ -189,7 +187,7 @@ class _Run(NamedTuple):
 
 
 def _affine(tensors: Sequence[Tensor], out: Sequence[Tensor | None] = ()) -> list[Tensor]:
-    """Put those of the weight [K, out, in] and the bias [K, out] of each layer side by side."""
+    """Concatenate the weight [K, out, in] and the bias [K, out] of each layer."""
     pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
     return [
         torch.cat([weight, bias[:, :, None]], dim=2, out=into)

@@ -1,1 +1,1 @@
-"""What the command line runs beside `serve`."""
+"""The commands of the command line, a module each, and what they share."""

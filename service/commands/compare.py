@@ -2,12 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.commands.options import add_settings, settings_of
 from service.commands.stream_options import add_stream, positive_int, stream_of
 from service.settings import PREFIX, Settings, SettingsError
 from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
-from streams.sources.catalog import EXAMPLES, Stream
+from streams.sources.names import EXAMPLES
+
+if TYPE_CHECKING:
+    from streams.sources.catalog import Stream
 
 DESCRIPTION = (
     "Learn a stream with the service's learner and with others, each batch predicted before it is "
@@ -59,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     )
 
 
-def _check_fits(settings: Settings, stream: Stream) -> None:
+def _check_fits(settings: Settings, stream: "Stream") -> None:
     for name, mine, theirs in (
         ("features", settings.features, stream.width),
         ("classes", settings.classes, stream.classes),

@@ -1,15 +1,15 @@
-"""The service's learner and its peers, test-then-train, without log and HTTP."""
+"""The service's learner beside its peers, test-then-train, without log and HTTP."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from service.fold.inputs import Standardizer, clamped, to_inputs
 from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
-from service.fold.standardizer import Standardizer, clamped
-from service.fold.state import State, step
-from service.fold.upload import to_inputs
+from service.fold.state import State
+from service.fold.step import Fold
 from service.settings import Settings
 from streams.batch import Batch, Features, Labels
 from streams.peers.peers import Make, Peer
@@ -20,24 +20,25 @@ CPU = torch.device("cpu")
 
 
 class Served:
-    """The learner as the service runs it: a snapshot predicts, and the fold learns.
+    """What the service runs: a snapshot answers, and the fold learns.
 
     Args:
-        settings: settings of the service, with model, optimizer and hyperparameters.
+        settings: of the service; model, optimizer and rates are theirs.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.state = State(settings.spec, settings.hyperparameters, find_device(settings.device))
+        self._fold = Fold(self.state)
         self._evaluate = Evaluator(self.state.served)
 
     def predict(self, features: Features) -> Labels:
-        """Return the predicted label of each row of [n, d], int64 [n]."""
+        """See `streams.prequential.Learner.predict`."""
         labels: Labels = self._evaluate(Snapshot.of(self.state), features)[0].numpy()
         return labels
 
     def learn(self, batch: Batch) -> None:
         """Learn a batch."""
-        step(self.state, batch)
+        self._fold.step(batch)
 
 
 def as_inputs(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -47,7 +48,7 @@ def as_inputs(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def standardized(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield batches as the service's model sees them: standardized by earlier ones, and clamped."""
+    """Yield batches as the service's model sees them: standardized by what came before, clamped."""
     standardizer: Standardizer | None = None
     keep = torch.tensor(True)
     for batch in batches:
@@ -67,9 +68,9 @@ class Run:
     learner: str
     setting: str
     tuned: int
-    """Number of settings among which this one is best in hindsight; 0 if it was not tuned."""
+    """Settings among which this one is the best in hindsight; 0 if it was not tuned."""
     outcomes: list[Outcomes] = field(default_factory=list)
-    """Outcomes of each seed."""
+    """Of each seed."""
 
     @property
     def accuracies(self) -> list[float]:
@@ -78,7 +79,7 @@ class Run:
 
     @property
     def accuracy(self) -> float:
-        """Mean of the accuracies."""
+        """Their mean."""
         return sum(self.accuracies) / len(self.outcomes)
 
 
@@ -92,11 +93,11 @@ def evaluate(
     """Run the service's learner and each peer, at its best setting in hindsight.
 
     Args:
-        stream: the stream to learn.
-        settings: settings of the service; the peers use its batch size and standardization.
-        peers: peers that can run on the stream.
-        seeds: seeds of the stream.
-        progress: called with the number of examples that a learner has learned.
+        stream: what is learned.
+        settings: of the service; the peers take its batch size and its standardization.
+        peers: all of which can run on the stream.
+        seeds: of the streams.
+        progress: told the examples that some learner has taken.
     """
     own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
     tried = {

@@ -7,7 +7,7 @@ import uuid
 from contextlib import closing
 
 from service.commands.stream_options import add_rate, add_stream, positive_int, stream_of
-from streams.sources.catalog import EXAMPLES
+from streams.sources.names import EXAMPLES
 
 DESCRIPTION = (
     "Send a stream, or a file of your own, with a progress bar. Batches that a busy or absent "
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the stream [0]")
     parser.add_argument(
-        "--model", default="logistic", help="model whose log it is, for redis:// [logistic]"
+        "--model", default="logistic", help="name of the model, for redis:// [logistic]"
     )
     parser.add_argument(
         "--name", help="for idempotency keys: two runs of one name are one stream [random]"

@@ -4,9 +4,13 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from streams.errors import FunnelError
-from streams.sources.catalog import NAMES, SOURCES, Stream, UnknownStreamError, get
+from streams.sources.names import IMAGES, NAMES
+
+if TYPE_CHECKING:
+    from streams.sources.catalog import Stream
 
 
 def add_stream(parser: argparse.ArgumentParser, name: str | None, examples: int) -> None:
@@ -39,14 +43,14 @@ def add_stream(parser: argparse.ArgumentParser, name: str | None, examples: int)
     )
     parser.add_argument(
         "--source",
-        choices=sorted(SOURCES),
+        choices=IMAGES,
         default="mnist",
         help="images: mnist, or scikit-learn's small digits where MNIST cannot be had [mnist]",
     )
     parser.set_defaults(usual_examples=examples)
 
 
-def stream_of(options: argparse.Namespace) -> Stream:
+def stream_of(options: argparse.Namespace) -> "Stream":
     """Return the stream that the options name; print what a file holds.
 
     Raises:
@@ -54,18 +58,19 @@ def stream_of(options: argparse.Namespace) -> Stream:
         FunnelError: a label's column is given for a stream that is not a file.
         streams.sources.table.TableError: the file cannot be read or learned.
     """
+    from streams.sources import catalog, table
+
     if options.stream in NAMES:
         if options.label is not None:
             raise FunnelError(f"--label is for a file, but {options.stream} is a stream")
-        return get(options.stream, options.examples or options.usual_examples, options.source)
+        return catalog.get(
+            options.stream, options.examples or options.usual_examples, options.source
+        )
     path = Path(options.stream)
     if not path.exists():
-        raise UnknownStreamError(
+        raise catalog.UnknownStreamError(
             f"no stream and no file {options.stream!r}; there are {', '.join(NAMES)}"
         )
-
-    from streams.sources import table
-
     found = table.read(path, options.label)
     sys.stderr.write(f"{found}\n")
     return found.stream(options.examples)

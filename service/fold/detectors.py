@@ -1,10 +1,10 @@
-"""Detectors of change in a series of error rates, and where and how much it changed.
+"""Detectors of changes in a series of error rates.
 
 ADWIN sees changes for worse and for better (A. Bifet, R. Gavaldà, 'Learning from time-changing
 data with adaptive windowing', 2007); Page–Hinkley, one-sided, only for worse (E. S. Page,
-'Continuous inspection schemes', 1954). Both are river's. River's objects do not show what they
-hold, so a detector is a function of the numbers that it has been given since it was last reset:
-those are what is kept, and feeding them to a new one brings it back.
+'Continuous inspection schemes', 1954). Both are river's. River's objects do not expose their state,
+so a detector keeps the numbers that it was given since its last reset. Feeding them to a new object
+restores it.
 """
 
 from collections.abc import Callable
@@ -15,18 +15,18 @@ import numpy as np
 GRACE = 10
 """Numbers after a reset before a detector may detect again."""
 MAX_NUMBERS, CARRIED = 10_000, 1_000
-"""A detector that has been given so many numbers is reset, and given the newest of them again."""
+"""After so many numbers, a detector is reset, and given the newest CARRIED of them again."""
 SIDE = 10
-"""Most numbers on either side of a change whose means are compared."""
+"""Numbers on either side of a change, at most, whose means are compared."""
 SEARCHED = 4 * SIDE
-"""A change is looked for among so many of the newest numbers."""
+"""A change is located among this many of the newest numbers."""
 SCALE = 10.0
-"""ADWIN's bound is one for single outcomes in [0, 1]. The mean of 100 outcomes
-deviates √100 times less, and times SCALE as one outcome does."""
+"""ADWIN's bound is for single outcomes in [0, 1]. The mean of 100 outcomes deviates √100 times
+less; multiplied by SCALE, it deviates as one outcome does."""
 
 
 class River(Protocol):
-    """What is used of river's detectors."""
+    """The part of river's detectors that is used here."""
 
     @property
     def drift_detected(self) -> bool:
@@ -37,7 +37,7 @@ class River(Protocol):
 
 
 def _adwin() -> River:
-    from river import drift  # more than a second, and learning may begin before; see `load`
+    from river import drift  # takes more than a second; `load` does it early
 
     detector: River = drift.ADWIN(delta=0.002, clock=1, min_window_length=2, grace_period=GRACE)
     return detector
@@ -56,7 +56,7 @@ MAKERS: dict[str, Callable[[], River]] = {"adwin": _adwin, "page_hinkley": _page
 
 
 def load() -> None:
-    """Import what detectors need, which takes more than a second the first time."""
+    """Import river, which takes more than a second the first time."""
     _adwin()
 
 
@@ -68,11 +68,11 @@ class Change(NamedTuple):
 
 
 class Detector:
-    """One of MAKERS, and the numbers that it is a function of.
+    """A detector of MAKERS, with the numbers that determine its state.
 
     Args:
-        name: which.
-        numbers: that it has been given since it was last reset.
+        name: a key of MAKERS.
+        numbers: given to it since its last reset.
     """
 
     def __init__(self, name: str, numbers: list[float] | None = None) -> None:
@@ -81,7 +81,7 @@ class Detector:
         self._river: River | None = None
 
     def update(self, number: float) -> Change | None:
-        """Take a number; return the change if there was one, and begin anew then."""
+        """Take a number; if that shows a change, return it and reset."""
         if self._river is None or len(self.numbers) >= MAX_NUMBERS:
             self._begin()
         assert self._river is not None
@@ -106,9 +106,9 @@ class Detector:
 
 
 def find_change(numbers: list[float]) -> Change:
-    """Return the means beside the likeliest single change of the mean.
+    """Return the means before and after the likeliest single change of the mean.
 
-    It lies where √(n₀n₁/n)·|mean₁ − mean₀| is greatest (D. V. Hinkley, 'Inference about the
+    The change is where √(n₀n₁/n)·|mean₁ − mean₀| is greatest (D. V. Hinkley, 'Inference about the
     change-point in a sequence of random variables', 1970).
 
     Args:

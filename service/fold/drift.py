@@ -1,8 +1,8 @@
 """Drift events: when the served model's error changed, in which direction, and how it recovered.
 
-What is here is part of the fold: it is a function of the reports of the steps, in order, and what
-the checkpoint keeps of it brings it back exactly. Only the events' positions, and the times in
-them, are of the log and not of the examples; the digest of the state leaves them out.
+The monitor is part of the fold: it is a function of the reports of the steps, in order, and a
+checkpoint restores it exactly. Only the events' positions, and the times in them, depend on the log
+and not on the examples; the digest of the state does not cover them.
 """
 
 import math
@@ -20,14 +20,14 @@ from service.log.position import Position
 from streams.recovery import WINDOW, goal_so_far, recovery
 
 MIN_EXAMPLES = 100
-"""Batches of fewer are put together: the error rate of a few examples is mostly noise."""
+"""Smaller batches are combined: the error rate of a few examples is mostly noise."""
 MAX_EVENTS = 100
 MAX_PENDING = 1_024
-"""Reports of a device that may wait to be read."""
+"""Most reports of a device that wait to be read."""
 DIRECTIONS = ("worse", "better")
 NAMES = tuple(MAKERS)
 PREFIX = "drift."
-"""Of the names of its tensors."""
+"""Prefix of the names of the monitor's tensors."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Event:
     """One detected change."""
 
     id: int
-    """1, 2, …; never used again."""
+    """1, 2, …; each is used once."""
     detector: str
     direction: str
     """``worse`` or ``better``."""
     examples: int
-    """Learned when it was detected."""
+    """Examples learned when it was detected."""
     model_version: int
     accuracy_before: float
     accuracy_after: float
@@ -50,7 +50,7 @@ class Event:
     the dip in which it lies. None until then, and for ever if the detector finds another change
     for the worse first."""
     position: Position
-    """In the log, when it was detected."""
+    """Position in the log when it was detected."""
 
     def __str__(self) -> str:
         return (
@@ -74,7 +74,7 @@ class Event:
 
 
 class Monitor:
-    """Watches the error of the served model; used by the thread that learns.
+    """Detects changes in the error of the served model; used by the thread that learns.
 
     `events`, `counts` and `last_recovery` may be read in any thread.
     """
@@ -87,24 +87,24 @@ class Monitor:
         self.events: tuple[Event, ...] = ()
         """The newest MAX_EVENTS, in order; never changed in place."""
         self.counts = {(name, direction): 0 for name in NAMES for direction in DIRECTIONS}
-        """Of all events that there ever were."""
+        """Counts of all events there ever were."""
         self.last_recovery: int | None = None
         self._detectors = {name: Detector(name) for name in NAMES}
         self._correct = self._gathered = 0
-        """Of the examples that do not make a number yet."""
+        """Counts of the examples that do not make a number yet."""
         self._recent: deque[tuple[int, int]] = deque()
-        """Right ones and examples of the newest batches, just enough for WINDOW examples."""
+        """Correct predictions and examples of the newest batches, just enough for WINDOW."""
         self._window = [0, 0]
         """Their sums."""
 
     def note(self, report: Report, batch: int, examples: int, position: Position) -> None:
-        """Take the report of a step; one of a device is kept until `settle`.
+        """Add the report of a step; a report on a device is kept until `settle`.
 
         Args:
-            report: of the step.
-            batch: examples in it.
-            examples: learned, with it.
-            position: where its cut ends.
+            report: report of the step.
+            batch: examples in the batch.
+            examples: examples learned, with the batch.
+            position: end of the batch's cut.
         """
         if not isinstance(report.accuracy, Tensor) and not self._pending:
             self._take(float(report.accuracy), float(report.loss), report.version, batch, examples,
@@ -115,7 +115,7 @@ class Monitor:
             self.settle()
 
     def settle(self) -> None:
-        """Take in what waits; waits for the device if anything does."""
+        """Process the reports that are kept; waits for the device if there are any."""
         if not self._pending:
             return
         pending, self._pending = self._pending, []
@@ -132,7 +132,7 @@ class Monitor:
         position: Position,
     ) -> None:  # fmt: skip
         if not math.isfinite(loss):
-            return  # it was not scored
+            return  # the batch was not scored
         correct = round(accuracy * batch)
         self._roll(correct, batch)
         self._measure_recovery(examples)
@@ -189,7 +189,7 @@ class Monitor:
         return goal
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return a copy of all that is a function of the examples; only when settled."""
+        """Return a copy of all that is a function of the examples; call `settle` first."""
         assert not self._pending
         rows = [
             [
@@ -211,14 +211,14 @@ class Monitor:
         }
 
     def positions(self) -> tuple[Position, ...]:
-        """Return where the events are in the log."""
+        """Return the events' positions in the log."""
         return tuple(event.position for event in self.events)
 
     def load(self, tensors: dict[str, Tensor], positions: Sequence[Position]) -> None:
-        """Take over what `tensors` and `positions` returned; of nothing, begin anew.
+        """Restore what `tensors` and `positions` returned; if that is empty, start from nothing.
 
         Raises:
-            ValueError: it is something else; nothing is changed then.
+            ValueError: they are not of a monitor; nothing is changed then.
         """
         if tensors:
             check(tensors, len(positions))

@@ -1,21 +1,23 @@
-"""One learner on the stream: model, optimizer and scores; the served one, or a shadow beside it.
+"""One learner on the stream: network, optimizer and scores; served, or a shadow.
 
 All learners see the same batches through the same standardization, and no learner sees another. A
-batch goes through `Learner.look`, which scores and differentiates it, `Learner.ready`, once it is
-decided whether it is learned, and `Learner.step`.
+batch goes through `Learner.score`, which scores and differentiates it, `Learner.decide`, once it is
+decided whether it is learned, and `Learner.update`.
 """
 
 import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from funnel.pool.networks import Experts
+from funnel.pool.pool import Decision, Pool, Scored, most_likely, predicted
 from funnel.telemetry import TensorTelemetry
-from service.fold import networks as models
+from service.fold import networks
+from service.fold.optimizers import expert_name, experts_of
 from service.fold.scores import Scores
 from service.fold.spec import Hyperparameters, Spec
 
@@ -25,92 +27,87 @@ Evaluate = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
 """From the tensors of `Learner.frozen` and inputs [n, d] to labels, int64 [n], and probabilities,
 fp32 [n, classes]."""
 
+WEIGHTS = "mixing.log_weights"
 
-class Found(NamedTuple):
-    """What a batch gives before anything but buffers has changed."""
 
-    scores: Tensor
-    """Logits or probabilities, fp32 [n, classes]; the largest is what is predicted."""
-    losses: Tensor
-    """Cross-entropy of each example, fp32 [n], in nats."""
+class ScoredBatch(NamedTuple):
+    """A batch that a learner has scored and differentiated."""
+
+    scored: Scored
     finite: Tensor
     """Whether the batch can be learned: loss and gradient are finite; bool, 0-dim."""
-    rest: Any
-    """The learner's own."""
-    buffers: Sequence[tuple[Tensor, Tensor]] = ()
-    """The module's, and what they were before."""
+    buffers: list[Tensor]
+    """The module's as they were before the batch."""
 
 
 class LearnerTelemetry(NamedTuple):
     """What an optimizer does with each parameter, by name; device tensors."""
 
     tensors: dict[str, TensorTelemetry]
-    """Of a pool, of all experts together, weighted."""
+    """Of all experts together, weighted."""
     log_gains: dict[str, Tensor]
     """log p, of the parameter's shape; likewise."""
     step_sizes: dict[str, Tensor]
     """η s, 0-dim; likewise."""
     expert_weights: dict[str, Tensor]
-    """Of a pool, by the experts' names, 0-dim; else empty."""
+    """By the experts' names, 0-dim; empty unless the optimizer is the pool."""
     expert_ages: dict[str, Tensor]
-    """Likewise: batches learned since they began, int64."""
+    """Batches learned since each expert started, int64; likewise."""
 
 
-class Learner(ABC):
-    """What one learner has learned, and how well it predicted.
+class Learner:
+    """A pool of experts and how well it predicted. Funnel and the plain optimizers have one expert.
 
     Args:
         spec: what the model is.
+        optimizer: the name of its optimizer, one of `service.fold.spec.OPTIMIZERS`.
+        hyperparameters: its own.
         device: where everything lives.
 
     Raises:
-        service.models.ModelError: the model cannot be built.
+        service.fold.networks.ModelError: the model cannot be built.
     """
 
-    def __init__(self, spec: Spec, device: torch.device) -> None:
-        self.device = device
-        self.is_plain = models.is_plain(spec.model)
-        """Whether `look` and `ready` are functions of tensors that can be traced."""
-        module = models.build(spec.model, spec.features, spec.classes, spec.hidden, spec.seed)
-        self.module = module.to(device).train()
+    def __init__(
+        self, spec: Spec, optimizer: str, hyperparameters: Hyperparameters, device: torch.device
+    ) -> None:
+        self.spec, self.optimizer, self.device = spec, optimizer, device
+        module = networks.build(spec.model, spec.features, spec.classes, spec.hidden, spec.seed)
+        experts = experts_of(spec, optimizer, hyperparameters)
+        self.pool = Pool(module.to(device).train(), spec.features, experts)
+        self.hyperparameters = hyperparameters
         self.scores = Scores(spec.classes, device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
-        """Batches left out because loss or gradient was not finite."""
-        self._said: set[str] = set()
+        """Batches skipped because loss or gradient was not finite."""
+        self._logged: set[str] = set()
 
-    @abstractmethod
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is a function of tensors alone; a user's module may be more."""
+        return self.pool.models.is_plain
+
     def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
-        """Go on with other hyperparameters."""
+        """Go on with other hyperparameters; a pool's experts keep the rates that they have."""
+        self.hyperparameters = hyperparameters
+        self.pool.set_experts(experts_of(self.spec, self.optimizer, hyperparameters))
 
-    @abstractmethod
-    def hyperparameters(self) -> dict[str, Any]:
-        """Return those of the optimizer, as JSON knows them."""
+    def shown_hyperparameters(self) -> dict[str, object]:
+        """Return the hyperparameters of the optimizer as JSON shows them."""
+        if self.optimizer == "pool":
+            return {"experts": [expert_name(expert) for expert in self.pool.experts]}
+        names = ("lr", "momentum", "gain_lr", "scale_lr")
+        return {name: getattr(self.pool.experts[0], name) for name in names}
 
-    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
+        named = {f"scores.{k}": v for k, v in self.scores.tensors().items()}
+        return self.pool.tensors() | named | {"nonfinite": self.nonfinite}
 
-    @abstractmethod
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over saved tensors, of the names, shapes and dtypes of `tensors`."""
-
-    @abstractmethod
-    def buffers(self) -> list[Tensor]:
-        """Return the tensors that the forward pass in training may change."""
-
-    @abstractmethod
-    def _look(self, prepared: Tensor, labels: Tensor) -> Found:
-        """Score in evaluation mode, differentiate in training mode."""
-
-    @abstractmethod
-    def _failed(self, scores: Tensor) -> Found:
-        """Return what a batch gives at which the module failed; ``scores`` are NaN."""
-
-    def look(self, prepared: Tensor, labels: Tensor) -> Found:
+    def score(self, prepared: Tensor, labels: Tensor) -> ScoredBatch:
         """Score and differentiate a batch with the weights as they are.
 
-        A user's module may hold randomness and buffers, and may fail. Whatever it raises at its
-        inputs, it raises again in replay, so the batch is left out as one that is not finite is.
+        A user's module may hold randomness and buffers, and may raise. Whatever it raises for its
+        inputs, it raises again in replay, so the batch is skipped like one that is not finite.
 
         Args:
             prepared: fp32 [n, d].
@@ -121,66 +118,100 @@ class Learner(ABC):
                 failed, not the module; another try may succeed.
         """
         if self.is_plain:
-            return self._look(prepared, labels)
-        before = [(buffer, buffer.clone()) for buffer in self.buffers()]
+            return self._scored(self.pool.score(prepared, labels), [])
+        before = [buffer.clone() for buffer in self.pool.buffers.values()]
         try:
-            found = self._look(prepared, labels)
+            scored = self.pool.score(prepared, labels)
         except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError):
-            for buffer, old in before:
+            for buffer, old in zip(self.pool.buffers.values(), before, strict=True):
                 buffer.copy_(old)
             raise
         except Exception as error:  # a user's code may raise anything
-            self._say(error, len(labels))
-            shape = (len(labels), self.scores.classes)
-            found = self._failed(torch.full(shape, math.nan, device=self.device))
-        return found._replace(buffers=before)
+            self._log(error, len(labels))
+            scored = self._failed(len(labels))
+        return self._scored(scored, before)
 
-    def _say(self, error: Exception, examples: int) -> None:
+    @staticmethod
+    def _scored(scored: Scored, buffers: list[Tensor]) -> ScoredBatch:
+        finite = scored.healthy.any() & torch.isfinite(scored.losses).all()
+        return ScoredBatch(scored, finite, buffers)
+
+    def _failed(self, n: int) -> Scored:
+        """Return the scores of a batch on which the module raised: NaN."""
+        experts = len(self.pool.experts)
+        losses = torch.full((experts, n), math.nan, device=self.device)
+        return Scored(
+            probabilities=losses.new_full((n, self.spec.classes), math.nan),
+            labels=torch.zeros(n, dtype=torch.int64, device=self.device),
+            losses=losses[0],
+            expert_losses=losses,
+            norms=losses.new_full((experts,), math.nan),
+            healthy=torch.zeros(experts, dtype=torch.bool, device=self.device),
+            gradients=[torch.zeros_like(p) for p in self.pool.parameters.values()],
+        )
+
+    def _log(self, error: Exception, examples: int) -> None:
         """Log what the model raised; where, once, as it may raise it at every batch."""
         text = repr(error)
         logger.error(
-            "the model failed on a batch of %d, which is left out: %s", examples, text,
-            exc_info=None if text in self._said else error,
+            "the model raised on a batch of %d, which is skipped: %s", examples, text,
+            exc_info=None if text in self._logged else error,
         )  # fmt: skip
-        self._said.add(text)
+        self._logged.add(text)
 
-    def ready(self, found: Found, keep: Tensor) -> tuple[Tensor | None, ...]:
-        """Ready buffers and counters for what was decided; return what `step` takes.
+    def decide(self, batch: ScoredBatch, keep: Tensor) -> Decision:
+        """Restore buffers, count the batch, and cap its gradients.
 
         Args:
-            found: what `look` returned.
-            keep: whether the batch is learned, bool, 0-dim.
+            batch: of `score`.
+            keep: whether the batch is learned, bool, 0-dim. Where it is False, the gradients become
+                NaN, and nothing but counters changes.
         """
-        for buffer, before in found.buffers:
+        for buffer, before in zip(self.pool.buffers.values(), batch.buffers, strict=True):
             buffer.copy_(torch.where(keep, buffer, before))
-        self.nonfinite.add_(~found.finite)
-        return self._ready(found, keep)
+        self.nonfinite.add_(~batch.finite)
+        return self.pool.decide(batch.scored, keep)
 
-    @abstractmethod
-    def _ready(self, found: Found, keep: Tensor) -> tuple[Tensor | None, ...]:
-        """Cut the gradients, and make them NaN where the batch is not learned."""
+    def update(self, prepared: Tensor, labels: Tensor, decision: Decision) -> None:
+        """Take one update; on a CPU only for a batch that is kept."""
+        self.pool.update(prepared, labels, decision)
 
-    @abstractmethod
-    def step(self, readied: Sequence[Tensor | None]) -> None:
-        """Take one update."""
-
-    @abstractmethod
     def frozen(self) -> dict[str, Tensor]:
         """Return copies of what prediction needs, on the device."""
+        named = self.pool.parameters | self.pool.buffers | {WEIGHTS: self.pool.mixing.log_weights}
+        return {k: v.detach().clone() for k, v in named.items()}
 
-    @abstractmethod
     def evaluator(self) -> Evaluate:
-        """Return what predicts from `frozen` tensors, with modules of its own; for one thread."""
+        """Return what predicts from `frozen` tensors, with a module of its own; for one thread.
 
-    @abstractmethod
+        A single expert's probabilities are NaN where its answer is not finite. The mixture of
+        several experts does without those that are not finite.
+        """
+        count = len(self.pool.experts)
+        models = Experts(self.pool.models.module, count, self.spec.features)
+        parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
+
+        def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+            logits = models.logits(
+                {k: frozen[k] for k in parameters}, {k: frozen[k] for k in buffers}, inputs
+            )
+            if count == 1:
+                probabilities = logits[0].softmax(dim=1)
+            else:
+                probabilities = predicted(frozen[WEIGHTS], logits)
+            return most_likely(logits, probabilities), probabilities
+
+        return evaluate
+
     def telemetry(self) -> LearnerTelemetry:
         """Return what the optimizer does; computed when called and only then."""
-
-    def _own_tensors(self) -> dict[str, Tensor]:
-        named = {f"scores.{k}": v for k, v in self.scores.tensors().items()}
-        return named | {"nonfinite": self.nonfinite}
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, those left out of ``state_dict`` too."""
-    return dict(module.named_parameters()) | dict(module.named_buffers())
+        found = self.pool.telemetry()
+        names = [expert_name(expert) for expert in self.pool.experts]
+        named = names if self.optimizer == "pool" else []
+        return LearnerTelemetry(
+            tensors=found["tensors"],
+            log_gains={name: self.pool.log_gain(name) for name in self.pool.parameters},
+            step_sizes=found["step_sizes"],
+            expert_weights=dict(zip(named, found["weights"], strict=False)),
+            expert_ages=dict(zip(named, found["ages"], strict=False)),
+        )

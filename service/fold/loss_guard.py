@@ -1,14 +1,14 @@
-"""Holding back a batch whose loss lies far above the recent ones, unless more of them come."""
+"""Quarantine for batches whose loss is far above the recent ones, unless they become the rule."""
 
 import torch
 from torch import Tensor
 
 HORIZON = 100.0
-"""Batches that level and spread remember."""
+"""Batches that level and spread average over."""
 WARM_UP = 20
-"""Batches that are all learned, before there is a recent range."""
+"""Batches that are learned in any case, before there is a recent range."""
 MAX_IN_A_ROW = 2
-"""Outlying batches in a row that are held back. One more, and it is drift, which is learned."""
+"""Outlying batches in a row that are quarantined. The next one is drift, which is learned."""
 
 
 class LossGuard:
@@ -24,11 +24,11 @@ class LossGuard:
         self.level = torch.zeros((), device=device)
         """Exponentially weighted mean of their losses, in nats."""
         self.spread = torch.zeros((), device=device)
-        """The same of their distances from the level."""
+        """Exponentially weighted mean of their distances from the level, in nats."""
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         """Outlying batches since the last usual one."""
         self.quarantined = torch.zeros((), dtype=torch.int64, device=device)
-        """Batches held back."""
+        """Batches quarantined so far."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -41,11 +41,11 @@ class LossGuard:
         }
 
     def judge(self, loss: Tensor, finite: Tensor, width: float) -> Tensor:
-        """Say whether a batch is to be learned, and remember it.
+        """Return whether a batch is to be learned, bool, 0-dim, and take its loss into account.
 
         Args:
             loss: its mean loss, 0-dim.
-            finite: bool, 0-dim; where it is False the batch is left out, and not remembered.
+            finite: bool, 0-dim; where it is False the batch is skipped and does not count.
             width: an outlier lies this many spreads above the level.
         """
         is_high = loss > self.level + width * self.spread

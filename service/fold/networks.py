@@ -64,13 +64,8 @@ def build(name: str, features: int, classes: int, hidden: Sequence[int], seed: i
     return model
 
 
-def is_plain(name: str) -> bool:
-    """Say whether the model computes the same in training and in evaluation."""
-    return name in BUILT_IN
-
-
 def _zeroed(layer: nn.Linear) -> nn.Linear:
-    """Start from even odds: every class has the probability 1 / classes."""
+    """Start from equal odds: every class has the probability 1 / classes."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -110,7 +105,7 @@ def _from_factory(name: str, features: int, classes: int) -> nn.Module:
 
 
 def _try(model: nn.Module, name: str, features: int, classes: int) -> None:
-    """Make sure that the model does what a model must, before it is given any data."""
+    """Check that the module is a model, before it gets any data."""
     for key, tensor in model.named_parameters():
         if tensor.dtype != torch.float32:
             raise ModelError(f"{name}: parameter {key!r} is {tensor.dtype}, expected float32")
@@ -131,11 +126,11 @@ def _try(model: nn.Module, name: str, features: int, classes: int) -> None:
     except Exception as error:
         _warn(
             f"{name} raises at a single example, as nn.BatchNorm1d does ({error}); batches of one "
-            "will be left out: let it wait for more, --max-wait-ms"
+            "will be skipped: raise --max-wait-ms, so that batches fill up"
         )
 
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Say it once, though every learner has such a model."""
+    """Log it once, although every learner has such a model."""
     logger.warning(message)

@@ -1,12 +1,7 @@
-"""Learners by the name of their optimizer: the pool, Funnel, and the plain ones."""
-
-import torch
+"""The optimizers by name, each as the experts of a pool; Funnel and the plain ones have one."""
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
 from funnel.pool.expert import MATTER_MOST, Expert, for_width
-from service.fold.learner import Learner
-from service.fold.pooled import PoolLearner
-from service.fold.single import SingleLearner
 from service.fold.spec import MAX_EXPERTS, Hyperparameters, Spec
 
 INNER: dict[str, Inner] = {
@@ -18,8 +13,29 @@ INNER: dict[str, Inner] = {
 }
 
 
+def experts_of(spec: Spec, optimizer: str, hyperparameters: Hyperparameters) -> list[Expert]:
+    """Return the experts of an optimizer, one of `service.fold.spec.OPTIMIZERS`.
+
+    The pool's have rates of their own. ``funnel`` is Funnel(AdaGrad); the plain ones are Funnel at
+    γp = γs = 0, which is the inner optimizer with heavy-ball momentum, bit for bit.
+    """
+    if optimizer == "pool":
+        count = spec.experts or MAX_EXPERTS  # a shadow has no count of its own
+        return some_experts(count, spec.features)
+    learns = optimizer == "funnel"
+    return [
+        Expert(
+            INNER["adagrad" if learns else optimizer],
+            lr=hyperparameters.lr,
+            gain_lr=hyperparameters.gain_lr if learns else 0.0,
+            scale_lr=hyperparameters.scale_lr if learns else 0.0,
+            momentum=hyperparameters.momentum,
+        )
+    ]
+
+
 def some_experts(count: int, features: int) -> list[Expert]:
-    """Return so many of the default experts for a width of inputs, those that matter most.
+    """Return the ``count`` default experts that matter most, for inputs of this width.
 
     >>> len(some_experts(4, 784))
     4
@@ -28,20 +44,12 @@ def some_experts(count: int, features: int) -> list[Expert]:
     return [experts[k] for k in sorted(MATTER_MOST[:count])]
 
 
-def make_learner(
-    spec: Spec, optimizer: str, hyperparameters: Hyperparameters, device: torch.device
-) -> Learner:
-    """Return a learner with the optimizer ``optimizer``, one of OPTIMIZERS of `service.fold.spec`.
+def expert_name(expert: Expert) -> str:
+    """Return what tells an expert from the others.
 
-    ``funnel`` is Funnel(AdaGrad); the plain ones are Funnel at γp = γs = 0.
-
-    Raises:
-        service.fold.networks.ModelError: the model cannot be built.
+    >>> expert_name(Expert(SGD(), lr=0.1, gain_lr=0.01, scale_lr=0.03))
+    'SGD lr=0.1 gain_lr=0.01 scale_lr=0.03'
     """
-    if optimizer == "pool":
-        count = spec.experts or MAX_EXPERTS  # a shadow has no count of its own
-        return PoolLearner(spec, device, some_experts(count, spec.features))
-    learns = optimizer == "funnel"
-    return SingleLearner(
-        spec, device, INNER["adagrad" if learns else optimizer], learns, hyperparameters
-    )
+    names = ("lr", "gain_lr", "scale_lr", *(("steps",) if expert.steps > 1 else ()))
+    rates = (f"{name}={getattr(expert, name):g}" for name in names)
+    return f"{type(expert.inner).__name__} {' '.join(rates)}"

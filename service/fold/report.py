@@ -1,4 +1,4 @@
-"""What a step says of itself."""
+"""The report of a step."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Report:
-    """What one step did: numbers where the host has them, else 0-dim device tensors.
+    """The result of one step: numbers on a CPU, 0-dim device tensors on a GPU.
 
-    Thousands of reports are kept. Tensors of the host would lie scattered among the large ones of
-    each step, and no hole between them would be large enough for the next.
+    Thousands of reports are kept. Small host tensors would be scattered among the large ones of
+    each step and fragment the memory.
     """
 
     version: int
@@ -20,4 +20,4 @@ class Report:
     loss: float | Tensor
     """Mean cross-entropy of the same, in nats."""
     kept: bool | Tensor
-    """Whether it was learned."""
+    """Whether the batch was learned."""

@@ -60,7 +60,7 @@ class Scores:
         }
 
     def update(self, correct: Tensor, losses: Tensor, labels: Tensor, keep: Tensor) -> None:
-        """Take the outcomes of a batch, in order.
+        """Add the outcomes of a batch, in order.
 
         Args:
             correct: bool [n].
@@ -79,7 +79,7 @@ class Scores:
         self.scored.add_(n * keep)
 
     def read(self) -> ScoreSummary:
-        """Bring the scores to the host; waits for the device."""
+        """Bring the scores to the host; this waits for the device."""
         scored, correct = int(self.scored), int(self.correct)
         held = min(scored, WINDOW)
         outcomes, losses = self.outcomes[:held].cpu(), self.losses[:held].cpu()

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from service.fold.inputs import standardize, to_inputs
 from service.fold.learner import Learner
-from service.fold.standardizer import standardize
 from service.fold.state import State
-from service.fold.upload import to_inputs
 from streams.batch import Features
 
 QUICK_PRODUCTS = 1 << 18
@@ -18,7 +17,7 @@ QUICK_PRODUCTS = 1 << 18
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The model at one version; nothing changes it any more."""
+    """The model at one version; it never changes."""
 
     version: int
     weights: dict[str, Tensor]
@@ -30,7 +29,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, state: State) -> "Snapshot":
-        """Copy what prediction needs, on the device; does not wait for it."""
+        """Copy what prediction needs, on the device, without waiting for it."""
         keeps = state.spec.standardize
         return cls(
             state.version,
@@ -52,7 +51,7 @@ class Evaluator:
         self._products = sum(p.numel() for p in learner.frozen().values() if p.dim() > 1)
 
     def is_quick(self, rows: int) -> bool:
-        """Say whether a pass takes less time than handing it to another thread."""
+        """Return whether a pass takes less time than handing it to another thread."""
         return self.device.type == "cpu" and rows * self._products <= QUICK_PRODUCTS
 
     @torch.inference_mode()

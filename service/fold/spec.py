@@ -6,18 +6,17 @@ Settings and the command line read this module, so it imports neither torch nor 
 from dataclasses import dataclass, replace
 from typing import Any
 
-FOLD_VERSION = 1
-"""Version of the arithmetic of a step; whoever changes that raises it."""
-
-
-def can_replay(version: int) -> bool:
-    """Return whether this code can repeat the steps of a version bit for bit."""
-    return version == FOLD_VERSION
-
-
 SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
 """The plain optimizers, with the learning rates of shadows that name none."""
 OPTIMIZERS = ("pool", "funnel", *SHADOW_LR)
+FOLD_VERSION = 2
+"""The arithmetic of a step; checkpoints and cuts name it. Raise it whenever equal states and equal
+batches no longer give equal states, and let `service.fold.step.Fold.can_replay` say which older
+cuts give the same bits.
+
+1: single optimizers were no pools.
+2: every learner is a pool; see `service.fold.step.Fold.can_replay`.
+"""
 MAX_EXPERTS = 6
 """Experts of the default pool."""
 

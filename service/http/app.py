@@ -39,7 +39,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
 
     app = FastAPIOffline(  # its /docs loads nothing from other hosts
         title="Funnel",
-        version=version("funnel"),
+        version=version("funnel-stream"),
         description="Online learning for data that drifts, with no step size to tune.",
         lifespan=lifespan,
     )

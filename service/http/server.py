@@ -59,8 +59,8 @@ class Server(uvicorn.Server):
         except SystemExit:  # uvicorn has logged why
             address = f"{self.config.host}:{self.config.port}"
             raise ListenError(
-                f"cannot listen on {address}; is the port taken? Choose another with "
-                "--port, or 0 for any free one"
+                f"cannot listen on {address}; is the port taken? Choose another "
+                "with --port, or 0 for any free one"
             ) from None
         self.listens.set()
 
@@ -121,7 +121,7 @@ async def serve(
         more: further routes.
 
     Raises:
-        ListenError, and the errors of `Service.start`: the service could not be started.
+        FunnelError: the service could not be started.
         RuntimeError: an essential task of the service failed.
     """
     keep_freed_memory()

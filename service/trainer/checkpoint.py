@@ -1,14 +1,17 @@
-"""Checkpoints: the state and its place in the log in one file.
+"""Checkpoints: the state and its progress along the log in one file.
 
 A file is a safetensors file whose metadata, ``funnel``, is JSON:
 
-- ``state``: spec, rates, and the counts of batches and examples; with the tensors, all there is.
+- ``format``: of names, shapes and metadata. Format 1 is read, too (see `service.fold.formats`).
+- ``fold``: version of the arithmetic that made the state; 1 where it is missing.
+- ``state``: spec, hyperparameters (``rates``), and the counts of batches and examples. Together
+  with the tensors this is all of it.
 - ``sha256``: of the state alone, without progress, epoch or clock: equal states, equal digests.
-- ``log``: where in which log the state is.
-- ``drifts``: where in it the drift events are.
-- ``numerics``: what the bits depend on besides.
+- ``log``: which log the state has learned from, and how far.
+- ``drifts``: positions of the drift events in the log.
+- ``numerics``: what else the bits depend on.
 - ``digest``: SHA-256 of the whole file with this value replaced by 64 tildes, so that any damaged
-  bit is found, the place's included.
+  bit is found, in the metadata, too.
 
 Nothing is pickled.
 """
@@ -25,11 +28,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from service.fold.formats import from_format_1
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.log.position import Position, Progress
 from streams.errors import FunnelError
 
+FORMAT = 2
 BLANK = "~" * 64
 
 
@@ -37,9 +42,13 @@ class DamagedError(FunnelError, ValueError):
     """A checkpoint that cannot be trusted; the message says what is wrong with it."""
 
 
+class NewerError(FunnelError):
+    """A checkpoint that a newer version of Funnel has written; the message names what differs."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A copy of the state at one progress, on the host, that learning does not change any more."""
+    """A copy of the state and its progress, on the host, which learning no longer changes."""
 
     spec: Spec
     hyperparameters: Hyperparameters
@@ -50,7 +59,7 @@ class Checkpoint:
     drifts: tuple[Position, ...] = ()
     """Positions of the drift events."""
     fold: int = FOLD_VERSION
-    """Version of the fold that made the state."""
+    """Version of the arithmetic that made the state."""
 
     @classmethod
     def of(cls, state: State, progress: Progress) -> "Checkpoint":
@@ -104,11 +113,11 @@ def encode(copy: Checkpoint, sha256: str, numerics: dict[str, str]) -> bytes:
     """Return the bytes of a checkpoint."""
     progress = asdict(copy.progress) | {"position": str(copy.progress.position)}
     metadata = {
-        "format": 1,
+        "format": FORMAT,
+        "fold": copy.fold,
         "state": copy.summary(),
         "log": progress,
         "drifts": list(map(str, copy.drifts)),
-        "fold": copy.fold,
         "numerics": numerics,
         "sha256": sha256,
         "digest": BLANK,
@@ -122,7 +131,8 @@ def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
     """Return the copy in the bytes of a checkpoint, and its metadata.
 
     Raises:
-        DamagedError: a bit is wrong, or the format is not known.
+        DamagedError: a bit is wrong.
+        NewerError: a newer version of Funnel has written it.
     """
     try:
         header = orjson.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
@@ -130,21 +140,29 @@ def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
         digest = metadata["digest"]
         if hashlib.sha256(raw.replace(digest.encode(), BLANK.encode(), 1)).hexdigest() != digest:
             raise DamagedError("its SHA-256 does not match")
-        if metadata["format"] != 1:
-            raise DamagedError(f"its format {metadata['format']} is not known to this version")
+        kind, fold = metadata["format"], metadata.get("fold", 1)
+        if kind > FORMAT or fold > FOLD_VERSION:
+            raise NewerError(
+                f"it is of version {fold} of the fold, in format {kind}; this process executes "
+                f"version {FOLD_VERSION} and reads formats up to {FORMAT}: upgrade it"
+            )
         state, log = metadata["state"], metadata["log"]
+        spec, rates = Spec.of(state["spec"]), Hyperparameters.of(state["rates"])
+        tensors = load_tensors(raw)
+        if kind == 1:
+            tensors = from_format_1(tensors, spec, rates)
         progress = Progress(**log | {"position": Position.parse(log["position"])})
         copy = Checkpoint(
-            Spec.of(state["spec"]),
-            Hyperparameters.of(state["rates"]),
+            spec,
+            rates,
             state["version"],
             state["examples"],
-            load_tensors(raw),
+            tensors,
             progress,
             tuple(map(Position.parse, metadata.get("drifts", ()))),
-            metadata.get("fold", 1),
+            fold,
         )
-    except DamagedError:
+    except (DamagedError, NewerError):
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"it cannot be read ({error})") from error

@@ -117,10 +117,11 @@ class Pipeline:
             self._reading = asyncio.create_task(self._read())
         woken = asyncio.create_task(wake.wait())
         events = {e for e in (self._reading, self._learning, woken) if e is not None}
-        await asyncio.wait(
-            events, timeout=min(seconds, self._rest_due_in()), return_when=asyncio.FIRST_COMPLETED
-        )
-        woken.cancel()
+        timeout = min(seconds, self._rest_due_in())
+        try:
+            await asyncio.wait(events, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
         if self._reading is not None and self._reading.done():
             read, self._reading = self._reading, None
             read.result()

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 
 from service.fold.report import Report
-from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec, can_replay
-from service.fold.state import State, step
+from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
+from service.fold.state import State
+from service.fold.step import Fold
 from service.log.cuts import Begin, Change, Command, Cut, Gap, Pending, Upgrade
 from service.log.entries import Entry, RawEntry, read_entry
 from service.log.errors import BlankError, GapError, LogError
@@ -18,7 +19,7 @@ from service.log.extent import Extent, check_reach
 from service.log.log import COUNTED_AT_ONCE, Log
 from service.log.position import TOP, EntryId, Position, Progress
 from service.process import Clock
-from service.trainer.store import CheckpointStore, UnreadableError
+from service.trainer.store import CheckpointStore
 from streams.batch import Batch
 
 logger = logging.getLogger("funnel")
@@ -58,6 +59,7 @@ class Replica:
     ) -> None:
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
+        self._fold = Fold(state)
         self.mean_entry = 1.0
         """Examples in an entry, on recent average."""
         self.has_recovered = False
@@ -93,11 +95,6 @@ class Replica:
             return False
         if newest.progress.cut <= self.progress.cut and self.progress.log:
             return True
-        if not can_replay(newest.fold):
-            raise UnreadableError(
-                f"the newest checkpoint is of version {newest.fold} of the fold, which learns now; "
-                f"this process executes version {FOLD_VERSION}: upgrade it"
-            )
         self._check_spec(newest.spec, f"the checkpoint in {checkpoints.directory}")
         self.state.set_hyperparameters(newest.hyperparameters)
         self.state.load(newest.tensors, newest.version, newest.examples, newest.drifts)
@@ -202,7 +199,7 @@ class Replica:
                 if number != self.progress.cut + 1:
                     expected = self.progress.cut + 1
                     raise _damaged(log, f"cut {expected} is missing, the next is {number}")
-                if not can_replay(cut.fold):
+                if not self._fold.can_replay(cut.fold):
                     raise LogError(
                         f"cut {number} was learned by version {cut.fold} of the fold, and this "
                         f"process executes version {FOLD_VERSION}. Run the version that recorded "
@@ -281,7 +278,7 @@ class Replica:
         at, applied = self.progress, None
         if batch is not None:
             began, n = self._clock.monotonic(), len(batch)
-            report = step(self.state, batch)
+            report = self._fold.step(batch)
             seconds = self._clock.monotonic() - began
             self.state.drift.note(report, n, self.state.examples, cut.position)
             applied = AppliedBatch(at.position, cut.position, report, seconds, n)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.log.position import Progress
-from service.trainer.checkpoint import Checkpoint, DamagedError, decode, encode
+from service.trainer.checkpoint import Checkpoint, DamagedError, NewerError, decode, encode
 from streams.errors import FunnelError
 
 KEPT = 3
@@ -95,6 +95,12 @@ class CheckpointStore:
                 continue  # the learner that we stand by for has removed it by now
             except DamagedError as error:
                 self._warn(f"checkpoint {path.name} is damaged and passed over: {error}")
+                continue
+            except NewerError as error:
+                if newest is None:
+                    raise UnreadableError(
+                        f"checkpoint {path.name} cannot be read: {error}"
+                    ) from error
                 continue
             except OSError as error:
                 if path not in self._unread:

@@ -211,7 +211,9 @@ class Trainer:
         uvloop.run(self.run())
 
     def _finish(self) -> None:
-        if self._condition != Condition.HALTED:
+        if self._condition == Condition.HALTED:
+            self._become(Condition.HALTED, self._reason)
+        else:
             self._become(Condition.STOPPED, "the service is shutting down")
         reason = f"the trainer is {self._condition}: {self._reason}"
         self._waiters.give_up(reason)
@@ -277,7 +279,7 @@ class Trainer:
             examples=state.examples,
             progress=replica.progress,
             hyperparameters=state.hyperparameters,
-            optimizer=state.served.hyperparameters(),
+            optimizer=state.served.shown_hyperparameters(),
             snapshot_at=self._published_at,
             checkpoints=self._writer.summary,
             drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),

@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streams.errors import FunnelError
-from streams.prequential import Learner
-from streams.sources.catalog import Stream
 
-Make = Callable[[Stream, int], Learner]
+if TYPE_CHECKING:  # help names the peers, and does not wait for numpy
+    from streams.prequential import Learner
+    from streams.sources.catalog import Stream
+
+Make = Callable[["Stream", int], "Learner"]
 """From the stream that will be learned and a seed to a learner."""
 
 
@@ -39,7 +41,7 @@ class Peer:
     max_features: int = 1_000_000
     """Width above which it would take minutes a stream, and is skipped."""
 
-    def missing(self, stream: Stream) -> str:
+    def missing(self, stream: "Stream") -> str:
         """Return why the peer cannot run on the stream; empty if it can."""
         if importlib.util.find_spec(self.module) is None:
             return f"needs {self.package or self.module}: pip install 'funnel-stream[bench]'"
@@ -79,8 +81,8 @@ def _torch(
 
 
 def _torch_learner(
-    path: str, arguments: Mapping[str, float], at_shifts: bool, stream: Stream, seed: int
-) -> Learner:
+    path: str, arguments: Mapping[str, float], at_shifts: bool, stream: "Stream", seed: int
+) -> "Learner":
     from streams.peers.torch_learner import TorchLearner
 
     module, _, name = path.partition(":")
@@ -93,7 +95,7 @@ def _variants(**settings: Mapping[str, Make]) -> dict[str, Make]:
     return {f"{v}, {name}": make for v, found in settings.items() for name, make in found.items()}
 
 
-def _scikit_learner(arguments: dict[str, Any], stream: Stream, seed: int) -> Learner:
+def _scikit_learner(arguments: dict[str, Any], stream: "Stream", seed: int) -> "Learner":
     from sklearn.linear_model import SGDClassifier
 
     from streams.peers.library_learners import ScikitLearner
@@ -102,13 +104,13 @@ def _scikit_learner(arguments: dict[str, Any], stream: Stream, seed: int) -> Lea
     return ScikitLearner(model, stream.classes)
 
 
-def _vowpal_wabbit(options: str, stream: Stream, seed: int) -> Learner:
+def _vowpal_wabbit(options: str, stream: "Stream", seed: int) -> "Learner":
     from streams.peers.library_learners import VowpalWabbitLearner
 
     return VowpalWabbitLearner(stream.classes, f"--random_seed {seed} {options}")
 
 
-def _softmax(rule: str, lr: float, bias: bool, stream: Stream, seed: int) -> Learner:
+def _softmax(rule: str, lr: float, bias: bool, stream: "Stream", seed: int) -> "Learner":
     from river import linear_model, optim
 
     from streams.peers.library_learners import RiverLearner
@@ -116,7 +118,7 @@ def _softmax(rule: str, lr: float, bias: bool, stream: Stream, seed: int) -> Lea
     return RiverLearner(linear_model.SoftmaxRegression(getattr(optim, rule)(lr)), constant=bias)
 
 
-def _adaptive_tree(stream: Stream, seed: int) -> Learner:
+def _adaptive_tree(stream: "Stream", seed: int) -> "Learner":
     from river import tree
 
     from streams.peers.library_learners import RiverLearner
@@ -124,7 +126,7 @@ def _adaptive_tree(stream: Stream, seed: int) -> Learner:
     return RiverLearner(tree.HoeffdingAdaptiveTreeClassifier(seed=seed))
 
 
-def _adaptive_forest(stream: Stream, seed: int) -> Learner:
+def _adaptive_forest(stream: "Stream", seed: int) -> "Learner":
     from river import forest
 
     from streams.peers.library_learners import RiverLearner

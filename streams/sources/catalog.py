@@ -27,8 +27,8 @@ from streams.batch import Batch, concatenate
 from streams.errors import FunnelError
 from streams.sources import mnist
 from streams.sources.images import noisy_background, rotate
+from streams.sources.names import EXAMPLES, NAMES
 
-EXAMPLES = 60_000
 BLOCK = 100  # examples made at once
 PHASE = 6_000
 
@@ -115,7 +115,7 @@ def get(name: str, examples: int = EXAMPLES, source: str = "mnist") -> Stream:
     """Return the stream of that name.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `streams.sources.names.NAMES`.
         examples: its length, at most that of a labelled set. Its shifts do not depend on the
             length, except those of `abrupt`, after each third.
         source: source of the images, ``mnist`` or ``digits``.
@@ -289,5 +289,3 @@ LABELLED: dict[str, tuple[int, int, int, str]] = {
     "segments": (18, 7, 2_310, "ImageSegments"),
     "shuttle": (9, 2, 49_097, "Shuttle"),
 }
-
-NAMES = (*IMAGE_STREAMS, *SYNTHETIC, *LABELLED)

@@ -1,4 +1,4 @@
-"""What the drift detectors see in the streams, and what an update of them costs.
+"""The events that the drift detectors report on the streams, and the cost of an update.
 
 python -m tests.benchmarks.drift --streams abrupt recurring gradual stationary --seeds 3
 """
@@ -11,16 +11,17 @@ import torch
 
 from service.fold.drift import Monitor
 from service.fold.report import Report
-from service.fold.state import State, step
+from service.fold.state import State
 from service.log.position import ORIGIN, Position
 from service.settings import Settings
 from streams.sources.catalog import get
+from tests.support.states import step
 
 HERE = Position(ORIGIN)
 
 
 def watched(name: str, seed: int, examples: int, source: str) -> tuple[list[str], list[int]]:
-    """Return the events and where the stream shifts."""
+    """Return the events of a stream as text, and the examples at which it shifts."""
     defaults = Settings.model_construct()
     state, stream = (
         State(defaults.spec, defaults.hyperparameters, torch.device("cpu")),
@@ -36,7 +37,7 @@ def watched(name: str, seed: int, examples: int, source: str) -> tuple[list[str]
 
 
 def microseconds(steps: int = 9_000) -> float:
-    """Return the time of `Monitor.note` on a steady error."""
+    """Return the microseconds per call of `Monitor.note` on a steady error."""
     rates = np.random.default_rng(0).binomial(100, 0.9, steps) / 100
     monitor = Monitor()
     began = time.perf_counter()
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--source", default="mnist", choices=["mnist", "digits"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{microseconds():.1f} µs an update")
+    print(f"{microseconds():.1f} µs per update")
     for name in options.streams:
         for seed in range(options.seeds):
             events, shifts = watched(name, seed, options.examples, options.source)

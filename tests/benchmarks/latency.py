@@ -1,4 +1,4 @@
-"""How long a prediction takes, idle and while learning; see `tests.benchmarks.service`."""
+"""The latency of predictions, idle and while learning: a part of `tests.benchmarks.service`."""
 
 import contextlib
 import importlib.util
@@ -32,18 +32,19 @@ from tests.benchmarks.measure import (
 from tests.benchmarks.peers import INSTALL
 from tests.support.harness import free_port, serving, wait_for
 
-HYPERPARAMETERS = (100, 1_000)
+REQUEST_RATES = (100, 1_000)
+"""Requests per second."""
 SETTLED = 50_000
-"""Examples learned until the flow is steady."""
+"""Examples to learn before the flow is steady."""
 FILL_SECONDS = 120.0
-"""Longest wait until so many examples wait."""
+"""Longest wait in seconds until the log holds enough examples."""
 BATCH = 100
 WARM_SECONDS = 1.0
-"""Of requests that do not count: a server's first answers are slower."""
+"""Seconds of requests that do not count, because a server's first answers are slower."""
 IDLE, PEER = "Funnel, idle", "LitServe, which does not learn"
 BUSY, LOG = "Funnel, learning flat out, senders pressing", "Funnel, learning its log flat out"
 LEARNED = 60_000
-"""More examples a second than are learned: so many a second wait in the log."""
+"""Examples to put into the log per second of measurement; more than a service learns."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ class Found:
     """One measurement; times in milliseconds."""
 
     answered: float
-    """Requests a second."""
+    """Answered requests per second."""
     p50: float
     p99: float
     learned: float = 0.0
-    """Examples a second meanwhile."""
+    """Examples learned per second meanwhile."""
 
 
 def measure(url: str, rate: float, seconds: float) -> Found:
-    """Ask from a process of its own."""
+    """Send requests from a separate process, and return what they took."""
     body = save({"features": batches(1000)[0].features[:1]})
     with spawn.Pool(1) as pool:
         times, answered = pool.apply(latencies, (url, body, rate, seconds))
@@ -68,7 +69,7 @@ def measure(url: str, rate: float, seconds: float) -> Found:
 
 
 def measure_busy(url: str, client: httpx.Client, rate: float, seconds: float) -> Found:
-    """Ask while it learns."""
+    """Measure while the service learns."""
     began, before = time.perf_counter(), learned(client)
     found = measure(url, rate, seconds)
     speed = (learned(client) - before) / (time.perf_counter() - began)
@@ -76,31 +77,31 @@ def measure_busy(url: str, client: httpx.Client, rate: float, seconds: float) ->
 
 
 def ask_funnel(seconds: float) -> Iterator[tuple[tuple[str, int], Found]]:
-    """Measure a service: idle, while senders press, while it learns what they left behind."""
+    """Measure a service idle, under pressing senders, and while it learns the rest of its log."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         serving(Path(scratch), max_backlog=10 * LEARNED * round(seconds + 2)) as service,
         service.client() as client,
     ):
-        measure(service.url, HYPERPARAMETERS[0], WARM_SECONDS)
-        for rate in HYPERPARAMETERS:
+        measure(service.url, REQUEST_RATES[0], WARM_SECONDS)
+        for rate in REQUEST_RATES:
             yield (IDLE, rate), measure(service.url, rate, seconds)
         with flat_out(service.url, encoded(batches(1000))):
             wait_for(lambda: learned(client) > SETTLED)
-            for rate in HYPERPARAMETERS:
+            for rate in REQUEST_RATES:
                 yield (BUSY, rate), measure_busy(service.url, client, rate, seconds)
-            # Each measurement also starts a process that asks, in a second or two.
-            enough = LEARNED * len(HYPERPARAMETERS) * (seconds + 2)
+            # Each measurement also starts a client process, which takes a second or two.
+            enough = LEARNED * len(REQUEST_RATES) * (seconds + 2)
             wait_for(lambda: backlog(client.get("/metrics").text) > enough, FILL_SECONDS)
-        for rate in HYPERPARAMETERS:
+        for rate in REQUEST_RATES:
             yield (LOG, rate), measure_busy(service.url, client, rate, seconds)
         if backlog(client.get("/metrics").text) < BATCH:
-            raise RuntimeError("the log was learned before the measurement ended")
+            raise RuntimeError("the log was empty before the measurement ended")
 
 
 @contextlib.contextmanager
 def litserve() -> Iterator[str]:
-    """Run the peer for a while and give its address."""
+    """Run the peer, and yield its address."""
     port = free_port()
     command = [sys.executable, "-m", "tests.benchmarks.litserve_peer", str(port)]
     process = subprocess.Popen(
@@ -126,13 +127,13 @@ def litserve() -> Iterator[str]:
 def ask_litserve(seconds: float) -> Iterator[tuple[tuple[str, int], Found]]:
     """Measure the peer."""
     with litserve() as url:
-        measure(url, HYPERPARAMETERS[0], WARM_SECONDS)
-        for rate in HYPERPARAMETERS:
+        measure(url, REQUEST_RATES[0], WARM_SECONDS)
+        for rate in REQUEST_RATES:
             yield (PEER, rate), measure(url, rate, seconds)
 
 
 def run(plan: Plan) -> str:
-    """Measure Funnel and LitServe in turn within each round, and return the table."""
+    """Measure Funnel and LitServe in turn in each round, and return the table."""
     has_peer = importlib.util.find_spec("litserve") is not None
     found: dict[tuple[str, int], list[Found]] = {}
     for _ in plan.rounds("latency"):
@@ -141,7 +142,7 @@ def run(plan: Plan) -> str:
         for key, one in ask_litserve(plan.seconds) if has_peer else ():
             found.setdefault(key, []).append(one)
     lines = []
-    for rate in HYPERPARAMETERS:
+    for rate in REQUEST_RATES:
         peers = [one.p99 for one in found.get((PEER, rate), [])]
         for name in (IDLE, LOG, BUSY, PEER):
             if ones := found.get((name, rate)):

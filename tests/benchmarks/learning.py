@@ -1,4 +1,4 @@
-"""How fast a service learns, by how examples come; see `tests.benchmarks.service`."""
+"""The speed of learning for each way to send examples: a part of `tests.benchmarks.service`."""
 
 import contextlib
 import tempfile
@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import torch
 
-from service.fold.state import State, step
+from service.fold.state import State
 from service.settings import load_settings
 from streams.producer import RedisTarget, produce
 from tests.benchmarks.load import BYTES, JSON
@@ -26,15 +26,16 @@ from tests.benchmarks.measure import (
     table,
 )
 from tests.support.harness import RedisProcess, serving, wait_for
+from tests.support.states import step
 
 BACKLOG = 400_000
-"""Examples that may wait: more than a learner takes in the second for which a sender is put off."""
+"""Limit of waiting examples: more than a service learns in the second that a sender must wait."""
 DRAIN_SECONDS = 600.0
-"""Longest wait until all is learned."""
+"""Longest wait in seconds until every example is learned."""
 
 
 def bare_fold(batch_size: int, optimizer: str, seconds: float) -> float:
-    """Return examples a second of the steps alone, in this process."""
+    """Return the examples per second of the steps alone, in this process."""
     torch.set_num_threads(1)
     settings = load_settings({"optimizer": optimizer})
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
@@ -48,7 +49,7 @@ def bare_fold(batch_size: int, optimizer: str, seconds: float) -> float:
 
 
 def over_http(size: int, kind: str, seconds: float, connections: int = 4, **settings: Any) -> float:
-    """Return examples a second: sent flat out for a while, until the last of them is learned."""
+    """Return the examples per second from the first one sent, flat out, to the last one learned."""
     bodies = encoded(batches(size)[:100] if kind == JSON else batches(size), kind)
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -64,7 +65,7 @@ def over_http(size: int, kind: str, seconds: float, connections: int = 4, **sett
 
 
 def drain(client: httpx.Client) -> None:
-    """Wait until no full batch is left to learn."""
+    """Wait until less than a full batch is left to learn."""
     batch_size = client.get("/model").json()["hyperparameters"]["batch_size"]
     wait_for(lambda: backlog(client.get("/metrics").text) < batch_size, DRAIN_SECONDS)
 
@@ -75,7 +76,7 @@ def backlog(metrics: str) -> float:
 
 
 def catching_up(batch_size: int, optimizer: str, seconds: float) -> float:
-    """Return examples a second at which a log that was filled beforehand is learned."""
+    """Return the examples per second at which a service learns a log filled beforehand."""
     copies = max(2, round(seconds))
     total = 50_000 * copies
     with tempfile.TemporaryDirectory() as scratch:
@@ -97,11 +98,11 @@ def catching_up(batch_size: int, optimizer: str, seconds: float) -> float:
 
 
 Row = tuple[str, str, str]
-"""How examples come, the optimizer, the batch size."""
+"""The way to send examples, the optimizer, and the batch size."""
 
 
 def rows(seconds: float) -> dict[Row, tuple[int, str, Callable[[], float]]]:
-    """Return what is measured, with the batch size and the optimizer of its bare fold."""
+    """Return the measurements, each with the batch size and the optimizer of its bare fold."""
 
     def row(what: str, batch_size: int, measure: Callable[..., float], optimizer: str) -> Any:
         bound = partial(measure, batch_size=batch_size, optimizer=optimizer)
@@ -119,19 +120,19 @@ def rows(seconds: float) -> dict[Row, tuple[int, str, Callable[[], float]]]:
 
     def log(batch_size: int, optimizer: str = "funnel") -> Any:
         measure = partial(catching_up, seconds=seconds)
-        return row("XADD, 1,000 an entry, catching up", batch_size, measure, optimizer)
+        return row("XADD, 1,000 per entry, catching up", batch_size, measure, optimizer)
 
-    large = "safetensors, 1,000 a request"
+    large = "safetensors, 1,000 per request"
     everysec = {"appendfsync": "everysec"}
     return dict(
         (
-            http("safetensors, 1 a request, 16 connections", 1, 100, connections=16),
-            http("safetensors, 100 a request", 100, 100),
+            http("safetensors, 1 per request, 16 connections", 1, 100, connections=16),
+            http("safetensors, 100 per request", 100, 100),
             http(large, 1000, 100),
             http(f"{large}, fsync everysec", 1000, 100, **everysec),
             http(large, 1000, 1000),
             http(f"{large}, fsync everysec", 1000, 1000, **everysec),
-            http("JSON, 100 a request, 8 connections", 100, 100, JSON, connections=8),
+            http("JSON, 100 per request, 8 connections", 100, 100, JSON, connections=8),
             log(100),
             log(1000),
             http(large, 1000, 100, optimizer="pool"),
@@ -142,7 +143,7 @@ def rows(seconds: float) -> dict[Row, tuple[int, str, Callable[[], float]]]:
 
 
 def run(plan: Plan) -> str:
-    """Measure every row, in turn within each round, and return the table."""
+    """Measure every row in turn in each round, and return the table."""
     taken = rows(plan.seconds)
     bare: dict[tuple[int, str], list[float]] = {
         (size, optimizer): [] for size, optimizer, _ in taken.values()

@@ -1,9 +1,9 @@
-"""A LitServe server of the same logistic model, which does not learn; a program of its own.
+"""A LitServe server of the same logistic model, which does not learn; a separate program.
 
     python -m tests.benchmarks.litserve_peer PORT
 
-It reads the same safetensors with the same function and answers with the label, as Funnel does.
-Everything else is LitServe's default: one HTTP process, one process for the model, no gathering.
+It reads the same safetensors with the same function as Funnel, and answers with the label.
+Everything else is LitServe's default: one HTTP process, one process for the model, no batching.
 """
 
 import sys
@@ -14,12 +14,12 @@ import torch
 from fastapi import Body
 from torch import Tensor, nn
 
-from service.fold.upload import scaled
+from service.fold.inputs import scaled
 from streams.batch import decode_features
 
 
 class Logistic(litserve.LitAPI):
-    """784 numbers to 10 classes."""
+    """Logistic regression from 784 features to 10 classes."""
 
     def setup(self, device: str) -> None:
         """Make the model."""
@@ -36,7 +36,7 @@ class Logistic(litserve.LitAPI):
         return self.module(inputs).argmax(dim=1)
 
     def encode_response(self, output: Tensor) -> dict[str, list[int]]:
-        """Return what is sent as JSON."""
+        """Return the answer, which LitServe sends as JSON."""
         return {"labels": output.tolist()}
 
 

@@ -1,4 +1,4 @@
-"""Clients that press on a service; for processes of their own, without torch."""
+"""Clients that put load on a service, for separate processes without torch."""
 
 import contextlib
 import socket
@@ -15,22 +15,22 @@ BYTES, JSON = "application/octet-stream", "application/json"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said."""
+    """The answer of a server."""
 
     status: int
     retry_after: float
     body: bytes
 
     def expect(self, status: int) -> None:
-        """Make sure that the status is this one."""
+        """Raise unless the status is this one."""
         if self.status != status:
             raise RuntimeError(f"{self.status}: {self.body[:200]!r}")
 
 
 class Client:
-    """A connection that posts to one path, for a fifth of what ``http.client`` costs.
+    """A connection that posts to one path, at a fifth of the cost of ``http.client``.
 
-    On two cores, what the client spends the server lacks.
+    On two cores, the server lacks every second of CPU that the client takes.
     """
 
     def __init__(self, url: str, path: str, content_type: str) -> None:
@@ -44,7 +44,7 @@ class Client:
         ).encode()
 
     def post(self, body: bytes) -> Answer:
-        """Send a body and read the answer, which must have a Content-Length."""
+        """Send a body and return the answer, which must have a Content-Length."""
         self._socket.sendall(self._head + b"%d\r\n\r\n" % len(body) + body)
         status = int(self._file.readline().split()[1])
         headers: dict[bytes, bytes] = {}
@@ -63,7 +63,7 @@ class Client:
 def send_flat_out(
     url: str, bodies: Sequence[bytes], content_type: str, connections: int, stop: Event
 ) -> None:
-    """Post bodies to ``/learn`` over and over, as fast as they are taken."""
+    """Post bodies to ``/learn`` in a loop, as fast as the service accepts them."""
 
     def run(start: int) -> None:
         with contextlib.closing(Client(url, "/learn", content_type)) as client:
@@ -84,11 +84,11 @@ def latencies(
 ) -> tuple[list[float], float]:
     """Post a body to ``/predict`` at a fixed rate.
 
-    The load is open: a slow answer does not put off the next request, and one that had to wait for
-    a free connection counts its waiting (G. Tene, 'How NOT to measure latency').
+    The load is open: a slow answer does not delay the next request, and a request that waits for a
+    free connection counts that wait (G. Tene, 'How NOT to measure latency').
 
     Returns:
-        Seconds from each intended send time, and how many requests a second were answered.
+        Seconds from each intended send time to the answer, and answered requests per second.
     """
     found: list[float] = []
     lock = threading.Lock()
@@ -122,6 +122,6 @@ def latencies(
 
 
 def at_once(run: Callable[[int], None], threads: int) -> None:
-    """Call with 0, 1, …, in a thread each; wait for all, and raise what one raises."""
+    """Call with 0, 1, …, each in a thread; wait for all, and raise the first of their errors."""
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(run, range(threads)))

@@ -1,4 +1,4 @@
-"""What the parts of the service's benchmark share: examples, a pressing sender, medians, tables."""
+"""Shared by the parts of the service benchmark: examples, a flat-out sender, medians, tables."""
 
 import contextlib
 import functools
@@ -20,16 +20,16 @@ spawn = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True)
 class Plan:
-    """How thorough to be."""
+    """The length of a benchmark."""
 
     seconds: float
-    """Of one measurement."""
+    """Seconds of one measurement."""
     repeats: int
-    """Rounds; in each, everything that is compared is measured once."""
+    """Number of rounds; each measures every contender once."""
     memory_examples: int
 
     def rounds(self, part: str) -> Iterator[int]:
-        """Count the rounds, and say so."""
+        """Yield the numbers of the rounds, and show them."""
         for number in range(self.repeats):
             progress(f"{part}: round {number + 1} of {self.repeats}")
             yield number
@@ -37,7 +37,7 @@ class Plan:
 
 
 def progress(text: str) -> None:
-    """Show on a terminal how far it is."""
+    """Show the progress, if standard error is a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
 
@@ -63,7 +63,7 @@ def encoded(found: Sequence[Batch], kind: str = BYTES) -> list[bytes]:
 def flat_out(
     url: str, bodies: Sequence[bytes], kind: str = BYTES, connections: int = 2
 ) -> Iterator[None]:
-    """Send in a process of its own for a while."""
+    """Send from a separate process inside the block."""
     stop = spawn.Event()
     sender = spawn.Process(target=send_flat_out, args=(url, bodies, kind, connections, stop))
     sender.start()
@@ -82,13 +82,13 @@ def learned(client: httpx.Client) -> int:
 
 
 def show(values: Sequence[float], form: str) -> str:
-    """Return median, lowest and highest."""
+    """Return median, lowest and highest as text."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def ratios(values: Sequence[float], to: Sequence[float]) -> str:
-    """Return median, lowest and highest of the ratios within each round."""
+    """Return median, lowest and highest of the ratios in each round as text."""
     return show([a / b for a, b in zip(values, to, strict=True)], ".3g")
 
 

@@ -1,4 +1,4 @@
-"""Resident memory over millions of examples; see `tests.benchmarks.service`. Linux only."""
+"""Resident memory over millions of examples: a part of `tests.benchmarks.service`, on Linux."""
 
 import re
 import tempfile
@@ -12,20 +12,20 @@ from tests.benchmarks.measure import Plan, batches, encoded, flat_out, learned, 
 from tests.support.harness import ServiceProcess, serving
 
 CHECKPOINT_SECONDS = 2.0
-"""The log is trimmed behind the oldest of three checkpoints, so this bounds the server's memory."""
+"""This bounds the log server's memory: the log is trimmed up to the oldest of 3 checkpoints."""
 MILLION = 1_000_000
 LOOK_SECONDS = 0.1
 
 
 def status(pid: int, field: str) -> float:
-    """Return a field of a process's status in MB: VmRSS now, VmHWM at its highest."""
+    """Return a field of a process's status in MB: VmRSS is the size now, VmHWM the highest."""
     text = Path(f"/proc/{pid}/status").read_text()
     [kilobytes] = re.findall(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
     return int(kilobytes) / 1000
 
 
 def sample(pids: dict[str, int], client: httpx.Client, until: int) -> dict[str, list[float]]:
-    """Return the resident memory of each process, looked at until so much is learned."""
+    """Return samples of each process's resident memory until enough examples are learned."""
     found: dict[str, list[float]] = {name: [] for name in pids}
     while learned(client) < until:
         for name, pid in pids.items():
@@ -35,7 +35,7 @@ def sample(pids: dict[str, int], client: httpx.Client, until: int) -> dict[str, 
 
 
 def observe(service: ServiceProcess, millions: int) -> dict[str, tuple[list[float], float]]:
-    """Return, for each process, its median over each million, and its highest ever."""
+    """Return the median of each process over each million of examples, and its highest."""
     server = service.server_pid()
     assert server is not None
     pids = {"service": service.process.pid, "log server": server}
@@ -50,7 +50,7 @@ def observe(service: ServiceProcess, millions: int) -> dict[str, tuple[list[floa
 
 
 def run(plan: Plan) -> str:
-    """Observe one service while it learns, and return the table."""
+    """Measure one service while it learns, and return the table."""
     millions = max(2, plan.memory_examples // MILLION)
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -1,7 +1,7 @@
-"""Other learners on the same examples; see `tests.benchmarks.service`.
+"""Other learners on the same examples: a part of `tests.benchmarks.service`.
 
-They run in this process, without log and HTTP, on inputs that are in their own form before the
-clock starts. None of them standardizes its inputs or scores its predictions.
+They run in this process, without log and HTTP, and their inputs are converted before the clock
+starts. None of them standardizes its inputs or scores its predictions.
 """
 
 import time
@@ -17,23 +17,23 @@ from tests.benchmarks.load import BYTES
 from tests.benchmarks.measure import Plan, batches, ratios, show, table
 
 INSTALL = "not installed: pip install -e '.[bench]'"
-POOL = "Funnel, the pool, over HTTP: safetensors, 1,000 a request"
-SINGLE = "Funnel, a single one, over HTTP likewise"
+POOL = "Funnel, the pool, over HTTP: safetensors, 1,000 per request"
+SINGLE = "Funnel, a single one, over HTTP in the same way"
 SLICE = 10
-"""Batches of 100 that are learned over and over: as dictionaries or text they are large."""
+"""Batches of 100 to learn repeatedly; few, because dictionaries and text are large."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A learner and what it is given."""
+    """A learner and its inputs."""
 
     learn: Callable[[Any], object]
     inputs: Sequence[Any]
     size: int
-    """Examples of an input."""
+    """Examples per input."""
 
     def rate(self, seconds: float) -> float:
-        """Return examples a second."""
+        """Return the examples learned per second."""
         for found in self.inputs[:10]:
             self.learn(found)
         examples, began = 0, time.perf_counter()
@@ -59,7 +59,7 @@ def river() -> Peer:
 
 
 def scikit_learn() -> Peer:
-    """Return one logistic regression a class, in batches of 100."""
+    """Return one logistic regression per class, which learns batches of 100."""
     from sklearn.linear_model import SGDClassifier
 
     model, classes = SGDClassifier(loss="log_loss"), np.arange(10)
@@ -68,7 +68,7 @@ def scikit_learn() -> Peer:
 
 
 def vowpal_wabbit() -> Peer:
-    """Return one against all; lines of text are the fastest that its binding takes."""
+    """Return one-against-all; lines of text are the fastest input of its binding."""
     from vowpalwabbit import Workspace
 
     workspace = Workspace("--oaa 10 --quiet")
@@ -88,7 +88,7 @@ PEERS = {
 
 
 def run(plan: Plan) -> str:
-    """Measure Funnel and its peers in turn within each round, and return the table."""
+    """Measure Funnel and its peers in turn in each round, and return the table."""
     peers: dict[str, Peer] = {}
     missing = []
     for name, make in PEERS.items():

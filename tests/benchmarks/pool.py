@@ -1,17 +1,18 @@
-"""What a pool costs: a step of K experts in the service, as a multiple of a single Funnel's.
+"""The cost of a pool: a step of K experts in the service, as a multiple of a single Funnel's.
 
     python -m tests.benchmarks.pool [--experts 1,3,6] [--batch 100] [--rounds 15] [--device cuda]
 
-Logistic regression, 784 inputs and 10 classes, one thread. A turn is all that the service does with
-a batch: bring it to the device, standardize, score, differentiate, update. All contenders take
-their turns within each round, so that noise hits all alike. Given are the median over the rounds,
-the lowest and the highest, and the same of the ratios within each round.
+The model is logistic regression with 784 inputs and 10 classes, on one thread. A turn is all that
+the service does with a batch: copy it to the device, standardize, score, differentiate, update. All
+contenders take turns in each round, so that noise hits all equally. The table gives the median over
+the rounds, the lowest and the highest, and the same of the ratios in each round.
 
-What bounds the figures. On a CPU, at batch 100: two products of the inputs with all experts'
-weights, a sixth; some fifteen passes over the optimizer's state, which no longer fits the L2; and
-for experts that walk as many small products and updates, which dispatch. At 1,000 the products. On
-a GPU a step is replayed as one CUDA graph, and costs its kernels' latencies, one after the other:
-those of a walk cannot overlap.
+What bounds the figures. On a CPU at batch 100, a sixth of the time goes to two products of the
+inputs with the weights of all experts. The rest goes to some fifteen passes over the optimizer's
+state, which no longer fits the L2 cache, and, for experts of several steps per batch, to
+dispatching as many small products and updates. At batch 1,000 the products take most. On a GPU a
+step is replayed as one CUDA graph and costs the latencies of its kernels, one after the other;
+those of several steps per batch cannot overlap.
 """
 
 import argparse
@@ -24,17 +25,18 @@ from itertools import cycle
 import torch
 
 from funnel.pool.expert import DEFAULT_EXPERTS
-from service.fold.state import State, step
+from service.fold.state import State
 from service.process import keep_freed_memory
 from service.settings import Settings
 from tests.benchmarks.measure import batches, progress, ratios, show, table
+from tests.support.states import step
 
 TURNS = 60
-"""Batches in a round."""
+"""Batches per round."""
 
 
 def turn(optimizer: str, count: int, batch_size: int, device: str) -> Callable[[], object]:
-    """Return a step of the service; of experts, so many of the default's."""
+    """Return a function that takes a step in the service, with ``count`` of the default experts."""
     settings = Settings.model_construct()
     spec = replace(settings.spec, optimizer=optimizer, experts=count)
     state = State(spec, settings.hyperparameters, torch.device(device))
@@ -77,7 +79,7 @@ def main() -> None:
     rows = [(name, show(times, ",.0f"), ratios(times, base)) for name, times in found.items()]
     chip = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
     print(f"{chip or 'cpu'}; torch {torch.__version__}; {args.rounds} rounds\n")
-    print(table((f"batch {args.batch}", "µs a batch", "× one Funnel"), rows))
+    print(table((f"batch {args.batch}", "µs per batch", "× one Funnel"), rows))
 
 
 if __name__ == "__main__":

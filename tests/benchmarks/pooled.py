@@ -1,4 +1,4 @@
-"""A pool as the service runs it: inputs standardized, predictions scored, then one step."""
+"""A pool as the service runs it: standardize the inputs, score the predictions, take one step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 from funnel.graphs.traced import Traced
 from funnel.pool.expert import Expert
-from funnel.pool.pool import Pool
+from funnel.pool.pool import Decision, Pool
+from service.fold.inputs import Standardizer, clamped
 from service.fold.scores import Scores
-from service.fold.standardizer import Standardizer, clamped
 
 
 class PoolLearner:
-    """Learns batches by a pool.
+    """Learns batches with a pool.
 
     Args:
         module: maps fp32 [n, features] to logits.
         features: width of the inputs.
         classes: width of the logits.
-        experts: see `funnel.pool.pool.Pool`, as are further arguments.
+        experts, options: arguments of `funnel.pool.pool.Pool`.
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class PoolLearner:
 
     @torch.no_grad()
     def step(self, inputs: Tensor, labels: Tensor) -> float:
-        """Score fp32 inputs [n, d], learn them, and return the accuracy before."""
+        """Score fp32 inputs [n, features], learn them, and return the accuracy before learning."""
         if not self._started:
             self.standardizer.start(inputs)
             self._started = True
-        keep, accuracy, _, prepared, factor, *gradients = self._observe(inputs, labels)
+        keep, accuracy, prepared, decision = self._observe(inputs, labels)
         if keep:
-            self.pool.step(prepared, labels, gradients, factor)
+            self.pool.update(prepared, labels, decision)
         return float(accuracy)
 
-    def observe(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """Do what comes before the step; a function of tensors."""
+    def observe(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Decision]:
+        """Score and decide, as a function of tensors that can be traced."""
         deviations = self.standardizer.deviations(inputs)
         prepared = clamped(deviations)
-        seen = self.pool.observe(prepared, labels)
-        keep = torch.isfinite(seen.losses).all()
-        factor = self.pool.weigh(seen, keep)
-        correct = seen.probabilities.argmax(dim=1) == labels
-        self.scores.update(correct, seen.losses, labels, keep)
+        scored = self.pool.score(prepared, labels)
+        keep = torch.isfinite(scored.losses).all()
+        decision = self.pool.decide(scored, keep)
+        correct = scored.labels == labels
+        self.scores.update(correct, scored.losses, labels, keep)
         self.standardizer.update(deviations, keep)
-        return keep, correct.float().mean(), seen.losses.mean(), prepared, factor, *seen.gradients
+        return keep, correct.float().mean(), prepared, decision

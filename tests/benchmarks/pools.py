@@ -1,4 +1,4 @@
-"""Pools that were tried for the default; see `tests.benchmarks.poolselect`."""
+"""The candidates for the default pool, which `tests.benchmarks.poolselect` compares."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from funnel.pool.expert import DEFAULT_EXPERTS
 
 @dataclass(frozen=True)
 class Candidate:
-    """Experts, and arguments of `funnel.pool.pool.Pool` other than its own defaults."""
+    """Experts, and arguments of `funnel.pool.pool.Pool` that differ from its defaults."""
 
     experts: tuple[Expert, ...]
     mixing: dict[str, Any] = field(default_factory=dict)
@@ -40,10 +40,8 @@ LESS_SHARING = {"switch_rates": (1e-3,)}
 POOLS = {
     "default": Candidate(DEFAULT_EXPERTS),
     "default, twenty steps": Candidate(TWENTY),
-    "default, nobody begins anew": Candidate(
-        tuple(replace(e, renews=False) for e in DEFAULT_EXPERTS)
-    ),
-    "default, all begin anew": Candidate(tuple(replace(e, renews=True) for e in DEFAULT_EXPERTS)),
+    "default, none renewed": Candidate(tuple(replace(e, renews=False) for e in DEFAULT_EXPERTS)),
+    "default, all renewed": Candidate(tuple(replace(e, renews=True) for e in DEFAULT_EXPERTS)),
     "default, one step": Candidate(tuple(replace(e, steps=1) for e in DEFAULT_EXPERTS)),
     "AdaGrad 16": Candidate(ADAGRAD16),
     "AdaGrad 16 + SGD 8, σ = 1e-3": Candidate(ADAGRAD16 + sgd(SGD4, (1e-3, 1e-2)), LESS_SHARING),

@@ -1,11 +1,11 @@
-"""Prequential accuracy of pools on the six streams: how the default was chosen.
+"""Prequential accuracy of pools on the six streams, which chose the default pool.
 
     python -m tests.benchmarks.poolselect [--seeds 100,101] [--pools NAME …] [--cache DIRECTORY]
 
-Names are those in `tests.benchmarks.pools`. Each pool learns 60,000 examples of each stream in
-batches of 100 as the service does: standardized online, gradients capped, one pass. Selection is on
-seeds 100 and 101 alone; figures that are reported come from others. Streams are made once and kept
-in ``--cache``.
+The names are those in `tests.benchmarks.pools`. Each pool learns 60,000 examples of each stream in
+batches of 100 as the service does: standardized online, gradients capped, one pass. Selection uses
+seeds 100 and 101 alone; reported figures use other seeds. Streams are generated once and kept in
+``--cache``.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from service.fold import networks as models
-from service.fold.upload import to_inputs
+from service.fold.inputs import to_inputs
 from streams.sources.catalog import IMAGE_STREAMS, get
 from tests.benchmarks.measure import progress, table
 from tests.benchmarks.pooled import PoolLearner
@@ -40,7 +40,7 @@ def batches(name: str, seed: int, cache: Path) -> Iterator[tuple[torch.Tensor, t
 
 
 def accuracy(candidate: Candidate, name: str, seed: int, cache: Path) -> float:
-    """Return the share of the stream that was predicted right, in percent."""
+    """Return the share of correct predictions on the stream, in percent."""
     learner = PoolLearner(
         models.build("logistic", 784, 10, (), 0), 784, 10, candidate.experts, **candidate.mixing
     )

@@ -2,14 +2,15 @@
 
     python -m tests.benchmarks.quality
 
-Batches of 100; logistic regression, but for river's trees. The service's learner runs with its
-defaults. The peers are given inputs standardized as the service does (the trees, the inputs as they
-are), and every setting of a grid; the best in the mean over the seeds is shown for each stream, an
-oracle that no user has. A setting that is 2 points behind its learner's best on the first seed is
-out of the running, and not run on the others. Intervals are 95 %, of the mean over seeds.
+Batches have 100 examples, and every model is logistic regression, except river's trees. The
+service's learner runs with its defaults. The peers get inputs standardized as the service does (the
+trees get raw inputs) and run with every setting of a grid. Each stream shows the setting with the
+best mean over the seeds, an oracle that no user has. A setting that is 2 points below its learner's
+best on the first seed is not run on the others. Intervals are 95 % of the mean over seeds.
 
-Each run is a line of --results as soon as it is done, and is not run again: interrupt and go on, or
-run parts with --streams, --learners, --seeds, --seconds. To run a learner anew, remove its lines.
+Each run becomes a line of --results when it ends, and is not run again. You can interrupt the
+program and continue later, or run parts with --streams, --learners, --seeds and --seconds. To
+repeat a learner, remove its lines.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from tqdm import tqdm
 
 from service.fold.spec import OPTIMIZERS
 from streams.peers.peers import PEERS
-from streams.sources.catalog import EXAMPLES, NAMES, Stream, get
+from streams.sources.catalog import Stream, get
+from streams.sources.names import EXAMPLES, NAMES
 from tests.benchmarks.quality_runs import (
     OWN,
     Inputs,
@@ -51,7 +53,7 @@ from tests.benchmarks.quality_tables import (
 def lacking(
     found: Mapping[Key, Result], streams: Sequence[Stream], options: argparse.Namespace
 ) -> list[Key]:
-    """Return what is to be run yet, as far as can be said now."""
+    """Return the runs that are missing, as far as the results so far decide them."""
     keys = []
     for seed, stream, learner in product(options.seeds, streams, options.learners):
         if learner in OWN or not PEERS[learner].missing(stream):
@@ -63,7 +65,7 @@ def lacking(
 
 
 def run_lacking(options: argparse.Namespace) -> int:
-    """Run what --results lacks, until --seconds are over; return how many runs are left."""
+    """Run what --results lacks for at most --seconds; return the number of runs left."""
     began, found = time.monotonic(), load(options.results)
     streams = {name: get(name, options.examples, options.source) for name in options.streams}
     interval = 0.1 if sys.stderr.isatty() else 30.0
@@ -85,7 +87,7 @@ def run_lacking(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> str:
-    """Return the tables."""
+    """Return the tables as Markdown."""
     found = load(options.results)
     streams = [get(name, options.examples, options.source) for name in options.streams]
     taken = {
@@ -114,7 +116,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
     parser.add_argument("--examples", type=int, default=EXAMPLES, metavar="N")
     parser.add_argument("--source", default="mnist", help="images: mnist or digits [mnist]")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="start no run after these")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time to start runs in")
     parser.add_argument("--report", action="store_true", help="only print the tables")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""One run of a learner on a stream, and what has been run; see `tests.benchmarks.quality`."""
+"""One run of a learner on a stream, and the file of results of `tests.benchmarks.quality`."""
 
 import functools
 import json
@@ -20,11 +20,11 @@ from streams.sources.catalog import Stream
 OWN = {"pool": "**Funnel, the pool**", "funnel": "**Funnel, one**"}
 BATCH = 100
 BEHIND = 0.02
-"""A setting that is this much worse than its learner's best on the first seed is not run again."""
+"""Points below its learner's best on the first seed from which a setting is not run again."""
 
 
 class Key(NamedTuple):
-    """What a run is."""
+    """The key of a run in the results."""
 
     stream: str
     learner: str
@@ -35,17 +35,17 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """How a run went."""
+    """The result of a run."""
 
     accuracy: float
     hits: list[int]
-    """Right answers in each hundred."""
+    """Correct answers in each hundred."""
     seconds: float
-    """To learn and answer, on a machine that may have been busy."""
+    """Seconds to learn and answer, on a machine that may have been busy."""
 
     @property
     def curve(self) -> Curve:
-        """See `streams.prequential.curve`."""
+        """Return the rolling accuracy of `streams.prequential.curve`."""
         return np.array(self.hits) / 100
 
 
@@ -53,7 +53,7 @@ Results = dict[Key, Result]
 
 
 def load(path: Path) -> Results:
-    """Read what has been run."""
+    """Read the results so far."""
     found: Results = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         fields = json.loads(line)
@@ -69,7 +69,7 @@ def settings_of(learner: str) -> list[str]:
 def contenders(
     found: Mapping[Key, Result], stream: Stream, learner: str, first_seed: int
 ) -> list[str]:
-    """Return the settings that can still be the best: those not BEHIND on the first seed."""
+    """Return the settings that can still be the best, by their accuracy on the first seed."""
     first = {
         setting: found.get(Key(stream.name, learner, setting, first_seed, stream.examples))
         for setting in settings_of(learner)
@@ -81,7 +81,7 @@ def contenders(
 
 
 class Inputs:
-    """The examples of a stream, in the forms that learners take; made when first asked for."""
+    """The examples of a stream, converted for a learner on the first request."""
 
     def __init__(self, stream: Stream, seed: int) -> None:
         self.stream, self.seed = stream, seed

@@ -26,7 +26,7 @@ class Best:
 
     setting: str
     results: list[Result]
-    """One a seed, in the order of the seeds."""
+    """One result per seed, in the order of the seeds."""
     seeds: list[int]
 
     @property
@@ -39,7 +39,7 @@ class Best:
 
 
 def best(found: Results, stream: Stream, learner: str, seeds: Sequence[int]) -> Best | None:
-    """Return a learner at the setting that is best over the seeds which all contenders have run."""
+    """Return a learner at its best setting over the seeds that all its contenders have run."""
     names = contenders(found, stream, learner, seeds[0])
 
     def result(setting: str, seed: int) -> Result | None:
@@ -56,7 +56,7 @@ def best(found: Results, stream: Stream, learner: str, seeds: Sequence[int]) -> 
 
 
 def is_at_edge(chosen: str, settings: Sequence[str]) -> bool:
-    """Say whether the rate of a setting is the least or largest of those with the same rest."""
+    """Return True if the rate of a setting is an extreme of its grid, all else being equal."""
     rates = {}
     for name in settings:
         if match := re.search(r"(?:lr|eta0|-l|SGD|AdaGrad) ([\d.e-]+)", name):
@@ -81,7 +81,7 @@ def title(learner: str) -> str:
 
 
 def accuracy_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:
-    """Return prequential accuracies; the best of each stream is bold."""
+    """Return prequential accuracies, with the best of each stream in bold."""
     rows = []
     tops = {
         s.name: max(
@@ -116,7 +116,7 @@ def accuracy_table(streams: Sequence[Stream], learners: Sequence[str], taken: Ta
 
 
 def lead_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:
-    """Return by how many points the first learner is ahead, over the seeds that both have run."""
+    """Return the points by which the first learner leads, over the seeds that both have run."""
     first, *others = learners
     rows = []
     for learner in others:
@@ -167,7 +167,7 @@ def recovery_table(streams: Sequence[Stream], learners: Sequence[str], taken: Ta
 
 
 def settings_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:
-    """Return the settings that were best; † stands at the edge of a grid."""
+    """Return the best settings; † marks one at the edge of its grid."""
     rows = []
     for learner in learners:
         if len(settings_of(learner)) > 1:

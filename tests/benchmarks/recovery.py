@@ -1,4 +1,4 @@
-"""How soon a killed service is back; see `tests.benchmarks.service`."""
+"""The time that a killed service takes to return: a part of `tests.benchmarks.service`."""
 
 import contextlib
 import os
@@ -23,20 +23,20 @@ FED = 100_000
 
 @dataclass(frozen=True)
 class Restart:
-    """Seconds of one restart, and what it had to do."""
+    """Seconds of one restart, and the examples that it replayed."""
 
     imported: float
-    """From the start of the process to its first answer: Python and torch are loaded."""
+    """From the start of the process to its first answer, while Python and torch load."""
     ready: float
-    """From there until it predicts: the log runs and the newest checkpoint is loaded."""
+    """From there until it predicts, while the log starts and the newest checkpoint loads."""
     replayed: float
-    """From there until it learns: every recorded cut is repeated."""
+    """From there until it learns, while it replays every recorded cut."""
     examples: int
-    """Examples learned again, about."""
+    """Examples replayed, approximately."""
 
 
 class Program:
-    """``funnel serve`` as it is started from a shell, on a data directory of its own."""
+    """``funnel serve``, started as from a shell, with its own data directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.url = directory, f"http://127.0.0.1:{free_port()}"
@@ -44,7 +44,7 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Restart:
-        """Start it, and wait until it learns."""
+        """Start the service, and wait until it learns."""
         checkpointed = self._checkpointed()
         command = [sys.executable, "-m", "service.cli", "serve"]
         command += ["--port", self.url.rpartition(":")[2], "--data-dir", str(self.directory)]
@@ -62,7 +62,7 @@ class Program:
         return Restart(lives - began, ready - lives, learns - ready, examples)
 
     def _health(self, what: str) -> dict[str, str]:
-        """Return a good answer, or nothing."""
+        """Return a healthy answer, or None."""
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(self.directory.with_suffix(".log").read_text())
@@ -73,7 +73,7 @@ class Program:
         return answer.json() if answer.is_success else {}
 
     def kill(self) -> None:
-        """Kill -9, its log server too."""
+        """Kill the service and its log server with SIGKILL."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
@@ -83,13 +83,13 @@ class Program:
             server.unlink()
 
     def _checkpointed(self) -> int:
-        """Return the examples in the newest checkpoint."""
+        """Return the number of examples in the newest checkpoint."""
         files = sorted(self.directory.glob("checkpoints/logistic/*.safetensors"))
         return decode(files[-1].read_bytes())[0].examples if files else 0
 
 
 def restarts(directory: Path, repeats: int) -> list[Restart]:
-    """Feed, kill and start again."""
+    """Send examples, kill the service, and start it again."""
     program, found = Program(directory), []
     bodies = encoded(batches(1000))
     program.start()
@@ -106,7 +106,7 @@ def restarts(directory: Path, repeats: int) -> list[Restart]:
 
 
 def run(plan: Plan) -> str:
-    """Kill and restart some times, and return the table."""
+    """Kill and restart several times, and return the table."""
     with tempfile.TemporaryDirectory() as scratch:
         found = restarts(Path(scratch) / "data", plan.repeats)
     rows = (

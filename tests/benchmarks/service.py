@@ -1,41 +1,47 @@
-"""What one service process learns and answers on this machine, its clients and peers beside it.
+"""The throughput of one service process on this machine, with clients and peers on the same cores.
 
     python -m tests.benchmarks.service [--only learn peers latency memory recovery]
 
-Logistic regression 784 × 10 on the stream `abrupt`, the pool but where it says a single Funnel, one
-thread. All that is compared is measured in turn within each round, so that noise hits all alike;
-given are median (lowest to highest), of ratios too, each of one round.
+The model is logistic regression, 784 × 10, on the stream `abrupt`, with the pool unless a row
+names a single Funnel, on one thread. All contenders are measured in turn in each round, so that
+noise hits all equally. Figures are median (lowest to highest), also for ratios, each of which is
+of one round.
 
-- **learn**: examples are sent flat out for some seconds, and then waited for until the last is
-  learned: a backlog does not count as learned. The bare fold is the same steps in one process
-  without log and HTTP. *Catching up* is learning a log that was filled before the service started.
-- **peers**: other learners on the same examples, in this process, without log and HTTP, on inputs
-  that are in their own form before the clock starts. They neither standardize nor score.
-- **latency**: open loop, from the intended send time. *Senders pressing*: two connections
-  send batches of 1,000, faster than they are learned. *Its log*: what these left behind is learned
-  after they have gone, so that senders and fsyncs take no core from what is measured.
-  LitServe serves the same module, reads the same bytes with the same function, and does not learn.
-  Where fewer requests are answered than were sent, the rate is above what the server can do, and
-  percentiles only say for how long it was sent.
-- **memory**: resident memory, its median over each million of examples.
-- **recovery**: `funnel serve` is killed with its log and started again.
+- **learn**: a client sends examples flat out for some seconds; the clock stops when the last one
+  is learned, so a backlog does not count. The bare fold is the same steps in one process without
+  log and HTTP. *Catching up* is learning a log that was filled before the service started.
+- **peers**: other learners on the same examples, in this process, without log and HTTP. Their
+  inputs are converted before the clock starts. They neither standardize nor score.
+- **latency**: open loop, measured from the intended send time. *Senders pressing*: two connections
+  send batches of 1,000, faster than the service learns them. *Its log*: the service learns what
+  they have sent after they have stopped, so that senders and fsyncs take no core from the
+  measurement. LitServe serves the same module, reads the same bytes with the same function, and
+  does not learn. If fewer requests are answered than were sent, the rate exceeds what the server
+  can do, and the percentiles only show how long the load lasted.
+- **memory**: resident memory, with its median over each million of examples.
+- **recovery**: `funnel serve` and its log are killed and started again.
 
-What bounds the figures on two cores. A step of 100 costs its dispatch: some hundred small
-operators, traced, so that they run without the interpreter and its lock; in batches of 1,000 an
-example costs a third as much, and the passes over memory bound it. While it steps, the next batches
-are read and recorded; what then is left to wait for is a core: the HTTP side, the log's server and
-the clients share two with it. The learner is a thread all the same: snapshots are swapped by
-reference, and weights on a GPU stay there. Batches of 1,000 are bounded by the bytes' way through
-HTTP and log, 784 an example, which is copied and parsed several times; one example a request by the
-web framework, some 0.8 ms each; JSON by the reading of 784 numbers an example, 15 kB, in processes
-beside this one, as the parser would keep the interpreter's lock. River walks
-dictionaries in Python; scikit-learn and Vowpal Wabbit spend theirs on ten binary problems an
-example. A prediction waits 1 ms for others to share its pass, and goes through the web framework;
-while learning, it also waits for a core, as do its client's threads. Memory is torch's code and
-heap, and what wavers is requests and log under way, in one arena of the allocator a thread. A
-restart is bounded by the imports of torch and, for the streams, scikit-learn, by the log server's
-reading of its file, by what torch imports when its first optimizer is made, and by the replay, at
-the bare fold's speed, of up to the time between two checkpoints.
+What bounds the figures on two cores:
+
+- Learning batches of 100 costs the dispatch of some hundred small operators. They are traced, so
+  they run without the interpreter and its lock. In batches of 1,000 an example costs a third as
+  much, and passes over memory bound it. During a step the next batches are read and recorded, so
+  the only wait left is for a core, which HTTP, the log's server and the clients also need. The
+  trainer is nevertheless a thread: snapshots are swapped by reference, and weights on a GPU stay
+  there.
+- Sending 1,000 rows per request is bounded by the bytes, 784 per example, which HTTP and log copy
+  and parse several times. One row per request is bounded by the web framework, some 0.8 ms each.
+  JSON is bounded by parsing 784 numbers, 15 kB, per example; other processes do that, because the
+  parser would hold the interpreter's lock.
+- River walks dictionaries in Python. Scikit-learn and Vowpal Wabbit solve ten binary problems per
+  example.
+- A prediction waits 1 ms for others to share its pass, and goes through the web framework. While
+  the service learns, it also waits for a core, as do the threads of its client.
+- Memory is the code and heap of torch. It varies with requests and log entries in flight, in one
+  arena of the allocator per thread.
+- A restart is bounded by the imports of torch and, for the streams, scikit-learn; by the log
+  server reading its file; by the imports of torch's first optimizer; and by the replay, at the
+  speed of the bare fold, of up to the time between two checkpoints.
 """
 
 import argparse

@@ -1,18 +1,18 @@
-"""Microseconds per optimizer step: Funnel beside torch.optim.Adagrad, on the same tensors.
+"""Microseconds per optimizer step of Funnel and torch.optim.Adagrad, on the same tensors.
 
     python -m tests.benchmarks.step [--device cuda] [--cases 2,50,10M,100M] [--rounds 9]
 
-What bounds the figures. Up to some ten thousand elements a step costs its dispatch: eager Funnel
-issues about 60 operators per list, the compiled one a single call. On large tensors it costs
-memory traffic: 52 bytes an element in fp32 for Funnel(Adagrad) (read g and ν for the scale; then
-read g and read and write w, a, log p, m and ν), 20 for fused AdaGrad. The ratio of those floors is
-2.6; it is what to expect where neither working set fits a cache. A last-level cache that holds
-AdaGrad's 12 bytes an element but not Funnel's 28 raises the measured ratio.
+What bounds the figures. Up to some ten thousand elements, dispatch dominates a step: eager Funnel
+issues about 60 operators per list, compiled Funnel a single call. On large tensors, memory traffic
+dominates: in fp32, Funnel(Adagrad) moves 52 bytes per element (it reads g and ν for the scale; then
+it reads g, and reads and writes w, a, log p, m and ν), and fused AdaGrad moves 20. The ratio of
+these floors, 2.6, is to be expected if neither working set fits a cache. A last-level cache that
+holds AdaGrad's 12 bytes per element but not Funnel's 28 raises the measured ratio.
 
-All contenders are timed in turn within each round, so that noise hits all alike. Given are the
+All contenders are timed in turn in each round, so that noise hits all equally. The table gives the
 median over the rounds and the interquartile range, the ratio of medians to foreach and to fused
-AdaGrad, and the share of the bandwidth floor: bytes / bandwidth / median, the bandwidth taken in
-the same round from in-place additions over tensors that fill the same memory as Funnel's.
+AdaGrad, and the share of the bandwidth floor: bytes / bandwidth / median. The bandwidth is measured
+in the same round, by in-place additions over tensors that fill the same memory as Funnel's.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SECONDS_A_TURN = 0.15
 
 
 def contenders(device: str) -> list[str]:
-    """Return who can run there: torch's AdaGrad is not fused on a GPU."""
+    """Return the contenders for the device: torch has no fused AdaGrad for a GPU."""
     return [name for name in CONTENDERS if device == "cpu" or name != "Adagrad fused"]
 
 
@@ -100,7 +100,7 @@ def run(case: str, device: str, rounds: int) -> list[str]:
             times[name].append(turn(opt.step, device))
     sys.stderr.write("\n")
     median = {name: statistics.median(t) for name, t in times.items()}
-    bandwidth = 12 * numel * len(others) / median["add"]  # bytes a microsecond
+    bandwidth = 12 * numel * len(others) / median["add"]  # bytes per microsecond
     rows = []
     for name in optimizers:
         low, _, high = statistics.quantiles(times[name], n=4)

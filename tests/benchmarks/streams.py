@@ -1,11 +1,11 @@
-"""Prequential accuracy on the six streams, each sent over HTTP to a service of its own.
+"""Prequential accuracy on the six streams, each sent over HTTP to its own service.
 
     python -m tests.benchmarks.streams
 
-60,000 examples a stream, logistic regression, batches of 100, inputs standardized for all. Funnel
-runs with the service's defaults on every stream; plain AdaGrad (the same inner optimizer at
-γp = γs = 0) at each learning rate of a grid, of which `best` is chosen per stream in hindsight, an
-oracle that no user has.
+Each stream has 60,000 examples. The model is logistic regression, batches have 100 examples, and
+all learners get standardized inputs. Funnel runs with the service's defaults on every stream.
+Plain AdaGrad (the same inner optimizer at γp = γs = 0) runs at each learning rate of a grid; `best`
+is the best one per stream in hindsight, an oracle that no user has.
 """
 
 import argparse
@@ -28,7 +28,7 @@ GRID = (0.01, 0.03, 0.1, 0.3)
 
 
 def accuracy(batches: list[Batch], **options: Any) -> float:
-    """Send a stream to a fresh service and return what it scored before learning each batch."""
+    """Send a stream to a new service; return its accuracy on each batch before learning it."""
     total = sum(map(len, batches))
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -1,8 +1,11 @@
-"""What being watched costs: ``python -m tests.benchmarks.telemetry``.
+"""The cost of telemetry to learning.
 
-Two parts. The learner reads its statistics and makes a point of the history once a second: that
-time is measured. And a service learns flat out while, in turn, nobody looks, and somebody scrapes
-its metrics, follows its events and asks for gains and newest inputs as the page does.
+    python -m tests.benchmarks.telemetry
+
+The first part measures the time in which the trainer reads its statistics and adds a point to the
+history, which it does once a second. In the second part a service learns flat out, in turn without
+a viewer and with one, who scrapes its metrics, follows its events, and requests gains and newest
+inputs as the page does.
 """
 
 import argparse
@@ -19,22 +22,22 @@ import httpx
 import torch
 
 from service.fold.snapshot import Snapshot
-from service.fold.state import State, step
+from service.fold.state import State
 from service.monitoring.history import History
 from service.monitoring.pictures import Newest
 from service.process import SystemClock
 from service.settings import load_settings
 from tests.benchmarks.measure import batches, encoded, flat_out, learned, ratios, show, table
-from tests.service.monitoring.test_pictures import statistics_of
 from tests.support.harness import serving, wait_for
+from tests.support.states import statistics_of, step
 
 PATHS = ("/metrics", "/optimizer/gains", "/newest", "/model")
 SETTLED = 20_000
-"""Examples learned until the flow is steady."""
+"""Examples to learn before the flow is steady."""
 
 
 def own_seconds(repeats: int) -> float:
-    """Return the median time of what the learner does once a second for those who may look."""
+    """Return the median seconds of the trainer's work for viewers, which it does once a second."""
     settings = load_settings()
     torch.set_num_threads(settings.threads)
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
@@ -52,7 +55,7 @@ def own_seconds(repeats: int) -> float:
 
 @contextlib.contextmanager
 def viewer(url: str) -> Iterator[None]:
-    """Follow the events, and ask for the rest once a second, in threads of this process."""
+    """Follow the events, and request the other paths once a second, in threads."""
     stop = threading.Event()
 
     def follow() -> None:
@@ -79,7 +82,7 @@ def viewer(url: str) -> Iterator[None]:
 
 
 def rates(seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Return the examples learned a second, in each round alone and watched."""
+    """Return the examples learned per second in each round, alone and watched."""
     found: dict[str, list[float]] = {"alone": [], "watched": []}
     with tempfile.TemporaryDirectory(dir="/tmp") as scratch, serving(Path(scratch)) as service:
         bodies = encoded(batches(100))
@@ -96,7 +99,7 @@ def rates(seconds: float, rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Print a table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="of one measurement [6]")
     parser.add_argument("--rounds", type=int, default=8, help="[8]")
@@ -104,10 +107,10 @@ def main() -> None:
     own = own_seconds(100)
     found = rates(options.seconds, options.rounds)
     rows = [
-        ["examples learned a second, nobody looks", show(found["alone"], ",.0f")],
-        ["examples learned a second, one viewer", show(found["watched"], ",.0f")],
+        ["examples learned per second, no viewer", show(found["alone"], ",.0f")],
+        ["examples learned per second, one viewer", show(found["watched"], ",.0f")],
         ["watched to alone", ratios(found["watched"], found["alone"])],
-        ["statistics and history, of each second of the learner", f"{own:.2%}"],
+        ["statistics and history, share of the trainer's time", f"{own:.2%}"],
     ]
     sys.stdout.write(table(["telemetry", "median (range)"], rows))
 

@@ -1,4 +1,4 @@
-"""The table of accuracies can be made in pieces."""
+"""The table of accuracies can be computed in parts."""
 
 import json
 from pathlib import Path

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.service.monitoring.test_metrics import CONTRACT
+from tests.support.metrics import CONTRACT
 
 ROOT = Path(__file__).parents[2]
 PROVISIONING = ROOT / "docker/grafana/provisioning"

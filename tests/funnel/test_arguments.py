@@ -1,4 +1,4 @@
-"""Every constructor argument is checked; the error names the argument, the value and the range."""
+"""Every constructor argument is checked; an error names the argument, its value and its range."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def test_a_bad_argument_is_named_with_its_value_and_range(
 
 
 @pytest.mark.parametrize(("arguments", "message"), [b for b in BAD if "compiled" not in b[0]])
-def test_a_bad_argument_of_a_group_is_too_and_the_group_does_not_join(
+def test_a_bad_argument_of_a_group_is_named_and_the_group_is_not_added(
     arguments: dict[str, Any], message: str
 ) -> None:
     opt = Funnel([nn.Parameter(torch.ones(2))])
@@ -82,7 +82,7 @@ def test_complex_parameters_are_refused() -> None:
         Funnel([nn.Parameter(torch.ones(2, dtype=torch.complex64))])
 
 
-def test_an_inner_class_stands_for_its_defaults() -> None:
+def test_an_inner_class_means_an_instance_with_its_defaults() -> None:
     opt = Funnel([nn.Parameter(torch.ones(2))], SGD)
     assert opt.param_groups[0]["inner"] == SGD()
 
@@ -94,14 +94,25 @@ def test_an_inner_class_stands_for_its_defaults() -> None:
         (partial(torch.optim.SGD, weight_decay=0.1), ValueError, "SGD has weight_decay=0.1"),
         (partial(torch.optim.Adam, maximize=True), ValueError, "Adam has maximize=True"),
         (torch.optim.ASGD, TypeError, "ASGD reads the weights"),  # averages and decays them
-        (torch.optim.Adafactor, TypeError, "Adafactor reads the weights"),  # steps by their size
+        (torch.optim.Adafactor, TypeError, "Adafactor reads the weights"),  # reads their size
         (torch.optim.LBFGS, TypeError, "LBFGS needs a closure"),
         (torch.optim.SparseAdam, TypeError, "SparseAdam needs sparse gradients"),
         (lambda params: len(params), TypeError, "must build a torch.optim.Optimizer, got int"),
     ],
 )
-def test_an_inner_optimizer_that_cannot_serve_is_refused_by_name(
+def test_an_unsuitable_inner_optimizer_is_refused_by_name(
     inner: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=re.escape(message)):
         Funnel([nn.Parameter(torch.ones(2))], inner)
+
+
+def test_traced_is_deprecated_and_changes_no_bit() -> None:
+    plain, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    with pytest.warns(DeprecationWarning, match="no effect: omit it.*use funnel.Pool"):
+        traced = Funnel([other], traced=True)
+    for opt, w in ((Funnel([plain]), plain), (traced, other)):
+        for _ in range(20):
+            w.grad = torch.tensor([1.0, -2.0, 0.5])
+            opt.step()
+    assert torch.equal(plain, other)

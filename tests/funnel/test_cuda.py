@@ -59,7 +59,7 @@ def test_capture_and_replay_equal_eager(inner: Inner, normalized: bool) -> None:
         opt.step()
     for i, grads in enumerate(rest):
         if i == 5:
-            grads[0][0] = torch.nan  # skipped inside the graph as outside it
+            grads[0][0] = torch.nan  # skipped inside the graph as it is outside
         feed(eager_params, grads)
         eager.step()
         feed(params, grads)
@@ -159,9 +159,9 @@ def examples(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def learn(pool: Pool, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    seen = pool.observe(inputs, labels)
+    seen = pool.score(inputs, labels)
     keep = torch.ones((), dtype=torch.bool, device=inputs.device)
-    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, keep))
+    pool.update(inputs, labels, pool.decide(seen, keep))
     return (seen.losses,)
 
 
@@ -171,7 +171,7 @@ def test_a_pool_learns_on_the_gpu_what_it_learns_on_the_cpu() -> None:
         learn(here, inputs, labels)
         learn(there, inputs.cuda(), labels.cuda())
     for name, tensor in there.tensors().items():
-        if "log_gain" not in name:  # learned from signs, of which rounding decides some
+        if "log_gain" not in name:  # learned from signs, some of which rounding decides
             expected = here.tensors()[name]
             torch.testing.assert_close(tensor.cpu(), expected, rtol=5e-2, atol=5e-3, msg=name)
 
@@ -189,9 +189,9 @@ def test_a_captured_pool_learns_what_an_eager_one_learns_bit_for_bit() -> None:
     eager, pool = a_pool("cuda"), a_pool("cuda")
     captured = Captured(partial(learn, pool))
     for number, (inputs, labels) in enumerate(examples(20)):
-        some = slice(0, 20 if number == 9 else 32)  # one batch of another size in between
+        some = slice(0, 20 if number == 9 else 32)  # one batch of another size
         batch = inputs[some].cuda(), labels[some].cuda()
-        if number == 12:  # an expert diverges, and is restarted inside the graph
+        if number == 12:  # an expert diverges; the graph restarts it
             for one in (eager, pool):
                 one.parameters["0.weight"][1] = torch.nan
         (expected,) = learn(eager, *batch)

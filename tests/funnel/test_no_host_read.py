@@ -1,4 +1,4 @@
-"""step() never waits for the device: no element of a tensor is read on the host."""
+"""A step never waits for the device, because it reads no element of a tensor on the host."""
 
 import pytest
 import torch
@@ -36,12 +36,12 @@ def test_a_step_reads_no_element_on_the_host(inner: Inner, normalized: bool) -> 
     )
     for p in params:
         p.grad = torch.randn_like(p)
-    assert host_reads(opt) == 0  # the first step, which allocates, included
+    assert host_reads(opt) == 0  # including the first step, which allocates
     params[0].grad.fill_(torch.nan)
     assert host_reads(opt) == 0
 
 
-def test_the_count_would_see_a_read() -> None:
+def test_the_count_finds_a_read() -> None:
     w = nn.Parameter(torch.ones(3))
     opt = Funnel([w])
     w.grad = torch.ones(3)
@@ -50,7 +50,7 @@ def test_the_count_would_see_a_read() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_step_reads_none_either() -> None:
+def test_a_compiled_step_reads_no_element_on_the_host() -> None:
     w = nn.Parameter(torch.ones(3))
     opt = Funnel([w], compiled=True)
     w.grad = torch.randn(3)

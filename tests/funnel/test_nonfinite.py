@@ -1,4 +1,4 @@
-"""A NaN or inf gradient leaves its tensor's weights and state as they were, and is counted."""
+"""A gradient that is not finite is counted and leaves its tensor's weights and state unchanged."""
 
 import copy
 from typing import Any
@@ -47,7 +47,7 @@ def test_a_nonfinite_gradient_changes_nothing_but_the_count(
     w.grad = torch.tensor([1.0, poison, 2.0, 3.0])
     opt.step()
     after = snapshot(w, opt)
-    if first:  # the state came to be, as of no step
+    if first:  # the state was allocated, as it is before any step
         assert torch.equal(after["w"], before["w"])
         assert opt.state[w]["step"] == 0
         assert not any(v.any() for v in after["state"][0].values() if isinstance(v, torch.Tensor))
@@ -57,7 +57,7 @@ def test_a_nonfinite_gradient_changes_nothing_but_the_count(
 
 
 @pytest.mark.parametrize("inner", INNERS, ids=str)
-def test_the_step_after_a_nonfinite_gradient_is_as_if_it_had_never_come(inner: Any) -> None:
+def test_a_nonfinite_gradient_has_no_effect_on_later_steps(inner: Any) -> None:
     grads = [torch.randn(4) for _ in range(6)]
     ends = []
     for poisoned in (False, True):
@@ -76,7 +76,7 @@ def test_the_step_after_a_nonfinite_gradient_is_as_if_it_had_never_come(inner: A
     assert same(*ends)
 
 
-def test_the_healthy_tensors_of_the_same_step_move_on() -> None:
+def test_finite_tensors_of_the_same_step_are_updated() -> None:
     sick, healthy = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
     opt = Funnel([sick, healthy], lr=0.25)
     sick.grad, healthy.grad = torch.full((4,), torch.nan), torch.ones(4)
@@ -96,7 +96,7 @@ def test_a_bf16_gradient_beyond_fp32_squares_is_skipped_too() -> None:
     assert not opt.state[w]["inner"]["sum"].any()
 
 
-def test_without_the_guard_the_poison_goes_through() -> None:
+def test_without_skip_nonfinite_a_nan_reaches_the_weights() -> None:
     w = nn.Parameter(torch.ones(2))
     opt = Funnel([w], skip_nonfinite=False)
     w.grad = torch.tensor([torch.nan, 1.0])
@@ -107,7 +107,7 @@ def test_without_the_guard_the_poison_goes_through() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("inner", INNERS[:-1], ids=str)
-def test_the_compiled_step_skips_as_exactly(inner: Any) -> None:
+def test_the_compiled_step_skips_exactly_too(inner: Any) -> None:
     w = nn.Parameter(torch.ones(4))
     opt = Funnel([w], inner, momentum=0.9, weight_decay=0.1, compiled=True)
     for _ in range(2):

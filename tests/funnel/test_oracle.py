@@ -1,4 +1,4 @@
-"""The golden numbers of EGDD, the method's early form, which lingvo published (Apache-2.0)."""
+"""Golden numbers that lingvo (Apache-2.0) published for EGDD, the early form of the method."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_two_steps_give_the_published_numbers(normalize_gain: bool, compiled: bo
 
 
 @pytest.mark.parametrize("normalize_gain", [False, True])
-def test_the_reference_twin_gives_them_too(normalize_gain: bool) -> None:
+def test_the_reference_twin_gives_the_published_numbers(normalize_gain: bool) -> None:
     twin = ReferenceFunnel(
         "sgd", eta=0.1, mu=0.9, beta=0.1, gamma_p=1e-2, gamma_s=1e-3, normalize_gain=normalize_gain
     )

@@ -1,8 +1,7 @@
-"""The fast path walks in step with its float64 twin, for every variant of the paper.
+"""The fast path equals its float64 twin at every step, for every variant of the paper.
 
-Both see the same gradients. Before each comparison of weights the twin takes over the fast path's
-rounded weights, so that each of the 200 steps is held to one rounding of the parameter's dtype
-instead of a sum of 200.
+Both see the same gradients. Before each step the twin adopts the fast path's rounded weights, so
+that each of the 200 steps may differ by one rounding of the parameter's dtype, not by a sum of 200.
 """
 
 from collections.abc import Sequence
@@ -114,5 +113,5 @@ def test_eager_equals_the_reference_at_every_step(
 def test_compiled_equals_the_reference_at_every_step_in_fp32_bf16_and_fp16(
     inner: str, gain: bool, scale: bool, momentum: tuple[float, bool]
 ) -> None:
-    dtypes = [torch.float32, torch.bfloat16, torch.float16]  # compiled as one graph
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]  # one graph holds all of them
     walk(dtypes, inner, gain, scale, momentum, compiled=True)

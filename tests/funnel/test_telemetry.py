@@ -1,4 +1,4 @@
-"""Telemetry says what the state says, and costs nothing until it is asked for."""
+"""Telemetry reports the state, changes nothing, and costs nothing until it is called."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def stepped(steps: int = 5, **settings: object) -> tuple[nn.Parameter, Funnel]:
     return w, opt
 
 
-def test_every_figure_is_what_the_definition_gives() -> None:
+def test_every_figure_follows_its_definition() -> None:
     w, opt = stepped(4, momentum=0.9, gain_lr=0.5, gain_bounds=(0.5, 2.0))
     velocity = opt.state[w]["velocity"].clone()
     before = w.detach().clone()
@@ -46,7 +46,7 @@ def test_alignment_is_reported_whichever_scale_update_runs(normalize_scale: bool
     torch.testing.assert_close(opt.telemetry()["layer.weight"]["alignment"], torch.tensor(1.0))
 
 
-def test_keys_are_names_where_given_and_indices_over_all_groups_otherwise() -> None:
+def test_keys_are_names_if_given_and_otherwise_indices_over_all_groups() -> None:
     params = [nn.Parameter(torch.ones(2)) for _ in range(3)]
     for p in params:
         p.grad = torch.ones(2)
@@ -58,7 +58,7 @@ def test_keys_are_names_where_given_and_indices_over_all_groups_otherwise() -> N
     assert list(named.telemetry()) == ["w", "1.w", "2.w"]
 
 
-def test_asking_changes_nothing_and_later_steps_do_not_change_the_answer() -> None:
+def test_a_report_changes_no_state_and_later_steps_do_not_change_the_report() -> None:
     w, opt = stepped()
     before = {k: v.clone() for k, v in opt.state[w].items() if isinstance(v, torch.Tensor)}
     report = opt.telemetry()["layer.weight"]

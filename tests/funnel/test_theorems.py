@@ -1,4 +1,4 @@
-"""What the paper's equations imply, held for random inputs."""
+"""Consequences of the paper's equations, checked on random inputs."""
 
 import math
 from itertools import pairwise
@@ -122,13 +122,13 @@ def test_norms_that_underflow_or_overflow_leave_the_scale_alone() -> None:
 def test_an_inner_product_that_overflows_leaves_the_unnormalized_scale_alone() -> None:
     g, settings = torch.full((4,), 1e18), {"lr": 1e3, "momentum": 0.0, "normalize_scale": False}
     w, state = run([g, g], torch.zeros(4), inner=SGD(), **settings)
-    assert (w < -1.5e21).all(), "both steps were taken"
+    assert (w < -1.5e21).all(), "both steps count"
     assert state["log_scale"] == 0.0
 
 
 def test_a_norm_that_partly_underflows_moves_the_scale_by_no_more_than_its_rate() -> None:
     g = torch.full((100_000,), 1e-23)  # each square underflows in fp32 ...
-    g[0] = 1e-21  # ... but for this one, so that ‖g‖ is a thirtieth of what it should be
+    g[0] = 1e-21  # ... except this one, so that the computed ‖g‖ is a thirtieth of the true one
     _, state = run([torch.ones(100_000), g], torch.ones(100_000), inner=SGD(), scale_lr=0.1)
     assert 0.0 < state["log_scale"] <= 0.1 + 1e-6
 
@@ -186,12 +186,12 @@ def test_a_bf16_gain_moves_by_a_thousandth_where_bf16_itself_could_not() -> None
     torch.testing.assert_close(state["log_gain"], torch.full((4,), 0.1))
 
 
-def test_a_gain_without_a_floor_returns_from_the_depth() -> None:
+def test_a_gain_without_a_floor_returns_from_zero() -> None:
     down = [torch.ones(1) * (-1.0) ** t for t in range(40)]
     up = [torch.ones(1)] * 60
     settings = {"inner": SGD(), "gain_lr": 8.0, "gain_bounds": (0.0, 1e3), "beta": 0.0, "lr": 1e-6}
     _, deep = run(down, torch.zeros(1), **settings)
-    assert deep["log_gain"].exp() == 0.0  # beyond fp32's smallest number
+    assert deep["log_gain"].exp() == 0.0  # below the smallest fp32 number
     _, risen = run(down + up, torch.zeros(1), **settings)
     assert risen["log_gain"] > 0
 

@@ -1,4 +1,4 @@
-"""Funnel is a real ``torch.optim.Optimizer``."""
+"""Funnel keeps the contract of ``torch.optim.Optimizer``."""
 
 import copy
 import io
@@ -39,7 +39,7 @@ def test_it_learns_a_small_problem() -> None:
     assert train(Funnel(model.parameters()), loss, 200) < 0.5 * before
 
 
-def test_groups_set_every_hyperparameter_for_themselves() -> None:
+def test_each_group_sets_every_hyperparameter_of_its_own() -> None:
     a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     opt = Funnel(
         [
@@ -69,7 +69,7 @@ def test_a_group_can_join_at_any_step() -> None:
     assert opt.state[b]["step"] == 1
 
 
-def test_frozen_and_gradientless_parameters_stay_as_they_are() -> None:
+def test_frozen_and_gradientless_parameters_do_not_change() -> None:
     moving, frozen = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3), requires_grad=False)
     idle = nn.Parameter(torch.ones(3))
     opt = Funnel([moving, frozen, idle], weight_decay=0.1)
@@ -149,7 +149,7 @@ def test_learning_rate_schedulers_drive_the_groups() -> None:
     assert w.item() == -(1 + 0.5 + 0.25)
 
 
-def test_a_cycle_may_also_drive_the_momentum() -> None:
+def test_a_cyclic_scheduler_may_also_set_the_momentum() -> None:
     w = nn.Parameter(torch.zeros(1))
     opt = Funnel([w], momentum=0.9)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=10)
@@ -192,7 +192,7 @@ def test_a_step_that_grad_scaler_skips_changes_nothing() -> None:
     assert scaler.get_scale() == 2.0
 
 
-def test_maximize_climbs_as_descending_the_negative_does() -> None:
+def test_maximizing_equals_descending_the_negative() -> None:
     up, down = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
     climber, descender = Funnel([up], maximize=True), Funnel([down])
     for _ in range(10):
@@ -204,7 +204,7 @@ def test_maximize_climbs_as_descending_the_negative_does() -> None:
     assert climber.telemetry()[0]["alignment"] == descender.telemetry()[0]["alignment"]
 
 
-def test_gradients_are_left_as_they_were() -> None:
+def test_a_step_changes_no_gradient() -> None:
     w = nn.Parameter(torch.ones(4))
     for inner in (SGD(), Adam(), torch.optim.Adam):
         opt = Funnel([w], inner, skip_nonfinite=False)
@@ -223,7 +223,7 @@ def duplicate(opt: Funnel, how: str) -> Funnel:
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 @pytest.mark.parametrize("inner", [Adam(), torch.optim.NAdam], ids=["native", "foreign"])
-def test_a_copy_goes_on_exactly_as_the_original(how: str, inner: Any) -> None:
+def test_a_copy_continues_exactly_as_the_original(how: str, inner: Any) -> None:
     w = nn.Parameter(torch.ones(4))
     opt = Funnel([("w", w)], inner, momentum=0.9)
     w.grad = torch.randn(4)
@@ -257,7 +257,7 @@ def assert_same_state(a: Any, b: Any) -> None:
         assert a == b
 
 
-def test_own_state_and_inner_state_are_kept_apart() -> None:
+def test_own_state_and_inner_state_are_separate() -> None:
     w = nn.Parameter(torch.ones(4))
     opt = Funnel([w], Adam())
     w.grad = torch.ones(4)
@@ -286,7 +286,7 @@ def test_scalars_empty_and_strided_parameters_work() -> None:
     for p in (scalar, empty, image):
         p.grad = torch.ones_like(p)
     opt.step()
-    image.grad = torch.ones(2, 3, 4, 4)  # other strides than the weights
+    image.grad = torch.ones(2, 3, 4, 4)  # its strides differ from those of the weights
     opt.step()
     assert opt.state[image]["velocity"].is_contiguous(memory_format=torch.channels_last)
     assert scalar.item() < 1.0
@@ -308,7 +308,7 @@ def test_tensors_of_several_dtypes_share_one_optimizer() -> None:
 
 @dataclass(frozen=True)
 class SignDescent(Inner):
-    """g̃ = strength · sgn(g): an inner optimizer that a user might write."""
+    """g̃ = strength · sgn(g): an inner optimizer as a user might write it."""
 
     strength: float = 1.0
 
@@ -316,7 +316,7 @@ class SignDescent(Inner):
         return [self.strength * g.sign() for g in grads]
 
 
-def test_a_users_own_inner_optimizer_serves_and_resumes() -> None:
+def test_an_inner_optimizer_of_a_user_works_and_resumes() -> None:
     w, v = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     opt = Funnel([w], SignDescent(0.5), lr=1.0)
     w.grad = torch.tensor([3.0, -4.0])

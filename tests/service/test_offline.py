@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from service.fold.state import State, step
+from service.fold.state import State
 from service.settings import load_settings
 from streams.producer import HTTPTarget, produce
 from streams.sources.catalog import get
-from tests.service.monitoring.test_metrics import sample, scrape
 from tests.support.harness import serving, wait_for
-from tests.support.states import CPU
+from tests.support.metrics import sample, scrape
+from tests.support.states import CPU, step
 
 
 @pytest.mark.parametrize("optimizer", ["pool", "funnel"])

@@ -9,10 +9,9 @@ import pytest
 from torch import Tensor
 
 from service.fold.snapshot import Evaluator, Snapshot
-from service.fold.state import step
 from service.predictor import GATHER_ROWS, Predictor
 from streams.batch import Features
-from tests.support.states import a_batch, a_state
+from tests.support.states import a_batch, a_state, step
 
 
 class Watched(Evaluator):

@@ -66,11 +66,11 @@ def answering(script: list[int], retry_after: str | None = None) -> Iterator[Ans
 
 
 def test_the_user_is_notified_of_a_service_that_stays_away() -> None:
-    told: list[str] = []
+    answers: list[str] = []
     with answering([503, 202, 0, 0, 503, 0]) as server, closing(HTTPTarget(server.url)) as target:
-        sent = produce(get("sea", 200).batches(100), target, away=told.append)
+        sent = produce(get("sea", 200).batches(100), target, away=answers.append)
     assert (sent.examples, sent.retries) == (200, 5)
-    assert told == ["{}"], "once, at the third try of the second batch"
+    assert answers == ["{}"], "once, at the third try of the second batch"
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///learn", "localhost:8000"])
@@ -81,13 +81,13 @@ def test_an_address_without_a_host_is_refused(url: str) -> None:
 
 def test_a_busy_service_is_tried_again_under_the_same_key() -> None:
     stream = get("sea", 500)
-    told: list[int] = []
+    counts: list[int] = []
     with answering([202, 503, 0, 429, 202, 408]) as server:
         with closing(HTTPTarget(server.url, "secret")) as target:
-            sent = produce(stream.batches(100), target, name="run", progress=told.append)
+            sent = produce(stream.batches(100), target, name="run", progress=counts.append)
         keys = [key for key, _, _ in server.seen]
         assert keys == [f"run-{k}" for k in (0, 1, 1, 1, 1, 2, 2, 3, 4)]
-        assert (sent.examples, sent.retries, sum(told)) == (500, 4, 500)
+        assert (sent.examples, sent.retries, sum(counts)) == (500, 4, 500)
         bodies = {key: body for key, body, _ in server.seen}
         assert list(bodies.values()) == [b.to_bytes() for b in stream.batches(100)]
         assert all(body == bodies[key] for key, body, _ in server.seen)

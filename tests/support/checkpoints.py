@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from service.fold.state import step
 from service.log.position import EntryId, Position, Progress
 from service.trainer.checkpoint import Checkpoint
 from service.trainer.store import CheckpointStore
-from tests.support.states import a_batch, a_state
+from tests.support.states import a_batch, a_state, step
 
 PROGRESS = Progress("uuid", 3, 17, Position(EntryId(5, 1), 4), 9, 1, 70, 30)
 NUMERICS = {"torch": "x"}

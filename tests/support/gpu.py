@@ -1,4 +1,4 @@
-"""What tests on a GPU share."""
+"""Helpers of the tests on a GPU."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ import torch
 
 @contextmanager
 def waiting_is_an_error() -> Iterator[None]:
-    """Raise where the host waits for the device."""
+    """Raise in the block if the host waits for the device."""
     torch.cuda.synchronize()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that the mode is a prototype
+        warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield

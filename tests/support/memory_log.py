@@ -51,6 +51,8 @@ class MemoryServer:
         self.entries: dict[EntryId, Fields] = {}
         self.last, self.added = ORIGIN, 0
         self.cuts: dict[int, str] = {}
+        self.every_cut: list[tuple[int, str]] = []
+        """The numbers and texts of all cuts that were ever recorded."""
         self.last_cut = 0
         """The highest number of a cut that was ever recorded."""
         self.dead: list[Fields] = []
@@ -174,6 +176,7 @@ class MemoryLog(Log):
                 if number <= server.last_cut:
                     raise LogUnavailable(f"the id of cut {number} is equal or smaller than the top")
                 server.cuts[number], server.last_cut = cut.to_json(), number
+                server.every_cut.append((number, server.cuts[number]))
                 for entry, reason in cut.dead:
                     fields, room = {b"entry": _text(entry), b"reason": _text(reason)}, DEAD_BYTES
                     for name, value in server.entries.get(entry, {}).items():

@@ -9,8 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from service.fold.report import Report
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
+from service.fold.step import Fold
+from service.log.log import Extent
+from service.log.position import ORIGIN, Position, Progress
+from service.monitoring.statistics import Statistics, read_statistics
 from streams.batch import Batch
 
 CPU = torch.device("cpu")
@@ -32,6 +37,15 @@ def a_state(
     device: torch.device = CPU,
 ) -> State:
     return State(a_spec(model), hyperparameters, device)
+
+
+def step(state: State, batch: Batch) -> Report:
+    """Fold a batch into a state, with the fold that the state has from its first step on."""
+    held = vars(state)
+    if "fold" not in held:
+        held["fold"] = Fold(state)
+    report: Report = held["fold"].step(batch)
+    return report
 
 
 def a_batch(seed: int, n: int = 20, shift: int = 0) -> Batch:
@@ -142,3 +156,9 @@ class Drawing(nn.Module):
             self.drawn.append(float(torch.rand(())))
         out: Tensor = self.layer(inputs)
         return out
+
+
+def statistics_of(state: State) -> Statistics:
+    """Return the statistics of a state that has no log."""
+    progress = Progress("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
+    return read_statistics(state, progress, Extent(None, 0, 0, ORIGIN, None))

@@ -29,12 +29,12 @@ async def history(
         int | None, Query(description="only points of newer model versions", ge=0)
     ] = None,
 ) -> Response:
-    """Return the points of the last hour of learning."""
+    """Return the points of the last hour of learning, and the known shifts."""
     history = model.history
-    points = b",".join(history.points(since))
     shifts = b",".join(shift.model_dump_json().encode() for shift in history.shifts)
     return Response(
-        b'{"points":[%s],"shifts":[%s]}' % (points, shifts), media_type="application/json"
+        b'{"points":[%s],"shifts":[%s]}' % (b",".join(history.points(since)), shifts),
+        media_type="application/json",
     )
 
 

@@ -1,4 +1,4 @@
-"""The Figure 3 command, small: it selects, reports, plots, and shows the shifts."""
+"""A small run of the Figure 3 command selects, reports and plots, and shows the shifts."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from streams.sources.mnist import MNIST
 
 
 def shifting_phases() -> list[Phase]:
-    """Two Gaussian classes on 784 inputs whose labels swap in the second phase."""
+    """Return two Gaussian classes on 784 inputs whose labels swap in the second phase."""
     generator = torch.Generator().manual_seed(0)
     phases = []
     for sign in (1.0, -1.0):
@@ -61,7 +61,7 @@ def test_a_run_is_reproducible_and_records_scales_and_gains_of_funnel_alone() ->
     assert run(Setting(0.01).make, shifting_phases(), PROTOCOL, seed=1).gains == []
 
 
-def test_a_level_is_reached_at_the_first_epoch_that_has_it_or_never() -> None:
+def test_a_level_is_reached_in_the_first_epoch_that_has_it_or_past_the_end() -> None:
     assert epochs_to_reach(0.6, [0.2, 0.6, 0.5, 0.8]) == 2
     assert epochs_to_reach(0.9, [0.2, 0.6, 0.5, 0.8]) == 5
 
@@ -88,29 +88,29 @@ def test_the_command_prints_both_tables_and_writes_the_figure(
 def test_the_selection_seed_is_not_reported_on(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         figure3.main(["--seeds", "0", "1"])
-    assert "seed 0 selects" in capsys.readouterr().err
+    assert "seed 0 is for the selection" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--images", "30000"], "10 to 20,000"),
         (["--images", "5"], "10 to 20,000"),
-        (["--epochs", "0"], "the other counts from 1"),
-        (["--out", "no/such/folder/f.png"], "no folder for"),
+        (["--epochs", "0"], "the other counts at least 1"),
+        (["--out", "no/such/folder/f.png"], "does not exist; create it"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_the_long_part(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_impossible_arguments_are_refused_before_the_long_part(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         figure3.main(arguments)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_selection_never_sees_the_test_images_and_phases_share_no_training_image() -> None:
     images = np.full((900, 28, 28), 128, dtype=np.uint8)
-    # Each image carries its own number, in pixels that are no background.
+    # Each image holds its number in two pixels that are not background.
     images[:, 0, 0], images[:, 0, 1] = 3 + np.arange(900) % 30, 3 + np.arange(900) // 30
     labels = np.zeros(900, dtype=np.uint8)
     upright = Protocol(rotations=(0, 0, 0), images=300, test_images=10)

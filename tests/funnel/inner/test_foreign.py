@@ -1,4 +1,4 @@
-"""Any torch optimizer serves as an inner optimizer, through zero proxies."""
+"""Any torch optimizer can be an inner optimizer, through zero proxies."""
 
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ def test_without_meta_learning_one_step_is_the_foreign_optimizers_own_at_lr_one(
 
 
 @pytest.mark.parametrize("factory", [torch.optim.Adagrad, torch.optim.Adam, torch.optim.NAdam])
-def test_without_meta_learning_fifty_steps_are_too(factory: Any) -> None:
+def test_without_meta_learning_fifty_steps_are_the_foreign_optimizers_own(factory: Any) -> None:
     lr = 2.0**-6
     ours = walk(torch.float32, 50, lambda ps: Funnel(ps, factory, lr=lr, gain_lr=0.0, scale_lr=0.0))
     theirs = walk(torch.float32, 50, partial(factory, lr=lr))
@@ -70,7 +70,7 @@ def test_native_and_foreign_of_the_same_kind_agree(
     torch.testing.assert_close(ours, theirs)
 
 
-def test_each_group_has_a_foreign_optimizer_of_its_own() -> None:
+def test_each_group_has_its_own_foreign_optimizer() -> None:
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     shared = ForeignInner(torch.optim.Adam)
     opt = Funnel([{"params": [a]}, {"params": [b]}], shared)
@@ -91,8 +91,8 @@ def test_a_foreign_optimizer_sees_no_step_for_a_parameter_without_gradient() -> 
     assert len(opt.param_groups[0]["inner"].optimizer.state) == 1
 
 
-def test_nothing_of_a_bf16_step_is_lost_in_the_size_of_the_weight() -> None:
-    """Differencing the weight before and after would give 0 for every coordinate here."""
+def test_no_bit_of_a_bf16_step_is_lost_to_the_size_of_the_weight() -> None:
+    """The difference of the weight before and after would be 0 in every coordinate here."""
     w = nn.Parameter(torch.full((4,), 1000.0, dtype=torch.bfloat16))
     opt = Funnel([w], torch.optim.Adagrad, lr=1e-3)
     w.grad = torch.ones(4, dtype=torch.bfloat16)
@@ -101,7 +101,7 @@ def test_nothing_of_a_bf16_step_is_lost_in_the_size_of_the_weight() -> None:
 
 
 @pytest.mark.slow
-def test_a_foreign_inner_serves_the_compiled_step_too() -> None:
+def test_a_foreign_inner_works_in_the_compiled_step() -> None:
     eager, compiled = (
         walk(
             torch.float32,

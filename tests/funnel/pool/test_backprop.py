@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from funnel.pool.backprop import differentiate
+from funnel.pool.backprop import differentiate_experts
 from service.fold import networks as models
 
 
@@ -22,14 +22,14 @@ def test_logits_losses_and_gradients_are_autograds(hidden: tuple[int, ...], n: i
     losses = F.cross_entropy(expected, labels, reduction="none")
     gradients = torch.autograd.grad(losses.mean(), parameters)
     with torch.no_grad():
-        mine = differentiate(parameters, inputs, labels)
-    torch.testing.assert_close(mine[0], expected.detach())
-    torch.testing.assert_close(mine[1], losses.detach())
-    for ours, theirs in zip(mine[2], gradients, strict=True):
-        torch.testing.assert_close(ours, theirs)
+        mine = differentiate_experts([p[None] for p in parameters], inputs, labels)
+    torch.testing.assert_close(mine.probabilities[0], expected.detach().softmax(dim=1))
+    torch.testing.assert_close(mine.losses[0], losses.detach())
+    for ours, theirs in zip(mine.gradients, gradients, strict=True):
+        torch.testing.assert_close(ours[0], theirs)
 
 
 def test_logits_that_are_not_finite_make_losses_that_are_not() -> None:
-    weight, bias = torch.full((3, 2), 1e38), torch.zeros(3)
-    _, losses, _ = differentiate([weight, bias], torch.full((4, 2), 1e38), torch.zeros(4).long())
-    assert losses.isnan().all()
+    layer = [torch.full((1, 3, 2), 1e38), torch.zeros(1, 3)]
+    found = differentiate_experts(layer, torch.full((4, 2), 1e38), torch.zeros(4).long())
+    assert found.losses.isnan().all()

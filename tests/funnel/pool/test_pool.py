@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,121 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from funnel import SGD, Adagrad, AdagradEMA, Adam, Expert, Funnel, Pool, RMSprop
+from funnel import SGD, Expert, Funnel, Pool
 from funnel.graphs.repeated import CALLS_BEFORE
-from funnel.pool.backprop import differentiate, is_perceptron
+from funnel.pool.backprop import differentiate_experts, is_perceptron
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import DEFAULT_EXPERTS, WIDTH, for_width
 from funnel.pool.renewal import UNKNOWN
-
-FEATURES, CLASSES, N = 12, 4, 20
-KEEP = torch.tensor(True)
-EXPERTS = (
-    Expert(Adagrad(initial_accumulator_value=0.1), 0.1, 0.1, 0.03),
-    Expert(Adagrad(initial_accumulator_value=0.1), 0.01, 0.01, 0.03, momentum=0.5),
-    Expert(Adagrad(), 0.03, 0.1, 0.0),
-    Expert(SGD(), 0.3, 0.01, 0.01, momentum=0.9),
-    Expert(Adam(), 0.01, 0.01, 0.01),
-    Expert(RMSprop(), 0.01, 0.0, 0.1),
-    Expert(AdagradEMA(), 0.1, 0.3, 0.3),
-)
-
-
-def logistic() -> nn.Module:
-    return nn.Linear(FEATURES, CLASSES)
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(FEATURES, 9), nn.ReLU(), nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, CLASSES)
-    )
-
-
-def tanh() -> nn.Module:
-    return nn.Sequential(nn.Linear(FEATURES, 9), nn.Tanh(), nn.Linear(9, CLASSES))
-
-
-def dropout() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(FEATURES, 9), nn.Dropout(0.3), nn.ReLU(), nn.Linear(9, CLASSES, bias=False)
-    )
-
-
-def batchnorm() -> nn.Module:
-    # A bias before it has no gradient but rounding, whose sign is chance.
-    hidden = nn.Linear(FEATURES, 9, bias=False)
-    return nn.Sequential(hidden, nn.BatchNorm1d(9), nn.Linear(9, CLASSES))
-
-
-class Tempered(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.temperature = nn.Linear(FEATURES, CLASSES), nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.layer(inputs) * self.temperature
-        return logits
-
-
-def tempered() -> nn.Module:
-    return Tempered()
-
-
-def frozen() -> nn.Module:
-    module = mlp()
-    next(module.children()).requires_grad_(False)
-    return module
-
-
-def shared() -> nn.Module:
-    hidden = nn.Linear(FEATURES, FEATURES)
-    return nn.Sequential(hidden, nn.ReLU(), hidden, nn.ReLU(), nn.Linear(FEATURES, CLASSES))
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.other = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES)
-        self.other.weight = self.one.weight
-        self.last = nn.Linear(FEATURES, CLASSES)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.last(self.other(self.one(inputs).relu()).relu())
-        return logits
-
-
-def tied() -> nn.Module:
-    return Tied()
-
-
-def hooked() -> nn.Module:
-    module = nn.Linear(FEATURES, CLASSES)
-    module.register_forward_hook(lambda _, __, logits: 0.5 * logits)
-    return module
-
-
-FACTORIES = (logistic, mlp, tanh, dropout, batchnorm, tempered, frozen, shared, tied, hooked)
-MODULES = {m.__name__: m for m in FACTORIES}
-
-
-def made(name: str) -> nn.Module:
-    torch.manual_seed(5)
-    return MODULES[name]()
-
-
-def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    truth = torch.randn(FEATURES, CLASSES, generator=generator)
-    for k in range(count):
-        inputs = torch.randn(N, FEATURES, generator=generator) * (100.0 if k == 7 else 1.0)
-        yield inputs, (inputs @ truth).argmax(dim=1)
-
-
-def learn(pool: Pool, inputs: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
-    torch.manual_seed(seed)
-    seen = pool.observe(inputs, labels)
-    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, KEEP))
-    return seen.losses
+from tests.support.pools import EXPERTS, FEATURES, KEEP, MODULES, batches, learn, made
 
 
 class Single:
@@ -151,7 +43,9 @@ class Single:
             losses = F.cross_entropy(self.module.eval()(inputs), labels, reduction="none")
         if is_perceptron(self.module):
             with torch.no_grad():
-                _, losses, gradients = differentiate(parameters, inputs, labels)
+                stacked = [p[None] for p in parameters]
+                found = differentiate_experts(stacked, inputs, labels)
+            losses, gradients = found.losses[0], [g[0] for g in found.gradients]
         else:
             loss = F.cross_entropy(self.module.train()(inputs), labels)
             gradients = list(torch.autograd.grad(loss, parameters))
@@ -305,11 +199,11 @@ def test_a_pool_resumes_bit_for_bit(name: str) -> None:
 def test_observing_and_weighing_read_no_element_on_the_host() -> None:
     pool = Pool(made("mlp"), FEATURES, EXPERTS)
     inputs, labels = next(batches(1))
-    pool.on_host = False  # as on a GPU
+    pool.execution = replace(pool.execution, on_host=False)  # as on a GPU
     with profile() as recorded:
         for _ in range(2):
-            seen = pool.observe(inputs, labels)
-            pool.step(inputs, labels, seen.gradients, pool.weigh(seen, KEEP))
+            seen = pool.score(inputs, labels)
+            pool.update(inputs, labels, pool.decide(seen, KEEP))
             pool.predict(inputs)
     reads = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
     events = {e.key: e.count for e in recorded.key_averages()}

@@ -6,39 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from funnel import SGD, Adagrad, Expert, Pool
+from funnel import Pool
 from funnel.pool.pool import predicted
-
-EXPERTS = (
-    Expert(Adagrad(), 0.1, 0.1, 0.03),
-    Expert(Adagrad(), 0.01, 0.01, 0.03),
-    Expert(SGD(), 0.1, 0.01, 0.03),
-    Expert(SGD(), 0.3, 0.01, 0.03),
-)
-KEEP = torch.tensor(True)
-
-
-def batch(seed: int) -> tuple[Tensor, Tensor]:
-    inputs = torch.randn(30, 6, generator=torch.Generator().manual_seed(seed))
-    return inputs, inputs[:, :3].argmax(dim=1)
-
-
-def trained(hidden: bool = False, on_host: bool = True) -> Pool:
-    torch.manual_seed(0)
-    layers = [nn.Linear(6, 5), nn.ReLU()] if hidden else []
-    pool = Pool(nn.Sequential(*layers, nn.Linear(5 if hidden else 6, 3)), 6, EXPERTS)
-    pool.on_host = on_host
-    for seed in range(8):
-        learn(pool, seed)
-    return pool
-
-
-def learn(pool: Pool, seed: int) -> Tensor:
-    seen = pool.observe(*batch(seed))
-    assert seen.probabilities.isfinite().all()
-    factor = pool.weigh(seen, KEEP)
-    pool.step(*batch(seed), seen.gradients, factor)
-    return factor.isnan()
+from tests.support.trained_pool import EXPERTS, KEEP, batch, learn, trained
 
 
 def everything(pool: Pool) -> Tensor:
@@ -109,10 +79,10 @@ def test_a_batch_at_which_all_diverge_or_that_is_held_back_changes_nothing(keep:
     if keep:
         inputs[0, 0] = torch.nan
     before = everything(pool)
-    seen = pool.observe(inputs, labels)
+    seen = pool.score(inputs, labels)
     assert seen.probabilities.isfinite().all()
     assert seen.losses.isfinite().all() != keep
-    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, torch.tensor(keep)))
+    pool.update(inputs, labels, pool.decide(seen, torch.tensor(keep)))
     counted = {k for k, v in pool.tensors().items() if k.endswith("nonfinite")}
     for name in counted:
         pool.tensors()[name].sub_(1)
@@ -123,13 +93,15 @@ def test_one_that_has_diverged_draws_nobody_along_while_batches_are_held_back() 
     torch.manual_seed(0)
     experts = [replace(expert, pull=0.1) for expert in EXPERTS]
     pool = Pool(nn.Linear(6, 3), 6, experts)
-    pool.on_host = False  # as on a GPU: the step is taken, masked
+    pool.execution = replace(
+        pool.execution, on_host=False
+    )  # as on a GPU: the step is taken, masked
     for seed in range(8):
         learn(pool, seed)
     pool.parameters["weight"][0] = torch.inf
     before = pool.parameters["weight"].clone()
-    seen = pool.observe(*batch(9))
-    pool.step(*batch(9), seen.gradients, pool.weigh(seen, ~KEEP))
+    seen = pool.score(*batch(9))
+    pool.update(*batch(9), pool.decide(seen, ~KEEP))
     assert torch.equal(pool.parameters["weight"], before)
     learn(pool, 10)
     assert everything(pool).isfinite().all()
@@ -143,8 +115,8 @@ def test_predictions_of_no_healthy_expert_are_uniform() -> None:
 def test_one_wild_batch_does_not_end_the_pool() -> None:
     pool = trained(hidden=True)
     inputs, labels = batch(9)
-    seen = pool.observe(1e18 * inputs, labels)
-    pool.step(1e18 * inputs, labels, seen.gradients, pool.weigh(seen, KEEP))
+    seen = pool.score(1e18 * inputs, labels)
+    pool.update(1e18 * inputs, labels, pool.decide(seen, KEEP))
     for seed in range(10, 40):
         learn(pool, seed)
     assert everything(pool).isfinite().all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from funnel import Pool
-from tests.funnel.pool.test_pool_divergence import EXPERTS, batch, learn, trained
+from tests.support.trained_pool import EXPERTS, batch, learn, trained
 
 PULLS = (0.0, 0.1, 0.0, 0.3)
 
@@ -15,7 +15,7 @@ def a_pool(pulls: tuple[float, ...], on_host: bool = True) -> Pool:
     torch.manual_seed(0)
     experts = [replace(e, pull=pull) for e, pull in zip(EXPERTS, pulls, strict=True)]
     pool = Pool(torch.nn.Linear(6, 3), 6, experts)
-    pool.on_host = on_host
+    pool.execution = replace(pool.execution, on_host=on_host)
     return pool
 
 
@@ -40,8 +40,8 @@ def test_a_batch_that_is_not_kept_pulls_nobody() -> None:
     for seed in range(4):
         learn(pool, seed)
     before = {k: v.clone() for k, v in pool.tensors().items()}
-    seen = pool.observe(*batch(9))
-    pool.step(*batch(9), seen.gradients, pool.weigh(seen, torch.tensor(False)))
+    seen = pool.score(*batch(9))
+    pool.update(*batch(9), pool.decide(seen, torch.tensor(False)))
     changed = {k for k, v in pool.tensors().items() if not torch.equal(v, before[k])}
     assert {k.rpartition(".")[2] for k in changed} <= {"nonfinite"}
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from funnel import SGD, Adagrad, Adam, Expert, Inner, Pool
 from funnel.pool.clipping import NormCap
-from tests.funnel.pool.test_pool import CLASSES, EXPERTS, FEATURES, KEEP, batches, learn, made
+from tests.support.pools import CLASSES, EXPERTS, FEATURES, KEEP, batches, learn, made
 
 STEPS = 3  # of batches of 20: pieces of 7, 7 and 6
 
@@ -23,7 +23,7 @@ def test_the_inner_optimizer_walks_and_funnel_learns_from_where_it_went(
 ) -> None:
     expert = Expert(inner, 0.03, 0.1, 0.05, momentum=0.5, steps=STEPS)
     pool = Pool(made(name), FEATURES, [expert, expert])
-    pool.on_host = on_host
+    pool.execution = replace(pool.execution, on_host=on_host)
     twin = Twin(made(name), expert)
     for inputs, labels in batches(6):
         learn(pool, inputs, labels)
@@ -133,14 +133,16 @@ def test_modules_that_may_look_at_the_whole_batch_take_one_step(name: str) -> No
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_batch_that_is_not_learned_moves_nobody(keep: bool) -> None:
     pool = Pool(made("logistic"), FEATURES, [replace(EXPERTS[0], steps=STEPS)])
-    pool.on_host = False  # as on a GPU: the step is taken, masked
+    pool.execution = replace(
+        pool.execution, on_host=False
+    )  # as on a GPU: the step is taken, masked
     learn(pool, *next(batches(1)))
     before = {name: p.clone() for name, p in pool.parameters.items()}
     inputs, labels = torch.randn(8, FEATURES), torch.arange(8) % CLASSES
     if keep:
         inputs[3, 0] = torch.nan
-    seen = pool.observe(inputs, labels)
-    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, KEEP & keep))
+    seen = pool.score(inputs, labels)
+    pool.update(inputs, labels, pool.decide(seen, KEEP & keep))
     for name, parameter in pool.parameters.items():
         assert torch.equal(parameter, before[name])
 
@@ -152,7 +154,7 @@ def test_an_expert_that_overflows_on_its_walk_restarts_from_the_best(on_host: bo
     pool = Pool(
         made("logistic"), FEATURES, [EXPERTS[0], replace(EXPERTS[0], pull=0.1), wild, greedy]
     )
-    pool.on_host = on_host
+    pool.execution = replace(pool.execution, on_host=on_host)
     before = pool.parameters["weight"].clone()
     for batch in batches(4):
         learn(pool, *batch)

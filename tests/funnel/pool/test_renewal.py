@@ -9,7 +9,7 @@ from torch import Tensor
 
 from funnel import SGD, Adagrad, Expert, Pool
 from funnel.pool.renewal import LIMIT, UNKNOWN, Renewal
-from tests.funnel.pool.test_pool import CLASSES, FEATURES, KEEP, MODULES, learn, made
+from tests.support.pools import CLASSES, FEATURES, KEEP, MODULES, learn, made
 
 MEMORY = Expert(Adagrad(initial_accumulator_value=0.1), 0.3, 0.01, 0.03)
 RENEWS = replace(MEMORY, renews=True)
@@ -24,7 +24,7 @@ def batch(seed: int, shift: int = 0) -> tuple[Tensor, Tensor]:
 
 def trained(*experts: Expert, name: str = "logistic", on_host: bool = True) -> Pool:
     pool = Pool(made(name), FEATURES, experts)
-    pool.on_host = on_host
+    pool.execution = replace(pool.execution, on_host=on_host)
     for seed in range(60):
         learn(pool, *batch(seed))
     return pool
@@ -100,8 +100,8 @@ def test_a_batch_that_is_held_back_counts_for_nothing() -> None:
     pool = trained(MEMORY, RENEWS, on_host=False)
     before = {name: tensor.clone() for name, tensor in pool.tensors().items()}
     inputs, labels = batch(100, shift=1)
-    seen = pool.observe(inputs, labels)
-    pool.step(inputs, labels, seen.gradients, pool.weigh(seen, ~KEEP))
+    seen = pool.score(inputs, labels)
+    pool.update(inputs, labels, pool.decide(seen, ~KEEP))
     changed = {k for k, v in pool.tensors().items() if not torch.equal(v, before[k])}
     assert all(name.endswith("nonfinite") for name in changed)
 
@@ -133,7 +133,7 @@ def test_what_is_lost_beyond_a_blank_model_is_summed_once_something_was_known() 
     assert not renewal.due().any()
     assert update(worse, better, worse) == [40.0, 0.0, UNKNOWN]
     assert renewal.due().tolist() == [True, False, False]
-    renewal.begin(renewal.due())
+    renewal.forget(renewal.due())
     assert update(worse, worse, worse) == [UNKNOWN, 20.0, UNKNOWN]
     assert update(better, better, better) == [0.0, 10.0, UNKNOWN]
 

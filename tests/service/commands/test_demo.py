@@ -85,10 +85,10 @@ def test_terminal_page_and_history_give_one_number_for_a_recovery(tmp_path: Path
     out, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     assert [(s.example, s.end) for s in seen.values()] == [(0, 3000), (3000, 6000), (6000, 9000)]
-    told = [line for line in out.splitlines() if "within 2 points" in line]
-    assert told == lines(list(seen.values()))
-    assert len(told) == 2
-    assert all("served after" in line and "adagrad" in line for line in told)
+    shown = [line for line in out.splitlines() if "within 2 points" in line]
+    assert shown == lines(list(seen.values()))
+    assert len(shown) == 2
+    assert all("served after" in line and "adagrad" in line for line in shown)
     ended = [shift for shift in polled if shift.end is not None]
     assert len(ended) >= 2
     assert ended == [seen[shift.id] for shift in ended]

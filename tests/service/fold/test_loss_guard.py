@@ -6,9 +6,9 @@ import torch
 
 from service.fold.loss_guard import MAX_IN_A_ROW, WARM_UP, LossGuard
 from service.fold.spec import Hyperparameters
-from service.fold.state import State, step
+from service.fold.state import State
 from streams.batch import Batch
-from tests.support.states import CPU, a_batch, a_spec, same_tensors
+from tests.support.states import CPU, a_batch, a_spec, same_tensors, step
 
 GUARDED = Hyperparameters(lr=0.03, momentum=0.0, gain_lr=0.03, scale_lr=0.03, loss_guard=8.0)
 TRUE = torch.tensor(True)

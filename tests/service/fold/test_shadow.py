@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from service.fold.observation import WORST_LOSS
 from service.fold.spec import Shadow, Spec
-from service.fold.state import State, step
+from service.fold.state import State
+from service.fold.step import WORST_LOSS
 from service.log.position import ORIGIN, Position, Progress
 from service.settings import SettingsError, load_settings
 from service.trainer.checkpoint import Checkpoint
-from tests.support.states import CPU, HYPERPARAMETERS, a_batch, a_spec, same_tensors
+from tests.support.states import CPU, HYPERPARAMETERS, a_batch, a_spec, same_tensors, step
 
 PROGRESS = Progress("uuid", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
 RESTLESS = "tests.support.states:Restless"
@@ -55,7 +55,7 @@ def test_a_resumed_shadow_goes_on_bit_for_bit() -> None:
 def test_a_shadow_that_diverges_is_scored_as_wrong_and_harms_nobody() -> None:
     alone, shadowed = State(a_spec(), HYPERPARAMETERS, CPU), State(a_spec(), SHADOWED, CPU)
     with torch.no_grad():
-        shadowed.shadows["adam"].parameters["weight"].fill_(torch.nan)
+        shadowed.shadows["adam"].pool.parameters["weight"].fill_(torch.nan)
     for k in range(4):
         step(alone, a_batch(k))
         step(shadowed, a_batch(k))
@@ -75,8 +75,8 @@ def test_a_batch_that_is_left_out_is_left_out_for_all() -> None:
     batch = a_batch(3)
     batch.features[0, 0] = np.inf
     with torch.no_grad():
-        state.served.parameters["weight"][0, 0] = torch.inf
-        before["model.weight"][0, 0] = torch.inf
+        state.served.pool.parameters["weight"][0, 0, 0] = torch.inf
+        before["model.weight"][0, 0, 0] = torch.inf
     step(state, batch)
     after = state.tensors()
     changed = {k for k in before if not same_tensors({k: before[k]}, {k: after[k]})}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.fold.standardizer import HORIZON, LIMIT, STATISTICS_LIMIT, Standardizer, standardize
+from service.fold.inputs import HORIZON, LIMIT, STATISTICS_LIMIT, Standardizer, standardize
 
 CPU = torch.device("cpu")
 YES, NO = torch.tensor(True), torch.tensor(False)

@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,13 +12,10 @@ import torch
 from funnel import Adagrad, Funnel
 from funnel.graphs.traced import Traced
 from service.fold import networks as models
-from service.fold.learner import Learner
 from service.fold.networks import BUILT_IN, ModelError
-from service.fold.observation import observe
-from service.fold.pooled import PoolLearner
-from service.fold.single import SingleLearner
 from service.fold.spec import OPTIMIZERS, Spec
-from service.fold.state import State, _learn, step
+from service.fold.state import State
+from service.fold.step import Fold
 from service.log.position import ORIGIN, Position, Progress
 from service.trainer.checkpoint import Checkpoint
 from streams.batch import Batch
@@ -32,10 +28,13 @@ from tests.support.states import (
     a_spec,
     a_state,
     same_tensors,
+    step,
 )
 
 RESTLESS = "tests.support.states:Restless"
 MODELS = ("logistic", "mlp", RESTLESS)
+PARTS = ("_walk", "_take")
+"""Parts of a pool's step that are traced."""
 PROGRESS = Progress("uuid", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
 
 
@@ -55,16 +54,14 @@ def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
     assert same_tensors(one.tensors(), other.tensors())
 
 
-def untrace(track: Learner) -> None:
-    if isinstance(track, PoolLearner):
-        track.pool._walk_traced = track.pool._walk_traced._function
-        track.pool._take_traced = track.pool._take_traced._function
-    elif isinstance(track, SingleLearner):
-        track.optimizer._reset(compiled=False, traced=False)
+def untrace(fold: Fold) -> None:
+    """Run every part of a step eagerly."""
+    for learner, name in ((fold, "_observe"), *((fold.state.served.pool, n) for n in PARTS)):
+        setattr(learner, name, getattr(learner, name).function)
 
 
-def began_anew(state: State) -> bool:
-    """Say whether some expert has at a shift."""
+def has_renewed(state: State) -> bool:
+    """Return whether an expert was renewed at a shift."""
     steps = state.tensors()[next(k for k in state.tensors() if k.endswith(".step"))]
     return bool((steps < steps.max()).any())
 
@@ -72,16 +69,16 @@ def began_anew(state: State) -> bool:
 @pytest.mark.parametrize(("model", "optimizer"), list(itertools.product(BUILT_IN, OPTIMIZERS)))
 def test_traced_steps_are_the_eager_ones_bit_for_bit(model: str, optimizer: str) -> None:
     one, other = (State(a_spec(model, optimizer), HYPERPARAMETERS, CPU) for _ in range(2))
-    other.observe = partial(observe, other)
-    untrace(other.served)
+    fold, eager = Fold(one), Fold(other)
+    untrace(eager)
     for k in range(40):
         batch = a_batch(k, 20 if k % 4 else 7, shift=k // 30)
         if k == 9:
             batch.features[0, 0] = np.inf
-        reports = step(one, batch), step(other, batch)
+        reports = fold.step(batch), eager.step(batch)
         assert float(reports[0].loss) == pytest.approx(float(reports[1].loss), abs=0, nan_ok=True)
-    assert isinstance(one.observe, Traced)
-    assert optimizer != "pool" or began_anew(one)
+    assert isinstance(fold._observe, Traced)
+    assert optimizer != "pool" or has_renewed(one)
     assert same_tensors(one.tensors(), other.tensors())
 
 
@@ -134,7 +131,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_but_its_count(model: str) ->
     for k in range(3):
         step(state, a_batch(k))
     with torch.no_grad():
-        next(iter(state.served.parameters.values())).view(-1)[0] = torch.inf
+        next(iter(state.served.pool.parameters.values())).view(-1)[0] = torch.inf
     before = copied(state)
     step(state, a_batch(3))
     after = copied(state)
@@ -148,10 +145,9 @@ def test_scores_are_of_the_weights_before_the_update(model: str) -> None:
     state = State(a_spec(model, standardize=False), HYPERPARAMETERS, CPU)
     for k in range(4):
         batch = a_batch(k)
-        state.served.module.eval()
-        with torch.no_grad():
-            logits = state.served.module(torch.from_numpy(batch.features))
-        state.served.module.train()
+        learner = state.served
+        _, probabilities = learner.evaluator()(learner.frozen(), torch.from_numpy(batch.features))
+        logits = probabilities.log()
         expected = (logits.argmax(1).numpy() == batch.labels).mean()
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels))
         report = step(state, batch)
@@ -193,7 +189,8 @@ def test_the_update_is_that_of_the_library(
         logits = twin(torch.from_numpy(batch.features))
         torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels)).backward()
         optimizer.step()
-    torch.testing.assert_close(state.served.parameters["weight"], twin.weight, rtol=1e-5, atol=1e-7)
+    weight = state.served.pool.parameters["weight"][0]
+    torch.testing.assert_close(weight, twin.weight, rtol=1e-5, atol=1e-7)
 
 
 def test_one_wild_batch_does_not_poison_adagrads_sums() -> None:
@@ -206,8 +203,7 @@ def test_one_wild_batch_does_not_poison_adagrads_sums() -> None:
             if wild and k == 30:
                 batch = Batch(batch.features * np.float32(1e6), batch.labels)
             step(state, batch)
-        sums = state.served.optimizer.state[state.served.parameters["weight"]]["inner"]
-        return max(float(v.max()) for v in sums.values())
+        return float(state.tensors()["optimizer.weight.inner.0.sum"].max())
 
     assert swallow(wild=True) < 30 * swallow(wild=False)
 
@@ -263,7 +259,7 @@ def test_what_a_model_raises_is_said_at_the_start_and_where_only_once(
     caplog.clear()
     for k in range(3):
         step(state, a_batch(k, n=1))
-    assert "batch of 1, which is left out: ValueError" in caplog.records[0].message
+    assert "batch of 1, which is skipped: ValueError" in caplog.records[0].message
     traces = [record.exc_info is not None for record in caplog.records]
     assert sum(traces) == 2, "of the served one and of its shadow"
     assert len(traces) == 6
@@ -281,7 +277,7 @@ def test_a_machine_that_fails_is_not_the_batchs_fault(
     def fail(_: torch.Tensor) -> torch.Tensor:
         raise error("full")
 
-    monkeypatch.setattr(state.served.module, "forward", fail)
+    monkeypatch.setattr(state.served.pool.models.module, "forward", fail)
     with pytest.raises(error):
         step(state, a_batch(1))
     assert same_tensors(copied(state), before)
@@ -304,7 +300,7 @@ def test_a_traced_step_is_an_eager_one_bit_for_bit(
         batch = Batch(features, features[:, :5].argmax(axis=1))
         step(traced, batch)
         with monkeypatch.context() as patch:
-            patch.setattr(Traced, "__call__", lambda self, *tensors: self._function(*tensors))
+            patch.setattr(Traced, "__call__", lambda self, *args: self.function(*args))
             step(eager, batch)
         assert same_tensors(traced.tensors(), eager.tensors())
 
@@ -348,19 +344,20 @@ def test_a_captured_step_is_an_eager_one_bit_for_bit(optimizer: str) -> None:
     eager, captured = (
         State(a_spec(optimizer=optimizer), rates, torch.device("cuda")) for _ in range(2)
     )
+    fold = Fold(eager)
+    fold._learn = fold.learn
     for k in range(40):
-        eager.learn = partial(_learn, eager)
         batch = a_batch(k, n=11 if k == 7 else 20, shift=k // 30)
         if k == 9:
             batch.features[3, 1] = np.nan
         if k == 12:
             saved = {name: tensor.clone() for name, tensor in captured.tensors().items()}
             captured.load(saved, captured.version, captured.examples)
-        mine, theirs = step(captured, batch), step(eager, batch)
+        mine, theirs = step(captured, batch), fold.step(batch)
         for field, value in vars(theirs).items():
             torch.testing.assert_close(vars(mine)[field], value, rtol=0, atol=0, equal_nan=True)
     assert same_tensors(captured.tensors(), eager.tensors())
-    assert optimizer != "pool" or began_anew(captured)
+    assert optimizer != "pool" or has_renewed(captured)
     for name, found in eager.served.telemetry().tensors.items():
         assert torch.equal(
             captured.served.telemetry().tensors[name]["alignment"], found["alignment"]

@@ -12,8 +12,8 @@ import pytest
 
 from service.http.connection import HEAD_BYTES, HEAD_SECONDS
 from tests.service.fuzz import run
-from tests.service.monitoring.test_metrics import scrape
 from tests.support.harness import RedisProcess, ServiceProcess, serving, wait_for
+from tests.support.metrics import scrape
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
 

@@ -50,7 +50,7 @@ def is_ready(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """Yield a running demo and a browser that shows it; check that nothing of the demo is left."""
+    """A running demo and a browser with its page; nothing of the demo remains at the end."""
     directory, port = tmp_path_factory.mktemp("demo"), free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "service.cli", "demo", "stationary", "--source", "digits",
@@ -90,7 +90,7 @@ def test_charts_pictures_and_numbers_hold_data(demo: Demo) -> None:
     assert page.evaluate("document.getElementById('connection').textContent") == "live"
 
 
-def test_a_shift_by_the_button_shows_as_a_mark_and_a_recovery(demo: Demo) -> None:
+def test_a_turn_by_the_button_shows_as_a_mark_and_a_recovery(demo: Demo) -> None:
     page = demo.page
     page.wait_for("parseFloat(document.querySelector('#now dd').textContent) > 85", 60)
     page.evaluate("document.querySelector('[data-kind=rotate]').click()")

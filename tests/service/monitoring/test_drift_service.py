@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from streams.sources.catalog import get
-from tests.service.monitoring.test_notify import answering
 from tests.support.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
+from tests.support.servers import answering
 
 
 def test_a_drift_is_shown_and_posted_and_survives_a_kill(tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ import pytest
 
 from service.monitoring import history
 from service.monitoring.history import DRIFT, POINT, SHIFT, History
-from tests.service.monitoring.test_pictures import statistics_of
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
-from tests.support.states import a_batch, a_state
+from tests.support.states import a_batch, a_state, statistics_of
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50, "shadow": "adagrad"}
 

@@ -8,21 +8,12 @@ import torch
 
 from service.fold.snapshot import Snapshot
 from service.fold.spec import Spec
-from service.fold.state import State, step
-from service.log.extent import Extent
-from service.log.position import ORIGIN, Position, Progress
+from service.fold.state import State
 from service.monitoring.pictures import SHOWN, Newest, side
-from service.monitoring.statistics import Statistics, read_statistics
 from streams.batch import Batch
 from streams.sources.catalog import get
 from tests.support.harness import SAFETENSORS, serving, wait_for
-from tests.support.states import CPU, HYPERPARAMETERS, same_tensors
-
-
-def statistics_of(state: State) -> Statistics:
-    """Return the statistics of a state without a log."""
-    place = Progress("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
-    return read_statistics(state, place, Extent(None, 0, 0, ORIGIN, None))
+from tests.support.states import CPU, HYPERPARAMETERS, same_tensors, statistics_of, step
 
 
 def an_image_state(model: str = "logistic") -> State:

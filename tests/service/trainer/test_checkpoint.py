@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from service.fold.state import State, step
-from service.trainer.checkpoint import BLANK, Checkpoint, DamagedError, decode, encode
+from service.fold.state import State
+from service.trainer.checkpoint import BLANK, Checkpoint, DamagedError, NewerError, decode, encode
 from tests.support.checkpoints import NUMERICS, PROGRESS, a_copy
-from tests.support.states import CPU, a_batch, a_state, same_tensors
+from tests.support.states import CPU, a_batch, a_state, same_tensors, step
 
 
 def test_a_state_that_was_loaded_goes_on_bit_for_bit() -> None:
@@ -59,9 +59,9 @@ def test_a_format_of_a_later_version_is_refused() -> None:
     copy = a_copy()
     raw = encode(copy, copy.sha256(), NUMERICS)
     digest = decode(raw)[1]["digest"].encode()
-    later = raw.replace(digest, BLANK.encode(), 1).replace(rb"\"format\":1", rb"\"format\":2", 1)
+    later = raw.replace(digest, BLANK.encode(), 1).replace(rb"\"format\":2", rb"\"format\":3", 1)
     later = later.replace(BLANK.encode(), hashlib.sha256(later).hexdigest().encode(), 1)
-    with pytest.raises(DamagedError, match="format 2 is not known"):
+    with pytest.raises(NewerError, match=r"in format 3; .*: upgrade it"):
         decode(later)
 
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from redis import Redis
 
-from service.fold.state import State, step
+from service.fold.state import State
 from service.settings import load_settings
 from tests.support.harness import (
     SAFETENSORS,
@@ -31,7 +31,7 @@ from tests.support.harness import (
     serving,
     wait_for,
 )
-from tests.support.states import CPU, a_batch
+from tests.support.states import CPU, a_batch, step
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000}
 LOG = "funnel:{logistic}:log"

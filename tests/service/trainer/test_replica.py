@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from service.fold.spec import FOLD_VERSION
+from service.fold.step import Fold
 from service.log.cuts import Begin, Cut, Upgrade
 from service.log.entries import RawEntry
 from service.log.errors import FencedError, GapError, LogError, Stopped
@@ -152,7 +153,7 @@ async def test_a_log_of_large_entries_is_not_read_in_one_go(memory: MemoryServer
 
 def set_version(monkeypatch: pytest.MonkeyPatch, version: int, *replayed: int) -> None:
     monkeypatch.setattr(replicas, "FOLD_VERSION", version)
-    monkeypatch.setattr(replicas, "can_replay", lambda v: v in (version, *replayed))
+    monkeypatch.setattr(Fold, "can_replay", lambda _, v: v in (version, *replayed))
 
 
 async def test_a_log_names_the_version_of_the_fold_that_learns(
@@ -172,13 +173,13 @@ async def test_a_later_version_replays_older_cuts_and_records_the_upgrade_once(
     fill(memory, 3)
     old = a_replica()
     await learn(old, log, await old.recover(log, False, keep_lease), 20)
-    set_version(monkeypatch, 2, 1)
+    set_version(monkeypatch, 3, 2)
     new = a_replica()
     pending = await new.recover(log, False, keep_lease)
     assert new.state.examples == 20
     await learn(new, log, pending, 20)
     cuts = [cut for _, cut in await log.cuts_after(2)]
-    assert [(cut.command, cut.fold) for cut in cuts] == [(Upgrade(2), 2), (None, 2)]
+    assert [(cut.command, cut.fold) for cut in cuts] == [(Upgrade(3), 3), (None, 3)]
     await a_replica().recover(log, False, keep_lease)
     assert await log.last_cut() == 4
 

@@ -5,14 +5,20 @@ import pytest
 
 from streams.batch import check, concatenate
 from streams.sources.catalog import (
-    EXAMPLES,
     IMAGE_STREAMS,
-    NAMES,
+    LABELLED,
     PHASE,
+    SOURCES,
     SYNTHETIC,
     UnknownStreamError,
     get,
 )
+from streams.sources.names import EXAMPLES, IMAGES, NAMES
+
+
+def test_help_names_the_streams_and_sources_that_there_are() -> None:
+    assert (*IMAGE_STREAMS, *SYNTHETIC, *LABELLED) == NAMES
+    assert tuple(sorted(SOURCES)) == IMAGES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,62 @@
+"""Tensors of older checkpoint formats, as today's states name and shape them.
+
+In format 1 a learner with one optimizer, Funnel or a plain one, was no pool. Its tensors had no
+leading expert dimension, its inner optimizer's state no number of a run, and it had no weights of
+experts. Everything that was learned stays as it is, bit for bit.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from funnel.pool.mixing import FixedShare
+from funnel.pool.renewal import Renewal
+from service.fold.spec import Hyperparameters, Shadow, Spec
+
+SHADOW = "shadow."
+
+
+def from_format_1(
+    tensors: Mapping[str, Tensor], spec: Spec, hyperparameters: Hyperparameters
+) -> dict[str, Tensor]:
+    """Return the tensors of a state that was saved in format 1 under today's names and shapes.
+
+    Args:
+        tensors: all of them by name, those of shadows prefixed by ``shadow.NAME.``.
+        spec: of the served model.
+        hyperparameters: they name the shadows.
+    """
+    own = {k: v for k, v in tensors.items() if not k.startswith(SHADOW)}
+    found = own if spec.optimizer == "pool" else _pool_of_one(own)
+    for shadow in map(Shadow.parse, hyperparameters.shadow):
+        prefix = f"{SHADOW}{shadow.name}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        converted = own if shadow.optimizer == "pool" else _pool_of_one(own)
+        found |= {prefix + k: v for k, v in converted.items()}
+    return found
+
+
+def _pool_of_one(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    dims = {
+        name.removeprefix("model."): tensor.dim()
+        for name, tensor in tensors.items()
+        if name.startswith("model.")
+    }
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "model" or name == "norm_level":
+            found[name] = tensor[None]
+        elif kind == "optimizer":
+            parameter = max((p for p in dims if rest.startswith(f"{p}.")), key=len)
+            field = rest.removeprefix(f"{parameter}.")
+            if tensor.dim() < dims[parameter]:  # one number a tensor
+                tensor = tensor.view([1] * dims[parameter])
+            field = field.replace("inner.", "inner.0.", 1) if "inner." in field else field
+            found[f"optimizer.{parameter}.{field}"] = tensor[None]
+        else:
+            found[name] = tensor
+    mixing = FixedShare(1, torch.device("cpu")).tensors()
+    found |= {f"mixing.{name}": tensor for name, tensor in mixing.items()}
+    return found | {"excess": Renewal(torch.tensor([False])).excess}

@@ -1,0 +1,197 @@
+"""The step that folds one batch into a state, and how it runs.
+
+A step is a function of (state, batch) alone: on one machine, with one number of threads, equal
+states and equal batches give equal states, bit for bit. It never reads a GPU on the host.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from funnel.graphs.execution import Execution
+from funnel.pool.pool import Decision
+from service.fold.inputs import Upload, clamped
+from service.fold.learner import Learner
+from service.fold.networks import BUILT_IN
+from service.fold.report import Report
+from service.fold.spec import FOLD_VERSION, Hyperparameters
+from service.fold.state import State
+from streams.batch import Batch
+
+WORST_LOSS = -math.log(torch.finfo(torch.float32).tiny)
+"""Nats that a shadow is charged for a prediction that is not finite: the least odds of fp32."""
+
+
+class Observed(NamedTuple):
+    """A batch before the update: scored and decided on by the served learner."""
+
+    keep: Tensor
+    """Whether it is learned, bool, 0-dim."""
+    finite: Tensor
+    """Whether its loss and gradient are finite, bool, 0-dim."""
+    accuracy: Tensor
+    """Of the predictions, 0-dim, in [0, 1]."""
+    loss: Tensor
+    """Mean cross-entropy, 0-dim, in nats."""
+    prepared: Tensor
+    """What the learners were given, fp32 [n, d]."""
+    decision: Decision
+
+
+class Shadowed(NamedTuple):
+    """A batch before the update: scored and decided on by a shadow."""
+
+    learns: Tensor
+    """Whether the shadow learns it, bool, 0-dim."""
+    decision: Decision
+
+
+class Outcome(NamedTuple):
+    """A batch that was learned or skipped; 0-dim tensors."""
+
+    keep: Tensor
+    accuracy: Tensor
+    loss: Tensor
+
+
+class Fold:
+    """Executes steps on a state.
+
+    Args:
+        state: changed in place; its tensors must stay where they are.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._upload = Upload(state.device)
+        self._prepared_for: Hyperparameters | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Choose how the parts of a step run; traces and captures hold hyperparameters."""
+        state = self.state
+        self.execution = Execution.of(state.device, state.served.is_plain)
+        shared, part = state.shared(), self.execution.pass_of_model
+        self._observe = part(
+            partial(observe, state), [*shared.values(), *state.served.tensors().values()]
+        )
+        self._shadow: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Shadowed]] = {
+            name: part(partial(observe_shadow, shadow), shadow.tensors().values())
+            for name, shadow in state.shadows.items()
+        }
+        self._learn = self.execution.whole(self.learn)
+        self._prepared_for = state.hyperparameters
+
+    def can_replay(self, version: int) -> bool:
+        """Return whether cuts of a fold version give the bits here that they gave when learned.
+
+        Version 2 differs from 1 in two cases: the weights of a pool of one expert were rounded, and
+        a single optimizer differentiated a user's module by autograd, even one of linear layers.
+        """
+        if version == 1:
+            state = self.state
+            is_users = state.spec.model not in BUILT_IN
+            return not any(
+                len(learner.pool.experts) == 1
+                and (learner.optimizer == "pool" or (is_users and learner.is_plain))
+                for learner in state.learners().values()
+            )
+        return version == FOLD_VERSION
+
+    def step(self, batch: Batch) -> Report:
+        """Score the batch with the weights as they are, then take one update.
+
+        A batch whose loss or gradient is not finite changes nothing but its count; a batch that the
+        loss guard quarantines is scored besides. Shadows learn what the served model learns.
+
+        Args:
+            batch: checked examples (see `streams.batch.check`).
+        """
+        state = self.state
+        if state.hyperparameters is not self._prepared_for:
+            self._prepare()
+        with self.execution.without_gradients():
+            inputs, labels = self._upload(batch)
+            if state.spec.standardize and state.examples == 0:
+                state.standardizer.start(inputs)
+            keep, accuracy, loss = self._learn(inputs, labels)
+            state.version += 1
+            state.examples += len(batch)
+            if self.execution.on_host:
+                return Report(state.version, float(accuracy), float(loss), bool(keep))
+            return Report(state.version, accuracy.clone(), loss.clone(), keep.clone())
+
+    def learn(self, inputs: Tensor, labels: Tensor) -> Outcome:
+        """Let all learners take a batch.
+
+        Args:
+            inputs: fp32 [n, d].
+            labels: int64 [n].
+        """
+        state, on_host = self.state, self.execution.on_host
+        self._seed()
+        keep, finite, accuracy, loss, prepared, decision = self._observe(inputs, labels)
+        if not on_host or keep:
+            state.served.update(prepared, labels, decision)
+        for name, shadow in state.shadows.items():
+            self._seed()
+            learns, decision = self._shadow[name](prepared, labels, keep, finite)
+            if not on_host or learns:
+                shadow.update(prepared, labels, decision)
+        return Outcome(keep, accuracy, loss)
+
+    def _seed(self) -> None:
+        """Seed by the step what a user's module draws, such as dropout, so that replay draws it
+        again."""
+        if not self.execution.is_plain:
+            torch.manual_seed((self.state.spec.seed << 40) + self.state.version)
+
+
+def observe(state: State, inputs: Tensor, labels: Tensor) -> Observed:
+    """Score a batch with the served learner, decide on it, and let the standardizer take it.
+
+    Args:
+        state: its standardizer, guard and served learner.
+        inputs: fp32 [n, d].
+        labels: int64 [n].
+    """
+    prepared = inputs
+    if state.spec.standardize:
+        deviations = state.standardizer.deviations(inputs)
+        prepared = clamped(deviations)
+    batch = state.served.score(prepared, labels)
+    scored, finite = batch.scored, batch.finite
+    loss, width = scored.losses.mean(), state.hyperparameters.loss_guard
+    keep = state.guard.judge(loss, finite, width) if width else finite
+    correct = scored.labels == labels
+    state.served.scores.update(correct, scored.losses, labels, finite)
+    if state.spec.standardize:
+        state.standardizer.update(deviations, keep)
+    decision = state.served.decide(batch, keep)
+    return Observed(keep, finite, correct.float().mean(), loss, prepared, decision)
+
+
+def observe_shadow(
+    shadow: Learner, prepared: Tensor, labels: Tensor, keep: Tensor, scored: Tensor
+) -> Shadowed:
+    """Score a batch with a shadow, and decide on it.
+
+    Args:
+        shadow: the learner.
+        prepared: what the served model was given, fp32 [n, d].
+        labels: int64 [n].
+        keep: whether the served model learns the batch, bool, 0-dim.
+        scored: whether it is scored there; then it is scored here too, and a prediction that is
+            not finite counts as wrong.
+    """
+    batch = shadow.score(prepared, labels)
+    learns = batch.finite & keep
+    found = batch.scored.losses
+    correct = (batch.scored.labels == labels) & torch.isfinite(found)
+    losses = found.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
+    shadow.scores.update(correct, losses, labels, scored)
+    return Shadowed(learns, shadow.decide(batch, learns))
