@@ -202,11 +202,17 @@ REFUSED = [
     ({"learn_key": "hush"}, "FUNNEL_LEARN_KEY: set FUNNEL_API_KEY too"),
     ({"predict_key": "hush"}, "FUNNEL_PREDICT_KEY: set FUNNEL_API_KEY too"),
     ({"learn_key": "hush", "predict_key": "hush2"}, "FUNNEL_LEARN_KEY: set FUNNEL_API_KEY too"),
-    ({"api_key": "hush", "learn_key": "hush"}, "FUNNEL_LEARN_KEY: choose another .*API_KEY"),
-    ({"api_key": "hush", "predict_key": "hush"}, "FUNNEL_PREDICT_KEY: choose another .*API_KEY"),
+    (
+        {"api_key": "hush", "learn_key": "hush"},
+        "FUNNEL_LEARN_KEY: choose a key other than .*API_KEY",
+    ),
+    (
+        {"api_key": "hush", "predict_key": "hush"},
+        "FUNNEL_PREDICT_KEY: choose a key other than .*API_KEY",
+    ),
     (
         {"api_key": "hush1", "learn_key": "hush2", "predict_key": "hush2"},
-        "FUNNEL_PREDICT_KEY: choose another .*LEARN_KEY",
+        "FUNNEL_PREDICT_KEY: choose a key other than .*LEARN_KEY",
     ),
 ]
 
