@@ -22,8 +22,6 @@ from redis.exceptions import RedisError
 
 from streams.errors import FunnelError
 
-from streams.errors import FunnelError
-
 logger = logging.getLogger("funnel")
 
 SOCKET = "valkey.sock"
