@@ -1,6 +1,6 @@
 """Grafana's dashboard of the service, as JSON to standard output: ``make dashboards``.
 
-Each panel says in its description what is good and what is bad. What a metric is stands in README.
+Each panel says in its description what is good and what is bad. service/docs/metrics.md describes the metrics.
 """
 
 import json
@@ -204,16 +204,16 @@ def what_is_funnel_doing() -> Row:
         timeseries(
             "Weights of the experts",
             "Shares of the mixture that predicts, with OPTIMIZER=pool. Good: they move to other "
-            "experts at drift. Bad: one has all at all times: the stream asks for steps that no "
-            "expert takes.",
+            "experts at drift. Bad: one always has all: the stream needs steps that no expert "
+            "takes.",
             Query("funnel_expert_weight", "{{expert}}"),
             unit="percentunit", limits=(0, 1), style=STACKED,
         ),
         timeseries(
             "Batches since experts began",
-            "With OPTIMIZER=pool. Four of six fall to 0 where they begin anew: at an abrupt shift "
-            "they predicted worse than a model that knows nothing. Bad: they fall again and again; "
-            "labels are noise, or not of these features.",
+            "With OPTIMIZER=pool. Four of six fall to 0 when they are renewed: after an abrupt "
+            "shift they predicted worse than a model that knows nothing. Bad: they fall again and "
+            "again; the labels are noise, or do not belong to these features.",
             Query("funnel_expert_age_batches", "{{expert}}"),
         ),
     ])  # fmt: skip
@@ -232,8 +232,8 @@ def is_it_healthy() -> Row:
         ),
         stat(
             "Learning",
-            "What the learner does. Good: learning, or standby beside one that is. Bad: waiting "
-            "for the log, or halted; /health/ready says why.",
+            "The condition of the trainer. Good: learning, or standby for one that is. Bad: "
+            "waiting for the log, or halted; /health/ready gives the reason.",
             Query("max by (condition) (funnel_learning) > 0", "{{condition}}"),
             names=[
                 ("learning", "green"), ("standby", "green"), ("starting", "orange"),
@@ -242,8 +242,8 @@ def is_it_healthy() -> Row:
         ),
         stat(
             "Alerts",
-            "How many fire; which ones, and what to do, is on Prometheus' page Alerts and in "
-            "docker/prometheus/runbook.md. Good: 0.",
+            "Number of firing alerts. Prometheus' page Alerts lists them; "
+            "docker/prometheus/runbook.md explains what to do. Good: 0.",
             Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing"),
             steps=[(None, "green"), (1, "red")],
         ),
@@ -271,9 +271,9 @@ def is_it_healthy() -> Row:
             limits=(0, None),
         ),
         timeseries(
-            "Behind by",
-            "Lag: age of the oldest entry that waits. Snapshot: how far predictions are behind "
-            "learning. Good: about MAX_WAIT_MS. Bad: rising: more comes than is learned.",
+            "Lag",
+            "Lag: age of the oldest entry that waits. Snapshot: age of the model that predicts. "
+            "Good: about MAX_WAIT_MS. Bad: rising: more arrives than is learned.",
             Query("funnel_lag_seconds", "lag"),
             Query("funnel_snapshot_age_seconds", "snapshot"),
             unit="s", limits=(0, None),
@@ -332,9 +332,9 @@ def is_it_healthy() -> Row:
             unit="suffix: /s", limits=(0, None),
         ),
         timeseries(
-            "Put aside and left out",
-            "Entries that cannot be decoded, batches that were not finite, batches that the guard "
-            "on loss held back; all are named in funnel:{model}:dead. Good: 0.",
+            "Dead entries, skipped and quarantined batches",
+            "Entries that cannot be decoded, batches that were not finite, and batches that the "
+            "loss guard quarantined; funnel:{model}:dead lists them all. Good: 0.",
             Query(f"increase(funnel_dead_entries_total[{rate}])", "dead entries"),
             Query(f"increase(funnel_webhook_failures_total[{rate}])", "drift events not posted"),
             Query(f"increase(funnel_nonfinite_batches_total[{rate}])", "non-finite batches"),

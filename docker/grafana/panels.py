@@ -1,6 +1,6 @@
 """The shapes of Grafana's dashboard JSON that ours needs, and their layout.
 
-Plain dicts, as in Grafana's reference of the dashboard JSON model; whatever is left out has
+Plain dicts, as in Grafana's reference of the dashboard JSON model; whatever is omitted has
 Grafana's default.
 """
 

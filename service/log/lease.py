@@ -1,8 +1,9 @@
 """The right to learn from a log: a lease in the log's server, and a lock next to the checkpoints.
 
-The lease is a key with a time limit that its holder renews; whoever finds it expired takes it. The
-lock is a shortcut for processes on one machine: the kernel frees it as soon as its holder dies, so
-whoever holds the lock takes over at once instead of waiting for the dead holder's lease to expire.
+The lease is a key with a time limit that its holder renews; any process that finds it expired takes
+it. The lock is a shortcut for processes on one machine: the kernel frees it as soon as its holder
+dies, so the next process takes over at once instead of waiting for the dead holder's lease to
+expire.
 Neither keeps the log whole: the epoch does, which a new trainer raises (see `service.log.keys`).
 """
 

@@ -121,7 +121,7 @@ SILENT: list[tuple[str, str, Series]] = [
     ("FunnelDown", "scraped", {"up": level(1)}),
     ("FunnelRestarting", "once", {"process_start_time_seconds": jump(900, minutes=10)}),
     ("FunnelTargetGone", "scraped", {"up": level(1)}),
-    ("FunnelTargetGone", "down, which is told already", {"up": level(0)}),
+    ("FunnelTargetGone", "down, which another alert reports", {"up": level(0)}),
     ("FunnelTargetGone", "a minute", {"up": f"1+0x{MINUTES - 1} stale"}),
     ("FunnelNotReady", "ready", {"funnel_ready": level(1)}),
     ("FunnelNotReady", "a start", {"funnel_ready": f"1+0x{MINUTES - 1} 0"}),

@@ -25,7 +25,7 @@ def main() -> int:
         "--redis-server", nargs="?", const="redis-server", help="by URL on this program's server"
     )
     parser.add_argument(
-        "--standby", action="store_true", help="beside a standby: kill whoever learns"
+        "--standby", action="store_true", help="with a standby: kill the service that learns"
     )
     options = parser.parse_args()
     stream = get("abrupt", options.examples)

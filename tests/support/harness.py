@@ -280,7 +280,7 @@ def relay(
     kills: int,
     seed: int = 0,
 ) -> Fold:
-    """Send batches to a learner and a standby, and kill whoever learns so many times."""
+    """Send batches to two services on one log, and kill the one that learns so many times."""
     rng = random.Random(seed)
     sent = list(batches)
     total = sum(map(len, sent))

@@ -1,4 +1,4 @@
-"""An expert that predicts worse than one who knows nothing begins anew; others remember."""
+"""An expert that predicts worse than a model that knows nothing is renewed; others remember."""
 
 import math
 from dataclasses import replace

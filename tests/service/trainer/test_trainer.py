@@ -21,7 +21,7 @@ from tests.support.states import a_state
 
 
 class Away(Network):
-    """A network that is away while a test says so."""
+    """A network that a test can take away."""
 
     is_away = False
 
