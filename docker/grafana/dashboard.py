@@ -1,6 +1,7 @@
 """Grafana's dashboard of the service, as JSON to standard output: ``make dashboards``.
 
-Each panel says in its description what is good and what is bad. service/docs/metrics.md describes the metrics.
+Each panel says in its description what is good and what is bad. service/docs/metrics.md describes
+the metrics.
 """
 
 import json
