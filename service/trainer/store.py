@@ -21,7 +21,7 @@ NAME = re.compile(r"checkpoint-(\d{8})-(\d{14})\.safetensors")
 
 
 class UnreadableError(OSError):
-    """Checkpoints that cannot be read now, although nothing is wrong with them."""
+    """Checkpoints that cannot be read as things are; nothing is wrong with them."""
 
 
 @dataclass(frozen=True)
