@@ -4,6 +4,7 @@ Keys carry the model's name in literal braces, so that a Redis Cluster keeps the
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from streams.batch import BATCH, log_key
 
@@ -27,38 +28,38 @@ class Keys:
 
     model: str
 
-    @property
+    @cached_property
     def log(self) -> str:
         """Stream of the entries, each with a field ``batch`` or ``json``."""
         return log_key(self.model)
 
-    @property
+    @cached_property
     def cuts(self) -> str:
         """Stream of the trainer's decisions; cut k has the id ``k-0``."""
         return self._key("cuts")
 
-    @property
+    @cached_property
     def dead(self) -> str:
         """Stream of the discarded entries, with ``entry`` and ``reason``, and of the skipped
         batches, with ``version``, ``begin``, ``end``, ``examples`` and ``reason``."""
         return self._key("dead")
 
-    @property
+    @cached_property
     def aside(self) -> str:
         """Version of the model after the last skipped batch that is recorded in `dead`."""
         return self._key("aside")
 
-    @property
+    @cached_property
     def uuid(self) -> str:
         """Name of the log; it is made with the log and vanishes with it."""
         return self._key("uuid")
 
-    @property
+    @cached_property
     def epoch(self) -> str:
         """Number of trainers so far; only the newest may append cuts."""
         return self._key("epoch")
 
-    @property
+    @cached_property
     def lease(self) -> str:
         """Holder of the lease, for some seconds (see `service.log.lease`)."""
         return self._key("lease")

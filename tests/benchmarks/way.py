@@ -1,14 +1,15 @@
 """The way of one request through the code: the files it visits, and its moves between them.
 
-python -m tests.benchmarks.way
+python -m tests.benchmarks.way --warm 1
 
-A real service runs in this process, warm from one request. One `POST /learn?wait=applied` of 20
+A real service runs in this process, warm from some requests. One `POST /learn?wait=applied` of 20
 rows is traced, then a `POST /predict` and a `GET /metrics`. Each thread is a leg of the way. A
-visit is a run of calls to functions of one file in one leg, and a move leads to a visit. The second
-batch of a model is learned by an eager step, so the figures do not depend on tracing; the leg from
-the log to the batch varies, because its thread also tends to the lease and the statistics.
+visit is a run of calls to functions of one file in one leg, and a move leads to a visit. After one
+request the step is eager; after 30 it is the traced step that a service runs nearly always. The leg
+from the log to the batch varies, because its thread also tends to the lease and the statistics.
 """
 
+import argparse
 import asyncio
 import os
 import sys
@@ -39,6 +40,7 @@ LEGS = {
     "funnel-step": "batch to weights",
 }
 OTHERS = "other threads"
+FORMATTER = argparse.RawDescriptionHelpFormatter
 
 
 @dataclass
@@ -78,8 +80,8 @@ class Tracer:
             self._way = None
 
 
-async def trace(tracer: Tracer, directory: str) -> dict[str, Way]:
-    """Return the ways of three requests to a service of its own."""
+async def trace(tracer: Tracer, directory: str, warm: int) -> dict[str, Way]:
+    """Return the ways of three requests to a service of its own, after so many others."""
     service = Service(
         load_settings({"data_dir": directory, "features": 6, "classes": 3, "batch_size": 20})
     )
@@ -91,7 +93,8 @@ async def trace(tracer: Tracer, directory: str) -> dict[str, Way]:
     ways = {}
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://way") as client:
-        await client.post("/learn?wait=applied", json=body)
+        for _ in range(warm):
+            (await client.post("/learn?wait=applied", json=body)).raise_for_status()
         for method, path, json in (
             ("POST", "/learn?wait=applied", body),
             ("POST", "/predict", {"features": body["features"][:1]}),
@@ -128,11 +131,14 @@ def report(name: str, way: Way) -> None:
 
 def main() -> None:
     """Trace and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=FORMATTER)
+    parser.add_argument("--warm", type=int, default=1, metavar="N", help="requests before [1]")
+    warm = parser.parse_args().warm
     tracer = Tracer()
     threading.setprofile(tracer)
     sys.setprofile(tracer)
     with tempfile.TemporaryDirectory() as directory:
-        for name, way in asyncio.run(trace(tracer, directory)).items():
+        for name, way in asyncio.run(trace(tracer, directory, warm)).items():
             report(name, way)
 
 
