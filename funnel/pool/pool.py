@@ -80,6 +80,8 @@ class PoolTelemetry(TypedDict):
     """Index of the expert with the largest weight, int64, 0-dim."""
     step_sizes: dict[str, Tensor]
     """By parameter the weighted mean of η s, 0-dim."""
+    log_gains: dict[str, Tensor]
+    """By parameter the weighted mean of log p, of the parameter's shape."""
     tensors: dict[str, TensorTelemetry]
     """By parameter; see `funnel.telemetry.describe_stacked`."""
 
@@ -284,24 +286,21 @@ class Pool:
         lr = weights.new_tensor([expert.lr for expert in self.experts])
         tensors: dict[str, TensorTelemetry] = {}
         step_sizes: dict[str, Tensor] = {}
+        log_gains: dict[str, Tensor] = {}
         for i, name in enumerate(self.parameters):
             own = {field: getattr(self.state, field)[i] for field in State._fields}
             cosine, norm = self.alignment.cosine[i], self.alignment.gradient_norm[i]
             tensors[name] = describe_stacked(own, GAIN_BOUNDS, cosine, norm, weights)
             step_sizes[name] = weights @ (lr * own["log_scale"].exp().flatten())
+            log_gains[name] = mean_over_experts(own["log_gain"], weights)
         return {
             "weights": weights,
             "ages": self.state.step[0].flatten().clone(),
             "best": weights.argmax(),
             "step_sizes": step_sizes,
+            "log_gains": log_gains,
             "tensors": tensors,
         }
-
-    @torch.no_grad()
-    def log_gain(self, name: str) -> Tensor:
-        """Return the weighted mean over the experts of one parameter's log p, of its shape."""
-        log_gain = self.state.log_gain[list(self.parameters).index(name)]
-        return mean_over_experts(log_gain, self.mixing.log_weights.exp())
 
     def _pull(self, learned: Tensor | None = None) -> None:
         """Draw experts to the weighted mean: w_k ← w_k + pull_k (Σ v_j w_j - w_k).

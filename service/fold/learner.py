@@ -15,7 +15,6 @@ from torch import Tensor
 
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Decision, Pool, Scored, most_likely, predicted
-from funnel.telemetry import TensorTelemetry
 from service.fold import networks
 from service.fold.optimizers import expert_name, experts_of
 from service.fold.scores import Scores
@@ -38,21 +37,6 @@ class ScoredBatch(NamedTuple):
     """Whether the batch can be learned: loss and gradient are finite; bool, 0-dim."""
     buffers: list[Tensor]
     """The module's as they were before the batch."""
-
-
-class LearnerTelemetry(NamedTuple):
-    """What an optimizer does with each parameter, by name; device tensors."""
-
-    tensors: dict[str, TensorTelemetry]
-    """Of all experts together, weighted."""
-    log_gains: dict[str, Tensor]
-    """log p, of the parameter's shape; likewise."""
-    step_sizes: dict[str, Tensor]
-    """η s, 0-dim; likewise."""
-    expert_weights: dict[str, Tensor]
-    """By the experts' names, 0-dim; empty unless the optimizer is the pool."""
-    expert_ages: dict[str, Tensor]
-    """Batches learned since each expert started, int64; likewise."""
 
 
 class Learner:
@@ -94,9 +78,14 @@ class Learner:
     def shown_hyperparameters(self) -> dict[str, object]:
         """Return the hyperparameters of the optimizer as JSON shows them."""
         if self.optimizer == "pool":
-            return {"experts": [expert_name(expert) for expert in self.pool.experts]}
+            return {"experts": self.expert_names}
         names = ("lr", "momentum", "gain_lr", "scale_lr")
         return {name: getattr(self.pool.experts[0], name) for name in names}
+
+    @property
+    def expert_names(self) -> list[str]:
+        """Names of the pool's experts; none unless the optimizer is the pool."""
+        return list(map(expert_name, self.pool.experts)) if self.optimizer == "pool" else []
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
@@ -202,16 +191,3 @@ class Learner:
             return most_likely(logits, probabilities), probabilities
 
         return evaluate
-
-    def telemetry(self) -> LearnerTelemetry:
-        """Return what the optimizer does; computed when called and only then."""
-        found = self.pool.telemetry()
-        names = [expert_name(expert) for expert in self.pool.experts]
-        named = names if self.optimizer == "pool" else []
-        return LearnerTelemetry(
-            tensors=found["tensors"],
-            log_gains={name: self.pool.log_gain(name) for name in self.pool.parameters},
-            step_sizes=found["step_sizes"],
-            expert_weights=dict(zip(named, found["weights"], strict=False)),
-            expert_ages=dict(zip(named, found["ages"], strict=False)),
-        )

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from funnel.pool.pool import PoolTelemetry
 from funnel.telemetry import TensorTelemetry
-from service.fold.learner import Learner, LearnerTelemetry
+from service.fold.learner import Learner
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED, State
 from service.log.extent import Extent
@@ -84,7 +85,7 @@ def read_statistics(
             learned.
     """
     learners = state.learners()
-    telemetry = {name: learner.telemetry() for name, learner in learners.items()}
+    telemetry = {name: learner.pool.telemetry() for name, learner in learners.items()}
     return Statistics(
         version=state.version,
         examples=state.examples,
@@ -94,7 +95,7 @@ def read_statistics(
         progress=progress,
         entries_added=extent.added,
         waiting_since=None if waiting_since_ms is None else waiting_since_ms / 1000,
-        gains=read_gains(telemetry[SERVED].log_gains, state.spec),
+        gains=read_gains(telemetry[SERVED]["log_gains"], state.spec),
     )
 
 
@@ -105,13 +106,14 @@ def lag_seconds(statistics: Statistics, now: float) -> float:
     return max(0.0, now - statistics.waiting_since)
 
 
-def _learner(learner: Learner, found: LearnerTelemetry) -> LearnerStatistics:
+def _learner(learner: Learner, found: PoolTelemetry) -> LearnerStatistics:
     tensors = {
-        name: _tensor(own, found.log_gains[name], found.step_sizes[name])
-        for name, own in found.tensors.items()
+        name: _tensor(own, found["log_gains"][name], found["step_sizes"][name])
+        for name, own in found["tensors"].items()
     }
-    weights = {name: float(weight) for name, weight in found.expert_weights.items()}
-    ages = {name: int(age) for name, age in found.expert_ages.items()}
+    names = learner.expert_names
+    weights = dict(zip(names, found["weights"].tolist(), strict=False))
+    ages = dict(zip(names, found["ages"].tolist(), strict=False))
     return LearnerStatistics(learner.scores.read(), tensors, weights, ages)
 
 

@@ -240,7 +240,7 @@ def test_telemetry_is_the_weighted_mean_over_experts() -> None:
     torch.testing.assert_close(report["scale"], (weights * log_scale).sum().exp())
     mean = (weights[:, None, None] * pool.state.log_gain[0]).sum(dim=0)
     torch.testing.assert_close(report["gain_quantiles"][-1], mean.max().exp())
-    torch.testing.assert_close(pool.log_gain("weight"), mean)
+    torch.testing.assert_close(pool.telemetry()["log_gains"]["weight"], mean)
     assert (report["step"], report["nonfinite_steps"]) == (9, 0)
 
 

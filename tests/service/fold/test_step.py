@@ -358,9 +358,9 @@ def test_a_captured_step_is_an_eager_one_bit_for_bit(optimizer: str) -> None:
             torch.testing.assert_close(vars(mine)[field], value, rtol=0, atol=0, equal_nan=True)
     assert same_tensors(captured.tensors(), eager.tensors())
     assert optimizer != "pool" or has_renewed(captured)
-    for name, found in eager.served.telemetry().tensors.items():
+    for name, found in eager.served.pool.telemetry()["tensors"].items():
         assert torch.equal(
-            captured.served.telemetry().tensors[name]["alignment"], found["alignment"]
+            captured.served.pool.telemetry()["tensors"][name]["alignment"], found["alignment"]
         )
 
 

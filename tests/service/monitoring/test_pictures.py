@@ -39,7 +39,7 @@ def test_maps_are_the_gains_of_the_weights() -> None:
     gains = statistics_of(state).gains
     assert gains is not None
     assert gains.tensor == "weight"
-    expected = state.served.telemetry().log_gains["weight"]
+    expected = state.served.pool.telemetry()["log_gains"]["weight"]
     np.testing.assert_allclose(gains.log_gains, expected.numpy(), atol=0.0051)
     assert np.ptp(gains.log_gains) > 0.1
 
