@@ -156,7 +156,7 @@ def test_the_numbers_are_those_of_the_model(text: str) -> None:
 
 def test_gains_at_a_bound_have_the_bound_as_a_label() -> None:
     state = a_state()
-    log_gain = state.served.tensors()["optimizer.weight.log_gain"]
+    log_gain = state.served.tensors()["optimizer.weight.log_gain"][0]  # of the only expert
     log_gain[0, 0], log_gain[0, 1:3] = -100.0, 100.0
     shares = {
         s.labels["bound"]: s.value
