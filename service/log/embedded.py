@@ -20,8 +20,6 @@ from urllib.parse import quote
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from streams.errors import FunnelError
-
 logger = logging.getLogger("funnel")
 
 SOCKET = "valkey.sock"
@@ -39,7 +37,7 @@ REWRITE_BYTES = 512 << 20
 64 MB, and compressed, rewriting takes a quarter of two cores from a stream of images."""
 
 
-class ServerError(FunnelError, RuntimeError):
+class ServerError(RuntimeError):
     """The embedded server cannot run; the message says why and what to do."""
 
 
