@@ -92,7 +92,7 @@ class Restart:
         pairs = zip(self._shared, self._blank, strict=True)
         now = [torch.where(column(which, tensor), blank, tensor) for tensor, blank in pairs]
         torch._foreach_copy_(self._shared, now)
-        for prefix, _, own in self._inner.slices():
+        for prefix, _, own in self._inner.slices:
             for tensor, blank in self._pairs(prefix):
                 tensor.copy_(torch.where(column(which[own], tensor), blank, tensor))
 
@@ -110,7 +110,7 @@ class Restart:
         everyone = torch.arange(len(which), device=which.device)
         source = torch.where(which, log_weights.argmax(), everyone)
         torch._foreach_copy_(self._shared, [tensor[source] for tensor in self._shared])
-        for prefix, _, own in self._inner.slices():
+        for prefix, _, own in self._inner.slices:
             bad = which[own]
             source = torch.where(bad, log_weights[own].argmax(), everyone[: len(bad)])
             for tensor, blank in self._pairs(prefix):

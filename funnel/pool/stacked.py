@@ -1,8 +1,9 @@
 """Experts stacked on a leading dimension: what `funnel.update.step_` takes of K of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import cached_property
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -35,18 +36,22 @@ class Grouped(Inner):
     walked: Mapping[str, list[Tensor]] = field(default_factory=dict)
     """g̃ of the runs that have it already, by prefix; see `funnel.pool.walk`."""
 
-    def slices(self) -> Iterator[tuple[str, Inner, slice]]:
-        """Yield the prefix of each run's keys, its inner optimizer, and its experts."""
-        start = 0
-        for number, (inner, count) in enumerate(self.runs, self.first):
-            yield f"{number}.", inner, slice(start, start + count)
-            start += count
+    @cached_property
+    def slices(self) -> tuple[tuple[str, Inner, slice], ...]:
+        """The prefix of each run's keys, its inner optimizer, and its experts."""
+        ends = list(accumulate(count for _, count in self.runs))
+        return tuple(
+            (f"{number}.", inner, slice(end - count, end))
+            for number, ((inner, count), end) in enumerate(
+                zip(self.runs, ends, strict=True), self.first
+            )
+        )
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the state of each run, [its experts, …], its keys prefixed by its number."""
         return {
             prefix + key: tensor
-            for prefix, inner, own in self.slices()
+            for prefix, inner, own in self.slices
             for key, tensor in inner.init_state(param[own], dtype).items()
         }
 
@@ -66,7 +71,7 @@ class Grouped(Inner):
                 [t[own] for t in step],
                 None if active is None else [a[own] for a in active],
             )
-            for prefix, inner, own in self.slices()
+            for prefix, inner, own in self.slices
         ]
         return [torch.cat(own) for own in zip(*parts, strict=True)] if parts[1:] else parts[0]
 

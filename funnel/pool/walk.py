@@ -58,7 +58,7 @@ class Walk:
         self.weights = _affine([p[own] for p in parameters])
         self.total = [torch.zeros_like(w) for w in self.weights]
         """Σ g̃."""
-        prefixes = tuple(prefix for prefix, _, _ in self.inner.slices())
+        prefixes = tuple(prefix for prefix, _, _ in self.inner.slices)
         self.moved = {
             key: _affine(tensors)
             for key, tensors in inner_state.items()
@@ -105,7 +105,7 @@ class Walk:
                 },
                 taken=[step[part] for step in taken],
             )
-            for prefix, inner, part in self.inner.slices()
+            for prefix, inner, part in self.inner.slices
         ]
         shares = {s: (factor[own] / s).view(-1, 1, 1) for s in (n // count, -(-n // count))}
         ones = inputs.new_ones(n, 1)
@@ -123,7 +123,7 @@ class Walk:
     def precond(self) -> dict[str, list[Tensor]]:
         """Return g̃ of each run of experts, by its prefix."""
         found = _parts(self.total)
-        return {prefix: [t[part] for t in found] for prefix, _, part in self.inner.slices()}
+        return {prefix: [t[part] for t in found] for prefix, _, part in self.inner.slices}
 
     def accept(self, arrived: Tensor | None) -> None:
         """Set the state of the inner optimizers to that at the end of the walk.
@@ -134,7 +134,7 @@ class Walk:
         if arrived is not None:
             for total in self.total:
                 total.copy_(torch.where(column(arrived, total), total, 0.0))
-        for prefix, _, part in self.inner.slices():
+        for prefix, _, part in self.inner.slices:
             for key in (key for key in self.moved if key.startswith(prefix)):
                 ends = _parts(self.moved[key])
                 for tensor, new in zip(self._inner_state[key], ends, strict=True):

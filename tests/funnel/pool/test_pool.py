@@ -72,7 +72,7 @@ class Single:
 def of_expert(pool: Pool, k: int) -> dict[str, Tensor]:
     """Return one expert's tensors, named as `Single` names them."""
     named: dict[str, Tensor] = {}
-    runs = [(prefix, own) for prefix, _, own in pool.inner.slices()]
+    runs = [(prefix, own) for prefix, _, own in pool.inner.slices]
     for name, tensor in pool.tensors().items():
         stem, _, key = name.partition(".inner.")
         if not key and not name.startswith("mixing."):
