@@ -24,13 +24,13 @@ SECONDS = 30.0
 
 
 class Page:
-    """One tab; what it asks for and complains about is noted."""
+    """One tab, with a record of its requests and complaints."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection, self._number = connection, 0
         self._session = ""
         self.requests: list[str] = []
-        """Addresses of all that was asked for."""
+        """Addresses of all requests."""
         self.problems: list[str] = []
         """Errors and warnings of the console, uncaught exceptions, and refused requests."""
         target = self.command("Target.createTarget", url="about:blank")["targetId"]
@@ -72,7 +72,7 @@ class Page:
         self.wait_for("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
-        """Return what a JavaScript expression gives; of a promise, what it is fulfilled with."""
+        """Return the value of a JavaScript expression, or of its promise."""
         result = self.command(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -81,7 +81,7 @@ class Page:
         return result["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = SECONDS) -> Any:
-        """Ask until the expression gives something true, and return that."""
+        """Evaluate the expression until its value is true, and return the value."""
         deadline = time.monotonic() + seconds
         while not (found := self.evaluate(expression)):
             if time.monotonic() > deadline:
@@ -90,7 +90,7 @@ class Page:
         return found
 
     def resize(self, width: int, height: int, scheme: str = "light", scale: float = 1) -> None:
-        """Be a screen of this size in CSS pixels, light or dark."""
+        """Emulate a screen of this size in CSS pixels, light or dark."""
         self.command(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=scale, mobile=False,
@@ -101,14 +101,14 @@ class Page:
         )
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
-        """Write what is seen as a PNG file."""
+        """Write a screenshot as a PNG file."""
         shot = self.command("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
 @contextlib.contextmanager
 def browsing(directory: Path) -> Iterator[Page]:
-    """Run a browser for a while."""
+    """Run a browser during the block."""
     assert PROGRAM is not None
     process = subprocess.Popen(
         [PROGRAM, *OPTIONS, f"--user-data-dir={directory}"],

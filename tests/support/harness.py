@@ -1,4 +1,4 @@
-"""Real services in processes of their own, forked from one that has torch imported already."""
+"""Real services in their own processes, forked from a process that has imported torch."""
 
 import contextlib
 import logging
@@ -35,7 +35,7 @@ context.set_forkserver_preload(
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and that no client is given while it is not used."""
+    """Return a free port, which no client is given while it is not used."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", random.randrange(15_000, 32_000)))  # below the ephemeral ones
@@ -64,7 +64,7 @@ def _serve(
 
 @dataclass
 class ServiceProcess:
-    """A service on one data directory and one port, which can be killed and started again."""
+    """A service on one data directory and one port; it can be killed and restarted."""
 
     directory: Path
     options: dict[str, Any] = field(default_factory=dict)
@@ -108,14 +108,14 @@ class ServiceProcess:
         return self
 
     def kill(self, server: bool = True) -> None:
-        """Kill -9, its log server too unless told otherwise."""
+        """Kill the service with SIGKILL, and its log server too by default."""
         os.kill(self.process.pid, signal.SIGKILL)
         if server:
             self.kill_server()
         self.process.join()
 
     def server_pid(self) -> int | None:
-        """Return the process id of the embedded server, if it lives."""
+        """Return the process id of the embedded server, or None if it is dead."""
         try:
             pid = int((self.directory / "data/log/valkey.pid").read_text())
             os.kill(pid, 0)
@@ -129,7 +129,7 @@ class ServiceProcess:
                 os.kill(pid, signal.SIGKILL)
 
     def terminate(self, number: int = signal.SIGTERM) -> int:
-        """End it in order and return its exit status."""
+        """Stop the service with SIGTERM and return its exit status."""
         os.kill(self.process.pid, number)
         self.process.join(40)
         return int(self.process.exitcode)
@@ -137,7 +137,7 @@ class ServiceProcess:
 
 @contextlib.contextmanager
 def serving(directory: Path, **options: Any) -> Iterator[ServiceProcess]:
-    """Run a service for a while."""
+    """Run a service during the block."""
     service = ServiceProcess(directory, options)
     service.start()
     try:
@@ -190,7 +190,7 @@ class RedisProcess:
 
 @dataclass(frozen=True)
 class Fold:
-    """What a run ended with."""
+    """The result of a run."""
 
     sha256: str
     examples: int
@@ -205,7 +205,7 @@ def fold(
     redis: RedisProcess | None = None,
     longest: float = 0.6,
 ) -> Fold:
-    """Send batches while killing the service so many times; return how it ends.
+    """Send batches, kill the service so many times meanwhile, and return the result.
 
     Half of the kills spare the log server of an embedded log, which then is adopted; with a
     ``redis`` of its own half of the kills take that along.
@@ -257,7 +257,7 @@ def fold(
 
 
 class Either:
-    """A target that goes to the other service when one cannot take a batch."""
+    """A target that sends a batch to the other service if the first refuses it."""
 
     def __init__(self, *services: ServiceProcess) -> None:
         self._targets = [HTTPTarget(service.url) for service in services]
@@ -332,7 +332,7 @@ def processes_naming(text: Path | str) -> set[int]:
 
 
 def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    """Poll another process until something holds."""
+    """Poll until a condition about another process holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A way to a log server on which answers get lost."""
+"""A proxy to a log server that loses answers."""
 
 import contextlib
 import socket
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def losing_answers(port: int) -> Iterator[str]:
-    """The address of a way to a server that hangs up once it has passed an XADD on."""
+    """Yield the address of a proxy that hangs up once it has passed on an XADD."""
 
     def serve(client: socket.socket) -> None:
         with (

@@ -1,4 +1,4 @@
-"""A real Prometheus for a while, and what to ask it."""
+"""A real Prometheus, and its queries."""
 
 import contextlib
 import subprocess

@@ -58,7 +58,7 @@ def a_batch(seed: int, n: int = 20, shift: int = 0) -> Batch:
 
 
 def same_tensors(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
-    """Say whether names, types, shapes and bits agree."""
+    """Return whether names, types, shapes and bits agree."""
     return mine.keys() == theirs.keys() and all(
         mine[k].dtype == theirs[k].dtype
         and mine[k].shape == theirs[k].shape
@@ -131,7 +131,7 @@ class Sly(nn.Module):
 
 
 class Logarithm(nn.Module):
-    """Has no finite answer for a first feature from -5 down."""
+    """A model without a finite answer where the first feature is -5 or less."""
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
