@@ -16,6 +16,7 @@ from torch import Tensor
 
 from service.fold.detectors import MAKERS, Detector
 from service.fold.report import Report
+from service.fold.spec import FOLD_VERSION
 from service.log.position import Position
 from streams.recovery import WINDOW, goal_so_far, recovery
 
@@ -45,10 +46,9 @@ class Event:
     accuracy_before: float
     accuracy_after: float
     recovery_examples: int | None
-    """After a change for the worse, examples from the event to the end of the first window that
-    counts as recovered (`streams.recovery`). The goal is the accuracy before the event, or before
-    the dip in which it lies. None until then, and for ever if the detector finds another change
-    for the worse first."""
+    """After a change for the worse, the examples to recover from the event (`streams.recovery`).
+    The goal is the accuracy before the event, or before the dip in which it lies. None until then,
+    and for ever if the detector finds another change for the worse first."""
     position: Position
     """Position in the log when it was detected."""
 
@@ -80,6 +80,9 @@ class Monitor:
     """
 
     def __init__(self) -> None:
+        self.fold_version = FOLD_VERSION
+        """Version of the fold that learns, or learned, the steps that are noted. Version 1 counted
+        recoveries to the end of the window, and knew no goal of an earlier dip."""
         self._pending: list[tuple[Report, int, int, Position]] = []
         self._reset()
 
@@ -96,6 +99,12 @@ class Monitor:
         """Correct predictions and examples of the newest batches, just enough for WINDOW."""
         self._window = [0, 0]
         """Their sums."""
+
+    def set_version(self, version: int) -> None:
+        """Continue as a version of the fold does; reports that wait are of the one before."""
+        if version != self.fold_version:
+            self.settle()
+            self.fold_version = version
 
     def note(self, report: Report, batch: int, examples: int, position: Position) -> None:
         """Add the report of a step; a report on a device is kept until `settle`.
@@ -168,8 +177,11 @@ class Monitor:
             if event.recovery_examples is not None or examples - event.examples < seen:
                 continue
             point = (examples, self._window[0] / seen)
-            if recovery([point], event.examples, examples, self._goal(event)) is not None:
-                self.last_recovery = examples - event.examples
+            is_old = self.fold_version == 1
+            goal = event.accuracy_before if is_old else self._goal(event)
+            taken = recovery([point], event.examples, examples, goal)
+            if taken is not None:
+                self.last_recovery = examples - event.examples if is_old else taken
                 recovered = replace(event, recovery_examples=self.last_recovery)
                 self.events = tuple(recovered if e is event else e for e in self.events)
 

@@ -14,8 +14,8 @@ FOLD_VERSION = 2
 batches no longer give equal states, and let `service.fold.step.Fold.can_replay` say which older
 cuts give the same bits.
 
-1: single optimizers were no pools.
-2: every learner is a pool; see `service.fold.step.Fold.can_replay`.
+1: single optimizers were no pools, and recoveries from drift events had a definition of their own.
+2: every learner is a pool, and recovery has one definition; see `Fold.can_replay` and `Monitor`.
 """
 MAX_EXPERTS = 6
 """Experts of the default pool."""

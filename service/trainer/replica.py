@@ -146,6 +146,7 @@ class Replica:
             self._epoch = await log.take_epoch(self.progress.epoch)
             self.progress = replace(self.progress, epoch=self._epoch)
         await self._replay(log, keep_lease)
+        self.state.drift.set_version(FOLD_VERSION)
         self._recorded = self.progress.cut
         await log.forget_skipped(self.state.version)
         if self._version != FOLD_VERSION:
@@ -206,6 +207,7 @@ class Replica:
                         "the cut until it has written a checkpoint, then upgrade"
                     )
                 self._version = cut.fold
+                self.state.drift.set_version(cut.fold)
                 if isinstance(cut.command, Gap):
                     pending = Pending(cut.position, cut.entries)
                 while pending.position != cut.position and (
