@@ -28,7 +28,7 @@ BATCHES = [
 def installed(name: str) -> Peer:
     peer = PEERS[name]
     if importlib.util.find_spec(peer.module) is None:
-        pytest.skip(f"needs {peer.package}")
+        pytest.skip(f"needs {peer.module}")
     return peer
 
 
