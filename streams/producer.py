@@ -152,8 +152,8 @@ def produce(
     target: Target,
     rate: float | None = None,
     name: str = "",
-    progress: Callable[[int], None] = lambda examples: None,
-    away: Callable[[str], None] = lambda answer: None,
+    progress: Callable[[int], object] = lambda examples: None,
+    away: Callable[[str], object] = lambda answer: None,
     give_up_seconds: float = GIVE_UP_SECONDS,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Sent:
@@ -189,7 +189,7 @@ def _send(
     target: Target,
     key: str,
     give_up_seconds: float,
-    away: Callable[[str], None],
+    away: Callable[[str], object],
     sleep: Callable[[float], object],
 ) -> int:
     """Send one batch with exponential back-off and jitter; return the number of retries."""

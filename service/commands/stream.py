@@ -46,17 +46,13 @@ def run(options: argparse.Namespace) -> int:
     target = make_target(options.to, options.model, key.strip())
     stream = stream_of(options)
     bar = progress_bar(stream.examples, stream.name)
-
-    def count(examples: int) -> None:
-        bar.update(examples)
-
     with bar, closing(target):
         sent = produce(
             stream.batches(options.batch_size, options.seed),
             target,
             options.rate,
             name=options.name or uuid.uuid4().hex,
-            progress=count,
+            progress=bar.update,
             away=lambda answer: bar.write(f"trying again: {answer}", file=sys.stderr),
         )
     sys.stdout.write(
