@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from service.commands.options import add_settings, settings_of
 from service.commands.stream_options import add_stream, positive_int, stream_of
 from service.settings import PREFIX, Settings, SettingsError
-from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
+from streams.peers.peers import PEERS, QUICK, Peer, UnknownPeerError, find_peers
 from streams.sources.names import EXAMPLES
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_stream(parser, name=None, examples=EXAMPLES)
     parser.add_argument(
         "--peers",
-        type=_names,
-        default=QUICK,
+        type=_peers,
+        default=find_peers(QUICK),
         metavar="NAMES",
         help=f"other learners, with commas: {', '.join(PEERS)}; or all [{','.join(QUICK)}]",
     )
@@ -41,13 +41,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, ("model", "optimizer", "computing"))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+def _peers(text: str) -> dict[str, Peer]:
     try:
-        find_peers(names)
+        return find_peers([name.strip() for name in text.split(",") if name.strip()])
     except UnknownPeerError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return names
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,17 +56,12 @@ def run(options: argparse.Namespace) -> int:
 
     from service.commands import comparison
 
-    return comparison.run(
-        stream, settings, find_peers(options.peers), range(options.seeds), options.plot
-    )
+    return comparison.run(stream, settings, options.peers, range(options.seeds), options.plot)
 
 
 def _check_fits(settings: Settings, stream: "Stream") -> None:
-    for name, mine, theirs in (
-        ("features", settings.features, stream.width),
-        ("classes", settings.classes, stream.classes),
-    ):
-        if mine != theirs:
+    for name, theirs in (("features", stream.width), ("classes", stream.classes)):
+        if (mine := getattr(settings, name)) != theirs:
             raise SettingsError(
                 f"{PREFIX}{name.upper()} is {mine}, but the stream {stream.name} has {theirs} "
                 f"{name}; do not set it here"
