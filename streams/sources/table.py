@@ -181,7 +181,8 @@ def _numbered(
     try:
         values = [float(text) for text in texts]
     except ValueError:
-        return _ranked(texts), tuple(sorted(texts))
+        names, numbers = np.unique(texts, return_inverse=True)
+        return numbers, tuple(names.tolist())
     for text, value in zip(texts, values, strict=True):
         if not value.is_integer():
             raise TableError(
@@ -189,12 +190,8 @@ def _numbered(
             )
     if min(values) >= 0 and max(values) < MAX_CLASSES:
         return np.array(values, dtype=np.int64), ()
-    return _ranked(values), tuple(f"{value:.0f}" for value in sorted(set(values)))
-
-
-def _ranked(labels: Sequence[Any]) -> npt.NDArray[np.int64]:
-    rank = {label: k for k, label in enumerate(sorted(set(labels)))}
-    return np.array([rank[label] for label in labels], dtype=np.int64)
+    known, numbers = np.unique(values, return_inverse=True)
+    return numbers, tuple(f"{value:.0f}" for value in known)
 
 
 def _fault(path: Path, header: Sequence[str], label: int, delimiter: str) -> str:
