@@ -9,7 +9,6 @@ import bz2
 import csv
 import gzip
 import lzma
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +19,10 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from streams.batch import Batch, InvalidBatchError, check_features, decode
 from streams.errors import FunnelError
+from streams.progress import progress_bar
 from streams.sources.catalog import Shift, Stream
 
 LABEL = "label"
@@ -127,16 +126,7 @@ def _from_text(path: Path, label: str | None) -> Table:
             many = "several columns" if wanted in header else "no column"
             raise TableError(f"{path} has {many} {wanted!r}; its columns are {', '.join(header)}")
         own = header.index(wanted)
-        every = 0.1 if sys.stderr.isatty() else 30.0
-        lines = tqdm(
-            file,
-            path.name,
-            unit=" lines",
-            unit_scale=True,
-            leave=False,
-            mininterval=every,
-            delay=1.0,
-        )
+        lines = progress_bar(path.name, lines=file)
         try:
             whole = np.loadtxt(
                 lines, np.float32, comments=None, delimiter=delimiter, converters={own: code},
