@@ -11,9 +11,8 @@ import gzip
 import lzma
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,8 +62,9 @@ class Table:
         length = min(examples or len(self.batch), len(self.batch))
         width = self.batch.features.shape[1]
         order = (Shift(0, "in the order of the file"),)
-        blocks = partial(_blocks, self.batch)
-        return Stream(self.path.name, width, self.classes, length, order, blocks)
+        return Stream(
+            self.path.name, width, self.classes, length, order, lambda *_: iter([self.batch])
+        )
 
     def __str__(self) -> str:
         """Return a line that describes the table."""
@@ -214,8 +214,3 @@ def _open(path: Path) -> IO[str]:
     opener = _OPENERS.get(path.suffix.lower(), open)
     file: IO[str] = opener(path, "rt", encoding="utf-8-sig", newline="")
     return file
-
-
-def _blocks(whole: Batch, seed: int, held: int | None) -> Iterator[Batch]:
-    del seed, held  # a file is the same for all
-    yield whole
