@@ -2,16 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from service.commands.options import add_settings, settings_of
 from service.commands.stream_options import add_stream, positive_int, stream_of
-from service.settings import PREFIX, Settings, SettingsError
-from streams.peers.peers import PEERS, QUICK, Peer, UnknownPeerError, find_peers
+from service.settings import PREFIX, SettingsError
+from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.sources.names import EXAMPLES
-
-if TYPE_CHECKING:
-    from streams.sources.catalog import Stream
 
 DESCRIPTION = (
     "Learn a stream with the service's learner and with others, each batch predicted before it is "
@@ -27,8 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_stream(parser, name=None, examples=EXAMPLES)
     parser.add_argument(
         "--peers",
-        type=_peers,
-        default=find_peers(QUICK),
+        type=_names,
+        default=QUICK,
         metavar="NAMES",
         help=f"other learners, with commas: {', '.join(PEERS)}; or all [{','.join(QUICK)}]",
     )
@@ -41,28 +37,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, ("model", "optimizer", "computing"))
 
 
-def _peers(text: str) -> dict[str, Peer]:
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
     try:
-        return find_peers([name.strip() for name in text.split(",") if name.strip()])
+        find_peers(names)
     except UnknownPeerError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return names
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare, and print the table; return the exit status."""
     stream = stream_of(options)
     settings = settings_of(options, features=stream.width, classes=stream.classes)
-    _check_fits(settings, stream)
-
-    from service.commands import comparison
-
-    return comparison.run(stream, settings, options.peers, range(options.seeds), options.plot)
-
-
-def _check_fits(settings: Settings, stream: "Stream") -> None:
     for name, theirs in (("features", stream.width), ("classes", stream.classes)):
         if (mine := getattr(settings, name)) != theirs:
             raise SettingsError(
                 f"{PREFIX}{name.upper()} is {mine}, but the stream {stream.name} has {theirs} "
                 f"{name}; do not set it here"
             )
+
+    from service.commands import comparison
+
+    peers = find_peers(options.peers)
+    return comparison.run(stream, settings, peers, range(options.seeds), options.plot)
