@@ -10,13 +10,14 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Annotated, Any, NamedTuple
 
 import orjson
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, BeforeValidator
 
 from service.monitoring.recovery import Recoveries, ShiftRecovery
-from service.monitoring.statistics import LearnerStatistics, Statistics, lag_seconds
+from service.monitoring.statistics import Statistics, lag_seconds
 from service.process import Clock
 
 MAX_ITEMS = 3_600
@@ -28,25 +29,31 @@ POINT, DRIFT, SHIFT = "point", "drift", "shift"
 """Kinds of items."""
 
 
+Short = Annotated[float, AfterValidator(lambda value: float(f"{value:.5g}"))]
+"""A number that is rounded to five significant digits; NaN becomes null."""
+
+
 class ScorePoint(BaseModel):
     """Prequential scores of a learner; None before the first example."""
 
-    accuracy: float | None
-    rolling_accuracy: float | None
-    loss: float | None
+    accuracy: Short | None
+    rolling_accuracy: Short | None
+    loss: Short | None
     """Mean cross-entropy in nats."""
-    rolling_loss: float | None
+    rolling_loss: Short | None
 
 
 class TensorPoint(BaseModel):
     """Funnel's scale and gains of one tensor."""
 
-    scale: float
-    step_size: float
+    scale: Short
+    step_size: Short
     """η s."""
-    gain_quantiles: list[float | None]
+    gain_quantiles: Annotated[
+        list[Short | None], BeforeValidator(lambda found: list(found.values()))
+    ]
     """Quantiles 0, .05, .25, .5, .75, .95, 1 of the gains."""
-    alignment: float
+    alignment: Short
 
 
 class Point(BaseModel):
@@ -61,15 +68,15 @@ class Point(BaseModel):
     """The served one first, then its shadows."""
     tensors: dict[str, TensorPoint]
     """Tensors of the served model."""
-    throughput: float | None
+    throughput: Short | None
     """Examples a second since the point before; None for the first point."""
     backlog: int
     """Examples that wait to be learned."""
-    lag: float
+    lag: Short
     """Seconds for which the oldest of them has waited."""
-    checkpoint_age: float | None
+    checkpoint_age: Short | None
     """Seconds since the last checkpoint; None without one."""
-    expert_weights: dict[str, float]
+    expert_weights: dict[str, Short]
     """By the names of the pool's experts; empty without a pool."""
 
 
@@ -221,36 +228,18 @@ def _point(
 ) -> Point:
     throughput = None
     if before is not None and now > before[0]:
-        throughput = _short(max(0, statistics.examples - before[1]) / (now - before[0]))
-    return Point(
-        version=statistics.version,
-        examples=statistics.examples,
-        time=round(now, 3),
-        learners={name: _scores(learner) for name, learner in statistics.learners.items()},
-        tensors={
-            name: TensorPoint(
-                scale=_short(tensor.scale),
-                step_size=_short(tensor.step_size),
-                gain_quantiles=[_short(q) for q in tensor.gain_quantiles],
-                alignment=_short(tensor.alignment),
-            )
-            for name, tensor in list(statistics.served.tensors.items())[:MAX_TENSORS]
-        },
-        throughput=throughput,
-        backlog=backlog,
-        lag=_short(lag_seconds(statistics, now)),
-        checkpoint_age=None if checkpoint_age is None else _short(checkpoint_age),
-        expert_weights={
-            name: _short(weight) for name, weight in statistics.served.expert_weights.items()
-        },
-    )
-
-
-def _scores(learner: LearnerStatistics) -> ScorePoint:
-    names = ScorePoint.model_fields
-    return ScorePoint(**{name: _short(getattr(learner.scores, name)) for name in names})
-
-
-def _short(value: float) -> float:
-    """Round to five significant digits."""
-    return float(f"{value:.5g}")
+        throughput = max(0, statistics.examples - before[1]) / (now - before[0])
+    served = statistics.served
+    values = {
+        "version": statistics.version,
+        "examples": statistics.examples,
+        "time": round(now, 3),
+        "learners": {name: learner.scores for name, learner in statistics.learners.items()},
+        "tensors": dict(islice(served.tensors.items(), MAX_TENSORS)),
+        "throughput": throughput,
+        "backlog": backlog,
+        "lag": lag_seconds(statistics, now),
+        "checkpoint_age": checkpoint_age,
+        "expert_weights": served.expert_weights,
+    }
+    return Point.model_validate(values, from_attributes=True)
