@@ -109,7 +109,7 @@ class History:
         self._items: deque[Item] = deque()
         self._lock = threading.Lock()
         self._clock = clock
-        self._listeners: dict[object, Callable[[], object]] = {}
+        self._listeners: set[Callable[[], object]] = set()
         self._before: tuple[float, int] | None = None
         """Unix time and examples of the newest point."""
         self._noted: dict[str, dict[Any, bytes]] = {DRIFT: {}, SHIFT: {}}
@@ -128,13 +128,28 @@ class History:
             backlog: examples that wait to be learned.
             checkpoint_age: seconds since the last checkpoint, or None.
         """
-        now = self._clock.time()
-        point = _point(statistics, now, self._before, backlog, checkpoint_age)
-        self._before, self._version = (now, statistics.examples), statistics.version
+        now, before, examples = self._clock.time(), self._before, statistics.examples
+        throughput = None
+        if before is not None and now > before[0]:
+            throughput = max(0, examples - before[1]) / (now - before[0])
+        values = {
+            "version": statistics.version,
+            "examples": examples,
+            "time": round(now, 3),
+            "learners": {name: learner.scores for name, learner in statistics.learners.items()},
+            "tensors": dict(islice(statistics.served.tensors.items(), MAX_TENSORS)),
+            "throughput": throughput,
+            "backlog": backlog,
+            "lag": lag_seconds(statistics, now),
+            "checkpoint_age": checkpoint_age,
+            "expert_weights": statistics.served.expert_weights,
+        }
+        point = Point.model_validate(values, from_attributes=True)
+        self._before, self._version = (now, examples), statistics.version
         self._add(POINT, point.model_dump_json().encode())
         accuracies = {n: one.scores.rolling_accuracy for n, one in statistics.learners.items()}
         with self._measured():
-            self._recoveries.add_point(statistics.examples, accuracies)
+            self._recoveries.add_point(examples, accuracies)
 
     def add_shift(self, example: int, what: str) -> None:
         """Add a shift of the stream that is known, at the index of the first example after it."""
@@ -189,10 +204,9 @@ class History:
 
     def listen(self, added: Callable[[], object]) -> Callable[[], object]:
         """Call ``added`` in the thread that adds an item, until the returned function is called."""
-        key = object()
         with self._lock:
-            self._listeners[key] = added
-        return lambda: self._listeners.pop(key, None)
+            self._listeners.add(added)
+        return lambda: self._listeners.discard(added)
 
     def _add(self, kind: str, json: bytes) -> None:
         with self._lock:
@@ -204,7 +218,7 @@ class History:
             )
             if len(self._items) > MAX_ITEMS:
                 self.floor = self._items.popleft().number
-            listeners = list(self._listeners.values())
+            listeners = list(self._listeners)
         for added in listeners:
             added()
 
@@ -217,29 +231,3 @@ class History:
             return False
         stands_still = before.version == newest.version == self._version
         return stands_still or newest.made - before.made < SPACING_SECONDS
-
-
-def _point(
-    statistics: Statistics,
-    now: float,
-    before: tuple[float, int] | None,
-    backlog: int,
-    checkpoint_age: float | None,
-) -> Point:
-    throughput = None
-    if before is not None and now > before[0]:
-        throughput = max(0, statistics.examples - before[1]) / (now - before[0])
-    served = statistics.served
-    values = {
-        "version": statistics.version,
-        "examples": statistics.examples,
-        "time": round(now, 3),
-        "learners": {name: learner.scores for name, learner in statistics.learners.items()},
-        "tensors": dict(islice(served.tensors.items(), MAX_TENSORS)),
-        "throughput": throughput,
-        "backlog": backlog,
-        "lag": lag_seconds(statistics, now),
-        "checkpoint_age": checkpoint_age,
-        "expert_weights": served.expert_weights,
-    }
-    return Point.model_validate(values, from_attributes=True)

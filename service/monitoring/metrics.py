@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import TypeVar
 
@@ -90,7 +91,7 @@ class Reading:
     """Examples that wait to be learned."""
 
 
-class Metrics:
+class Metrics(Collector):
     """The metrics of one registry: events are counted here, the rest is read at each scrape.
 
     Args:
@@ -98,41 +99,35 @@ class Metrics:
     """
 
     def __init__(self, read: Callable[[], Reading]) -> None:
-        self.registry = registry = CollectorRegistry()
-
-        def counter(name: str, what: str, *labels: str) -> Counter:
-            return Counter(f"funnel_{name}", what, labels, registry=registry)
-
-        def histogram(name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(f"funnel_{name}", what, labels, registry=registry, buckets=buckets)
-
-        ProcessCollector(registry=registry)  # start time, memory, descriptors; on Linux
-        self.step_seconds = histogram("step_seconds", "Host time of one step", STEP_BUCKETS)
-        self.batch_examples = histogram("batch_examples", "Examples in a batch", BATCH_BUCKETS)
+        self._read, self.registry = read, CollectorRegistry()
+        counter = partial(Counter, namespace="funnel", registry=self.registry)
+        histogram = partial(Histogram, namespace="funnel", registry=self.registry)
+        ProcessCollector(registry=self.registry)  # start time, memory, descriptors; on Linux
+        self.step_seconds = histogram("step_seconds", "Host time of one step", buckets=STEP_BUCKETS)
+        self.batch_examples = histogram(
+            "batch_examples", "Examples in a batch", buckets=BATCH_BUCKETS
+        )
         self.predict_seconds = histogram(
-            "predict_seconds", "Time from a checked prediction request to its answer", HTTP_BUCKETS
+            "predict_seconds",
+            "Time from a checked prediction request to its answer",
+            buckets=HTTP_BUCKETS,
         )
         what = "Time of a request, from its head to the end of its answer"
-        self.http_seconds = histogram("http_request_seconds", what, HTTP_BUCKETS, "route", "code")
-        self.rejected = counter("rejected", "Requests refused, by error code", "code")
+        self.http_seconds = histogram(
+            "http_request_seconds", what, ["route", "code"], buckets=HTTP_BUCKETS
+        )
+        self.rejected = counter("rejected", "Requests refused, by error code", ["code"])
         what = "Drift events that the webhook did not get"
         self.webhook_failures = counter("webhook_failures", what)
-        registry.register(_ModelCollector(read))
+        self.registry.register(self)
 
     def observe_step(self, seconds: float, examples: int) -> None:
         """Count one step."""
         self.step_seconds.observe(seconds)
         self.batch_examples.observe(examples)
 
-
-class _ModelCollector(Collector):
-    def __init__(self, read: Callable[[], Reading]) -> None:
-        self._read = read
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
     def collect(self) -> Iterable[Metric]:
+        """Yield the families that are read at a scrape."""
         reading = self._read()
         status = reading.status
         yield _single("ready", reading.is_ready)
