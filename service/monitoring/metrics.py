@@ -107,11 +107,8 @@ class Metrics(Collector):
         self.batch_examples = histogram(
             "batch_examples", "Examples in a batch", buckets=BATCH_BUCKETS
         )
-        self.predict_seconds = histogram(
-            "predict_seconds",
-            "Time from a checked prediction request to its answer",
-            buckets=HTTP_BUCKETS,
-        )
+        what = "Time from a checked prediction request to its answer"
+        self.predict_seconds = histogram("predict_seconds", what, buckets=HTTP_BUCKETS)
         what = "Time of a request, from its head to the end of its answer"
         self.http_seconds = histogram(
             "http_request_seconds", what, ["route", "code"], buckets=HTTP_BUCKETS
