@@ -89,17 +89,13 @@ class Predictor:
     def _next(self) -> list[_Request]:
         """Take requests of up to GATHER_ROWS rows, in order; at least one that is not cancelled."""
         taken: list[_Request] = []
-        rows = 0
-        while self._waiting:
-            request = self._waiting[0]
-            n = len(request.features)
-            if taken and rows + n > GATHER_ROWS:
-                break
-            self._waiting.popleft()
-            self._rows -= n
+        room = GATHER_ROWS
+        while self._waiting and (not taken or len(self._waiting[0].features) <= room):
+            request = self._waiting.popleft()
+            self._rows -= len(request.features)
             if not request.answer.done():
                 taken.append(request)
-                rows += n
+                room -= len(request.features)
         if self._rows < GATHER_ROWS:
             self._enough.clear()
         if not self._waiting:

@@ -165,8 +165,6 @@ async def serve(
         stop()
         await asyncio.wait({listening})
         await service.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
     listening.result()
     if service.broken:
         raise RuntimeError(service.broken)

@@ -172,13 +172,10 @@ class History:
         """Hold the lock of the recoveries, then show those that have changed."""
         with self._measuring:
             yield
-            self._note(SHIFT, (shift.model_dump() for shift in self._recoveries.shifts))
+            self.note(SHIFT, (shift.model_dump() for shift in self._recoveries.shifts))
 
-    def note_drifts(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Add the drift events that are new or have changed, by ``id``, since the last call."""
-        self._note(DRIFT, events)
-
-    def _note(self, kind: str, items: Iterable[Mapping[str, Any]]) -> None:
+    def note(self, kind: str, items: Iterable[Mapping[str, Any]]) -> None:
+        """Add the items of a kind that are new or have changed, by ``id``, since the last call."""
         newest = {item["id"]: orjson.dumps(item) for item in items}
         for number, encoded in newest.items():
             if self._noted[kind].get(number) != encoded:
