@@ -10,7 +10,7 @@ from torch.jit._trace import TracerWarning
 
 from service.fold.drift import Event
 from service.fold.networks import find_device
-from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.snapshot import Evaluator
 from service.fold.state import State
 from service.log.intake import Intake
 from service.log.lease import Lock
@@ -73,7 +73,7 @@ class Model:
         )
         self.history, self.newest = self.trainer.history, self.trainer.newest
         self.intake = Intake(connect(url), name)
-        self.predictor = Predictor(Evaluator(state.served), lambda: self.snapshot)
+        self.predictor = Predictor(Evaluator(state.served), lambda: self.trainer.snapshot)
         try:
             self.trainer.start()
         except BaseException:
@@ -84,11 +84,6 @@ class Model:
     def status(self) -> Status:
         """The trainer's status."""
         return self.trainer.status
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The newest snapshot."""
-        return self.trainer.snapshot
 
     def backlog(self) -> int:
         """Estimate the examples in the log that are not learned yet."""

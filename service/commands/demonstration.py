@@ -144,7 +144,7 @@ def _point(status: Status) -> Point | None:
         statistics.examples,
         {name: one.scores.rolling_accuracy for name, one in statistics.learners.items()},
         tensor.scale,
-        tensor.gain_quantiles,
+        tuple(tensor.gain_quantiles.values()),
     )
 
 

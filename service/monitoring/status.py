@@ -70,7 +70,7 @@ class Status:
     hyperparameters: Hyperparameters
     optimizer: Mapping[str, object]
     """Hyperparameters of the served learner's optimizer, as JSON shows them."""
-    snapshot_at: float | None
+    snapshot_at: float
     """Monotonic time at which the newest snapshot was made, in seconds."""
     checkpoints: Checkpointing
     drift: Drift

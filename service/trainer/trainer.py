@@ -96,11 +96,10 @@ class Trainer:
         clock: Clock | None = None,
         workers: Callable[[str], Worker] = ThreadWorker,
     ) -> None:
-        self.newest = Newest(state)
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._clock = clock = clock or SystemClock()
-        self.history = History(clock)
+        self.history, self.newest = History(clock), Newest(state, clock)
         self._log, self._cutting, self._terms, self._observe = log, cutting, terms, observe
         self._replica = Replica(state, self._on_batch, clock)
         self._waiters, self._rejections = Waiters(), Rejections()
@@ -308,7 +307,7 @@ class Trainer:
     def _resign(self, reason: str) -> None:
         logger.warning("learning may have passed to another service: %s", reason)
         if self._replica.has_recovered:
-            self._drift_news.tell(self._replica.state.drift)
+            self._drift_news.notify(self._replica.state.drift)
         self._replica.resign()
 
     async def _attempt(self, work: Awaitable[None], failure: str) -> None:
@@ -388,7 +387,7 @@ class Trainer:
         if was != Condition.STARTING:
             logger.info("learning, from version %d on", replica.state.version)
         if is_new:
-            self._drift_news.pass_over(replica.state.drift)
+            self._drift_news.skip(replica.state.drift)
         self._become(Condition.LEARNING)
         pipeline = Pipeline(replica, self._log, pending, self._cutting, self._worker, self._clock)
         await self._watch(pipeline)
@@ -449,7 +448,7 @@ class Trainer:
                 f"{newest}, {seen} were read"
             )
         self._show(extent, pipeline.waiting_since_ms)
-        self._drift_news.tell(replica.state.drift)
+        self._drift_news.notify(replica.state.drift)
         self._publish()
 
     def _show(self, extent: Extent, waiting_since_ms: int | None = None) -> None:

@@ -16,7 +16,7 @@ from service.log.errors import LogUnavailable, Stopped
 from service.log.intake import KeyInFlightError, KeyReusedError
 from service.log.position import EntryId
 from service.model import Model
-from service.service import Service, StoppedError
+from service.service import Service
 from service.trainer.waiters import Applied
 
 WAIT_SECONDS = 60.0
@@ -119,5 +119,5 @@ async def _applied(service: Service, model: Model, entry: EntryId) -> Applied | 
     try:
         async with asyncio.timeout(WAIT_SECONDS):
             return await service.unless_stopped(learned)
-    except (TimeoutError, StoppedError, Stopped):
+    except (TimeoutError, Stopped):
         return None
