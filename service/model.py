@@ -14,7 +14,7 @@ from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.log.intake import Intake
 from service.log.lease import Lock
-from service.log.log import RedisLog
+from service.log.log import Log
 from service.log.server import connect
 from service.monitoring.status import Condition, Status
 from service.predictor import Predictor
@@ -63,7 +63,7 @@ class Model:
         self._lock = Lock(store.directory / "lock")
         self.trainer = Trainer(
             state,
-            RedisLog(connect(url), name),
+            Log(connect(url), name),
             store,
             self._lock,
             Cutting(settings.batch_size, settings.max_wait_ms / 1000),
@@ -92,7 +92,7 @@ class Model:
 
     def backlog(self) -> int:
         """Estimate the examples in the log that are not learned yet."""
-        return self.status.backlog(self.intake.added, self.intake.mean_entry)
+        return self.status.backlog(self.intake.added)
 
     async def stop(self) -> bool:
         """Finish the batch at hand and write a checkpoint; return whether this was the learner."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import uuid
 from collections import deque
 from dataclasses import dataclass
 
@@ -33,7 +34,6 @@ class KeyInFlightError(FunnelError, RuntimeError):
 @dataclass(frozen=True)
 class _Entry:
     payload: bytes
-    examples: int
     key: str | None
     answer: "asyncio.Future[EntryId]"
 
@@ -50,19 +50,16 @@ class Intake:
         self.redis, self.keys = redis, Keys(model)
         self.added = 0
         """Entries ever added to the log, as of the last append here."""
-        self.mean_entry = 0.0
-        """Examples in an entry, on recent average; 0 before the first."""
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
         self._in_flight: set[str] = set()
         self._group_under_way: list[_Entry] = []
 
-    async def append(self, payload: bytes, examples: int, key: str | None = None) -> EntryId:
+    async def append(self, payload: bytes, key: str | None = None) -> EntryId:
         """Append an entry and return its id once the server has confirmed it.
 
         Args:
             payload: the bytes of a checked batch (see `streams.batch`).
-            examples: the number of its examples.
             key: an Idempotency-Key: within KEY_SECONDS the same key and payload make one entry.
 
         Raises:
@@ -76,7 +73,7 @@ class Intake:
         if key is not None:
             self._in_flight.add(key)
             answer.add_done_callback(lambda _: self._in_flight.discard(key))
-        self._queue.append(_Entry(payload, examples, key, answer))
+        self._queue.append(_Entry(payload, key, answer))
         self._arrived.set()
         return await asyncio.shield(answer)
 
@@ -111,7 +108,7 @@ class Intake:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for entry, digest in zip(group, digests, strict=True):
                     self._queue_command(pipe, entry, digest)
-                pipe.eval(DESCRIBE, 2, self.keys.log, self.keys.uuid)
+                pipe.eval(DESCRIBE, 2, self.keys.log, self.keys.uuid, uuid.uuid4().hex)
                 *replies, described = await pipe.execute(raise_on_error=False)
             with contextlib.suppress(GapError):  # the trainer reports it
                 if not isinstance(described, Exception):
@@ -140,7 +137,6 @@ class Intake:
                     KeyReusedError("this Idempotency-Key was used for another payload")
                 )
                 return
-        self.mean_entry += (0.05 if self.mean_entry else 1.0) * (entry.examples - self.mean_entry)
         entry.answer.set_result(EntryId.parse(reply))
 
 

@@ -68,24 +68,18 @@ redis.call('SET', KEYS[1], string.format('%d', epoch))
 return epoch
 """
 
-NAME = """#!lua flags=allow-oom
--- KEYS: uuid. ARGV: a name for the log if it has none.
-redis.call('SET', KEYS[1], ARGV[1], 'NX')
-return redis.call('GET', KEYS[1])
-"""
-
 DESCRIBE = """
--- KEYS: log, uuid. Without the entries themselves, which XINFO STREAM would send along.
-local kind = redis.call('TYPE', KEYS[1]).ok
-local name = redis.call('GET', KEYS[2])
-if kind ~= 'stream' then return {kind, name} end
-local info, out = redis.call('XINFO', 'STREAM', KEYS[1]), {kind, name}
-for i = 1, #info, 2 do
-  if info[i] == 'length' or info[i] == 'entries-added' then out[#out + 1] = info[i + 1] end
-  if info[i] == 'last-generated-id' then out[#out + 1] = info[i + 1] end
-  if info[i] == 'first-entry' then out[#out + 1] = info[i + 1] and info[i + 1][1] or false end
+-- KEYS: log, uuid. ARGV: a uuid for the log if it has none. Without the entries themselves, which
+-- XINFO STREAM would send along. It writes only where it must: a full disk allows no write.
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SET', KEYS[2], ARGV[1]) end
+local found = {kind = redis.call('TYPE', KEYS[1]).ok, uuid = redis.call('GET', KEYS[2])}
+if found.kind == 'stream' then
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do found[info[i]] = info[i + 1] end
+  found['first-entry'] = found['first-entry'] and found['first-entry'][1]
+  found['last-entry'] = nil
 end
-return out
+return cjson.encode(found)
 """
 
 READ = """

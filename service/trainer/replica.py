@@ -60,8 +60,8 @@ class Replica:
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
         self._fold = Fold(state)
-        self.mean_entry = 1.0
-        """Examples in an entry, on recent average."""
+        self.mean_entry = 0.0
+        """Examples in an entry, on recent average; 0 before the first."""
         self.has_recovered = False
         """Whether it is where the recorded cuts end, and may record more."""
         self._hyperparameters = state.hyperparameters
@@ -125,18 +125,18 @@ class Replica:
             BlankError: it does not reach back to its beginning, and nothing was learned yet.
             LogError: a recorded cut cannot be applied by this version.
         """
-        name, extent = await log.name(), await log.extent()
+        extent = await log.extent()
         is_blank = self.progress.cut == 0 and not self._is_loaded
         if not self.progress.log:
-            self.progress = Progress(name)
+            self.progress = Progress(extent.uuid)
         try:
             check_reach(extent, self.progress)
-            if is_blank and await log.first_cut() > 1:
+            if is_blank and (await log.cut_range())[0] > 1:
                 raise GapError("the first of the recorded cuts are gone")
             if accept_gap and not self.has_recovered:
                 await self._check_whole(log, extent, keep_lease)
         except GapError as gap:
-            cut = await log.last_cut() if is_blank else 0
+            _, cut = await log.cut_range() if is_blank else (0, 0)
             error = BlankError(cut) if cut else gap
             if self.has_recovered or not accept_gap:
                 raise error from None
@@ -173,10 +173,10 @@ class Replica:
         """Move to the first entry that the log still has and that is not learned; record that."""
         if (await log.extent()).last == TOP:
             await log.archive()
-        name, extent, at = await log.name(), await log.extent(), self.progress
-        cut = max(at.cut, await log.last_cut())
+        extent, at, (_, last) = await log.extent(), self.progress, await log.cut_range()
+        cut = max(at.cut, last)
         self._epoch = await log.take_epoch(at.epoch)
-        if name != at.log:  # all that it has is new
+        if extent.uuid != at.log:  # all that it has is new
             position = Position(extent.first, 0) if extent.first else Position(extent.last)
             waiting = extent.length
         elif extent.last < at.position.entry:  # it lost its end: all that it has is learned
@@ -185,7 +185,7 @@ class Replica:
             is_whole = at.position.taken is None or await log.read_one(at.position.entry)
             position = at.position if is_whole else Position(at.position.entry)
             waiting = await _count_after(log, position, extent.last, keep_lease)
-        self.progress = replace(at, log=name, epoch=self._epoch, cut=cut)
+        self.progress = replace(at, log=extent.uuid, epoch=self._epoch, cut=cut)
         self._recorded = cut
         gap = Cut(position, entries=extent.added - waiting, command=Gap())
         await self.record(log, [gap])
@@ -251,7 +251,8 @@ class Replica:
         entries = await asyncio.to_thread(decode) if is_large else decode()
         for entry in entries:
             if entry.batch is not None:
-                self.mean_entry += 0.05 * (entry.examples - self.mean_entry)
+                weight = 0.05 if self.mean_entry else 1.0
+                self.mean_entry += weight * (entry.examples - self.mean_entry)
             pending.add(entry)
         return bool(found)
 

@@ -50,7 +50,7 @@ def test_every_example_is_cut_once_in_order(
         assert cut.examples == len(numbers(batch)) == min(size, held)
         assert pending.examples == held - cut.examples
         seen += numbers(batch)
-        dead += [d.entry for d in cut.dead]
+        dead += cut.dead
         assert cut.entries == len([e for e in log if cut.position.covers(e.id)])
         assert pending.seen == read
     assert seen == list(range(len(seen)))
@@ -88,7 +88,7 @@ def test_an_entry_that_a_cut_names_dead_stays_dead_for_every_later_reader() -> N
     for entry in [entries[0], entries[1]._replace(batch=None, reason="bad"), entries[2]]:
         recorded.add(entry)
     cut, batch = recorded.take(4)
-    assert [d.entry for d in cut.dead] == [entries[1].id]
+    assert list(cut.dead) == [entries[1].id]
     lenient = Pending(Position(ORIGIN), 0)
     for entry in entries:
         lenient.add(entry)

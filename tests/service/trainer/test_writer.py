@@ -54,7 +54,7 @@ async def test_the_log_is_trimmed_before_the_oldest_checkpoint_and_no_further(
     assert oldest is not None
     assert oldest.cut < replica.progress.cut
     assert (await log.extent()).first == oldest.position.entry
-    assert await log.first_cut() == oldest.cut
+    assert (await log.cut_range())[0] == oldest.cut
 
 
 async def test_a_checkpoint_is_due_some_time_after_the_last_once_something_is_learned(
