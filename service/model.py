@@ -20,9 +20,8 @@ from service.monitoring.status import Condition, Status
 from service.predictor import Predictor
 from service.settings import Settings
 from service.trainer.checkpoint import numerics
-from service.trainer.pipeline import Cutting
 from service.trainer.store import CheckpointStore
-from service.trainer.trainer import Terms, Trainer
+from service.trainer.trainer import Trainer
 
 logger = logging.getLogger("funnel")
 
@@ -66,8 +65,7 @@ class Model:
             Log(connect(url), name),
             store,
             self._lock,
-            Cutting(settings.batch_size, settings.max_wait_ms / 1000),
-            Terms(settings.checkpoint_every_seconds, settings.lease_seconds, settings.accept_gap),
+            settings,
             observe,
             drifted,
         )

@@ -170,8 +170,8 @@ class Pending:
 
     def add(self, entry: Entry) -> None:
         """Queue the next entry of the log."""
-        if entry.id == self.position.entry and entry.batch is not None:
-            entry = entry.after(self.position.taken or 0)
+        if entry.id == self.position.entry:
+            entry = _after(entry, self.position.taken or 0)
         self._queue.append(entry)
         self.examples += entry.examples
 
@@ -203,7 +203,7 @@ class Pending:
                 self._pass(entry)
             else:
                 self.examples -= n
-                self._queue[0] = entry.after(n)
+                self._queue[0] = _after(entry, n)
                 before = self.position.taken if self.position.entry == entry.id else 0
                 self.position = Position(entry.id, (before or 0) + n)
         cut = Cut(self.position, size - left, self.entries, dead, sources=sources)
@@ -214,3 +214,11 @@ class Pending:
         self.examples -= entry.examples
         self.position = Position(entry.id)
         self.entries += 1
+
+
+def _after(entry: Entry, taken: int) -> Entry:
+    """Return an entry without its first examples."""
+    if entry.batch is None:
+        return entry
+    rest = entry.batch.part(taken, entry.examples)
+    return entry._replace(batch=rest, examples=len(rest))

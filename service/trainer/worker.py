@@ -6,25 +6,24 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 LEARNING_NICENESS = 5
 
 
-class Worker(Protocol):
-    """Does one thing at a time, in the order of the calls."""
-
-    def start(self, work: Callable[[], T]) -> "Future[T]":
-        """Return a future of the result of ``work``."""
-
-    def end(self) -> None:
-        """Accept no more work; what was started is still done."""
+def promise() -> "Future[Any]":
+    """Return a future that the thread that waits for it cannot cancel."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
-class ThreadWorker(Worker):
-    """A daemon thread, so that a hung device or disk does not hold up the exit.
+class Worker:
+    """Does one thing at a time, in the order of the calls, in a daemon thread.
+
+    So a hung device or disk does not hold up the exit.
 
     Args:
         name: of the thread, which begins with the first work.
@@ -35,8 +34,8 @@ class ThreadWorker(Worker):
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def start(self, work: Callable[[], T]) -> "Future[T]":
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
+        """Return a future of the result of ``work``."""
+        future: Future[T] = promise()
 
         def run() -> None:
             try:
@@ -53,6 +52,7 @@ class ThreadWorker(Worker):
         return future
 
     def end(self) -> None:
+        """Accept no more work; what was started is still done."""
         self._queue.put(None)
 
     def _run(self) -> None:

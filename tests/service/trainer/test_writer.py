@@ -8,7 +8,7 @@ import pytest
 
 from service.trainer.replica import Replica
 from service.trainer.store import Info
-from service.trainer.worker import ThreadWorker
+from service.trainer.worker import Worker
 from service.trainer.writer import CheckpointWriter
 from tests.support.checkpoints import kept
 from tests.support.clock import StillClock
@@ -26,7 +26,7 @@ def clock() -> StillClock:
 @pytest.fixture
 def writer(tmp_path: Path, clock: StillClock) -> Iterator[CheckpointWriter]:
     """A writer of a checkpoint a minute."""
-    store, worker = kept(tmp_path)[0], ThreadWorker("checkpoint")
+    store, worker = kept(tmp_path)[0], Worker("checkpoint")
     writer = CheckpointWriter(store, worker, 60.0, clock, lambda: None)
     yield writer
     writer.close("the end")
