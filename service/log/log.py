@@ -106,16 +106,12 @@ class Log:
             for number, cut in enumerate(cuts, first)
         ]
         keys = [self.keys.epoch, self.keys.cuts, self.keys.dead, self.keys.log]
-        try:
-            await self._eval(
-                scripts.APPEND_CUTS, keys, epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows)
+        arguments = (epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows))
+        if theirs := await self._eval(scripts.APPEND_CUTS, keys, *arguments):
+            raise FencedError(
+                "another trainer has taken over this log "
+                f"(FENCED epoch {theirs.decode()}; mine is {epoch})"
             )
-        except LogUnavailable as error:
-            if "FENCED" in str(error):
-                raise FencedError(
-                    f"another trainer has taken over this log ({error}; mine is {epoch})"
-                ) from error
-            raise
 
     async def record_skipped(self, batches: Sequence[Sequence[str]]) -> None:
         """Record the ranges of skipped batches, each of them once.
@@ -124,11 +120,12 @@ class Log:
             batches: version, begin, end, number of examples and reason of each, in order.
         """
         keys = [self.keys.dead, self.keys.aside]
-        await self._eval(scripts.RECORD_SKIPPED, keys, DEAD_KEPT, orjson.dumps(batches))
+        await self._eval(scripts.RECORD_SKIPPED, keys, DEAD_KEPT, orjson.dumps(batches), "")
 
     async def forget_skipped(self, version: int) -> None:
         """Let `record_skipped` record batches after a version, whatever it recorded before."""
-        await self._eval(scripts.FORGET_SKIPPED, [self.keys.aside], version)
+        keys = [self.keys.dead, self.keys.aside]
+        await self._eval(scripts.RECORD_SKIPPED, keys, DEAD_KEPT, b"[]", version)
 
     async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
         """Return the next recorded cuts after cut ``number``, at most some hundreds.
@@ -184,7 +181,7 @@ class Log:
 
     async def release_lease(self, holder: str) -> None:
         """Give the lease up, if it is the caller's."""
-        await self._eval(scripts.RELEASE_LEASE, [self.keys.lease], holder)
+        await self._eval(scripts.TAKE_LEASE, [self.keys.lease], holder, 0, "")
 
     async def check_server(self) -> list[str]:
         """Return warnings about the durability of the server.

@@ -150,9 +150,10 @@ class Replica:
         await log.forget_skipped(self.state.version)
         if self._version != FOLD_VERSION:
             logger.info("from now on version %d of the fold learns", FOLD_VERSION)
-            await self._command(log, Upgrade(FOLD_VERSION))
+            await self._carry_out(log, self._command_cut(Upgrade(FOLD_VERSION)))
         if self.state.hyperparameters != self._hyperparameters:
-            await self._command(log, Change(asdict(self._hyperparameters)))
+            change = Change(asdict(self._hyperparameters))
+            await self._carry_out(log, self._command_cut(change))
         self.has_recovered = True
         return Pending(self.progress.position, self.progress.entries)
 
@@ -187,9 +188,8 @@ class Replica:
             waiting = await _count_after(log, position, extent.last, keep_lease)
         self.progress = replace(at, log=extent.uuid, epoch=self._epoch, cut=cut)
         self._recorded = cut
-        gap = Cut(position, entries=extent.added - waiting, command=Gap())
-        await self.record(log, [gap])
-        self.apply(gap, None)
+        entries = extent.added - waiting
+        await self._carry_out(log, Cut(position, entries=entries, command=Gap()))
 
     async def _replay(self, log: Log, keep_lease: KeepLease) -> None:
         pending = Pending(self.progress.position, self.progress.entries)
@@ -218,9 +218,8 @@ class Replica:
                     raise _damaged(log, f"cut {number} ends within another entry")
                 self.apply(cut, batch)
 
-    async def _command(self, log: Log, command: Command) -> None:
-        """Record a cut that carries nothing but a command, and apply it."""
-        cut = self._command_cut(command)
+    async def _carry_out(self, log: Log, cut: Cut) -> None:
+        """Record a cut that has no batch, and apply it."""
         await self.record(log, [cut])
         self.apply(cut, None)
 

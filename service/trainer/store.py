@@ -95,24 +95,21 @@ class CheckpointStore:
                 continue  # the trainer that this process stands by for has removed it
             except DamagedError as error:
                 self._warn(f"checkpoint {path.name} is damaged and passed over: {error}")
-                continue
             except NewerError as error:
                 if newest is None:
                     raise UnreadableError(
                         f"checkpoint {path.name} cannot be read: {error}"
                     ) from error
-                continue
             except OSError as error:
                 if path not in self._unread:
                     self._warn(f"checkpoint {path.name} cannot be read and is passed over: {error}")
                 unread[path] = error
-                continue
-            self._infos[path] = Info(
-                path, copy.version, copy.progress, len(raw), metadata["sha256"]
-            )
-            if newest is None:
-                newest = copy
-                self._compare(metadata["numerics"], path)
+            else:
+                sha256 = metadata["sha256"]
+                self._infos[path] = Info(path, copy.version, copy.progress, len(raw), sha256)
+                if newest is None:
+                    newest = copy
+                    self._compare(metadata["numerics"], path)
         self._unread = set(unread)
         if unread and newest is None:
             self._seen = []  # so that they count as news

@@ -191,21 +191,18 @@ class Trainer:
             self._replica.resign()
             await self._attempt(self._lease.release(), "the lease was not given back")
             await self._log.close()
-            self._finish()
+            if self._condition == Condition.HALTED:
+                self._become(Condition.HALTED, self._reason)
+            else:
+                self._become(Condition.STOPPED, "the service is shutting down")
+            reason = f"the trainer is {self._condition}: {self._reason}"
+            self._waiters.give_up(reason)
+            self._writer.close(reason)
+            self.caught_up.set()
 
     def _run(self) -> None:
         give_way()
         uvloop.run(self.run())
-
-    def _finish(self) -> None:
-        if self._condition == Condition.HALTED:
-            self._become(Condition.HALTED, self._reason)
-        else:
-            self._become(Condition.STOPPED, "the service is shutting down")
-        reason = f"the trainer is {self._condition}: {self._reason}"
-        self._waiters.give_up(reason)
-        self._writer.close(reason)
-        self.caught_up.set()
 
     async def _take_part(self) -> None:
         """Learn while the lease is held; otherwise stand by for a moment."""
@@ -402,8 +399,10 @@ class Trainer:
         if (due_in := self._statistics_due_in(pipeline)) <= 0:
             await self._watch(pipeline)
             due_in = STATISTICS_SECONDS
-        elif pipeline.is_idle and (self._waiters or self.status.progress is not replica.progress):
-            self._publish()
+        elif pipeline.is_idle:
+            if self.status.progress is not replica.progress:
+                self._publish()
+            self._waiters.answer(replica.progress.position)
         return due_in
 
     def _note_stall(self, pipeline: Pipeline) -> None:

@@ -26,12 +26,12 @@ class Worker:
     So a hung device or disk does not hold up the exit.
 
     Args:
-        name: of the thread, which begins with the first work.
+        name: of the thread.
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._is_running = name, False
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def start(self, work: Callable[[], T]) -> "Future[T]":
         """Return a future of the result of ``work``."""
@@ -45,9 +45,6 @@ class Worker:
             else:
                 future.set_result(result)
 
-        if not self._is_running:
-            self._is_running = True
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
         self._queue.put(run)
         return future
 

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 from service.fold.state import State
 from service.log.errors import Stopped
@@ -40,20 +41,15 @@ class CheckpointWriter:
     ) -> None:
         self.checkpoints, self._worker = checkpoints, worker
         self._every, self._clock, self._written = every_seconds, clock, written
-        self._ok = self._failed = 0
+        self.summary = Checkpointing(0, 0, None)
+        """The checkpoints so far."""
         self._begun_at: float | None = None
         """When the last attempt began, or learning did."""
-        self._newest_at: float | None = None
         self._next: Future[Info] = promise()
         """The next checkpoint, for all that request it."""
         self._is_requested = False
         self._lock = threading.Lock()
         self._writing: asyncio.Future[Info] | None = None
-
-    @property
-    def summary(self) -> Checkpointing:
-        """The checkpoints so far."""
-        return Checkpointing(self._ok, self._failed, self._newest_at)
 
     @property
     def age(self) -> float | None:
@@ -62,7 +58,8 @@ class CheckpointWriter:
 
     def restart(self) -> None:
         """Count the time to the next checkpoint from now: one was loaded, or learning begins."""
-        self._begun_at = self._newest_at = self._clock.monotonic()
+        self._begun_at = self._clock.monotonic()
+        self.summary = replace(self.summary, newest_at=self._begun_at)
 
     def request(self) -> "Future[Info]":
         """Return a future of a checkpoint of the state as it is now or soon.
@@ -124,11 +121,11 @@ class CheckpointWriter:
 
         def answer(done: "asyncio.Future[Info]") -> None:
             if error := done.exception():
-                self._failed += 1
+                self.summary = replace(self.summary, failed=self.summary.failed + 1)
                 logger.error("the checkpoint could not be written: %s", error)
             else:
-                self._ok += 1
-                self._newest_at = begun_at
+                ok = self.summary.ok + 1
+                self.summary = replace(self.summary, ok=ok, newest_at=begun_at)
             self._written()
             if error:
                 requested.set_exception(error)
