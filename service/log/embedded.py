@@ -138,8 +138,7 @@ class EmbeddedServer:
         while (lock := self._try_lock()) is None:
             if time.monotonic() > deadline:
                 logger.error("the embedded server does not end and is killed")
-                if self._process is not None:
-                    self._process.kill()
+                self.abandon()
                 break
             await asyncio.sleep(POLL_SECONDS)
         else:

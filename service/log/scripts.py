@@ -34,9 +34,9 @@ for _, text in ipairs(cjson.decode(ARGV[4])) do
 end
 return false
 """
-"""KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its number,
-fields and dead letters. Nothing is written, and the present epoch is returned, unless it is still
-the caller's."""
+"""KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its
+number, fields and dead letters. Nothing is written, and the present epoch is returned, unless it is
+still the caller's."""
 
 RECORD_SKIPPED = """#!lua flags=allow-oom
 local recorded = tonumber(redis.call('GET', KEYS[2]) or '0')
@@ -97,9 +97,9 @@ while count < tonumber(ARGV[3]) do
 end
 return {count, after}
 """
-"""KEYS: log. ARGV: an id, the last id, the most. It returns the number of entries after the first up
-to the last, and the id of the last of them. It reads a few at a time: all that XRANGE returns is in
-memory."""
+"""KEYS: log. ARGV: an id, the last id, the most. It returns the number of entries after the first
+up to the last, and the id of the last of them. It reads a few at a time: all that XRANGE returns is
+in memory."""
 
 TAKE_LEASE = """#!lua flags=allow-oom
 local held, mine = redis.call('GET', KEYS[1]), false

@@ -13,9 +13,9 @@ from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
 from service.log.cuts import Begin, Change, Command, Cut, Gap, Pending, Upgrade
-from service.log.entries import Entry, RawEntry, read_entry
+from service.log.entries import Entry, read_entry
 from service.log.errors import BlankError, GapError, LogError
-from service.log.extent import Extent, check_reach
+from service.log.extent import check_reach
 from service.log.log import COUNTED_AT_ONCE, Log
 from service.log.position import TOP, EntryId, Position, Progress
 from service.process import Clock
@@ -133,8 +133,11 @@ class Replica:
             check_reach(extent, self.progress)
             if is_blank and (await log.cut_range())[0] > 1:
                 raise GapError("the first of the recorded cuts are gone")
-            if accept_gap and not self.has_recovered:
-                await self._check_whole(log, extent, keep_lease)
+            if accept_gap and not self.has_recovered:  # others notice when they have read them
+                position = self.progress.position
+                waiting = await _count_after(log, position, extent.last, keep_lease)
+                if missing := extent.added - self.progress.entries - waiting:
+                    raise GapError(f"{missing} entries after {position} were deleted")
         except GapError as gap:
             _, cut = await log.cut_range() if is_blank else (0, 0)
             error = BlankError(cut) if cut else gap
@@ -156,19 +159,6 @@ class Replica:
             await self._carry_out(log, self._command_cut(change))
         self.has_recovered = True
         return Pending(self.progress.position, self.progress.entries)
-
-    async def _check_whole(self, log: Log, extent: Extent, keep_lease: KeepLease) -> None:
-        """Make sure that no entry after the position was deleted from among others; counts them.
-
-        A trainer that may accept no gap finds that out when it has read them.
-
-        Raises:
-            GapError: some are gone.
-        """
-        position = self.progress.position
-        waiting = await _count_after(log, position, extent.last, keep_lease)
-        if missing := extent.added - self.progress.entries - waiting:
-            raise GapError(f"{missing} entries after {position} were deleted")
 
     async def _accept_gap(self, log: Log, keep_lease: KeepLease) -> None:
         """Move to the first entry that the log still has and that is not learned; record that."""
@@ -233,7 +223,6 @@ class Replica:
             GapError: an entry that is learned in part is gone.
         """
         spec = self.state.spec
-        found: list[RawEntry] = []
         if not pending and pending.position.taken is not None:
             one = await log.read_one(pending.position.entry)
             if one is None:

@@ -114,7 +114,7 @@ class Trainer:
         self._publishing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="funnel-trainer", daemon=True)
         self.snapshot = Snapshot.of(state)
-        self.status = self._read_status()
+        self._update_status()
 
     def start(self) -> None:
         """Load the newest checkpoint and start the thread.
@@ -214,12 +214,10 @@ class Trainer:
             await self._stand_by()
             await self._sleep(STANDBY_SECONDS)
 
-    def _load(self) -> bool:
-        """Load the newest checkpoint; return whether there is one."""
-        is_loaded = self._replica.load(self._writer.checkpoints)
-        if is_loaded:
+    def _load(self) -> None:
+        """Load the newest checkpoint, if there is one."""
+        if self._replica.load(self._writer.checkpoints):
             self._writer.restart()
-        return is_loaded
 
     def _poke(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -234,11 +232,6 @@ class Trainer:
         if self._waiters or age >= PUBLISH_SECONDS:
             self._publish()
 
-    def _on_checkpoint(self) -> None:
-        with self._publishing:
-            self.status = replace(self.status, checkpoints=self._writer.summary)
-        self._wake.set()
-
     def _publish(self) -> None:
         """Publish a snapshot of the state and the status, then answer the waiters of its entries.
 
@@ -247,34 +240,37 @@ class Trainer:
         self._published_at = self._clock.monotonic()
         if self.snapshot.version != self._replica.state.version:
             self.snapshot = Snapshot.of(self._replica.state)
-        with self._publishing:
-            self.status = self._read_status()
-        if self._waiters:
-            self._waiters.answer(self._replica.progress.position)
+        self._update_status()
+        self._waiters.answer(self._replica.progress.position)
 
-    def _read_status(self) -> Status:
+    def _update_status(self) -> None:
         replica, state = self._replica, self._replica.state
         drift = state.drift
-        return Status(
-            condition=self._condition,
-            reason=self._reason,
-            role=Role.LEARNER if replica.has_recovered else Role.STANDBY,
-            version=state.version,
-            examples=state.examples,
-            progress=replica.progress,
-            hyperparameters=state.hyperparameters,
-            optimizer=state.served.shown_hyperparameters(),
-            snapshot_at=self._published_at,
-            checkpoints=self._writer.summary,
-            drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
-            statistics=self._statistics,
-            mean_entry=replica.mean_entry,
-        )
+        with self._publishing:
+            self.status = Status(
+                condition=self._condition,
+                reason=self._reason,
+                role=Role.LEARNER if replica.has_recovered else Role.STANDBY,
+                version=state.version,
+                examples=state.examples,
+                progress=replica.progress,
+                hyperparameters=state.hyperparameters,
+                optimizer=state.served.shown_hyperparameters(),
+                snapshot_at=self._published_at,
+                checkpoints=self._writer.summary,
+                drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
+                statistics=self._statistics,
+                mean_entry=replica.mean_entry,
+            )
+
+    def _on_checkpoint(self) -> None:
+        with self._publishing:
+            self.status = replace(self.status, checkpoints=self._writer.summary)
+        self._wake.set()
 
     def _become(self, condition: Condition, reason: str = "") -> None:
         self._condition, self._reason = condition, reason
-        with self._publishing:
-            self.status = self._read_status()
+        self._update_status()
 
     def _halt(self, error: BaseException) -> None:
         self._become(Condition.HALTED, str(error) or repr(error))
@@ -323,7 +319,8 @@ class Trainer:
         self._writer.give_up(ANOTHER_LEARNS)
         self._waiters.give_up(ANOTHER_LEARNS)
         try:
-            if self._writer.checkpoints.has_news and self._load():
+            if self._writer.checkpoints.has_news:
+                self._load()
                 self._become(Condition.STANDBY, ANOTHER_LEARNS)
                 self._show(await self._log.extent())
         except UnreadableError as error:
@@ -402,7 +399,8 @@ class Trainer:
         elif pipeline.is_idle:
             if self.status.progress is not replica.progress:
                 self._publish()
-            self._waiters.answer(replica.progress.position)
+            else:
+                self._waiters.answer(replica.progress.position)
         return due_in
 
     def _note_stall(self, pipeline: Pipeline) -> None:
