@@ -14,15 +14,14 @@ from service.fold.snapshot import Evaluator
 from service.fold.state import State
 from service.log.intake import Intake
 from service.log.lease import Lock
-from service.log.log import RedisLog
+from service.log.log import Log
 from service.log.server import connect
 from service.monitoring.status import Condition, Status
 from service.predictor import Predictor
 from service.settings import Settings
 from service.trainer.checkpoint import numerics
-from service.trainer.pipeline import Cutting
 from service.trainer.store import CheckpointStore
-from service.trainer.trainer import Terms, Trainer
+from service.trainer.trainer import Trainer
 
 logger = logging.getLogger("funnel")
 
@@ -63,11 +62,10 @@ class Model:
         self._lock = Lock(store.directory / "lock")
         self.trainer = Trainer(
             state,
-            RedisLog(connect(url), name),
+            Log(connect(url), name),
             store,
             self._lock,
-            Cutting(settings.batch_size, settings.max_wait_ms / 1000),
-            Terms(settings.checkpoint_every_seconds, settings.lease_seconds, settings.accept_gap),
+            settings,
             observe,
             drifted,
         )
@@ -87,7 +85,7 @@ class Model:
 
     def backlog(self) -> int:
         """Estimate the examples in the log that are not learned yet."""
-        return self.status.backlog(self.intake.added, self.intake.mean_entry)
+        return self.status.backlog(self.intake.added)
 
     async def stop(self) -> bool:
         """Finish the batch at hand and write a checkpoint; return whether this was the learner."""

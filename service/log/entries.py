@@ -24,17 +24,9 @@ class Entry(NamedTuple):
     id: EntryId
     batch: Batch | None
     source: str
+    examples: int
+    """Number of examples."""
     reason: str = ""
-
-    @property
-    def examples(self) -> int:
-        """Number of examples."""
-        return 0 if self.batch is None else len(self.batch)
-
-    def after(self, taken: int) -> "Entry":
-        """Return the entry without its first examples."""
-        batch = None if self.batch is None else self.batch.part(taken, len(self.batch))
-        return self._replace(batch=batch)
 
 
 def read_entry(entry: EntryId, fields: Fields, width: int, classes: int) -> Entry:
@@ -52,5 +44,5 @@ def read_entry(entry: EntryId, fields: Fields, width: int, classes: int) -> Entr
         check(batch, width, classes)
     except InvalidBatchError as error:
         where = "" if error.index is None else f" (example {error.index})"
-        return Entry(entry, None, source, f"{error}{where}"[:500])
-    return Entry(entry, batch, source)
+        return Entry(entry, None, source, 0, f"{error}{where}"[:500])
+    return Entry(entry, batch, source, len(batch))

@@ -1,34 +1,23 @@
-"""One model's log as its trainer sees it, and the same on Redis Streams.
+"""One model's log as its trainer sees it, on Redis Streams.
 
 `service.log.keys` lists the streams.
 """
 
 import uuid
 from collections.abc import Awaitable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from service.log import scripts
 from service.log.cuts import Cut
 from service.log.entries import RawEntry
 from service.log.errors import FencedError, LogUnavailable
 from service.log.extent import Extent
 from service.log.keys import Field, Keys
 from service.log.position import EntryId, Position
-from service.log.scripts import (
-    APPEND_CUTS,
-    COUNT,
-    DESCRIBE,
-    FORGET_SKIPPED,
-    NAME,
-    READ,
-    RECORD_SKIPPED,
-    RELEASE_LEASE,
-    TAKE_EPOCH,
-    TAKE_LEASE,
-)
 from service.log.server import check_server
 
 DEAD_KEPT = 10_000
@@ -40,26 +29,31 @@ COUNTED_AT_ONCE = 1_024
 """Entries that one `Log.count_after` counts; the server answers nobody else meanwhile."""
 
 
-class Log(Protocol):
+class Log:
     """One model's log, as its trainer sees it.
 
     Every method raises `LogUnavailable` if the log cannot be reached or does not confirm.
+
+    Args:
+        redis: a client from `service.log.server.connect`, which `close` closes.
+        model: the model's name.
     """
 
-    keys: Keys
-
-    async def name(self) -> str:
-        """Return the log's uuid, giving it one if it has none."""
+    def __init__(self, redis: Redis, model: str) -> None:
+        self.redis, self.keys = redis, Keys(model)
 
     async def extent(self) -> Extent:
-        """Return how far the log reaches.
+        """Return how far the log reaches; give it a uuid if it has none.
 
         Raises:
             GapError: its key holds something else.
         """
+        keys = [self.keys.log, self.keys.uuid]
+        return Extent.of(await self._eval(scripts.DESCRIBE, keys, uuid.uuid4().hex), keys[0])
 
     async def take_epoch(self, at_least: int) -> int:
         """Return a new epoch above ``at_least``; every trainer of an earlier one is fenced off."""
+        return int(await self._eval(scripts.TAKE_EPOCH, [self.keys.epoch], at_least))
 
     async def read(
         self, after: EntryId, count: int, size: int, block_ms: int | None
@@ -72,15 +66,34 @@ class Log(Protocol):
             size: most bytes; the last entry may exceed them.
             block_ms: longest wait for the first entry, in milliseconds; None does not wait.
         """
+        first = []
+        if block_ms is not None:
+            wait = self.redis.xread({self.keys.log: str(after)}, count=1, block=block_ms)
+            if not (streams := await _reply(wait)):
+                return []
+            first = _entries(streams[0][1])
+            after, count = first[0][0], count - 1
+            size -= sum(map(len, first[0][1].values()))
+        found = await self._eval(scripts.READ, [self.keys.log], str(after), count, size)
+        return first + [
+            (EntryId.parse(i), dict(zip(fields[::2], fields[1::2], strict=True)))
+            for i, fields in found
+        ]
 
     async def read_one(self, entry: EntryId) -> RawEntry | None:
         """Return one entry, or None if it is gone."""
+        found = await _reply(self.redis.xrange(self.keys.log, str(entry), str(entry)))
+        return _entries(found)[0] if found else None
 
     async def count_after(self, after: EntryId, last: EntryId) -> tuple[int, EntryId]:
         """Count entries after an id up to another; return the id of the last one counted, too.
 
         It counts at most COUNTED_AT_ONCE: if that is the count, call again from the returned id.
         """
+        count, newest = await self._eval(
+            scripts.COUNT, [self.keys.log], str(after), str(last), COUNTED_AT_ONCE
+        )
+        return int(count), EntryId.parse(newest)
 
     async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
         """Record cuts ``first``, ``first`` + 1, … in order, all or none.
@@ -88,6 +101,17 @@ class Log(Protocol):
         Raises:
             FencedError: another trainer has taken a later epoch.
         """
+        rows = [
+            [f"{number}-0", cut.to_json(), [(str(e), why) for e, why in cut.dead.items()]]
+            for number, cut in enumerate(cuts, first)
+        ]
+        keys = [self.keys.epoch, self.keys.cuts, self.keys.dead, self.keys.log]
+        arguments = (epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows))
+        if theirs := await self._eval(scripts.APPEND_CUTS, keys, *arguments):
+            raise FencedError(
+                "another trainer has taken over this log "
+                f"(FENCED epoch {theirs.decode()}; mine is {epoch})"
+            )
 
     async def record_skipped(self, batches: Sequence[Sequence[str]]) -> None:
         """Record the ranges of skipped batches, each of them once.
@@ -95,9 +119,13 @@ class Log(Protocol):
         Args:
             batches: version, begin, end, number of examples and reason of each, in order.
         """
+        keys = [self.keys.dead, self.keys.aside]
+        await self._eval(scripts.RECORD_SKIPPED, keys, DEAD_KEPT, orjson.dumps(batches), "")
 
     async def forget_skipped(self, version: int) -> None:
         """Let `record_skipped` record batches after a version, whatever it recorded before."""
+        keys = [self.keys.dead, self.keys.aside]
+        await self._eval(scripts.RECORD_SKIPPED, keys, DEAD_KEPT, b"[]", version)
 
     async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
         """Return the next recorded cuts after cut ``number``, at most some hundreds.
@@ -105,18 +133,34 @@ class Log(Protocol):
         Raises:
             LogError: this version does not know the command of one of them.
         """
+        after = f"({number}-0"
+        found = await _reply(self.redis.xrange(self.keys.cuts, after, "+", count=CUTS_A_READ))
+        return [
+            (i.milliseconds, Cut.from_json(i.milliseconds, fields[Field.CUT.encode()]))
+            for i, fields in _entries(found)
+        ]
 
-    async def first_cut(self) -> int:
-        """Return the number of the oldest cut that is still recorded, 0 if there is none."""
-
-    async def last_cut(self) -> int:
-        """Return the number of the newest recorded cut, 0 if there is none."""
+    async def cut_range(self) -> tuple[int, int]:
+        """Return the numbers of the oldest and the newest recorded cut, zeros if there is none."""
+        oldest = await _reply(self.redis.xrange(self.keys.cuts, count=1))
+        newest = await _reply(self.redis.xrevrange(self.keys.cuts, count=1))
+        first, last = [i.milliseconds for i, _ in _entries(oldest + newest)] or [0, 0]
+        return first, last
 
     async def trim(self, position: Position, cut: int) -> None:
         """Remove entries before a position and cuts before a cut; both themselves stay."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.xtrim(self.keys.log, minid=str(position.entry), approximate=False)
+            pipe.xtrim(self.keys.cuts, minid=f"{cut}-0", approximate=False)
+            await _reply(pipe.execute())
 
     async def archive(self) -> None:
         """Rename the present streams, and begin new ones."""
+        mark = uuid.uuid4().hex[:8]
+        for key in (self.keys.log, self.keys.cuts):
+            if await _reply(self.redis.exists(key)):
+                await _reply(self.redis.rename(key, f"{key}:retired:{mark}"))
+        await _reply(self.redis.delete(self.keys.uuid, self.keys.aside))
 
     async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
         """Take or renew the lease (see `service.log.lease`).
@@ -131,9 +175,13 @@ class Log(Protocol):
             0 if another process holds the lease, 1 if the caller holds it from now on, 2 if it
             held it before.
         """
+        return int(
+            await self._eval(scripts.TAKE_LEASE, [self.keys.lease], holder, milliseconds, lock)
+        )
 
     async def release_lease(self, holder: str) -> None:
         """Give the lease up, if it is the caller's."""
+        await self._eval(scripts.TAKE_LEASE, [self.keys.lease], holder, 0, "")
 
     async def check_server(self) -> list[str]:
         """Return warnings about the durability of the server.
@@ -141,122 +189,11 @@ class Log(Protocol):
         Raises:
             LogError: it is too old, or evicts streams when its memory is full.
         """
-
-    async def close(self) -> None:
-        """Close the connection."""
-
-
-class RedisLog(Log):
-    """A log on Redis Streams.
-
-    Args:
-        redis: a client from `service.log.server.connect`, which `close` closes.
-        model: the model's name.
-    """
-
-    def __init__(self, redis: Redis, model: str) -> None:
-        self.redis, self.keys = redis, Keys(model)
-
-    async def name(self) -> str:
-        name: bytes = await self._eval(NAME, [self.keys.uuid], uuid.uuid4().hex)
-        return name.decode()
-
-    async def extent(self) -> Extent:
-        keys = self.keys
-        return Extent.of(await self._eval(DESCRIBE, [keys.log, keys.uuid]), keys.log)
-
-    async def take_epoch(self, at_least: int) -> int:
-        return int(await self._eval(TAKE_EPOCH, [self.keys.epoch], at_least))
-
-    async def read(
-        self, after: EntryId, count: int, size: int, block_ms: int | None
-    ) -> list[RawEntry]:
-        first = []
-        if block_ms is not None:
-            wait = self.redis.xread({self.keys.log: str(after)}, count=1, block=block_ms)
-            if not (streams := await _reply(wait)):
-                return []
-            first = _entries(streams[0][1])
-            after, count = first[0][0], count - 1
-            size -= sum(map(len, first[0][1].values()))
-        found = await self._eval(READ, [self.keys.log], str(after), count, size)
-        return first + [
-            (EntryId.parse(i), dict(zip(fields[::2], fields[1::2], strict=True)))
-            for i, fields in found
-        ]
-
-    async def read_one(self, entry: EntryId) -> RawEntry | None:
-        found = await _reply(self.redis.xrange(self.keys.log, str(entry), str(entry)))
-        return _entries(found)[0] if found else None
-
-    async def count_after(self, after: EntryId, last: EntryId) -> tuple[int, EntryId]:
-        count, newest = await self._eval(
-            COUNT, [self.keys.log], str(after), str(last), COUNTED_AT_ONCE
-        )
-        return int(count), EntryId.parse(newest)
-
-    async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
-        rows = [
-            [f"{number}-0", cut.to_json(), [[str(d.entry), d.reason] for d in cut.dead]]
-            for number, cut in enumerate(cuts, first)
-        ]
-        keys = [self.keys.epoch, self.keys.cuts, self.keys.dead, self.keys.log]
-        try:
-            await self._eval(APPEND_CUTS, keys, epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows))
-        except LogUnavailable as error:
-            if "FENCED" in str(error):
-                raise FencedError(
-                    f"another trainer has taken over this log ({error}; mine is {epoch})"
-                ) from error
-            raise
-
-    async def record_skipped(self, batches: Sequence[Sequence[str]]) -> None:
-        keys = [self.keys.dead, self.keys.aside]
-        await self._eval(RECORD_SKIPPED, keys, DEAD_KEPT, orjson.dumps(batches))
-
-    async def forget_skipped(self, version: int) -> None:
-        await self._eval(FORGET_SKIPPED, [self.keys.aside], version)
-
-    async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
-        after = f"({number}-0"
-        found = await _reply(self.redis.xrange(self.keys.cuts, after, "+", count=CUTS_A_READ))
-        return [
-            (i.milliseconds, Cut.from_json(i.milliseconds, fields[Field.CUT.encode()]))
-            for i, fields in _entries(found)
-        ]
-
-    async def first_cut(self) -> int:
-        found = _entries(await _reply(self.redis.xrange(self.keys.cuts, count=1)))
-        return found[0][0].milliseconds if found else 0
-
-    async def last_cut(self) -> int:
-        found = _entries(await _reply(self.redis.xrevrange(self.keys.cuts, count=1)))
-        return found[0][0].milliseconds if found else 0
-
-    async def trim(self, position: Position, cut: int) -> None:
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.xtrim(self.keys.log, minid=str(position.entry), approximate=False)
-            pipe.xtrim(self.keys.cuts, minid=f"{cut}-0", approximate=False)
-            await _reply(pipe.execute())
-
-    async def archive(self) -> None:
-        mark = uuid.uuid4().hex[:8]
-        for key in (self.keys.log, self.keys.cuts):
-            if await _reply(self.redis.exists(key)):
-                await _reply(self.redis.rename(key, f"{key}:retired:{mark}"))
-        await _reply(self.redis.delete(self.keys.uuid, self.keys.aside))
-
-    async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
-        return int(await self._eval(TAKE_LEASE, [self.keys.lease], holder, milliseconds, lock))
-
-    async def release_lease(self, holder: str) -> None:
-        await self._eval(RELEASE_LEASE, [self.keys.lease], holder)
-
-    async def check_server(self) -> list[str]:
         warnings: list[str] = await _reply(check_server(self.redis))
         return warnings
 
     async def close(self) -> None:
+        """Close the connection."""
         await self.redis.aclose()
 
     async def _eval(self, script: str, keys: list[str], *arguments: str | int | bytes) -> Any:

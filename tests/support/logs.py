@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from service.log.entries import Fields
-from service.log.log import Log, RedisLog
+from service.log.log import Log
 from service.log.position import EntryId
 from service.log.server import connect
 from tests.support.memory_log import MemoryLog, MemoryServer
@@ -36,7 +36,7 @@ class Store(Protocol):
 
 
 class RedisStore(Store):
-    def __init__(self, log: RedisLog) -> None:
+    def __init__(self, log: Log) -> None:
         self.log, self._redis, self._keys = log, log.redis, log.keys
 
     async def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
@@ -83,9 +83,9 @@ class MemoryStore(Store):
 
 
 @asynccontextmanager
-async def redis_log(url: str, model: str) -> AsyncIterator[RedisLog]:
+async def redis_log(url: str, model: str) -> AsyncIterator[Log]:
     """Connect to a log on a real server for a while."""
-    log = RedisLog(connect(url), model)
+    log = Log(connect(url), model)
     try:
         yield log
     finally:

@@ -103,7 +103,7 @@ def _check_backlog(model: Model) -> None:
 async def _append(model: Model, examples: Examples, key: str | None) -> EntryId:
     """Return the entry that holds the examples."""
     try:
-        return await model.intake.append(examples.payload, examples.count, key)
+        return await model.intake.append(examples.payload, key)
     except LogUnavailable as error:
         message = f"{error}. It may hold the examples; with an Idempotency-Key a retry is safe"
         raise unavailable("log_unavailable", message) from error
