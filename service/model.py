@@ -14,7 +14,7 @@ from service.fold.snapshot import Evaluator
 from service.fold.state import State
 from service.log.intake import Intake
 from service.log.lease import Lock
-from service.log.log import Log
+from service.log.log import RedisLog
 from service.log.server import connect
 from service.monitoring.status import Condition, Status
 from service.predictor import Predictor
@@ -62,7 +62,7 @@ class Model:
         self._lock = Lock(store.directory / "lock")
         self.trainer = Trainer(
             state,
-            Log(connect(url), name),
+            RedisLog(connect(url), name),
             store,
             self._lock,
             settings,

@@ -5,7 +5,7 @@
 
 import uuid
 from collections.abc import Awaitable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from redis.asyncio import Redis
@@ -29,18 +29,13 @@ COUNTED_AT_ONCE = 1_024
 """Entries that one `Log.count_after` counts; the server answers nobody else meanwhile."""
 
 
-class Log:
+class Log(Protocol):
     """One model's log, as its trainer sees it.
 
     Every method raises `LogUnavailable` if the log cannot be reached or does not confirm.
-
-    Args:
-        redis: a client from `service.log.server.connect`, which `close` closes.
-        model: the model's name.
     """
 
-    def __init__(self, redis: Redis, model: str) -> None:
-        self.redis, self.keys = redis, Keys(model)
+    keys: Keys
 
     async def extent(self) -> Extent:
         """Return how far the log reaches; give it a uuid if it has none.
@@ -48,12 +43,9 @@ class Log:
         Raises:
             GapError: its key holds something else.
         """
-        keys = [self.keys.log, self.keys.uuid]
-        return Extent.of(await self._eval(scripts.DESCRIBE, keys, uuid.uuid4().hex), keys[0])
 
     async def take_epoch(self, at_least: int) -> int:
         """Return a new epoch above ``at_least``; every trainer of an earlier one is fenced off."""
-        return int(await self._eval(scripts.TAKE_EPOCH, [self.keys.epoch], at_least))
 
     async def read(
         self, after: EntryId, count: int, size: int, block_ms: int | None
@@ -66,6 +58,98 @@ class Log:
             size: most bytes; the last entry may exceed them.
             block_ms: longest wait for the first entry, in milliseconds; None does not wait.
         """
+
+    async def read_one(self, entry: EntryId) -> RawEntry | None:
+        """Return one entry, or None if it is gone."""
+
+    async def count_after(self, after: EntryId, last: EntryId) -> tuple[int, EntryId]:
+        """Count entries after an id up to another; return the id of the last one counted, too.
+
+        It counts at most COUNTED_AT_ONCE: if that is the count, call again from the returned id.
+        """
+
+    async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
+        """Record cuts ``first``, ``first`` + 1, … in order, all or none.
+
+        Raises:
+            FencedError: another trainer has taken a later epoch.
+        """
+
+    async def record_skipped(self, batches: Sequence[Sequence[str]]) -> None:
+        """Record the ranges of skipped batches, each of them once.
+
+        Args:
+            batches: version, begin, end, number of examples and reason of each, in order.
+        """
+
+    async def forget_skipped(self, version: int) -> None:
+        """Let `record_skipped` record batches after a version, whatever it recorded before."""
+
+    async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
+        """Return the next recorded cuts after cut ``number``, at most some hundreds.
+
+        Raises:
+            LogError: this version does not know the command of one of them.
+        """
+
+    async def cut_range(self) -> tuple[int, int]:
+        """Return the numbers of the oldest and the newest recorded cut, zeros if there is none."""
+
+    async def trim(self, position: Position, cut: int) -> None:
+        """Remove entries before a position and cuts before a cut; both themselves stay."""
+
+    async def archive(self) -> None:
+        """Rename the present streams, and begin new ones."""
+
+    async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
+        """Take or renew the lease (see `service.log.lease`).
+
+        Args:
+            holder: unique name of the caller.
+            milliseconds: how long the lease lasts from now on.
+            lock: name of the lock that the caller holds, or empty: a lease taken with the same
+                lock is inherited.
+
+        Returns:
+            0 if another process holds the lease, 1 if the caller holds it from now on, 2 if it
+            held it before.
+        """
+
+    async def release_lease(self, holder: str) -> None:
+        """Give the lease up, if it is the caller's."""
+
+    async def check_server(self) -> list[str]:
+        """Return warnings about the durability of the server.
+
+        Raises:
+            LogError: it is too old, or evicts streams when its memory is full.
+        """
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class RedisLog(Log):
+    """A log on Redis Streams.
+
+    Args:
+        redis: a client from `service.log.server.connect`, which `close` closes.
+        model: the model's name.
+    """
+
+    def __init__(self, redis: Redis, model: str) -> None:
+        self.redis, self.keys = redis, Keys(model)
+
+    async def extent(self) -> Extent:
+        keys = [self.keys.log, self.keys.uuid]
+        return Extent.of(await self._eval(scripts.DESCRIBE, keys, uuid.uuid4().hex), keys[0])
+
+    async def take_epoch(self, at_least: int) -> int:
+        return int(await self._eval(scripts.TAKE_EPOCH, [self.keys.epoch], at_least))
+
+    async def read(
+        self, after: EntryId, count: int, size: int, block_ms: int | None
+    ) -> list[RawEntry]:
         first = []
         if block_ms is not None:
             wait = self.redis.xread({self.keys.log: str(after)}, count=1, block=block_ms)
@@ -81,26 +165,16 @@ class Log:
         ]
 
     async def read_one(self, entry: EntryId) -> RawEntry | None:
-        """Return one entry, or None if it is gone."""
         found = await _reply(self.redis.xrange(self.keys.log, str(entry), str(entry)))
         return _entries(found)[0] if found else None
 
     async def count_after(self, after: EntryId, last: EntryId) -> tuple[int, EntryId]:
-        """Count entries after an id up to another; return the id of the last one counted, too.
-
-        It counts at most COUNTED_AT_ONCE: if that is the count, call again from the returned id.
-        """
         count, newest = await self._eval(
             scripts.COUNT, [self.keys.log], str(after), str(last), COUNTED_AT_ONCE
         )
         return int(count), EntryId.parse(newest)
 
     async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
-        """Record cuts ``first``, ``first`` + 1, … in order, all or none.
-
-        Raises:
-            FencedError: another trainer has taken a later epoch.
-        """
         rows = [
             [f"{number}-0", cut.to_json(), [(str(e), why) for e, why in cut.dead.items()]]
             for number, cut in enumerate(cuts, first)
@@ -114,25 +188,14 @@ class Log:
             )
 
     async def record_skipped(self, batches: Sequence[Sequence[str]]) -> None:
-        """Record the ranges of skipped batches, each of them once.
-
-        Args:
-            batches: version, begin, end, number of examples and reason of each, in order.
-        """
         keys = [self.keys.dead, self.keys.aside]
         await self._eval(scripts.RECORD_SKIPPED, keys, DEAD_KEPT, orjson.dumps(batches), "")
 
     async def forget_skipped(self, version: int) -> None:
-        """Let `record_skipped` record batches after a version, whatever it recorded before."""
         keys = [self.keys.dead, self.keys.aside]
         await self._eval(scripts.RECORD_SKIPPED, keys, DEAD_KEPT, b"[]", version)
 
     async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
-        """Return the next recorded cuts after cut ``number``, at most some hundreds.
-
-        Raises:
-            LogError: this version does not know the command of one of them.
-        """
         after = f"({number}-0"
         found = await _reply(self.redis.xrange(self.keys.cuts, after, "+", count=CUTS_A_READ))
         return [
@@ -141,21 +204,18 @@ class Log:
         ]
 
     async def cut_range(self) -> tuple[int, int]:
-        """Return the numbers of the oldest and the newest recorded cut, zeros if there is none."""
         oldest = await _reply(self.redis.xrange(self.keys.cuts, count=1))
         newest = await _reply(self.redis.xrevrange(self.keys.cuts, count=1))
         first, last = [i.milliseconds for i, _ in _entries(oldest + newest)] or [0, 0]
         return first, last
 
     async def trim(self, position: Position, cut: int) -> None:
-        """Remove entries before a position and cuts before a cut; both themselves stay."""
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.xtrim(self.keys.log, minid=str(position.entry), approximate=False)
             pipe.xtrim(self.keys.cuts, minid=f"{cut}-0", approximate=False)
             await _reply(pipe.execute())
 
     async def archive(self) -> None:
-        """Rename the present streams, and begin new ones."""
         mark = uuid.uuid4().hex[:8]
         for key in (self.keys.log, self.keys.cuts):
             if await _reply(self.redis.exists(key)):
@@ -163,37 +223,18 @@ class Log:
         await _reply(self.redis.delete(self.keys.uuid, self.keys.aside))
 
     async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
-        """Take or renew the lease (see `service.log.lease`).
-
-        Args:
-            holder: unique name of the caller.
-            milliseconds: how long the lease lasts from now on.
-            lock: name of the lock that the caller holds, or empty: a lease taken with the same
-                lock is inherited.
-
-        Returns:
-            0 if another process holds the lease, 1 if the caller holds it from now on, 2 if it
-            held it before.
-        """
         return int(
             await self._eval(scripts.TAKE_LEASE, [self.keys.lease], holder, milliseconds, lock)
         )
 
     async def release_lease(self, holder: str) -> None:
-        """Give the lease up, if it is the caller's."""
         await self._eval(scripts.TAKE_LEASE, [self.keys.lease], holder, 0, "")
 
     async def check_server(self) -> list[str]:
-        """Return warnings about the durability of the server.
-
-        Raises:
-            LogError: it is too old, or evicts streams when its memory is full.
-        """
         warnings: list[str] = await _reply(check_server(self.redis))
         return warnings
 
     async def close(self) -> None:
-        """Close the connection."""
         await self.redis.aclose()
 
     async def _eval(self, script: str, keys: list[str], *arguments: str | int | bytes) -> Any:

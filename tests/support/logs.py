@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from service.log.entries import Fields
-from service.log.log import Log
+from service.log.log import Log, RedisLog
 from service.log.position import EntryId
 from service.log.server import connect
 from tests.support.memory_log import MemoryLog, MemoryServer
@@ -85,7 +85,7 @@ class MemoryStore(Store):
 @asynccontextmanager
 async def redis_log(url: str, model: str) -> AsyncIterator[Log]:
     """Connect to a log on a real server for a while."""
-    log = Log(connect(url), model)
+    log = RedisLog(connect(url), model)
     try:
         yield log
     finally:
