@@ -99,7 +99,7 @@ class Trainer:
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._clock = clock = clock or SystemClock()
-        self.history, self.newest = History(clock), Newest(state, clock)
+        self.history = History(clock)
         self._log, self._cutting, self._terms, self._observe = log, cutting, terms, observe
         self._replica = Replica(state, self._on_batch, clock)
         self._waiters, self._rejections = Waiters(), Rejections()
@@ -113,6 +113,7 @@ class Trainer:
         )
         self._lease = Lease(log, lock, terms.lease_seconds, clock)
         self._drift_news = DriftNews(self.history, drifted)
+        self.newest = Newest(state, clock)
         self._condition, self._reason = Condition.STARTING, ""
         self._statistics: Statistics | None = None
         self._stopping = self._has_stalled = False
