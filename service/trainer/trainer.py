@@ -103,6 +103,7 @@ class Trainer:
         )
         self._lease = Lease(log, lock, settings.lease_seconds, clock)
         self._drift_news = DriftNews(self.history, drifted)
+        self.newest = Newest(state, clock)
         self._condition, self._reason = Condition.STARTING, ""
         self._statistics: Statistics | None = None
         self._stopping = self._has_stalled = False
