@@ -53,12 +53,9 @@ class EmbeddedServer:
         self.directory, self.fsync = directory.absolute(), fsync
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.socket = _socket_path(self.directory)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
+        self.url = f"unix://{quote(str(self.socket))}"
         """URL for redis-py."""
-        return f"unix://{quote(str(self.socket))}"
+        self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
         """Start a server, or adopt the running one; return when it answers.
@@ -69,16 +66,14 @@ class EmbeddedServer:
             ServerError: there is no program, or it does not start.
         """
         deadline = time.monotonic() + LOAD_SECONDS
-        launched = False
         while time.monotonic() < deadline:
-            if launched and self._process is not None and self._process.poll() is not None:
+            if self._process is not None and self._process.poll() is not None:
                 raise ServerError(
                     f"the embedded server ended with exit status {self._process.returncode}:\n"
                     + _tail(self.directory / "valkey.log")
                 )
             if (lock := self._try_lock()) is not None:
                 self._launch(lock)
-                launched = True
             if await self._answers():
                 return
             await asyncio.sleep(POLL_SECONDS)

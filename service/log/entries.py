@@ -10,7 +10,6 @@ from streams.json_batch import from_json
 MAX_JSON = 32 << 20
 """Longest JSON document in an entry, in bytes: while the parser reads one of 200 MB, no other
 thread runs for longer than a lease lasts."""
-SOURCES = ("http", "redis")
 BATCH, JSON, SOURCE = Field.BATCH.encode(), Field.JSON.encode(), Field.SOURCE.encode()
 
 Fields = dict[bytes, bytes]

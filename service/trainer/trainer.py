@@ -94,12 +94,9 @@ class Trainer:
         self._replica = Replica(state, self._on_batch, clock)
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
+        self._wake, every = asyncio.Event(), settings.checkpoint_every_seconds
         self._writer = CheckpointWriter(
-            checkpoints,
-            workers("funnel-checkpoint"),
-            settings.checkpoint_every_seconds,
-            clock,
-            self._on_checkpoint,
+            checkpoints, workers("funnel-checkpoint"), every, clock, self._wake.set
         )
         self._lease = Lease(log, lock, settings.lease_seconds, clock)
         self._drift_news = DriftNews(self.history, drifted)
@@ -109,12 +106,15 @@ class Trainer:
         self._stopping = self._has_stalled = False
         self._statistics_at = self._checked_at = self._published_at = clock.monotonic()
         self._warnings: list[str] = []
-        self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._publishing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="funnel-trainer", daemon=True)
         self.snapshot = Snapshot.of(state)
         self._update_status()
+
+    @property
+    def status(self) -> Status:
+        """What it does and how far it is; only the checkpoints are newer than that."""
+        return replace(self._status, checkpoints=self._writer.summary)
 
     def start(self) -> None:
         """Load the newest checkpoint and start the thread.
@@ -246,27 +246,21 @@ class Trainer:
     def _update_status(self) -> None:
         replica, state = self._replica, self._replica.state
         drift = state.drift
-        with self._publishing:
-            self.status = Status(
-                condition=self._condition,
-                reason=self._reason,
-                role=Role.LEARNER if replica.has_recovered else Role.STANDBY,
-                version=state.version,
-                examples=state.examples,
-                progress=replica.progress,
-                hyperparameters=state.hyperparameters,
-                optimizer=state.served.shown_hyperparameters(),
-                snapshot_at=self._published_at,
-                checkpoints=self._writer.summary,
-                drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
-                statistics=self._statistics,
-                mean_entry=replica.mean_entry,
-            )
-
-    def _on_checkpoint(self) -> None:
-        with self._publishing:
-            self.status = replace(self.status, checkpoints=self._writer.summary)
-        self._wake.set()
+        self._status = Status(
+            condition=self._condition,
+            reason=self._reason,
+            role=Role.LEARNER if replica.has_recovered else Role.STANDBY,
+            version=state.version,
+            examples=state.examples,
+            progress=replica.progress,
+            hyperparameters=state.hyperparameters,
+            optimizer=state.served.shown_hyperparameters(),
+            snapshot_at=self._published_at,
+            checkpoints=self._writer.summary,
+            drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
+            statistics=self._statistics,
+            mean_entry=replica.mean_entry,
+        )
 
     def _become(self, condition: Condition, reason: str = "") -> None:
         self._condition, self._reason = condition, reason
@@ -397,7 +391,7 @@ class Trainer:
             await self._watch(pipeline)
             due_in = STATISTICS_SECONDS
         elif pipeline.is_idle:
-            if self.status.progress is not replica.progress:
+            if self._status.progress is not replica.progress:
                 self._publish()
             else:
                 self._waiters.answer(replica.progress.position)
