@@ -89,7 +89,7 @@ class Trainer:
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._clock = clock = clock or SystemClock()
-        self.history, self.newest = History(clock), Newest(state, clock)
+        self.history = History(clock)
         self._log, self._settings, self._observe = log, settings, observe
         self._replica = Replica(state, self._on_batch, clock)
         self._waiters, self._rejections = Waiters(), Rejections()
