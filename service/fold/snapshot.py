@@ -12,7 +12,7 @@ from service.fold.state import State
 from streams.batch import Features
 
 QUICK_PRODUCTS = 1 << 18
-"""Multiplications of about 0.1 ms."""
+"""Multiplications that take about 0.1 ms."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Snapshot:
     version: int
     weights: dict[str, Tensor]
     mean: Tensor | None
-    """Of the inputs, fp32 [d]; None if they are not standardized."""
+    """Mean of the inputs, fp32 [d]; None if they are not standardized."""
     variance: Tensor | None
     made: float = field(default_factory=time.monotonic)
-    """Seconds on the monotonic clock."""
+    """Monotonic time at which it was made, in seconds."""
 
     @classmethod
     def of(cls, state: State) -> "Snapshot":
@@ -43,7 +43,7 @@ class Evaluator:
     """Computes predictions from snapshots with a module of its own; for one thread.
 
     Args:
-        learner: snapshots are of it; its architecture is copied.
+        learner: the learner of the snapshots; its architecture is copied.
     """
 
     def __init__(self, learner: Learner) -> None:
