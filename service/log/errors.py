@@ -26,7 +26,7 @@ class GapError(LogError):
 
 
 class BlankError(GapError):
-    """There is no model yet, and the log no longer holds all that one was learned from.
+    """There is no model yet, and the log no longer reaches back to its beginning.
 
     Args:
         cut: number of the last recorded cut.
@@ -44,4 +44,4 @@ class BlankError(GapError):
 
 
 class Stopped(Exception):
-    """The trainer will not do what it was asked for: it stops, waits, halted or stands by."""
+    """The trainer will not do what it was asked for: it stops, waits, has halted or stands by."""

@@ -70,7 +70,7 @@ class Point(BaseModel):
     checkpoint_age: float | None
     """Seconds since the last checkpoint; None without one."""
     expert_weights: dict[str, float]
-    """By the names of the pool's experts; empty without a pool."""
+    """Weights by the names of the pool's experts; empty without a pool."""
 
 
 class Item(NamedTuple):
@@ -106,7 +106,7 @@ class History:
         self._before: tuple[float, int] | None = None
         """Unix time and examples of the newest point."""
         self._noted: dict[str, dict[Any, bytes]] = {DRIFT: {}, SHIFT: {}}
-        """By kind, what readers know of the newest drifts and shifts, by ``id``."""
+        """The newest drifts and shifts as readers know them, by kind and ``id``."""
         self._recoveries = Recoveries()
         self._measuring = threading.Lock()
 

@@ -34,7 +34,7 @@ class Waiters:
         self._lock = threading.Lock()
         self._waiting: list[tuple[EntryId, Future[Applied | None]]] = []
         self._recent: deque[tuple[Position, Position, Report]] = deque(maxlen=RECENT)
-        """Where a batch begins and ends in the log, and its report; in order."""
+        """The begin, the end and the report of each batch, in order."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)

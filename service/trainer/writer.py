@@ -1,4 +1,4 @@
-"""Writes checkpoints on time or on request, one at a time, while learning goes on."""
+"""Writes checkpoints on time or on request, one at a time, while learning continues."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ class CheckpointWriter:
     Args:
         checkpoints: the store that keeps them.
         worker: writes.
-        every_seconds: time between checkpoints that nobody asked for.
+        every_seconds: time between checkpoints that no request started.
         clock: measures that time.
         written: called in the event loop after each attempt.
     """
@@ -46,7 +46,7 @@ class CheckpointWriter:
         self._newest_at: float | None = None
         self._requests: list[Future[Info]] = []
         self._closed = ""
-        """Why there will be no more checkpoints."""
+        """The reason why there will be no more checkpoints."""
         self._lock = threading.Lock()
         self._writing: asyncio.Future[Info] | None = None
 
