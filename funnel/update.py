@@ -213,8 +213,8 @@ def step_(
     """Take one step of Algorithm 1: change ``params``, ``state`` and ``inner_state`` in place.
 
     With ``skip_nonfinite``, a tensor keeps its weights and all its state if ‖g‖₂ is not finite in
-    the dtype of the state: NaN, inf, or squares that overflow, which would stay in an accumulator
-    for ever. Its gradient counts as zero then, and none of its averages decays.
+    the dtype of the state: NaN, inf, or squares that overflow, which an accumulator would never
+    lose. Its gradient counts as zero then, and none of its averages decays.
     """
     dtype = state.velocity[0].dtype
     grads = [g.to(dtype) for g in grads]

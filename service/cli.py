@@ -25,7 +25,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    An error that the user can mend is one line and status 1; any other shows its traceback.
+    An error that the user can fix prints one line and returns 1; any other shows its traceback.
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:

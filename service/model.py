@@ -88,7 +88,7 @@ class Model:
         return self.status.backlog(self.intake.added)
 
     async def stop(self) -> bool:
-        """Finish the batch at hand and write a checkpoint; return whether this was the learner."""
+        """Finish the batch at hand and write a checkpoint; return False if it stood by."""
         stands_by = self.status.condition == Condition.STANDBY
         if not await asyncio.to_thread(self.trainer.stop, DRAIN_SECONDS):
             logger.error("the trainer did not end within %g s; replay will catch up", DRAIN_SECONDS)

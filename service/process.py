@@ -1,15 +1,15 @@
-"""What the process gets from its system: the time, and memory."""
+"""The time and the memory that the process gets from its system."""
 
 import ctypes
 import time
 from typing import Protocol
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"""See mallopt(3)."""
+"""Parameters of mallopt(3)."""
 LARGEST = 32 << 20
 """Larger blocks are still returned to the kernel at once; glibc takes no higher value."""
 KEPT = 256 << 20
-"""Most free bytes at the end of a heap that are kept."""
+"""Free bytes at the end of a heap that are kept, at most."""
 
 
 class Clock(Protocol):

@@ -1,1 +1,1 @@
-"""Where examples come from: data sets, drift, and what sends them."""
+"""Streams of examples: their sources, their sender, and the peers that Funnel is compared with."""

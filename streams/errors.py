@@ -1,5 +1,5 @@
-"""The one base class of errors that their users can mend."""
+"""The one base class of errors that a user can fix."""
 
 
 class FunnelError(Exception):
-    """An error that its user can mend; the message says what is wrong and what to do."""
+    """An error that a user can fix; the message says what is wrong and what to do."""

@@ -92,7 +92,7 @@ def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
 
 
 def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
-    """Return the error; with its place for a number that is not finite, as some writers emit."""
+    """Return the error; it locates a number that is not finite, as some writers emit."""
     before, there = error.doc[: error.pos], error.doc[error.pos : error.pos + 9].lstrip(",+-")
     if not there.lower().startswith(("nan", "inf")) and "infinity" not in str(error):
         return InvalidBatchError(f"not JSON: {error}")

@@ -1,16 +1,17 @@
 """Recovery: how many examples a learner needs after a shift until it is as good as it can be.
 
-A learner has recovered where the first window of WINDOW examples begins that lies after the shift
-and has an accuracy WITHIN the goal, or above. The window itself is not counted: a learner that a
-shift does not hurt takes 0. The goal is one accuracy for all learners that are compared:
+A learner has recovered at the beginning of the first window of WINDOW examples that lies after the
+shift and has an accuracy of at least the goal less WITHIN. The window itself is not counted: a
+learner that a shift does not hurt takes 0. The goal is one accuracy for all learners that are
+compared:
 
 - If the end of the segment is known (the next shift, or the end of the stream), it is the accuracy
   with which the best learner ends the segment (`best_end`).
-- Otherwise it is the served learner's accuracy before the shift; but where that still lies in the
-  dip of an earlier shift, the goal of the earlier shift stays (`goal_so_far`).
+- Otherwise it is the served learner's accuracy before the shift. If the shift lies in the dip of an
+  earlier one, the goal of the earlier shift stays (`goal_so_far`).
 
-A shift ends every recovery from the shift before it that has not completed: not recovered. A
-segment of fewer than two windows has no goal, since its end lies in the dip.
+A learner that has not recovered from a shift before the next one never recovers from it. A segment
+of fewer than two windows has no goal, since its end lies in the dip.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def recovery(points: Points, shift: int, end: int, goal: float) -> int | None:
         goal: accuracy in [0, 1].
 
     Returns:
-        Examples from the shift to the begin of the window; None if it has not recovered.
+        Examples from the shift to the beginning of the window; None if it has not recovered.
 
     >>> recovery([(1_500, 0.6), (2_000, 0.7), (2_500, 0.79)], shift=500, end=3_000, goal=0.8)
     1000

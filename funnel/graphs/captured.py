@@ -1,7 +1,7 @@
 """Functions on tensors as CUDA graphs: one launch instead of hundreds, and no Python between them.
 
-A small model's step on a GPU takes as long as it takes to ask for its kernels. Replayed, they are
-the same kernels in the same order, so results are those of eager execution, bit for bit.
+A small model's step on a GPU takes as long as it takes to launch its kernels. A replay runs the
+same kernels in the same order, so results are those of eager execution, bit for bit.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ class Captured(Generic[P, Result]):
 
     Args:
         function: takes and returns values of `funnel.graphs.structure`, by position, all of one
-            CUDA device. It reads no tensor on the host. What it changes in place, other than its
-            arguments, must stay where it is.
+            CUDA device. It reads no tensor on the host. Tensors that it changes in place, other
+            than its arguments, must stay where they are.
     """
 
     def __init__(self, function: Callable[P, Result]) -> None:

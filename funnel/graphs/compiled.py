@@ -17,11 +17,11 @@ class CompiledStep:
 
     Rates reach the graph as tensors, so that a schedule does not recompile it, and every
     parameter tensor gets a copy of its own: Inductor's scheduler compares all loops that share an
-    input, which makes compiling 50 tensors half as slow again and the result a fifth slower.
+    input, which makes compiling 50 tensors take half as long again and the result a fifth slower.
     """
 
     def __init__(self) -> None:
-        # torch's stub for compile() lags behind its signature.
+        # torch's stub for compile() misses some of its parameters.
         compile_: Callable[..., Callable[..., Alignment]] = torch.compile
         self._step = compile_(
             _packed_step,

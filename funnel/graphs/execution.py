@@ -2,7 +2,7 @@
 
 On a CPU the parts of a step that are functions of tensors alone are traced, and a step may branch
 on a tensor between them. On a GPU a whole step is captured as a CUDA graph, and nothing in it reads
-a tensor on the host. What runs a user's module stays eager: it may hold randomness, and may raise.
+a tensor on the host. A user's module stays eager: it may hold randomness, and may raise.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,10 +25,10 @@ class Execution:
     """How the steps of one model run."""
 
     on_host: bool
-    """Whether a step may branch on a tensor. Then it asks whether all is finite, and need not mask
-    what is not, which takes a third of its time."""
+    """True if a step may branch on a tensor. It then asks once whether all is finite, instead of
+    masking what is not, which takes a third of a step's time."""
     is_plain: bool = True
-    """Whether the model is a function of tensors alone, whose gradients are written out."""
+    """True if the model is a function of tensors alone, with gradients that are written out."""
 
     @classmethod
     def of(cls, device: torch.device, is_plain: bool = True) -> "Execution":
@@ -53,6 +53,6 @@ class Execution:
         """Return the context that a step runs in.
 
         Inference mode takes a tenth off every step. A user's module may need autograd, and a CUDA
-        graph tensors that outlive the mode.
+        graph needs tensors that outlive the mode.
         """
         return torch.inference_mode() if self.is_plain and self.on_host else torch.no_grad()

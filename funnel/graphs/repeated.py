@@ -1,4 +1,4 @@
-"""Traces and CUDA graphs are made once, for calls that come again and again."""
+"""Traces and CUDA graphs by signature, made for signatures that recur."""
 
 from collections import Counter
 from collections.abc import Hashable
@@ -19,7 +19,7 @@ class Repeated(Generic[Made]):
     """Traces or graphs by signature.
 
     None is dropped to make room: neither a trace nor a CUDA graph returns all its memory, so
-    batches of ever other sizes would fill it. A copy starts empty, because a trace is bound to the
+    batches of ever new sizes would fill it. A copy starts empty, because a trace is bound to the
     tensors that it was made with.
     """
 

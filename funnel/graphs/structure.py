@@ -32,7 +32,7 @@ def flat(value: object) -> list[Tensor]:
 
 
 def taken_apart(value: object) -> tuple[list[Tensor], Build]:
-    """Return the tensors of a value, and what builds such a value from as many others."""
+    """Return the tensors of a value, and a function that builds such a value from others."""
     shape = _shape(value)
     return flat(value), lambda tensors: _built(shape, iter(tensors))
 
@@ -58,5 +58,5 @@ def _built(shape: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def signature_of(tensors: Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.dtype, Any], ...]:
-    """Return what tells apart calls that need another trace: shapes, dtypes and strides."""
+    """Return shapes, dtypes and strides: calls that differ in them need different traces."""
     return tuple((t.shape, t.dtype, t.stride()) for t in tensors)

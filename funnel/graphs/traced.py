@@ -1,4 +1,4 @@
-"""Functions on tensors in TorchScript's interpreter: no Python between operators, nor its lock.
+"""Functions on tensors in TorchScript's interpreter, without Python or its lock in between.
 
 A small model's step is some hundred operators of a microsecond each, and Python costs as much again
 for every one. A trace is the same operators in the same order, so its results are those of eager
@@ -61,11 +61,11 @@ class Traced(Generic[P, Result]):
 
 
 def trace(function: Function, tensors: Sequence[Tensor], state: Sequence[Tensor] = ()) -> Function:
-    """Trace a call on the tensors' values, and put back what that changes; see `Traced`."""
+    """Trace a call on the tensors' values, and undo its changes; see `Traced`."""
     changed = [t for t in (*tensors, *state) if not _overlaps_itself(t)]
     before = [t.clone() for t in changed]
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and lens become constants
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and lengths become constants
         holder = _Holder(function, state)
         traced: Function = torch.jit.trace(holder, tuple(tensors), check_trace=False)
         for tensor, value in zip(changed, before, strict=True):
@@ -74,7 +74,7 @@ def trace(function: Function, tensors: Sequence[Tensor], state: Sequence[Tensor]
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
-    """Return whether elements share memory; torch lets nobody change such a tensor in place."""
+    """Return whether elements share memory; torch refuses to change such a tensor in place."""
     return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
 
 

@@ -17,7 +17,7 @@ Rate = float | Tensor | list[Tensor]
 """A factor for a list of tensors: one number or 0-dim tensor for all, or a 0-dim tensor each."""
 
 StateLists = dict[str, list[Tensor]]
-"""For each key of an optimizer's state, the tensors of all parameters."""
+"""The tensors of all parameters, for each key of an optimizer's state."""
 
 Flags = list[Tensor] | None
 """A 0-dim 1.0 or 0.0 for each tensor, in the dtype of the state; None means 1.0 for all."""

@@ -1,7 +1,7 @@
 """Forward and backward through linear layers with ReLU between them, written out.
 
-Autograd's gradients up to rounding, without its bookkeeping: a logistic model's step is a third
-shorter, and is a plain function of tensors that can be traced.
+The gradients are autograd's up to rounding, without its bookkeeping: a logistic model's step is a
+third shorter, and is a plain function of tensors that can be traced.
 
 K experts, models of one shape, all see the same inputs. So their first layers are one layer that is
 K times as wide, and only deeper layers are batched products. Each expert's result is that of a
@@ -34,11 +34,11 @@ class Differentiated(NamedTuple):
     training_losses: Tensor
     """The losses that were differentiated, [K]."""
     gradients: list[Tensor]
-    """Of each expert's training loss, shaped and ordered as the parameters."""
+    """Gradients of each expert's training loss, shaped and ordered as the parameters."""
 
 
 def is_perceptron(module: nn.Module) -> bool:
-    """Return whether the module is linear layers with biases, ReLU between them, and no more.
+    """Return whether the module is linear layers with biases, ReLU between them, and nothing else.
 
     No layer or tensor may be used twice, and there may be no hooks.
     """
@@ -116,7 +116,7 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def expert_logits(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """Return the logits of K experts, [K, n, classes]; arguments as above."""
+    """Return the logits of K experts, [K, n, classes]; arguments as for `differentiate_experts`."""
     return _forward(_layers(parameters), inputs)[-1].mT
 
 
@@ -127,7 +127,7 @@ def _layers(parameters: Sequence[Tensor]) -> Layers:
 def _forward(layers: Layers, inputs: Tensor) -> list[Tensor]:
     """Return the output of each layer, [K, out, n]; after ReLU, except for the last.
 
-    ``addmm`` is not used: a trace would take it apart, and round in another way.
+    ``addmm`` is not used: a trace would split it, and round differently.
     """
     (weight, bias), *deeper = layers
     wide = weight.flatten(0, 1) @ inputs.t() + bias.flatten()[:, None]
@@ -155,7 +155,7 @@ def _own_losses(log_odds: Tensor, labels: Tensor) -> Tensor:
 
 
 def _error(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of the mean loss by the logits, in the place of the probabilities."""
+    """Return the gradient of the mean loss by the logits; it overwrites the probabilities."""
     targets = one_hot(labels, probabilities.shape[1])
     return probabilities.sub_(targets).div_(len(labels))
 

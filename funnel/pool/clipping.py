@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 NORM_CAP = 10.0
-"""A gradient may be this many times longer than nearly all recent ones; beyond, it is cut."""
+"""A gradient may be this many times longer than nearly all recent ones; a longer one is cut."""
 NORM_UP, NORM_DOWN = 0.45, 0.05
 """Steps of the tracked quantile of log ‖g‖: it rests where a share DOWN / (UP + DOWN) is above."""
 
 
 class NormCap:
-    """Tracks a high quantile of log ‖g‖; on the device, nothing is read back.
+    """Tracks a high quantile of log ‖g‖ on the device; nothing is read back.
 
     Args:
         level: log of the norm that nearly all recent ones stay under, changed in place; inf before

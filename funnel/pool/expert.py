@@ -17,7 +17,7 @@ SCALE_BOUNDS = (math.log(1e-2), math.log(1e2))
 
 @dataclass(frozen=True)
 class Expert:
-    """Hyperparameters of one expert; see `funnel.Funnel`.
+    """Hyperparameters of one expert; those of `funnel.Funnel` mean the same here.
 
     ``pull`` is how far its weights move towards the pool's weighted mean after each step, as a
     share of the distance: elastic averaging [S. Zhang, A. Choromanska, Y. LeCun, 'Deep learning
@@ -28,8 +28,8 @@ class Expert:
     predicts worse than a model that knows nothing; see `funnel.pool.renewal`. Experts that do not
     renew are the pool's memory.
 
-    ``steps`` is the number of steps that the inner optimizer takes a batch, through as many pieces
-    of it, for one of Funnel's; see `funnel.pool.walk`. Models other than linear layers with ReLU
+    ``steps`` is the number of steps that the inner optimizer takes through as many pieces of a
+    batch while Funnel takes one; see `funnel.pool.walk`. Models other than linear layers with ReLU
     between them take one step: layers that normalize over a batch need whole batches.
     """
 
@@ -63,8 +63,8 @@ DEFAULT_EXPERTS: tuple[Expert, ...] = (
     Expert(ADAGRAD, 0.001, 0.03, 0.03, steps=8),
     Expert(SGD(), 0.06, 0.005, 0.002, steps=8, pull=0.1, renews=True),
 )
-"""For inputs of WIDTH features; see `for_width`. They were chosen on six streams, as
-funnel/docs/pool.md describes."""
+"""The experts for inputs of WIDTH features (`for_width` takes others). They were chosen on six
+streams, as funnel/docs/pool.md describes."""
 MATTER_MOST = (0, 3, 5, 2, 1, 4)
 """Their indices, in the order in which a smaller pool should take them."""
 WIDTH = 784

@@ -15,8 +15,8 @@ nats each.
 
 The right σ depends on how often the stream shifts, so it is learned too, by Learn-α
 [C. Monteleoni, T. Jaakkola, 'Online learning of non-stationary sequences', NIPS 2003]: Fixed Share
-runs at each of some switch rates, and its mixtures are mixed in turn, with weights u that follow
-their losses as v follow the experts', shared at a rate of their own. At the rates of SWITCH_RATES
+runs at each of several switch rates, and its mixtures are mixed in turn, with weights u that follow
+their losses as v follow the experts', shared at a rate of their own. At the rates of SWITCH_RATES,
 2, 10 and 40 % of the weight are redistributed every 100 examples.
 
 η = 1 is Bayes' rule, under which the mixture's total loss exceeds that of any sequence of experts
@@ -24,8 +24,8 @@ that switches m times in T examples by at most log K + m log(K / σ') + …, the
 switches (Theorem 7 there). Smaller η tempers it: examples of a batch are scored by weights that saw
 none of them, so their evidence is not independent.
 
-Weights are kept as logarithms in fp32: no product underflows. All on the device; nothing is read
-back.
+Weights are kept as logarithms in fp32: no product underflows. They are on the device; nothing is
+read back.
 """
 
 import math
@@ -93,7 +93,7 @@ class FixedShare:
 
         Args:
             losses: of each expert and example [K, n], in nats.
-            healthy: bool [K]; an expert that is not keeps only its share of the others' weight.
+            healthy: bool [K]; any other expert keeps only its share of the others' weight.
             keep: bool, 0-dim; where it is False nothing changes.
         """
         if len(self.log_weights) == 1:

@@ -1,8 +1,8 @@
 """K copies of a module: their tensors are stacked, [K, …], their batches shared.
 
 Linear layers with ReLU between them go through `funnel.pool.backprop`. Any other module goes
-through ``torch.func.vmap`` if that can run it, and one expert at a time otherwise. This is settled
-when the copies are made, so that a replay takes the same way.
+through ``torch.func.vmap`` if that can run it, and one expert at a time otherwise. This is decided
+when the copies are made, so that a replay takes the same path.
 """
 
 import copy
@@ -48,7 +48,7 @@ class Experts:
         self.module, self.count = copy.deepcopy(module), count
         self._first_names = _first_names(self.module)
         self.is_plain = is_perceptron(module)
-        """Whether training and evaluation are the same function of tensors, which can be traced."""
+        """True if training and evaluation are the same function of tensors, which can be traced."""
         self.is_vectorized = not self.is_plain and self._vmap_can(features)
 
     def stack(self) -> tuple[Tensors, Tensors]:

@@ -44,46 +44,46 @@ class Scored(NamedTuple):
     """A scored batch, before anything has changed but the buffers of a module."""
 
     probabilities: Tensor
-    """Of the mixture, fp32 [n, classes]; always finite."""
+    """The mixture's probabilities, fp32 [n, classes]; always finite."""
     labels: Tensor
-    """Predicted, int64 [n]."""
+    """Predicted labels, int64 [n]."""
     losses: Tensor
-    """Of the mixture, fp32 [n], in nats; not finite if no expert is healthy."""
+    """The mixture's losses, fp32 [n], in nats; not finite if no expert is healthy."""
     expert_losses: Tensor
-    """Of each expert and example, [K, n], in nats."""
+    """Losses of each expert and example, [K, n], in nats."""
     norms: Tensor
     """‖g‖₂ of each expert, all tensors together, [K]."""
     healthy: Tensor
-    """Whether an expert's losses and gradient are finite, bool [K]."""
+    """True if an expert's losses and gradient are finite, bool [K]."""
     gradients: list[Tensor]
-    """Of each expert's mean loss, [K, …], one for each parameter tensor."""
+    """Gradients of each expert's mean loss, [K, …], one for each parameter tensor."""
 
 
 class Decision(NamedTuple):
-    """What a batch may do to the experts."""
+    """The effect that a batch may have on the experts."""
 
     factor: Tensor
-    """What each expert's gradients were multiplied with, [K]: NaN where an expert has diverged or
-    is due for renewal, and for all experts if the batch changes nothing."""
+    """Factor of each expert's gradients, [K]: NaN where an expert has diverged or is due for
+    renewal, and for all experts if the batch changes nothing."""
     gradients: list[Tensor]
-    """Capped, [K, …], one for each parameter tensor."""
+    """Capped gradients, [K, …], one for each parameter tensor."""
 
 
 class PoolTelemetry(TypedDict):
     """The pool as a whole; device tensors."""
 
     weights: Tensor
-    """Of the experts, fp32 [K], summing to 1."""
+    """Weights of the experts, fp32 [K], summing to 1."""
     ages: Tensor
     """Batches that each expert has learned since it started, int64 [K]."""
     best: Tensor
     """Index of the expert with the largest weight, int64, 0-dim."""
     step_sizes: dict[str, Tensor]
-    """By parameter the weighted mean of η s, 0-dim."""
+    """Weighted mean of η s, 0-dim, by parameter."""
     log_gains: dict[str, Tensor]
-    """By parameter the weighted mean of log p, of the parameter's shape."""
+    """Weighted mean of log p, of the parameter's shape, by parameter."""
     tensors: dict[str, TensorTelemetry]
-    """By parameter; see `funnel.telemetry.describe_stacked`."""
+    """Reports of `funnel.telemetry.describe_stacked`, by parameter."""
 
 
 class Pool:
@@ -135,7 +135,7 @@ class Pool:
         self.alignment = Alignment(
             *([torch.zeros_like(s) for s in self.state.log_scale] for _ in Alignment._fields)
         )
-        """Of the last step."""
+        """Alignment of the last step."""
         shared = chain(parameters, self.buffers.values(), *self.state, [self.cap.level])
         self._restart = Restart(list(shared), self.inner, self.inner_state)
         self._configure(experts)
@@ -154,7 +154,7 @@ class Pool:
         self._take = self.execution.part(partial(_take, self), tensors)
 
     def set_experts(self, experts: Sequence[Expert]) -> None:
-        """Go on with other rates of the same experts.
+        """Continue with other rates of the same experts.
 
         Raises:
             ValueError: their number, an inner optimizer, ``steps`` or ``renews`` differs.
@@ -217,7 +217,7 @@ class Pool:
 
     @torch.no_grad()
     def decide(self, scored: Scored, keep: Tensor) -> Decision:
-        """Let the experts' weights take a batch, and cap its gradients, in place.
+        """Update the experts' weights with a batch, and cap its gradients, in place.
 
         Args:
             scored: the batch.
@@ -246,7 +246,7 @@ class Pool:
         Args:
             inputs: fp32 [n, features].
             labels: int64 [n].
-            decision: of `decide`.
+            decision: as `decide` returned it.
         """
         if self.execution.on_host and self._all_learn(inputs, labels, decision.factor):
             self.alignment = self._take(decision.gradients)
@@ -280,7 +280,7 @@ class Pool:
     def telemetry(self) -> PoolTelemetry:
         """Return the experts' weights, and what the step sizes of the mixture are doing.
 
-        Device tensors, computed when called and only then.
+        This call alone computes the values, which are device tensors.
         """
         weights = self.mixing.log_weights.exp()
         lr = weights.new_tensor([expert.lr for expert in self.experts])
@@ -326,8 +326,8 @@ def most_likely(logits: Tensor, probabilities: Tensor) -> Tensor:
 
     Args:
         logits: of the experts, fp32 [K, n, classes].
-        probabilities: of the mixture, fp32 [n, classes]. Those of a single expert may be equal
-            where its logits are not.
+        probabilities: of the mixture, fp32 [n, classes]. A single expert's may be equal where
+            its logits are not.
     """
     return (logits[0] if len(logits) == 1 else probabilities).argmax(dim=1)
 
@@ -337,7 +337,7 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
 
     Args:
         log_weights: of the experts, fp32 [K].
-        logits: of the experts, fp32 [K, n, classes]; an expert with any that is not finite does not
+        logits: of the experts, fp32 [K, n, classes]; an expert with one that is not finite does not
             count.
     """
     probabilities = logits.softmax(dim=-1)

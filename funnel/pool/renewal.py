@@ -13,7 +13,7 @@ is the log-likelihood ratio of the two since the moment at which it becomes larg
 that start after a shift; there one starts in every round.
 
 Counting starts once a batch has shown that the expert knows something: an expert that has only just
-started, from weights that may be worse than none, is left to learn.
+started, from weights that may be worse than none, gets time to learn.
 """
 
 import math
@@ -26,7 +26,7 @@ from funnel.inner.interface import StateLists
 from funnel.pool.stacked import Grouped, column
 
 LIMIT = 30.0
-"""Nats of S at which an expert is renewed: a chance of e^-30 if it knew as much as nothing."""
+"""Nats of S at which an expert is renewed: a chance of e^-30 if it knew nothing at all."""
 UNKNOWN = -1.0
 """S of an expert that has shown nothing yet; below any S that is counted."""
 
@@ -41,7 +41,7 @@ class Renewal:
     def __init__(self, renews: Tensor) -> None:
         self.renews = renews
         self.is_idle = not bool(renews.any())
-        """Whether no expert is ever renewed; then no batch changes anything."""
+        """True if no expert is ever renewed; then no batch changes anything."""
         self.excess = torch.full((len(renews),), UNKNOWN, device=renews.device)
         """S, fp32 [K], in nats; UNKNOWN for experts that have shown nothing yet."""
 
@@ -68,7 +68,7 @@ class Renewal:
 
 
 class Restart:
-    """Sets what some experts have learned to something else; nothing is read on the host.
+    """Replaces what some experts have learned; nothing is read on the host.
 
     It must be made while all experts are as they start: it keeps a copy of the first.
 

@@ -1,4 +1,4 @@
-"""Experts stacked on a leading dimension: what `funnel.update.step_` takes of K of them."""
+"""Experts stacked on a leading dimension: the arguments of `funnel.update.step_` for K of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +101,7 @@ def fresh_state(parameters: Sequence[Tensor]) -> State:
 
 
 def rates_of(experts: Sequence[Expert], parameters: Sequence[Tensor]) -> Rates:
-    """Return η, μ, γp and γs: one number if all experts share it, otherwise one a parameter.
+    """Return η, μ, γp and γs: one number if all experts share it, otherwise one per parameter.
 
     Args:
         experts: K of them.
@@ -127,5 +127,5 @@ def rates_of(experts: Sequence[Expert], parameters: Sequence[Tensor]) -> Rates:
 
 
 def column(each: Tensor, like: Tensor) -> Tensor:
-    """Return one value an expert, [K], as [K, 1, …, 1], to go with a tensor [K, …]."""
+    """Return one value per expert, [K], as [K, 1, …, 1], to go with a tensor [K, …]."""
     return each.view([-1] + [1] * (like.dim() - 1))

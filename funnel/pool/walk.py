@@ -27,11 +27,11 @@ from funnel.update import State
 class Walk:
     """Neighbouring experts of a pool that take equally many steps.
 
-    `take` walks through a batch, in tensors of its own. The pool takes the results over by `accept`
-    and `precond`.
+    `take` walks through a batch, in tensors of its own. `accept` and `precond` hand the results to
+    the pool.
 
     Args:
-        experts: theirs, all with the same ``steps``.
+        experts: those that walk, all with the same ``steps``.
         start: number of the pool's experts before them.
         first_run: number of runs of inner optimizers before them.
         lr: η of all experts of the pool.
@@ -168,7 +168,7 @@ class _Run(NamedTuple):
 
     inner: Inner
     own: slice
-    """Of the walk's experts."""
+    """Which of the walk's experts they are."""
     weights: list[Tensor]
     total: list[Tensor]
     """Σ g̃."""

@@ -1,4 +1,4 @@
-"""``funnel compare``: what Funnel and other learners would have done on a stream."""
+"""``funnel compare``: the accuracy that Funnel and other learners reach on a stream."""
 
 import argparse
 from pathlib import Path

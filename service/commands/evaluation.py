@@ -1,4 +1,4 @@
-"""The service's learner beside its peers, test-then-train, without log and HTTP."""
+"""The service's learner and its peers, test-then-train, without log and HTTP."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Served:
-    """What the service runs: a snapshot answers, and the fold learns.
+    """The learner that the service runs: a snapshot answers, and the fold learns.
 
     Args:
         settings: of the service; model, optimizer and rates are theirs.
@@ -32,7 +32,7 @@ class Served:
         self._evaluate = Evaluator(self.state.served)
 
     def predict(self, features: Features) -> Labels:
-        """See `streams.prequential.Learner.predict`."""
+        """Return a label for each row of [n, d], int64 [n]."""
         labels: Labels = self._evaluate(Snapshot.of(self.state), features)[0].numpy()
         return labels
 
@@ -70,7 +70,7 @@ class Run:
     tuned: int
     """Settings among which this one is the best in hindsight; 0 if it was not tuned."""
     outcomes: list[Outcomes] = field(default_factory=list)
-    """Of each seed."""
+    """Outcomes of each seed."""
 
     @property
     def accuracies(self) -> list[float]:
@@ -93,11 +93,11 @@ def evaluate(
     """Run the service's learner and each peer, at its best setting in hindsight.
 
     Args:
-        stream: what is learned.
+        stream: the stream to learn.
         settings: of the service; the peers take its batch size and its standardization.
         peers: all of which can run on the stream.
         seeds: of the streams.
-        progress: told the examples that some learner has taken.
+        progress: called with the number of examples of each batch that a learner has learned.
     """
     own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
     tried = {

@@ -1,1 +1,1 @@
-"""What is learned: the state, and the step that folds a batch into it. It reads no clock."""
+"""The state that is learned, and the step that folds a batch into it, without a clock."""

@@ -30,7 +30,7 @@ class River(Protocol):
 
     @property
     def drift_detected(self) -> bool:
-        """Whether the last number showed a change."""
+        """True if the last number showed a change."""
 
     def update(self, x: float) -> object:
         """Take a number."""
@@ -72,7 +72,7 @@ class Detector:
 
     Args:
         name: a key of MAKERS.
-        numbers: given to it since its last reset.
+        numbers: those that it was given since its last reset.
     """
 
     def __init__(self, name: str, numbers: list[float] | None = None) -> None:

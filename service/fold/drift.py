@@ -24,7 +24,7 @@ MIN_EXAMPLES = 100
 """Smaller batches are combined: the error rate of a few examples is mostly noise."""
 MAX_EVENTS = 100
 MAX_PENDING = 1_024
-"""Most reports of a device that wait to be read."""
+"""Most reports on a device that may wait to be read."""
 DIRECTIONS = ("worse", "better")
 NAMES = tuple(MAKERS)
 PREFIX = "drift."
@@ -47,8 +47,8 @@ class Event:
     accuracy_after: float
     recovery_examples: int | None
     """After a change for the worse, the examples to recover from the event (`streams.recovery`).
-    The goal is the accuracy before the event, or before the dip in which it lies. None until then,
-    and for ever if the detector finds another change for the worse first."""
+    The goal is the accuracy before the event, or before the dip in which it lies. None until then;
+    it stays None if the detector finds another change for the worse first."""
     position: Position
     """Position in the log when it was detected."""
 
@@ -64,7 +64,7 @@ class Event:
 
     @property
     def is_fall(self) -> bool:
-        """Whether the error grew."""
+        """True if the error grew."""
         return self.direction == "worse"
 
     @property
@@ -81,8 +81,8 @@ class Monitor:
 
     def __init__(self) -> None:
         self.fold_version = FOLD_VERSION
-        """Version of the fold that learns, or learned, the steps that are noted. Version 1 counted
-        recoveries to the end of the window, and knew no goal of an earlier dip."""
+        """Version of the fold that took the steps that are added. Version 1 counted recoveries to
+        the end of the window, and did not keep the goal of an earlier dip."""
         self._pending: list[tuple[Report, int, int, Position]] = []
         self._reset()
 
@@ -90,7 +90,7 @@ class Monitor:
         self.events: tuple[Event, ...] = ()
         """The newest MAX_EVENTS, in order; never changed in place."""
         self.counts = {(name, direction): 0 for name in NAMES for direction in DIRECTIONS}
-        """Counts of all events there ever were."""
+        """Counts of all events so far."""
         self.last_recovery: int | None = None
         self._detectors = {name: Detector(name) for name in NAMES}
         self._correct = self._gathered = 0
@@ -101,13 +101,13 @@ class Monitor:
         """Their sums."""
 
     def set_version(self, version: int) -> None:
-        """Continue as a version of the fold does; reports that wait are of the one before."""
+        """Continue as this version of the fold does; waiting reports are of the version before."""
         if version != self.fold_version:
             self.settle()
             self.fold_version = version
 
     def note(self, report: Report, batch: int, examples: int, position: Position) -> None:
-        """Add the report of a step; a report on a device is kept until `settle`.
+        """Add the report of a step; a report on a device waits for `settle`.
 
         Args:
             report: report of the step.
@@ -124,7 +124,7 @@ class Monitor:
             self.settle()
 
     def settle(self) -> None:
-        """Process the reports that are kept; waits for the device if there are any."""
+        """Process the waiting reports; this waits for the device if there are any."""
         if not self._pending:
             return
         pending, self._pending = self._pending, []
@@ -227,10 +227,10 @@ class Monitor:
         return tuple(event.position for event in self.events)
 
     def load(self, tensors: dict[str, Tensor], positions: Sequence[Position]) -> None:
-        """Restore what `tensors` and `positions` returned; if that is empty, start from nothing.
+        """Restore what `tensors` and `positions` returned; if there are no tensors, start afresh.
 
         Raises:
-            ValueError: they are not of a monitor; nothing is changed then.
+            ValueError: they are not those of a monitor; nothing is changed then.
         """
         if tensors:
             check(tensors, len(positions))

@@ -1,8 +1,8 @@
 """Tensors of older checkpoint formats, as today's states name and shape them.
 
-In format 1 a learner with one optimizer, Funnel or a plain one, was no pool. Its tensors had no
-leading expert dimension, its inner optimizer's state no number of a run, and it had no weights of
-experts. Everything that was learned stays as it is, bit for bit.
+In format 1 a learner with one optimizer, Funnel or a plain one, was not a pool. Its tensors had no
+leading expert dimension, the keys of its inner optimizer's state named no run, and it had no expert
+weights. Everything that was learned stays as it is, bit for bit.
 """
 
 from collections.abc import Mapping

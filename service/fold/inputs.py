@@ -17,7 +17,7 @@ LIMIT = 5.0
 """Standardized inputs are clamped to ±LIMIT."""
 STATISTICS_LIMIT = 50.0
 """Standard deviations at which a value is clamped for the statistics. They are wider than LIMIT, so
-that the scale of a feature that wakes up is known within a few batches."""
+that the scale of a feature that becomes active is known within a few batches."""
 RELATIVE_FLOOR = 1e-10
 """Added to a feature's variance, in squares of its mean: fp32 cannot resolve less."""
 ABSOLUTE_FLOOR = 1e-12
@@ -54,7 +54,7 @@ def to_inputs(features: Features, device: torch.device) -> Tensor:
 
 
 def scaled(features: Tensor) -> Tensor:
-    """Return fp32, row after row; uint8 0…255 becomes [0, 1], other dtypes keep their values.
+    """Return fp32 in row-major order; uint8 0…255 becomes [0, 1], other dtypes keep their values.
 
     Sums would round differently in another layout; batches from HTTP have this one.
     """
@@ -68,7 +68,7 @@ class Standardizer:
     """z = clamp((x - mean) / std, ±LIMIT), with statistics that follow the stream.
 
     A wild value moves mean and variance no more than a value STATISTICS_LIMIT standard deviations
-    away. All on the device; nothing is read back.
+    away. All of this is on the device; nothing is read back.
 
     Args:
         width: number of features d.
@@ -95,7 +95,7 @@ class Standardizer:
         return _deviations(inputs, self.mean, self.variance)
 
     def update(self, deviations: Tensor, keep: Tensor) -> None:
-        """Let the statistics take a batch.
+        """Update the statistics with a batch.
 
         Args:
             deviations: of the batch, as `deviations` returned them; changed in place.

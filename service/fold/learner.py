@@ -1,8 +1,8 @@
 """One learner on the stream: network, optimizer and scores; served, or a shadow.
 
 All learners see the same batches through the same standardization, and no learner sees another. A
-batch goes through `Learner.score`, which scores and differentiates it, `Learner.decide`, once it is
-decided whether it is learned, and `Learner.update`.
+batch goes through three methods: `Learner.score` scores and differentiates it, `Learner.decide` is
+called once it is decided whether the batch is learned, and `Learner.update` learns it.
 """
 
 import logging
@@ -23,7 +23,7 @@ from service.fold.spec import Hyperparameters, Spec
 logger = logging.getLogger("funnel")
 
 Evaluate = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
-"""From the tensors of `Learner.frozen` and inputs [n, d] to labels, int64 [n], and probabilities,
+"""Maps the tensors of `Learner.frozen` and inputs [n, d] to labels, int64 [n], and probabilities,
 fp32 [n, classes]."""
 
 WEIGHTS = "mixing.log_weights"
@@ -34,16 +34,16 @@ class ScoredBatch(NamedTuple):
 
     scored: Scored
     finite: Tensor
-    """Whether the batch can be learned: loss and gradient are finite; bool, 0-dim."""
+    """True if the batch can be learned: loss and gradient are finite; bool, 0-dim."""
     buffers: list[Tensor]
-    """The module's as they were before the batch."""
+    """The module's buffers as they were before the batch."""
 
 
 class Learner:
     """A pool of experts and how well it predicted. Funnel and the plain optimizers have one expert.
 
     Args:
-        spec: what the model is.
+        spec: that of the served model.
         optimizer: the name of its optimizer, one of `service.fold.spec.OPTIMIZERS`.
         hyperparameters: its own.
         device: where everything lives.
@@ -67,11 +67,11 @@ class Learner:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a step is a function of tensors alone; a user's module may be more."""
+        """True if a step is a function of tensors alone; with a user's module it may not be."""
         return self.pool.models.is_plain
 
     def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
-        """Go on with other hyperparameters; a pool's experts keep the rates that they have."""
+        """Continue with other hyperparameters; a pool's experts keep their own rates."""
         self.hyperparameters = hyperparameters
         self.pool.set_experts(experts_of(self.spec, self.optimizer, hyperparameters))
 
@@ -140,7 +140,7 @@ class Learner:
         )
 
     def _log(self, error: Exception, examples: int) -> None:
-        """Log what the model raised; where, once, as it may raise it at every batch."""
+        """Log what the model raised; its traceback only once, as every batch may raise the same."""
         text = repr(error)
         logger.error(
             "the model raised on a batch of %d, which is skipped: %s", examples, text,
@@ -152,7 +152,7 @@ class Learner:
         """Restore buffers, count the batch, and cap its gradients.
 
         Args:
-            batch: of `score`.
+            batch: as `score` returned it.
             keep: whether the batch is learned, bool, 0-dim. Where it is False, the gradients become
                 NaN, and nothing but counters changes.
         """
@@ -162,7 +162,7 @@ class Learner:
         return self.pool.decide(batch.scored, keep)
 
     def update(self, prepared: Tensor, labels: Tensor, decision: Decision) -> None:
-        """Take one update; on a CPU only for a batch that is kept."""
+        """Take one update; on a CPU this must only be called for a batch that is kept."""
         self.pool.update(prepared, labels, decision)
 
     def frozen(self) -> dict[str, Tensor]:
@@ -171,10 +171,10 @@ class Learner:
         return {k: v.detach().clone() for k, v in named.items()}
 
     def evaluator(self) -> Evaluate:
-        """Return what predicts from `frozen` tensors, with a module of its own; for one thread.
+        """Return a function that predicts from `frozen` tensors, with a module of its own.
 
-        A single expert's probabilities are NaN where its answer is not finite. The mixture of
-        several experts does without those that are not finite.
+        Call it in one thread. A single expert's probabilities are NaN where its answer is not
+        finite. The mixture of several experts ignores experts whose answers are not finite.
         """
         count = len(self.pool.experts)
         models = Experts(self.pool.models.module, count, self.spec.features)

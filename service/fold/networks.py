@@ -125,12 +125,12 @@ def _try(model: nn.Module, name: str, features: int, classes: int) -> None:
         tried.train()(torch.zeros(1, features))
     except Exception as error:
         _warn(
-            f"{name} raises at a single example, as nn.BatchNorm1d does ({error}); batches of one "
+            f"{name} raises on a single example, as nn.BatchNorm1d does ({error}); batches of one "
             "will be skipped: raise --max-wait-ms, so that batches fill up"
         )
 
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Log it once, although every learner has such a model."""
+    """Log a message once, although every learner builds such a model."""
     logger.warning(message)

@@ -45,7 +45,7 @@ def some_experts(count: int, features: int) -> list[Expert]:
 
 
 def expert_name(expert: Expert) -> str:
-    """Return what tells an expert from the others.
+    """Return a name that tells an expert from the others.
 
     >>> expert_name(Expert(SGD(), lr=0.1, gain_lr=0.01, scale_lr=0.03))
     'SGD lr=0.1 gain_lr=0.01 scale_lr=0.03'

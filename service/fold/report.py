@@ -14,10 +14,10 @@ class Report:
     """
 
     version: int
-    """Of the model after the step."""
+    """Version of the model after the step."""
     accuracy: float | Tensor
-    """Of the predictions before the update, in [0, 1]."""
+    """Accuracy of the predictions before the update, in [0, 1]."""
     loss: float | Tensor
-    """Mean cross-entropy of the same, in nats."""
+    """Mean cross-entropy of the same predictions, in nats."""
     kept: bool | Tensor
-    """Whether the batch was learned."""
+    """True if the batch was learned."""

@@ -21,14 +21,14 @@ class ScoreSummary:
     scored: int
     correct: int
     accuracy: float
-    """Of all examples, in [0, 1]."""
+    """Accuracy over all examples, in [0, 1]."""
     loss: float
-    """Mean cross-entropy of all examples, in nats."""
+    """Mean cross-entropy over all examples, in nats."""
     rolling_accuracy: float
-    """Of the last WINDOW examples."""
+    """Accuracy over the last WINDOW examples."""
     rolling_loss: float
     class_recall: tuple[float, ...]
-    """Of the last WINDOW examples, by class; NaN for a class that is not among them."""
+    """Recall over the last WINDOW examples, by class; NaN for a class that is not among them."""
 
 
 class Scores:

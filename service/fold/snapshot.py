@@ -11,7 +11,7 @@ from service.fold.state import State
 from streams.batch import Features
 
 QUICK_PRODUCTS = 1 << 18
-"""Multiplications of about 0.1 ms."""
+"""Multiplications that take about 0.1 ms."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Snapshot:
     version: int
     weights: dict[str, Tensor]
     mean: Tensor | None
-    """Of the inputs, fp32 [d]; None if they are not standardized."""
+    """Mean of the inputs, fp32 [d]; None if they are not standardized."""
     variance: Tensor | None
 
     @classmethod
@@ -40,7 +40,7 @@ class Evaluator:
     """Computes predictions from snapshots with a module of its own; for one thread.
 
     Args:
-        learner: snapshots are of it; its architecture is copied.
+        learner: the learner of the snapshots; its architecture is copied.
     """
 
     def __init__(self, learner: Learner) -> None:

@@ -1,4 +1,4 @@
-"""What a model is, and the hyperparameters that may change while it lives.
+"""The spec of a model, which is fixed for life, and its hyperparameters, which may change.
 
 Settings and the command line read this module, so it imports neither torch nor the optimizers.
 """
@@ -14,8 +14,8 @@ FOLD_VERSION = 2
 batches no longer give equal states, and let `service.fold.step.Fold.can_replay` say which older
 cuts give the same bits.
 
-1: single optimizers were no pools, and recoveries from drift events had a definition of their own.
-2: every learner is a pool, and recovery has one definition; see `Fold.can_replay` and `Monitor`.
+1: a single optimizer was not a pool, and recoveries from drift events had their own definition.
+2: every learner is a pool, and recovery has one definition (`service.fold.drift.Monitor`).
 """
 MAX_EXPERTS = 6
 """Experts of the default pool."""
@@ -23,7 +23,7 @@ MAX_EXPERTS = 6
 
 @dataclass(frozen=True)
 class Spec:
-    """What the model is, for its whole life; a checkpoint of another spec is refused."""
+    """All that is fixed for a model's life; a checkpoint of another spec is refused."""
 
     model: str
     features: int
@@ -33,12 +33,12 @@ class Spec:
     standardize: bool
     seed: int
     experts: int = 0
-    """Of the pool, if that is the optimizer; else 0."""
+    """Number of experts if the optimizer is the pool; otherwise 0."""
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Spec":
         """Return the spec that was written as JSON."""
-        if fields["optimizer"] != "pool":  # once it was noted of a pool in the shadows too
+        if fields["optimizer"] != "pool":  # older versions recorded it for a pool among the shadows
             fields = fields | {"experts": 0}
         return cls(**fields | {"hidden": tuple(fields["hidden"])})
 
@@ -52,19 +52,19 @@ class Hyperparameters:
     gain_lr: float
     scale_lr: float
     loss_guard: float = 0.0
-    """See `service.fold.loss_guard`; 0 for none."""
+    """Width of the loss guard (`service.fold.loss_guard`), in spreads; 0 for none."""
     shadow: tuple[str, ...] = ()
     """Baselines that learn from the same batches as the served model; `Shadow` parses them."""
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Hyperparameters":
-        """Return the rates that were written as JSON."""
+        """Return the hyperparameters that were written as JSON."""
         return cls(**fields | {"shadow": tuple(fields.get("shadow", ()))})
 
 
 @dataclass(frozen=True)
 class Shadow:
-    """A baseline as it is written, ``name`` or ``name:lr``.
+    """A baseline as the setting names it, ``name`` or ``name:lr``.
 
     >>> Shadow.parse("adam:0.003")
     Shadow(name='adam:0.003', optimizer='adam', lr=0.003)
@@ -74,7 +74,7 @@ class Shadow:
     """The value of the label ``learner`` in its metrics."""
     optimizer: str
     lr: float | None
-    """None for the optimizer's own default."""
+    """None takes the optimizer's own default."""
 
     @classmethod
     def parse(cls, text: str) -> "Shadow":

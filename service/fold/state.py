@@ -21,7 +21,7 @@ class State:
     """The learners, the standardizer, the loss guard, the drift events, and counters.
 
     Args:
-        spec: what the served model is.
+        spec: that of the served model.
         hyperparameters: of the served model, and which baselines shadow it.
         device: where everything lives.
 
@@ -44,7 +44,7 @@ class State:
         self.set_hyperparameters(hyperparameters)
 
     def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
-        """Go on with other hyperparameters and baselines; a new baseline starts blank."""
+        """Continue with other hyperparameters and baselines; a new baseline starts blank."""
         self.hyperparameters = hyperparameters
         self.served.set_hyperparameters(hyperparameters)
         shadows = {}
@@ -81,7 +81,7 @@ class State:
         examples: int,
         drifts: Sequence[Position] = (),
     ) -> None:
-        """Take over a saved state of the same spec and baselines.
+        """Load a saved state of the same spec and baselines.
 
         Args:
             tensors: those of `tensors`, and those of `drift`; copied into the tensors of this

@@ -30,15 +30,15 @@ class Observed(NamedTuple):
     """A batch before the update: scored and decided on by the served learner."""
 
     keep: Tensor
-    """Whether it is learned, bool, 0-dim."""
+    """True if it is learned, bool, 0-dim."""
     finite: Tensor
-    """Whether its loss and gradient are finite, bool, 0-dim."""
+    """True if its loss and gradient are finite, bool, 0-dim."""
     accuracy: Tensor
-    """Of the predictions, 0-dim, in [0, 1]."""
+    """Accuracy of the predictions, 0-dim, in [0, 1]."""
     loss: Tensor
     """Mean cross-entropy, 0-dim, in nats."""
     prepared: Tensor
-    """What the learners were given, fp32 [n, d]."""
+    """The inputs of the learners, fp32 [n, d]."""
     decision: Decision
 
 
@@ -46,7 +46,7 @@ class Shadowed(NamedTuple):
     """A batch before the update: scored and decided on by a shadow."""
 
     learns: Tensor
-    """Whether the shadow learns it, bool, 0-dim."""
+    """True if the shadow learns it, bool, 0-dim."""
     decision: Decision
 
 
@@ -106,7 +106,7 @@ class Fold:
         """Score the batch with the weights as they are, then take one update.
 
         A batch whose loss or gradient is not finite changes nothing but its count; a batch that the
-        loss guard quarantines is scored besides. Shadows learn what the served model learns.
+        loss guard quarantines is also scored. Shadows learn what the served model learns.
 
         Args:
             batch: checked examples (see `streams.batch.check`).
@@ -126,7 +126,7 @@ class Fold:
             return Report(state.version, accuracy.clone(), loss.clone(), keep.clone())
 
     def learn(self, inputs: Tensor, labels: Tensor) -> Outcome:
-        """Let all learners take a batch.
+        """Pass a batch to all learners.
 
         Args:
             inputs: fp32 [n, d].
@@ -145,14 +145,14 @@ class Fold:
         return Outcome(keep, accuracy, loss)
 
     def _seed(self) -> None:
-        """Seed by the step what a user's module draws, such as dropout, so that replay draws it
-        again."""
+        """Seed the draws of a user's module, such as dropout, by the step, so that replay repeats
+        them."""
         if not self.execution.is_plain:
             torch.manual_seed((self.state.spec.seed << 40) + self.state.version)
 
 
 def observe(state: State, inputs: Tensor, labels: Tensor) -> Observed:
-    """Score a batch with the served learner, decide on it, and let the standardizer take it.
+    """Score a batch with the served learner, decide on it, and update the standardizer.
 
     Args:
         state: its standardizer, guard and served learner.
@@ -182,11 +182,11 @@ def observe_shadow(
 
     Args:
         shadow: the learner.
-        prepared: what the served model was given, fp32 [n, d].
+        prepared: the inputs of the served model, fp32 [n, d].
         labels: int64 [n].
         keep: whether the served model learns the batch, bool, 0-dim.
-        scored: whether it is scored there; then it is scored here too, and a prediction that is
-            not finite counts as wrong.
+        scored: whether the served model scores the batch. If so, the shadow is scored too, and a
+            prediction that is not finite counts as wrong.
     """
     batch = shadow.score(prepared, labels)
     learns = batch.finite & keep

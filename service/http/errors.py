@@ -9,7 +9,7 @@ RETRY_SECONDS = 1
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong, where, and what to do."""
+    """The error: its code, a message that tells what to do, and the part at fault."""
 
     code: str
     message: str

@@ -30,7 +30,7 @@ class Guard:
         app: the application.
         keys: by scope; empty ones do not count, and without any, no key is needed. A key is sent as
             ``Authorization: Bearer``, or in reads as the password of ``Basic``, since browsers send
-            nothing else.
+            no other.
         routes: of the application.
         metrics: count the requests.
     """

@@ -1,7 +1,7 @@
 """Cuts: the trainer's recorded decisions, and the entries that wait to be cut.
 
-A cut says where a batch ends and which entries before that are dead: replay discards the same
-entries, whatever the reader then thinks of them. A cut may also carry a command.
+A cut records where a batch ends and which entries before that are dead: replay discards the same
+entries, even if a later reader could decode them. A cut may also carry a command.
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ class Begin:
 
 @dataclass(frozen=True)
 class Change:
-    """The model goes on with other hyperparameters."""
+    """The model continues with other hyperparameters."""
 
     hyperparameters: Mapping[str, Any]
 
@@ -55,7 +55,7 @@ class Cut:
     """A decision of the trainer, recorded before it is carried out."""
 
     position: Position
-    """Where it ends."""
+    """The position at which it ends."""
     examples: int = 0
     """Examples of the batch; 0 if the cut only moves the position, or carries a command."""
     entries: int = 0
@@ -181,7 +181,7 @@ class Pending:
         Args:
             size: number of examples.
             recorded: the cut to repeat: the batch ends where that ends, and an entry is dead if
-                that names it.
+                that cut names it.
         """
         parts: list[Batch] = []
         dead: dict[EntryId, str] = {}

@@ -1,4 +1,4 @@
-"""A real Valkey server of the service's own, on a Unix socket in the data directory.
+"""The service's own Valkey server, on a Unix socket in the data directory.
 
 The server process inherits a lock on its directory and holds it as long as it lives. A service that
 finds the lock free may start a server; one that finds it taken adopts the running server. So a
@@ -33,8 +33,8 @@ SINCE = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
 LITTLE_ROOM = 16 << 20
 """If fewer bytes are free on its disk, that is the reason why the server ended."""
 REWRITE_BYTES = 512 << 20
-"""Size at which the append-only file is rewritten without the trimmed entries. At Valkey's own
-64 MB, and compressed, rewriting takes a quarter of two cores from a stream of images."""
+"""Size at which the append-only file is rewritten without the trimmed entries. At Valkey's default
+of 64 MB, and compressed, rewriting takes a quarter of two cores during a stream of images."""
 
 
 class ServerError(RuntimeError):
@@ -113,7 +113,7 @@ class EmbeddedServer:
     def _reason(self) -> str:
         """Return the reason why the server ended.
 
-        That is the last line of its log, unless its disk is full, so that it could not write one.
+        That is the last line of its log, unless its disk was full and it could not write one.
         """
         free = shutil.disk_usage(self.directory).free
         if free < LITTLE_ROOM:

@@ -26,7 +26,7 @@ class GapError(LogError):
 
 
 class BlankError(GapError):
-    """There is no model yet, and the log no longer holds all that one was learned from.
+    """There is no model yet, and the log no longer reaches back to its beginning.
 
     Args:
         cut: number of the last recorded cut.

@@ -3,8 +3,8 @@
 The lease is a key with a time limit that its holder renews; any process that finds it expired takes
 it. The lock is a shortcut for processes on one machine: the kernel frees it as soon as its holder
 dies, so the next process takes over at once instead of waiting for the dead holder's lease to
-expire.
-Neither keeps the log whole: the epoch does, which a new trainer raises (see `service.log.keys`).
+expire. Neither protects the log from an old trainer: the epoch does, which a new trainer raises
+(see `service.log.keys`).
 """
 
 import fcntl
@@ -37,7 +37,7 @@ class Lock:
     def take(self) -> bool:
         """Hold the lock if it is free; return whether it is held.
 
-        Where the file system knows no locks it never is, and the lease has to expire.
+        On a file system without locks it never is, and the lease has to expire.
         """
         if not self.is_held:
             try:

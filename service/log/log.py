@@ -21,12 +21,12 @@ from service.log.position import EntryId, Position
 from service.log.server import check_server
 
 DEAD_KEPT = 10_000
-"""Dead letters kept, about."""
+"""Number of dead letters that are kept, approximately."""
 DEAD_BYTES = 4_096
 """Bytes of a dead entry's fields that its letter keeps."""
 CUTS_A_READ = 1_000
 COUNTED_AT_ONCE = 1_024
-"""Entries that one `Log.count_after` counts; the server answers nobody else meanwhile."""
+"""Entries that one `Log.count_after` counts; the server answers no other client meanwhile."""
 
 
 class Log(Protocol):

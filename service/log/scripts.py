@@ -1,7 +1,7 @@
-"""Lua: what the server does as a whole or not at all.
+"""Lua scripts: the server runs each without another command in between.
 
 The trainer writes little, and its writes let the log be trimmed: they are allowed when the
-server's memory is full, or nothing would ever make room. Examples are not.
+server's memory is full; otherwise nothing would ever make room. Examples are not.
 """
 
 APPEND_ONCE = """

@@ -113,7 +113,7 @@ class History:
         self._before: tuple[float, int] | None = None
         """Unix time and examples of the newest point."""
         self._noted: dict[str, dict[Any, bytes]] = {DRIFT: {}, SHIFT: {}}
-        """By kind, what readers know of the newest drifts and shifts, by ``id``."""
+        """The newest drifts and shifts as readers know them, by kind and ``id``."""
         self._recoveries = Recoveries()
         self._measuring = threading.Lock()
 

@@ -26,7 +26,7 @@ class ShiftRecovery(BaseModel):
     goal: float | None = None
     """A learner recovers within 2 points of this accuracy; null if the shift is not measured."""
     recovery_examples: dict[str, int | None] = {}
-    """By learner, as `streams.recovery` defines it; null for one that has not recovered."""
+    """Recovery by learner (`streams.recovery`); null for a learner that has not recovered."""
 
 
 class Recoveries:
@@ -37,7 +37,7 @@ class Recoveries:
         self._ahead: deque[ShiftRecovery] = deque(maxlen=MAX_SHIFTS)
         """Shifts whose first example has not been learned."""
         self._curves: dict[str, list[tuple[int, float]]] = {}
-        """By learner, the points since the newest shift that set a record, and the newest point."""
+        """Points by learner: those since the newest shift that set a record, and the newest."""
         self._added = self._examples = 0
         self._served: float | None = None
         """The served learner's accuracy at the newest point."""

@@ -47,7 +47,7 @@ class LearnerStatistics:
     scores: ScoreSummary
     tensors: dict[str, TensorStatistics]
     expert_weights: dict[str, float]
-    """By the names of the pool's experts; empty without a pool."""
+    """Weights by the names of the pool's experts; empty without a pool."""
     expert_ages: dict[str, int]
     """Batches learned since each expert began, by the same names."""
 
@@ -59,7 +59,7 @@ class Statistics:
     version: int
     examples: int
     learners: dict[str, LearnerStatistics]
-    """By name, the served one first."""
+    """Learners by name, the served one first."""
     nonfinite_batches: int
     quarantined_batches: int
     progress: Progress

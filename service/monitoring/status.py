@@ -1,4 +1,4 @@
-"""What a trainer is doing, and how far it is."""
+"""The status of a trainer: its condition, its progress, its statistics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from service.monitoring.statistics import Statistics
 
 
 class Condition(StrEnum):
-    """What a trainer is doing."""
+    """The condition of a trainer."""
 
     STARTING = "starting"
     STANDBY = "standby"
@@ -49,9 +49,9 @@ class Drift:
     events: tuple[Event, ...]
     """The newest, in order."""
     counts: Mapping[tuple[str, str], int]
-    """All events there ever were, by detector and direction."""
+    """Counts of all events so far, by detector and direction."""
     last_recovery: int | None
-    """Examples from the last event that the learner recovered from until it had."""
+    """Examples from the last event that the learner recovered from to its recovery."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Moves a state along its log: reads, cuts, records, steps, keeps."""
+"""The trainer: it reads the log, cuts and records batches, learns them and keeps checkpoints."""

@@ -9,9 +9,9 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 - ``sha256``: of the state alone, without progress, epoch or clock: equal states, equal digests.
 - ``log``: which log the state has learned from, and how far.
 - ``drifts``: positions of the drift events in the log.
-- ``numerics``: what else the bits depend on.
+- ``numerics``: the versions and hardware on which the bits depend.
 - ``digest``: SHA-256 of the whole file with this value replaced by 64 tildes, so that any damaged
-  bit is found, in the metadata, too.
+  bit is detected, in the metadata, too.
 
 Nothing is pickled.
 """
@@ -79,7 +79,7 @@ class Checkpoint:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Return what belongs to the state besides the tensors."""
+        """Return the part of the state that is not tensors."""
         return {
             "spec": asdict(self.spec),
             "rates": asdict(self.hyperparameters),
@@ -98,7 +98,7 @@ class Checkpoint:
 
 
 def numerics(device: torch.device) -> dict[str, str]:
-    """Return what the bits of a step depend on besides state and batch."""
+    """Return all that the bits of a step depend on, apart from state and batch."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "torch": torch.__version__,

@@ -12,11 +12,11 @@ from service.trainer.worker import Worker
 from streams.batch import Batch
 
 GROUP = 32
-"""Most batches whose cuts are recorded in one call, and which are learned in one go."""
+"""Most batches that are recorded in one call, and then learned in one go."""
 GROUP_SECONDS = 0.05
-"""Aim of the time that a group takes."""
+"""Time that a group should take."""
 AHEAD_BYTES = 16 << 20
-"""Examples are read ahead up to this size as fp32, and in any case to a full batch."""
+"""Examples are read ahead up to this size as fp32, and in any case up to a full batch."""
 BLOCK_MS = 2_000
 
 Group = list[tuple[Cut, Batch | None]]
@@ -57,12 +57,12 @@ class Pipeline:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether the state stands still."""
+        """True while no batch is being learned."""
         return self._learning is None
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for examples."""
+        """True while it waits for examples."""
         return self.is_quiet and not self._recorded and not self._is_full
 
     @property
@@ -146,7 +146,7 @@ class Pipeline:
         return max(0.0, self._max_wait - waited)
 
     def _cut(self) -> Group:
-        """Take the next full batches; take the rest if it waited long enough, or is all dead."""
+        """Take the next full batches; take the rest if it has waited long enough or is all dead."""
         most = max(1, round(min(GROUP, GROUP_SECONDS / self._step_seconds)))
         group: Group = []
         while self._is_full and len(group) < most:

@@ -26,7 +26,7 @@ logger = logging.getLogger("funnel")
 
 READ_BYTES = 4 << 20
 READ_ENTRIES = 100
-"""Most that one read of the log takes; the last entry may exceed the bytes."""
+"""Limits of one read of the log; the last entry may exceed the bytes."""
 
 KeepLease = Callable[[], Awaitable[None]]
 """Called between the parts of long work. It raises FencedError if another process may have the
@@ -63,7 +63,7 @@ class Replica:
         self.mean_entry = 0.0
         """Examples in an entry, on recent average; 0 before the first."""
         self.has_recovered = False
-        """Whether it is where the recorded cuts end, and may record more."""
+        """True once it is where the recorded cuts end, and may record more."""
         self._hyperparameters = state.hyperparameters
         """The hyperparameters of the settings; the log may still have others."""
         self._is_loaded = False
@@ -75,7 +75,7 @@ class Replica:
 
     @property
     def is_owner(self) -> bool:
-        """Whether it has taken an epoch, so that it may record cuts and write checkpoints."""
+        """True if it has taken an epoch, so that it may record cuts and write checkpoints."""
         return self._epoch is not None
 
     def resign(self) -> None:
@@ -83,7 +83,7 @@ class Replica:
         self._epoch, self.has_recovered = None, False
 
     def load(self, checkpoints: CheckpointStore) -> bool:
-        """Load the newest good checkpoint if it is further on; return whether there is one.
+        """Load the newest good checkpoint if it is further ahead; return whether there is one.
 
         Raises:
             DamagedError: there are checkpoints, but no good one.
@@ -114,11 +114,11 @@ class Replica:
 
         Args:
             log: the log as it is now.
-            accept_gap: go on after entries that are missing.
+            accept_gap: continue although entries are missing.
             keep_lease: called between the parts of the work.
 
         Returns:
-            What is pending after the last cut.
+            The entries that are pending after the last cut.
 
         Raises:
             GapError: the log does not reach back to the replica's position.

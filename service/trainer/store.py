@@ -69,11 +69,11 @@ class CheckpointStore:
 
     @property
     def has_news(self) -> bool:
-        """Whether there are other files than at the last `load` or `write`."""
+        """True if the files have changed since the last `load` or `write`."""
         return self.files() != self._seen
 
     def clear_scraps(self) -> None:
-        """Remove the scraps of killed writers; only while nobody writes."""
+        """Remove the scraps of killed writers; only while no process writes."""
         for scrap in self.directory.glob(f"{SCRAP}*"):
             scrap.unlink(missing_ok=True)
 
@@ -82,7 +82,7 @@ class CheckpointStore:
 
         Raises:
             DamagedError: there are files, but none of them is good.
-            UnreadableError: none is, and some of them cannot be read.
+            UnreadableError: none of them is good, and some cannot be read.
         """
         newest: Checkpoint | None = None
         known, self._unread = self._unread, {}

@@ -2,7 +2,7 @@
 
 It runs in a thread with an event loop of its own, and steps in another (see
 `service.trainer.pipeline`). Torch releases the interpreter in every operation, so requests are
-answered meanwhile. Nobody reaches through a trainer: others read what it publishes.
+answered meanwhile. No other thread reaches into a trainer: it publishes what others read.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ from streams.batch import Batch
 logger = logging.getLogger("funnel")
 
 PUBLISH_SECONDS = 0.05
-"""Oldest age of a snapshot while batches stream in; without a backlog it is up to date."""
+"""Greatest age of a snapshot while batches stream in; without a backlog it is up to date."""
 STATISTICS_SECONDS = 1.0
 PAUSE_SECONDS = 0.25
 """Time between statistics when learning has paused and the last ones are older than its end."""
@@ -53,10 +53,10 @@ RETRY_SECONDS = 0.5
 STALLED_LEASES = 10
 """A batch that takes longer than so many leases has hung: the lease is left to a standby."""
 STANDBY_SECONDS = 0.25
-"""Time between a standby's looks at the lease and at the newest checkpoint."""
+"""Time between a standby's checks of the lease and of the newest checkpoint."""
 
 ANOTHER_LEARNS = "another service learns from this log"
-"""Why a standby does not learn."""
+"""The reason that a standby gives for not learning."""
 
 
 class Trainer:
@@ -69,9 +69,9 @@ class Trainer:
         lock: next to the checkpoints (see `service.log.lease`).
         settings: of the service.
         observe: called with the seconds and the examples of each step.
-        drifted: called, in the trainer's thread, with each drift event found while learning.
+        drifted: called, in the trainer's thread, with each drift event detected while learning.
         clock: the time.
-        workers: makes a worker of a name.
+        workers: makes a worker with a given name.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class Trainer:
         self._become(Condition.HALTED, str(error) or repr(error))
 
     def _wait_for(self, reason: str) -> None:
-        """Wait for something to get better before learning goes on."""
+        """Log and publish the reason why learning waits."""
         if (self._condition, self._reason) != (Condition.WAITING, reason):
             logger.warning("%s; learning waits", reason)
         self._become(Condition.WAITING, reason)
@@ -298,7 +298,7 @@ class Trainer:
         self._warnings = warnings
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait, or less if woken."""
+        """Wait for so many seconds, or until woken."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -368,7 +368,7 @@ class Trainer:
         return pipeline
 
     async def _learn(self, pipeline: Pipeline) -> None:
-        """Learn what comes, and tend to everything else between groups of batches."""
+        """Learn what arrives, and do all other work between groups of batches."""
         try:
             while True:
                 await self._keep_lease()

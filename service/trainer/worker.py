@@ -1,4 +1,4 @@
-"""Threads that do what must not hold up the trainer's event loop."""
+"""Threads for work that must not hold up the trainer's event loop."""
 
 import os
 import queue

@@ -1,4 +1,4 @@
-"""Writes checkpoints on time or on request, one at a time, while learning goes on."""
+"""Writes checkpoints on time or on request, one at a time, while learning continues."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ class CheckpointWriter:
     Args:
         checkpoints: the store that keeps them.
         worker: writes.
-        every_seconds: time between checkpoints that nobody asked for.
+        every_seconds: time between checkpoints that no request started.
         clock: measures that time.
         written: called in the event loop after each attempt.
     """

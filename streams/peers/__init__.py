@@ -1,1 +1,1 @@
-"""What Funnel is compared with."""
+"""The learners that Funnel is compared with."""

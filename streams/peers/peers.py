@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # help names the peers, and does not wait for numpy
     from streams.sources.catalog import Stream
 
 Make = Callable[["Stream", int], "Learner"]
-"""From the stream that will be learned and a seed to a learner."""
+"""Makes a learner, given the stream that it will learn and a seed."""
 
 
 class UnknownPeerError(FunnelError, ValueError):
@@ -35,7 +35,7 @@ class Peer:
     module: str = "torch"
     """Module that must be importable; its package has the same name, or comes with Funnel."""
     raw: bool = False
-    """Whether it gets the inputs as they are: trees split them, whatever their scale."""
+    """True if it gets the inputs as they are: trees split them, whatever their scale."""
     max_features: int = 1_000_000
     """Width above which it would take minutes a stream, and is skipped."""
 
@@ -67,7 +67,7 @@ def _torch(
     Args:
         path: module and name of the optimizer.
         grid: values of each argument.
-        at_shifts: whether it restarts at each shift, whose place it is given.
+        at_shifts: whether it restarts at each shift, as an oracle does.
     """
     points = (dict(zip(grid, point, strict=True)) for point in product(*grid.values()))
     return {

@@ -43,12 +43,12 @@ class UnknownStreamError(FunnelError, ValueError):
 
 
 class Shift(NamedTuple):
-    """A place where a stream changes."""
+    """A change of a stream's distribution."""
 
     example: int
     """Index of the first example after the change."""
     what: str
-    """In a few words."""
+    """The change in a few words."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Stream:
     examples: int
     shifts: tuple[Shift, ...]
     blocks: Callable[[int, int | None], Iterator[Batch]]
-    """From a seed to the examples, in blocks of any size and without an end. With an index, all of
-    them are as the stream is at that example."""
+    """Yields the examples of a seed, in blocks of any size and without an end. With an index, all
+    are as the stream is at that example."""
 
     def batches(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Yield the examples in batches of ``size``; the last may be smaller."""

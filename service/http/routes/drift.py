@@ -28,7 +28,7 @@ class DriftEvent(BaseModel):
     accuracy_before: float
     accuracy_after: float
     recovery_examples: int | None
-    """Examples from the event until rolling accuracy was within 2 points of before; null if not."""
+    """Examples from the event to its recovery (`streams.recovery`); null if there is none yet."""
 
 
 class DriftAnswer(BaseModel):

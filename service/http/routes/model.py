@@ -61,7 +61,7 @@ class OptimizerAnswer(BaseModel):
     optimizer: str
     model_version: int
     tensors: dict[str, TensorAnswer]
-    """For a pool, the weighted means over its experts."""
+    """Weighted means over the experts if the optimizer is a pool."""
     expert_weights: dict[str, float]
     """Weights of the pool's experts; empty without a pool."""
 

@@ -254,7 +254,7 @@ def test_what_a_model_raises_is_said_at_the_start_and_where_only_once(
     models._warn.cache_clear()
     state = State(a_spec(RESTLESS), replace(HYPERPARAMETERS, shadow=("adagrad",)), CPU)
     [said] = [record.message for record in caplog.records]
-    assert "raises at a single example" in said
+    assert "raises on a single example" in said
     assert "--max-wait-ms" in said
     caplog.clear()
     for k in range(3):
