@@ -114,7 +114,7 @@ class Adam(Inner):
     """Adam [Kingma & Ba 2015], bias-corrected: g̃ = m̂ / (√v̂ + ε)."""
 
     averages = ("exp_avg", "exp_avg_sq")
-    """Of g and g²."""
+    """Averages of g and g²."""
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
