@@ -248,13 +248,6 @@ class Funnel(Optimizer):
         state["inner"] = inner.init_state(param, dtype) if isinstance(inner, Inner) else {}
         return state
 
-    def allocate(self) -> None:
-        """Allocate the state of every parameter now; otherwise its first step does."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if not self.state[p]:
-                    self._init_state(p, group["inner"])
-
     @torch.no_grad()
     def telemetry(self) -> dict[str | int, TensorTelemetry]:
         """Return scale, gain quantiles, alignment and norms of every parameter stepped so far.

@@ -10,7 +10,7 @@ from torch.jit._trace import TracerWarning
 
 from service.fold.drift import Event
 from service.fold.networks import find_device
-from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.snapshot import Evaluator
 from service.fold.state import State
 from service.log.intake import Intake
 from service.log.lease import Lock
@@ -20,9 +20,8 @@ from service.monitoring.status import Condition, Status
 from service.predictor import Predictor
 from service.settings import Settings
 from service.trainer.checkpoint import numerics
-from service.trainer.pipeline import Cutting
 from service.trainer.store import CheckpointStore
-from service.trainer.trainer import Terms, Trainer
+from service.trainer.trainer import Trainer
 
 logger = logging.getLogger("funnel")
 
@@ -66,14 +65,13 @@ class Model:
             RedisLog(connect(url), name),
             store,
             self._lock,
-            Cutting(settings.batch_size, settings.max_wait_ms / 1000),
-            Terms(settings.checkpoint_every_seconds, settings.lease_seconds, settings.accept_gap),
+            settings,
             observe,
             drifted,
         )
         self.history, self.newest = self.trainer.history, self.trainer.newest
         self.intake = Intake(connect(url), name)
-        self.predictor = Predictor(Evaluator(state.served), lambda: self.snapshot)
+        self.predictor = Predictor(Evaluator(state.served), lambda: self.trainer.snapshot)
         try:
             self.trainer.start()
         except BaseException:
@@ -85,14 +83,9 @@ class Model:
         """The trainer's status."""
         return self.trainer.status
 
-    @property
-    def snapshot(self) -> Snapshot:
-        """The newest snapshot."""
-        return self.trainer.snapshot
-
     def backlog(self) -> int:
         """Estimate the examples in the log that are not learned yet."""
-        return self.status.backlog(self.intake.added, self.intake.mean_entry)
+        return self.status.backlog(self.intake.added)
 
     async def stop(self) -> bool:
         """Finish the batch at hand and write a checkpoint; return False if it stood by."""

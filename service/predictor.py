@@ -1,9 +1,9 @@
 """Gathers concurrent predictions into one forward pass."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +42,12 @@ class Predictor:
     While a pass runs, the next requests gather. A cancelled request affects no other.
 
     Args:
-        evaluate: computes a pass; a long one runs in a thread of its own.
+        evaluate: computes a pass; a long one runs in another thread.
         newest: returns the newest snapshot.
     """
 
     def __init__(self, evaluate: Evaluator, newest: Callable[[], Snapshot]) -> None:
         self._evaluate, self._newest = evaluate, newest
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="funnel-predict")
         self._waiting: deque[_Request] = deque()
         self._rows = 0
         self._enough = asyncio.Event()
@@ -66,54 +65,37 @@ class Predictor:
 
     async def run(self) -> None:
         """Answer requests until cancelled."""
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                await self._arrived.wait()
-                await self._gather()
-                requests = self._next()
-                if not requests:
-                    continue
-                snapshot = self._newest()
-                joined = join_features([r.features for r in requests])
-                try:
-                    if self._evaluate.is_quick(len(joined)):
-                        answers = self._evaluate(snapshot, joined)
-                    else:
-                        answers = await loop.run_in_executor(
-                            self._thread, self._evaluate, snapshot, joined
-                        )
-                except Exception as error:
-                    for request in requests:
-                        if not request.answer.done():
-                            request.answer.set_exception(error)
-                    continue
-                _share(requests, answers, snapshot.version)
-        finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
-
-    async def _gather(self) -> None:
-        if self._rows < GATHER_ROWS:
-            try:
+        while True:
+            await self._arrived.wait()
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GATHER_SECONDS):
                     await self._enough.wait()
-            except TimeoutError:
-                return
+            if not (requests := self._next()):
+                continue
+            snapshot = self._newest()
+            joined = join_features([r.features for r in requests])
+            try:
+                if self._evaluate.is_quick(len(joined)):
+                    answers = self._evaluate(snapshot, joined)
+                else:
+                    answers = await asyncio.to_thread(self._evaluate, snapshot, joined)
+            except Exception as error:
+                for request in requests:
+                    if not request.answer.done():
+                        request.answer.set_exception(error)
+            else:
+                _share(requests, answers, snapshot.version)
 
     def _next(self) -> list[_Request]:
         """Take requests of up to GATHER_ROWS rows, in order; at least one that is not cancelled."""
         taken: list[_Request] = []
-        rows = 0
-        while self._waiting:
-            request = self._waiting[0]
-            n = len(request.features)
-            if taken and rows + n > GATHER_ROWS:
-                break
-            self._waiting.popleft()
-            self._rows -= n
+        room = GATHER_ROWS
+        while self._waiting and (not taken or len(self._waiting[0].features) <= room):
+            request = self._waiting.popleft()
+            self._rows -= len(request.features)
             if not request.answer.done():
                 taken.append(request)
-                rows += n
+                room -= len(request.features)
         if self._rows < GATHER_ROWS:
             self._enough.clear()
         if not self._waiting:

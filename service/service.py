@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from service.fold.drift import Event
 from service.log.embedded import EmbeddedServer
+from service.log.errors import Stopped
 from service.model import Model, build_state
 from service.monitoring.metrics import Metrics, Reading
 from service.monitoring.notify import Webhook
@@ -18,10 +19,6 @@ from streams.errors import FunnelError
 logger = logging.getLogger("funnel")
 
 T = TypeVar("T")
-
-
-class StoppedError(RuntimeError):
-    """The service began to stop before the work was done."""
 
 
 class Service:
@@ -55,14 +52,14 @@ class Service:
         """Return the result of ``work``, which is cancelled if the service begins to stop.
 
         Raises:
-            StoppedError: the service began to stop first.
+            Stopped: the service began to stop first.
         """
         task = asyncio.ensure_future(work)
         draining = asyncio.ensure_future(self.draining.wait())
         try:
             await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                raise StoppedError("the service is stopping")
+                raise Stopped("the service is stopping")
             return task.result()
         finally:
             task.cancel()
@@ -74,7 +71,7 @@ class Service:
         Raises:
             LogError, ServerError, DamagedError, ModelError, SettingsError:
                 the service cannot be started; the message says why and what to do.
-            StoppedError: the service began to stop before the log was there.
+            Stopped: the service began to stop before the log was there.
         """
         settings = self.settings
         with _writing(settings.data_dir):

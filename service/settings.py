@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import (
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, FiniteFloat, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Hyperparameters, Shadow, Spec
@@ -70,19 +64,15 @@ class Settings(BaseSettings):
         MAX_EXPERTS, ge=1, le=MAX_EXPERTS,
         description="experts of the served pool; memory and time grow with them",
     )  # fmt: skip
-    lr: float = Field(
-        0.03, gt=0, le=1e6, allow_inf_nan=False, description="initial η; the pool does not use it"
+    lr: FiniteFloat = Field(0.03, gt=0, le=1e6, description="initial η; the pool does not use it")
+    gain_lr: FiniteFloat = Field(
+        0.03, ge=0, le=10, description="γp, how fast gains adapt; only funnel uses it"
     )
-    gain_lr: float = Field(
-        0.03, ge=0, le=10, allow_inf_nan=False,
-        description="γp, how fast gains adapt; only funnel uses it",
-    )  # fmt: skip
-    scale_lr: float = Field(
-        0.03, ge=0, le=10, allow_inf_nan=False,
-        description="γs, how fast scales adapt; only funnel uses it",
-    )  # fmt: skip
-    loss_guard: float = Field(
-        0.0, ge=0, le=1e6, allow_inf_nan=False,
+    scale_lr: FiniteFloat = Field(
+        0.03, ge=0, le=10, description="γs, how fast scales adapt; only funnel uses it"
+    )
+    loss_guard: FiniteFloat = Field(
+        0.0, ge=0, le=1e6,
         description="skip a batch whose loss is this many deviations above the recent ones, "
         "unless two were just skipped; 0: learn all",
     )  # fmt: skip
@@ -112,11 +102,11 @@ class Settings(BaseSettings):
     max_backlog: int = Field(
         1_000_000, ge=1, description="examples that may wait to be learned before 429"
     )
-    checkpoint_every_seconds: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="time between checkpoints"
+    checkpoint_every_seconds: FiniteFloat = Field(
+        30.0, gt=0, description="time between checkpoints"
     )
-    lease_seconds: float = Field(
-        5.0, ge=1, le=3600, allow_inf_nan=False,
+    lease_seconds: FiniteFloat = Field(
+        5.0, ge=1, le=3600,
         description="a standby takes over when the trainer has been silent for this long",
     )  # fmt: skip
     drift_webhook: SecretStr = Field(

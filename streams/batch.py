@@ -70,12 +70,7 @@ class Batch:
 
     def to_bytes(self) -> bytes:
         """Return the safetensors file."""
-        return save(
-            {
-                "features": np.ascontiguousarray(self.features),
-                "labels": np.ascontiguousarray(self.labels),
-            }
-        )
+        return save({name: np.ascontiguousarray(getattr(self, name)) for name in SHAPES})
 
 
 def decode(raw: bytes) -> Batch:

@@ -152,8 +152,8 @@ def produce(
     target: Target,
     rate: float | None = None,
     name: str = "",
-    progress: Callable[[int], None] = lambda examples: None,
-    away: Callable[[str], None] = lambda answer: None,
+    progress: Callable[[int], object] = lambda examples: None,
+    away: Callable[[str], object] = lambda answer: None,
     give_up_seconds: float = GIVE_UP_SECONDS,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Sent:
@@ -173,40 +173,33 @@ def produce(
     Raises:
         ProducerError: a batch was refused, or the target was absent for too long.
     """
+
+    def send(batch: Batch, key: str) -> int:
+        """Send one batch with exponential back-off and jitter; return the number of retries."""
+        began, wait, retries = time.monotonic(), FIRST_WAIT, 0
+        jitter = random.Random(key)
+        while True:
+            try:
+                target.send(batch, key)
+            except RetryLaterError as error:
+                if time.monotonic() - began > give_up_seconds:
+                    raise ProducerError(
+                        f"gave up after {give_up_seconds:g} s; last answer: {error}"
+                    ) from error
+                retries += 1
+                if retries == PATIENCE:
+                    away(str(error))
+                sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
+                wait = min(2 * wait, MAX_WAIT)
+            else:
+                return retries
+
     began = time.monotonic()
     examples = retries = 0
     for index, batch in enumerate(batches):
         if rate is not None:
             sleep(max(0.0, began + examples / rate - time.monotonic()))
-        retries += _send(batch, target, f"{name}-{index}", give_up_seconds, away, sleep)
+        retries += send(batch, f"{name}-{index}")
         examples += len(batch)
         progress(len(batch))
     return Sent(examples, time.monotonic() - began, retries)
-
-
-def _send(
-    batch: Batch,
-    target: Target,
-    key: str,
-    give_up_seconds: float,
-    away: Callable[[str], None],
-    sleep: Callable[[float], object],
-) -> int:
-    """Send one batch with exponential back-off and jitter; return the number of retries."""
-    began, wait, retries = time.monotonic(), FIRST_WAIT, 0
-    jitter = random.Random(key)
-    while True:
-        try:
-            target.send(batch, key)
-        except RetryLaterError as error:
-            if time.monotonic() - began > give_up_seconds:
-                raise ProducerError(
-                    f"gave up after {give_up_seconds:g} s; last answer: {error}"
-                ) from error
-            retries += 1
-            if retries == PATIENCE:
-                away(str(error))
-            sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
-            wait = min(2 * wait, MAX_WAIT)
-        else:
-            return retries

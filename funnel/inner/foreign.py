@@ -40,10 +40,12 @@ class ForeignInner:
             ``maximize`` to Funnel instead.
     """
 
+    optimizer: Optimizer
+    """Only after `for_group`, and so are the proxies."""
+    proxies: list[Tensor]
+
     def __init__(self, factory: Factory) -> None:
         self.factory = factory
-        self.optimizer: Optimizer | None = None
-        self.proxies: list[Tensor] = []
 
     def __repr__(self) -> str:
         return f"ForeignInner({getattr(self.factory, '__qualname__', self.factory)!s})"
@@ -51,19 +53,15 @@ class ForeignInner:
     def for_group(self, params: list[Tensor]) -> "ForeignInner":
         """Return a new ForeignInner for one parameter group; the two share no state."""
         bound = ForeignInner(self.factory)
-        bound._build(params)
-        return bound
-
-    def _build(self, params: list[Tensor]) -> Optimizer:
-        self.proxies = [
+        bound.proxies = [
             torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)).requires_grad_()
             for p in params
         ]
-        self.optimizer = optimizer = self.factory(self.proxies)
-        _refuse(optimizer)
-        _set_unit_lr(optimizer)
-        _refuse_if_it_reads_weights(self.factory, self.proxies[0].device)
-        return optimizer
+        bound.optimizer = self.factory(bound.proxies)
+        _refuse(bound.optimizer)
+        _set_unit_lr(bound.optimizer)
+        _refuse_if_it_reads_weights(self.factory, bound.proxies[0].device)
+        return bound
 
     @torch.no_grad()
     def propose(
@@ -85,44 +83,24 @@ class ForeignInner:
         for proxy, grad, ok in zip(proxies, grads, finite, strict=True):
             proxy.grad = grad.to(proxy.dtype, copy=True) if ok else None
         if any(finite):
-            _step_without_hooks(self._bound)
+            _step_without_hooks(self.optimizer)
         precond = [-p for p in proxies]
         for proxy in proxies:
             proxy.zero_()
             proxy.grad = None
         return precond
 
-    @property
-    def _bound(self) -> Optimizer:
-        if self.optimizer is None:
-            raise RuntimeError("ForeignInner.for_group(params) must be called before propose()")
-        return self.optimizer
-
     def _move(self, devices: list[torch.device], indices: list[int]) -> None:
-        if self._bound.state:
+        if self.optimizer.state:
             raise RuntimeError("the parameters moved to another device after the first step")
         for i, device in zip(indices, devices, strict=True):
             self.proxies[i].data = self.proxies[i].data.to(device)
 
     def to_spec(self) -> dict[str, Any]:
         """Return the name of the foreign optimizer's class and its whole ``state_dict``."""
-        optimizer = self._bound
-        kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-        return {"name": "ForeignInner", "optimizer": kind, "state_dict": optimizer.state_dict()}
-
-    def load_spec(self, spec: dict[str, Any]) -> None:
-        """Restore what `to_spec` returned, tensors bit for bit.
-
-        Raises:
-            ValueError: the state belongs to another optimizer.
-        """
-        mine = self.to_spec()["optimizer"]
-        if spec.get("optimizer") != mine:
-            raise ValueError(
-                "the state to load has the inner optimizer "
-                f"{spec.get('optimizer', spec.get('name'))!r}, this Funnel has {mine!r}"
-            )
-        load_verbatim(self._bound, self._bound.load_state_dict, spec["state_dict"])
+        kind = f"{type(self.optimizer).__module__}.{type(self.optimizer).__qualname__}"
+        state_dict = self.optimizer.state_dict()
+        return {"name": "ForeignInner", "optimizer": kind, "state_dict": state_dict}
 
 
 class Proposed(Inner):
@@ -202,8 +180,11 @@ def bind_inner(inner: Any, params: list[Tensor]) -> Inner | ForeignInner:
 
 
 def load_inner(spec: dict[str, Any], mine: Inner | ForeignInner) -> Inner | ForeignInner:
-    """Return ``mine`` with the hyperparameters or, if it is foreign, the state of ``spec``."""
+    """Return ``mine`` with the hyperparameters or, if it is foreign, the state of ``spec``.
+
+    Both are of one kind. Tensors come back bit for bit.
+    """
     if isinstance(mine, ForeignInner):
-        mine.load_spec(spec)
+        load_verbatim(mine.optimizer, mine.optimizer.load_state_dict, spec["state_dict"])
         return mine
     return replace(mine, **{key: value for key, value in spec.items() if key != "name"})

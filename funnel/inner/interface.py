@@ -6,7 +6,7 @@ fields of a frozen dataclass. State is explicit: the caller holds it, separate f
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,10 +43,12 @@ def masked(rate: Rate, active: Flags, idle: float = 0.0) -> Rate:
 class Inner(ABC):
     """An inner optimizer; its hyperparameters are the fields of the dataclass."""
 
+    averages: ClassVar[tuple[str, ...]] = ()
+    """Keys of the state that start at zero."""
+
     def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the state of one tensor before its first gradient, in ``param``'s shape."""
-        del param, dtype
-        return {}
+        return {key: torch.zeros_like(param, dtype=dtype) for key in self.averages}
 
     @abstractmethod
     def precondition(

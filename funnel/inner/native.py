@@ -50,8 +50,9 @@ class Adagrad(Inner):
             check_positive("Adagrad.eps", self.eps)
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return ``sum``, the accumulator a."""
-        return {"sum": torch.full_like(param, self.initial_accumulator_value, dtype=dtype)}
+        """Return ``sum``, the accumulator a, and the averages."""
+        start = torch.full_like(param, self.initial_accumulator_value, dtype=dtype)
+        return {"sum": start} | super().init_state(param, dtype)
 
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
@@ -70,15 +71,13 @@ class AdagradEMA(Adagrad):
     There is no bias correction, so the first 1/(1-β) steps are shorter.
     """
 
+    averages = ("ema",)
+    """e."""
     ema_beta: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("AdagradEMA.ema_beta", self.ema_beta, low=0.0, below=1.0)
-
-    def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return ``sum``, the accumulator a, and ``ema``, the average e."""
-        return super().init_state(param, dtype) | {"ema": torch.zeros_like(param, dtype=dtype)}
 
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
@@ -93,16 +92,14 @@ class AdagradEMA(Adagrad):
 class RMSprop(Inner):
     """RMSProp [Tieleman & Hinton 2012]: v ← α v + (1-α) g²; g̃ = g / (√v + ε)."""
 
+    averages = ("square_avg",)
+    """v."""
     alpha: float = 0.99
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
         check_number("RMSprop.alpha", self.alpha, low=0.0, below=1.0)
         check_positive("RMSprop.eps", self.eps)
-
-    def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return ``square_avg``, the average v."""
-        return {"square_avg": torch.zeros_like(param, dtype=dtype)}
 
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
@@ -116,6 +113,8 @@ class RMSprop(Inner):
 class Adam(Inner):
     """Adam [Kingma & Ba 2015], bias-corrected: g̃ = m̂ / (√v̂ + ε)."""
 
+    averages = ("exp_avg", "exp_avg_sq")
+    """Of g and g²."""
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -124,13 +123,6 @@ class Adam(Inner):
         check_number("Adam.beta1", self.beta1, low=0.0, below=1.0)
         check_number("Adam.beta2", self.beta2, low=0.0, below=1.0)
         check_positive("Adam.eps", self.eps)
-
-    def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return ``exp_avg`` and ``exp_avg_sq``, the averages of g and g²."""
-        return {
-            "exp_avg": torch.zeros_like(param, dtype=dtype),
-            "exp_avg_sq": torch.zeros_like(param, dtype=dtype),
-        }
 
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags

@@ -2,16 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from service.commands.options import add_settings, settings_of
 from service.commands.stream_options import add_stream, positive_int, stream_of
-from service.settings import PREFIX, Settings, SettingsError
+from service.settings import PREFIX, SettingsError
 from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.sources.names import EXAMPLES
-
-if TYPE_CHECKING:
-    from streams.sources.catalog import Stream
 
 DESCRIPTION = (
     "Learn a stream with the service's learner and with others, each batch predicted before it is "
@@ -54,22 +50,14 @@ def run(options: argparse.Namespace) -> int:
     """Compare, and print the table; return the exit status."""
     stream = stream_of(options)
     settings = settings_of(options, features=stream.width, classes=stream.classes)
-    _check_fits(settings, stream)
-
-    from service.commands import comparison
-
-    return comparison.run(
-        stream, settings, find_peers(options.peers), range(options.seeds), options.plot
-    )
-
-
-def _check_fits(settings: Settings, stream: "Stream") -> None:
-    for name, mine, theirs in (
-        ("features", settings.features, stream.width),
-        ("classes", settings.classes, stream.classes),
-    ):
-        if mine != theirs:
+    for name, theirs in (("features", stream.width), ("classes", stream.classes)):
+        if (mine := getattr(settings, name)) != theirs:
             raise SettingsError(
                 f"{PREFIX}{name.upper()} is {mine}, but the stream {stream.name} has {theirs} "
                 f"{name}; do not set it here"
             )
+
+    from service.commands import comparison
+
+    peers = find_peers(options.peers)
+    return comparison.run(stream, settings, peers, range(options.seeds), options.plot)

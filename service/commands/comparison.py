@@ -12,10 +12,10 @@ from scipy import stats
 
 from service.commands.evaluation import Run, evaluate
 from service.commands.picture import check_picture, save
-from service.commands.progress import progress_bar
 from service.settings import Settings
 from streams.peers.peers import Peer
 from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
+from streams.progress import progress_bar
 from streams.recovery import WINDOW, recoveries
 from streams.sources.catalog import Stream
 
@@ -78,14 +78,9 @@ def table(runs: Sequence[Run], stream: Stream) -> str:
     taken = recoveries_of([[curve(found) for found in run.outcomes] for run in runs], shifts)
     lines = [("learner", "setting", "accuracy", "recovery")]
     for run, own in sorted(zip(runs, taken, strict=True), key=lambda found: -found[0].accuracy):
-        lines.append(
-            (
-                run.learner,
-                f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting,
-                shown(run.accuracies),
-                examples_shown(median_recovery(own)),
-            )
-        )
+        setting = f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting
+        recovered = examples_shown(median_recovery(own))
+        lines.append((run.learner, setting, shown(run.accuracies), recovered))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
@@ -147,7 +142,7 @@ def run(
             sys.stderr.write(f"{name} is skipped: {reason}\n")
     taken = {name: peer for name, peer in peers.items() if not reasons[name]}
     passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
-    with progress_bar(passes * stream.examples, f"{stream.name}, {passes} runs") as bar:
+    with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
         runs = evaluate(stream, settings, taken, seeds, bar.update)
     sys.stdout.write(
         f"{stream.name}: {stream.examples:,} examples, {len(seeds)} "

@@ -3,12 +3,13 @@
 import argparse
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from service.commands.options import add_settings, settings_of
 from service.commands.stream_options import add_rate, add_stream, stream_of
-from service.settings import PREFIX, Settings
+from service.settings import PREFIX
 
 DESCRIPTION = (
     "Start a log, a service and a stream of digits that turn from 90° to 0° to 45°, and show "
@@ -31,16 +32,12 @@ def run(options: argparse.Namespace) -> int:
     stream = stream_of(options)
     next(stream.batches(1))  # fetches the data that are missing before anything is started
 
-    def settings_in(directory: Path) -> Settings:
-        defaults: dict[str, Any] = {
-            "data_dir": directory,
-            "features": stream.width,
-            "classes": stream.classes,
-        }
-        if f"{PREFIX}SHADOW" not in os.environ:
-            defaults["shadow"] = "adagrad"
-        return settings_of(options, **defaults)
+    defaults: dict[str, Any] = {"features": stream.width, "classes": stream.classes}
+    if f"{PREFIX}SHADOW" not in os.environ:
+        defaults["shadow"] = "adagrad"
 
     from service.commands.demonstration import run_demo
 
-    return run_demo(stream, options.rate, settings_in, options.plot)
+    with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:
+        settings = settings_of(options, data_dir=Path(scratch), **defaults)
+        return run_demo(stream, options.rate, settings, options.plot)

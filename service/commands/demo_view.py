@@ -32,17 +32,15 @@ def panel(
         return Panel(Text("waiting for the first batch …"), title=title)
     now, table = points[-1], Table.grid(padding=(0, 1))
 
-    def spark(
-        value: Callable[[Point], float], low: float | None = None, high: float | None = None
-    ) -> Text:
+    def spark(value: Callable[[Point], float], span: tuple[float, float] | None = None) -> Text:
         cells: list[float | None] = [None] * COLUMNS
         for point in points:
             cells[_column(point.examples, total)] = value(point)
-        return _spark(cells, low, high)
+        return _spark(cells, span)
 
     rows = (
         ("shift", _marks(shifts, now.examples, total), ""),
-        ("accuracy", spark(lambda p: p.accuracy, 0.0, 1.0), f"{now.accuracy:.1%}"),
+        ("accuracy", spark(lambda p: p.accuracy, (0.0, 1.0)), f"{now.accuracy:.1%}"),
         ("scale s", spark(lambda p: math.log(p.scale)), f"{now.scale:.3f}"),
         (
             "gain spread",
@@ -77,11 +75,10 @@ def _marks(shifts: Sequence[ShiftRecovery], learned: int, total: int) -> Text:
     return Text("".join(row), style="bold yellow")
 
 
-def _spark(cells: Sequence[float | None], low: float | None, high: float | None) -> Text:
+def _spark(cells: Sequence[float | None], span: tuple[float, float] | None) -> Text:
     known = [c for c in cells if c is not None and math.isfinite(c)]
-    bottom = min(known) if low is None else low
-    top = max(known) if high is None else high
-    letters = (" " if c is None or not math.isfinite(c) else _block(c, bottom, top) for c in cells)
+    low, high = span or (min(known), max(known))
+    letters = (" " if c is None or not math.isfinite(c) else _block(c, low, high) for c in cells)
     return Text("".join(letters), style="cyan")
 
 

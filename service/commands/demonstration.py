@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
@@ -21,11 +19,10 @@ from service.http.routes.demo import demo_router
 from service.http.server import serve
 from service.monitoring.history import History
 from service.monitoring.status import Status
-from service.process import SystemClock
 from service.service import Service
 from service.settings import Settings
 from streams.producer import HTTPTarget, produce
-from streams.sources.catalog import IMAGE_STREAMS, Shift, Stream
+from streams.sources.catalog import IMAGE_STREAMS, Stream
 from streams.sources.steering import Steered
 
 FRAME_SECONDS = 0.25
@@ -39,21 +36,17 @@ class Demo:
         rate: examples a second.
         settings: settings of the service.
         console: where the view is drawn; if it is not a terminal, as plain lines.
-        seed: seed of the stream.
     """
 
-    def __init__(
-        self, stream: Stream, rate: float, settings: Settings, console: Console, seed: int = 0
-    ) -> None:
+    history: History
+    """The service's, once it has started; it measures the recoveries."""
+
+    def __init__(self, stream: Stream, rate: float, settings: Settings, console: Console) -> None:
         self.stream, self.rate, self.settings = stream, rate, settings
         self.console = console
-        self.steered = Steered(stream, self._on_shift, seed)
+        self.steered = Steered(stream, lambda shift: self.history.add_shift(*shift), settings.seed)
         self.points: list[Point] = []
-        self.history = History(SystemClock())
-        """The service's, once it has started; it measures the recoveries."""
         self._stop = threading.Event()
-        self._done = threading.Event()
-        self._problem: BaseException | None = None
 
     async def run(self) -> None:
         """Serve and send until the stream ends or a signal comes.
@@ -73,14 +66,9 @@ class Demo:
         try:
             await serve(self.settings, started, [demo_router(self.steered)] * has_hand)
         finally:
-            self._stop.set()
             ended = await asyncio.gather(*watching, return_exceptions=True)
-        for problem in (*ended, self._problem):
-            if problem is not None:
-                raise problem
-
-    def _on_shift(self, shift: Shift) -> None:
-        self.history.add_shift(*shift)
+        for problem in filter(None, ended):
+            raise problem
 
     def _send(self, url: str) -> None:
         target = HTTPTarget(url, self.settings.api_key.get_secret_value())
@@ -89,16 +77,9 @@ class Demo:
             if self._stop.wait(seconds):
                 raise _StoppedError
 
-        try:
+        with contextlib.closing(target), contextlib.suppress(_StoppedError):
             batches = self.steered.batches(100)
             produce(batches, target, self.rate, name=uuid.uuid4().hex, sleep=pause)
-        except _StoppedError:
-            return
-        except Exception as error:  # `run` raises it
-            self._problem = error
-        finally:
-            target.close()
-            self._done.set()
 
     async def _watch(self, service: Service, url: str) -> None:
         model = service.model
@@ -106,8 +87,7 @@ class Demo:
         self.history = model.history
         if not self.console.is_terminal:
             self.console.print(f"Live page: {url}", highlight=False)
-        sender = threading.Thread(target=self._send, args=(url,), name="demo-send", daemon=True)
-        sender.start()
+        sending = asyncio.create_task(asyncio.to_thread(self._send, url))
         try:
             with Live(console=self.console, auto_refresh=False, transient=False) as view:
                 while not service.draining.is_set():
@@ -115,13 +95,17 @@ class Demo:
                         await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
                     status = model.status
                     self._draw(_point(status), view, url)
-                    if self._done.is_set() and model.backlog() == 0 and self._all_shown(status):
+                    learned = self.points[-1].examples if self.points else -1
+                    is_done = sending.done() and model.backlog() == 0
+                    if is_done and (sending.exception() or learned >= status.examples):
                         break
             self.history.end_stream()
             with contextlib.suppress(TimeoutError):  # a frame in which pages receive the end
                 await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
         finally:
+            self._stop.set()
             service.draining.set()
+        await sending
 
     def _draw(self, point: Point | None, view: Live, url: str) -> None:
         seen = self.points[-1].examples if self.points else -1
@@ -146,11 +130,6 @@ class Demo:
         title = f"Funnel · {self.stream.name} · {url}"
         return demo_view.panel(self.points, self.history.shifts, total, title, note)
 
-    def _all_shown(self, status: Status) -> bool:
-        if self._problem is not None:
-            return True
-        return bool(self.points) and self.points[-1].examples >= status.examples
-
 
 class _StoppedError(Exception):
     """The demo ends."""
@@ -165,19 +144,17 @@ def _point(status: Status) -> Point | None:
         statistics.examples,
         {name: one.scores.rolling_accuracy for name, one in statistics.learners.items()},
         tensor.scale,
-        tensor.gain_quantiles,
+        tuple(tensor.gain_quantiles.values()),
     )
 
 
-def run_demo(
-    stream: Stream, rate: float, settings_in: Callable[[Path], Settings], picture: Path | None
-) -> int:
-    """Run the demo on a log of its own, which is removed afterwards; return the exit status.
+def run_demo(stream: Stream, rate: float, settings: Settings, picture: Path | None) -> int:
+    """Run the demo; return the exit status.
 
     Args:
         stream: the stream to send.
         rate: examples a second.
-        settings_in: returns the settings for a data directory.
+        settings: settings of the service.
         picture: where to write the run as a picture; None for no picture.
 
     Raises:
@@ -187,10 +164,8 @@ def run_demo(
     check_picture(picture)
     console = Console()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:
-        settings = settings_in(Path(scratch))
-        demo = Demo(stream, rate, settings, console, settings.seed)
-        uvloop.run(demo.run())
+    demo = Demo(stream, rate, settings, console)
+    uvloop.run(demo.run())
     if not demo.points:
         return 0
     last, shifts = demo.points[-1], demo.history.shifts

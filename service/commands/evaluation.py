@@ -12,7 +12,7 @@ from service.fold.state import State
 from service.fold.step import Fold
 from service.settings import Settings
 from streams.batch import Batch, Features, Labels
-from streams.peers.peers import Make, Peer
+from streams.peers.peers import Peer
 from streams.prequential import Outcomes, prequential
 from streams.sources.catalog import Stream
 
@@ -112,16 +112,5 @@ def evaluate(
         for peer in peers.values():
             given = plain if peer.raw else prepared
             for run, make in zip(tried[peer.title], peer.settings.values(), strict=True):
-                run.outcomes.append(run_peer(make, stream, seed, given, progress))
+                run.outcomes.append(prequential(make(stream, seed), given, progress))
     return [own] + [max(runs, key=lambda run: run.accuracy) for runs in tried.values()]
-
-
-def run_peer(
-    make: Make,
-    stream: Stream,
-    seed: int,
-    batches: Iterable[Batch],
-    progress: Callable[[int], object] = lambda examples: None,
-) -> Outcomes:
-    """Return a peer's outcomes on a stream's prepared batches."""
-    return prequential(make(stream, seed), batches, progress)

@@ -39,24 +39,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send the stream; return the exit status."""
-    from service.commands.progress import progress_bar
     from streams.producer import make_target, produce
+    from streams.progress import progress_bar
 
     key = os.environ.get("FUNNEL_LEARN_KEY") or os.environ.get("FUNNEL_API_KEY", "")
     target = make_target(options.to, options.model, key.strip())
     stream = stream_of(options)
-    bar = progress_bar(stream.examples, stream.name)
-
-    def count(examples: int) -> None:
-        bar.update(examples)
-
+    bar = progress_bar(stream.name, stream.examples)
     with bar, closing(target):
         sent = produce(
             stream.batches(options.batch_size, options.seed),
             target,
             options.rate,
             name=options.name or uuid.uuid4().hex,
-            progress=count,
+            progress=bar.update,
             away=lambda answer: bar.write(f"trying again: {answer}", file=sys.stderr),
         )
     sys.stdout.write(

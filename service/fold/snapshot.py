@@ -1,7 +1,6 @@
 """Snapshots: immutable, versioned copies of what prediction needs."""
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,8 +23,6 @@ class Snapshot:
     mean: Tensor | None
     """Mean of the inputs, fp32 [d]; None if they are not standardized."""
     variance: Tensor | None
-    made: float = field(default_factory=time.monotonic)
-    """Monotonic time at which it was made, in seconds."""
 
     @classmethod
     def of(cls, state: State) -> "Snapshot":

@@ -30,7 +30,7 @@ def _unsent(transport: asyncio.Transport) -> int:
 class Connection(HttpToolsProtocol):
     """Closes a connection whose request head is too slow (408) or too long (431)."""
 
-    _timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle
     _head = True
     """True while the connection waits for the head of a request, or the rest of it."""
     _head_bytes = 0
@@ -45,7 +45,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
-        self._stop_clock()
+        self._timer.cancel()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -56,7 +56,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop the clock."""
-        self._stop_clock()
+        self._timer.cancel()
         self._head, self._head_bytes = False, 0
         super().on_headers_complete()
 
@@ -95,13 +95,7 @@ class Connection(HttpToolsProtocol):
 
     def _begin_head(self) -> None:
         self._head, self._head_bytes = True, 0
-        self._stop_clock()
         self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
-
-    def _stop_clock(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _too_slow(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:

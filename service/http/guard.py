@@ -72,9 +72,10 @@ class Guard:
                     answer.headers.append("WWW-Authenticate", BASIC)
                 await answer(scope, receive, watched)
         finally:
-            self.metrics.http_seconds.labels(_route(scope), str(status)).observe(
-                time.perf_counter() - began
-            )
+            # The label is the route's template, so that it has few values.
+            route = str(getattr(scope.get("route"), "path", "other"))
+            seconds = time.perf_counter() - began
+            self.metrics.http_seconds.labels(route, str(status)).observe(seconds)
 
     def _refusal(self, scope: Scope) -> HTTPError | None:
         if not self._expected or scope["path"] in OPEN_PATHS:
@@ -84,7 +85,8 @@ class Guard:
         held = {name for name, key in self._expected.items() if hmac.compare_digest(given, key)}
         if not held:
             return HTTPError(401, "unauthorized", "send the header Authorization: Bearer <key>")
-        needed = needed_scope(scope["method"], scope["path"])
+        otherwise = PREDICT if scope["method"] in READS else ADMIN
+        needed = SCOPES.get((scope["method"], scope["path"]), otherwise)
         if held & {needed, ADMIN} or self._leads_nowhere(scope):
             return None
         return HTTPError(403, "forbidden", f"this request needs a key of scope {needed}")
@@ -94,11 +96,6 @@ class Guard:
         return scope["method"] in READS and all(
             route.matches(scope)[0] is Match.NONE for route in self.routes
         )
-
-
-def needed_scope(method: str, path: str) -> str:
-    """Return the scope that a request needs."""
-    return SCOPES.get((method, path), PREDICT if method in READS else ADMIN)
 
 
 def _key_of(authorization: bytes, method: str) -> bytes:
@@ -113,8 +110,3 @@ def _key_of(authorization: bytes, method: str) -> bytes:
         return base64.b64decode(given, validate=True).partition(b":")[2]
     except binascii.Error:
         return b""
-
-
-def _route(scope: Scope) -> str:
-    """Return the template of the route, so that the label has few values."""
-    return str(getattr(scope.get("route"), "path", "other"))

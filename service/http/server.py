@@ -13,10 +13,10 @@ from fastapi import APIRouter
 
 from service.http.app import create_app
 from service.http.connection import Connection
-from service.log.errors import LogError
+from service.log.errors import LogError, Stopped
 from service.monitoring.status import Condition
 from service.process import keep_freed_memory
-from service.service import Service, StoppedError
+from service.service import Service
 from service.settings import Settings
 from streams.errors import FunnelError
 
@@ -159,14 +159,12 @@ async def serve(
         if started is not None:
             started(service, server.url)
         await service.draining.wait()
-    except StoppedError:
+    except Stopped:
         logger.info("stopped before the start was complete")
     finally:
         stop()
         await asyncio.wait({listening})
         await service.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
     listening.result()
     if service.broken:
         raise RuntimeError(service.broken)
@@ -177,7 +175,7 @@ async def _start(service: Service, url: str) -> None:
 
     Raises:
         LogError: learning is halted.
-        StoppedError: the service began to stop first.
+        Stopped: the service began to stop first.
     """
     model = await service.start()
     await service.unless_stopped(asyncio.to_thread(model.trainer.caught_up.wait))

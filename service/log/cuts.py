@@ -7,7 +7,7 @@ entries, even if a later reader could decode them. A cut may also carry a comman
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -18,13 +18,6 @@ from streams.batch import Batch, concatenate
 
 GAP = '{"gap": true}'
 """The text of `Gap`; its bytes may not change."""
-
-
-class Dead(NamedTuple):
-    """An entry that cannot be learned, and the reason."""
-
-    entry: EntryId
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -67,8 +60,8 @@ class Cut:
     """Examples of the batch; 0 if the cut only moves the position, or carries a command."""
     entries: int = 0
     """Entries that lie wholly before the position, since the log began."""
-    dead: tuple[Dead, ...] = ()
-    """Entries discarded since the previous cut."""
+    dead: Mapping[EntryId, str] = field(default_factory=dict)
+    """Entries discarded since the previous cut, in order, and why they cannot be learned."""
     command: Command | None = None
     """Carried out after the batch."""
     sources: Mapping[str, int] = field(default_factory=dict)
@@ -83,7 +76,7 @@ class Cut:
                 "position": str(self.position),
                 "examples": self.examples,
                 "entries": self.entries,
-                "dead": [str(d.entry) for d in self.dead],
+                "dead": list(map(str, self.dead)),
                 "command": _encode(self.command),
                 "sources": dict(self.sources),
                 "fold": self.fold,
@@ -102,7 +95,7 @@ class Cut:
             Position.parse(found["position"]),
             found["examples"],
             found["entries"],
-            tuple(Dead(EntryId.parse(d), "") for d in found["dead"]),
+            dict.fromkeys(map(EntryId.parse, found["dead"]), ""),
             _decode(number, found["command"]),
             found["sources"],
             found.get("fold", 1),
@@ -177,8 +170,8 @@ class Pending:
 
     def add(self, entry: Entry) -> None:
         """Queue the next entry of the log."""
-        if entry.id == self.position.entry and entry.batch is not None:
-            entry = entry.after(self.position.taken or 0)
+        if entry.id == self.position.entry:
+            entry = _after(entry, self.position.taken or 0)
         self._queue.append(entry)
         self.examples += entry.examples
 
@@ -190,15 +183,14 @@ class Pending:
             recorded: the cut to repeat: the batch ends where that ends, and an entry is dead if
                 that cut names it.
         """
-        named = None if recorded is None else {d.entry for d in recorded.dead}
         parts: list[Batch] = []
-        dead: list[Dead] = []
+        dead: dict[EntryId, str] = {}
         sources: dict[str, int] = {}
         left = size
         while self._queue and (recorded is None or self.position != recorded.position):
             entry = self._queue[0]
-            if entry.batch is None if named is None else entry.id in named:
-                dead.append(Dead(entry.id, entry.reason))
+            if entry.batch is None if recorded is None else entry.id in recorded.dead:
+                dead[entry.id] = entry.reason
                 self._pass(entry)
                 continue
             if left == 0 or entry.batch is None:
@@ -211,10 +203,10 @@ class Pending:
                 self._pass(entry)
             else:
                 self.examples -= n
-                self._queue[0] = entry.after(n)
+                self._queue[0] = _after(entry, n)
                 before = self.position.taken if self.position.entry == entry.id else 0
                 self.position = Position(entry.id, (before or 0) + n)
-        cut = Cut(self.position, size - left, self.entries, tuple(dead), sources=sources)
+        cut = Cut(self.position, size - left, self.entries, dead, sources=sources)
         return cut, concatenate(parts) if parts else None
 
     def _pass(self, entry: Entry) -> None:
@@ -222,3 +214,11 @@ class Pending:
         self.examples -= entry.examples
         self.position = Position(entry.id)
         self.entries += 1
+
+
+def _after(entry: Entry, taken: int) -> Entry:
+    """Return an entry without its first examples."""
+    if entry.batch is None:
+        return entry
+    rest = entry.batch.part(taken, entry.examples)
+    return entry._replace(batch=rest, examples=len(rest))

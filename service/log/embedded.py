@@ -53,12 +53,9 @@ class EmbeddedServer:
         self.directory, self.fsync = directory.absolute(), fsync
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.socket = _socket_path(self.directory)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
+        self.url = f"unix://{quote(str(self.socket))}"
         """URL for redis-py."""
-        return f"unix://{quote(str(self.socket))}"
+        self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
         """Start a server, or adopt the running one; return when it answers.
@@ -69,16 +66,14 @@ class EmbeddedServer:
             ServerError: there is no program, or it does not start.
         """
         deadline = time.monotonic() + LOAD_SECONDS
-        launched = False
         while time.monotonic() < deadline:
-            if launched and self._process is not None and self._process.poll() is not None:
+            if self._process is not None and self._process.poll() is not None:
                 raise ServerError(
                     f"the embedded server ended with exit status {self._process.returncode}:\n"
                     + _tail(self.directory / "valkey.log")
                 )
             if (lock := self._try_lock()) is not None:
                 self._launch(lock)
-                launched = True
             if await self._answers():
                 return
             await asyncio.sleep(POLL_SECONDS)
@@ -111,11 +106,9 @@ class EmbeddedServer:
         if lock is None:
             return ""
         try:
-            reason = self._reason()
-        except OSError as error:
-            reason = str(error)
-        self._launch(lock)
-        return reason
+            return self._reason()
+        finally:
+            self._launch(lock)
 
     def _reason(self) -> str:
         """Return the reason why the server ended.
@@ -131,19 +124,16 @@ class EmbeddedServer:
 
     async def stop(self) -> None:
         """Let the server write out its files and end; kill it if it does not."""
-        redis = Redis.from_url(self.url, socket_timeout=STOP_SECONDS)
         try:
-            await redis.shutdown(nosave=True)
+            async with Redis.from_url(self.url, socket_timeout=STOP_SECONDS) as redis:
+                await redis.shutdown(nosave=True)
         except (RedisError, OSError) as error:
             logger.debug("the embedded server closed the connection: %r", error)
-        finally:
-            await redis.aclose()
         deadline = time.monotonic() + STOP_SECONDS
         while (lock := self._try_lock()) is None:
             if time.monotonic() > deadline:
                 logger.error("the embedded server does not end and is killed")
-                if self._process is not None:
-                    self._process.kill()
+                self.abandon()
                 break
             await asyncio.sleep(POLL_SECONDS)
         else:
@@ -161,13 +151,11 @@ class EmbeddedServer:
             self._process.wait()
 
     async def _answers(self) -> bool:
-        redis = Redis.from_url(self.url, socket_timeout=2.0)
         try:
-            return bool(await redis.ping())
+            async with Redis.from_url(self.url, socket_timeout=2.0) as redis:
+                return bool(await redis.ping())
         except (RedisError, OSError):  # it is not there, or is still loading its files
             return False
-        finally:
-            await redis.aclose()
 
     def _try_lock(self) -> int | None:
         """Return a descriptor that holds the lock, or None if a server holds it."""

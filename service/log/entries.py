@@ -10,7 +10,6 @@ from streams.json_batch import from_json
 MAX_JSON = 32 << 20
 """Longest JSON document in an entry, in bytes: while the parser reads one of 200 MB, no other
 thread runs for longer than a lease lasts."""
-SOURCES = ("http", "redis")
 BATCH, JSON, SOURCE = Field.BATCH.encode(), Field.JSON.encode(), Field.SOURCE.encode()
 
 Fields = dict[bytes, bytes]
@@ -24,17 +23,9 @@ class Entry(NamedTuple):
     id: EntryId
     batch: Batch | None
     source: str
+    examples: int
+    """Number of examples."""
     reason: str = ""
-
-    @property
-    def examples(self) -> int:
-        """Number of examples."""
-        return 0 if self.batch is None else len(self.batch)
-
-    def after(self, taken: int) -> "Entry":
-        """Return the entry without its first examples."""
-        batch = None if self.batch is None else self.batch.part(taken, len(self.batch))
-        return self._replace(batch=batch)
 
 
 def read_entry(entry: EntryId, fields: Fields, width: int, classes: int) -> Entry:
@@ -52,5 +43,5 @@ def read_entry(entry: EntryId, fields: Fields, width: int, classes: int) -> Entr
         check(batch, width, classes)
     except InvalidBatchError as error:
         where = "" if error.index is None else f" (example {error.index})"
-        return Entry(entry, None, source, f"{error}{where}"[:500])
-    return Entry(entry, batch, source)
+        return Entry(entry, None, source, 0, f"{error}{where}"[:500])
+    return Entry(entry, batch, source, len(batch))

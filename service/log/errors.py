@@ -44,4 +44,4 @@ class BlankError(GapError):
 
 
 class Stopped(Exception):
-    """The trainer will not do what it was asked for: it stops, waits, has halted or stands by."""
+    """Work that will not be done: the service stops, or the trainer waits, halted or stands by."""

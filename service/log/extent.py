@@ -1,7 +1,8 @@
 """How far the log reaches, and whether that is far enough: XREAD is silent about gaps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+import orjson
 
 from service.log.errors import GapError
 from service.log.position import ORIGIN, TOP, EntryId, Progress
@@ -11,7 +12,7 @@ from service.log.position import ORIGIN, TOP, EntryId, Progress
 class Extent:
     """How far a log reaches."""
 
-    uuid: str | None
+    uuid: str
     length: int
     added: int
     """Entries ever added."""
@@ -21,21 +22,20 @@ class Extent:
     """Id of the oldest entry that is still there."""
 
     @classmethod
-    def of(cls, reply: Sequence[bytes | int | None], key: str) -> "Extent":
+    def of(cls, reply: bytes, key: str) -> "Extent":
         """Read the server's reply to the script DESCRIBE.
 
         Raises:
             GapError: the log's key holds something else.
         """
-        kind, uuid, *rest = (r.decode() if isinstance(r, bytes) else r for r in reply)
-        name = str(uuid) if uuid else None
-        if kind == "none":
-            return cls(name, 0, 0, ORIGIN, None)
-        if kind != "stream":
-            raise GapError(f"the key {key} holds a {kind}, not a stream")
-        length, last, added, first = rest
-        oldest = EntryId.parse(str(first)) if first else None
-        return cls(name, int(length or 0), int(added or 0), EntryId.parse(str(last)), oldest)
+        found = orjson.loads(reply)
+        if found["kind"] == "none":
+            return cls(found["uuid"], 0, 0, ORIGIN, None)
+        if found["kind"] != "stream":
+            raise GapError(f"the key {key} holds a {found['kind']}, not a stream")
+        first, last = found["first-entry"], EntryId.parse(found["last-generated-id"])
+        oldest = EntryId.parse(first) if first else None
+        return cls(found["uuid"], found["length"], found["entries-added"], last, oldest)
 
 
 def check_reach(extent: Extent, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import uuid
 from collections import deque
 from dataclasses import dataclass
 
@@ -30,12 +31,14 @@ class KeyInFlightError(FunnelError, RuntimeError):
     """A request with the same Idempotency-Key is still being handled."""
 
 
+_Command = tuple[str | bytes | int, ...]
+
+
 @dataclass(frozen=True)
 class _Entry:
-    payload: bytes
-    examples: int
-    key: str | None
-    answer: "asyncio.Future[EntryId]"
+    command: _Command
+    size: int
+    answer: "asyncio.Future[bytes]"
 
 
 class Intake:
@@ -50,19 +53,16 @@ class Intake:
         self.redis, self.keys = redis, Keys(model)
         self.added = 0
         """Entries ever added to the log, as of the last append here."""
-        self.mean_entry = 0.0
-        """Examples in an entry, on recent average; 0 before the first."""
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
         self._in_flight: set[str] = set()
         self._group_under_way: list[_Entry] = []
 
-    async def append(self, payload: bytes, examples: int, key: str | None = None) -> EntryId:
+    async def append(self, payload: bytes, key: str | None = None) -> EntryId:
         """Append an entry and return its id once the server has confirmed it.
 
         Args:
             payload: the bytes of a checked batch (see `streams.batch`).
-            examples: the number of its examples.
             key: an Idempotency-Key: within KEY_SECONDS the same key and payload make one entry.
 
         Raises:
@@ -72,13 +72,21 @@ class Intake:
         """
         if key in self._in_flight:
             raise KeyInFlightError("a request with this Idempotency-Key is still being handled")
-        answer: asyncio.Future[EntryId] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        digest, fields = "", (Field.BATCH, payload, Field.SOURCE, "http")
+        command: _Command = ("XADD", self.keys.log, "*", *fields)
         if key is not None:
             self._in_flight.add(key)
             answer.add_done_callback(lambda _: self._in_flight.discard(key))
-        self._queue.append(_Entry(payload, examples, key, answer))
+            digest, own = _digest(payload), self.keys.idempotency(_digest(key.encode()))
+            command = ("EVAL", APPEND_ONCE, 2, self.keys.log, own, digest, KEY_SECONDS, payload)
+        self._queue.append(_Entry(command, len(payload), answer))
         self._arrived.set()
-        return await asyncio.shield(answer)
+        reply = await asyncio.shield(answer)
+        known, _, entry = reply.rpartition(b" ")
+        if known != digest.encode():
+            raise KeyReusedError("this Idempotency-Key was used for another payload")
+        return EntryId.parse(entry)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -102,46 +110,28 @@ class Intake:
         size = 0
         while self._queue and len(group) < GROUP_ENTRIES and size < GROUP_BYTES:
             group.append(self._queue.popleft())
-            size += len(group[-1].payload)
+            size += group[-1].size
         return group
 
     async def _write(self, group: list[_Entry]) -> None:
-        digests = [_digest(e.payload) if e.key is not None else "" for e in group]
         try:
             async with self.redis.pipeline(transaction=False) as pipe:
-                for entry, digest in zip(group, digests, strict=True):
-                    self._queue_command(pipe, entry, digest)
-                pipe.eval(DESCRIBE, 2, self.keys.log, self.keys.uuid)
+                for entry in group:
+                    pipe.execute_command(*entry.command)
+                pipe.eval(DESCRIBE, 2, self.keys.log, self.keys.uuid, uuid.uuid4().hex)
                 *replies, described = await pipe.execute(raise_on_error=False)
             with contextlib.suppress(GapError):  # the trainer reports it
                 if not isinstance(described, Exception):
                     self.added = Extent.of(described, self.keys.log).added
         except (RedisError, OSError) as error:
             replies = [error] * len(group)
-        for entry, digest, reply in zip(group, digests, replies, strict=True):
-            if not entry.answer.done():
-                self._answer(entry, digest, reply)
-
-    def _queue_command(self, pipe: Redis, entry: _Entry, digest: str) -> None:
-        if entry.key is None:
-            pipe.xadd(self.keys.log, {Field.BATCH: entry.payload, Field.SOURCE: "http"})
-            return
-        key = self.keys.idempotency(_digest(entry.key.encode()))
-        pipe.eval(APPEND_ONCE, 2, self.keys.log, key, digest, KEY_SECONDS, entry.payload)
-
-    def _answer(self, entry: _Entry, digest: str, reply: bytes | Exception) -> None:
-        if isinstance(reply, Exception):
-            entry.answer.set_exception(LogUnavailable(f"the log did not confirm: {reply}"))
-            return
-        if entry.key is not None:
-            known, _, reply = reply.partition(b" ")
-            if known != digest.encode():
-                entry.answer.set_exception(
-                    KeyReusedError("this Idempotency-Key was used for another payload")
-                )
-                return
-        self.mean_entry += (0.05 if self.mean_entry else 1.0) * (entry.examples - self.mean_entry)
-        entry.answer.set_result(EntryId.parse(reply))
+        for entry, reply in zip(group, replies, strict=True):
+            if entry.answer.done():
+                continue
+            if isinstance(reply, Exception):
+                entry.answer.set_exception(LogUnavailable(f"the log did not confirm: {reply}"))
+            else:
+                entry.answer.set_result(reply)
 
 
 def _digest(payload: bytes) -> str:

@@ -72,22 +72,22 @@ class Lease:
         """Seconds until it is time to renew: when a third of the lease is over."""
         return self._renewed_at + self._seconds / 3 - self._clock.monotonic()
 
-    async def take(self) -> bool:
-        """Take the lease, or renew it; return whether it is held."""
-        return await self._take() > 0
+    async def take(self) -> int:
+        """Take the lease, or renew it; return 0 if another process holds it.
 
-    async def renew(self) -> bool:
-        """Renew the lease. Return False if another process may have held it since."""
-        return await self._take() == 2
-
-    async def release(self) -> None:
-        """Let another process take the lease at once; do nothing if one has."""
-        await self._log.release_lease(self._holder)
-
-    async def _take(self) -> int:
+        `service.log.log.Log.take_lease` lists the other results.
+        """
         now = self._clock.monotonic()
         name = self.lock.name if self.lock.take() else ""
         taken = await self._log.take_lease(self._holder, round(1000 * self._seconds), name)
         if taken:
             self._renewed_at = now
         return taken
+
+    async def renew(self) -> bool:
+        """Renew the lease. Return False if another process may have held it since."""
+        return await self.take() == 2
+
+    async def release(self) -> None:
+        """Let another process take the lease at once; do nothing if one has."""
+        await self._log.release_lease(self._holder)

@@ -1,4 +1,4 @@
-"""One model's log as its trainer sees it, and the same on Redis Streams.
+"""One model's log as its trainer sees it, on Redis Streams.
 
 `service.log.keys` lists the streams.
 """
@@ -11,24 +11,13 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from service.log import scripts
 from service.log.cuts import Cut
 from service.log.entries import RawEntry
 from service.log.errors import FencedError, LogUnavailable
 from service.log.extent import Extent
 from service.log.keys import Field, Keys
 from service.log.position import EntryId, Position
-from service.log.scripts import (
-    APPEND_CUTS,
-    COUNT,
-    DESCRIBE,
-    FORGET_SKIPPED,
-    NAME,
-    READ,
-    RECORD_SKIPPED,
-    RELEASE_LEASE,
-    TAKE_EPOCH,
-    TAKE_LEASE,
-)
 from service.log.server import check_server
 
 DEAD_KEPT = 10_000
@@ -48,11 +37,8 @@ class Log(Protocol):
 
     keys: Keys
 
-    async def name(self) -> str:
-        """Return the log's uuid, giving it one if it has none."""
-
     async def extent(self) -> Extent:
-        """Return how far the log reaches.
+        """Return how far the log reaches; give it a uuid if it has none.
 
         Raises:
             GapError: its key holds something else.
@@ -106,11 +92,8 @@ class Log(Protocol):
             LogError: this version does not know the command of one of them.
         """
 
-    async def first_cut(self) -> int:
-        """Return the number of the oldest cut that is still recorded, 0 if there is none."""
-
-    async def last_cut(self) -> int:
-        """Return the number of the newest recorded cut, 0 if there is none."""
+    async def cut_range(self) -> tuple[int, int]:
+        """Return the numbers of the oldest and the newest recorded cut, zeros if there is none."""
 
     async def trim(self, position: Position, cut: int) -> None:
         """Remove entries before a position and cuts before a cut; both themselves stay."""
@@ -157,16 +140,12 @@ class RedisLog(Log):
     def __init__(self, redis: Redis, model: str) -> None:
         self.redis, self.keys = redis, Keys(model)
 
-    async def name(self) -> str:
-        name: bytes = await self._eval(NAME, [self.keys.uuid], uuid.uuid4().hex)
-        return name.decode()
-
     async def extent(self) -> Extent:
-        keys = self.keys
-        return Extent.of(await self._eval(DESCRIBE, [keys.log, keys.uuid]), keys.log)
+        keys = [self.keys.log, self.keys.uuid]
+        return Extent.of(await self._eval(scripts.DESCRIBE, keys, uuid.uuid4().hex), keys[0])
 
     async def take_epoch(self, at_least: int) -> int:
-        return int(await self._eval(TAKE_EPOCH, [self.keys.epoch], at_least))
+        return int(await self._eval(scripts.TAKE_EPOCH, [self.keys.epoch], at_least))
 
     async def read(
         self, after: EntryId, count: int, size: int, block_ms: int | None
@@ -179,7 +158,7 @@ class RedisLog(Log):
             first = _entries(streams[0][1])
             after, count = first[0][0], count - 1
             size -= sum(map(len, first[0][1].values()))
-        found = await self._eval(READ, [self.keys.log], str(after), count, size)
+        found = await self._eval(scripts.READ, [self.keys.log], str(after), count, size)
         return first + [
             (EntryId.parse(i), dict(zip(fields[::2], fields[1::2], strict=True)))
             for i, fields in found
@@ -191,31 +170,30 @@ class RedisLog(Log):
 
     async def count_after(self, after: EntryId, last: EntryId) -> tuple[int, EntryId]:
         count, newest = await self._eval(
-            COUNT, [self.keys.log], str(after), str(last), COUNTED_AT_ONCE
+            scripts.COUNT, [self.keys.log], str(after), str(last), COUNTED_AT_ONCE
         )
         return int(count), EntryId.parse(newest)
 
     async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
         rows = [
-            [f"{number}-0", cut.to_json(), [[str(d.entry), d.reason] for d in cut.dead]]
+            [f"{number}-0", cut.to_json(), [(str(e), why) for e, why in cut.dead.items()]]
             for number, cut in enumerate(cuts, first)
         ]
         keys = [self.keys.epoch, self.keys.cuts, self.keys.dead, self.keys.log]
-        try:
-            await self._eval(APPEND_CUTS, keys, epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows))
-        except LogUnavailable as error:
-            if "FENCED" in str(error):
-                raise FencedError(
-                    f"another trainer has taken over this log ({error}; mine is {epoch})"
-                ) from error
-            raise
+        arguments = (epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows))
+        if theirs := await self._eval(scripts.APPEND_CUTS, keys, *arguments):
+            raise FencedError(
+                "another trainer has taken over this log "
+                f"(FENCED epoch {theirs.decode()}; mine is {epoch})"
+            )
 
     async def record_skipped(self, batches: Sequence[Sequence[str]]) -> None:
         keys = [self.keys.dead, self.keys.aside]
-        await self._eval(RECORD_SKIPPED, keys, DEAD_KEPT, orjson.dumps(batches))
+        await self._eval(scripts.RECORD_SKIPPED, keys, DEAD_KEPT, orjson.dumps(batches), "")
 
     async def forget_skipped(self, version: int) -> None:
-        await self._eval(FORGET_SKIPPED, [self.keys.aside], version)
+        keys = [self.keys.dead, self.keys.aside]
+        await self._eval(scripts.RECORD_SKIPPED, keys, DEAD_KEPT, b"[]", version)
 
     async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
         after = f"({number}-0"
@@ -225,13 +203,11 @@ class RedisLog(Log):
             for i, fields in _entries(found)
         ]
 
-    async def first_cut(self) -> int:
-        found = _entries(await _reply(self.redis.xrange(self.keys.cuts, count=1)))
-        return found[0][0].milliseconds if found else 0
-
-    async def last_cut(self) -> int:
-        found = _entries(await _reply(self.redis.xrevrange(self.keys.cuts, count=1)))
-        return found[0][0].milliseconds if found else 0
+    async def cut_range(self) -> tuple[int, int]:
+        oldest = await _reply(self.redis.xrange(self.keys.cuts, count=1))
+        newest = await _reply(self.redis.xrevrange(self.keys.cuts, count=1))
+        first, last = [i.milliseconds for i, _ in _entries(oldest + newest)] or [0, 0]
+        return first, last
 
     async def trim(self, position: Position, cut: int) -> None:
         async with self.redis.pipeline(transaction=False) as pipe:
@@ -247,10 +223,12 @@ class RedisLog(Log):
         await _reply(self.redis.delete(self.keys.uuid, self.keys.aside))
 
     async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
-        return int(await self._eval(TAKE_LEASE, [self.keys.lease], holder, milliseconds, lock))
+        return int(
+            await self._eval(scripts.TAKE_LEASE, [self.keys.lease], holder, milliseconds, lock)
+        )
 
     async def release_lease(self, holder: str) -> None:
-        await self._eval(RELEASE_LEASE, [self.keys.lease], holder)
+        await self._eval(scripts.TAKE_LEASE, [self.keys.lease], holder, 0, "")
 
     async def check_server(self) -> list[str]:
         warnings: list[str] = await _reply(check_server(self.redis))

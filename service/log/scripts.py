@@ -5,20 +5,17 @@ server's memory is full; otherwise nothing would ever make room. Examples are no
 """
 
 APPEND_ONCE = """
--- KEYS: log, key. ARGV: digest of the payload, seconds to remember, payload.
 local seen = redis.call('GET', KEYS[2])
 if seen then return seen end
 local id = redis.call('XADD', KEYS[1], '*', 'batch', ARGV[3], 'source', 'http')
 redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. id, 'EX', ARGV[2])
 return ARGV[1] .. ' ' .. id
 """
+"""KEYS: log, key. ARGV: digest of the payload, seconds to remember, payload."""
 
 APPEND_CUTS = """#!lua flags=allow-oom
--- KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its
--- number, fields and dead letters. Nothing is written unless the epoch is still the caller's.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return redis.error_reply('FENCED epoch ' .. tostring(redis.call('GET', KEYS[1])))
-end
+local epoch = redis.call('GET', KEYS[1])
+if epoch ~= ARGV[1] then return tostring(epoch) end
 for _, text in ipairs(cjson.decode(ARGV[4])) do
   local id, body, dead = text[1], text[2], text[3]
   redis.call('XADD', KEYS[2], id, 'cut', body)
@@ -35,13 +32,15 @@ for _, text in ipairs(cjson.decode(ARGV[4])) do
     redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields))
   end
 end
-return 1
+return false
 """
+"""KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its
+number, fields and dead letters. Nothing is written, and the present epoch is returned, unless it is
+still the caller's."""
 
 RECORD_SKIPPED = """#!lua flags=allow-oom
--- KEYS: dead, aside. ARGV: dead kept, then for each batch its version, begin, end, examples and
--- reason. A batch is recorded once, however often it is replayed.
 local recorded = tonumber(redis.call('GET', KEYS[2]) or '0')
+recorded = math.min(recorded, tonumber(ARGV[3]) or recorded)
 for _, row in ipairs(cjson.decode(ARGV[2])) do
   if tonumber(row[1]) > recorded then
     redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'version', row[1], 'begin', row[2],
@@ -52,44 +51,32 @@ end
 redis.call('SET', KEYS[2], string.format('%d', recorded))
 return 1
 """
-
-FORGET_SKIPPED = """#!lua flags=allow-oom
--- KEYS: aside. ARGV: the version of a model that may have gone back to it.
-if tonumber(redis.call('GET', KEYS[1]) or '0') > tonumber(ARGV[1]) then
-  redis.call('SET', KEYS[1], ARGV[1])
-end
-return 1
-"""
+"""KEYS: dead, aside. ARGV: dead kept, then for each batch its version, begin, end, examples and
+reason, and the version of a model that may have gone back to it, or ''. A batch is recorded once,
+however often it is replayed."""
 
 TAKE_EPOCH = """#!lua flags=allow-oom
--- KEYS: epoch. ARGV: the highest epoch that the caller knows.
 local epoch = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1])) + 1
 redis.call('SET', KEYS[1], string.format('%d', epoch))
 return epoch
 """
-
-NAME = """#!lua flags=allow-oom
--- KEYS: uuid. ARGV: a name for the log if it has none.
-redis.call('SET', KEYS[1], ARGV[1], 'NX')
-return redis.call('GET', KEYS[1])
-"""
+"""KEYS: epoch. ARGV: the highest epoch that the caller knows."""
 
 DESCRIBE = """
--- KEYS: log, uuid. Without the entries themselves, which XINFO STREAM would send along.
-local kind = redis.call('TYPE', KEYS[1]).ok
-local name = redis.call('GET', KEYS[2])
-if kind ~= 'stream' then return {kind, name} end
-local info, out = redis.call('XINFO', 'STREAM', KEYS[1]), {kind, name}
-for i = 1, #info, 2 do
-  if info[i] == 'length' or info[i] == 'entries-added' then out[#out + 1] = info[i + 1] end
-  if info[i] == 'last-generated-id' then out[#out + 1] = info[i + 1] end
-  if info[i] == 'first-entry' then out[#out + 1] = info[i + 1] and info[i + 1][1] or false end
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SET', KEYS[2], ARGV[1]) end
+local found = {kind = redis.call('TYPE', KEYS[1]).ok, uuid = redis.call('GET', KEYS[2])}
+if found.kind == 'stream' then
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do found[info[i]] = info[i + 1] end
+  found['first-entry'] = found['first-entry'] and found['first-entry'][1]
+  found['last-entry'] = nil
 end
-return out
+return cjson.encode(found)
 """
+"""KEYS: log, uuid. ARGV: a uuid for the log if it has none. The reply lacks the entries themselves,
+which XINFO STREAM would send along. It writes only where it must: a full disk allows no write."""
 
 READ = """
--- KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may exceed them.
 local found, bytes, after = {}, 0, ARGV[1]
 while #found < tonumber(ARGV[2]) and bytes < tonumber(ARGV[3]) do
   local entry = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 1)[1]
@@ -99,10 +86,9 @@ while #found < tonumber(ARGV[2]) and bytes < tonumber(ARGV[3]) do
 end
 return found
 """
+"""KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may exceed them."""
 
 COUNT = """
--- KEYS: log. ARGV: an id, the last id, the most. The number of entries after the first up to the
--- last, and the id of the last of them. A few at a time: all that XRANGE returns is in memory.
 local count, after = 0, ARGV[1]
 while count < tonumber(ARGV[3]) do
   local found = redis.call('XRANGE', KEYS[1], '(' .. after, ARGV[2], 'COUNT', 16)
@@ -111,25 +97,22 @@ while count < tonumber(ARGV[3]) do
 end
 return {count, after}
 """
+"""KEYS: log. ARGV: an id, the last id, the most. It returns the number of entries after the first
+up to the last, and the id of the last of them. It reads a few at a time: all that XRANGE returns is
+in memory."""
 
 TAKE_LEASE = """#!lua flags=allow-oom
--- KEYS: lease. ARGV: holder, milliseconds, name of the lock that the caller holds, or ''. The lease
--- holds both names: a caller that holds the lock now inherits the lease of the holder that had it.
--- Returns 0: another process holds the lease; 1: the caller holds it from now on; 2: it held it
--- before.
 local held, mine = redis.call('GET', KEYS[1]), false
 if held then
   mine = string.sub(held, -#ARGV[1]) == ARGV[1]
   local heir = ARGV[3] ~= '' and string.sub(held, 1, #ARGV[3]) == ARGV[3]
   if not mine and not heir then return 0 end
 end
+if ARGV[2] == '0' then return mine and redis.call('DEL', KEYS[1]) or 0 end
 redis.call('SET', KEYS[1], ARGV[3] .. ARGV[1], 'PX', ARGV[2])
 return mine and 2 or 1
 """
-
-RELEASE_LEASE = """
--- KEYS: lease. ARGV: holder.
-local held = redis.call('GET', KEYS[1])
-if held and string.sub(held, -#ARGV[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
+"""KEYS: lease. ARGV: holder, milliseconds, name of the lock that the caller holds, or ''. Zero
+milliseconds give the lease up. The lease holds both names: a caller that holds the lock now
+inherits the lease of the holder that had it. It returns 0: another process holds the lease; 1: the
+caller holds it from now on; 2: it held it before."""

@@ -10,13 +10,14 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Annotated, Any, NamedTuple
 
 import orjson
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, BeforeValidator
 
 from service.monitoring.recovery import Recoveries, ShiftRecovery
-from service.monitoring.statistics import LearnerStatistics, Statistics, lag_seconds
+from service.monitoring.statistics import Statistics, lag_seconds
 from service.process import Clock
 
 MAX_ITEMS = 3_600
@@ -28,25 +29,31 @@ POINT, DRIFT, SHIFT = "point", "drift", "shift"
 """Kinds of items."""
 
 
+Short = Annotated[float, AfterValidator(lambda value: float(f"{value:.5g}"))]
+"""A number that is rounded to five significant digits; NaN becomes null."""
+
+
 class ScorePoint(BaseModel):
     """Prequential scores of a learner; None before the first example."""
 
-    accuracy: float | None
-    rolling_accuracy: float | None
-    loss: float | None
+    accuracy: Short | None
+    rolling_accuracy: Short | None
+    loss: Short | None
     """Mean cross-entropy in nats."""
-    rolling_loss: float | None
+    rolling_loss: Short | None
 
 
 class TensorPoint(BaseModel):
     """Funnel's scale and gains of one tensor."""
 
-    scale: float
-    step_size: float
+    scale: Short
+    step_size: Short
     """η s."""
-    gain_quantiles: list[float | None]
+    gain_quantiles: Annotated[
+        list[Short | None], BeforeValidator(lambda found: list(found.values()))
+    ]
     """Quantiles 0, .05, .25, .5, .75, .95, 1 of the gains."""
-    alignment: float
+    alignment: Short
 
 
 class Point(BaseModel):
@@ -61,16 +68,16 @@ class Point(BaseModel):
     """The served one first, then its shadows."""
     tensors: dict[str, TensorPoint]
     """Tensors of the served model."""
-    throughput: float | None
+    throughput: Short | None
     """Examples a second since the point before; None for the first point."""
     backlog: int
     """Examples that wait to be learned."""
-    lag: float
+    lag: Short
     """Seconds for which the oldest of them has waited."""
-    checkpoint_age: float | None
+    checkpoint_age: Short | None
     """Seconds since the last checkpoint; None without one."""
-    expert_weights: dict[str, float]
-    """Weights by the names of the pool's experts; empty without a pool."""
+    expert_weights: dict[str, Short]
+    """By the names of the pool's experts; empty without a pool."""
 
 
 class Item(NamedTuple):
@@ -102,7 +109,7 @@ class History:
         self._items: deque[Item] = deque()
         self._lock = threading.Lock()
         self._clock = clock
-        self._listeners: dict[object, Callable[[], object]] = {}
+        self._listeners: set[Callable[[], object]] = set()
         self._before: tuple[float, int] | None = None
         """Unix time and examples of the newest point."""
         self._noted: dict[str, dict[Any, bytes]] = {DRIFT: {}, SHIFT: {}}
@@ -121,13 +128,28 @@ class History:
             backlog: examples that wait to be learned.
             checkpoint_age: seconds since the last checkpoint, or None.
         """
-        now = self._clock.time()
-        point = _point(statistics, now, self._before, backlog, checkpoint_age)
-        self._before, self._version = (now, statistics.examples), statistics.version
+        now, before, examples = self._clock.time(), self._before, statistics.examples
+        throughput = None
+        if before is not None and now > before[0]:
+            throughput = max(0, examples - before[1]) / (now - before[0])
+        values = {
+            "version": statistics.version,
+            "examples": examples,
+            "time": round(now, 3),
+            "learners": {name: learner.scores for name, learner in statistics.learners.items()},
+            "tensors": dict(islice(statistics.served.tensors.items(), MAX_TENSORS)),
+            "throughput": throughput,
+            "backlog": backlog,
+            "lag": lag_seconds(statistics, now),
+            "checkpoint_age": checkpoint_age,
+            "expert_weights": statistics.served.expert_weights,
+        }
+        point = Point.model_validate(values, from_attributes=True)
+        self._before, self._version = (now, examples), statistics.version
         self._add(POINT, point.model_dump_json().encode())
         accuracies = {n: one.scores.rolling_accuracy for n, one in statistics.learners.items()}
         with self._measured():
-            self._recoveries.add_point(statistics.examples, accuracies)
+            self._recoveries.add_point(examples, accuracies)
 
     def add_shift(self, example: int, what: str) -> None:
         """Add a shift of the stream that is known, at the index of the first example after it."""
@@ -150,13 +172,10 @@ class History:
         """Hold the lock of the recoveries, then show those that have changed."""
         with self._measuring:
             yield
-            self._note(SHIFT, (shift.model_dump() for shift in self._recoveries.shifts))
+            self.note(SHIFT, (shift.model_dump() for shift in self._recoveries.shifts))
 
-    def note_drifts(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Add the drift events that are new or have changed, by ``id``, since the last call."""
-        self._note(DRIFT, events)
-
-    def _note(self, kind: str, items: Iterable[Mapping[str, Any]]) -> None:
+    def note(self, kind: str, items: Iterable[Mapping[str, Any]]) -> None:
+        """Add the items of a kind that are new or have changed, by ``id``, since the last call."""
         newest = {item["id"]: orjson.dumps(item) for item in items}
         for number, encoded in newest.items():
             if self._noted[kind].get(number) != encoded:
@@ -182,10 +201,9 @@ class History:
 
     def listen(self, added: Callable[[], object]) -> Callable[[], object]:
         """Call ``added`` in the thread that adds an item, until the returned function is called."""
-        key = object()
         with self._lock:
-            self._listeners[key] = added
-        return lambda: self._listeners.pop(key, None)
+            self._listeners.add(added)
+        return lambda: self._listeners.discard(added)
 
     def _add(self, kind: str, json: bytes) -> None:
         with self._lock:
@@ -197,7 +215,7 @@ class History:
             )
             if len(self._items) > MAX_ITEMS:
                 self.floor = self._items.popleft().number
-            listeners = list(self._listeners.values())
+            listeners = list(self._listeners)
         for added in listeners:
             added()
 
@@ -210,47 +228,3 @@ class History:
             return False
         stands_still = before.version == newest.version == self._version
         return stands_still or newest.made - before.made < SPACING_SECONDS
-
-
-def _point(
-    statistics: Statistics,
-    now: float,
-    before: tuple[float, int] | None,
-    backlog: int,
-    checkpoint_age: float | None,
-) -> Point:
-    throughput = None
-    if before is not None and now > before[0]:
-        throughput = _short(max(0, statistics.examples - before[1]) / (now - before[0]))
-    return Point(
-        version=statistics.version,
-        examples=statistics.examples,
-        time=round(now, 3),
-        learners={name: _scores(learner) for name, learner in statistics.learners.items()},
-        tensors={
-            name: TensorPoint(
-                scale=_short(tensor.scale),
-                step_size=_short(tensor.step_size),
-                gain_quantiles=[_short(q) for q in tensor.gain_quantiles],
-                alignment=_short(tensor.alignment),
-            )
-            for name, tensor in list(statistics.served.tensors.items())[:MAX_TENSORS]
-        },
-        throughput=throughput,
-        backlog=backlog,
-        lag=_short(lag_seconds(statistics, now)),
-        checkpoint_age=None if checkpoint_age is None else _short(checkpoint_age),
-        expert_weights={
-            name: _short(weight) for name, weight in statistics.served.expert_weights.items()
-        },
-    )
-
-
-def _scores(learner: LearnerStatistics) -> ScorePoint:
-    names = ScorePoint.model_fields
-    return ScorePoint(**{name: _short(getattr(learner.scores, name)) for name in names})
-
-
-def _short(value: float) -> float:
-    """Round to five significant digits."""
-    return float(f"{value:.5g}")

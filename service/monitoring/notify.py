@@ -10,7 +10,7 @@ import httpx
 from pydantic import SecretStr
 
 from service.fold.drift import Event, Monitor
-from service.monitoring.history import History
+from service.monitoring.history import DRIFT, History
 
 logger = logging.getLogger("funnel")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every address with its secrets
@@ -25,27 +25,27 @@ class DriftNews:
 
     Args:
         history: shown every event, and again when it has changed.
-        notify: called with each event that is detected while learning.
+        found: called with each event that is found while learning.
     """
 
-    def __init__(self, history: History, notify: Callable[[Event], object]) -> None:
-        self._history, self._notify = history, notify
+    def __init__(self, history: History, found: Callable[[Event], object]) -> None:
+        self._history, self._found = history, found
         self._newest = 0
         """Id of the newest event that needs no notification any more."""
 
-    def pass_over(self, drift: Monitor) -> None:
-        """Skip the events of a replay; each was notified when it was first detected."""
+    def skip(self, drift: Monitor) -> None:
+        """Skip the events of a replay, which were notified of when they were learned."""
         drift.settle()
         self._newest = sum(drift.counts.values())
 
-    def tell(self, drift: Monitor) -> None:
+    def notify(self, drift: Monitor) -> None:
         """Notify of the events since the last call."""
         drift.settle()
-        self._history.note_drifts(event.shown() for event in drift.events)
+        self._history.note(DRIFT, (event.shown() for event in drift.events))
         for event in drift.events:
             if event.id > self._newest:
                 logger.info("drift, %s", event)
-                self._notify(event)
+                self._found(event)
                 self._newest = event.id
 
 
@@ -94,12 +94,9 @@ class Webhook:
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     status = (await client.post(self._url, json=event)).status_code
-            except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-                reason = type(error).__name__
-                continue
             except Exception as error:  # whatever the address causes, learning goes on
-                reason = repr(error)
-                break
+                reason = type(error).__name__  # its text may hold the address
+                continue
             if 200 <= status < 300:
                 return
             reason = f"it answered {status}"

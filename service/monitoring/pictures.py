@@ -5,7 +5,6 @@ Inputs count as images if the number of features is the square of a number from 
 
 import math
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.spec import Spec
 from service.fold.state import State
+from service.process import Clock
 from streams.batch import Batch, Features
 
 MIN_SIDE, MAX_SIDE = 8, 64
@@ -73,9 +73,11 @@ class Newest:
 
     Args:
         state: its served model's architecture is copied.
+        clock: says when a second has passed.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, clock: Clock) -> None:
+        self._clock = clock
         self.side = side(state.spec.features)
         self._evaluator = Evaluator(state.served)
         self._held: tuple[Snapshot, Batch] | None = None
@@ -85,13 +87,13 @@ class Newest:
 
     def note(self, snapshot: Snapshot, batch: Batch) -> None:
         """Keep copies of some examples, and a snapshot from before they were learned."""
-        if self.side is None or time.monotonic() < self._due:
+        if self.side is None or self._clock.monotonic() < self._due:
             return
         n = len(batch)
         few = batch.part(max(0, n - SHOWN), n)
         copied = Batch(few.features.copy(), few.labels.copy())
         self._held = snapshot, copied
-        self._due = time.monotonic() + EVERY_SECONDS
+        self._due = self._clock.monotonic() + EVERY_SECONDS
 
     def read(self) -> Seen | None:
         """Return the last examples with their predictions, or None before the first.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from funnel.pool.pool import PoolTelemetry
-from funnel.telemetry import TensorTelemetry
+from funnel.telemetry import QUANTILES, TensorTelemetry
 from service.fold.learner import Learner
 from service.fold.scores import ScoreSummary
 from service.fold.state import SERVED, State
@@ -17,6 +17,9 @@ from service.monitoring.pictures import Gains, read_gains
 GAIN_EDGES = tuple(10 ** (k / 4) for k in range(-12, 13))
 """Upper edges of the gain histogram's buckets: quarters of a decade over 1e-3…1e3."""
 
+ORDERS = [f"{quantile:g}" for quantile in QUANTILES]
+"""Names of the quantiles of gains."""
+
 
 @dataclass(frozen=True)
 class TensorStatistics:
@@ -25,9 +28,10 @@ class TensorStatistics:
     scale: float
     step_size: float
     """η s."""
-    gain_quantiles: tuple[float, ...]
-    gain_at_lower_bound: float
-    gain_at_upper_bound: float
+    gain_quantiles: dict[str, float]
+    """Quantiles of the gains, by their orders as text: ``0.05``."""
+    gain_at_bound: dict[str, float]
+    """Shares of the gains at the ``lower`` and at the ``upper`` bound."""
     alignment: float
     gradient_norm: float
     update_norm: float
@@ -124,9 +128,11 @@ def _tensor(telemetry: TensorTelemetry, log_gain: Tensor, step_size: Tensor) -> 
     return TensorStatistics(
         scale=float(telemetry["scale"]),
         step_size=float(step_size),
-        gain_quantiles=tuple(telemetry["gain_quantiles"].tolist()),
-        gain_at_lower_bound=float(telemetry["gain_at_lower_bound"]),
-        gain_at_upper_bound=float(telemetry["gain_at_upper_bound"]),
+        gain_quantiles=dict(zip(ORDERS, telemetry["gain_quantiles"].tolist(), strict=True)),
+        gain_at_bound={
+            "lower": float(telemetry["gain_at_lower_bound"]),
+            "upper": float(telemetry["gain_at_upper_bound"]),
+        },
         alignment=float(telemetry["alignment"]),
         gradient_norm=float(telemetry["gradient_norm"]),
         update_norm=float(telemetry["update_norm"]),

@@ -70,27 +70,26 @@ class Status:
     hyperparameters: Hyperparameters
     optimizer: Mapping[str, object]
     """Hyperparameters of the served learner's optimizer, as JSON shows them."""
-    snapshot_at: float | None
+    snapshot_at: float
     """Monotonic time at which the newest snapshot was made, in seconds."""
     checkpoints: Checkpointing
     drift: Drift
     statistics: Statistics | None
     """About a second old; None before the first."""
     mean_entry: float
-    """Examples in an entry, on recent average."""
+    """Examples in an entry, on recent average; 0 before the first."""
 
-    def backlog(self, added: int = 0, mean_entry: float = 0.0) -> int:
+    def backlog(self, added: int = 0) -> int:
         """Estimate the examples in the log that are not learned yet.
 
         The count of entries is exact; an entry that is not learned counts as ``mean_entry``
-        examples.
+        examples, or as one before the first was read.
 
         Args:
             added: entries ever added to the log, if that is known to be more than the statistics
                 say.
-            mean_entry: examples in an entry, on recent average; 0 takes the trainer's average.
         """
         known = self.statistics.entries_added if self.statistics else 0
         entries = max(known, added) - self.progress.entries
-        examples = round(entries * (mean_entry or self.mean_entry))
+        examples = round(entries * (self.mean_entry or 1.0))
         return max(0, examples - (self.progress.position.taken or 0))

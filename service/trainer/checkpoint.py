@@ -152,16 +152,9 @@ def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
         if kind == 1:
             tensors = from_format_1(tensors, spec, rates)
         progress = Progress(**log | {"position": Position.parse(log["position"])})
-        copy = Checkpoint(
-            spec,
-            rates,
-            state["version"],
-            state["examples"],
-            tensors,
-            progress,
-            tuple(map(Position.parse, metadata.get("drifts", ()))),
-            fold,
-        )
+        version, examples = state["version"], state["examples"]
+        drifts = tuple(map(Position.parse, metadata.get("drifts", ())))
+        copy = Checkpoint(spec, rates, version, examples, tensors, progress, drifts, fold)
     except (DamagedError, NewerError):
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:

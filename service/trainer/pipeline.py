@@ -1,12 +1,12 @@
 """Learning as a pipeline: while some batches are learned, the next are read, cut and recorded."""
 
 import asyncio
-from dataclasses import dataclass
 from functools import partial
 
 from service.log.cuts import Cut, Pending
 from service.log.log import Log
 from service.process import Clock
+from service.settings import Settings
 from service.trainer.replica import Replica
 from service.trainer.worker import Worker
 from streams.batch import Batch
@@ -22,22 +22,14 @@ BLOCK_MS = 2_000
 Group = list[tuple[Cut, Batch | None]]
 
 
-@dataclass(frozen=True)
-class Cutting:
-    """How batches are cut."""
-
-    batch_size: int
-    max_wait_seconds: float
-
-
 class Pipeline:
     """Moves a replica along its log; used in one event loop.
 
     Args:
         replica: recovered; while `is_quiet` is False its state belongs to the worker.
         log: the replica's log.
-        pending: the entries after the last recorded cut.
-        cutting: how batches are cut.
+        pending: what lies after the last recorded cut.
+        settings: of the service; they tell when a batch is cut.
         worker: learns.
         clock: measures how long entries have waited.
     """
@@ -47,11 +39,12 @@ class Pipeline:
         replica: Replica,
         log: Log,
         pending: Pending,
-        cutting: Cutting,
+        settings: Settings,
         worker: Worker,
         clock: Clock,
     ) -> None:
-        self.replica, self.log, self.pending, self.cutting = replica, log, pending, cutting
+        self.replica, self.log, self.pending = replica, log, pending
+        self._batch_size, self._max_wait = settings.batch_size, settings.max_wait_ms / 1000
         self._worker, self._clock = worker, clock
         self._recorded: Group = []
         """Recorded, but not given to the worker yet."""
@@ -86,7 +79,7 @@ class Pipeline:
 
     @property
     def _is_full(self) -> bool:
-        return self.pending.examples >= self.cutting.batch_size
+        return self.pending.examples >= self._batch_size
 
     @property
     def _has_enough(self) -> bool:
@@ -105,14 +98,17 @@ class Pipeline:
             GapError: an entry that is learned in part is gone.
             LogUnavailable: the log cannot be reached.
         """
+        if not self._recorded and (group := self._cut()):
+            await self.replica.record(self.log, [cut for cut, _ in group])
+            self._recorded, self._waits_since = group, self._clock.monotonic()
+            if not self.is_quiet:
+                return
         if self.is_quiet and self._recorded:
             group, self._recorded = self._recorded, []
             self._moved_at = self._clock.monotonic()
             self._learning = asyncio.wrap_future(self._worker.start(partial(self._learn, group)))
-        if not self._recorded and (group := self._cut()):
-            await self.replica.record(self.log, [cut for cut, _ in group])
-            self._recorded, self._waits_since = group, self._clock.monotonic()
-            return
+            if self._is_full:
+                return  # the next batches are recorded meanwhile
         if self._reading is None and not self._has_enough:
             self._reading = asyncio.create_task(self._read())
         woken = asyncio.create_task(wake.wait())
@@ -147,14 +143,14 @@ class Pipeline:
         if not self.pending or not self.is_quiet:
             return float("inf")
         waited = self._clock.monotonic() - self._waits_since
-        return max(0.0, self.cutting.max_wait_seconds - waited)
+        return max(0.0, self._max_wait - waited)
 
     def _cut(self) -> Group:
         """Take the next full batches; take the rest if it has waited long enough or is all dead."""
         most = max(1, round(min(GROUP, GROUP_SECONDS / self._step_seconds)))
         group: Group = []
         while self._is_full and len(group) < most:
-            group.append(self.pending.take(self.cutting.batch_size))
+            group.append(self.pending.take(self._batch_size))
         has_rest = self.pending and self.is_quiet and not group
         if has_rest and (not self.pending.examples or self._rest_due_in() == 0):
             group.append(self.pending.take(self.pending.examples))

@@ -17,22 +17,20 @@ class Rejections:
     """
 
     def __init__(self) -> None:
-        self._unread: list[AppliedBatch] = []
-        self._skipped: list[list[str]] = []
+        self._steps: list[AppliedBatch] = []
+        """Not recorded yet; those that were kept are still among them."""
 
     def remember(self, applied: AppliedBatch) -> None:
         """Remember a step."""
         if applied.report.kept is not True:
-            self._unread.append(applied)
-        if len(self._unread) >= READ_EVERY:
-            self._read()
+            self._steps.append(applied)
+        if len(self._steps) % READ_EVERY == 0:
+            self._forget_kept()
 
-    def _read(self) -> None:
-        if self._unread:
-            kept = torch.stack([torch.as_tensor(a.report.kept) for a in self._unread]).tolist()
-            skipped = [a for a, is_kept in zip(self._unread, kept, strict=True) if not is_kept]
-            self._skipped += map(_row, skipped)
-            self._unread.clear()
+    def _forget_kept(self) -> None:
+        if self._steps:
+            kept = torch.stack([torch.as_tensor(a.report.kept) for a in self._steps]).tolist()
+            self._steps = [a for a, is_kept in zip(self._steps, kept, strict=True) if not is_kept]
 
     async def record(self, log: Log) -> None:
         """Record the skipped batches; wait for the device.
@@ -40,10 +38,10 @@ class Rejections:
         Raises:
             LogUnavailable: the log did not confirm; all of them are remembered.
         """
-        self._read()
-        if rows := self._skipped[:]:
-            await log.record_skipped(rows)
-            del self._skipped[: len(rows)]
+        self._forget_kept()
+        if steps := self._steps[:]:
+            await log.record_skipped(list(map(_row, steps)))
+            del self._steps[: len(steps)]
 
 
 def _row(skipped: AppliedBatch) -> list[str]:

@@ -13,9 +13,9 @@ from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
 from service.log.cuts import Begin, Change, Command, Cut, Gap, Pending, Upgrade
-from service.log.entries import Entry, RawEntry, read_entry
+from service.log.entries import Entry, read_entry
 from service.log.errors import BlankError, GapError, LogError
-from service.log.extent import Extent, check_reach
+from service.log.extent import check_reach
 from service.log.log import COUNTED_AT_ONCE, Log
 from service.log.position import TOP, EntryId, Position, Progress
 from service.process import Clock
@@ -60,8 +60,8 @@ class Replica:
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
         self._fold = Fold(state)
-        self.mean_entry = 1.0
-        """Examples in an entry, on recent average."""
+        self.mean_entry = 0.0
+        """Examples in an entry, on recent average; 0 before the first."""
         self.has_recovered = False
         """True once it is where the recorded cuts end, and may record more."""
         self._hyperparameters = state.hyperparameters
@@ -125,18 +125,21 @@ class Replica:
             BlankError: it does not reach back to its beginning, and nothing was learned yet.
             LogError: a recorded cut cannot be applied by this version.
         """
-        name, extent = await log.name(), await log.extent()
+        extent = await log.extent()
         is_blank = self.progress.cut == 0 and not self._is_loaded
         if not self.progress.log:
-            self.progress = Progress(name)
+            self.progress = Progress(extent.uuid)
         try:
             check_reach(extent, self.progress)
-            if is_blank and await log.first_cut() > 1:
+            if is_blank and (await log.cut_range())[0] > 1:
                 raise GapError("the first of the recorded cuts are gone")
-            if accept_gap and not self.has_recovered:
-                await self._check_whole(log, extent, keep_lease)
+            if accept_gap and not self.has_recovered:  # others notice when they have read them
+                position = self.progress.position
+                waiting = await _count_after(log, position, extent.last, keep_lease)
+                if missing := extent.added - self.progress.entries - waiting:
+                    raise GapError(f"{missing} entries after {position} were deleted")
         except GapError as gap:
-            cut = await log.last_cut() if is_blank else 0
+            _, cut = await log.cut_range() if is_blank else (0, 0)
             error = BlankError(cut) if cut else gap
             if self.has_recovered or not accept_gap:
                 raise error from None
@@ -151,33 +154,21 @@ class Replica:
         await log.forget_skipped(self.state.version)
         if self._version != FOLD_VERSION:
             logger.info("from now on version %d of the fold learns", FOLD_VERSION)
-            await self._command(log, Upgrade(FOLD_VERSION))
+            await self._carry_out(log, self._command_cut(Upgrade(FOLD_VERSION)))
         if self.state.hyperparameters != self._hyperparameters:
-            await self._command(log, Change(asdict(self._hyperparameters)))
+            change = Change(asdict(self._hyperparameters))
+            await self._carry_out(log, self._command_cut(change))
         self.has_recovered = True
         return Pending(self.progress.position, self.progress.entries)
-
-    async def _check_whole(self, log: Log, extent: Extent, keep_lease: KeepLease) -> None:
-        """Make sure, by counting them, that no entry after the position was deleted.
-
-        A trainer that accepts no gap detects this once it has read them.
-
-        Raises:
-            GapError: some are gone.
-        """
-        position = self.progress.position
-        waiting = await _count_after(log, position, extent.last, keep_lease)
-        if missing := extent.added - self.progress.entries - waiting:
-            raise GapError(f"{missing} entries after {position} were deleted")
 
     async def _accept_gap(self, log: Log, keep_lease: KeepLease) -> None:
         """Move to the first entry that the log still has and that is not learned; record that."""
         if (await log.extent()).last == TOP:
             await log.archive()
-        name, extent, at = await log.name(), await log.extent(), self.progress
-        cut = max(at.cut, await log.last_cut())
+        extent, at, (_, last) = await log.extent(), self.progress, await log.cut_range()
+        cut = max(at.cut, last)
         self._epoch = await log.take_epoch(at.epoch)
-        if name != at.log:  # all that it has is new
+        if extent.uuid != at.log:  # all that it has is new
             position = Position(extent.first, 0) if extent.first else Position(extent.last)
             waiting = extent.length
         elif extent.last < at.position.entry:  # it lost its end: all that it has is learned
@@ -186,11 +177,10 @@ class Replica:
             is_whole = at.position.taken is None or await log.read_one(at.position.entry)
             position = at.position if is_whole else Position(at.position.entry)
             waiting = await _count_after(log, position, extent.last, keep_lease)
-        self.progress = replace(at, log=name, epoch=self._epoch, cut=cut)
+        self.progress = replace(at, log=extent.uuid, epoch=self._epoch, cut=cut)
         self._recorded = cut
-        gap = Cut(position, entries=extent.added - waiting, command=Gap())
-        await self.record(log, [gap])
-        self.apply(gap, None)
+        entries = extent.added - waiting
+        await self._carry_out(log, Cut(position, entries=entries, command=Gap()))
 
     async def _replay(self, log: Log, keep_lease: KeepLease) -> None:
         pending = Pending(self.progress.position, self.progress.entries)
@@ -220,9 +210,8 @@ class Replica:
                     raise _damaged(log, f"cut {number} ends within another entry")
                 self.apply(cut, batch)
 
-    async def _command(self, log: Log, command: Command) -> None:
-        """Record a cut that carries nothing but a command, and apply it."""
-        cut = self._command_cut(command)
+    async def _carry_out(self, log: Log, cut: Cut) -> None:
+        """Record a cut that has no batch, and apply it."""
         await self.record(log, [cut])
         self.apply(cut, None)
 
@@ -236,7 +225,6 @@ class Replica:
             GapError: an entry that is learned in part is gone.
         """
         spec = self.state.spec
-        found: list[RawEntry] = []
         if not pending and pending.position.taken is not None:
             one = await log.read_one(pending.position.entry)
             if one is None:
@@ -253,7 +241,8 @@ class Replica:
         entries = await asyncio.to_thread(decode) if is_large else decode()
         for entry in entries:
             if entry.batch is not None:
-                self.mean_entry += 0.05 * (entry.examples - self.mean_entry)
+                weight = 0.05 if self.mean_entry else 1.0
+                self.mean_entry += weight * (entry.examples - self.mean_entry)
             pending.add(entry)
         return bool(found)
 

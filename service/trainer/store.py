@@ -52,7 +52,7 @@ class CheckpointStore:
         directory.mkdir(parents=True, exist_ok=True)
         self._infos: dict[Path, Info] = {}
         self._seen: list[Path] = []
-        self._unread: set[Path] = set()
+        self._unread: dict[Path, OSError] = {}
 
     def files(self) -> list[Path]:
         """Return the paths of all checkpoints, oldest first.
@@ -85,7 +85,7 @@ class CheckpointStore:
             UnreadableError: none of them is good, and some cannot be read.
         """
         newest: Checkpoint | None = None
-        unread: dict[Path, OSError] = {}
+        known, self._unread = self._unread, {}
         files = self._seen = self.files()
         for path in reversed(files):
             try:
@@ -95,28 +95,24 @@ class CheckpointStore:
                 continue  # the trainer that this process stands by for has removed it
             except DamagedError as error:
                 self._warn(f"checkpoint {path.name} is damaged and passed over: {error}")
-                continue
             except NewerError as error:
                 if newest is None:
                     raise UnreadableError(
                         f"checkpoint {path.name} cannot be read: {error}"
                     ) from error
-                continue
             except OSError as error:
-                if path not in self._unread:
+                if path not in known:
                     self._warn(f"checkpoint {path.name} cannot be read and is passed over: {error}")
-                unread[path] = error
-                continue
-            self._infos[path] = Info(
-                path, copy.version, copy.progress, len(raw), metadata["sha256"]
-            )
-            if newest is None:
-                newest = copy
-                self._compare(metadata["numerics"], path)
-        self._unread = set(unread)
-        if unread and newest is None:
+                self._unread[path] = error
+            else:
+                sha256 = metadata["sha256"]
+                self._infos[path] = Info(path, copy.version, copy.progress, len(raw), sha256)
+                if newest is None:
+                    newest = copy
+                    self._compare(metadata["numerics"], path)
+        if self._unread and newest is None:
             self._seen = []  # so that they count as news
-            raise _unreadable(next(iter(unread.values())))
+            raise _unreadable(next(iter(self._unread.values())))
         if files and newest is None:
             raise DamagedError(
                 f"none of the {len(files)} checkpoints in {self.directory} is good. Put back one "

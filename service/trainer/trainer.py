@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import uvloop
 
@@ -30,12 +30,13 @@ from service.monitoring.pictures import Newest
 from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Condition, Drift, Role, Status
 from service.process import Clock, SystemClock
-from service.trainer.pipeline import Cutting, Pipeline
+from service.settings import Settings
+from service.trainer.pipeline import Pipeline
 from service.trainer.rejections import Rejections
 from service.trainer.replica import AppliedBatch, Replica
 from service.trainer.store import CheckpointStore, Info, UnreadableError
 from service.trainer.waiters import Applied, Waiters
-from service.trainer.worker import ThreadWorker, Worker, give_way
+from service.trainer.worker import Worker, give_way
 from service.trainer.writer import CheckpointWriter
 from streams.batch import Batch
 
@@ -58,15 +59,6 @@ ANOTHER_LEARNS = "another service learns from this log"
 """The reason that a standby gives for not learning."""
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The terms on which a service learns."""
-
-    checkpoint_seconds: float
-    lease_seconds: float
-    accept_gap: bool
-
-
 class Trainer:
     """Folds a log into a state.
 
@@ -75,8 +67,7 @@ class Trainer:
         log: closed at the end.
         checkpoints: where states are kept.
         lock: next to the checkpoints (see `service.log.lease`).
-        cutting: how batches are cut.
-        terms: times, and what the operator accepts.
+        settings: of the service.
         observe: called with the seconds and the examples of each step.
         drifted: called, in the trainer's thread, with each drift event detected while learning.
         clock: the time.
@@ -89,42 +80,41 @@ class Trainer:
         log: Log,
         checkpoints: CheckpointStore,
         lock: Lock,
-        cutting: Cutting,
-        terms: Terms,
+        settings: Settings,
         observe: Callable[[float, int], None],
         drifted: Callable[[Event], object] = lambda _: None,
         clock: Clock | None = None,
-        workers: Callable[[str], Worker] = ThreadWorker,
+        workers: Callable[[str], Worker] = Worker,
     ) -> None:
-        self.newest = Newest(state)
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._clock = clock = clock or SystemClock()
         self.history = History(clock)
-        self._log, self._cutting, self._terms, self._observe = log, cutting, terms, observe
+        self._log, self._settings, self._observe = log, settings, observe
         self._replica = Replica(state, self._on_batch, clock)
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
+        self._wake, every = asyncio.Event(), settings.checkpoint_every_seconds
         self._writer = CheckpointWriter(
-            checkpoints,
-            workers("funnel-checkpoint"),
-            terms.checkpoint_seconds,
-            clock,
-            self._on_checkpoint,
+            checkpoints, workers("funnel-checkpoint"), every, clock, self._wake.set
         )
-        self._lease = Lease(log, lock, terms.lease_seconds, clock)
+        self._lease = Lease(log, lock, settings.lease_seconds, clock)
         self._drift_news = DriftNews(self.history, drifted)
+        self.newest = Newest(state, clock)
         self._condition, self._reason = Condition.STARTING, ""
         self._statistics: Statistics | None = None
         self._stopping = self._has_stalled = False
         self._statistics_at = self._checked_at = self._published_at = clock.monotonic()
         self._warnings: list[str] = []
-        self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._started, self._publishing = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="funnel-trainer", daemon=True)
         self.snapshot = Snapshot.of(state)
-        self.status = self._read_status()
+        self._update_status()
+
+    @property
+    def status(self) -> Status:
+        """What it does and how far it is; only the checkpoints are newer than that."""
+        return replace(self._status, checkpoints=self._writer.summary)
 
     def start(self) -> None:
         """Load the newest checkpoint and start the thread.
@@ -136,7 +126,6 @@ class Trainer:
         """
         self.prepare()
         self._thread.start()
-        self._started.wait()
 
     def stop(self, timeout: float) -> bool:
         """Finish the batch at hand, write a checkpoint, end the thread; return whether it ended."""
@@ -169,7 +158,6 @@ class Trainer:
     async def run(self) -> None:
         """Learn, or stand by, until `end` is called or an operator has to act."""
         self._loop = asyncio.get_running_loop()
-        self._started.set()
         try:
             await asyncio.wrap_future(self._worker.start(detectors.load))
             while not self._stopping:
@@ -177,17 +165,13 @@ class Trainer:
                     await self._take_part()
                 except Stopped:
                     break
-                except FencedError as error:
-                    self._resign(str(error))
-                except UnreadableError as error:
+                except (LogUnavailable, UnreadableError) as error:
                     self._wait_for(str(error))
-                    await self._attempt(self._lease.release(), "the lease was not given back")
-                    await self._sleep(RETRY_SECONDS)
-                except LogUnavailable as error:
-                    self._wait_for(str(error))
+                    if isinstance(error, UnreadableError):  # another process may be able to
+                        await self._attempt(self._lease.release(), "the lease was not given back")
                     await self._sleep(RETRY_SECONDS)
                 except LogError as error:
-                    if await self._may_have_slept():
+                    if isinstance(error, FencedError) or await self._may_have_slept():
                         self._resign(str(error))
                         continue
                     logger.error("learning is halted: %s", error)
@@ -207,21 +191,18 @@ class Trainer:
             self._replica.resign()
             await self._attempt(self._lease.release(), "the lease was not given back")
             await self._log.close()
-            self._finish()
+            if self._condition == Condition.HALTED:
+                self._become(Condition.HALTED, self._reason)
+            else:
+                self._become(Condition.STOPPED, "the service is shutting down")
+            reason = f"the trainer is {self._condition}: {self._reason}"
+            self._waiters.give_up(reason)
+            self._writer.close(reason)
+            self.caught_up.set()
 
     def _run(self) -> None:
         give_way()
         uvloop.run(self.run())
-
-    def _finish(self) -> None:
-        if self._condition == Condition.HALTED:
-            self._become(Condition.HALTED, self._reason)
-        else:
-            self._become(Condition.STOPPED, "the service is shutting down")
-        reason = f"the trainer is {self._condition}: {self._reason}"
-        self._waiters.give_up(reason)
-        self._writer.close(reason)
-        self.caught_up.set()
 
     async def _take_part(self) -> None:
         """Learn while the lease is held; otherwise stand by for a moment."""
@@ -233,12 +214,10 @@ class Trainer:
             await self._stand_by()
             await self._sleep(STANDBY_SECONDS)
 
-    def _load(self) -> bool:
-        """Load the newest checkpoint; return whether there is one."""
-        is_loaded = self._replica.load(self._writer.checkpoints)
-        if is_loaded:
+    def _load(self) -> None:
+        """Load the newest checkpoint, if there is one."""
+        if self._replica.load(self._writer.checkpoints):
             self._writer.restart()
-        return is_loaded
 
     def _poke(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -253,11 +232,6 @@ class Trainer:
         if self._waiters or age >= PUBLISH_SECONDS:
             self._publish()
 
-    def _on_checkpoint(self) -> None:
-        with self._publishing:
-            self.status = replace(self.status, checkpoints=self._writer.summary)
-        self._wake.set()
-
     def _publish(self) -> None:
         """Publish a snapshot of the state and the status, then answer the waiters of its entries.
 
@@ -266,15 +240,13 @@ class Trainer:
         self._published_at = self._clock.monotonic()
         if self.snapshot.version != self._replica.state.version:
             self.snapshot = Snapshot.of(self._replica.state)
-        with self._publishing:
-            self.status = self._read_status()
-        if self._waiters:
-            self._waiters.answer(self._replica.progress.position)
+        self._update_status()
+        self._waiters.answer(self._replica.progress.position)
 
-    def _read_status(self) -> Status:
+    def _update_status(self) -> None:
         replica, state = self._replica, self._replica.state
         drift = state.drift
-        return Status(
+        self._status = Status(
             condition=self._condition,
             reason=self._reason,
             role=Role.LEARNER if replica.has_recovered else Role.STANDBY,
@@ -292,8 +264,7 @@ class Trainer:
 
     def _become(self, condition: Condition, reason: str = "") -> None:
         self._condition, self._reason = condition, reason
-        with self._publishing:
-            self.status = self._read_status()
+        self._update_status()
 
     def _halt(self, error: BaseException) -> None:
         self._become(Condition.HALTED, str(error) or repr(error))
@@ -308,7 +279,7 @@ class Trainer:
     def _resign(self, reason: str) -> None:
         logger.warning("learning may have passed to another service: %s", reason)
         if self._replica.has_recovered:
-            self._drift_news.tell(self._replica.state.drift)
+            self._drift_news.notify(self._replica.state.drift)
         self._replica.resign()
 
     async def _attempt(self, work: Awaitable[None], failure: str) -> None:
@@ -342,7 +313,8 @@ class Trainer:
         self._writer.give_up(ANOTHER_LEARNS)
         self._waiters.give_up(ANOTHER_LEARNS)
         try:
-            if self._writer.checkpoints.has_news and self._load():
+            if self._writer.checkpoints.has_news:
+                self._load()
                 self._become(Condition.STANDBY, ANOTHER_LEARNS)
                 self._show(await self._log.extent())
         except UnreadableError as error:
@@ -384,13 +356,13 @@ class Trainer:
             if self._lease.lock.is_held:
                 self._writer.tidy()
             self._become(Condition.REPLAYING, f"from cut {replica.progress.cut}")
-        pending = await replica.recover(self._log, self._terms.accept_gap, self._keep_lease)
+        pending = await replica.recover(self._log, self._settings.accept_gap, self._keep_lease)
         if was != Condition.STARTING:
             logger.info("learning, from version %d on", replica.state.version)
         if is_new:
-            self._drift_news.pass_over(replica.state.drift)
+            self._drift_news.skip(replica.state.drift)
         self._become(Condition.LEARNING)
-        pipeline = Pipeline(replica, self._log, pending, self._cutting, self._worker, self._clock)
+        pipeline = Pipeline(replica, self._log, pending, self._settings, self._worker, self._clock)
         await self._watch(pipeline)
         self.caught_up.set()
         return pipeline
@@ -404,25 +376,29 @@ class Trainer:
                 self._note_stall(pipeline)
                 wait = max(self._lease.due_in, STANDBY_SECONDS)
                 if pipeline.is_quiet:
-                    await self._tend(pipeline)
-                    wait = min(wait, max(0.0, self._statistics_due_in(pipeline)))
+                    wait = min(wait, await self._tend(pipeline))
                 await pipeline.turn(self._wake, wait)
         finally:
             await pipeline.close()
 
-    async def _tend(self, pipeline: Pipeline) -> None:
-        """Do what needs a state that stands still."""
+    async def _tend(self, pipeline: Pipeline) -> float:
+        """Do what needs a state that stands still; return the seconds until the statistics."""
         replica = self._replica
         if self._writer.is_due(replica.state):
             await self._rejections.record(self._log)
         await self._writer.tend(replica.state, replica.progress, self._log)
-        if self._statistics_due_in(pipeline) <= 0:
+        if (due_in := self._statistics_due_in(pipeline)) <= 0:
             await self._watch(pipeline)
-        if pipeline.is_idle:
-            self._publish()
+            due_in = STATISTICS_SECONDS
+        elif pipeline.is_idle:
+            if self._status.progress is not replica.progress:
+                self._publish()
+            else:
+                self._waiters.answer(replica.progress.position)
+        return due_in
 
     def _note_stall(self, pipeline: Pipeline) -> None:
-        stalled = pipeline.batch_seconds > STALLED_LEASES * self._terms.lease_seconds
+        stalled = pipeline.batch_seconds > STALLED_LEASES * self._settings.lease_seconds
         if stalled and not self._has_stalled:
             logger.error("a batch takes %.0f s: is the device hung?", pipeline.batch_seconds)
         self._has_stalled = stalled
@@ -431,7 +407,7 @@ class Trainer:
         """Return the seconds until the next statistics; sooner once learning has paused."""
         version = self._statistics.version if self._statistics else None
         is_stale = version != self._replica.state.version
-        every = PAUSE_SECONDS if pipeline.is_idle and is_stale else STATISTICS_SECONDS
+        every = PAUSE_SECONDS if is_stale and pipeline.is_idle else STATISTICS_SECONDS
         return self._statistics_at + every - self._clock.monotonic()
 
     async def _watch(self, pipeline: Pipeline) -> None:
@@ -449,7 +425,7 @@ class Trainer:
                 f"{newest}, {seen} were read"
             )
         self._show(extent, pipeline.waiting_since_ms)
-        self._drift_news.tell(replica.state.drift)
+        self._drift_news.notify(replica.state.drift)
         self._publish()
 
     def _show(self, extent: Extent, waiting_since_ms: int | None = None) -> None:

@@ -10,6 +10,7 @@ from service.fold.report import Report
 from service.log.errors import Stopped
 from service.log.position import EntryId, Position
 from service.trainer.replica import AppliedBatch
+from service.trainer.worker import promise
 
 RECENT = 4_096
 """Reports kept for callers that come late."""
@@ -33,8 +34,7 @@ class Waiters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: list[tuple[EntryId, Future[Applied | None]]] = []
-        self._recent: deque[tuple[Position, Position, Report]] = deque(maxlen=RECENT)
-        """The begin, the end and the report of each batch, in order."""
+        self._recent: deque[AppliedBatch] = deque(maxlen=RECENT)
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -45,14 +45,14 @@ class Waiters:
         It is None for an entry that is dead, or was learned too long ago to be remembered. It
         raises `Stopped` if the trainer stops before.
         """
-        future: Future[Applied | None] = Future()
+        future: Future[Applied | None] = promise()
         with self._lock:
             self._waiting.append((entry, future))
         return future
 
     def remember(self, applied: AppliedBatch) -> None:
-        """Remember the report of a batch."""
-        self._recent.append((applied.begin, applied.end, applied.report))
+        """Remember a batch; they come in order."""
+        self._recent.append(applied)
 
     def answer(self, position: Position) -> None:
         """Answer for all entries before a position; wait for the device if there are any."""
@@ -60,15 +60,13 @@ class Waiters:
             ready = [w for w in self._waiting if position.covers(w[0])]
             self._waiting = [w for w in self._waiting if not position.covers(w[0])]
         for entry, future in ready:
-            report = self._report_of(entry)
-            if future.set_running_or_notify_cancel():
-                future.set_result(None if report is None else _read(report))
+            future.set_result(self._result_of(entry))
 
-    def _report_of(self, entry: EntryId) -> Report | None:
-        """Return the report of the batch in which an entry ends, if it is remembered."""
-        for begin, end, report in reversed(self._recent):
-            if not begin.covers(entry):
-                return report if end.covers(entry) else None
+    def _result_of(self, entry: EntryId) -> Applied | None:
+        """Return the result of the batch in which an entry ends, if it is remembered."""
+        for batch in reversed(self._recent):
+            if not batch.begin.covers(entry):
+                return _read(batch.report) if batch.end.covers(entry) else None
         return None
 
     def give_up(self, reason: str) -> None:
@@ -76,8 +74,7 @@ class Waiters:
         with self._lock:
             waiting, self._waiting = self._waiting, []
         for _, future in waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(Stopped(reason))
+            future.set_exception(Stopped(reason))
 
 
 def _read(report: Report) -> Applied:

@@ -6,37 +6,36 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 LEARNING_NICENESS = 5
 
 
-class Worker(Protocol):
-    """Does one thing at a time, in the order of the calls."""
-
-    def start(self, work: Callable[[], T]) -> "Future[T]":
-        """Return a future of the result of ``work``."""
-
-    def end(self) -> None:
-        """Accept no more work; what was started is still done."""
+def promise() -> "Future[Any]":
+    """Return a future that the thread that waits for it cannot cancel."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
-class ThreadWorker(Worker):
-    """A daemon thread, so that a hung device or disk does not hold up the exit.
+class Worker:
+    """Does one thing at a time, in the order of the calls, in a daemon thread.
+
+    So a hung device or disk does not hold up the exit.
 
     Args:
-        name: of the thread, which begins with the first work.
+        name: of the thread.
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._is_running = name, False
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def start(self, work: Callable[[], T]) -> "Future[T]":
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
+        """Return a future of the result of ``work``."""
+        future: Future[T] = promise()
 
         def run() -> None:
             try:
@@ -46,13 +45,11 @@ class ThreadWorker(Worker):
             else:
                 future.set_result(result)
 
-        if not self._is_running:
-            self._is_running = True
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
         self._queue.put(run)
         return future
 
     def end(self) -> None:
+        """Accept no more work; what was started is still done."""
         self._queue.put(None)
 
     def _run(self) -> None:

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 from service.fold.state import State
 from service.log.errors import Stopped
@@ -14,7 +15,7 @@ from service.monitoring.status import Checkpointing
 from service.process import Clock
 from service.trainer.checkpoint import Checkpoint
 from service.trainer.store import CheckpointStore, Info
-from service.trainer.worker import Worker
+from service.trainer.worker import Worker, promise
 
 logger = logging.getLogger("funnel")
 
@@ -40,20 +41,15 @@ class CheckpointWriter:
     ) -> None:
         self.checkpoints, self._worker = checkpoints, worker
         self._every, self._clock, self._written = every_seconds, clock, written
-        self._ok = self._failed = 0
+        self.summary = Checkpointing(0, 0, None)
+        """The checkpoints so far."""
         self._begun_at: float | None = None
         """When the last attempt began, or learning did."""
-        self._newest_at: float | None = None
-        self._requests: list[Future[Info]] = []
-        self._closed = ""
-        """The reason why there will be no more checkpoints."""
+        self._next: Future[Info] = promise()
+        """The next checkpoint, for all that request it."""
+        self._is_requested = False
         self._lock = threading.Lock()
         self._writing: asyncio.Future[Info] | None = None
-
-    @property
-    def summary(self) -> Checkpointing:
-        """The checkpoints so far."""
-        return Checkpointing(self._ok, self._failed, self._newest_at)
 
     @property
     def age(self) -> float | None:
@@ -62,20 +58,17 @@ class CheckpointWriter:
 
     def restart(self) -> None:
         """Count the time to the next checkpoint from now: one was loaded, or learning begins."""
-        self._begun_at = self._newest_at = self._clock.monotonic()
+        self._begun_at = self._clock.monotonic()
+        self.summary = replace(self.summary, newest_at=self._begun_at)
 
     def request(self) -> "Future[Info]":
         """Return a future of a checkpoint of the state as it is now or soon.
 
         It raises `Stopped` if the trainer stops before, and OSError if the disk fails.
         """
-        future: Future[Info] = Future()
         with self._lock:
-            if self._closed:
-                future.set_exception(Stopped(self._closed))
-            else:
-                self._requests.append(future)
-        return future
+            self._is_requested = True
+            return self._next
 
     def tidy(self) -> None:
         """Remove scraps of killed writers; only for the holder of the lock next to them."""
@@ -84,13 +77,13 @@ class CheckpointWriter:
 
     async def tend(self, state: State, progress: Progress, log: Log) -> None:
         """Begin a checkpoint if one is due; after one, trim the log before the oldest kept."""
-        if self._writing is not None:
-            if self._writing.done():
-                writing, self._writing = self._writing, None
-                if writing.exception() is None:
-                    await self._trim(progress, log)
-        elif self.is_due(state):
+        if self.is_due(state):
             self._begin(state, progress)
+        elif self._writing is not None and self._writing.done():
+            writing, self._writing = self._writing, None
+            oldest = None if writing.exception() else self.checkpoints.oldest()
+            if oldest is not None and oldest.log == progress.log:
+                await log.trim(oldest.position, oldest.cut)
 
     async def finish(self, state: State, progress: Progress) -> None:
         """Write the state as it is at the end, and wait for that."""
@@ -103,55 +96,44 @@ class CheckpointWriter:
 
     def close(self, reason: str) -> None:
         """End the worker; fail the requests that wait, and those to come."""
-        with self._lock:
-            self._closed = reason
-        self.give_up(reason)
+        self._next.set_exception(Stopped(reason))
         self._worker.end()
 
     def give_up(self, reason: str) -> None:
         """Fail the requests that wait."""
-        for future in self._take_requests():
-            if future.set_running_or_notify_cancel():
-                future.set_exception(Stopped(reason))
+        self._take_requests().set_exception(Stopped(reason))
 
     def is_due(self, state: State) -> bool:
         """Return whether it is time for a checkpoint, or one was requested."""
         if self._begun_at is None:
             self.restart()
         is_time = state.version > 0 and (self.age or 0.0) >= self._every
-        return self._writing is None and (bool(self._requests) or is_time)
+        return self._writing is None and (self._is_requested or is_time)
 
-    def _take_requests(self) -> "list[Future[Info]]":
+    def _take_requests(self) -> "Future[Info]":
         with self._lock:
-            requests, self._requests = self._requests, []
-        return requests
+            taken, self._next, self._is_requested = self._next, promise(), False
+        return taken
 
     def _begin(self, state: State, progress: Progress) -> "asyncio.Future[Info]":
-        requests, copy = self._take_requests(), Checkpoint.of(state, progress)
+        requested, copy = self._take_requests(), Checkpoint.of(state, progress)
         self._begun_at = begun_at = self._clock.monotonic()
 
         def answer(done: "asyncio.Future[Info]") -> None:
             if error := done.exception():
-                self._failed += 1
+                self.summary = replace(self.summary, failed=self.summary.failed + 1)
                 logger.error("the checkpoint could not be written: %s", error)
             else:
-                self._ok += 1
-                self._newest_at = begun_at
+                ok = self.summary.ok + 1
+                self.summary = replace(self.summary, ok=ok, newest_at=begun_at)
             self._written()
-            for request in requests:
-                if request.set_running_or_notify_cancel():
-                    if error:
-                        request.set_exception(error)
-                    else:
-                        request.set_result(done.result())
+            if error:
+                requested.set_exception(error)
+            else:
+                requested.set_result(done.result())
 
         self._writing = asyncio.wrap_future(
             self._worker.start(lambda: self.checkpoints.write(copy))
         )
         self._writing.add_done_callback(answer)
         return self._writing
-
-    async def _trim(self, progress: Progress, log: Log) -> None:
-        oldest = self.checkpoints.oldest()
-        if oldest is not None and oldest.log == progress.log:
-            await log.trim(oldest.position, oldest.cut)

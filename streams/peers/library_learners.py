@@ -46,18 +46,16 @@ class ScikitLearner:
 
     def __init__(self, model: Any, classes: int) -> None:
         self.model, self._classes = model, np.arange(classes)
-        self._fitted = False
 
     def predict(self, features: Features) -> Labels:
         """Return the predicted label of each row, int64 [n]; class 0 before the first batch."""
-        if not self._fitted:
+        if not hasattr(self.model, "classes_"):  # it has learned nothing
             return np.zeros(len(features), dtype=np.int64)
         return np.asarray(self.model.predict(features), dtype=np.int64)
 
     def learn(self, batch: Batch) -> None:
         """Learn a batch."""
         self.model.partial_fit(batch.features, batch.labels, self._classes)
-        self._fitted = True
 
 
 class VowpalWabbitLearner:

@@ -4,12 +4,12 @@ Peers get standardized inputs, except `raw` ones, and are credited with their be
 stream: an oracle that no user has. Some come from optional packages.
 """
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import FunnelError
@@ -33,9 +33,7 @@ class Peer:
     title: str
     settings: Mapping[str, Make]
     module: str = "torch"
-    """Module that must be importable."""
-    package: str = ""
-    """Package to install for the module, if it does not come with Funnel."""
+    """Module that must be importable; its package has the same name, or comes with Funnel."""
     raw: bool = False
     """True if it gets the inputs as they are: trees split them, whatever their scale."""
     max_features: int = 1_000_000
@@ -44,7 +42,7 @@ class Peer:
     def missing(self, stream: "Stream") -> str:
         """Return why the peer cannot run on the stream; empty if it can."""
         if importlib.util.find_spec(self.module) is None:
-            return f"needs {self.package or self.module}: pip install 'funnel-stream[bench]'"
+            return f"needs {self.module}: pip install 'funnel-stream[bench]'"
         if stream.width > self.max_features:
             return f"would take minutes on {stream.width} features"
         return ""
@@ -85,8 +83,7 @@ def _torch_learner(
 ) -> "Learner":
     from streams.peers.torch_learner import TorchLearner
 
-    module, _, name = path.partition(":")
-    make = partial(getattr(importlib.import_module(module), name), **arguments)
+    make = partial(resolve_name(path), **arguments)
     resets = [shift.example for shift in stream.shifts if shift.example] if at_shifts else []
     return TorchLearner(stream.width, stream.classes, make, resets)
 
@@ -118,20 +115,10 @@ def _softmax(rule: str, lr: float, bias: bool, stream: "Stream", seed: int) -> "
     return RiverLearner(linear_model.SoftmaxRegression(getattr(optim, rule)(lr)), constant=bias)
 
 
-def _adaptive_tree(stream: "Stream", seed: int) -> "Learner":
-    from river import tree
-
+def _trees(path: str, stream: "Stream", seed: int) -> "Learner":
     from streams.peers.library_learners import RiverLearner
 
-    return RiverLearner(tree.HoeffdingAdaptiveTreeClassifier(seed=seed))
-
-
-def _adaptive_forest(stream: "Stream", seed: int) -> "Learner":
-    from river import forest
-
-    from streams.peers.library_learners import RiverLearner
-
-    return RiverLearner(forest.ARFClassifier(seed=seed))
+    return RiverLearner(resolve_name(path)(seed=seed))
 
 
 _CONSTANT = {"learning_rate": "constant", "penalty": None}
@@ -184,9 +171,8 @@ PEERS: dict[str, Peer] = {
             Adam=_torch("dadaptation:DAdaptAdam", _FREE),
         ),
         "dadaptation",
-        "dadaptation",
     ),
-    "prodigy": Peer("Prodigy", _torch("prodigyopt:Prodigy", _FREE), "prodigyopt", "prodigyopt"),
+    "prodigy": Peer("Prodigy", _torch("prodigyopt:Prodigy", _FREE), "prodigyopt"),
     "schedule-free": Peer(
         "schedule-free",
         _variants(
@@ -198,7 +184,6 @@ PEERS: dict[str, Peer] = {
                 "schedulefree:AdamWScheduleFree", {"lr": (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)}
             ),
         ),
-        "schedulefree",
         "schedulefree",
     ),
     "scikit-learn": Peer(
@@ -214,12 +199,10 @@ PEERS: dict[str, Peer] = {
         "Vowpal Wabbit, its adaptive rule",
         {f"-l {lr:g}": partial(_vowpal_wabbit, f"-l {lr}") for lr in _VOWPAL},
         "vowpalwabbit",
-        "vowpalwabbit",
     ),
     "vw-coin": Peer(
         "Vowpal Wabbit --coin",
         {"default": partial(_vowpal_wabbit, "--coin")},
-        "vowpalwabbit",
         "vowpalwabbit",
     ),
     "river-softmax": Peer(
@@ -238,14 +221,14 @@ PEERS: dict[str, Peer] = {
     ),
     "river-tree": Peer(
         "river HoeffdingAdaptiveTreeClassifier",
-        {"default": _adaptive_tree},
+        {"default": partial(_trees, "river.tree:HoeffdingAdaptiveTreeClassifier")},
         "river",
         raw=True,
         max_features=100,
     ),
     "river-forest": Peer(
         "river ARFClassifier",
-        {"default": _adaptive_forest},
+        {"default": partial(_trees, "river.forest:ARFClassifier")},
         "river",
         raw=True,
         max_features=100,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from streams.batch import Batch, Features
+from streams.batch import Batch
 from streams.sources.catalog import Shift, Stream
 from streams.sources.images import rotate
 
@@ -91,7 +91,7 @@ class Steered:
     def _handled(self, hand: _Hand, batch: Batch) -> Batch:
         n, width = batch.features.shape
         side = round(width**0.5)
-        turned = rotate(_bytes(batch.features).reshape(n, side, side), 90 * hand.quarter_turns)
+        turned = rotate(batch.features.reshape(n, side, side), 90 * hand.quarter_turns)
         pixels = turned.reshape(n, width)
         if hand.order is not None:
             pixels = pixels[:, hand.order]
@@ -111,8 +111,3 @@ def _shifted(hand: _Hand, kind: str, stream: Stream, rng: np.random.Generator) -
         word = "off" if hand.is_noisy else "on"
         return replace(hand, is_noisy=not hand.is_noisy), f"noise {word}"
     return replace(hand, names=rng.permutation(stream.classes)), "labels permuted"
-
-
-def _bytes(features: Features) -> npt.NDArray[np.uint8]:
-    assert features.dtype == np.uint8
-    return features

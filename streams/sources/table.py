@@ -9,21 +9,19 @@ import bz2
 import csv
 import gzip
 import lzma
-import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from streams.batch import Batch, InvalidBatchError, check_features, decode
 from streams.errors import FunnelError
+from streams.progress import progress_bar
 from streams.sources.catalog import Shift, Stream
 
 LABEL = "label"
@@ -64,8 +62,9 @@ class Table:
         length = min(examples or len(self.batch), len(self.batch))
         width = self.batch.features.shape[1]
         order = (Shift(0, "in the order of the file"),)
-        blocks = partial(_blocks, self.batch)
-        return Stream(self.path.name, width, self.classes, length, order, blocks)
+        return Stream(
+            self.path.name, width, self.classes, length, order, lambda *_: iter([self.batch])
+        )
 
     def __str__(self) -> str:
         """Return a line that describes the table."""
@@ -127,16 +126,7 @@ def _from_text(path: Path, label: str | None) -> Table:
             many = "several columns" if wanted in header else "no column"
             raise TableError(f"{path} has {many} {wanted!r}; its columns are {', '.join(header)}")
         own = header.index(wanted)
-        every = 0.1 if sys.stderr.isatty() else 30.0
-        lines = tqdm(
-            file,
-            path.name,
-            unit=" lines",
-            unit_scale=True,
-            leave=False,
-            mininterval=every,
-            delay=1.0,
-        )
+        lines = progress_bar(path.name, lines=file)
         try:
             whole = np.loadtxt(
                 lines, np.float32, comments=None, delimiter=delimiter, converters={own: code},
@@ -181,7 +171,8 @@ def _numbered(
     try:
         values = [float(text) for text in texts]
     except ValueError:
-        return _ranked(texts), tuple(sorted(texts))
+        names, numbers = np.unique(texts, return_inverse=True)
+        return numbers, tuple(names.tolist())
     for text, value in zip(texts, values, strict=True):
         if not value.is_integer():
             raise TableError(
@@ -189,12 +180,8 @@ def _numbered(
             )
     if min(values) >= 0 and max(values) < MAX_CLASSES:
         return np.array(values, dtype=np.int64), ()
-    return _ranked(values), tuple(f"{value:.0f}" for value in sorted(set(values)))
-
-
-def _ranked(labels: Sequence[Any]) -> npt.NDArray[np.int64]:
-    rank = {label: k for k, label in enumerate(sorted(set(labels)))}
-    return np.array([rank[label] for label in labels], dtype=np.int64)
+    known, numbers = np.unique(values, return_inverse=True)
+    return numbers, tuple(f"{value:.0f}" for value in known)
 
 
 def _fault(path: Path, header: Sequence[str], label: int, delimiter: str) -> str:
@@ -227,8 +214,3 @@ def _open(path: Path) -> IO[str]:
     opener = _OPENERS.get(path.suffix.lower(), open)
     file: IO[str] = opener(path, "rt", encoding="utf-8-sig", newline="")
     return file
-
-
-def _blocks(whole: Batch, seed: int, held: int | None) -> Iterator[Batch]:
-    del seed, held  # a file is the same for all
-    yield whole

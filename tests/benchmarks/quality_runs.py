@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.commands.evaluation import Served, as_inputs, run_peer, standardized
+from service.commands.evaluation import Served, as_inputs, standardized
 from service.settings import Settings, load_settings
 from streams.batch import Batch
 from streams.peers.peers import PEERS
@@ -108,7 +108,7 @@ def run(key: Key, inputs: Inputs) -> Result:
     else:
         peer = PEERS[key.learner]
         taken, began = inputs.plain if peer.raw else inputs.standardized, time.perf_counter()
-        outcomes = run_peer(peer.settings[key.setting], stream, key.seed, taken)
+        outcomes = prequential(peer.settings[key.setting](stream, key.seed), taken)
     hits = np.rint(100 * curve(outcomes)).astype(int).tolist()
     return Result(float(outcomes.mean()), hits, time.perf_counter() - began)
 

@@ -41,7 +41,8 @@ def own_seconds(repeats: int) -> float:
     settings = load_settings()
     torch.set_num_threads(settings.threads)
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
-    newest, history = Newest(state), History(SystemClock())
+    clock = SystemClock()
+    newest, history = Newest(state, clock), History(clock)
     found = []
     for batch in batches(100)[:repeats]:
         began = time.perf_counter()

@@ -29,9 +29,9 @@ def test_a_model_predicts_learns_and_starts_again_where_it_stopped(
         model = await asyncio.to_thread(a_model, tmp_path, server.url)
         works = [asyncio.create_task(w) for w in (model.intake.run(), model.predictor.run())]
         assert (await model.predictor.predict(batch.features)).version == 0
-        entry = await model.intake.append(batch.to_bytes(), len(batch))
+        entry = await model.intake.append(batch.to_bytes())
         applied = await asyncio.wrap_future(model.trainer.applied(entry))
-        assert applied.model_version == model.snapshot.version == model.status.version == 1
+        assert applied.model_version == model.trainer.snapshot.version == model.status.version == 1
         assert (await model.predictor.predict(batch.features)).version == 1
         assert model.backlog() == 0
         for work in works:
@@ -39,7 +39,7 @@ def test_a_model_predicts_learns_and_starts_again_where_it_stopped(
         assert await model.stop(), "it was the learner"
         await model.close()
         again = await asyncio.to_thread(a_model, tmp_path, server.url)
-        assert again.snapshot.version == 1
+        assert again.trainer.snapshot.version == 1
         await again.stop()
         await again.close()
 

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from service.service import Service, StoppedError
+from service.log.errors import Stopped
+from service.service import Service
 from service.settings import load_settings
 
 
@@ -36,7 +37,7 @@ def test_work_that_is_not_done_when_the_service_stops_is_cancelled() -> None:
             finally:
                 ended.set()
 
-        with pytest.raises(StoppedError):
+        with pytest.raises(Stopped):
             await service.unless_stopped(work())
         await asyncio.wait_for(ended.wait(), 10)
 

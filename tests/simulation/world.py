@@ -26,11 +26,11 @@ from service.log.lease import Lock
 from service.log.position import Progress
 from service.monitoring.status import Condition, Role
 from service.process import SystemClock
+from service.settings import load_settings
 from service.trainer.checkpoint import Checkpoint
-from service.trainer.pipeline import Cutting
 from service.trainer.replica import Replica
 from service.trainer.store import CheckpointStore
-from service.trainer.trainer import Terms, Trainer
+from service.trainer.trainer import Trainer
 from streams.batch import Batch, concatenate
 from tests.simulation.loop import SimulatedClock, SimulatedLoop, SimulatedWorker
 from tests.support.memory_log import MemoryLog, MemoryServer, Network
@@ -54,7 +54,7 @@ class Plan:
     faults: int = 6
     loss: float = 0.0
     """Probability that a request or a reply is lost."""
-    max_wait: float = 5.0
+    max_wait_ms: int = 5_000
 
     @classmethod
     def of(cls, seed: int) -> "Plan":
@@ -66,7 +66,7 @@ class Plan:
             entries=rng.randint(5, 14),
             faults=rng.randint(1, 6),
             loss=rng.choice((0.0, 0.02, 0.1)),
-            max_wait=rng.choice((0.0, 0.5, 5.0)),
+            max_wait_ms=rng.choice((0, 500, 5_000)),
         )
 
 
@@ -143,8 +143,14 @@ class Process:
             MemoryLog(world.server, self.network),
             CheckpointStore(world.directory, {}, lambda _: None),
             self._lock,
-            Cutting(BATCH, world.plan.max_wait),
-            Terms(checkpoint_seconds=4.0, lease_seconds=LEASE_SECONDS, accept_gap=False),
+            load_settings(
+                {
+                    "batch_size": BATCH,
+                    "max_wait_ms": world.plan.max_wait_ms,
+                    "checkpoint_every_seconds": 4.0,
+                    "lease_seconds": LEASE_SECONDS,
+                }
+            ),
             observe=lambda seconds, examples: None,
             clock=world.clock,
             workers=self._worker,

@@ -36,7 +36,7 @@ class Store(Protocol):
 
 
 class RedisStore(Store):
-    def __init__(self, log: RedisLog) -> None:
+    def __init__(self, log: Log) -> None:
         self.log, self._redis, self._keys = log, log.redis, log.keys
 
     async def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
@@ -83,7 +83,7 @@ class MemoryStore(Store):
 
 
 @asynccontextmanager
-async def redis_log(url: str, model: str) -> AsyncIterator[RedisLog]:
+async def redis_log(url: str, model: str) -> AsyncIterator[Log]:
     """Connect to a log on a real server for a while."""
     log = RedisLog(connect(url), model)
     try:

@@ -1,4 +1,4 @@
-"""A log in memory, with the semantics of `RedisLog`: epochs, fencing, trimming, gaps, the lease.
+"""A log in memory that behaves like `service.log.log.Log`: epochs, fencing, trims, gaps, lease.
 
 `MemoryServer` is what a server keeps; each `MemoryLog` is one process's connection to it. What
 happens on the way is a `Network`'s business, so that a test can delay, lose or cut it.
@@ -101,17 +101,11 @@ class MemoryLog(Log):
     ) -> None:
         self.server, self.network, self.keys = server, network or Network(), Keys(model)
 
-    async def name(self) -> str:
-        def name() -> str:
-            self.server.uuid = self.server.uuid or uuid.uuid4().hex
-            return self.server.uuid
-
-        return await self._ask("name", name)
-
     async def extent(self) -> Extent:
         server = self.server
 
         def extent() -> Extent:
+            server.uuid = server.uuid or uuid.uuid4().hex
             first = next(iter(server.entries), None)
             return Extent(server.uuid, len(server.entries), server.added, server.last, first)
 
@@ -177,7 +171,7 @@ class MemoryLog(Log):
                     raise LogUnavailable(f"the id of cut {number} is equal or smaller than the top")
                 server.cuts[number], server.last_cut = cut.to_json(), number
                 server.every_cut.append((number, server.cuts[number]))
-                for entry, reason in cut.dead:
+                for entry, reason in cut.dead.items():
                     fields, room = {b"entry": _text(entry), b"reason": _text(reason)}, DEAD_BYTES
                     for name, value in server.entries.get(entry, {}).items():
                         if len(name) >= room or len(fields) >= 2000:
@@ -212,11 +206,11 @@ class MemoryLog(Log):
 
         return await self._ask("cuts_after", find)
 
-    async def first_cut(self) -> int:
-        return await self._ask("first_cut", lambda: min(self.server.cuts, default=0))
+    async def cut_range(self) -> tuple[int, int]:
+        def cut_range() -> tuple[int, int]:
+            return min(self.server.cuts, default=0), max(self.server.cuts, default=0)
 
-    async def last_cut(self) -> int:
-        return await self._ask("last_cut", lambda: max(self.server.cuts, default=0))
+        return await self._ask("cut_range", cut_range)
 
     async def trim(self, position: Position, cut: int) -> None:
         server = self.server

@@ -161,4 +161,4 @@ class Drawing(nn.Module):
 def statistics_of(state: State) -> Statistics:
     """Return the statistics of a state that has no log."""
     progress = Progress("log", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
-    return read_statistics(state, progress, Extent(None, 0, 0, ORIGIN, None))
+    return read_statistics(state, progress, Extent("log", 0, 0, ORIGIN, None))

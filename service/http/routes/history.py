@@ -3,11 +3,12 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from service.http.dependencies import AnyService, Running
 from service.http.errors import ErrorBody
-from service.http.events import EventStream
+from service.http.events import HEADERS, Viewer, events_after
 from service.monitoring.history import Point
 from service.monitoring.recovery import ShiftRecovery
 
@@ -40,6 +41,7 @@ async def history(
 
 @router.get(
     "/events",
+    dependencies=[Viewer],
     response_class=Response,
     responses={
         200: {
@@ -57,4 +59,5 @@ async def events(
     last_event_id: Annotated[str, Header(description="continue after this event")] = "",
 ) -> Response:
     """Send the points of the last hour of learning, then each new one."""
-    return EventStream(service, model.history, last_event_id)
+    pieces = events_after(service, model.history, last_event_id)
+    return StreamingResponse(pieces, headers=HEADERS, media_type="text/event-stream")

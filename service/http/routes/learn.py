@@ -16,7 +16,7 @@ from service.log.errors import LogUnavailable, Stopped
 from service.log.intake import KeyInFlightError, KeyReusedError
 from service.log.position import EntryId
 from service.model import Model
-from service.service import Service, StoppedError
+from service.service import Service
 from service.trainer.waiters import Applied
 
 WAIT_SECONDS = 60.0
@@ -103,7 +103,7 @@ def _check_backlog(model: Model) -> None:
 async def _append(model: Model, examples: Examples, key: str | None) -> EntryId:
     """Return the entry that holds the examples."""
     try:
-        return await model.intake.append(examples.payload, examples.count, key)
+        return await model.intake.append(examples.payload, key)
     except LogUnavailable as error:
         message = f"{error}. It may hold the examples; with an Idempotency-Key a retry is safe"
         raise unavailable("log_unavailable", message) from error
@@ -119,5 +119,5 @@ async def _applied(service: Service, model: Model, entry: EntryId) -> Applied | 
     try:
         async with asyncio.timeout(WAIT_SECONDS):
             return await service.unless_stopped(learned)
-    except (TimeoutError, StoppedError, Stopped):
+    except (TimeoutError, Stopped):
         return None

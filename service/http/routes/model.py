@@ -2,17 +2,23 @@
 
 import asyncio
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
-from funnel.telemetry import QUANTILES
 from service.http.dependencies import CODES, Learning, Running
 from service.http.errors import ErrorBody, unavailable
 from service.log.errors import Stopped
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
+
+SHOWN = {"batch_size", "max_wait_ms", "standardize", "features", "classes", "seed"}
+"""Settings among the hyperparameters of ``GET /model``."""
+Finite = Annotated[
+    float | None, BeforeValidator(lambda value: value if math.isfinite(value) else None)
+]
+"""A number; null if it is not finite, which JSON cannot express."""
 
 
 class ModelAnswer(BaseModel):
@@ -30,9 +36,9 @@ class ModelAnswer(BaseModel):
     condition: str
     """starting, standby, replaying, learning, waiting (for the log) or halted."""
     reason: str
-    accuracy: float | None
+    accuracy: Finite
     """Prequential accuracy over all examples."""
-    rolling_accuracy: float | None
+    rolling_accuracy: Finite
 
 
 class TensorAnswer(BaseModel):
@@ -41,12 +47,12 @@ class TensorAnswer(BaseModel):
     scale: float
     step_size: float
     """Learning rate in effect, η s."""
-    gain_quantiles: dict[str, float | None]
+    gain_quantiles: dict[str, Finite]
     gain_at_bound: dict[str, float]
     """Shares of the gains at the lower and at the upper bound."""
     alignment: float
-    gradient_norm: float | None
-    update_norm: float | None
+    gradient_norm: Finite
+    update_norm: Finite
 
 
 class OptimizerAnswer(BaseModel):
@@ -85,49 +91,29 @@ async def model(model: Running) -> ModelAnswer:
             **status.optimizer,
             "loss_guard": status.hyperparameters.loss_guard,
             "shadow": list(status.hyperparameters.shadow),
-            "batch_size": settings.batch_size,
-            "max_wait_ms": settings.max_wait_ms,
-            "standardize": settings.standardize,
-            "features": settings.features,
-            "classes": settings.classes,
             "hidden": list(model.spec.hidden),
-            "seed": settings.seed,
+            **settings.model_dump(include=SHOWN),
         },
         device=model.device,
         role=status.role,
         condition=status.condition,
         reason=status.reason,
-        accuracy=_number(scores.accuracy) if scores else None,
-        rolling_accuracy=_number(scores.rolling_accuracy) if scores else None,
+        accuracy=scores.accuracy if scores else math.nan,
+        rolling_accuracy=scores.rolling_accuracy if scores else math.nan,
     )
 
 
-@router.get("/optimizer")
-async def optimizer(model: Running) -> OptimizerAnswer:
+@router.get("/optimizer", response_model=OptimizerAnswer)
+async def optimizer(model: Running) -> dict[str, object]:
     """Show scale, gains, alignment and norms of every tensor."""
     status = model.status
     statistics = status.statistics
-    tensors = statistics.served.tensors if statistics else {}
-    return OptimizerAnswer(
-        optimizer=model.settings.optimizer,
-        model_version=statistics.version if statistics else status.version,
-        tensors={
-            name: TensorAnswer(
-                scale=t.scale,
-                step_size=t.step_size,
-                gain_quantiles={
-                    f"{q:g}": _number(value)
-                    for q, value in zip(QUANTILES, t.gain_quantiles, strict=True)
-                },
-                gain_at_bound={"lower": t.gain_at_lower_bound, "upper": t.gain_at_upper_bound},
-                alignment=t.alignment,
-                gradient_norm=_number(t.gradient_norm),
-                update_norm=_number(t.update_norm),
-            )
-            for name, t in tensors.items()
-        },
-        expert_weights=statistics.served.expert_weights if statistics else {},
-    )
+    return {
+        "optimizer": model.settings.optimizer,
+        "model_version": statistics.version if statistics else status.version,
+        "tensors": statistics.served.tensors if statistics else {},
+        "expert_weights": statistics.served.expert_weights if statistics else {},
+    }
 
 
 @router.post("/checkpoint", status_code=201)
@@ -148,8 +134,3 @@ async def checkpoint(model: Learning) -> CheckpointAnswer:
         bytes=info.bytes,
         sha256=info.sha256,
     )
-
-
-def _number(value: float) -> float | None:
-    """Return the value, or None if it is not finite, which JSON cannot express."""
-    return value if math.isfinite(value) else None

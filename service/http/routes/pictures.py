@@ -1,7 +1,6 @@
 """``GET /optimizer/gains`` and ``GET /newest``: the images on the live page."""
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
@@ -48,7 +47,7 @@ async def gains(model: Running) -> Response:
     """Show the gains as images, if the inputs are images."""
     statistics = model.status.statistics
     gains = statistics.gains if statistics else None
-    return _json(
+    return json.answer(
         {
             "model_version": statistics.version if statistics else 0,
             "side": model.newest.side,
@@ -63,14 +62,10 @@ async def newest(model: Running) -> Response:
     """Show a few of the newest inputs, if they are images."""
     seen = await asyncio.to_thread(model.newest.read)
     examples = zip(seen.pixels, seen.labels, seen.predicted, strict=True) if seen else ()
-    return _json(
+    return json.answer(
         {
             "model_version": seen.version if seen else 0,
             "side": model.newest.side,
             "examples": [{"pixels": p, "label": y, "predicted": z} for p, y, z in examples],
         }
     )
-
-
-def _json(answer: dict[str, Any]) -> Response:
-    return Response(json.encode(answer), media_type=json.MEDIA_TYPE)

@@ -1,6 +1,6 @@
 """``POST /predict``: labels and probabilities from the newest snapshot."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
@@ -49,8 +49,5 @@ async def predict(
             "features",
             int(finite.argmin()),
         )
-    answer: dict[str, Any] = {"labels": prediction.labels}
-    if probabilities:
-        answer["probabilities"] = prediction.probabilities
-    answer["model_version"] = prediction.version
-    return Response(json.encode(answer), media_type=json.MEDIA_TYPE)
+    shown = {"probabilities": prediction.probabilities} if probabilities else {}
+    return json.answer({"labels": prediction.labels, **shown, "model_version": prediction.version})

@@ -98,13 +98,13 @@ def test_compare_prints_a_table_and_draws_a_picture(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(PEERS, "gone", Peer("Gone", {}, "no_such_module", "no-such-package"))
+    monkeypatch.setitem(PEERS, "gone", Peer("Gone", {}, "no_such_module"))
     picture = tmp_path / "compare.png"
     options = ["--peers", "sgd,gone", "--seeds", "2", "--plot", str(picture)]
     assert main([*COMPARE, *options]) == 0
     out, errors = capsys.readouterr()
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "gone is skipped: needs no-such-package" in errors
+    assert "gone is skipped: needs no_such_module" in errors
     assert "8,100 examples, 2 seeds" in out
     assert "Funnel (pool)" in out
     assert "SGD" in out

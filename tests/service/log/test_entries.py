@@ -22,7 +22,7 @@ def a_log(sizes: list[int]) -> list[Entry]:
     """Entries of these sizes, whose examples count on; size 0 is one that is dead."""
     starts = np.cumsum([0, *sizes])
     return [
-        Entry(EntryId(k, 0), numbered(int(start), n) if n else None, "http", "" if n else "bad")
+        Entry(EntryId(k, 0), numbered(int(start), n) if n else None, "http", n, "" if n else "bad")
         for k, (start, n) in enumerate(zip(starts, sizes, strict=False), 1)
     ]
 
@@ -50,7 +50,7 @@ def test_every_example_is_cut_once_in_order(
         assert cut.examples == len(numbers(batch)) == min(size, held)
         assert pending.examples == held - cut.examples
         seen += numbers(batch)
-        dead += [d.entry for d in cut.dead]
+        dead += cut.dead
         assert cut.entries == len([e for e in log if cut.position.covers(e.id)])
         assert pending.seen == read
     assert seen == list(range(len(seen)))
@@ -85,10 +85,14 @@ def test_recorded_cuts_repeat_from_any_of_them(
 def test_an_entry_that_a_cut_names_dead_stays_dead_for_every_later_reader() -> None:
     entries = a_log([2, 2, 2])
     recorded = Pending(Position(ORIGIN), 0)
-    for entry in [entries[0], entries[1]._replace(batch=None, reason="bad"), entries[2]]:
+    for entry in [
+        entries[0],
+        entries[1]._replace(batch=None, examples=0, reason="bad"),
+        entries[2],
+    ]:
         recorded.add(entry)
     cut, batch = recorded.take(4)
-    assert [d.entry for d in cut.dead] == [entries[1].id]
+    assert list(cut.dead) == [entries[1].id]
     lenient = Pending(Position(ORIGIN), 0)
     for entry in entries:
         lenient.add(entry)

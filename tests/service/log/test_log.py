@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from service.log.cuts import Begin, Change, Cut, Dead, Gap, Upgrade
+from service.log.cuts import Begin, Change, Cut, Gap, Upgrade
 from service.log.errors import FencedError, GapError, LogUnavailable
 from service.log.extent import check_reach
 from service.log.log import COUNTED_AT_ONCE, DEAD_BYTES
@@ -25,7 +25,7 @@ def skipped(version: int) -> list[list[str]]:
 async def test_cuts_come_back_as_they_were_recorded(store: Store) -> None:
     log = store.log
     cuts = [
-        Cut(Position(EntryId(5, 0), 3), 10, 4, (Dead(EntryId(4, 0), ""),), None, {"http": 10}),
+        Cut(Position(EntryId(5, 0), 3), 10, 4, {EntryId(4, 0): ""}, None, {"http": 10}),
         Cut(Position(EntryId(6, 0)), 0, 6, command=Begin({"model": "x"}, {"lr": 0.5}), fold=3),
         Cut(Position(EntryId(6, 0)), 0, 6, command=Change({"lr": 0.25})),
         Cut(Position(EntryId(6, 0)), 0, 6, command=Gap()),
@@ -35,7 +35,7 @@ async def test_cuts_come_back_as_they_were_recorded(store: Store) -> None:
     await log.append_cuts(await log.take_epoch(0), 1, cuts)
     assert await log.cuts_after(0) == list(enumerate(cuts, 1))
     assert await log.cuts_after(1) == list(enumerate(cuts[1:], 2))
-    assert (await log.first_cut(), await log.last_cut()) == (1, 5)
+    assert await log.cut_range() == (1, 5)
 
 
 async def test_a_trainer_of_an_older_epoch_writes_nothing(store: Store) -> None:
@@ -44,7 +44,7 @@ async def test_a_trainer_of_an_older_epoch_writes_nothing(store: Store) -> None:
     assert new == old + 1
     with pytest.raises(FencedError, match=str(new)):
         await log.append_cuts(old, 1, BEGIN)
-    assert await log.last_cut() == 0
+    assert await log.cut_range() == (0, 0)
     await log.append_cuts(new, 1, BEGIN)
     assert await log.take_epoch(50) == 51
 
@@ -59,7 +59,7 @@ async def test_a_cut_is_recorded_once(store: Store) -> None:
 async def test_a_dead_entry_is_kept_with_its_reason(store: Store) -> None:
     [entry] = await fill(store, 1)
     epoch = await store.log.take_epoch(0)
-    await store.log.append_cuts(epoch, 1, [Cut(Position(entry), 0, 1, (Dead(entry, "why"),))])
+    await store.log.append_cuts(epoch, 1, [Cut(Position(entry), 0, 1, {entry: "why"})])
     [letter] = await store.letters()
     assert letter == {b"entry": str(entry).encode(), b"reason": b"why", b"batch": b"x"}
 
@@ -69,7 +69,7 @@ async def reach(store: Store, uuid: str, position: Position, entries: int) -> No
 
 
 async def test_a_whole_log_is_accepted_wherever_the_model_is(store: Store) -> None:
-    uuid = await store.log.name()
+    uuid = (await store.log.extent()).uuid
     await reach(store, uuid, Position(ORIGIN), 0)
     entries = await fill(store, 5)
     for k, entry in enumerate(entries):
@@ -98,7 +98,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_a_log_that_lost_entries_is_refused(store: Store, damage: str) -> None:
     cause, message = DAMAGES[damage]
-    uuid, entries = await store.log.name(), await fill(store, 5)
+    uuid, entries = (await store.log.extent()).uuid, await fill(store, 5)
     at = Position(entries[2])
     await reach(store, uuid, at, 3)
     await cause(store, entries)
@@ -107,7 +107,7 @@ async def test_a_log_that_lost_entries_is_refused(store: Store, damage: str) -> 
 
 
 async def test_an_entry_learned_in_part_must_still_be_there(store: Store) -> None:
-    uuid, entries = await store.log.name(), await fill(store, 3)
+    uuid, entries = (await store.log.extent()).uuid, await fill(store, 3)
     await store.delete(*entries[:2])
     await reach(store, uuid, Position(entries[1]), 2)
     with pytest.raises(GapError, match="in part"):
@@ -144,7 +144,7 @@ async def test_a_dead_letter_keeps_little_of_a_large_entry(store: Store) -> None
         await store.add({b"note": b"by hand", b"batch": bytes(1 << 20)}),
         await store.add({b"field %d" % k: b"x" * 100 for k in range(5_000)}),
     ]
-    dead = tuple(Dead(entry, "poison") for entry in entries)
+    dead = dict.fromkeys(entries, "poison")
     epoch = await store.log.take_epoch(0)
     await store.log.append_cuts(epoch, 1, [Cut(Position(entries[-1]), 0, 2, dead)])
     letters = await store.letters()
@@ -170,12 +170,13 @@ async def test_after_a_model_goes_back_skipped_batches_are_recorded_again(store:
 
 async def test_an_archived_log_is_followed_by_an_empty_one(store: Store) -> None:
     log = store.log
-    uuid = await log.name()
+    uuid = (await log.extent()).uuid
     await fill(store, 3)
     await log.append_cuts(await log.take_epoch(0), 1, BEGIN)
     await log.archive()
-    assert await log.name() != uuid
-    assert ((await log.extent()).length, await log.last_cut()) == (0, 0)
+    extent = await log.extent()
+    assert extent.uuid != uuid
+    assert (extent.length, await log.cut_range()) == (0, (0, 0))
     await log.append_cuts(await log.take_epoch(0), 1, BEGIN)
 
 
@@ -185,7 +186,7 @@ async def test_trimming_keeps_the_entry_and_the_cut_it_is_given(store: Store) ->
     await log.append_cuts(await log.take_epoch(0), 1, cuts)
     await log.trim(Position(entries[2]), 3)
     assert (await log.extent()).first == entries[2]
-    assert (await log.first_cut(), await log.last_cut()) == (3, 4)
+    assert await log.cut_range() == (3, 4)
 
 
 async def test_entries_after_a_position_are_counted_in_steps(store: Store) -> None:

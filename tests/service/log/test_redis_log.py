@@ -6,10 +6,10 @@ import pytest
 from redis.exceptions import RedisError
 
 from service.log import log as logs
-from service.log.cuts import Cut, Dead
+from service.log.cuts import Cut
 from service.log.errors import GapError, LogError, LogUnavailable
 from service.log.extent import check_reach
-from service.log.log import RedisLog
+from service.log.log import Log
 from service.log.position import EntryId, Position, Progress
 from service.log.server import SOCKET_SECONDS, check_server, connect
 from service.trainer.pipeline import BLOCK_MS
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 async def test_the_bytes_of_a_cut_are_those_of_earlier_versions(
     server: RedisProcess, model: str
 ) -> None:
-    cut = Cut(Position(EntryId(5, 0), 3), 10, 4, (Dead(EntryId(4, 0), "why"),), None, {"http": 10})
+    cut = Cut(Position(EntryId(5, 0), 3), 10, 4, {EntryId(4, 0): "why"}, None, {"http": 10})
     async with redis_log(server.url, model) as log:
         await log.append_cuts(await log.take_epoch(0), 7, [cut])
         [(number, fields)] = await log.redis.xrange(log.keys.cuts)
@@ -34,7 +34,7 @@ async def test_the_bytes_of_a_cut_are_those_of_earlier_versions(
     }
 
 
-Harm = Callable[[RedisLog], Awaitable[object]]
+Harm = Callable[[Log], Awaitable[object]]
 HARMS: dict[str, tuple[Harm, str]] = {
     "flushed": (lambda log: log.redis.flushdb(), "another log"),
     "another type": (
@@ -54,7 +54,7 @@ async def test_a_log_that_others_harm_is_refused(
 ) -> None:
     cause, message = HARMS[harm]
     async with redis_log(server.url, model) as log:
-        uuid, entries = await log.name(), await fill(RedisStore(log), 5)
+        uuid, entries = (await log.extent()).uuid, await fill(RedisStore(log), 5)
         await cause(log)
         with pytest.raises(GapError, match=message):
             check_reach(await log.extent(), Progress(uuid, 0, 0, Position(entries[2]), 3))
@@ -93,7 +93,7 @@ async def test_a_dead_letter_of_an_entry_with_repeated_fields_is_small(
     async with redis_log(server.url, model) as log:
         raw = await log.redis.execute_command("XADD", log.keys.log, "*", *["", ""] * 4_500)
         entry = EntryId.parse(raw)
-        dead = Cut(Position(entry), 0, 1, (Dead(entry, "poison"),))
+        dead = Cut(Position(entry), 0, 1, {entry: "poison"})
         await log.append_cuts(await log.take_epoch(0), 1, [dead])
         [(_, letter)] = await log.redis.xrange(log.keys.dead)
         assert letter[b"entry"] == raw
@@ -105,7 +105,7 @@ async def test_dead_letters_are_bounded_in_number(
     monkeypatch.setattr(logs, "DEAD_KEPT", 100)
     async with redis_log(server.url, model) as log:
         [entry] = await fill(RedisStore(log), 1)
-        many = Cut(Position(entry), 0, 1, (Dead(entry, "why"),) * 1000)
+        many = Cut(Position(entry), 0, 1, {EntryId(1, k): "why" for k in range(1000)})
         await log.append_cuts(await log.take_epoch(0), 1, [many])
         assert 100 <= await log.redis.xlen(log.keys.dead) < 300
         await log.record_skipped([[str(k), "0-0", "0-0", "1", "why"] for k in range(1, 1001)])
@@ -127,7 +127,7 @@ async def test_a_command_whose_answer_is_lost_is_not_sent_again(
 async def test_a_server_that_is_gone_is_called_unavailable() -> None:
     async with redis_log("redis://127.0.0.1:1", "model") as log:
         with pytest.raises(LogUnavailable, match="cannot be reached"):
-            await log.name()
+            await log.extent()
 
 
 def test_no_read_waits_longer_than_the_connection() -> None:

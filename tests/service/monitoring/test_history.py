@@ -72,9 +72,9 @@ def test_shifts_and_drifts_lie_among_the_points() -> None:
     made = a_history(1)
     made.add_shift(20, "turned by 90°")
     drift = {"id": 0, "examples": 40, "recovery_examples": None}
-    made.note_drifts([drift])
-    made.note_drifts([drift])
-    made.note_drifts([drift | {"recovery_examples": 100}])
+    made.note(DRIFT, [drift])
+    made.note(DRIFT, [drift])
+    made.note(DRIFT, [drift | {"recovery_examples": 100}])
     assert [item.kind for item in made.after(0) or ()] == [POINT, SHIFT, DRIFT, DRIFT]
     assert made.after(4) == []
     assert made.after(5) is None
@@ -171,7 +171,7 @@ def test_inputs_that_are_not_images_have_no_pictures(service: ServiceProcess) ->
 def test_old_drift_events_are_discarded() -> None:
     made = History(SimulatedClock())
     for k in range(1_000):
-        made.note_drifts([{"id": n} for n in range(k, k + 10)])
+        made.note(DRIFT, [{"id": n} for n in range(k, k + 10)])
     assert len(made._noted[DRIFT]) == 10
     (last,) = made.after(made._number - 1) or []
     assert last.json == b'{"id":1008}'

@@ -10,6 +10,7 @@ from service.fold.snapshot import Snapshot
 from service.fold.spec import Spec
 from service.fold.state import State
 from service.monitoring.pictures import SHOWN, Newest, side
+from service.process import SystemClock
 from streams.batch import Batch
 from streams.sources.catalog import get
 from tests.support.harness import SAFETENSORS, serving, wait_for
@@ -46,7 +47,7 @@ def test_maps_are_the_gains_of_the_weights() -> None:
 
 def test_inputs_are_shown_as_predicted_before_they_were_learned() -> None:
     state = an_image_state()
-    newest = Newest(state)
+    newest = Newest(state, SystemClock())
     assert newest.read() is None
     [batch] = digits(1)
     newest.note(Snapshot.of(state), batch)
@@ -61,7 +62,7 @@ def test_inputs_are_shown_as_predicted_before_they_were_learned() -> None:
 
 def test_taking_pictures_changes_no_bit() -> None:
     watched, alone = an_image_state(), an_image_state()
-    newest = Newest(watched)
+    newest = Newest(watched, SystemClock())
     for batch in digits():
         newest._due = 0.0
         newest.note(Snapshot.of(watched), batch)

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from service.log.cuts import Cut
+from service.settings import Settings, load_settings
 from service.trainer import pipeline as pipelines
-from service.trainer.pipeline import Cutting, Pipeline
+from service.trainer.pipeline import Pipeline
 from service.trainer.replica import READ_ENTRIES
-from service.trainer.worker import ThreadWorker
+from service.trainer.worker import Worker
 from streams.batch import Batch
 from tests.support.clock import StillClock
 from tests.support.memory_log import MemoryLog, MemoryServer
@@ -19,16 +20,17 @@ from tests.support.replicas import a_replica, fill, keep_lease
 
 pytestmark = pytest.mark.anyio
 
-BY_TWENTY, HARDLY_EVER = Cutting(20, 0.0), Cutting(1_000, 600.0)
+BY_TWENTY = load_settings({"batch_size": 20, "max_wait_ms": 0})
+HARDLY_EVER = load_settings({"batch_size": 1_000, "max_wait_ms": 600_000})
 
 
 @asynccontextmanager
 async def a_pipeline(
-    log: MemoryLog, cutting: Cutting, clock: StillClock | None = None
+    log: MemoryLog, settings: Settings, clock: StillClock | None = None
 ) -> AsyncIterator[Pipeline]:
-    replica, worker, clock = a_replica(), ThreadWorker("step"), clock or StillClock()
+    replica, worker, clock = a_replica(), Worker("step"), clock or StillClock()
     pending = await replica.recover(log, False, keep_lease)
-    pipeline = Pipeline(replica, log, pending, cutting, worker, clock)
+    pipeline = Pipeline(replica, log, pending, settings, worker, clock)
     try:
         yield pipeline
     finally:

@@ -181,7 +181,7 @@ async def test_a_later_version_replays_older_cuts_and_records_the_upgrade_once(
     cuts = [cut for _, cut in await log.cuts_after(2)]
     assert [(cut.command, cut.fold) for cut in cuts] == [(Upgrade(3), 3), (None, 3)]
     await a_replica().recover(log, False, keep_lease)
-    assert await log.last_cut() == 4
+    assert (await log.cut_range())[1] == 4
 
 
 async def test_a_log_of_a_later_version_is_refused_by_name(
@@ -228,3 +228,14 @@ async def test_an_entry_learned_in_part_does_not_count_as_waiting_twice(
     await learn(replica, log, await replica.recover(log, False, keep_lease), 30)
     assert replica.progress.position == Position(EntryId(*list(memory.entries)[1]), 10)
     assert replica.progress.entries == 1
+
+
+async def test_the_mean_size_of_entries_follows_the_reads(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    replica = a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    for n, mean in ((10, 10), (30, 11)):
+        memory.add({b"batch": a_batch(n, n).to_bytes()})
+        await replica.read(log, pending, None)
+        assert replica.mean_entry == pytest.approx(mean)

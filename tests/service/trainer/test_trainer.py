@@ -11,13 +11,22 @@ from service.log.errors import LogUnavailable, Stopped
 from service.log.lease import Lock
 from service.log.position import EntryId
 from service.monitoring.status import Condition, Role
-from service.trainer.pipeline import Cutting
-from service.trainer.trainer import ANOTHER_LEARNS, Terms, Trainer
+from service.settings import load_settings
+from service.trainer.trainer import ANOTHER_LEARNS, Trainer
 from tests.simulation.loop import SimulatedClock, SimulatedLoop, SimulatedWorker
 from tests.support.checkpoints import kept
 from tests.support.memory_log import MemoryLog, MemoryServer, Network
 from tests.support.replicas import fill
 from tests.support.states import a_state
+
+SETTINGS = load_settings(
+    {
+        "batch_size": 20,
+        "max_wait_ms": 600_000,
+        "checkpoint_every_seconds": 60.0,
+        "lease_seconds": 10.0,
+    }
+)
 
 
 class Away(Network):
@@ -51,8 +60,7 @@ def a_trainer(
         MemoryLog(server, network),
         kept(directory)[0],
         lock,
-        Cutting(20, 600.0),
-        Terms(checkpoint_seconds=60.0, lease_seconds=10.0, accept_gap=False),
+        SETTINGS,
         lambda seconds, examples: None,
         clock=clock,
         workers=lambda name: SimulatedWorker(lambda: 0.01),

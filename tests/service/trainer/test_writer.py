@@ -8,7 +8,7 @@ import pytest
 
 from service.trainer.replica import Replica
 from service.trainer.store import Info
-from service.trainer.worker import ThreadWorker
+from service.trainer.worker import Worker
 from service.trainer.writer import CheckpointWriter
 from tests.support.checkpoints import kept
 from tests.support.clock import StillClock
@@ -26,7 +26,7 @@ def clock() -> StillClock:
 @pytest.fixture
 def writer(tmp_path: Path, clock: StillClock) -> Iterator[CheckpointWriter]:
     """A writer of a checkpoint a minute."""
-    store, worker = kept(tmp_path)[0], ThreadWorker("checkpoint")
+    store, worker = kept(tmp_path)[0], Worker("checkpoint")
     writer = CheckpointWriter(store, worker, 60.0, clock, lambda: None)
     yield writer
     writer.close("the end")
@@ -54,7 +54,7 @@ async def test_the_log_is_trimmed_before_the_oldest_checkpoint_and_no_further(
     assert oldest is not None
     assert oldest.cut < replica.progress.cut
     assert (await log.extent()).first == oldest.position.entry
-    assert await log.first_cut() == oldest.cut
+    assert (await log.cut_range())[0] == oldest.cut
 
 
 async def test_a_checkpoint_is_due_some_time_after_the_last_once_something_is_learned(

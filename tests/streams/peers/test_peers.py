@@ -28,7 +28,7 @@ BATCHES = [
 def installed(name: str) -> Peer:
     peer = PEERS[name]
     if importlib.util.find_spec(peer.module) is None:
-        pytest.skip(f"needs {peer.package}")
+        pytest.skip(f"needs {peer.module}")
     return peer
 
 
@@ -184,8 +184,8 @@ def test_a_peer_learns_more_than_the_odds(name: str) -> None:
 
 
 def test_a_missing_package_is_named() -> None:
-    peer = Peer("gone", {}, "no_such_module", "no-such-package")
-    assert peer.missing(STREAM) == "needs no-such-package: pip install 'funnel-stream[bench]'"
+    peer = Peer("gone", {}, "no_such_module")
+    assert peer.missing(STREAM) == "needs no_such_module: pip install 'funnel-stream[bench]'"
     assert PEERS["sgd"].missing(STREAM) == ""
 
 
