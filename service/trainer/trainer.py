@@ -113,7 +113,7 @@ class Trainer:
 
     @property
     def status(self) -> Status:
-        """What it does and how far it is; only the checkpoints are newer than that."""
+        """The newest published status, with the checkpoints as they are now."""
         return replace(self._status, checkpoints=self._writer.summary)
 
     def start(self) -> None:
