@@ -1,4 +1,4 @@
-"""The progress bar of whatever takes long."""
+"""The progress bar of long tasks."""
 
 import sys
 from collections.abc import Iterable

@@ -41,7 +41,7 @@ class ForeignInner:
     """
 
     optimizer: Optimizer
-    """Only after `for_group`, and so are the proxies."""
+    """It exists only after `for_group`, as the proxies do."""
     proxies: list[Tensor]
 
     def __init__(self, factory: Factory) -> None:

@@ -72,7 +72,7 @@ class AdagradEMA(Adagrad):
     """
 
     averages = ("ema",)
-    """e."""
+    """The average e."""
     ema_beta: float = 0.9
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class RMSprop(Inner):
     """RMSProp [Tieleman & Hinton 2012]: v ← α v + (1-α) g²; g̃ = g / (√v + ε)."""
 
     averages = ("square_avg",)
-    """v."""
+    """The average v."""
     alpha: float = 0.99
     eps: float = 1e-8
 
@@ -114,7 +114,7 @@ class Adam(Inner):
     """Adam [Kingma & Ba 2015], bias-corrected: g̃ = m̂ / (√v̂ + ε)."""
 
     averages = ("exp_avg", "exp_avg_sq")
-    """Averages of g and g²."""
+    """The averages of g and g²."""
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8

@@ -44,4 +44,4 @@ class BlankError(GapError):
 
 
 class Stopped(Exception):
-    """Work that will not be done: the service stops, or the trainer waits, halted or stands by."""
+    """Work that is not done: the service stops, or the trainer waits, has halted or stands by."""

@@ -77,7 +77,7 @@ class Point(BaseModel):
     checkpoint_age: Short | None
     """Seconds since the last checkpoint; None without one."""
     expert_weights: dict[str, Short]
-    """By the names of the pool's experts; empty without a pool."""
+    """Weights by the names of the pool's experts; empty without a pool."""
 
 
 class Item(NamedTuple):

