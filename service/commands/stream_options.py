@@ -45,7 +45,7 @@ def add_stream(parser: argparse.ArgumentParser, name: str | None, examples: int)
         "--source",
         choices=IMAGES,
         default="mnist",
-        help="images: mnist, or scikit-learn's small digits where MNIST cannot be had [mnist]",
+        help="images: mnist, or scikit-learn's small digits where MNIST cannot be fetched [mnist]",
     )
     parser.set_defaults(usual_examples=examples)
 

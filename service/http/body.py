@@ -137,6 +137,6 @@ def _codec(request: Request, codecs: Mapping[str, Codec[T]]) -> Codec[T]:
     kind = headers.get("content-type", json.MEDIA_TYPE).partition(";")[0].strip().lower()
     if (codec := codecs.get(kind)) is None:
         raise HTTPError(
-            415, "unsupported_type", f"Content-Type {kind[:80]!r}: send {', '.join(codecs)}"
+            415, "unsupported_type", f"Content-Type {kind[:80]!r}: send one of {', '.join(codecs)}"
         )
     return codec

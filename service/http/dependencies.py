@@ -39,7 +39,7 @@ async def _running(service: Annotated[Service, Depends(_service)]) -> Model:
 async def _learning(model: Annotated[Model, Depends(_running)]) -> Model:
     status = model.status
     if code := CODES.get(status.condition):
-        raise unavailable(code, f"the model does not learn now: {status.reason}")
+        raise unavailable(code, f"this service is not learning: {status.reason}")
     return model
 
 

@@ -106,7 +106,7 @@ class Replica:
         if differing := [k for k in mine if mine[k] != theirs[k]]:
             listed = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in differing)
             raise LogError(
-                f"{what} is of another model: {listed}. Use its settings, or another DATA_DIR"
+                f"{what} is of another model: {listed}. Use its settings, or another --data-dir"
             )
 
     async def recover(self, log: Log, accept_gap: bool, keep_lease: KeepLease) -> Pending:

@@ -94,7 +94,7 @@ class CheckpointStore:
             except FileNotFoundError:
                 continue  # the trainer that this process stands by for has removed it
             except DamagedError as error:
-                self._warn(f"checkpoint {path.name} is damaged and passed over: {error}")
+                self._warn(f"checkpoint {path.name} is damaged and skipped: {error}")
             except NewerError as error:
                 if newest is None:
                     raise UnreadableError(
@@ -102,7 +102,7 @@ class CheckpointStore:
                     ) from error
             except OSError as error:
                 if path not in known:
-                    self._warn(f"checkpoint {path.name} cannot be read and is passed over: {error}")
+                    self._warn(f"checkpoint {path.name} cannot be read and is skipped: {error}")
                 self._unread[path] = error
             else:
                 sha256 = metadata["sha256"]

@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_costs_only_a_longer_replay(service: ServiceProcess
     raw[len(raw) // 2] ^= 1
     newest.write_bytes(raw)
     service.start()
-    assert f"{newest.name} is damaged and passed over" in service.log
+    assert f"{newest.name} is damaged and skipped" in service.log
     with service.client() as client:
         assert digest(client) == before
 

@@ -65,7 +65,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(tmp_path: Pa
             again.load()
         assert again.has_news, "they are to be looked at again"
     [once] = said
-    assert "cannot be read and is passed over" in once
+    assert "cannot be read and is skipped" in once
     path.rmdir()
     (tmp_path / "away").rename(path)
     assert again.load() is not None
