@@ -101,14 +101,14 @@ class Demo:
             self._done.set()
 
     async def _watch(self, service: Service, url: str) -> None:
-        model = service.model
-        assert model is not None, "the service has started"
-        self.history = model.history
-        if not self.console.is_terminal:
-            self.console.print(f"Live page: {url}", highlight=False)
-        sender = threading.Thread(target=self._send, args=(url,), name="demo-send", daemon=True)
-        sender.start()
         try:
+            model = service.model
+            assert model is not None, "the service has started"
+            self.history = model.history
+            if not self.console.is_terminal:
+                self.console.print(f"Live page: {url}", highlight=False)
+            sender = threading.Thread(target=self._send, args=(url,), name="demo-send", daemon=True)
+            sender.start()
             with Live(console=self.console, auto_refresh=False, transient=False) as view:
                 while not service.draining.is_set():
                     with contextlib.suppress(TimeoutError):
@@ -152,6 +152,15 @@ class Demo:
         return bool(self.points) and self.points[-1].examples >= status.examples
 
 
+class _Console(Console):
+    """A console that raises when its reader is gone; Rich would exit, and the service would not be
+    stopped."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that is being handled."""
+        raise
+
+
 class _StoppedError(Exception):
     """The demo ends."""
 
@@ -185,7 +194,7 @@ def run_demo(
         FunnelError: the service could not be started, or the stream could not be sent.
     """
     check_picture(picture)
-    console = Console()
+    console = _Console()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:
         settings = settings_in(Path(scratch))
