@@ -5,6 +5,8 @@ commands start at once.
 """
 
 import argparse
+import errno
+import io
 import os
 import sys
 from importlib import import_module
@@ -20,6 +22,8 @@ COMMANDS = {
     "data": "fetch data sets",
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
+OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC)
+"""The reader of the output is gone, as in ``funnel compare FILE | head -1``, or a disk is full."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     An error that the user can fix prints one line and returns 1; any other shows its traceback.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may know no Greek letters
     try:
         parser = make_parser(next((word for word in given if word in COMMANDS), ""))
         if not given:
@@ -35,10 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         options = parser.parse_args(given)
         sys.path.append(os.getcwd())  # a --model of the user's own may be here
-        return int(options.run(options))
+        status = int(options.run(options))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130
     except FunnelError as error:
+        sys.stderr.write(f"funnel: {error}\n")
+        return 1
+    except OSError as error:
+        if error.errno not in OUTPUT_ERRORS:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.stderr.write(f"funnel: {error}\n")
         return 1
 

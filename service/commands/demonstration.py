@@ -82,13 +82,13 @@ class Demo:
             produce(batches, target, self.rate, name=uuid.uuid4().hex, sleep=pause)
 
     async def _watch(self, service: Service, url: str) -> None:
-        model = service.model
-        assert model is not None, "the service has started"
-        self.history = model.history
-        if not self.console.is_terminal:
-            self.console.print(f"Live page: {url}", highlight=False)
-        sending = asyncio.create_task(asyncio.to_thread(self._send, url))
         try:
+            model = service.model
+            assert model is not None, "the service has started"
+            self.history = model.history
+            if not self.console.is_terminal:
+                self.console.print(f"Live page: {url}", highlight=False)
+            sending = asyncio.create_task(asyncio.to_thread(self._send, url))
             with Live(console=self.console, auto_refresh=False, transient=False) as view:
                 while not service.draining.is_set():
                     with contextlib.suppress(TimeoutError):
@@ -131,6 +131,15 @@ class Demo:
         return demo_view.panel(self.points, self.history.shifts, total, title, note)
 
 
+class _Console(Console):
+    """A console that raises when its reader is gone; Rich would exit, and the service would not be
+    stopped."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that is being handled."""
+        raise
+
+
 class _StoppedError(Exception):
     """The demo ends."""
 
@@ -162,7 +171,7 @@ def run_demo(stream: Stream, rate: float, settings: Settings, picture: Path | No
         FunnelError: the service could not be started, or the stream could not be sent.
     """
     check_picture(picture)
-    console = Console()
+    console = _Console()
     began = time.monotonic()
     demo = Demo(stream, rate, settings, console)
     uvloop.run(demo.run())

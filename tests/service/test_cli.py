@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -89,7 +90,9 @@ def test_without_a_command_the_help_is_shown() -> None:
     assert all(line in ran.stderr for line in COMMANDS.values())
 
 
-def run_instead(statement: str) -> "subprocess.CompletedProcess[str]":
+def run_instead(
+    statement: str, out: int | BinaryIO = subprocess.PIPE
+) -> "subprocess.CompletedProcess[str]":
     """Run `funnel data mnist` with a statement in place of the command's own work."""
     program = f"""
 import signal, sys
@@ -100,7 +103,7 @@ service.commands.data.run = run
 sys.exit(service.cli.main(["data", "mnist"]))
 """
     return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], stdout=out, stderr=subprocess.PIPE, text=True, timeout=60
     )
 
 
@@ -115,6 +118,32 @@ def test_a_bug_shows_its_traceback(error: str) -> None:
 def test_ctrl_c_is_status_130_and_silent() -> None:
     ran = run_instead("signal.raise_signal(signal.SIGINT)")
     assert (ran.returncode, ran.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("amount", [1, 100_000])
+def test_output_that_nobody_reads_is_one_line(amount: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as out:
+        ran = run_instead(f"sys.stdout.write({amount} * 'x'); return 0", out)
+    assert (ran.returncode, ran.stderr) == (1, "funnel: [Errno 32] Broken pipe\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_output_on_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "wb") as out:
+        ran = run_instead("sys.stdout.write('x'); return 0", out)
+    assert (ran.returncode, ran.stderr) == (1, "funnel: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_greek_letters_shows_help(encoding: str) -> None:
+    ran = subprocess.run(
+        [*FUNNEL, "serve", "--help"], capture_output=True, timeout=60,
+        env=environment() | {"PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert b"initial ?" in ran.stdout
 
 
 def test_ctrl_c_ends_a_stream_that_waits_for_its_service(rows: Path) -> None:

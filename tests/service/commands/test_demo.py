@@ -107,3 +107,18 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert processes_naming(tmp_path) == set()
     assert [p.name for p in tmp_path.iterdir() if "funnel" in p.name] == []
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_ends_everything(tmp_path: Path) -> None:
+    run = demo(tmp_path, "--examples", "600000", "--rate", "1000")
+    assert run.stdout is not None
+    assert run.stdout.readline()
+    run.stdout.close()
+    assert run.stderr is not None
+    with run.stderr:
+        errors = run.stderr.read()
+    assert run.wait(60) == 1
+    assert errors == "funnel: [Errno 32] Broken pipe\n"
+    assert processes_naming(tmp_path) == set()
+    assert [p.name for p in tmp_path.iterdir() if "funnel" in p.name] == []
