@@ -99,21 +99,6 @@ class Hanging(nn.Module):
         return out
 
 
-class Restless(nn.Module):
-    """A user's model with dropout and batch normalization: randomness and buffers."""
-
-    def __init__(self, features: int, classes: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5),
-            nn.Linear(8, classes),
-        )  # fmt: skip
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.layers(inputs)
-        return out
-
-
 class Sly(nn.Module):
     """A model whose parameters have names that look like markup."""
 

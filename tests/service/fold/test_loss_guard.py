@@ -27,7 +27,7 @@ def learned(model: str = "logistic", batches: int = 60) -> State:
     return state
 
 
-@pytest.mark.parametrize("model", ["logistic", "mlp", "tests.support.states:Restless"])
+@pytest.mark.parametrize("model", ["logistic", "mlp", "tests.golden.restless:Restless"])
 def test_an_outlier_is_scored_and_not_learned(model: str) -> None:
     state = learned(model)
     before = {k: v.detach().clone() for k, v in state.tensors().items()}

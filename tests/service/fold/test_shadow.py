@@ -15,7 +15,7 @@ from service.trainer.checkpoint import Checkpoint
 from tests.support.states import CPU, HYPERPARAMETERS, a_batch, a_spec, same_tensors, step
 
 PROGRESS = Progress("uuid", 0, 0, Position(ORIGIN), 0, 0, 0, 0)
-RESTLESS = "tests.support.states:Restless"
+RESTLESS = "tests.golden.restless:Restless"
 SHADOWED = replace(HYPERPARAMETERS, shadow=("adagrad:0.1", "adam", "funnel"))
 
 

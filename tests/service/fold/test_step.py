@@ -31,7 +31,7 @@ from tests.support.states import (
     step,
 )
 
-RESTLESS = "tests.support.states:Restless"
+RESTLESS = "tests.golden.restless:Restless"
 MODELS = ("logistic", "mlp", RESTLESS)
 PARTS = ("_walk", "_take")
 """Parts of a pool's step that are traced."""

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.http import connection, server
 from service.http.connection import HEAD_BYTES
-from tests.service.http.test_stalled import running
+from tests.support.servers import running
 
 HEAD_SECONDS = 1.0
 

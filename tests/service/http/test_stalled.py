@@ -2,18 +2,15 @@
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
-import uvloop
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service.http import server as served
-from service.http.connection import Connection
 from tests.support.harness import wait_for
+from tests.support.servers import running
 
 STALL_SECONDS = 1.0
 MEBI = 1 << 20
@@ -28,30 +25,6 @@ async def lavish(scope: Scope, receive: Receive, send: Send) -> None:
             {"type": "http.response.body", "body": bytes(64 * MEBI // pieces), "more_body": True}
         )
     await send({"type": "http.response.body", "body": b""})
-
-
-@contextmanager
-def running(app: ASGIApp = lavish) -> Iterator[tuple[served.Server, Callable[[], float]]]:
-    """Yield a server, and a function that stops it and returns the seconds that this took."""
-    config = uvicorn.Config(
-        app, port=0, http=Connection, ws="none", log_config=None, lifespan="off",
-        timeout_graceful_shutdown=served.GRACE_SECONDS,
-    )  # fmt: skip
-    server = served.Server(config)
-    thread = threading.Thread(target=lambda: uvloop.run(server.serve()))
-    thread.start()
-
-    def stop() -> float:
-        began = time.monotonic()
-        server.should_exit = True
-        thread.join()
-        return time.monotonic() - began
-
-    try:
-        wait_for(lambda: server.started)
-        yield server, stop
-    finally:
-        stop()
 
 
 @contextmanager
@@ -70,7 +43,7 @@ def test_a_client_that_reads_nothing_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, path: str, more: str
 ) -> None:
     monkeypatch.setattr(served, "STALL_SECONDS", STALL_SECONDS)
-    with running() as (server, _), asking(server, path, more) as raw:
+    with running(lavish) as (server, _), asking(server, path, more) as raw:
         assert server.server_state.connections
         wait_for(lambda: not server.server_state.connections and not server.server_state.tasks)
         assert sum(map(len, iter(lambda: raw.recv(MEBI), b""))) < 64 * MEBI
@@ -78,7 +51,7 @@ def test_a_client_that_reads_nothing_is_cut_off(
 
 def test_a_client_that_reads_slowly_gets_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "STALL_SECONDS", STALL_SECONDS)
-    with running() as (server, _), asking(server, "/many", "Connection: close\r\n") as raw:
+    with running(lavish) as (server, _), asking(server, "/many", "Connection: close\r\n") as raw:
         taken, pause = 0, threading.Event()
         while some := raw.recv(MEBI):
             taken += len(some)
@@ -88,5 +61,5 @@ def test_a_client_that_reads_slowly_gets_the_whole_answer(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("path", ["/one", "/many"])
 def test_a_client_that_reads_nothing_does_not_delay_shutdown(path: str) -> None:
-    with running() as (server, stop), asking(server, path):
+    with running(lavish) as (server, stop), asking(server, path):
         assert stop() < served.GRACE_SECONDS

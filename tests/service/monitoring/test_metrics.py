@@ -6,57 +6,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.monitoring.metrics import MAX_CLASSES, MAX_TENSORS, _optimizer
-from tests.service.monitoring.test_pictures import statistics_of
 from tests.support.harness import SAFETENSORS, serving, wait_for
+from tests.support.metrics import CONTRACT, sample, samples, scrape
 from tests.support.prometheus import prometheus, query
-from tests.support.states import a_batch, a_state
+from tests.support.states import a_batch, a_state, statistics_of
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
-
-# Names and labels that must not change.
-CONTRACT = {
-    "funnel_examples_total": {"source"},
-    "funnel_correct_total": {"learner"},
-    "funnel_scored_total": {"learner"},
-    "funnel_batches_total": set(),
-    "funnel_rejected_total": {"code"},
-    "funnel_checkpoints_total": {"result"},
-    "funnel_nonfinite_batches_total": set(),
-    "funnel_quarantined_batches_total": set(),
-    "funnel_dead_entries_total": set(),
-    "funnel_drift_events_total": {"detector", "direction"},
-    "funnel_webhook_failures_total": set(),
-    "funnel_scale": {"learner", "tensor"},
-    "funnel_step_size": {"learner", "tensor"},
-    "funnel_expert_weight": {"expert"},
-    "funnel_expert_age_batches": {"expert"},
-    "funnel_gain": {"learner", "tensor", "quantile"},
-    "funnel_gain_at_bound_ratio": {"learner", "tensor", "bound"},
-    "funnel_alignment": {"learner", "tensor"},
-    "funnel_gradient_norm": {"learner", "tensor"},
-    "funnel_update_norm": {"learner", "tensor"},
-    "funnel_accuracy": {"learner", "window"},
-    "funnel_loss": {"learner", "window"},
-    "funnel_class_recall": {"class"},
-    "funnel_model_version": set(),
-    "funnel_backlog_examples": set(),
-    "funnel_lag_seconds": set(),
-    "funnel_snapshot_age_seconds": set(),
-    "funnel_checkpoint_age_seconds": set(),
-    "funnel_ready": set(),
-    "funnel_learning": {"condition"},
-    "funnel_gain_distribution_bucket": {"learner", "tensor", "le"},
-    "funnel_step_seconds_bucket": {"le"},
-    "funnel_batch_examples_bucket": {"le"},
-    "funnel_predict_seconds_bucket": {"le"},
-    "funnel_http_request_seconds_bucket": {"route", "code", "le"},
-}
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +32,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         client.get("/nothing/here/2")
         wait_for(lambda: sample(scrape(client), "funnel_model_version") == 60)
         yield client.get("/metrics").text
-
-
-def scrape(client: httpx.Client) -> Samples:
-    return samples(client.get("/metrics").text)
-
-
-def samples(text: str) -> Samples:
-    return {
-        (s.name, frozenset(s.labels.items())): s.value
-        for family in text_string_to_metric_families(text)
-        for s in family.samples
-    }
-
-
-def sample(found: Samples, name: str, **labels: str) -> float:
-    return found[name, frozenset(labels.items())]
 
 
 def test_every_name_and_label_of_the_contract_exists(text: str) -> None:

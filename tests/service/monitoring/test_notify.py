@@ -2,10 +2,6 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from pydantic import SecretStr
@@ -14,34 +10,7 @@ from service.fold.drift import Event
 from service.log.position import EntryId, Position
 from service.monitoring.notify import TRIES, Webhook
 from service.settings import SettingsError, load_settings
-
-
-@contextmanager
-def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
-    """Answer with the statuses in turn, then always the last; yield the address and the bodies."""
-    bodies: list[bytes] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(statuses[min(len(bodies), len(statuses)) - 1])
-            self.send_header("Location", "/elsewhere")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hook?token=secret", bodies
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
+from tests.support.servers import answering
 
 EVENT = Event(1, "adwin", "worse", 400, 4, 0.9, 0.5, None, Position(EntryId(1_500, 0)))
 SHOWN = {

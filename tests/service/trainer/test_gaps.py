@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from service.log.errors import LogError
-from tests.service.trainer.test_recovery import CUTS, LOG, SMALL, digest, learn
+from tests.support.clients import CUTS, LOG, SMALL, digest, learn
 from tests.support.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
 from tests.support.states import a_batch
 

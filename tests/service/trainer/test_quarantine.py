@@ -78,7 +78,7 @@ def test_skipped_ranges_are_recorded_once_and_replay_is_exact(
 def test_a_batch_on_which_the_model_raises_is_recorded_before_a_checkpoint_is_written_after_it(
     tmp_path: Path, redis: RedisProcess
 ) -> None:
-    options = OPTIONS | {"model": "tests.support.states:Restless", "max_wait_ms": 50}
+    options = OPTIONS | {"model": "tests.golden.restless:Restless", "max_wait_ms": 50}
     with redis.client() as direct:
         direct.flushall()
         with (
@@ -88,7 +88,7 @@ def test_a_batch_on_which_the_model_raises_is_recorded_before_a_checkpoint_is_wr
             learn(client, a_batch(0))
             learn(client, a_batch(1, 1))  # too small for batch normalization
             client.post("/checkpoint").raise_for_status()
-            ((_, note),) = direct.xrange("funnel:{tests.support.states:Restless}:dead")
+            ((_, note),) = direct.xrange("funnel:{tests.golden.restless:Restless}:dead")
             assert (note[b"version"], note[b"examples"]) == (b"2", b"1")
             assert b"its loss is nan" in note[b"reason"]
 

@@ -12,20 +12,9 @@ import pytest
 
 from service.log.errors import LogError
 from service.trainer.checkpoint import DamagedError
+from tests.support.clients import LOG, SMALL, digest, learn
 from tests.support.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
 from tests.support.states import a_batch
-
-SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000}
-LOG, CUTS = "funnel:{logistic}:log", "funnel:{logistic}:cuts"
-
-
-def learn(client: httpx.Client, seed: int, n: int = 20, wait: str = "?wait=applied") -> None:
-    body = a_batch(seed, n).to_bytes()
-    client.post(f"/learn{wait}", content=body, headers=SAFETENSORS).raise_for_status()
-
-
-def digest(client: httpx.Client) -> str:
-    return str(client.post("/checkpoint").json()["sha256"])
 
 
 @pytest.fixture
