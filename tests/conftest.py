@@ -1,6 +1,7 @@
 """For every test: seeds, a skip with a reason where there is no GPU, no deadline for examples."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ collect_ignore = ["benchmarks/litserve_peer.py"]  # it needs the extra `bench`
 
 settings.register_profile("unhurried", deadline=None)  # machines are shared and slow
 settings.load_profile("unhurried")
+
+# A shell ignores Ctrl-C in what it starts in the background, and programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
