@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Collection
-from typing import Any
 
 from pydantic import SecretStr
 
@@ -45,7 +44,7 @@ def add_settings(parser: argparse.ArgumentParser, topics: Collection[str] = TOPI
         )
 
 
-def _shown(default: Any) -> str:
+def _shown(default: object) -> str:
     """Return a default as help and documents show it; empty for a secret."""
     if isinstance(default, SecretStr):
         return ""
@@ -54,7 +53,7 @@ def _shown(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def settings_of(options: argparse.Namespace, **defaults: Any) -> Settings:
+def settings_of(options: argparse.Namespace, **defaults: object) -> Settings:
     """Return the settings that the options give; report those that have no effect.
 
     Args:

@@ -4,7 +4,7 @@
 """
 
 import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from service.log import scripts
 from service.log.cuts import Cut
-from service.log.entries import RawEntry
+from service.log.entries import Fields, RawEntry
 from service.log.errors import FencedError, LogUnavailable
 from service.log.extent import Extent
 from service.log.keys import Field, Keys
@@ -253,5 +253,5 @@ async def _reply(command: Awaitable[Any]) -> Any:
         raise LogUnavailable(f"the log cannot be reached: {error}") from error
 
 
-def _entries(found: Any) -> list[RawEntry]:
+def _entries(found: Iterable[tuple[bytes, Fields | None]]) -> list[RawEntry]:
     return [(EntryId.parse(i), fields or {}) for i, fields in found]
