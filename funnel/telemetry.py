@@ -6,6 +6,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from funnel.tensorlists import stacked_mean
+
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SAMPLE = 65_536
 
@@ -92,7 +94,7 @@ def describe_stacked(
     mean = {
         "step": state["step"].max(),
         "nonfinite": state["nonfinite"].sum(),
-        "log_gain": mean_over_experts(log_gain, weights),
+        "log_gain": stacked_mean(log_gain, weights),
         "log_scale": weights @ log_scale,
         "velocity": velocity,
     }
@@ -102,11 +104,6 @@ def describe_stacked(
     report["gain_at_upper_bound"] = weights @ _shares(log_gain >= log_bounds[1], weights.dtype)
     report["update_norm"] = weights @ (log_scale.exp() * velocity)
     return report
-
-
-def mean_over_experts(stacked: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean over the first dimension."""
-    return (weights @ stacked.reshape(len(stacked), -1)).view(stacked.shape[1:])
 
 
 def gain_quantiles(log_gain: Tensor) -> Tensor:

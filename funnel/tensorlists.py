@@ -130,6 +130,15 @@ def stacked_norm(tensors: list[Tensor]) -> list[Tensor]:
     return _broadcastable(norms, tensors)
 
 
+def stacked_mean(stacked: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean over the K experts of one tensor [K, …], with these weights [K].
+
+    >>> stacked_mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.5, 0.5]))
+    tensor([2., 3.])
+    """
+    return (weights @ _rows(stacked)).view(stacked.shape[1:])
+
+
 def _rows(stacked: Tensor) -> Tensor:
     return stacked.reshape(len(stacked), -1)
 

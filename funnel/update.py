@@ -201,6 +201,19 @@ def parameter_(
     lists.sub_(params, change)
 
 
+def _only_active(rates: Rates, active: Flags, decay_weights: bool) -> Rates:
+    """Return rates at which the averages and weights of inactive tensors stay as they are."""
+    return Rates(
+        lr=masked(rates.lr, active),
+        momentum=masked(rates.momentum, active, idle=1.0),
+        beta=rates.beta,
+        one_minus_beta=masked(rates.one_minus_beta, active),
+        gain_lr=rates.gain_lr,
+        scale_lr=masked(rates.scale_lr, active),
+        weight_decay=masked(rates.weight_decay, active) if decay_weights else rates.weight_decay,
+    )
+
+
 def step_(
     params: list[Tensor],
     grads: list[Tensor],
@@ -228,6 +241,7 @@ def step_(
         active = lists.scalarwise(lambda f: f.to(dtype), finite)
         grads = [torch.where(f, g, 0.0) for f, g in zip(finite, grads, strict=True)]
         lists.add_(state.nonfinite, lists.scalarwise(torch.logical_not, finite))
+        rates = _only_active(rates, active, variant.decay_weights)
 
     precond = inner.precondition(grads, inner_state, state.step, active)
 
@@ -239,14 +253,13 @@ def step_(
         gain_lr = lists.reciprocal(bias_correction(state.step, rates.beta, dtype))
         lists.mul_(gain_lr, rates.gain_lr)
         gain_(state.log_gain, grads, state.precond_ema, gain_lr, variant.gain_bounds)
-    scale_lr = masked(rates.scale_lr, active)
     if variant.normalize_scale:
-        scale_normalized_(state.log_scale, alignment.cosine, scale_lr, variant.scale_bounds)
+        scale_normalized_(state.log_scale, alignment.cosine, rates.scale_lr, variant.scale_bounds)
     else:
-        scale_(state.log_scale, alignment.inner_product, scale_lr, variant.scale_bounds)
-    precond_ema_(state.precond_ema, precond, masked(rates.one_minus_beta, active))
-    gained = gained_step(state.log_gain, precond, masked(rates.lr, active))
-    velocity_(state.velocity, gained, masked(rates.momentum, active, idle=1.0))
+        scale_(state.log_scale, alignment.inner_product, rates.scale_lr, variant.scale_bounds)
+    precond_ema_(state.precond_ema, precond, rates.one_minus_beta)
+    gained = gained_step(state.log_gain, precond, rates.lr)
+    velocity_(state.velocity, gained, rates.momentum)
     direction = state.velocity
     if variant.nesterov:
         direction = lists.add(lists.mul(state.velocity, rates.momentum), gained)
@@ -254,7 +267,7 @@ def step_(
     scale = lists.exp(state.log_scale)
     if active is not None:
         lists.mul_(scale, active)
-    decay = masked(rates.weight_decay, active) if variant.decay_weights else None
+    decay = rates.weight_decay if variant.decay_weights else None
     parameter_(params, direction, scale, decay)
     lists.add_(state.step, counted)
     return alignment

@@ -34,9 +34,18 @@ from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
 from funnel.pool.mixing import FixedShare
 from funnel.pool.networks import Experts
 from funnel.pool.renewal import Renewal, Restart
-from funnel.pool.stacked import VARIANT, Grouped, column, fresh_state, rates_of, runs_of
-from funnel.pool.walk import norms_of, walks_of
-from funnel.telemetry import TensorTelemetry, describe_stacked, mean_over_experts
+from funnel.pool.stacked import (
+    VARIANT,
+    Grouped,
+    column,
+    fresh_state,
+    norms_of,
+    rates_of,
+    runs_of,
+)
+from funnel.pool.walk import walks_of
+from funnel.telemetry import TensorTelemetry, describe_stacked
+from funnel.tensorlists import stacked_mean
 from funnel.update import Alignment, State, step_
 
 
@@ -292,7 +301,7 @@ class Pool:
             cosine, norm = self.alignment.cosine[i], self.alignment.gradient_norm[i]
             tensors[name] = describe_stacked(own, GAIN_BOUNDS, cosine, norm, weights)
             step_sizes[name] = weights @ (lr * own["log_scale"].exp().flatten())
-            log_gains[name] = mean_over_experts(own["log_gain"], weights)
+            log_gains[name] = stacked_mean(own["log_gain"], weights)
         return {
             "weights": weights,
             "ages": self.state.step[0].flatten().clone(),
@@ -312,7 +321,7 @@ class Pool:
             return
         weights = self.mixing.log_weights.exp()
         for parameter in self.parameters.values():
-            mean = mean_over_experts(parameter, weights)
+            mean = stacked_mean(parameter, weights)
             share = column(self.pulls, parameter)
             if learned is None:
                 parameter.lerp_(mean, share)

@@ -129,3 +129,10 @@ def rates_of(experts: Sequence[Expert], parameters: Sequence[Tensor]) -> Rates:
 def column(each: Tensor, like: Tensor) -> Tensor:
     """Return one value per expert, [K], as [K, 1, …, 1], to go with a tensor [K, …]."""
     return each.view([-1] + [1] * (like.dim() - 1))
+
+
+def norms_of(gradients: Sequence[Tensor]) -> Tensor:
+    """Return ‖·‖₂ of each expert, all tensors [K, …] together, [K]."""
+    norms = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return norm

@@ -20,7 +20,7 @@ from funnel import tensorlists as lists
 from funnel.inner.interface import Inner, Rate, StateLists
 from funnel.pool.backprop import affine_gradients, one_hot
 from funnel.pool.expert import Expert
-from funnel.pool.stacked import Grouped, column, runs_of
+from funnel.pool.stacked import Grouped, column, norms_of, runs_of
 from funnel.update import State
 
 
@@ -198,10 +198,3 @@ def _affine(tensors: Sequence[Tensor], out: Sequence[Tensor | None] = ()) -> lis
 def _parts(layers: Sequence[Tensor]) -> list[Tensor]:
     """Undo `_affine`."""
     return [part for layer in layers for part in (layer[:, :, :-1], layer[:, :, -1])]
-
-
-def norms_of(gradients: Sequence[Tensor]) -> Tensor:
-    """Return ‖·‖₂ of each expert, all tensors [K, …] together, [K]."""
-    norms = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    return norm

@@ -84,6 +84,7 @@ class Fold:
             for name, shadow in state.shadows.items()
         }
         self._learn = self.execution.whole(self.learn)
+        self._without_gradients = self.execution.without_gradients()
         self._prepared_for = state.hyperparameters
 
     def can_replay(self, version: int) -> bool:
@@ -114,7 +115,7 @@ class Fold:
         state = self.state
         if state.hyperparameters is not self._prepared_for:
             self._prepare()
-        with self.execution.without_gradients():
+        with self._without_gradients:
             inputs, labels = self._upload(batch)
             if state.spec.standardize and state.examples == 0:
                 state.standardizer.start(inputs)

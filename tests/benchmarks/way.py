@@ -33,6 +33,7 @@ from service.settings import load_settings
 from tests.support.states import a_batch
 
 ROOT = str(Path(__file__).parents[2]) + os.sep
+OWN = tuple(ROOT + package + os.sep for package in ("funnel", "service", "streams"))
 LEGS = {
     "MainThread": "HTTP to the log",
     "funnel-learner": "log to batch",
@@ -64,7 +65,7 @@ class Tracer:
         """Keep a call; `sys.setprofile` calls this."""
         if self._way is not None and event == "call":
             file = frame.f_code.co_filename
-            if file.startswith(ROOT) and not file.startswith(ROOT + "tests"):
+            if file.startswith(OWN):
                 thread = threading.current_thread().name.partition("_")[0]
                 self._way.calls.setdefault(LEGS.get(thread, OTHERS), []).append(
                     file.removeprefix(ROOT)
