@@ -13,7 +13,7 @@ import orjson
 
 from streams.batch import Batch
 from streams.sources.catalog import get
-from tests.benchmarks.load import BYTES, send_flat_out
+from tests.benchmarks.parts.load import BYTES, send_flat_out
 
 spawn = multiprocessing.get_context("spawn")
 

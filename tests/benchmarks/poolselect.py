@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.poolselect [--seeds 100,101] [--pools NAME …] [--cache DIRECTORY]
 
-The names are those in `tests.benchmarks.pools`. Each pool learns 60,000 examples of each stream in
+The names are those in `tests.benchmarks.accuracy.pools`. Each pool learns 60,000 examples of each stream in
 batches of 100 as the service does: standardized online, gradients capped, one pass. Selection uses
 seeds 100 and 101 alone; reported figures use other seeds. Streams are generated once and kept in
 ``--cache``.
@@ -18,9 +18,9 @@ import torch
 from service.fold import networks as models
 from service.fold.inputs import to_inputs
 from streams.sources.catalog import IMAGE_STREAMS, get
+from tests.benchmarks.accuracy.pooled import PoolLearner
+from tests.benchmarks.accuracy.pools import POOLS, Candidate
 from tests.benchmarks.measure import progress, table
-from tests.benchmarks.pooled import PoolLearner
-from tests.benchmarks.pools import POOLS, Candidate
 
 BATCH = 100
 

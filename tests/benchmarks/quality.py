@@ -30,7 +30,7 @@ from service.fold.spec import OPTIMIZERS
 from streams.peers.peers import PEERS
 from streams.sources.catalog import Stream, get
 from streams.sources.names import EXAMPLES, NAMES
-from tests.benchmarks.quality_runs import (
+from tests.benchmarks.accuracy.quality_runs import (
     OWN,
     Inputs,
     Key,
@@ -40,7 +40,7 @@ from tests.benchmarks.quality_runs import (
     run,
     settings_of,
 )
-from tests.benchmarks.quality_tables import (
+from tests.benchmarks.accuracy.quality_tables import (
     accuracy_table,
     best,
     grouped,

@@ -51,8 +51,8 @@ import sys
 
 import torch
 
-from tests.benchmarks import latency, learning, memory, peers, recovery
 from tests.benchmarks.measure import Plan
+from tests.benchmarks.parts import latency, learning, memory, peers, recovery
 
 PARTS = {
     "learn": learning.run,

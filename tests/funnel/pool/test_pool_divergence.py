@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from funnel import Pool
 from funnel.pool.pool import predicted
-from tests.support.trained_pool import EXPERTS, KEEP, batch, learn, trained
+from tests.funnel.pool.trained_pool import EXPERTS, KEEP, batch, learn, trained
 
 
 def everything(pool: Pool) -> Tensor:

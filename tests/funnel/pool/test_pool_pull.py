@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from funnel import Pool
-from tests.support.trained_pool import EXPERTS, batch, learn, trained
+from tests.funnel.pool.trained_pool import EXPERTS, batch, learn, trained
 
 PULLS = (0.0, 0.1, 0.0, 0.3)
 

@@ -14,7 +14,6 @@ import torch
 from service.fold.state import State
 from service.settings import load_settings
 from streams.producer import RedisTarget, produce
-from tests.benchmarks.load import BYTES, JSON
 from tests.benchmarks.measure import (
     Plan,
     batches,
@@ -25,6 +24,7 @@ from tests.benchmarks.measure import (
     show,
     table,
 )
+from tests.benchmarks.parts.load import BYTES, JSON
 from tests.support.harness import RedisProcess, serving, wait_for
 from tests.support.states import step
 

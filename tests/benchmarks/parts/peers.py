@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.learning import over_http
-from tests.benchmarks.load import BYTES
 from tests.benchmarks.measure import Plan, batches, ratios, show, table
+from tests.benchmarks.parts.learning import over_http
+from tests.benchmarks.parts.load import BYTES
 
 INSTALL = "not installed: pip install -e '.[bench]'"
 POOL = "Funnel, the pool, over HTTP: safetensors, 1,000 per request"

@@ -16,8 +16,15 @@ from service.commands.comparison import (
 from streams.peers.peers import PEERS
 from streams.prequential import Curve
 from streams.sources.catalog import IMAGE_STREAMS, LABELLED, SYNTHETIC, Stream
+from tests.benchmarks.accuracy.quality_runs import (
+    OWN,
+    Key,
+    Result,
+    Results,
+    contenders,
+    settings_of,
+)
 from tests.benchmarks.measure import table
-from tests.benchmarks.quality_runs import OWN, Key, Result, Results, contenders, settings_of
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.benchmarks.learning import BACKLOG
 from tests.benchmarks.measure import Plan, batches, encoded, flat_out, learned, progress, table
+from tests.benchmarks.parts.learning import BACKLOG
 from tests.support.harness import ServiceProcess, serving
 
 CHECKPOINT_SECONDS = 2.0

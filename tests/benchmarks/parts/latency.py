@@ -16,8 +16,6 @@ import httpx
 import numpy as np
 from safetensors.numpy import save
 
-from tests.benchmarks.learning import backlog
-from tests.benchmarks.load import latencies
 from tests.benchmarks.measure import (
     Plan,
     batches,
@@ -29,7 +27,9 @@ from tests.benchmarks.measure import (
     spawn,
     table,
 )
-from tests.benchmarks.peers import INSTALL
+from tests.benchmarks.parts.learning import backlog
+from tests.benchmarks.parts.load import latencies
+from tests.benchmarks.parts.peers import INSTALL
 from tests.support.harness import free_port, serving, wait_for
 
 REQUEST_RATES = (100, 1_000)

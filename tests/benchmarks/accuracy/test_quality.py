@@ -7,8 +7,8 @@ import pytest
 
 from streams.peers.peers import PEERS
 from tests.benchmarks import quality
-from tests.benchmarks.quality_runs import BEHIND, load
-from tests.benchmarks.quality_tables import is_at_edge
+from tests.benchmarks.accuracy.quality_runs import BEHIND, load
+from tests.benchmarks.accuracy.quality_tables import is_at_edge
 
 PART = ["--streams", "phishing", "--learners", "funnel", "sgd", "--seeds", "0", "1"]
 
