@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.poolselect [--seeds 100,101] [--pools NAME …] [--cache DIRECTORY]
 
-The names are those in `tests.benchmarks.accuracy.pools`. Each pool learns 60,000 examples of each stream in
-batches of 100 as the service does: standardized online, gradients capped, one pass. Selection uses
-seeds 100 and 101 alone; reported figures use other seeds. Streams are generated once and kept in
-``--cache``.
+The names are those in `tests.benchmarks.accuracy.pools`. Each pool learns 60,000 examples of each
+stream in batches of 100 as the service does: standardized online, gradients capped, one pass.
+Selection uses seeds 100 and 101 alone; reported figures use other seeds. Streams are generated once
+and kept in ``--cache``.
 """
 
 import argparse
