@@ -50,5 +50,8 @@ class Keys:
         """Stream of the newest Idempotency-Keys, by their digests, oldest first."""
 
     def idempotency(self, digest: str) -> str:
-        """Return the key that remembers an Idempotency-Key by its digest."""
+        """Return the key that remembers an Idempotency-Key by its digest.
+
+        It holds the digest of the payload and the id of the entry.
+        """
         return f"{self._start}key:{digest}"

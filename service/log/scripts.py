@@ -7,11 +7,25 @@ server's memory is full; otherwise nothing would ever make room. Examples are no
 APPEND_ONCE = """
 local seen = redis.call('GET', KEYS[2])
 if seen then return seen end
-local id = redis.call('XADD', KEYS[1], '*', 'batch', ARGV[3], 'source', 'http')
-redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. id, 'EX', ARGV[2])
-return ARGV[1] .. ' ' .. id
+local kept = redis.call('XLEN', KEYS[3])
+local id = redis.call('XADD', KEYS[1], '*', 'batch', ARGV[3], 'source', 'http', 'crc32', ARGV[4])
+local answer = ARGV[1] .. ' ' .. id
+if id == '18446744073709551615-18446744073709551615' then return answer end
+redis.call('SET', KEYS[2], answer)
+local digest = string.match(KEYS[2], '[^:]*$')
+local start = string.sub(KEYS[2], 1, -#digest - 1)
+redis.call('XADD', KEYS[3], '*', 'key', digest)
+for _ = 1, math.min(kept + 1 - tonumber(ARGV[5]), 16) do
+  local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', 1)[1]
+  redis.call('XDEL', KEYS[3], oldest[1])
+  local known = redis.call('GET', start .. oldest[2][2])
+  if known then redis.call('SET', start .. oldest[2][2], known, 'EX', ARGV[2]) end
+end
+return answer
 """
-"""KEYS: log, key. ARGV: digest of the payload, seconds to remember, payload."""
+"""KEYS: log, key, newest keys. ARGV: digest of the payload, seconds, payload, its CRC-32, number of
+keys kept. The newest keys are remembered whatever the server's clock does, the others for so many
+seconds longer. An entry with the highest id is not accepted, so its key is not remembered."""
 
 APPEND_CUTS = """#!lua flags=allow-oom
 local epoch = redis.call('GET', KEYS[1])
@@ -119,7 +133,8 @@ in memory."""
 
 TAKE_LEASE = """#!lua flags=allow-oom
 local held, mine = redis.call('GET', KEYS[1]), false
-if held and redis.call('PTTL', KEYS[1]) < 0 then held = false end
+local left = redis.pcall('PTTL', KEYS[1])
+if type(left) == 'number' and left < 0 then held = false end
 if held then
   mine = string.sub(held, -#ARGV[1]) == ARGV[1]
   local heir = ARGV[3] ~= '' and string.sub(held, 1, #ARGV[3]) == ARGV[3]

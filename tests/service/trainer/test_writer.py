@@ -27,7 +27,7 @@ def clock() -> StillClock:
 def writer(tmp_path: Path, clock: StillClock) -> Iterator[CheckpointWriter]:
     """A writer of a checkpoint a minute."""
     store, worker = kept(tmp_path)[0], Worker("checkpoint")
-    writer = CheckpointWriter(store, worker, 60.0, clock, lambda: None)
+    writer = CheckpointWriter(store, worker, 60.0, 0, clock, lambda: None)
     yield writer
     writer.close("the end")
 
@@ -35,9 +35,9 @@ def writer(tmp_path: Path, clock: StillClock) -> Iterator[CheckpointWriter]:
 async def write(writer: CheckpointWriter, replica: Replica, log: MemoryLog) -> Info:
     """Write a checkpoint, and do what follows one."""
     requested = writer.request()
-    await writer.tend(replica.state, replica.progress, log)
+    await writer.tend(replica, log)
     info = await asyncio.wrap_future(requested)
-    await writer.tend(replica.state, replica.progress, log)
+    await writer.tend(replica, log)
     return info
 
 
@@ -64,18 +64,18 @@ async def test_a_checkpoint_is_due_some_time_after_the_last_once_something_is_le
     replica = a_replica()
     pending = await replica.recover(log, False, keep_lease)
     assert writer.age is None
-    assert not writer.is_due(replica.state)
+    assert not writer.is_due(replica)
     clock.now += 60
     assert writer.age == 60
-    assert not writer.is_due(replica.state)
+    assert not writer.is_due(replica)
     await learn(replica, log, pending, 20)
-    assert writer.is_due(replica.state)
+    assert writer.is_due(replica)
     await write(writer, replica, log)
     assert writer.summary.ok == 1
     assert writer.summary.newest_at == clock.now
-    assert not writer.is_due(replica.state)
+    assert not writer.is_due(replica)
     clock.now += 60
-    assert writer.is_due(replica.state)
+    assert writer.is_due(replica)
 
 
 async def test_a_caller_that_left_before_a_checkpoint_was_written_harms_nobody(
