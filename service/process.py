@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ KEPT = 256 << 20
 """Free bytes at the end of a heap that are kept, at most."""
 
 
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -37,6 +39,11 @@ class SystemClock(Clock):
     time = staticmethod(time.time)
 
 
+def boot_name() -> str:
+    """Return a name of this machine that changes when it boots, where the system has one."""
+    return BOOT.read_text().strip() if BOOT.exists() else platform.node()
+
+
 def memory_bytes() -> int:
     """Return the memory that this process may use: that of its container, or of the machine."""
     return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits())
@@ -53,6 +60,15 @@ def _limits() -> Iterator[int]:
         with contextlib.suppress(OSError, ValueError):  # "max" is no number
             yield int(file.read_text())
     yield 1 << 62
+
+
+def keeping_freed_memory() -> dict[str, str]:
+    """Return the environment in which a child does as this process after `keep_freed_memory`.
+
+    What the environment of this process sets already is kept.
+    """
+    names = {"TRIM_THRESHOLD": KEPT, "TOP_PAD": LARGEST, "MMAP_THRESHOLD": LARGEST}
+    return {f"MALLOC_{name}_": str(size) for name, size in names.items()} | os.environ
 
 
 def keep_freed_memory() -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from service.log.entries import read_entry
+from service.trainer import writer as writers
 from service.trainer.replica import Replica
 from service.trainer.store import Info
 from service.trainer.worker import Worker
-from service.trainer.writer import CheckpointWriter
+from service.trainer.writer import LOG_BYTES, CheckpointWriter
 from tests.support.checkpoints import kept
 from tests.support.clock import StillClock
 from tests.support.memory_log import MemoryLog, MemoryServer
@@ -55,6 +57,56 @@ async def test_the_log_is_trimmed_before_the_oldest_checkpoint_and_no_further(
     assert oldest.cut < replica.progress.cut
     assert (await log.extent()).first == oldest.position.entry
     assert (await log.cut_range())[0] == oldest.cut
+
+
+async def test_a_checkpoint_is_due_after_so_many_bytes_of_the_log_too(
+    tmp_path: Path, clock: StillClock, memory: MemoryServer, log: MemoryLog
+) -> None:
+    entries = fill(memory, 6)
+    size = len(memory.entries[entries[0]][b"batch"])
+    writer = CheckpointWriter(
+        kept(tmp_path)[0], Worker("checkpoint"), 60.0, 2 * size, clock, lambda: None
+    )
+    replica = a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    was_due = []
+    for entry in entries:
+        pending.add(read_entry(entry, memory.entries[entry], 784, 10))
+        replica.read_bytes += size
+        await learn(replica, log, pending, 20)
+        was_due.append(writer.is_due(replica))
+        if was_due[-1]:
+            await write(writer, replica, log)
+    assert was_due == [False, True] * 3
+    writer.close("the end")
+
+
+async def test_by_default_a_checkpoint_is_a_quarter_of_the_log_between_two_at_most(
+    writer: CheckpointWriter, memory: MemoryServer, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "LOG_BYTES", 1)
+    fill(memory, 1)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    info = await write(writer, replica, log)
+    replica.read_bytes += 4 * info.bytes - 1
+    assert not writer.is_due(replica)
+    replica.read_bytes += 1
+    assert writer.is_due(replica)
+    monkeypatch.setattr(writers, "LOG_BYTES", 1 << 40)
+    assert not writer.is_due(replica)
+
+
+async def test_what_a_recovery_has_read_counts_unless_a_checkpoint_was_loaded(
+    writer: CheckpointWriter, memory: MemoryServer, log: MemoryLog
+) -> None:
+    fill(memory, 1)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    replica.read_bytes = LOG_BYTES
+    assert writer.is_due(replica)
+    writer.restart(replica.read_bytes)
+    assert not writer.is_due(replica)
 
 
 async def test_a_checkpoint_is_due_some_time_after_the_last_once_something_is_learned(
