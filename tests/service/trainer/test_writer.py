@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from service.log.entries import read_entry
 from service.trainer import writer as writers
 from service.trainer.replica import Replica
 from service.trainer.store import Info
@@ -16,6 +15,7 @@ from tests.support.checkpoints import kept
 from tests.support.clock import StillClock
 from tests.support.memory_log import MemoryLog, MemoryServer
 from tests.support.replicas import a_replica, fill, keep_lease, learn
+from tests.support.states import a_batch
 
 pytestmark = pytest.mark.anyio
 
@@ -62,17 +62,15 @@ async def test_the_log_is_trimmed_before_the_oldest_checkpoint_and_no_further(
 async def test_a_checkpoint_is_due_after_so_many_bytes_of_the_log_too(
     tmp_path: Path, clock: StillClock, memory: MemoryServer, log: MemoryLog
 ) -> None:
-    entries = fill(memory, 6)
-    size = len(memory.entries[entries[0]][b"batch"])
+    size = len(a_batch(0).to_bytes())
     writer = CheckpointWriter(
         kept(tmp_path)[0], Worker("checkpoint"), 60.0, 2 * size, clock, lambda: None
     )
     replica = a_replica()
     pending = await replica.recover(log, False, keep_lease)
     was_due = []
-    for entry in entries:
-        pending.add(read_entry(entry, memory.entries[entry], 784, 10))
-        replica.read_bytes += size
+    for _ in range(6):
+        fill(memory, 1)
         await learn(replica, log, pending, 20)
         was_due.append(writer.is_due(replica))
         if was_due[-1]:
