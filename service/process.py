@@ -65,7 +65,7 @@ def _limits() -> Iterator[int]:
 def keeping_freed_memory() -> dict[str, str]:
     """Return the environment in which a child does as this process after `keep_freed_memory`.
 
-    What the environment of this process sets already is kept.
+    A variable that this process has in its environment keeps its value.
     """
     names = {"TRIM_THRESHOLD": KEPT, "TOP_PAD": LARGEST, "MMAP_THRESHOLD": LARGEST}
     return {f"MALLOC_{name}_": str(size) for name, size in names.items()} | os.environ

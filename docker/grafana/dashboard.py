@@ -273,8 +273,8 @@ def is_it_healthy() -> Row:
         ),
         timeseries(
             "Backlog, in bytes of the log",
-            "Bytes that wait to be learned, in the memory of the log's server. Good: about a batch. "
-            "Bad: rising; at MAX_BACKLOG_BYTES /learn answers 429.",
+            "Bytes that wait, in the memory of the log's server. Good: about a batch. Bad: "
+            "rising; at MAX_BACKLOG_BYTES /learn answers 429.",
             Query("funnel_backlog_bytes", "bytes"),
             unit="bytes", limits=(0, None),
         ),

@@ -1,4 +1,4 @@
-"""What waits in the log to be learned, and the bounds that back pressure keeps on it.
+"""The backlog of the log, and the bounds that back pressure keeps on it.
 
 An intake knows the size of each entry that it appended. Entries of others, and those from before it
 started, count as much as the recent ones that the trainer has read.
@@ -37,7 +37,7 @@ class Learned:
     """Entries ever added to the log, as far as it knows."""
     mean_examples: float = 0.0
     mean_bytes: float = 0.0
-    """Of an entry, on recent average; 0 before the first."""
+    """Mean size of an entry, on recent average; 0 before the first."""
 
     def waiting(self, entries: int) -> Load:
         """Estimate what so many entries hold; before the first was read, an example each."""
@@ -50,7 +50,7 @@ class BacklogFullError(FunnelError):
 
 @dataclass
 class _Chunk:
-    """Own entries that are next to one another but for those of others."""
+    """Own entries that follow one another, with entries of others between them."""
 
     last: EntryId
     entries: int

@@ -129,7 +129,7 @@ class Cut:
 
 
 def checksum(text: str) -> str:
-    """Return the CRC-32 that is recorded beside a cut's text."""
+    """Return the CRC-32 of a cut's text, as it is recorded."""
     return str(crc32(text.encode()))
 
 

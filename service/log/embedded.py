@@ -33,7 +33,7 @@ RESTART_SECONDS = 1.0
 SINCE = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
 """The start of a line in the server's log: process, role, time and level."""
 DAMAGE = re.compile(r"short read|truncat|bad file|corrupt|unexpected|== critical ==", re.IGNORECASE)
-"""What the server's log says of files that are not as they were written."""
+"""Words of the server's log about files that are not as they were written."""
 LITTLE_ROOM = 16 << 20
 """If fewer bytes are free on its disk, that is the reason why the server ended."""
 REWRITE_BYTES = 512 << 20

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 
 def is_damaged(fields: Fields, name: bytes) -> bool:
-    """Return whether a field does not match the checksum beside it; without one, it is trusted."""
+    """Return whether a field does not match its checksum; without one, it is trusted."""
     return CRC32 in fields and fields[CRC32] != b"%d" % crc32(fields[name])
 
 

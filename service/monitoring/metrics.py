@@ -91,7 +91,7 @@ class Reading:
     status: Status | None
     """None while the model starts."""
     backlog: Load
-    """What waits to be learned."""
+    """The examples and bytes that wait to be learned."""
 
 
 class Metrics(Collector):

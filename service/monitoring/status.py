@@ -85,7 +85,7 @@ class Status:
 
     @property
     def learned(self) -> Learned:
-        """What an intake needs to know of the trainer."""
+        """The part that an intake needs."""
         progress = self.progress
         added = self.statistics.entries_added if self.statistics else 0
         means = self.mean_entry, self.mean_bytes

@@ -263,7 +263,7 @@ class Replica:
             found = await log.read(pending.newest, READ_ENTRIES, READ_BYTES, block_ms)
 
         if found and found[-1][0] == TOP:
-            raise LogFullError  # the sender was told that it is not accepted
+            raise LogFullError  # its sender got an error
         sizes = [sum(map(len, fields.values())) for _, fields in found]
 
         def decode() -> list[Entry]:
