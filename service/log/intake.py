@@ -24,7 +24,7 @@ GROUP_ENTRIES = 512
 KEY_SECONDS = 3_600
 """How long an Idempotency-Key is remembered once it is no longer among the newest."""
 KEYS_KEPT = 65_536
-"""The newest Idempotency-Keys are remembered however old they are; they take about 25 MB."""
+"""The newest Idempotency-Keys are remembered however old they are; they take about 20 MB."""
 
 
 class KeyReusedError(FunnelError, ValueError):
