@@ -12,12 +12,14 @@ from service.fold.drift import Event
 from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator
 from service.fold.state import State
+from service.log.backlog import Backlog, Load
 from service.log.intake import Intake
 from service.log.lease import Lock
 from service.log.log import RedisLog
 from service.log.server import connect
 from service.monitoring.status import Condition, Status
 from service.predictor import Predictor
+from service.process import memory_bytes
 from service.settings import Settings
 from service.trainer.checkpoint import numerics
 from service.trainer.store import CheckpointStore
@@ -70,7 +72,9 @@ class Model:
             drifted,
         )
         self.history, self.newest = self.trainer.history, self.trainer.newest
-        self.intake = Intake(connect(url), name)
+        most = Load(settings.max_backlog, settings.max_backlog_bytes or memory_bytes() // 4)
+        backlog = Backlog(most, lambda: self.status.learned)
+        self.intake = Intake(connect(url), name, backlog)
         self.predictor = Predictor(Evaluator(state.served), lambda: self.trainer.snapshot)
         try:
             self.trainer.start()
@@ -83,9 +87,9 @@ class Model:
         """The trainer's status."""
         return self.trainer.status
 
-    def backlog(self) -> int:
-        """Estimate the examples in the log that are not learned yet."""
-        return self.status.backlog(self.intake.added)
+    def backlog(self) -> Load:
+        """Estimate what is in the log and not learned yet."""
+        return self.intake.backlog.waiting()
 
     async def stop(self) -> bool:
         """Finish the batch at hand and write a checkpoint; return False if it stood by."""

@@ -1,7 +1,12 @@
 """The time and the memory that the process gets from its system."""
 
+import contextlib
 import ctypes
+import os
+import platform
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -10,6 +15,11 @@ LARGEST = 32 << 20
 """Larger blocks are still returned to the kernel at once; glibc takes no higher value."""
 KEPT = 256 << 20
 """Free bytes at the end of a heap that are kept, at most."""
+
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 class Clock(Protocol):
@@ -27,6 +37,38 @@ class SystemClock(Clock):
 
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
+
+
+def boot_name() -> str:
+    """Return a name of this machine that changes when it boots, where the system has one."""
+    return BOOT.read_text().strip() if BOOT.exists() else platform.node()
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use: that of its container, or of the machine."""
+    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits())
+
+
+def _limits() -> Iterator[int]:
+    """Yield the limits of the control groups that this process is in."""
+    files = [CGROUPS / "memory.max", CGROUPS / "memory" / "memory.limit_in_bytes"]
+    with contextlib.suppress(OSError):
+        for line in OWN_CGROUP.read_text().splitlines():
+            group = Path(line.rpartition(":")[2].lstrip("/"))
+            files += [CGROUPS / path / "memory.max" for path in (group, *group.parents)]
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            yield int(file.read_text())
+    yield 1 << 62
+
+
+def keeping_freed_memory() -> dict[str, str]:
+    """Return the environment in which a child does as this process after `keep_freed_memory`.
+
+    A variable that this process has in its environment keeps its value.
+    """
+    names = {"TRIM_THRESHOLD": KEPT, "TOP_PAD": LARGEST, "MMAP_THRESHOLD": LARGEST}
+    return {f"MALLOC_{name}_": str(size) for name, size in names.items()} | os.environ
 
 
 def keep_freed_memory() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from service.fold.drift import Event
+from service.log.backlog import Load
 from service.log.embedded import EmbeddedServer
 from service.log.errors import Stopped
 from service.model import Model, build_state
@@ -46,7 +47,8 @@ class Service:
         """Return the values for a scrape of the metrics."""
         model = self.model
         is_ready = model is not None and not self.draining.is_set()
-        return Reading(is_ready, model.status if model else None, model.backlog() if model else 0)
+        backlog = model.backlog() if model else Load(0, 0)
+        return Reading(is_ready, model.status if model else None, backlog)
 
     async def unless_stopped(self, work: Awaitable[T]) -> T:
         """Return the result of ``work``, which is cancelled if the service begins to stop.

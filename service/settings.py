@@ -102,9 +102,19 @@ class Settings(BaseSettings):
     max_backlog: int = Field(
         1_000_000, ge=1, description="examples that may wait to be learned before 429"
     )
+    max_backlog_bytes: int = Field(
+        0, ge=0,
+        description="bytes of the log that may wait to be learned before 429; 0: a quarter of the "
+        "memory of the container or machine",
+    )  # fmt: skip
     checkpoint_every_seconds: FiniteFloat = Field(
         30.0, gt=0, description="time between checkpoints"
     )
+    checkpoint_every_bytes: int = Field(
+        0, ge=0,
+        description="bytes of the log after which a checkpoint is written sooner; 0: 256 MiB, or "
+        "four checkpoints if that is more",
+    )  # fmt: skip
     lease_seconds: FiniteFloat = Field(
         5.0, ge=1, le=3600,
         description="a standby takes over when the trainer has been silent for this long",

@@ -272,6 +272,13 @@ def is_it_healthy() -> Row:
             limits=(0, None),
         ),
         timeseries(
+            "Backlog, in bytes of the log",
+            "Bytes that wait, in the memory of the log's server. Good: about a batch. Bad: "
+            "rising; at MAX_BACKLOG_BYTES /learn answers 429.",
+            Query("funnel_backlog_bytes", "bytes"),
+            unit="bytes", limits=(0, None),
+        ),
+        timeseries(
             "Lag",
             "Lag: age of the oldest entry that waits. Snapshot: age of the model that predicts. "
             "Good: about MAX_WAIT_MS. Bad: rising: more arrives than is learned.",
@@ -337,6 +344,7 @@ def is_it_healthy() -> Row:
             "Entries that cannot be decoded, batches that were not finite, and batches that the "
             "loss guard quarantined; funnel:{model}:dead lists them all. Good: 0.",
             Query(f"increase(funnel_dead_entries_total[{rate}])", "dead entries"),
+            Query(f"increase(funnel_damaged_entries_total[{rate}])", "damaged entries"),
             Query(f"increase(funnel_webhook_failures_total[{rate}])", "drift events not posted"),
             Query(f"increase(funnel_nonfinite_batches_total[{rate}])", "non-finite batches"),
             Query(f"increase(funnel_quarantined_batches_total[{rate}])", "quarantined batches"),

@@ -96,7 +96,7 @@ class Demo:
                     status = model.status
                     self._draw(_point(status), view, url)
                     learned = self.points[-1].examples if self.points else -1
-                    is_done = sending.done() and model.backlog() == 0
+                    is_done = sending.done() and model.backlog().examples == 0
                     if is_done and (sending.exception() or learned >= status.examples):
                         break
             self.history.end_stream()

@@ -16,8 +16,8 @@ TOPICS = {
     ),
     "computing": ("device", "threads"),
     "log and checkpoints": (
-        "redis_url", "data_dir", "appendfsync", "max_wait_ms", "max_backlog",
-        "checkpoint_every_seconds", "lease_seconds", "accept_gap",
+        "redis_url", "data_dir", "appendfsync", "max_wait_ms", "max_backlog", "max_backlog_bytes",
+        "checkpoint_every_seconds", "checkpoint_every_bytes", "lease_seconds", "accept_gap",
     ),
     "HTTP": (
         "host", "port", "api_key", "learn_key", "predict_key", "max_body_bytes", "drift_webhook",

@@ -8,16 +8,20 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 import orjson
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from service.log.entries import Entry
-from service.log.errors import LogError
+from service.log.entries import Entry, Fields, is_damaged
+from service.log.errors import CutError, DamagedCutError, LogError
+from service.log.keys import Field
 from service.log.position import EntryId, Position
 from streams.batch import Batch, concatenate
 
 GAP = '{"gap": true}'
 """The text of `Gap`; its bytes may not change."""
+CUT = Field.CUT.encode()
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,20 @@ class Upgrade:
 
 
 Command = Begin | Change | Gap | Upgrade
+
+
+class _Record(BaseModel):
+    """A cut as it is recorded."""
+
+    model_config = ConfigDict(strict=True)
+
+    position: str
+    examples: NonNegativeInt
+    entries: NonNegativeInt
+    dead: list[str]
+    command: str
+    sources: dict[str, NonNegativeInt]
+    fold: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,18 +106,46 @@ class Cut:
         """Return the cut that was recorded under a number; reasons of dead entries are not in it.
 
         Raises:
+            CutError: the bytes are no cut.
             LogError: this version does not know its command.
         """
-        found = orjson.loads(raw)
-        return cls(
-            Position.parse(found["position"]),
-            found["examples"],
-            found["entries"],
-            dict.fromkeys(map(EntryId.parse, found["dead"]), ""),
-            _decode(number, found["command"]),
-            found["sources"],
-            found.get("fold", 1),
-        )
+        try:
+            found = _Record.model_validate_json(raw)
+            return cls(
+                Position.parse(found.position),
+                found.examples,
+                found.entries,
+                dict.fromkeys(map(EntryId.parse, found.dead), ""),
+                _decode(number, found.command),
+                found.sources,
+                found.fold,
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CutError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+        except ValueError as error:
+            raise CutError(str(error)) from error
+
+
+def checksum(text: str) -> str:
+    """Return the CRC-32 of a cut's text, as it is recorded."""
+    return str(crc32(text.encode()))
+
+
+def read_cut(number: int, fields: Fields) -> Cut:
+    """Return the cut in a record.
+
+    Raises:
+        CutError: the record is no cut.
+        DamagedCutError: it does not match its checksum.
+        LogError: this version does not know its command.
+    """
+    if CUT not in fields:
+        raise CutError(f"it has no field 'cut', only {sorted(fields)[:4]}")
+    if is_damaged(fields, CUT):
+        raise DamagedCutError("its CRC-32 does not match")
+    return Cut.from_json(number, fields[CUT])
 
 
 def _encode(command: Command | None) -> str:
@@ -167,6 +213,11 @@ class Pending:
     def oldest(self) -> EntryId:
         """Id of the first entry that is not wholly cut; only while there is one."""
         return self._queue[0].id
+
+    @property
+    def reason(self) -> str:
+        """Why the first entry has no examples; empty if it has. Only while there is one."""
+        return self._queue[0].reason
 
     def add(self, entry: Entry) -> None:
         """Queue the next entry of the log."""

@@ -20,6 +20,8 @@ from urllib.parse import quote
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from service.process import boot_name, keeping_freed_memory
+
 logger = logging.getLogger("funnel")
 
 SOCKET = "valkey.sock"
@@ -30,6 +32,8 @@ POLL_SECONDS = 0.02
 RESTART_SECONDS = 1.0
 SINCE = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
 """The start of a line in the server's log: process, role, time and level."""
+DAMAGE = re.compile(r"short read|truncat|bad file|corrupt|unexpected|== critical ==", re.IGNORECASE)
+"""Words of the server's log about files that are not as they were written."""
 LITTLE_ROOM = 16 << 20
 """If fewer bytes are free on its disk, that is the reason why the server ended."""
 REWRITE_BYTES = 512 << 20
@@ -56,6 +60,10 @@ class EmbeddedServer:
         self.url = f"unix://{quote(str(self.socket))}"
         """URL for redis-py."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._running = self.directory / "running"
+        """Names the machine's boot and the server's fsync while a server has not been stopped."""
+        self._logged = 0
+        """Bytes of the server's log before it was started here."""
 
     async def start(self) -> None:
         """Start a server, or adopt the running one; return when it answers.
@@ -75,6 +83,7 @@ class EmbeddedServer:
             if (lock := self._try_lock()) is not None:
                 self._launch(lock)
             if await self._answers():
+                self._report_damage()
                 return
             await asyncio.sleep(POLL_SECONDS)
         raise ServerError(f"the embedded server does not answer on {self.socket}")
@@ -97,6 +106,7 @@ class EmbeddedServer:
                 logger.error("the embedded server has ended: %s", reason)
                 logged = reason
             elif logged and not reason and await self._answers():
+                self._report_damage()
                 logger.info("the embedded server is back")
                 logged = ""
 
@@ -122,6 +132,38 @@ class EmbeddedServer:
             return f"it was killed by signal {-self._process.returncode}"
         return SINCE.sub("", _tail(self.directory / "valkey.log", lines=1))
 
+    def _report_damage(self) -> None:
+        """Log what the server has found wrong with its files while it read them, once."""
+        path = self.directory / "valkey.log"
+        if self._process is None or not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._logged)
+            lines = file.read().decode(errors="replace").splitlines()
+        self._logged = path.stat().st_size
+        if found := [SINCE.sub("", line) for line in lines if DAMAGE.search(line)]:
+            logger.error(
+                "the embedded log's file is damaged: %s. If the machine did not lose its power "
+                "while the last entry was written, acknowledged examples may be missing; check "
+                "the disk, and restore %s from a backup if you need them",
+                " | ".join(found[:5]),
+                self.directory,
+            )
+
+    def _report_power_cut(self) -> None:
+        """Log that the last acknowledged entries may be lost, if the machine went down."""
+        if not self._running.exists():
+            return
+        boot, _, fsync = self._running.read_text().partition(" ")
+        if boot != boot_name() and fsync != "always":
+            logger.error(
+                "the machine went down while the embedded log ran with appendfsync %s: examples "
+                "that were acknowledged shortly before may be missing from %s; with 'always' none "
+                "would be",
+                fsync,
+                self.directory,
+            )
+
     async def stop(self) -> None:
         """Let the server write out its files and end; kill it if it does not."""
         try:
@@ -138,6 +180,7 @@ class EmbeddedServer:
             await asyncio.sleep(POLL_SECONDS)
         else:
             os.close(lock)
+            self._running.unlink(missing_ok=True)
         if self._process is not None:
             self._process.wait()
         if self.socket.parent != self.directory:
@@ -177,16 +220,21 @@ class EmbeddedServer:
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
             *("--pidfile", str(self.directory / "valkey.pid")),
         ]
+        path = self.directory / "valkey.log"
         try:
             self.socket.unlink(missing_ok=True)
+            self._report_power_cut()
+            self._logged = path.stat().st_size if path.exists() else 0
             self._process = subprocess.Popen(
                 [find_server(), *options],
+                env=keeping_freed_memory(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(lock,),
                 start_new_session=True,  # Ctrl-C is for the service, which then stops it
             )
+            self._running.write_text(f"{boot_name()} {self.fsync}")
         except OSError as error:
             raise ServerError(f"the embedded server cannot be started: {error}") from error
         finally:

@@ -1,6 +1,7 @@
 """Entries of the log: batches of examples, or what cannot be decoded as one."""
 
 from typing import NamedTuple
+from zlib import crc32
 
 from service.log.keys import Field
 from service.log.position import EntryId
@@ -11,6 +12,9 @@ MAX_JSON = 32 << 20
 """Longest JSON document in an entry, in bytes: while the parser reads one of 200 MB, no other
 thread runs for longer than a lease lasts."""
 BATCH, JSON, SOURCE = Field.BATCH.encode(), Field.JSON.encode(), Field.SOURCE.encode()
+CRC32 = Field.CRC32.encode()
+DAMAGED = "its CRC-32 does not match: the log was damaged after the entry was written"
+"""The reason of a damaged entry."""
 
 Fields = dict[bytes, bytes]
 RawEntry = tuple[EntryId, Fields]
@@ -26,11 +30,21 @@ class Entry(NamedTuple):
     examples: int
     """Number of examples."""
     reason: str = ""
+    is_damaged: bool = False
+    """True if it is not what was written."""
+
+
+def is_damaged(fields: Fields, name: bytes) -> bool:
+    """Return whether a field does not match its checksum; without one, it is trusted."""
+    return CRC32 in fields and fields[CRC32] != b"%d" % crc32(fields[name])
 
 
 def read_entry(entry: EntryId, fields: Fields, width: int, classes: int) -> Entry:
     """Decode and check an entry; what is wrong with it becomes its reason."""
     source = "http" if fields.get(SOURCE) == b"http" else "redis"
+    content = next((name for name in (BATCH, JSON) if name in fields), None)
+    if content is not None and is_damaged(fields, content):
+        return Entry(entry, None, source, 0, DAMAGED, is_damaged=True)
     try:
         if BATCH in fields:
             batch = decode(fields[BATCH])

@@ -43,5 +43,39 @@ class BlankError(GapError):
         )
 
 
+class LogFullError(GapError):
+    """The log has given out its highest id."""
+
+    ADVICE = "It can take no more entries; to go on with a new log, start once with --accept-gap"
+
+    def __init__(self) -> None:
+        super().__init__("the log is full: an entry with the highest possible id was added to it")
+
+
+class ForeignError(LogUnavailable):
+    """A key of the log holds what another program wrote; learning waits until that is gone."""
+
+
+class CutError(LogError):
+    """A record that is no cut."""
+
+
+class DamagedCutError(CutError):
+    """A cut that is not what was recorded."""
+
+
+def damaged(how: str, log: str, cuts: str) -> LogError:
+    """Return the error of a log whose cuts and entries do not fit together.
+
+    Args:
+        how: what does not fit.
+        log, cuts: keys of the entries and of the cuts.
+    """
+    return LogError(
+        f"the log's record of what was learned is damaged: {how}. Restore the log from its backup; "
+        f"or delete {log} and {cuts}, and what is in them, and start once with --accept-gap"
+    )
+
+
 class Stopped(Exception):
     """Work that is not done: the service stops, or the trainer waits, has halted or stands by."""

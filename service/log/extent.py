@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from service.log.errors import GapError
+from service.log.errors import ForeignError, GapError, LogFullError
 from service.log.position import ORIGIN, TOP, EntryId, Progress
 
 
@@ -27,8 +27,12 @@ class Extent:
 
         Raises:
             GapError: the log's key holds something else.
+            ForeignError: the name of the log is not text.
         """
-        found = orjson.loads(reply)
+        try:
+            found = orjson.loads(reply)
+        except orjson.JSONDecodeError as error:
+            raise ForeignError(f"the name of the log {key} is not text: {reply[:80]!r}") from error
         if found["kind"] == "none":
             return cls(found["uuid"], 0, 0, ORIGIN, None)
         if found["kind"] != "stream":
@@ -53,9 +57,7 @@ def check_reach(extent: Extent, progress: Progress) -> None:
     if extent.last < position.entry:
         raise GapError(f"the log ends at {extent.last}, before the model's position {position}")
     if extent.last == TOP:
-        raise GapError(
-            f"the log is full: an entry with the highest possible id {TOP} was added to it"
-        )
+        raise LogFullError
     waiting = extent.added - progress.entries
     if waiting < 0:
         raise GapError(

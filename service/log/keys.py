@@ -17,6 +17,9 @@ class Field:
     """``http`` if the service itself appended the entry."""
     CUT = "cut"
     """A cut as JSON (see `service.log.cuts`)."""
+    CRC32 = "crc32"
+    """CRC-32 of the field that holds the examples or the cut, as a decimal number. Entries by other
+    producers need not have it, and those of older versions do not."""
 
 
 class Keys:
@@ -43,7 +46,12 @@ class Keys:
         """Number of trainers so far; only the newest may append cuts."""
         self.lease = f"{self._start}lease"
         """Holder of the lease, for some seconds (see `service.log.lease`)."""
+        self.newest = f"{self._start}keys"
+        """Stream of the newest Idempotency-Keys, by their digests, oldest first."""
 
     def idempotency(self, digest: str) -> str:
-        """Return the key that remembers an Idempotency-Key by its digest."""
+        """Return the key that remembers an Idempotency-Key by its digest.
+
+        It holds the digest of the payload and the id of the entry.
+        """
         return f"{self._start}key:{digest}"

@@ -9,14 +9,11 @@ expire. Neither protects the log from an old trainer: the epoch does, which a ne
 
 import fcntl
 import os
-import platform
 import uuid
 from pathlib import Path
 
 from service.log.log import Log
-from service.process import Clock
-
-BOOT = Path("/proc/sys/kernel/random/boot_id")
+from service.process import Clock, boot_name
 
 
 class Lock:
@@ -30,8 +27,7 @@ class Lock:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.is_held = False
         status = os.fstat(self._descriptor)
-        boot = BOOT.read_text().strip() if BOOT.exists() else platform.node()
-        self.name = f"{boot}:{status.st_dev}:{status.st_ino}/"
+        self.name = f"{boot_name()}:{status.st_dev}:{status.st_ino}/"
         """The same for every process of this machine that opens this file, and for no other."""
 
     def take(self) -> bool:

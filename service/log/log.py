@@ -12,11 +12,18 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from service.log import scripts
-from service.log.cuts import Cut
+from service.log.cuts import Cut, checksum, read_cut
 from service.log.entries import Fields, RawEntry
-from service.log.errors import FencedError, LogUnavailable
+from service.log.errors import (
+    CutError,
+    DamagedCutError,
+    FencedError,
+    ForeignError,
+    LogUnavailable,
+    damaged,
+)
 from service.log.extent import Extent
-from service.log.keys import Field, Keys
+from service.log.keys import Keys
 from service.log.position import EntryId, Position
 from service.log.server import check_server
 
@@ -25,6 +32,8 @@ DEAD_KEPT = 10_000
 DEAD_BYTES = 4_096
 """Bytes of a dead entry's fields that its letter keeps."""
 CUTS_A_READ = 1_000
+DIGITS = 15
+"""Most digits of a number that a key holds; Lua's numbers are exact so far."""
 COUNTED_AT_ONCE = 1_024
 """Entries that one `Log.count_after` counts; the server answers no other client meanwhile."""
 
@@ -89,11 +98,15 @@ class Log(Protocol):
         """Return the next recorded cuts after cut ``number``, at most some hundreds.
 
         Raises:
-            LogError: this version does not know the command of one of them.
+            ForeignError: one of the records is no cut.
+            LogError: one is damaged, or this version does not know its command.
         """
 
     async def cut_range(self) -> tuple[int, int]:
-        """Return the numbers of the oldest and the newest recorded cut, zeros if there is none."""
+        """Return the number of the oldest cut that is still there, and the highest ever recorded.
+
+        Each is 0 if there is none.
+        """
 
     async def trim(self, position: Position, cut: int) -> None:
         """Remove entries before a position and cuts before a cut; both themselves stay."""
@@ -123,6 +136,7 @@ class Log(Protocol):
 
         Raises:
             LogError: it is too old, or evicts streams when its memory is full.
+            ForeignError: a key holds what another program wrote.
         """
 
     async def close(self) -> None:
@@ -176,8 +190,9 @@ class RedisLog(Log):
 
     async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
         rows = [
-            [f"{number}-0", cut.to_json(), [(str(e), why) for e, why in cut.dead.items()]]
+            [f"{number}-0", text, [(str(e), why) for e, why in cut.dead.items()], checksum(text)]
             for number, cut in enumerate(cuts, first)
+            for text in [cut.to_json()]
         ]
         keys = [self.keys.epoch, self.keys.cuts, self.keys.dead, self.keys.log]
         arguments = (epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows))
@@ -198,16 +213,32 @@ class RedisLog(Log):
     async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
         after = f"({number}-0"
         found = await _reply(self.redis.xrange(self.keys.cuts, after, "+", count=CUTS_A_READ))
-        return [
-            (i.milliseconds, Cut.from_json(i.milliseconds, fields[Field.CUT.encode()]))
-            for i, fields in _entries(found)
-        ]
+        cuts = []
+        for entry, fields in _entries(found):
+            try:
+                if entry.sequence:
+                    raise CutError("its id does not end with -0")
+                cuts.append((entry.milliseconds, read_cut(entry.milliseconds, fields)))
+            except DamagedCutError as error:
+                raise damaged(f"cut {entry}: {error}", self.keys.log, self.keys.cuts) from error
+            except CutError as error:
+                raise await self._foreign_cut(entry, error) from error
+        return cuts
+
+    async def _foreign_cut(self, entry: EntryId, error: CutError) -> ForeignError:
+        """Return the error of a record that is no cut, with a way to get rid of it."""
+        key = self.keys.cuts
+        later = await _reply(self.redis.xrange(key, f"({entry}", "+", count=1))
+        removal = f"XDEL '{key}' {entry}" if later else drop_from(key, entry)
+        return ForeignError(
+            f"record {entry} of {key} cannot be read as a cut: {error}. If another program wrote "
+            f"it, remove it: redis-cli {removal}   Otherwise restore the log from its backup"
+        )
 
     async def cut_range(self) -> tuple[int, int]:
-        oldest = await _reply(self.redis.xrange(self.keys.cuts, count=1))
-        newest = await _reply(self.redis.xrevrange(self.keys.cuts, count=1))
-        first, last = [i.milliseconds for i, _ in _entries(oldest + newest)] or [0, 0]
-        return first, last
+        oldest = _entries(await _reply(self.redis.xrange(self.keys.cuts, count=1)))
+        last = EntryId.parse(await self._eval(scripts.LAST_ID, [self.keys.cuts]))
+        return (oldest[0][0].milliseconds if oldest else 0), last.milliseconds
 
     async def trim(self, position: Position, cut: int) -> None:
         async with self.redis.pipeline(transaction=False) as pipe:
@@ -232,7 +263,30 @@ class RedisLog(Log):
 
     async def check_server(self) -> list[str]:
         warnings: list[str] = await _reply(check_server(self.redis))
+        await self._check_keys()
         return warnings
+
+    async def _check_keys(self) -> None:
+        """Raise ForeignError if a key holds what no service writes there."""
+        keys = self.keys
+        streams, numbers = (keys.log, keys.cuts, keys.dead, keys.newest), (keys.aside, keys.epoch)
+        strings = (*numbers, keys.uuid, keys.lease)
+        expected = dict.fromkeys(streams, "stream") | dict.fromkeys(strings, "string")
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for key in expected:
+                pipe.type(key)
+            types = [kind.decode() for kind in await _reply(pipe.execute())]
+            for (key, kind), found in zip(expected.items(), types, strict=True):
+                if found not in (kind, "none"):
+                    raise _foreign(key, f"a {found}", f"a {kind}")
+            for key in strings:
+                pipe.getrange(key, 0, 255)
+            values = dict(zip(strings, await _reply(pipe.execute()), strict=True))
+        for key in numbers:
+            if values[key] and not (values[key].isdigit() and len(values[key]) <= DIGITS):
+                raise _foreign(key, repr(values[key][:40]), "a number")
+        if not values[keys.uuid].isascii():
+            raise _foreign(keys.uuid, repr(values[keys.uuid][:40]), "the name of the log")
 
     async def close(self) -> None:
         await self.redis.aclose()
@@ -251,6 +305,19 @@ async def _reply(command: Awaitable[Any]) -> Any:
         return await command
     except (RedisError, OSError) as error:
         raise LogUnavailable(f"the log cannot be reached: {error}") from error
+
+
+def _foreign(key: str, found: str, expected: str) -> ForeignError:
+    return ForeignError(
+        f"the key {key} holds {found}, not {expected}: another program wrote it. Move it away: "
+        f"redis-cli RENAME '{key}' '{key}:foreign'   If that was the log itself or its name, put "
+        "back what it held, or start once with --accept-gap"
+    )
+
+
+def drop_from(key: str, entry: EntryId) -> str:
+    """Return the command that drops a record of a stream and all after it, and their ids."""
+    return f"EVAL \"{scripts.DROP_FROM}\" 1 '{key}' {entry}"
 
 
 def _entries(found: Iterable[tuple[bytes, Fields | None]]) -> list[RawEntry]:

@@ -7,18 +7,32 @@ server's memory is full; otherwise nothing would ever make room. Examples are no
 APPEND_ONCE = """
 local seen = redis.call('GET', KEYS[2])
 if seen then return seen end
-local id = redis.call('XADD', KEYS[1], '*', 'batch', ARGV[3], 'source', 'http')
-redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. id, 'EX', ARGV[2])
-return ARGV[1] .. ' ' .. id
+local kept = redis.call('XLEN', KEYS[3])
+local id = redis.call('XADD', KEYS[1], '*', 'batch', ARGV[3], 'source', 'http', 'crc32', ARGV[4])
+local answer = ARGV[1] .. ' ' .. id
+if id == '18446744073709551615-18446744073709551615' then return answer end
+redis.call('SET', KEYS[2], answer)
+local digest = string.match(KEYS[2], '[^:]*$')
+local start = string.sub(KEYS[2], 1, -#digest - 1)
+redis.call('XADD', KEYS[3], '*', 'key', digest)
+for _ = 1, math.min(kept + 1 - tonumber(ARGV[5]), 16) do
+  local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', 1)[1]
+  redis.call('XDEL', KEYS[3], oldest[1])
+  local known = redis.call('GET', start .. oldest[2][2])
+  if known then redis.call('SET', start .. oldest[2][2], known, 'EX', ARGV[2]) end
+end
+return answer
 """
-"""KEYS: log, key. ARGV: digest of the payload, seconds to remember, payload."""
+"""KEYS: log, key, newest keys. ARGV: digest of the payload, seconds, payload, its CRC-32, number of
+keys kept. The newest keys are remembered whatever the server's clock does, the others for so many
+seconds longer. An entry with the highest id is not accepted, so its key is not remembered."""
 
 APPEND_CUTS = """#!lua flags=allow-oom
 local epoch = redis.call('GET', KEYS[1])
 if epoch ~= ARGV[1] then return tostring(epoch) end
 for _, text in ipairs(cjson.decode(ARGV[4])) do
-  local id, body, dead = text[1], text[2], text[3]
-  redis.call('XADD', KEYS[2], id, 'cut', body)
+  local id, body, dead, sum = text[1], text[2], text[3], text[4]
+  redis.call('XADD', KEYS[2], id, 'cut', body, 'crc32', sum)
   for _, letter in ipairs(dead) do
     local fields = {'entry', letter[1], 'reason', letter[2]}
     local found = redis.call('XRANGE', KEYS[4], letter[1], letter[1])
@@ -35,8 +49,8 @@ end
 return false
 """
 """KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its
-number, fields and dead letters. Nothing is written, and the present epoch is returned, unless it is
-still the caller's."""
+number, text, dead letters and checksum. Nothing is written, and the present epoch is returned,
+unless it is still the caller's."""
 
 RECORD_SKIPPED = """#!lua flags=allow-oom
 local recorded = tonumber(redis.call('GET', KEYS[2]) or '0')
@@ -88,6 +102,22 @@ return found
 """
 """KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may exceed them."""
 
+LAST_ID = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do
+  if info[i] == 'last-generated-id' then return info[i + 1] end
+end
+"""
+"""KEYS: a stream. It returns the highest id that the stream ever gave out."""
+
+DROP_FROM = (
+    "local kept=redis.call('XRANGE',KEYS[1],'-','('..ARGV[1]) redis.call('DEL',KEYS[1]) "
+    "for _,e in ipairs(kept) do redis.call('XADD',KEYS[1],e[1],unpack(e[2])) end"
+)
+"""KEYS: a stream. ARGV: the first id to drop. Only a new stream gives out an id again.
+Operators run this script by hand."""
+
 COUNT = """
 local count, after = 0, ARGV[1]
 while count < tonumber(ARGV[3]) do
@@ -103,6 +133,8 @@ in memory."""
 
 TAKE_LEASE = """#!lua flags=allow-oom
 local held, mine = redis.call('GET', KEYS[1]), false
+local left = redis.pcall('PTTL', KEYS[1])
+if type(left) == 'number' and left < 0 then held = false end
 if held then
   mine = string.sub(held, -#ARGV[1]) == ARGV[1]
   local heir = ARGV[3] ~= '' and string.sub(held, 1, #ARGV[3]) == ARGV[3]
@@ -114,5 +146,6 @@ return mine and 2 or 1
 """
 """KEYS: lease. ARGV: holder, milliseconds, name of the lock that the caller holds, or ''. Zero
 milliseconds give the lease up. The lease holds both names: a caller that holds the lock now
-inherits the lease of the holder that had it. It returns 0: another process holds the lease; 1: the
+inherits the lease of the holder that had it. A key that never expires is no lease: another program
+wrote it. The script returns 0: another process holds the lease; 1: the
 caller holds it from now on; 2: it held it before."""

@@ -22,6 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from service.log.backlog import Load
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
 from service.monitoring.status import Condition, Status
 
@@ -43,6 +44,7 @@ COUNTERS = {
     "batches": "Batches learned",
     "checkpoints": "Checkpoints, by result",
     "correct": "Examples predicted right before they were learned",
+    "damaged_entries": "Entries discarded because their checksum did not match, by this process",
     "dead_entries": "Entries discarded because they cannot be decoded",
     "drift_events": "Changes detected in the served model's error",
     "examples": "Examples learned, by the way they came",
@@ -53,6 +55,7 @@ COUNTERS = {
 GAUGES = {
     "accuracy": "Prequential accuracy",
     "alignment": "cos(g, ν) of the last step",
+    "backlog_bytes": "Bytes of the log that wait to be learned",
     "backlog_examples": "Examples that wait to be learned",
     "checkpoint_age_seconds": "Age of the newest checkpoint",
     "class_recall": "Rolling recall by class",
@@ -87,8 +90,8 @@ class Reading:
     """True while predictions are served."""
     status: Status | None
     """None while the model starts."""
-    backlog: int
-    """Examples that wait to be learned."""
+    backlog: Load
+    """The examples and bytes that wait to be learned."""
 
 
 class Metrics(Collector):
@@ -134,18 +137,20 @@ class Metrics(Collector):
             yield from _trainer(status, reading.backlog)
 
 
-def _trainer(status: Status, backlog: int) -> Iterable[Metric]:
+def _trainer(status: Status, backlog: Load) -> Iterable[Metric]:
     checkpoints, now = status.checkpoints, time.monotonic()
     results = {("ok",): checkpoints.ok, ("failed",): checkpoints.failed}
     yield _family("checkpoints", ["result"], results)
-    yield _single("snapshot_age_seconds", now - status.snapshot_at if backlog else 0.0)
+    yield _single("snapshot_age_seconds", now - status.snapshot_at if backlog.examples else 0.0)
     if checkpoints.newest_at is not None and status.condition != Condition.STANDBY:
         yield _single("checkpoint_age_seconds", now - checkpoints.newest_at)
     yield _family("drift_events", ["detector", "direction"], status.drift.counts)
     if status.drift.last_recovery is not None:
         yield _single("recovery_examples", status.drift.last_recovery)
     if status.statistics is not None:
-        yield _single("backlog_examples", backlog)
+        yield _single("backlog_examples", backlog.examples)
+        yield _single("backlog_bytes", backlog.bytes)
+        yield _single("damaged_entries", status.damaged_entries)
         yield from _learning(status.statistics)
         yield from _scores(status.statistics)
         yield from _optimizer(status.statistics)

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from service.fold.drift import Event
 from service.fold.spec import Hyperparameters
+from service.log.backlog import Backlog, Learned
 from service.log.position import Progress
 from service.monitoring.statistics import Statistics
 
@@ -77,19 +78,23 @@ class Status:
     statistics: Statistics | None
     """About a second old; None before the first."""
     mean_entry: float
-    """Examples in an entry, on recent average; 0 before the first."""
+    mean_bytes: float
+    """Examples and bytes in an entry, on recent average; 0 before the first."""
+    damaged_entries: int
+    """Entries whose checksum did not match, in this process."""
 
-    def backlog(self, added: int = 0) -> int:
+    @property
+    def learned(self) -> Learned:
+        """The part that an intake needs."""
+        progress = self.progress
+        added = self.statistics.entries_added if self.statistics else 0
+        means = self.mean_entry, self.mean_bytes
+        return Learned(progress.position, progress.entries, added, *means)
+
+    def backlog(self) -> int:
         """Estimate the examples in the log that are not learned yet.
 
-        The count of entries is exact; an entry that is not learned counts as ``mean_entry``
-        examples, or as one before the first was read.
-
-        Args:
-            added: entries ever added to the log, if that is known to be more than the statistics
-                say.
+        The count of entries is exact, as of the statistics; an entry that is not learned counts as
+        ``mean_entry`` examples, or as one before the first was read.
         """
-        known = self.statistics.entries_added if self.statistics else 0
-        entries = max(known, added) - self.progress.entries
-        examples = round(entries * (self.mean_entry or 1.0))
-        return max(0, examples - (self.progress.position.taken or 0))
+        return Backlog(learned=lambda: self.learned).waiting().examples

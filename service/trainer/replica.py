@@ -14,10 +14,10 @@ from service.fold.state import State
 from service.fold.step import Fold
 from service.log.cuts import Begin, Change, Command, Cut, Gap, Pending, Upgrade
 from service.log.entries import Entry, read_entry
-from service.log.errors import BlankError, GapError, LogError
+from service.log.errors import BlankError, ForeignError, GapError, LogError, LogFullError, damaged
 from service.log.extent import check_reach
-from service.log.log import COUNTED_AT_ONCE, Log
-from service.log.position import TOP, EntryId, Position, Progress
+from service.log.log import COUNTED_AT_ONCE, Log, drop_from
+from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.process import Clock
 from service.trainer.store import CheckpointStore
 from streams.batch import Batch
@@ -60,8 +60,13 @@ class Replica:
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
         self._fold = Fold(state)
-        self.mean_entry = 0.0
-        """Examples in an entry, on recent average; 0 before the first."""
+        self.mean_entry = self.mean_bytes = 0.0
+        """Examples and bytes in an entry, on recent average; 0 before the first."""
+        self.read_bytes = 0
+        """Bytes of the entries that were read, in this process."""
+        self.damaged_entries = 0
+        """Entries whose checksum did not match, in this process."""
+        self._newest_damaged = ORIGIN
         self.has_recovered = False
         """True once it is where the recorded cuts end, and may record more."""
         self._hyperparameters = state.hyperparameters
@@ -131,7 +136,8 @@ class Replica:
             self.progress = Progress(extent.uuid)
         try:
             check_reach(extent, self.progress)
-            if is_blank and (await log.cut_range())[0] > 1:
+            first, last = await log.cut_range() if is_blank else (0, 0)
+            if first > 1 or (last and not first):
                 raise GapError("the first of the recorded cuts are gone")
             if accept_gap and not self.has_recovered:  # others notice when they have read them
                 position = self.progress.position
@@ -148,7 +154,7 @@ class Replica:
         if self._epoch is None:
             self._epoch = await log.take_epoch(self.progress.epoch)
             self.progress = replace(self.progress, epoch=self._epoch)
-        await self._replay(log, keep_lease)
+        await self._catch_up(log, keep_lease)
         self.state.drift.set_version(FOLD_VERSION)
         self._recorded = self.progress.cut
         await log.forget_skipped(self.state.version)
@@ -182,6 +188,20 @@ class Replica:
         entries = extent.added - waiting
         await self._carry_out(log, Cut(position, entries=entries, command=Gap()))
 
+    async def _catch_up(self, log: Log, keep_lease: KeepLease) -> None:
+        """Apply every recorded cut, up to the highest number that was ever recorded."""
+        await self._replay(log, keep_lease)
+        while (last := (await log.cut_range())[1]) > (at := self.progress.cut):
+            await self._replay(log, keep_lease)  # a trainer that is now fenced off recorded more
+            if self.progress.cut == at:
+                key = log.keys.cuts
+                raise ForeignError(
+                    f"{key} has no record after cut {at}, but the number {last} was given out: "
+                    "records were removed. If they were another program's, run: "
+                    f"redis-cli {drop_from(key, EntryId(at + 1, 0))}   Otherwise restore the log "
+                    "from its backup"
+                )
+
     async def _replay(self, log: Log, keep_lease: KeepLease) -> None:
         pending = Pending(self.progress.position, self.progress.entries)
         while cuts := await log.cuts_after(self.progress.cut):
@@ -189,7 +209,11 @@ class Replica:
                 await keep_lease()
                 if number != self.progress.cut + 1:
                     expected = self.progress.cut + 1
-                    raise _damaged(log, f"cut {expected} is missing, the next is {number}")
+                    raise damaged(
+                        f"cut {expected} is missing, the next is {number}",
+                        log.keys.log,
+                        log.keys.cuts,
+                    )
                 if not self._fold.can_replay(cut.fold):
                     raise LogError(
                         f"cut {number} was learned by version {cut.fold} of the fold, and this "
@@ -207,7 +231,12 @@ class Replica:
                         raise GapError(f"cut {number} is not applied yet, and its entries are gone")
                 again, batch = pending.take(cut.examples, cut)
                 if (again.position, again.examples) != (cut.position, cut.examples):
-                    raise _damaged(log, f"cut {number} ends within another entry")
+                    if pending and (reason := pending.reason):
+                        how = f"cut {number} has learned entry {pending.oldest}, but now {reason}"
+                        raise damaged(how, log.keys.log, log.keys.cuts)
+                    raise damaged(
+                        f"cut {number} ends within another entry", log.keys.log, log.keys.cuts
+                    )
                 self.apply(cut, batch)
 
     async def _carry_out(self, log: Log, cut: Cut) -> None:
@@ -222,7 +251,7 @@ class Replica:
         """Read some entries after the newest pending one; return whether there were any.
 
         Raises:
-            GapError: an entry that is learned in part is gone.
+            GapError: an entry that is learned in part is gone, or the log is full.
         """
         spec = self.state.spec
         if not pending and pending.position.taken is not None:
@@ -233,18 +262,32 @@ class Replica:
         else:
             found = await log.read(pending.newest, READ_ENTRIES, READ_BYTES, block_ms)
 
+        if found and found[-1][0] == TOP:
+            raise LogFullError  # its sender got an error
+        sizes = [sum(map(len, fields.values())) for _, fields in found]
+
         def decode() -> list[Entry]:
             return [read_entry(*one, spec.features, spec.classes) for one in found]
 
         # Large entries are decoded in another thread, so that the lease is renewed meanwhile.
-        is_large = sum(len(v) for _, fields in found for v in fields.values()) > READ_BYTES
+        is_large = sum(sizes) > READ_BYTES
         entries = await asyncio.to_thread(decode) if is_large else decode()
-        for entry in entries:
-            if entry.batch is not None:
-                weight = 0.05 if self.mean_entry else 1.0
-                self.mean_entry += weight * (entry.examples - self.mean_entry)
+        for entry, size in zip(entries, sizes, strict=True):
+            self._measure(entry, size)
             pending.add(entry)
         return bool(found)
+
+    def _measure(self, entry: Entry, size: int) -> None:
+        """Take an entry of so many bytes into the counts and averages."""
+        self.read_bytes += size
+        self.mean_bytes += (0.05 if self.mean_bytes else 1.0) * (size - self.mean_bytes)
+        if entry.batch is not None:
+            weight = 0.05 if self.mean_entry else 1.0
+            self.mean_entry += weight * (entry.examples - self.mean_entry)
+        if entry.is_damaged and entry.id > self._newest_damaged:  # a reconnection reads some again
+            self._newest_damaged = entry.id
+            self.damaged_entries += 1
+            logger.error("entry %s is not learned: %s", entry.id, entry.reason)
 
     async def record(self, log: Log, cuts: list[Cut]) -> None:
         """Append the next cuts to the log; the first of a log is preceded by `Begin`.
@@ -303,11 +346,3 @@ async def _count_after(log: Log, position: Position, last: EntryId, keep_lease: 
         total += count
         if count < COUNTED_AT_ONCE:
             return total
-
-
-def _damaged(log: Log, how: str) -> LogError:
-    return LogError(
-        f"the log's record of what was learned is damaged: {how}. Restore the log from its backup; "
-        f"or delete {log.keys.log} and {log.keys.cuts}, and what is in them, and start once with "
-        "--accept-gap"
-    )

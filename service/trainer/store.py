@@ -150,6 +150,12 @@ class CheckpointStore:
         self._seen = sorted({*self._seen, path} - set(outdated))
         return self._infos[path]
 
+    @property
+    def newest_bytes(self) -> int:
+        """Size of the newest checkpoint that was loaded or written; 0 before the first."""
+        known = [self._infos[path] for path in sorted(self._infos)]
+        return known[-1].bytes if known else 0
+
     def oldest(self) -> Progress | None:
         """Return the progress that the log must still reach back to; None if it is not known."""
         known = [self._infos.get(path) for path in self.files()]

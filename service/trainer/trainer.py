@@ -94,9 +94,14 @@ class Trainer:
         self._replica = Replica(state, self._on_batch, clock)
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
-        self._wake, every = asyncio.Event(), settings.checkpoint_every_seconds
+        self._wake = asyncio.Event()
         self._writer = CheckpointWriter(
-            checkpoints, workers("funnel-checkpoint"), every, clock, self._wake.set
+            checkpoints,
+            workers("funnel-checkpoint"),
+            settings.checkpoint_every_seconds,
+            settings.checkpoint_every_bytes,
+            clock,
+            self._wake.set,
         )
         self._lease = Lease(log, lock, settings.lease_seconds, clock)
         self._drift_news = DriftNews(self.history, drifted)
@@ -182,7 +187,7 @@ class Trainer:
                 await self._attempt(
                     self._rejections.record(self._log), "skipped batches were not recorded"
                 )
-                await self._writer.finish(self._replica.state, self._replica.progress)
+                await self._writer.finish(self._replica)
         except Exception as error:
             logger.exception("the trainer failed")
             self._halt(error)
@@ -217,7 +222,7 @@ class Trainer:
     def _load(self) -> None:
         """Load the newest checkpoint, if there is one."""
         if self._replica.load(self._writer.checkpoints):
-            self._writer.restart()
+            self._writer.restart(self._replica.read_bytes)
 
     def _poke(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -260,6 +265,8 @@ class Trainer:
             drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
             statistics=self._statistics,
             mean_entry=replica.mean_entry,
+            mean_bytes=replica.mean_bytes,
+            damaged_entries=replica.damaged_entries,
         )
 
     def _become(self, condition: Condition, reason: str = "") -> None:
@@ -384,9 +391,9 @@ class Trainer:
     async def _tend(self, pipeline: Pipeline) -> float:
         """Do what needs a state that stands still; return the seconds until the statistics."""
         replica = self._replica
-        if self._writer.is_due(replica.state):
+        if self._writer.is_due(replica):
             await self._rejections.record(self._log)
-        await self._writer.tend(replica.state, replica.progress, self._log)
+        await self._writer.tend(replica, self._log)
         if (due_in := self._statistics_due_in(pipeline)) <= 0:
             await self._watch(pipeline)
             due_in = STATISTICS_SECONDS

@@ -7,17 +7,22 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
-from service.fold.state import State
 from service.log.errors import Stopped
 from service.log.log import Log
-from service.log.position import Progress
 from service.monitoring.status import Checkpointing
 from service.process import Clock
 from service.trainer.checkpoint import Checkpoint
+from service.trainer.replica import Replica
 from service.trainer.store import CheckpointStore, Info
 from service.trainer.worker import Worker, promise
 
 logger = logging.getLogger("funnel")
+
+LOG_BYTES = 256 << 20
+"""By default, the least bytes of log between checkpoints."""
+CHECKPOINTS = 4
+"""By default, the least bytes of log between checkpoints, as a multiple of a checkpoint: so the
+disk writes at most a quarter more for them than for the log."""
 
 
 class CheckpointWriter:
@@ -27,6 +32,8 @@ class CheckpointWriter:
         checkpoints: the store that keeps them.
         worker: writes.
         every_seconds: time between checkpoints that no request started.
+        every_bytes: bytes of the log after which one is written sooner; 0: LOG_BYTES, or
+            CHECKPOINTS times the newest checkpoint if that is more.
         clock: measures that time.
         written: called in the event loop after each attempt.
     """
@@ -36,11 +43,13 @@ class CheckpointWriter:
         checkpoints: CheckpointStore,
         worker: Worker,
         every_seconds: float,
+        every_bytes: int,
         clock: Clock,
         written: Callable[[], None],
     ) -> None:
         self.checkpoints, self._worker = checkpoints, worker
         self._every, self._clock, self._written = every_seconds, clock, written
+        self._every_bytes, self._begun_bytes = every_bytes, 0
         self.summary = Checkpointing(0, 0, None)
         """The checkpoints so far."""
         self._begun_at: float | None = None
@@ -56,9 +65,13 @@ class CheckpointWriter:
         """Seconds since the last attempt; before the first, since learning began, if it has."""
         return None if self._begun_at is None else self._clock.monotonic() - self._begun_at
 
-    def restart(self) -> None:
-        """Count the time to the next checkpoint from now: one was loaded, or learning begins."""
-        self._begun_at = self._clock.monotonic()
+    def restart(self, read_bytes: int) -> None:
+        """Count to the next checkpoint from now: one was loaded, or learning begins.
+
+        Args:
+            read_bytes: bytes of the log that were read so far.
+        """
+        self._begun_at, self._begun_bytes = self._clock.monotonic(), read_bytes
         self.summary = replace(self.summary, newest_at=self._begun_at)
 
     def request(self) -> "Future[Info]":
@@ -75,24 +88,25 @@ class CheckpointWriter:
         if self._writing is None:
             self.checkpoints.clear_scraps()
 
-    async def tend(self, state: State, progress: Progress, log: Log) -> None:
+    async def tend(self, replica: Replica, log: Log) -> None:
         """Begin a checkpoint if one is due; after one, trim the log before the oldest kept."""
-        if self.is_due(state):
-            self._begin(state, progress)
+        progress = replica.progress
+        if self.is_due(replica):
+            self._begin(replica)
         elif self._writing is not None and self._writing.done():
             writing, self._writing = self._writing, None
             oldest = None if writing.exception() else self.checkpoints.oldest()
             if oldest is not None and oldest.log == progress.log:
                 await log.trim(oldest.position, oldest.cut)
 
-    async def finish(self, state: State, progress: Progress) -> None:
+    async def finish(self, replica: Replica) -> None:
         """Write the state as it is at the end, and wait for that."""
         if self._writing is not None:
             await asyncio.wait({self._writing})
-        last = self._begin(state, progress)
+        last = self._begin(replica)
         await asyncio.wait({last})
         if last.exception() is None:
-            logger.info("checkpoint of version %d written", state.version)
+            logger.info("checkpoint of version %d written", replica.state.version)
 
     def close(self, reason: str) -> None:
         """End the worker; fail the requests that wait, and those to come."""
@@ -103,21 +117,26 @@ class CheckpointWriter:
         """Fail the requests that wait."""
         self._take_requests().set_exception(Stopped(reason))
 
-    def is_due(self, state: State) -> bool:
-        """Return whether it is time for a checkpoint, or one was requested."""
+    def is_due(self, replica: Replica) -> bool:
+        """Return whether it is time for a checkpoint, enough was read, or one was requested."""
         if self._begun_at is None:
-            self.restart()
-        is_time = state.version > 0 and (self.age or 0.0) >= self._every
-        return self._writing is None and (self._is_requested or is_time)
+            self.restart(0)
+        size = self._every_bytes or max(LOG_BYTES, CHECKPOINTS * self.checkpoints.newest_bytes)
+        has_read = replica.read_bytes - self._begun_bytes >= size
+        is_time = has_read or (self.age or 0.0) >= self._every
+        is_new = replica.state.version > 0 and is_time
+        return self._writing is None and (self._is_requested or is_new)
 
     def _take_requests(self) -> "Future[Info]":
         with self._lock:
             taken, self._next, self._is_requested = self._next, promise(), False
         return taken
 
-    def _begin(self, state: State, progress: Progress) -> "asyncio.Future[Info]":
-        requested, copy = self._take_requests(), Checkpoint.of(state, progress)
+    def _begin(self, replica: Replica) -> "asyncio.Future[Info]":
+        requested = self._take_requests()
+        copy = Checkpoint.of(replica.state, replica.progress)
         self._begun_at = begun_at = self._clock.monotonic()
+        self._begun_bytes = replica.read_bytes
 
         def answer(done: "asyncio.Future[Info]") -> None:
             if error := done.exception():

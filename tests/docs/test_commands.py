@@ -70,9 +70,10 @@ def test_every_make_target_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_block_of_python_runs(document: Path, service: ServiceProcess) -> None:
+    socket = str(service.directory / "data/log/valkey.sock")
     for block in blocks(document, "python"):
         names: dict[str, object] = {}
-        exec(block.replace(ADDRESS, service.url), names)
+        exec(block.replace(ADDRESS, service.url).replace(SOCKET, socket), names)
         if isinstance(client := names.get("service"), httpx.Client):
             client.close()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from service.log.backlog import Load
 from service.model import Model, build_state
 from service.settings import load_settings
 from service.trainer.store import DamagedError
@@ -33,7 +34,7 @@ def test_a_model_predicts_learns_and_starts_again_where_it_stopped(
         applied = await asyncio.wrap_future(model.trainer.applied(entry))
         assert applied.model_version == model.trainer.snapshot.version == model.status.version == 1
         assert (await model.predictor.predict(batch.features)).version == 1
-        assert model.backlog() == 0
+        assert model.backlog() == Load(0, 0)
         for work in works:
             work.cancel()
         assert await model.stop(), "it was the learner"

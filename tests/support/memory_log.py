@@ -208,7 +208,7 @@ class MemoryLog(Log):
 
     async def cut_range(self) -> tuple[int, int]:
         def cut_range() -> tuple[int, int]:
-            return min(self.server.cuts, default=0), max(self.server.cuts, default=0)
+            return min(self.server.cuts, default=0), self.server.last_cut
 
         return await self._ask("cut_range", cut_range)
 

@@ -12,7 +12,8 @@ from service.http.codecs.codec import Examples
 from service.http.codecs.table import LEARN, described
 from service.http.dependencies import AnyService, BodiesOf, Learning
 from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
-from service.log.errors import LogUnavailable, Stopped
+from service.log.backlog import BacklogFullError
+from service.log.errors import LogFullError, LogUnavailable, Stopped
 from service.log.intake import KeyInFlightError, KeyReusedError
 from service.log.position import EntryId
 from service.model import Model
@@ -89,21 +90,26 @@ async def learn(
 
 
 def _check_backlog(model: Model) -> None:
-    backlog, most = model.backlog(), model.settings.max_backlog
-    if backlog >= most:
-        raise HTTPError(
-            429,
-            "backlog_full",
-            f"about {backlog} examples wait to be learned (FUNNEL_MAX_BACKLOG is {most}); send "
-            "these again later",
-            retry=RETRY_SECONDS,
-        )
+    """Refuse a request before its body is read; `Intake.append` checks again."""
+    try:
+        model.intake.backlog.check()
+    except BacklogFullError as error:
+        raise _backlog_full(error) from error
+
+
+def _backlog_full(error: BacklogFullError) -> HTTPError:
+    message = f"{error}; send these again later"
+    return HTTPError(429, "backlog_full", message, retry=RETRY_SECONDS)
 
 
 async def _append(model: Model, examples: Examples, key: str | None) -> EntryId:
     """Return the entry that holds the examples."""
     try:
-        return await model.intake.append(examples.payload, key)
+        return await model.intake.append(examples.payload, key, examples.count)
+    except BacklogFullError as error:
+        raise _backlog_full(error) from error
+    except LogFullError as error:
+        raise unavailable("log_unavailable", f"{error}. The examples are not accepted") from error
     except LogUnavailable as error:
         message = f"{error}. It may hold the examples; with an Idempotency-Key a retry is safe"
         raise unavailable("log_unavailable", message) from error

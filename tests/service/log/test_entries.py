@@ -2,6 +2,7 @@
 
 import json
 import re
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -136,6 +137,28 @@ def test_a_poison_entry_says_why(fields: dict[bytes, bytes], reason: str) -> Non
     entry = read_entry(EntryId(1, 0), fields, 2, 3)
     assert entry.batch is None
     assert re.search(reason, entry.reason)
+
+
+@pytest.mark.parametrize("name", [b"batch", b"json"])
+def test_no_flipped_bit_of_an_entry_with_a_checksum_is_learned(name: bytes) -> None:
+    raw = JSON_ENTRY if name == b"json" else numbered(1, 2).to_bytes()
+    width = 2 if name == b"json" else 1
+    fields = {name: raw, b"crc32": b"%d" % crc32(raw)}
+    assert read_entry(EntryId(1, 0), fields, width, 3).batch is not None
+    for bit in range(8 * len(raw)):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        entry = read_entry(EntryId(1, 0), fields | {name: bytes(flipped)}, width, 3)
+        assert entry.batch is None
+        assert entry.is_damaged
+        assert "CRC-32" in entry.reason
+
+
+def test_an_entry_without_a_checksum_is_learned() -> None:
+    assert read_entry(EntryId(1, 0), {b"json": JSON_ENTRY}, 2, 3).examples == 1
+    other = read_entry(EntryId(1, 0), {b"crc32": b"1"}, 2, 3)
+    assert not other.is_damaged
+    assert "no field" in other.reason
 
 
 def test_an_entry_knows_where_it_came_from() -> None:

@@ -1,15 +1,19 @@
 """The intake: an acknowledged entry is in the log once."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from service.log import intake
-from service.log.errors import LogUnavailable
+from service.log.backlog import Backlog, BacklogFullError, Load
+from service.log.errors import LogFullError, LogUnavailable
 from service.log.intake import Intake, KeyInFlightError, KeyReusedError
+from service.log.position import TOP, EntryId
 from service.log.server import connect
 from tests.support.harness import RedisProcess
 
@@ -17,9 +21,9 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def an_intake(url: str, model: str) -> AsyncIterator[Intake]:
+async def an_intake(url: str, model: str, backlog: Backlog | None = None) -> AsyncIterator[Intake]:
     """An intake that writes for a while."""
-    intake = Intake(connect(url), model)
+    intake = Intake(connect(url), model, backlog)
     writing = asyncio.create_task(intake.run())
     try:
         yield intake
@@ -41,7 +45,7 @@ async def test_entries_are_written_in_the_order_they_came(appender: Intake) -> N
     found = await appender.redis.xrange(appender.keys.log)
     assert [str(i).encode() for i in ids] == [i for i, _ in found]
     assert [fields[b"batch"] for _, fields in found] == sent
-    assert appender.added == 300
+    assert appender.backlog.added == 300
 
 
 async def test_entries_that_exceed_one_group_are_written_too(
@@ -56,10 +60,108 @@ async def test_entries_that_exceed_one_group_are_written_too(
     assert [fields[b"batch"] for _, fields in found] == sent
 
 
-async def test_a_key_is_remembered_for_an_hour(appender: Intake) -> None:
-    await appender.append(b"a", "key")
-    [key] = await appender.redis.keys(appender.keys.idempotency("*"))
-    assert 3_500 < await appender.redis.ttl(key) <= 3_600
+async def test_the_newest_keys_are_remembered_whatever_the_time_and_others_for_an_hour(
+    appender: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "KEYS_KEPT", 3)
+    entries = [await appender.append(b"a", f"key {k}") for k in range(5)]
+    lasting = [await appender.redis.ttl(own_key(appender, f"key {k}")) for k in range(5)]
+    assert lasting[2:] == [-1] * 3
+    assert all(3_500 < ttl <= 3_600 for ttl in lasting[:2])
+    assert [await appender.append(b"a", f"key {k}") for k in range(5)] == entries
+    assert await appender.redis.xlen(appender.keys.log) == 5
+    assert await appender.redis.xlen(appender.keys.newest) == 3
+
+
+async def test_a_step_of_the_servers_clock_makes_no_entry_twice(appender: Intake) -> None:
+    """A step forward is all keys that can expire, expiring."""
+    entry = await appender.append(b"a", "key")
+    for key in await appender.redis.keys(f"{appender.keys.idempotency('')}*"):
+        if await appender.redis.ttl(key) > 0:
+            await appender.redis.delete(key)
+    assert await appender.append(b"a", "key") == entry
+
+
+async def test_a_key_of_an_earlier_version_is_still_known(appender: Intake) -> None:
+    entry = await appender.append(b"a")
+    text = f"{hashlib.sha256(b'a').hexdigest()} {entry}"
+    await appender.redis.set(own_key(appender, "key"), text, ex=3_600)
+    assert await appender.append(b"a", "key") == entry
+
+
+def own_key(appender: Intake, key: str) -> str:
+    """Return the log's key that remembers an Idempotency-Key."""
+    return appender.keys.idempotency(hashlib.sha256(key.encode()).hexdigest())
+
+
+@pytest.mark.parametrize("text", ["", "x", "{digest} x"])
+async def test_a_key_that_another_program_wrote_makes_no_entry(appender: Intake, text: str) -> None:
+    digest = hashlib.sha256(b"a").hexdigest()
+    await appender.redis.set(own_key(appender, "key"), text.format(digest=digest))
+    with pytest.raises(KeyReusedError):
+        await appender.append(b"a", "key")
+    assert await appender.redis.xlen(appender.keys.log) == 0
+
+
+@pytest.mark.parametrize("command", [("SET", "x"), ("SADD", "x")])
+async def test_newest_keys_of_another_program_make_no_entry_twice(
+    appender: Intake, command: tuple[str, str]
+) -> None:
+    await appender.redis.execute_command(command[0], appender.keys.newest, command[1])
+    for _ in range(2):
+        with pytest.raises(LogUnavailable, match="WRONGTYPE"):
+            await appender.append(b"a", "key")
+    assert await appender.redis.xlen(appender.keys.log) == 0
+
+
+async def test_a_name_of_the_log_that_is_no_text_fails_no_request(appender: Intake) -> None:
+    await appender.redis.set(appender.keys.uuid, b"\xff\xfe")
+    first = await appender.append(b"a")
+    assert await appender.append(b"a") > first
+
+
+async def test_an_entry_has_the_checksum_of_its_batch(appender: Intake) -> None:
+    await appender.append(b"abc")
+    await appender.append(b"abc", "key")
+    expected = {b"batch": b"abc", b"source": b"http", b"crc32": b"%d" % crc32(b"abc")}
+    assert [f for _, f in await appender.redis.xrange(appender.keys.log)] == [expected] * 2
+
+
+@pytest.mark.parametrize("key", [None, "key"])
+async def test_an_entry_that_gets_the_highest_id_is_not_accepted(
+    appender: Intake, key: str | None
+) -> None:
+    last = EntryId(TOP.milliseconds, TOP.sequence - 1)
+    await appender.redis.xadd(appender.keys.log, {"json": "x"}, id=str(last))
+    with pytest.raises(LogFullError, match="--accept-gap"):
+        await appender.append(b"a", key)
+    await appender.redis.rename(appender.keys.log, f"{appender.keys.log}:retired")
+    assert await appender.append(b"a", key) < last
+
+
+async def test_many_requests_at_once_exceed_the_backlog_by_one_at_most(
+    server: RedisProcess, model: str
+) -> None:
+    for most in (Load(1_000, 1 << 40), Load(1 << 40, 100 << 10)):
+        backlog = Backlog(most)
+        async with an_intake(server.url, model, backlog) as appender:
+            tried = [appender.append(bytes(10 << 10), None, 100) for _ in range(50)]
+            answers = await asyncio.gather(*tried, return_exceptions=True)
+            taken = [answer for answer in answers if isinstance(answer, EntryId)]
+            assert len(taken) == 10
+            assert all(isinstance(a, BacklogFullError) for a in answers if a not in taken)
+            assert backlog.waiting() == Load(1_000, 100 << 10)
+            await appender.redis.delete(appender.keys.log)
+
+
+async def test_an_append_that_fails_gives_its_room_back(tmp_path: Path) -> None:
+    backlog = Backlog(Load(1, 1 << 40))
+    redis = RedisProcess(tmp_path).start()
+    redis.kill()
+    async with an_intake(redis.url, "model", backlog) as appender:
+        for _ in range(3):
+            with pytest.raises(LogUnavailable):
+                await appender.append(b"a")
 
 
 async def test_a_key_makes_one_entry_of_many_requests(appender: Intake) -> None:

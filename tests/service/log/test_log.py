@@ -200,6 +200,13 @@ async def test_entries_after_a_position_are_counted_in_steps(store: Store) -> No
     assert await store.log.count_after(newest, TOP) == (49, (await store.log.extent()).last)
 
 
+async def test_the_highest_number_of_a_cut_outlives_the_cut(store: Store) -> None:
+    log = store.log
+    await log.append_cuts(await log.take_epoch(0), 1, [Cut(Position(EntryId(5, 0)))] * 3)
+    await log.trim(Position(EntryId(5, 0)), 4)
+    assert await log.cut_range() == (0, 3)
+
+
 async def test_a_lease_has_one_holder_until_it_ends(store: Store) -> None:
     log = store.log
     assert await log.take_lease("a", 90_000, "") == 1

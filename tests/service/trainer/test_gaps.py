@@ -1,14 +1,19 @@
 """A log that lost entries is refused, or learning halts, until an operator accepts the gap."""
 
+import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from redis import Redis
 
 from service.log.errors import LogError
+from service.log.position import TOP
 from tests.support.clients import CUTS, LOG, SMALL, digest, learn
 from tests.support.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
 from tests.support.states import a_batch
@@ -224,3 +229,67 @@ def test_a_log_erased_under_a_running_service_halts_learning_but_not_prediction(
         assert client.post("/checkpoint").json()["error"]["code"] == "learning_halted"
         features = {"features": a_batch(1).features.tolist()}
         assert client.post("/predict", json=features).status_code == 200
+
+
+def test_an_entry_that_gets_the_highest_id_is_refused_and_never_learned(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    last = f"{TOP.milliseconds}-{TOP.sequence - 1}"
+    with serving(tmp_path, **SMALL, redis_url=redis.url) as service:
+        with service.client() as client, redis.client() as direct:
+            direct.xadd(LOG, {"batch": a_batch(0).to_bytes()}, id=last)
+            body = a_batch(1, 7).to_bytes()
+            refused = client.post("/learn", content=body, headers=SAFETENSORS)
+            assert refused.status_code == 503
+            assert "--accept-gap" in refused.json()["error"]["message"]
+            wait_for(lambda: client.get("/health/ready").json()["learning"] == "halted")
+        service.kill()
+        service.options["accept_gap"] = True
+        service.start()
+        with service.client() as client:
+            learn(client, 1)
+            assert client.get("/model").json()["examples_learned"] in (20, 40)
+
+
+def test_foreign_records_and_keys_halt_nothing_for_good(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    """They are named, no process ends, and learning continues once they are gone."""
+    dead = LOG.replace(":log", ":dead")
+    with serving(tmp_path, **SMALL, redis_url=redis.url) as service, redis.client() as direct:
+        with service.client() as client:
+            learn(client, 0)
+            foreign = direct.xadd(CUTS, {"user": "7"})
+            client.post("/learn", content=a_batch(1).to_bytes(), headers=SAFETENSORS)
+            reason = waits_for(client, CUTS)
+            assert foreign.decode() in reason
+            carry_out(direct, reason)
+            wait_for(lambda: client.get("/model").json()["examples_learned"] == 40)
+        service.kill()
+        direct.set(dead, "x")
+        with service.client() as client, ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(service.start)
+            carry_out(direct, waits_for(client, dead))
+            starting.result()
+            learn(client, 2)
+            assert client.get("/model").json()["examples_learned"] == 60
+
+
+def waits_for(client: httpx.Client, key: str) -> str:
+    """Wait until learning waits because of a key; return the reason."""
+
+    def reason() -> str:
+        try:
+            health = client.get("/health/ready").json()
+        except httpx.TransportError:  # it does not listen yet
+            return ""
+        return health["reason"] if health.get("learning") == "waiting" else ""
+
+    wait_for(lambda: key in reason())
+    return reason()
+
+
+def carry_out(redis: Redis, reason: str) -> None:
+    """Run the command in a reason."""
+    [command] = re.findall("redis-cli (.*?)   ", reason)
+    redis.execute_command(*shlex.split(command))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -9,8 +10,8 @@ from service.fold.spec import FOLD_VERSION
 from service.fold.step import Fold
 from service.log.cuts import Begin, Cut, Upgrade
 from service.log.entries import RawEntry
-from service.log.errors import FencedError, GapError, LogError, Stopped
-from service.log.position import ORIGIN, EntryId, Position
+from service.log.errors import FencedError, GapError, LogError, LogFullError, Stopped
+from service.log.position import ORIGIN, TOP, EntryId, Position
 from service.trainer import replica as replicas
 from service.trainer.replica import READ_BYTES
 from service.trainer.store import UnreadableError
@@ -228,6 +229,57 @@ async def test_an_entry_learned_in_part_does_not_count_as_waiting_twice(
     await learn(replica, log, await replica.recover(log, False, keep_lease), 30)
     assert replica.progress.position == Position(EntryId(*list(memory.entries)[1]), 10)
     assert replica.progress.entries == 1
+
+
+def summed(raw: bytes) -> dict[bytes, bytes]:
+    """Fields of an entry with a checksum."""
+    return {b"batch": raw, b"crc32": b"%d" % crc32(raw)}
+
+
+def flip_a_bit(memory: MemoryServer, entry: EntryId) -> None:
+    """Damage the last number of an entry's features."""
+    fields = memory.entries[entry]
+    raw = fields[b"batch"]
+    memory.entries[entry] = fields | {b"batch": raw[:-2] + bytes([raw[-2] ^ 1]) + raw[-1:]}
+
+
+async def test_a_damaged_entry_is_a_dead_letter_and_counted_once(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    entries = [memory.add(summed(a_batch(k).to_bytes())) for k in range(3)]
+    flip_a_bit(memory, entries[1])
+    replica = a_replica()
+    for _ in range(2):  # it is read again after a reconnection
+        pending = await replica.recover(log, False, keep_lease)
+        await replica.read(log, pending, None)
+    await learn(replica, log, pending, 40)
+    assert replica.damaged_entries == 1
+    assert replica.state.examples == 40
+    assert replica.progress.dead == 1
+    [letter] = memory.dead
+    assert b"CRC-32" in letter[b"reason"]
+
+
+async def test_an_entry_that_was_damaged_after_it_was_learned_is_not_replayed(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    [entry] = [memory.add(summed(a_batch(0).to_bytes()))]
+    first, again = a_replica(), a_replica()
+    await learn(first, log, await first.recover(log, False, keep_lease), 20)
+    flip_a_bit(memory, entry)
+    with pytest.raises(LogError, match=f"cut 2 has learned entry {entry}, but now its CRC-32"):
+        await again.recover(log, False, keep_lease)
+    assert again.state.examples == 0
+
+
+async def test_an_entry_with_the_highest_id_is_not_learned(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    replica = a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    memory.add({b"batch": a_batch(0).to_bytes()}, TOP)
+    with pytest.raises(LogFullError, match="can take no more entries"):
+        await replica.read(log, pending, None)
 
 
 async def test_the_mean_size_of_entries_follows_the_reads(
