@@ -5,7 +5,8 @@ from pathlib import Path
 
 from service.commands.options import add_settings, settings_of
 from service.commands.stream_options import add_stream, positive_int, stream_of
-from service.settings import PREFIX, SettingsError
+from service.settings import SettingsError
+from streams.environment import PREFIX
 from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.sources.names import EXAMPLES
 

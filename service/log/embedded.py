@@ -20,12 +20,15 @@ from urllib.parse import quote
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from streams.errors import FunnelError
+
 logger = logging.getLogger("funnel")
 
 SOCKET = "valkey.sock"
 MAX_SOCKET_BYTES = 100  # bytes; the kernel's limit is 104 to 108
 LOAD_SECONDS = 600.0
 STOP_SECONDS = 20.0
+ANSWER_SECONDS = 2.0
 POLL_SECONDS = 0.02
 RESTART_SECONDS = 1.0
 SINCE = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
@@ -37,7 +40,7 @@ REWRITE_BYTES = 512 << 20
 of 64 MB, and compressed, rewriting takes a quarter of two cores during a stream of images."""
 
 
-class ServerError(RuntimeError):
+class ServerError(FunnelError, RuntimeError):
     """The embedded server cannot run; the message says why and what to do."""
 
 
@@ -122,14 +125,25 @@ class EmbeddedServer:
             return f"it was killed by signal {-self._process.returncode}"
         return SINCE.sub("", _tail(self.directory / "valkey.log", lines=1))
 
+    async def is_ours_alone(self) -> bool:
+        """Return whether this process started the server, and no other is connected to it."""
+        if self._process is None:
+            return False
+        try:
+            async with Redis.from_url(self.url, socket_timeout=ANSWER_SECONDS) as redis:
+                return len(await redis.client_list()) == 1
+        except (RedisError, OSError) as error:
+            logger.debug("the embedded server does not list its clients: %r", error)
+            return True
+
     async def stop(self) -> None:
         """Let the server write out its files and end; kill it if it does not."""
+        deadline = time.monotonic() + STOP_SECONDS
         try:
             async with Redis.from_url(self.url, socket_timeout=STOP_SECONDS) as redis:
                 await redis.shutdown(nosave=True)
         except (RedisError, OSError) as error:
             logger.debug("the embedded server closed the connection: %r", error)
-        deadline = time.monotonic() + STOP_SECONDS
         while (lock := self._try_lock()) is None:
             if time.monotonic() > deadline:
                 logger.error("the embedded server does not end and is killed")
@@ -152,7 +166,7 @@ class EmbeddedServer:
 
     async def _answers(self) -> bool:
         try:
-            async with Redis.from_url(self.url, socket_timeout=2.0) as redis:
+            async with Redis.from_url(self.url, socket_timeout=ANSWER_SECONDS) as redis:
                 return bool(await redis.ping())
         except (RedisError, OSError):  # it is not there, or is still loading its files
             return False
