@@ -226,6 +226,7 @@ class Trainer:
         self._rejections.remember(applied)
         self.newest.note(self.snapshot, batch)
         self._observe(applied.seconds, applied.examples)
+        self.history.throughput.add(applied.examples)
         age = self._clock.monotonic() - self._published_at
         if self._waiters or age >= PUBLISH_SECONDS:
             self._publish()

@@ -26,9 +26,9 @@ from service.http.routes.demo import demo_router
 from service.log.position import EntryId, Position, Progress
 from service.service import Service
 from service.settings import Settings, load_settings
-from streams.environment import PREFIX
 from service.trainer.checkpoint import Checkpoint, decode, encode, numerics
 from streams.batch import Batch
+from streams.environment import PREFIX
 from tests.golden.data import CLASSES, FEATURES, golden_batch
 
 MODELS = {"logistic": "logistic", "mlp": "mlp", "restless": "tests.golden.restless:Restless"}
