@@ -74,14 +74,14 @@ class Service:
         Raises:
             LogError, ServerError, DamagedError, ModelError, SettingsError:
                 the service cannot be started; the message says why and what to do.
-            Stopped: the service began to stop before the log was there.
+            Stopped: the service began to stop first.
         """
         settings = self.settings
         with _writing(settings.data_dir):
             settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         building = asyncio.ensure_future(asyncio.to_thread(build_state, settings))
         url = await self._start_server()  # it reads its file meanwhile
-        state, notify = await building, self._notify()
+        state, notify = await self.unless_stopped(building), self._notify()
 
         async def connect() -> Model:
             with _writing(settings.data_dir):
