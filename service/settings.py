@@ -155,6 +155,8 @@ class Settings(BaseModel):
             variable = f"{PREFIX}{(name + FILE).upper()}"
             if name in given:
                 raise ValueError(f"{variable}: {PREFIX}{name.upper()} is set too; remove one")
+            if not str(path).strip():
+                raise ValueError(f"{variable}: the path is blank; give one, or remove the setting")
             try:
                 read[name] = read_secret(str(path))
             except PathError as error:
@@ -326,7 +328,7 @@ def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
         name: value
         for variable, value in environment.items()
         if (name := variable[len(PREFIX) :].lower()) in Settings.model_fields
-        and (value or name in KEYS)  # an empty variable is as one that is not set
+        and (value or name.removesuffix(FILE) in KEYS)
         and not {name, name + FILE, name.removesuffix(FILE)} & set(options or {})
     }
     try:

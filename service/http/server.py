@@ -58,6 +58,8 @@ class Server(uvicorn.Server):
             ListenError: the address cannot be used.
         """
         host, port = self.config.host, self.config.port
+        uvicorn_log = logging.getLogger("uvicorn.error")
+        uvicorn_log.disabled = True  # the error has its message
         try:
             if host == EVERY_INTERFACE and socket.has_dualstack_ipv6():
                 sockets = [
@@ -73,6 +75,8 @@ class Server(uvicorn.Server):
                 f"cannot listen on {_joined(host, port)}: {reason}. Choose another --port, or 0 "
                 "for any free one, or another --host"
             ) from error
+        finally:
+            uvicorn_log.disabled = False
         self.listens.set()
 
     async def main_loop(self) -> None:
@@ -188,7 +192,8 @@ async def serve(
             started(service, server.url)
         await service.draining.wait()
     except Stopped:
-        logger.info("stopped before the start was complete")
+        if not listening.done():  # otherwise its error says why
+            logger.info("stopped before the start was complete")
     finally:
         end()
         await asyncio.wait({listening})

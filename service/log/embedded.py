@@ -72,8 +72,8 @@ class EmbeddedServer:
         while time.monotonic() < deadline:
             if self._process is not None and self._process.poll() is not None:
                 raise ServerError(
-                    f"the embedded server ended with exit status {self._process.returncode}:\n"
-                    + _tail(self.directory / "valkey.log")
+                    f"the embedded server ended with exit status {self._process.returncode}: "
+                    + (self._lack_of_room() or "\n" + _tail(self.directory / "valkey.log"))
                 )
             if (lock := self._try_lock()) is not None:
                 self._launch(lock)
@@ -118,12 +118,15 @@ class EmbeddedServer:
 
         That is the last line of its log, unless its disk was full and it could not write one.
         """
-        free = shutil.disk_usage(self.directory).free
-        if free < LITTLE_ROOM:
-            return f"{free:,} bytes are free in {self.directory}; make room"
+        if room := self._lack_of_room():
+            return room
         if self._process is not None and (self._process.returncode or 0) < 0:
             return f"it was killed by signal {-self._process.returncode}"
         return SINCE.sub("", _tail(self.directory / "valkey.log", lines=1))
+
+    def _lack_of_room(self) -> str:
+        free = shutil.disk_usage(self.directory).free
+        return f"{free:,} bytes are free in {self.directory}; make room" * (free < LITTLE_ROOM)
 
     async def is_ours_alone(self) -> bool:
         """Return whether this process started the server, and no other is connected to it."""
@@ -199,6 +202,7 @@ class EmbeddedServer:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(lock,),
+                umask=0o077,
                 start_new_session=True,  # Ctrl-C is for the service, which then stops it
             )
         except OSError as error:

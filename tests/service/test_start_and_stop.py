@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.fold.networks import ModelError
 from service.log.errors import LogError
+from streams.producer import HTTPTarget, produce
 from tests.support.harness import (
     SAFETENSORS,
     ServiceProcess,
@@ -213,3 +215,38 @@ def is_read(client: socket.socket) -> bool:
 
     unsent = fcntl.ioctl(client.fileno(), termios.TIOCOUTQ, bytes(4))
     return int.from_bytes(unsent, sys.byteorder) == 0
+
+
+def test_every_interface_is_reached_by_both_kinds_of_address(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL, host="::") as service:
+        assert f"serving logistic on http://[::]:{service.port}" in service.log
+        for host in ("127.0.0.1", "[::1]", "localhost"):
+            url = f"http://{host}:{service.port}"
+            assert httpx.get(f"{url}/health/live").status_code == 200
+            with contextlib.closing(HTTPTarget(url)) as target:
+                assert produce([a_batch(0)], target).examples == 20
+
+
+def test_the_loopback_of_ipv6_has_brackets_in_its_address(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL, host="[::1]") as service:
+        assert f"serving logistic on http://[::1]:{service.port}" in service.log
+        assert httpx.get(f"http://[::1]:{service.port}/health/live").status_code == 200
+
+
+def test_only_the_owner_may_look_into_the_data_folder(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL) as service, service.client() as client:
+        client.post("/learn?wait=applied", content=a_batch(0).to_bytes(), headers=SAFETENSORS)
+        client.post("/checkpoint").raise_for_status()
+        data = tmp_path / "data"
+        found = [data, *data.rglob("*")]
+        readable = [p for p in found if not p.is_socket() and p.stat().st_mode & 0o077]
+        assert {p.name for p in found} >= {"checkpoints", "log", "lock", "valkey.log"}
+        assert readable == []
+
+
+def test_a_service_may_use_as_many_descriptors_as_its_system_allows(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL) as service:
+        limits = Path(f"/proc/{service.process.pid}/limits").read_text()
+        (line,) = (line for line in limits.splitlines() if line.startswith("Max open files"))
+        soft, hard = line.split()[3:5]
+        assert soft == hard or int(soft) >= 1 << 20
