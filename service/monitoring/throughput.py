@@ -15,7 +15,7 @@ SPAN_SECONDS = 0.9
 
 
 class Mark(NamedTuple):
-    """What was learned when the rate was read."""
+    """The examples that were learned when the rate was read."""
 
     read: float
     """Monotonic time in seconds at which it was read."""

@@ -121,6 +121,11 @@ def test_ctrl_c_is_status_130_and_silent() -> None:
     assert (ran.returncode, ran.stderr) == (130, "")
 
 
+def test_sigterm_is_the_status_of_a_signal_and_silent() -> None:
+    ran = run_instead("signal.raise_signal(signal.SIGTERM)")
+    assert (ran.returncode, ran.stderr) == (143, "")
+
+
 @pytest.mark.parametrize("amount", [1, 100_000])
 def test_output_that_nobody_reads_is_one_line(amount: int) -> None:
     reader, writer = os.pipe()

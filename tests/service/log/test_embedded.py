@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from service.log import embedded
 from service.log.embedded import EmbeddedServer, ServerError, find_server
 from tests.support.harness import processes_naming, wait_for
 
@@ -154,6 +155,29 @@ def test_damaged_files_are_reported_with_the_servers_own_words(tmp_path: Path) -
         manifest.write_text("nonsense\n")
         with pytest.raises(ServerError, match="exit status 1"):
             await EmbeddedServer(tmp_path).start()
+
+    asyncio.run(run())
+
+
+def test_a_start_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that cannot write a word into its log cannot say why it ends."""
+    monkeypatch.setattr(embedded, "LITTLE_ROOM", 1 << 62)
+    monkeypatch.setattr(embedded, "find_server", lambda: "/bin/false")
+    with pytest.raises(ServerError, match=r"exit status 1: [\d,]+ bytes are free in .*; make room"):
+        asyncio.run(EmbeddedServer(tmp_path).start())
+
+
+def test_a_server_is_ours_alone_until_another_client_comes(tmp_path: Path) -> None:
+    async def run() -> None:
+        ours, other = EmbeddedServer(tmp_path), EmbeddedServer(tmp_path)
+        await ours.start()
+        await other.start()
+        assert await ours.is_ours_alone()
+        assert not await other.is_ours_alone()
+        async with Redis.from_url(ours.url) as redis:
+            await redis.ping()
+            assert not await ours.is_ours_alone()
+        await ours.stop()
 
     asyncio.run(run())
 
