@@ -9,7 +9,7 @@ from typing import Any
 
 from service.commands.options import add_settings, settings_of
 from service.commands.stream_options import add_rate, add_stream, stream_of
-from streams.environment import PREFIX
+from streams.environment import PREFIX, home
 from streams.errors import FunnelError
 
 DESCRIPTION = (
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_stream(parser, name="abrupt", examples=30_000)
     add_rate(parser, 500.0)
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="write the run as a picture")
+    parser.add_argument("--plot", metavar="FILE", type=home, help="write the run as a picture")
     add_settings(parser)
 
 
