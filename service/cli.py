@@ -8,9 +8,11 @@ import argparse
 import errno
 import io
 import os
+import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from types import FrameType
 
 from streams.errors import FunnelError
 
@@ -22,6 +24,8 @@ COMMANDS = {
     "data": "fetch data sets",
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
+SERVERS = ("serve", "demo")
+"""Commands that SIGTERM is meant to end: then their exit status is 0."""
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC)
 """The reader of the output is gone, as in ``funnel compare FILE | head -1``, or a disk is full."""
 
@@ -34,8 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may know no Greek letters
+    command = next((word for word in given if word in COMMANDS), "")
+    end_on_sigterm(0 if command in SERVERS else 128 + signal.SIGTERM)
     try:
-        parser = make_parser(next((word for word in given if word in COMMANDS), ""))
+        parser = make_parser(command)
         if not given:
             parser.print_help(sys.stderr)
             return 2
@@ -56,6 +62,19 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.stderr.write(f"funnel: {error}\n")
         return 1
+
+
+def end_on_sigterm(status: int) -> None:
+    """End the process in an orderly way, with an exit status, when SIGTERM comes.
+
+    Without a handler the process with the number 1 would ignore it. A service that runs has a
+    handler of its own.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(status)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def make_parser(command: str = "") -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from service.log.intake import Intake
 from service.log.lease import Lock
 from service.log.log import RedisLog
 from service.log.server import connect
-from service.monitoring.status import Condition, Status
+from service.monitoring.status import Condition, Role, Status
 from service.predictor import Predictor
 from service.process import memory_bytes
 from service.settings import Settings
@@ -92,15 +92,19 @@ class Model:
         return self.intake.backlog.waiting()
 
     async def stop(self) -> bool:
-        """Finish the batch at hand and write a checkpoint; return False if it stood by."""
-        stands_by = self.status.condition == Condition.STANDBY
+        """Finish the batch at hand and write a checkpoint; return whether it held the lease."""
+        status = self.status
+        held = status.role == Role.LEARNER or status.condition == Condition.REPLAYING
         if not await asyncio.to_thread(self.trainer.stop, DRAIN_SECONDS):
             logger.error("the trainer did not end within %g s; replay will catch up", DRAIN_SECONDS)
-        return not stands_by
+        return held
 
-    async def close(self) -> None:
-        """Disconnect from the log, and free the checkpoints for another process."""
+    async def disconnect(self) -> None:
+        """Disconnect from the log."""
         await self.intake.redis.aclose()
+
+    def close(self) -> None:
+        """Free the checkpoints for another process."""
         self._lock.close()
 
 

@@ -1,9 +1,11 @@
-"""The time and the memory that the process gets from its system."""
+"""The time, the memory and the descriptors that the process gets from its system."""
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,9 @@ LARGEST = 32 << 20
 """Larger blocks are still returned to the kernel at once; glibc takes no higher value."""
 KEPT = 256 << 20
 """Free bytes at the end of a heap that are kept, at most."""
+
+MAX_DESCRIPTORS = 1 << 20
+"""Some systems set no limit, and accept none that is too high."""
 
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -82,3 +87,21 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_THRESHOLD, LARGEST)
     mallopt(M_TRIM_THRESHOLD, KEPT)
     mallopt(M_TOP_PAD, LARGEST)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many open files and connections as the system lets the process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        with contextlib.suppress(ValueError, OSError):  # the limit stays as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def lacks_descriptors(error: BaseException | None) -> bool:
+    """Return whether an error, or what caused it, is that no descriptor is left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__
+    return False

@@ -14,12 +14,15 @@ from service.log.errors import Stopped
 from service.model import Model, build_state
 from service.monitoring.metrics import Metrics, Reading
 from service.monitoring.notify import Webhook
+from service.process import lacks_descriptors
 from service.settings import Settings, SettingsError
 from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
 T = TypeVar("T")
+
+RETRY_SECONDS = 0.5
 
 
 class Service:
@@ -73,22 +76,44 @@ class Service:
         Raises:
             LogError, ServerError, DamagedError, ModelError, SettingsError:
                 the service cannot be started; the message says why and what to do.
-            Stopped: the service began to stop before the log was there.
+            Stopped: the service began to stop first.
         """
         settings = self.settings
         with _writing(settings.data_dir):
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         building = asyncio.ensure_future(asyncio.to_thread(build_state, settings))
         url = await self._start_server()  # it reads its file meanwhile
-        state, notify = await building, self._notify()
-        with _writing(settings.data_dir):
-            model = await asyncio.to_thread(
-                Model, settings, state, url, self.metrics.observe_step, notify
-            )
+        state, notify = await self.unless_stopped(building), self._notify()
+
+        async def connect() -> Model:
+            with _writing(settings.data_dir):
+                return await asyncio.to_thread(
+                    Model, settings, state, url, self.metrics.observe_step, notify
+                )
+
+        model = await self._with_descriptors(connect)
         self.keep_up("the intake", model.intake.run())
         self.keep_up("prediction", model.predictor.run())
         self.model = model
         return model
+
+    async def _with_descriptors(self, start: Callable[[], Awaitable[T]]) -> T:
+        """Start a part; while clients hold all descriptors of the process, wait and try again.
+
+        Raises:
+            Stopped: the service began to stop first.
+        """
+        waits = False
+        while True:
+            try:
+                return await start()
+            except FunnelError as error:
+                if not lacks_descriptors(error):
+                    raise
+                if not waits:
+                    logger.warning("%s; the start waits", error)
+                waits = True
+            await self.unless_stopped(asyncio.sleep(RETRY_SECONDS))
 
     def _notify(self) -> Callable[[Event], object]:
         """Return the function that notifies of a drift event; any thread may call it."""
@@ -106,11 +131,16 @@ class Service:
             return url
         with _writing(settings.data_dir):
             server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)
-            try:
+
+        async def start() -> None:
+            with _writing(settings.data_dir):
                 await self.unless_stopped(server.start())  # it may read a large file
-            except BaseException:
-                server.abandon()
-                raise
+
+        try:
+            await self._with_descriptors(start)
+        except BaseException:
+            server.abandon()
+            raise
         self._server = server
         self.keep_up("the watch over the embedded server", server.watch())
         return server.url
@@ -135,16 +165,23 @@ class Service:
             self.model.intake.give_up()
 
     async def stop(self) -> None:
-        """Finish the batch at hand, write a checkpoint, stop the embedded server."""
+        """Finish the batch at hand, write a checkpoint, stop the embedded server.
+
+        Another service may use the server. So the service that holds the lease stops it, or the one
+        that started it if no other is connected.
+        """
         self.draining.set()
-        was_learner = self.model is None or await self.model.stop()
+        model, server = self.model, self._server
+        held = model is not None and await model.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None and was_learner:
-            await self._server.stop()
-        if self.model is not None:
-            await self.model.close()
+        if model is not None:
+            await model.disconnect()
+        if server is not None and (held or await server.is_ours_alone()):
+            await server.stop()
+        if model is not None:
+            model.close()
 
 
 @contextlib.contextmanager

@@ -1,20 +1,43 @@
 """The service's settings: ``FUNNEL_*`` environment variables, and options of the same names."""
 
 import difflib
-import os
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import Field, FiniteFloat, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Hyperparameters, Shadow, Spec
+from streams.environment import PREFIX, PathError, home, read_secret, variables
 from streams.errors import FunnelError
 
-PREFIX = "FUNNEL_"
+FILE = "_file"
+"""Suffix of a setting that names a file with the value of another one."""
+KEYS = ("api_key", "learn_key", "predict_key")
+SECRETS = ("redis_url", *KEYS, "drift_webhook")
+"""Settings whose value a file may hold."""
+Given = dict[str, object]
+"""Values by the names of settings, as text or of the setting's type."""
+
+
+def _file_of(name: str) -> Any:
+    """Return the field of the setting that names a file with the value of another."""
+    return Field(None, description=f"file that holds {name}, such as a secret of a container")
+
+
 MAX_SHADOWS = 8
 MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -23,17 +46,16 @@ class SettingsError(FunnelError, ValueError):
     """A setting is wrong; the message names it in one line."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings; ``funnel serve --help`` and the documents show their descriptions."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     redis_url: SecretStr = Field(
         SecretStr(""),
         description="log on this server (redis://, rediss://, unix://); empty: an embedded one",
     )
+    redis_url_file: Path | None = _file_of("REDIS_URL")
     data_dir: Path = Field(
         Path("funnel-data"), description="folder of the checkpoints and the embedded log"
     )
@@ -45,7 +67,7 @@ class Settings(BaseSettings):
     classes: int = Field(
         10, ge=2, le=100_000, description="number of classes; labels are whole numbers from 0"
     )
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], NoDecode] = Field(
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (128,), description="sizes of mlp's hidden layers, with commas"
     )
     batch_size: int = Field(100, ge=1, le=1_000_000, description="examples a step")
@@ -56,7 +78,7 @@ class Settings(BaseSettings):
         description="longest wait for a full batch before a smaller one is learned",
     )
     optimizer: str = Field("pool", description=f"one of {', '.join(OPTIMIZERS)}")
-    shadow: Annotated[tuple[str, ...], NoDecode] = Field(
+    shadow: tuple[str, ...] = Field(
         (), description="baselines that learn from the same batches, with commas: adagrad, or "
         "adagrad:0.05 to set its learning rate; each costs a step a batch",
     )  # fmt: skip
@@ -91,13 +113,16 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="if set, requests need Authorization: Bearer <key>; this key may do everything",
     )
+    api_key_file: Path | None = _file_of("API_KEY")
     learn_key: SecretStr = Field(
         SecretStr(""), description="a key that may only POST /learn; API_KEY must be set too"
     )
+    learn_key_file: Path | None = _file_of("LEARN_KEY")
     predict_key: SecretStr = Field(
         SecretStr(""),
         description="a key that may POST /predict and GET everything; API_KEY must be set too",
     )
+    predict_key_file: Path | None = _file_of("PREDICT_KEY")
     max_body_bytes: int = Field(32 << 20, ge=1, description="largest request body")
     max_backlog: int = Field(
         1_000_000, ge=1, description="examples that may wait to be learned before 429"
@@ -122,10 +147,56 @@ class Settings(BaseSettings):
     drift_webhook: SecretStr = Field(
         SecretStr(""), description="URL to which each new drift event is posted as JSON"
     )
+    drift_webhook_file: Path | None = _file_of("DRIFT_WEBHOOK")
     seed: int = Field(0, ge=0, lt=1 << 23, description="seed of the weights and of dropout")
     accept_gap: bool = Field(
         False, description="continue although acknowledged examples are missing from the log"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, given: Given) -> Given:
+        """Read the values that files hold."""
+        read = {}
+        for name in SECRETS:
+            path = given.get(name + FILE)
+            if path is None:
+                continue
+            variable = f"{PREFIX}{(name + FILE).upper()}"
+            if name in given:
+                raise ValueError(f"{variable}: {PREFIX}{name.upper()} is set too; remove one")
+            if not str(path).strip():
+                raise ValueError(f"{variable}: the path is blank; give one, or remove the setting")
+            try:
+                read[name] = read_secret(str(path))
+            except PathError as error:
+                raise ValueError(f"{variable}: {error}") from error
+        return given | read
+
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _folder(cls, value: object) -> object:
+        if isinstance(value, str | Path) and not str(value).strip():
+            raise ValueError("give a folder")
+        return home(value) if isinstance(value, str | Path) else value
+
+    @field_validator("host")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        """Return a host name or an address without the brackets that a URL needs."""
+        address = value.strip()
+        if address.startswith("[") and address.endswith("]"):
+            address = address[1:-1]
+        if not address:  # which would be every interface
+            raise ValueError("give an address or a host name; 0.0.0.0 is every interface")
+        if ":" in address:
+            try:
+                ipaddress.IPv6Address(address)
+            except ValueError as error:
+                raise ValueError("give an address or a host name, without a port") from error
+        elif re.search(r"[\s/]", address):
+            raise ValueError("give an address or a host name")
+        return address
 
     @field_validator("hidden", "shadow", mode="before")
     @classmethod
@@ -178,10 +249,10 @@ class Settings(BaseSettings):
     @classmethod
     def _trimmed(cls, value: SecretStr) -> SecretStr:
         """Remove the line break at the end of a key from a file, which no header can hold."""
-        key = value.get_secret_value()
-        if key and not key.strip():
-            raise ValueError("the key is blank")
-        return SecretStr(key.strip())
+        key = value.get_secret_value().strip()
+        if not key:  # a template that was not filled in must not open the service
+            raise ValueError("the key is blank; give one, or remove the setting to need none")
+        return SecretStr(key)
 
     @field_validator("drift_webhook")
     @classmethod
@@ -248,20 +319,30 @@ def _has_port(parts: SplitResult) -> bool:
 def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings of the environment and of ``options``, which take precedence.
 
+    An empty variable is as one that is not set, but an empty key is wrong.
+
     Args:
         options: values by the names of settings, as text or of the setting's type.
 
     Raises:
         SettingsError: a value is wrong, or a ``FUNNEL_*`` variable is not a setting.
     """
+    environment = variables()
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    for variable in os.environ:
+    for variable in environment:
         if variable.startswith(PREFIX) and variable not in known:
             close = difflib.get_close_matches(variable, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise SettingsError(f"{variable} in the environment is not a setting{hint}")
+    given = {
+        name: value
+        for variable, value in environment.items()
+        if (name := variable[len(PREFIX) :].lower()) in Settings.model_fields
+        and (value or name.removesuffix(FILE) in KEYS)
+        and not {name, name + FILE, name.removesuffix(FILE)} & set(options or {})
+    }
     try:
-        return Settings(**(options or {}))
+        return Settings(**given | dict(options or {}))
     except ValidationError as error:
         found = error.errors()[0]
         message = found["msg"].removeprefix("Value error, ")
@@ -270,5 +351,5 @@ def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
         name = str(found["loc"][0]).upper()
         field = Settings.model_fields.get(name.lower())
         secret = field is None or field.annotation is SecretStr
-        given = "" if secret else f", got {found['input']!r}"
-        raise SettingsError(f"{PREFIX}{name}: {message}{given}") from error
+        shown = "" if secret else f", got {found['input']!r}"
+        raise SettingsError(f"{PREFIX}{name}: {message}{shown}") from error

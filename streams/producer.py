@@ -17,6 +17,7 @@ from redis.retry import Retry
 
 from streams.batch import BATCH, Batch, log_key
 from streams.errors import FunnelError
+from streams.proxies import transport
 
 FIRST_WAIT = 0.1
 MAX_WAIT = 5.0
@@ -64,11 +65,16 @@ class HTTPTarget:
     Args:
         url: of the service.
         api_key: bearer token; empty for none.
+
+    Raises:
+        ProxyError: the proxy of the environment for the URL cannot be used.
     """
 
     def __init__(self, url: str, api_key: str = "") -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=60.0)
+        self._client = httpx.Client(
+            base_url=url, headers=headers, timeout=60.0, transport=transport(url)
+        )
 
     def send(self, batch: Batch, key: str) -> None:
         """Send one batch, as `Target` demands."""
@@ -133,6 +139,7 @@ def make_target(url: str, model: str = "logistic", api_key: str = "") -> Target:
 
     Raises:
         ProducerError: the URL has another scheme, or is not an address.
+        ProxyError: the proxy of the environment for it cannot be used.
     """
     try:
         parts = urlsplit(url)

@@ -193,7 +193,7 @@ class Pool:
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
-        """Return the mixture's probabilities, fp32 [n, classes], always finite.
+        """Return the mixture's probabilities, fp32 [n, classes], always finite and in [0, 1].
 
         Args:
             inputs: fp32 [n, features].
@@ -342,7 +342,7 @@ def most_likely(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
-    """Return the mixture's probabilities, fp32 [n, classes], always finite.
+    """Return the mixture's probabilities, fp32 [n, classes], always finite and in [0, 1].
 
     Args:
         log_weights: of the experts, fp32 [K].
@@ -351,7 +351,7 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
     """
     probabilities = logits.softmax(dim=-1)
     healthy = torch.isfinite(probabilities).flatten(1).all(dim=1)
-    return mixing.mixed(log_weights, probabilities, healthy)
+    return mixing.mixed(log_weights, probabilities, healthy).clamp(max=1.0)  # of rounded weights
 
 
 def _walk(pool: Pool, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """``funnel compare``: the accuracy that Funnel and other learners reach on a stream."""
 
 import argparse
-from pathlib import Path
 
 from service.commands.options import add_settings, settings_of
 from service.commands.stream_options import add_stream, positive_int, stream_of
-from service.settings import PREFIX, SettingsError
+from service.settings import SettingsError
+from streams.environment import PREFIX, home
 from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.sources.names import EXAMPLES
 
@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=positive_int, default=1, metavar="N", help="number of seeds, from 0 [1]"
     )
     parser.add_argument(
-        "--plot", metavar="FILE", type=Path, help="write the rolling accuracies as a picture"
+        "--plot", metavar="FILE", type=home, help="write the rolling accuracies as a picture"
     )
     add_settings(parser, ("model", "optimizer", "computing"))
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from service.commands.options import add_settings, settings_of
 from service.commands.stream_options import add_rate, add_stream, stream_of
-from service.settings import PREFIX
+from streams.environment import PREFIX, home
+from streams.errors import FunnelError
 
 DESCRIPTION = (
     "Start a log, a service and a stream of digits that turn from 90° to 0° to 45°, and show "
@@ -22,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_stream(parser, name="abrupt", examples=30_000)
     add_rate(parser, 500.0)
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="write the run as a picture")
+    parser.add_argument("--plot", metavar="FILE", type=home, help="write the run as a picture")
     add_settings(parser)
 
 
@@ -38,6 +39,10 @@ def run(options: argparse.Namespace) -> int:
 
     from service.commands.demonstration import run_demo
 
-    with tempfile.TemporaryDirectory(prefix="funnel-demo-") as scratch:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="funnel-demo-")
+    except OSError as error:
+        raise FunnelError(f"the demo cannot keep its files: {error}; set TMPDIR") from error
+    with folder as scratch:
         settings = settings_of(options, data_dir=Path(scratch), **defaults)
         return run_demo(stream, options.rate, settings, options.plot)

@@ -96,8 +96,10 @@ class Demo:
                     status = model.status
                     self._draw(_point(status), view, url)
                     learned = self.points[-1].examples if self.points else -1
+                    if sending.done() and sending.exception():
+                        break
                     is_done = sending.done() and model.backlog().examples == 0
-                    if is_done and (sending.exception() or learned >= status.examples):
+                    if is_done and learned >= status.examples:
                         break
             self.history.end_stream()
             with contextlib.suppress(TimeoutError):  # a frame in which pages receive the end

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from pydantic import SecretStr
 
-from service.settings import Settings, load_settings
+from service.settings import SECRETS, Settings, load_settings
+from streams.environment import PREFIX
 
 TOPICS = {
     "model": ("model", "features", "classes", "hidden", "standardize", "seed"),
@@ -16,11 +17,13 @@ TOPICS = {
     ),
     "computing": ("device", "threads"),
     "log and checkpoints": (
-        "redis_url", "data_dir", "appendfsync", "max_wait_ms", "max_backlog", "max_backlog_bytes",
-        "checkpoint_every_seconds", "checkpoint_every_bytes", "lease_seconds", "accept_gap",
+        "redis_url", "redis_url_file", "data_dir", "appendfsync", "max_wait_ms", "max_backlog",
+        "max_backlog_bytes", "checkpoint_every_seconds", "checkpoint_every_bytes", "lease_seconds",
+        "accept_gap",
     ),
     "HTTP": (
-        "host", "port", "api_key", "learn_key", "predict_key", "max_body_bytes", "drift_webhook",
+        "host", "port", "api_key", "api_key_file", "learn_key", "learn_key_file", "predict_key",
+        "predict_key_file", "max_body_bytes", "drift_webhook", "drift_webhook_file",
     ),
 }  # fmt: skip
 """Every setting, by the heading under which help shows it."""
@@ -34,6 +37,9 @@ def add_settings(parser: argparse.ArgumentParser, topics: Collection[str] = TOPI
         default, topic = field.get_default(), topic_of[name]
         is_flag = isinstance(default, bool)
         line = f"{field.description} [{_shown(default) or 'none'}]".replace("%", "%%")
+        if name in SECRETS:
+            variable = PREFIX + name.upper()
+            line += f"; ps shows this option to every user: prefer {variable} or {variable}_FILE"
         groups[topic].add_argument(
             f"--{name.replace('_', '-')}",
             dest=f"setting_{name}",
@@ -45,8 +51,8 @@ def add_settings(parser: argparse.ArgumentParser, topics: Collection[str] = TOPI
 
 
 def _shown(default: object) -> str:
-    """Return a default as help and documents show it; empty for a secret."""
-    if isinstance(default, SecretStr):
+    """Return a default as help and documents show it; empty for a secret or no value."""
+    if default is None or isinstance(default, SecretStr):
         return ""
     if isinstance(default, tuple):
         return ",".join(map(str, default))

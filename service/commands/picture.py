@@ -36,11 +36,15 @@ def check_picture(path: Path | None) -> None:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a picture.
+    """Write a picture; a ``$`` in a name begins no formula.
 
     Raises:
         PictureError: it cannot be written.
     """
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        for text in (axes.title, *axes.texts, *(legend.get_texts() if legend else ())):
+            text.set_parse_math(False)
     try:
         figure.savefig(path, dpi=110)
     except OSError as error:

@@ -5,7 +5,7 @@ import logging
 import sys
 
 from service.commands.options import add_settings, settings_of
-from service.settings import PREFIX
+from streams.environment import PREFIX
 
 DESCRIPTION = (
     "Learn and serve one model over HTTP until Ctrl-C or SIGTERM. Every option is also an "

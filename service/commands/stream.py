@@ -1,18 +1,18 @@
 """``funnel stream``: send a stream to a service or into its log."""
 
 import argparse
-import os
 import sys
 import uuid
 from contextlib import closing
 
 from service.commands.stream_options import add_rate, add_stream, positive_int, stream_of
+from streams.environment import secret, variables
 from streams.sources.names import EXAMPLES
 
 DESCRIPTION = (
     "Send a stream, or a file of your own, with a progress bar. Batches that a busy or absent "
     "service does not take are sent again. For http://, the key is FUNNEL_LEARN_KEY or "
-    "FUNNEL_API_KEY of the environment."
+    "FUNNEL_API_KEY of the environment, or in the file that one of them with _FILE names."
 )
 
 
@@ -42,8 +42,9 @@ def run(options: argparse.Namespace) -> int:
     from streams.producer import make_target, produce
     from streams.progress import progress_bar
 
-    key = os.environ.get("FUNNEL_LEARN_KEY") or os.environ.get("FUNNEL_API_KEY", "")
-    target = make_target(options.to, options.model, key.strip())
+    environment = variables()
+    key = secret("FUNNEL_LEARN_KEY", environment) or secret("FUNNEL_API_KEY", environment)
+    target = make_target(options.to, options.model, key)
     stream = stream_of(options)
     bar = progress_bar(stream.name, stream.examples)
     with bar, closing(target):

@@ -6,6 +6,7 @@ name of the distribution and imports the standard library only. It arranges the 
 imports a package, and names what is not installed. ``python -m funnel_stream`` is the same command.
 """
 
+import signal
 import sys
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ INSTALL = "pip install 'funnel-stream[service]'"
 
 def main() -> int:
     """Run the command of `sys.argv` and return its exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the command has its own handler
     sys.path[:] = ordered(sys.path)
     for name in PACKAGES:
         if (found := _origin(name)) is None or not found.is_relative_to(ROOT / name):

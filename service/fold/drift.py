@@ -82,7 +82,8 @@ class Monitor:
     def __init__(self) -> None:
         self.fold_version = FOLD_VERSION
         """Version of the fold that took the steps that are added. Version 1 counted recoveries to
-        the end of the window, and did not keep the goal of an earlier dip."""
+        the end of the window, and did not keep the goal of an earlier dip. Version 2 looked for a
+        change only among the newest numbers of a detector."""
         self._pending: list[tuple[Report, int, int, Position]] = []
         self._reset()
 
@@ -152,9 +153,9 @@ class Monitor:
         error = 1.0 - self._correct / self._gathered
         self._correct = self._gathered = 0
         for name, detector in self._detectors.items():
-            if (change := detector.update(error)) is None:
+            if (change := detector.update(error, self.fold_version)) is None:
                 continue
-            direction = "worse" if change.after > change.before else "better"
+            direction = "worse" if change.rise > 0 else "better"
             self.counts[name, direction] += 1
             event = Event(
                 sum(self.counts.values()), name, direction, examples, version,

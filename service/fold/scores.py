@@ -79,7 +79,10 @@ class Scores:
         self.scored.add_(n * keep)
 
     def read(self) -> ScoreSummary:
-        """Bring the scores to the host; this waits for the device."""
+        """Bring the scores to the host; this waits for the device.
+
+        Weights of experts sum to 1 only up to rounding, so the sums of losses may be below 0.
+        """
         scored, correct = int(self.scored), int(self.correct)
         held = min(scored, WINDOW)
         outcomes, losses = self.outcomes[:held].cpu(), self.losses[:held].cpu()
@@ -90,8 +93,8 @@ class Scores:
             scored=scored,
             correct=correct,
             accuracy=correct / scored if scored else math.nan,
-            loss=float(self.loss_sum) / scored if scored else math.nan,
+            loss=max(float(self.loss_sum) / scored, 0.0) if scored else math.nan,
             rolling_accuracy=float(hits.double().mean()) if held else math.nan,
-            rolling_loss=float(losses.double().mean()) if held else math.nan,
+            rolling_loss=max(float(losses.double().mean()), 0.0) if held else math.nan,
             class_recall=tuple((hit / support).tolist()),
         )

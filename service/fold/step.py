@@ -90,8 +90,9 @@ class Fold:
     def can_replay(self, version: int) -> bool:
         """Return whether cuts of a fold version give the bits here that they gave when learned.
 
-        Version 2 differs from 1 in two cases: the weights of a pool of one expert were rounded, and
-        a single optimizer differentiated a user's module by autograd, even one of linear layers.
+        Later versions differ from 1 in two cases: the weights of a pool of one expert were rounded,
+        and a single optimizer differentiated a user's module by autograd, even one of linear
+        layers.
         """
         if version == 1:
             state = self.state
@@ -101,7 +102,7 @@ class Fold:
                 and (learner.optimizer == "pool" or (is_users and learner.is_plain))
                 for learner in state.learners().values()
             )
-        return version == FOLD_VERSION
+        return version in (2, FOLD_VERSION)  # the monitor replays version 2 as it was
 
     def step(self, batch: Batch) -> Report:
         """Score the batch with the weights as they are, then take one update.
@@ -123,8 +124,9 @@ class Fold:
             state.version += 1
             state.examples += len(batch)
             if self.execution.on_host:
-                return Report(state.version, float(accuracy), float(loss), bool(keep))
-            return Report(state.version, accuracy.clone(), loss.clone(), keep.clone())
+                least = max(float(loss), 0.0)  # rounding may give less; NaN stays
+                return Report(state.version, float(accuracy), least, bool(keep))
+            return Report(state.version, accuracy.clone(), loss.clamp(min=0.0), keep.clone())
 
     def learn(self, inputs: Tensor, labels: Tensor) -> Outcome:
         """Pass a batch to all learners.

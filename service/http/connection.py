@@ -89,6 +89,11 @@ class Connection(HttpToolsProtocol):
         else:
             self._unread = waiting
 
+    def cut_off_if_unfinished(self) -> None:
+        """Cut the client off if it has not sent all of its request."""
+        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
+            self.transport.abort()
+
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP."""
         self._refuse(400, "not_http", msg)

@@ -11,23 +11,26 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 import uvicorn
 from fastapi import APIRouter
 
+from service.fold import detectors
 from service.http.app import create_app
 from service.http.connection import Connection
 from service.log.errors import LogError, Stopped
 from service.monitoring.status import Condition
-from service.process import keep_freed_memory
+from service.process import keep_freed_memory, raise_descriptor_limit
 from service.service import Service
 from service.settings import Settings
 from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
+EVERY_INTERFACE = "::"
+"""Listens for IPv4 too, where the system can; asyncio alone would take IPv6 only."""
 GRACE_SECONDS = 5
 """Longest wait at shutdown for answers that are being sent."""
 STALL_SECONDS = 30
 """A client that reads nothing of its answer for so long is cut off."""
 SHUTDOWN_STALL_SECONDS = 2
-"""The same during shutdown."""
+"""The same during shutdown; and a client that has not sent all of its request by then."""
 CONFIRM_SECONDS = 3
 """Longest wait at shutdown for the log to confirm entries."""
 
@@ -54,14 +57,26 @@ class Server(uvicorn.Server):
         Raises:
             ListenError: the address cannot be used.
         """
+        host, port = self.config.host, self.config.port
+        uvicorn_log = logging.getLogger("uvicorn.error")
+        uvicorn_log.disabled = True  # the error has its message
         try:
+            if host == EVERY_INTERFACE and socket.has_dualstack_ipv6():
+                sockets = [
+                    socket.create_server(
+                        (host, port), family=socket.AF_INET6, dualstack_ipv6=True,
+                        backlog=self.config.backlog,
+                    )
+                ]  # fmt: skip
             await super().startup(sockets)
-        except SystemExit:  # uvicorn has logged why
-            address = f"{self.config.host}:{self.config.port}"
+        except (SystemExit, OSError) as error:
+            reason = error if isinstance(error, OSError) else error.__context__
             raise ListenError(
-                f"cannot listen on {address}; is the port taken? Choose another "
-                "with --port, or 0 for any free one"
-            ) from None
+                f"cannot listen on {_joined(host, port)}: {reason}. Choose another --port, or 0 "
+                "for any free one, or another --host"
+            ) from error
+        finally:
+            uvicorn_log.disabled = False
         self.listens.set()
 
     async def main_loop(self) -> None:
@@ -70,9 +85,16 @@ class Server(uvicorn.Server):
             await super().main_loop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish the answers that are being sent, except to clients that have stalled."""
+        """Finish the requests that have arrived, except those of clients that have stalled."""
+        asyncio.get_running_loop().call_later(SHUTDOWN_STALL_SECONDS, self._cut_off_unfinished)
         async with self._cutting_off(SHUTDOWN_STALL_SECONDS):
             await super().shutdown(sockets)
+
+    def _cut_off_unfinished(self) -> None:
+        """Cut off clients that have not sent all of a request."""
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, Connection)
+            connection.cut_off_if_unfinished()
 
     @contextlib.asynccontextmanager
     async def _cutting_off(self, seconds: float) -> AsyncIterator[None]:
@@ -103,7 +125,11 @@ class Server(uvicorn.Server):
     def url(self) -> str:
         """The address that it listens on; only once it has started."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"http://{_joined(host, port)}"
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def serve(
@@ -125,6 +151,8 @@ async def serve(
         RuntimeError: an essential task of the service failed.
     """
     keep_freed_memory()
+    raise_descriptor_limit()
+    detectors.load()  # now: clients may hold all descriptors later, and it opens files
     service = Service(settings)
     server = Server(
         uvicorn.Config(
@@ -142,12 +170,16 @@ async def serve(
     )
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
-        if not service.draining.is_set():
-            logger.info("stopping")
+    def end() -> None:
+        if not server.should_exit:
             loop.call_later(CONFIRM_SECONDS, service.give_up)
         service.draining.set()
         server.should_exit = True
+
+    def stop() -> None:
+        if not service.draining.is_set():
+            logger.info("stopping")
+        end()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -160,9 +192,10 @@ async def serve(
             started(service, server.url)
         await service.draining.wait()
     except Stopped:
-        logger.info("stopped before the start was complete")
+        if not listening.done():  # otherwise its error says why
+            logger.info("stopped before the start was complete")
     finally:
-        stop()
+        end()
         await asyncio.wait({listening})
         await service.stop()
     listening.result()

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from service.process import boot_name, keeping_freed_memory
+from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
@@ -28,6 +29,7 @@ SOCKET = "valkey.sock"
 MAX_SOCKET_BYTES = 100  # bytes; the kernel's limit is 104 to 108
 LOAD_SECONDS = 600.0
 STOP_SECONDS = 20.0
+ANSWER_SECONDS = 2.0
 POLL_SECONDS = 0.02
 RESTART_SECONDS = 1.0
 SINCE = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
@@ -41,7 +43,7 @@ REWRITE_BYTES = 512 << 20
 of 64 MB, and compressed, rewriting takes a quarter of two cores during a stream of images."""
 
 
-class ServerError(RuntimeError):
+class ServerError(FunnelError, RuntimeError):
     """The embedded server cannot run; the message says why and what to do."""
 
 
@@ -77,8 +79,8 @@ class EmbeddedServer:
         while time.monotonic() < deadline:
             if self._process is not None and self._process.poll() is not None:
                 raise ServerError(
-                    f"the embedded server ended with exit status {self._process.returncode}:\n"
-                    + _tail(self.directory / "valkey.log")
+                    f"the embedded server ended with exit status {self._process.returncode}: "
+                    + (self._lack_of_room() or "\n" + _tail(self.directory / "valkey.log"))
                 )
             if (lock := self._try_lock()) is not None:
                 self._launch(lock)
@@ -125,9 +127,8 @@ class EmbeddedServer:
 
         That is the last line of its log, unless its disk was full and it could not write one.
         """
-        free = shutil.disk_usage(self.directory).free
-        if free < LITTLE_ROOM:
-            return f"{free:,} bytes are free in {self.directory}; make room"
+        if room := self._lack_of_room():
+            return room
         if self._process is not None and (self._process.returncode or 0) < 0:
             return f"it was killed by signal {-self._process.returncode}"
         return SINCE.sub("", _tail(self.directory / "valkey.log", lines=1))
@@ -164,14 +165,29 @@ class EmbeddedServer:
                 self.directory,
             )
 
+    def _lack_of_room(self) -> str:
+        free = shutil.disk_usage(self.directory).free
+        return f"{free:,} bytes are free in {self.directory}; make room" * (free < LITTLE_ROOM)
+
+    async def is_ours_alone(self) -> bool:
+        """Return whether this process started the server, and no other is connected to it."""
+        if self._process is None:
+            return False
+        try:
+            async with Redis.from_url(self.url, socket_timeout=ANSWER_SECONDS) as redis:
+                return len(await redis.client_list()) == 1
+        except (RedisError, OSError) as error:
+            logger.debug("the embedded server does not list its clients: %r", error)
+            return True
+
     async def stop(self) -> None:
         """Let the server write out its files and end; kill it if it does not."""
+        deadline = time.monotonic() + STOP_SECONDS
         try:
             async with Redis.from_url(self.url, socket_timeout=STOP_SECONDS) as redis:
                 await redis.shutdown(nosave=True)
         except (RedisError, OSError) as error:
             logger.debug("the embedded server closed the connection: %r", error)
-        deadline = time.monotonic() + STOP_SECONDS
         while (lock := self._try_lock()) is None:
             if time.monotonic() > deadline:
                 logger.error("the embedded server does not end and is killed")
@@ -195,7 +211,7 @@ class EmbeddedServer:
 
     async def _answers(self) -> bool:
         try:
-            async with Redis.from_url(self.url, socket_timeout=2.0) as redis:
+            async with Redis.from_url(self.url, socket_timeout=ANSWER_SECONDS) as redis:
                 return bool(await redis.ping())
         except (RedisError, OSError):  # it is not there, or is still loading its files
             return False
@@ -232,6 +248,7 @@ class EmbeddedServer:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(lock,),
+                umask=0o077,
                 start_new_session=True,  # Ctrl-C is for the service, which then stops it
             )
             self._running.write_text(f"{boot_name()} {self.fsync}")

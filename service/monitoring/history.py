@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator
 
 from service.monitoring.recovery import Recoveries, ShiftRecovery
 from service.monitoring.statistics import Statistics, lag_seconds
+from service.monitoring.throughput import Throughput
 from service.process import Clock
 
 MAX_ITEMS = 3_600
@@ -69,7 +70,8 @@ class Point(BaseModel):
     tensors: dict[str, TensorPoint]
     """Tensors of the served model."""
     throughput: Short | None
-    """Examples a second since the point before; None for the first point."""
+    """Examples a second over the last second or so, between the ends of batches; None before two
+    points."""
     backlog: int
     """Examples that wait to be learned."""
     lag: Short
@@ -110,8 +112,8 @@ class History:
         self._lock = threading.Lock()
         self._clock = clock
         self._listeners: set[Callable[[], object]] = set()
-        self._before: tuple[float, int] | None = None
-        """Unix time and examples of the newest point."""
+        self.throughput = Throughput(clock)
+        """Counts the batches of the thread that adds points."""
         self._noted: dict[str, dict[Any, bytes]] = {DRIFT: {}, SHIFT: {}}
         """The newest drifts and shifts as readers know them, by kind and ``id``."""
         self._recoveries = Recoveries()
@@ -128,24 +130,21 @@ class History:
             backlog: examples that wait to be learned.
             checkpoint_age: seconds since the last checkpoint, or None.
         """
-        now, before, examples = self._clock.time(), self._before, statistics.examples
-        throughput = None
-        if before is not None and now > before[0]:
-            throughput = max(0, examples - before[1]) / (now - before[0])
+        now, examples = self._clock.time(), statistics.examples
         values = {
             "version": statistics.version,
             "examples": examples,
             "time": round(now, 3),
             "learners": {name: learner.scores for name, learner in statistics.learners.items()},
             "tensors": dict(islice(statistics.served.tensors.items(), MAX_TENSORS)),
-            "throughput": throughput,
+            "throughput": self.throughput.read(),
             "backlog": backlog,
             "lag": lag_seconds(statistics, now),
             "checkpoint_age": checkpoint_age,
             "expert_weights": statistics.served.expert_weights,
         }
         point = Point.model_validate(values, from_attributes=True)
-        self._before, self._version = (now, examples), statistics.version
+        self._version = statistics.version
         self._add(POINT, point.model_dump_json().encode())
         accuracies = {n: one.scores.rolling_accuracy for n, one in statistics.learners.items()}
         with self._measured():

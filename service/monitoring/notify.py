@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from service.fold.drift import Event, Monitor
 from service.monitoring.history import DRIFT, History
+from streams.proxies import ProxyError, async_transport
 
 logger = logging.getLogger("funnel")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every address with its secrets
@@ -76,8 +77,16 @@ class Webhook:
             self._give_up("too many events wait")
 
     async def run(self) -> None:
-        """Post the queued events, until cancelled."""
-        async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, follow_redirects=False) as client:
+        """Post the queued events, until cancelled; without a usable proxy, give each up."""
+        try:
+            transport = async_transport(self._url)
+        except ProxyError as error:
+            logger.warning("no drift event will be posted: %s", error)
+            while True:
+                await self._queue.get()
+                self._give_up("its proxy cannot be used")
+                self._queue.task_done()
+        async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, transport=transport) as client:
             while True:
                 await self._post(client, await self._queue.get())
                 self._queue.task_done()

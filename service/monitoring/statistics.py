@@ -133,7 +133,7 @@ def _tensor(telemetry: TensorTelemetry, log_gain: Tensor, step_size: Tensor) -> 
             "lower": float(telemetry["gain_at_lower_bound"]),
             "upper": float(telemetry["gain_at_upper_bound"]),
         },
-        alignment=float(telemetry["alignment"]),
+        alignment=float(telemetry["alignment"].clamp(-1.0, 1.0)),  # a rounded cosine
         gradient_norm=float(telemetry["gradient_norm"]),
         update_norm=float(telemetry["update_norm"]),
         gain_counts=tuple(counts.tolist()),

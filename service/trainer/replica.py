@@ -71,7 +71,7 @@ class Replica:
         """True once it is where the recorded cuts end, and may record more."""
         self._hyperparameters = state.hyperparameters
         """The hyperparameters of the settings; the log may still have others."""
-        self._is_loaded = False
+        self._is_loaded = self._is_checked = False
         self._epoch: int | None = None
         self._recorded = 0
         """Number of the last recorded cut, which may not be applied yet."""
@@ -113,6 +113,19 @@ class Replica:
             raise LogError(
                 f"{what} is of another model: {listed}. Use its settings, or another --data-dir"
             )
+
+    async def check_model(self, log: Log) -> None:
+        """Check that the log is of this model, if no checkpoint has shown that.
+
+        Raises:
+            LogError: it is of another model.
+        """
+        if self._is_checked or self._is_loaded:
+            return
+        for _, cut in (await log.cuts_after(0))[:1]:
+            if isinstance(cut.command, Begin):
+                self._check_spec(Spec.of(dict(cut.command.spec)), "the log")
+            self._is_checked = True
 
     async def recover(self, log: Log, accept_gap: bool, keep_lease: KeepLease) -> Pending:
         """Check that the log reaches back, take it over, and apply every recorded cut.

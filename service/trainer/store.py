@@ -49,7 +49,8 @@ class CheckpointStore:
         self, directory: Path, numerics: dict[str, str], warn: Callable[[str], None]
     ) -> None:
         self.directory, self.numerics, self._warn = directory, numerics, warn
-        directory.mkdir(parents=True, exist_ok=True)
+        for folder in (directory.parent, directory):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # only the last is of this mode
         self._infos: dict[Path, Info] = {}
         self._seen: list[Path] = []
         self._unread: dict[Path, OSError] = {}

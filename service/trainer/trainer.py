@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import uvloop
 
-from service.fold import detectors
 from service.fold.drift import Event
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
@@ -164,7 +163,6 @@ class Trainer:
         """Learn, or stand by, until `end` is called or an operator has to act."""
         self._loop = asyncio.get_running_loop()
         try:
-            await asyncio.wrap_future(self._worker.start(detectors.load))
             while not self._stopping:
                 try:
                     await self._take_part()
@@ -233,6 +231,7 @@ class Trainer:
         self._rejections.remember(applied)
         self.newest.note(self.snapshot, batch)
         self._observe(applied.seconds, applied.examples)
+        self.history.throughput.add(applied.examples)
         age = self._clock.monotonic() - self._published_at
         if self._waiters or age >= PUBLISH_SECONDS:
             self._publish()
@@ -319,6 +318,7 @@ class Trainer:
             self._become(Condition.STANDBY, ANOTHER_LEARNS)
         self._writer.give_up(ANOTHER_LEARNS)
         self._waiters.give_up(ANOTHER_LEARNS)
+        await self._replica.check_model(self._log)
         try:
             if self._writer.checkpoints.has_news:
                 self._load()

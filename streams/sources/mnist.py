@@ -22,6 +22,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
+from streams.environment import home, variables
 from streams.errors import FunnelError
 
 MIRRORS = (
@@ -86,10 +87,14 @@ FILES = (
 
 
 def cache_directory() -> Path:
-    """Return the folder of the files, unless `load` is given another."""
-    if data := os.environ.get("FUNNEL_DATA_DIR"):
-        return Path(data) / "mnist"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "funnel" / "mnist"
+    """Return the folder of the files, unless `load` is given another.
+
+    Raises:
+        PathError: no home directory is known, and no variable names another folder.
+    """
+    if data := variables().get("FUNNEL_DATA_DIR"):
+        return home(data) / "mnist"
+    return home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "funnel" / "mnist"
 
 
 def load(

@@ -39,7 +39,7 @@ def test_every_setting_in_the_containers_is_one_of_the_service() -> None:
 
 
 def test_every_setting_but_those_of_the_container_is_passed_on() -> None:
-    fixed = {"redis_url", "data_dir", "host", "port", "appendfsync"}
+    fixed = {"redis_url", "redis_url_file", "data_dir", "host", "port", "appendfsync"}
     passed = yaml.safe_load(COMPOSE)["services"]["service"]["environment"]
     assert {name for name, value in passed.items() if value is None} == {
         f"FUNNEL_{name.upper()}" for name in Settings.model_fields if name not in fixed
@@ -74,11 +74,51 @@ def test_the_programs_that_we_build_run_as_nobody_in_particular() -> None:
     assert "0" not in user
 
 
-@pytest.mark.parametrize("service", ["redis", "service", "standby", "generator", "prometheus"])
+SERVICES = yaml.safe_load(COMPOSE)["services"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_containers_write_to_their_volumes_only(service: str) -> None:
-    container = yaml.safe_load(COMPOSE)["services"][service]
+    container = SERVICES[service]
     assert container["read_only"]
     assert container["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_containers_have_no_capability_and_bounded_memory_and_processes(service: str) -> None:
+    container = SERVICES[service]
+    assert container["cap_drop"] == ["ALL"]
+    assert "cap_add" not in container
+    assert re.fullmatch(r"\d+g", container["mem_limit"])
+    assert 0 < container["pids_limit"] <= 512
+
+
+def test_the_log_server_refuses_entries_before_its_container_is_killed() -> None:
+    (limit,) = re.findall(r"--maxmemory (\d+)gb", SERVICES["redis"]["command"])
+    assert 2 * int(limit) <= int(SERVICES["redis"]["mem_limit"].removesuffix("g"))
+
+
+def test_only_containers_that_write_to_the_log_share_its_network() -> None:
+    networks = yaml.safe_load(COMPOSE)["networks"]
+    shared = {name for name, container in SERVICES.items() if "log" in container["networks"]}
+    assert shared == {"redis", "service", "standby", "generator"}
+    assert SERVICES["redis"]["networks"] == ["log"]
+    assert networks["log"] == {"internal": True}
+    assert SERVICES["grafana"]["networks"] == ["dashboards"]
+    assert set(SERVICES["prometheus"]["networks"]) == {"service", "dashboards"}
+
+
+def test_nobody_has_a_password_of_grafana() -> None:
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+
+
+def test_make_installs_the_pinned_versions() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    installs = [line for line in makefile.splitlines() if "pip install" in line]
+    assert installs == ["INSTALL := $(BIN)/pip install --quiet --constraint docker/constraints.txt"]
 
 
 @pytest.mark.parametrize("service", ["service", "standby", "generator"])

@@ -42,7 +42,7 @@ def settings_table() -> str:
 
 
 def _shown(default: object) -> str:
-    if isinstance(default, SecretStr):
+    if default is None or isinstance(default, SecretStr):
         return ""
     if isinstance(default, tuple):
         return ",".join(map(str, default))

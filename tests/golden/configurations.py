@@ -25,9 +25,10 @@ from service.http.app import create_app
 from service.http.routes.demo import demo_router
 from service.log.position import EntryId, Position, Progress
 from service.service import Service
-from service.settings import PREFIX, Settings, load_settings
+from service.settings import Settings, load_settings
 from service.trainer.checkpoint import Checkpoint, decode, encode, numerics
 from streams.batch import Batch
+from streams.environment import PREFIX
 from tests.golden.data import CLASSES, FEATURES, golden_batch
 
 MODELS = {"logistic": "logistic", "mlp": "mlp", "restless": "tests.golden.restless:Restless"}

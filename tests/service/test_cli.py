@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import httpx
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from service.cli import COMMANDS
 from streams.batch import Batch
 from tests.support.harness import ServiceProcess, free_port, serving
 
+ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "river", "sklearn", "scipy", "fastapi", "pandas"}
 FUNNEL = [sys.executable, "-m", "service.cli"]
 HELP_CPU_SECONDS = 0.4
@@ -28,10 +30,9 @@ def environment() -> dict[str, str]:
 
 
 def funnel(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    root = str(Path(__file__).parent.parent.parent)
     return subprocess.run(
         [*FUNNEL, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd,
-        env=environment() | {"PYTHONPATH": root},
+        env=environment() | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
 
@@ -120,6 +121,11 @@ def test_ctrl_c_is_status_130_and_silent() -> None:
     assert (ran.returncode, ran.stderr) == (130, "")
 
 
+def test_sigterm_is_the_status_of_a_signal_and_silent() -> None:
+    ran = run_instead("signal.raise_signal(signal.SIGTERM)")
+    assert (ran.returncode, ran.stderr) == (143, "")
+
+
 @pytest.mark.parametrize("amount", [1, 100_000])
 def test_output_that_nobody_reads_is_one_line(amount: int) -> None:
     reader, writer = os.pipe()
@@ -159,6 +165,42 @@ def test_ctrl_c_ends_a_stream_that_waits_for_its_service(rows: Path) -> None:
     assert "Traceback" not in rest
 
 
+def test_a_proxy_that_cannot_be_used_is_one_line(rows: Path) -> None:
+    ran = subprocess.run(
+        [*FUNNEL, "stream", str(rows), "--to", "http://funnel.invalid"],
+        capture_output=True, text=True, timeout=60,
+        env=environment() | {"ALL_PROXY": "socks5://127.0.0.1:9"},
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("funnel: the proxy socks5://127.0.0.1:9 of the environment cannot")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_stream_takes_its_key_from_a_file(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("hush\n")
+    keys = {"features": 3, "classes": 2, "api_key_file": str(tmp_path / "key")}
+    with serving(tmp_path / "service", **keys) as running:
+        assert httpx.get(f"{running.url}/model").status_code == 401
+        ran = subprocess.run(
+            [*FUNNEL, "stream", str(rows), "--to", running.url],
+            capture_output=True, text=True, timeout=60,
+            env=environment() | {"FUNNEL_API_KEY_FILE": str(tmp_path / "key")},
+        )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_home_directory_need_not_be_known(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pwd\ndef unknown(uid):\n    raise KeyError(uid)\npwd.getpwuid = unknown\n"
+    )
+    ran = subprocess.run(
+        [*FUNNEL, "data", "mnist"], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("funnel: ~/.cache has no meaning here: no home directory is known")
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     with socket.socket() as listener:
@@ -176,6 +218,7 @@ MENDABLE = {
     "a bad port": (["stream", "rows.csv", "--to", "http://h:x"], "is not an address"),
     "a bad port of Redis": (["stream", "rows.csv", "--to", "redis://h:x"], "is not an address"),
     "a taken port": (["serve", "--port", "TAKEN"], "cannot listen on 127.0.0.1:"),
+    "a host": (["serve", "--port", "0", "--host", "no.invalid"], "listen on no.invalid:0: [Errno"),
     "a setting": (["serve", "--batch-size", "0"], "FUNNEL_BATCH_SIZE"),
     "a device": (["serve", "--port", "0", "--device", "gpu"], "FUNNEL_DEVICE: 'gpu' cannot be"),
     "a model": (["serve", "--port", "0", "--model", "gone:Net"], "'gone:Net' cannot be imported"),
@@ -198,7 +241,7 @@ def test_an_error_that_the_user_can_mend_is_one_line(
     arguments, message = MENDABLE[fault]
     ran = funnel(*(w.replace("TAKEN", str(taken)) for w in arguments), cwd=tmp_path)
     assert ran.returncode == 1
-    last = ran.stderr.splitlines()[-1]
+    *before, last = ran.stderr.splitlines()
     assert last.startswith("funnel: ")
     assert message in last
-    assert "Traceback" not in ran.stderr
+    assert [line for line in before if "2 examples" not in line] == []

@@ -38,11 +38,13 @@ def test_a_model_predicts_learns_and_starts_again_where_it_stopped(
         for work in works:
             work.cancel()
         assert await model.stop(), "it was the learner"
-        await model.close()
+        await model.disconnect()
+        model.close()
         again = await asyncio.to_thread(a_model, tmp_path, server.url)
         assert again.trainer.snapshot.version == 1
         await again.stop()
-        await again.close()
+        await again.disconnect()
+        again.close()
 
     asyncio.run(use())
 

@@ -11,7 +11,8 @@ from service.commands.options import settings_of
 from service.fold.networks import ModelError, find_device
 from service.fold.optimizers import INNER
 from service.fold.spec import MAX_EXPERTS, SHADOW_LR
-from service.settings import Settings, SettingsError, load_settings
+from service.settings import KEYS, SECRETS, Settings, SettingsError, load_settings
+from streams.sources import mnist
 from tests.support.harness import free_port
 
 CONTRACT = """
@@ -64,6 +65,100 @@ def test_a_wrong_value_is_named_in_one_line(
         load_settings()
     assert str(caught.value).startswith(variable)
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_variable_is_as_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields.keys() - set(KEYS) - {f"{key}_file" for key in KEYS}:
+        for empty in ("", " ", '""'):
+            monkeypatch.setenv(f"FUNNEL_{name.upper()}", empty)
+            assert load_settings() == load_settings({})
+            assert load_settings().model_fields_set == set()
+        monkeypatch.delenv(f"FUNNEL_{name.upper()}")
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_an_empty_key_does_not_open_the_service(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUNNEL_API_KEY", "the one")
+    monkeypatch.setenv(f"FUNNEL_{name.upper()}", "")
+    with pytest.raises(SettingsError, match=f"FUNNEL_{name.upper()}: the key is blank"):
+        load_settings()
+
+
+@pytest.mark.parametrize(("name", "value"), [("host", ""), ("host", "[]"), ("data_dir", " ")])
+def test_an_empty_option_is_not_everything(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"FUNNEL_{name.upper()}: give a"):
+        load_settings({name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [("::", "::"), ("[::]", "::"), ("::1", "::1"), ("[::1]", "::1"), (" h.example ", "h.example")],
+)
+def test_a_host_is_a_name_or_an_address_with_or_without_brackets(given: str, host: str) -> None:
+    assert load_settings({"host": given}).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:80", "http://h", "a b", "[::1]:80", "::x"])
+def test_a_host_with_anything_else_is_refused(host: str) -> None:
+    with pytest.raises(SettingsError, match="FUNNEL_HOST: give an address or a host name"):
+        load_settings({"host": host})
+
+
+@pytest.mark.parametrize("value", ["~/state", '"~/state"', "'~/state' "])
+def test_a_data_folder_may_lie_in_the_home_directory(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    monkeypatch.setenv("FUNNEL_DATA_DIR", value)
+    assert load_settings().data_dir == Path("/somewhere/state")
+    assert mnist.cache_directory() == Path("/somewhere/state/mnist")
+
+
+def test_variables_of_service_links_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUNNEL_PORT", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("FUNNEL_REDIS_SERVICE_HOST", "10.0.0.2")
+    assert load_settings() == load_settings({})
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_are_read_from_files(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    value = "redis://h/1" if name == "redis_url" else "http://h/x"
+    file.write_text(f"{value}\n")
+    if name not in ("redis_url", "api_key"):
+        monkeypatch.setenv("FUNNEL_API_KEY", "the one")
+    monkeypatch.setenv(f"FUNNEL_{name.upper()}_FILE", str(file))
+    assert getattr(load_settings(), name).get_secret_value() == value
+    assert value not in repr(load_settings())
+    given = f"{value}0"
+    assert getattr(load_settings({name: given}), name).get_secret_value() == given
+    monkeypatch.setenv(f"FUNNEL_{name.upper()}", value)
+    with pytest.raises(SettingsError, match=f"FUNNEL_{name.upper()}_FILE: .* set too; remove one"):
+        load_settings()
+
+
+def test_a_file_that_holds_no_key_does_not_open_the_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").write_text("\n")
+    monkeypatch.setenv("FUNNEL_API_KEY_FILE", "")
+    with pytest.raises(SettingsError, match="FUNNEL_API_KEY_FILE: the path is blank"):
+        load_settings()
+    for name, what in (("empty", "is empty"), ("gone", "cannot be read")):
+        monkeypatch.setenv("FUNNEL_API_KEY_FILE", str(tmp_path / name))
+        with pytest.raises(SettingsError, match=f"FUNNEL_API_KEY_FILE: .*{name} {what}"):
+            load_settings()
+
+
+def test_help_says_that_processes_show_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in SECRETS:
+        variable = f"FUNNEL_{name.upper()}"
+        assert f"ps shows this option to every user: prefer {variable} or {variable}_FILE" in shown
 
 
 def test_a_variable_that_is_not_a_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from funnel.pool.mixing import (
     mixed_losses,
     weights_of,
 )
+from funnel.pool.pool import predicted
 
 CPU = torch.device("cpu")
 ALL = torch.ones(5, dtype=torch.bool)
@@ -155,3 +156,16 @@ def test_weights_stay_where_a_batch_is_not_kept() -> None:
     share = FixedShare(5, CPU)
     share.update(torch.full((5, 100), torch.nan), ~ALL, torch.tensor(False))
     assert torch.equal(share.log_weights, torch.full((5,), -math.log(5)))
+
+
+def test_a_prediction_is_a_probability_however_the_weights_are_rounded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([40.0, 0.0, 0.0]).expand(6, 4, 3)
+    healthy = torch.ones(6, dtype=torch.bool)
+    most = 0.0
+    for _ in range(200):
+        log_weights = torch.randn(6, generator=generator).log_softmax(dim=0)
+        most = max(most, float(mixed(log_weights, logits.softmax(dim=-1), healthy).max()))
+        shown = predicted(log_weights, logits)
+        assert 0.0 <= float(shown.min()) <= float(shown.max()) <= 1.0
+    assert most > 1.0, "no weights were rounded up"

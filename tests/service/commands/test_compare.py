@@ -112,6 +112,17 @@ def test_compare_prints_a_table_and_draws_a_picture(
     assert "100%" in errors
 
 
+def test_a_file_with_signs_of_formulas_in_its_name_has_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "a$_{b$.csv"
+    file.write_text("a,label\n" + 20 * "1,0\n2,1\n")
+    options = ["--peers", "sgd", "--seeds", "1", "--plot=~/picture.png"]
+    assert main(["compare", str(file), *options]) == 0
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_compare_runs_the_optimizer_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--peers", "", "--optimizer", "adam", "--lr", "0.01", "--examples", "500"]
     assert main([*COMPARE, *arguments]) == 0

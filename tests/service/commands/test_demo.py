@@ -1,18 +1,27 @@
 """`funnel demo`, as a user runs it."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from service.cli import main
 from service.commands.demo_report import lines
+from service.commands.demonstration import run_demo
 from service.monitoring.recovery import ShiftRecovery
+from service.settings import load_settings
+from streams.batch import Batch
+from streams.sources.catalog import Stream
 from tests.support.harness import free_port, processes_naming, wait_for
+from tests.support.states import a_batch
 
 COMMAND = [
     sys.executable,
@@ -27,8 +36,8 @@ COMMAND = [
 ]
 
 
-def demo(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
-    environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+def demo(tmp_path: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment, start_new_session=True,
@@ -122,3 +131,53 @@ def test_a_reader_that_goes_away_ends_everything(tmp_path: Path) -> None:
     assert errors == "funnel: [Errno 32] Broken pipe\n"
     assert processes_naming(tmp_path) == set()
     assert [p.name for p in tmp_path.iterdir() if "funnel" in p.name] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "variables"),
+    [
+        ("127.0.0.1", {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}),
+        ("::", {"ALL_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": "127.0.0.0/8,::1/128"}),
+    ],
+)
+def test_the_demo_asks_no_proxy_for_its_own_service(
+    host: str, variables: dict[str, str], tmp_path: Path
+) -> None:
+    run = demo(tmp_path, "--examples", "300", "--rate", "600", "--host", host, **variables)
+    out, errors = run.communicate(timeout=120)
+    assert (run.returncode, errors) == (0, "")
+    assert "300 examples learned" in out
+
+
+@pytest.mark.slow
+def test_whatever_ends_the_sending_ends_the_demo(tmp_path: Path) -> None:
+    """Although what was sent before waits to be learned."""
+
+    def blocks(seed: int, index: int | None) -> Iterator[Batch]:
+        yield a_batch(0, 100)
+        raise OSError("the source is gone")
+
+    stream = Stream("broken", 6, 3, 1_000, (), blocks)
+    settings = load_settings(
+        {
+            "data_dir": tmp_path, "features": 6, "classes": 3, "port": 0, "batch_size": 1_000,
+            "max_wait_ms": 3_600_000,
+        }
+    )  # fmt: skip
+    with pytest.raises(OSError, match="the source is gone"):
+        run_demo(stream, 1_000, settings, None)
+    assert processes_naming(tmp_path) == set()
+
+
+def test_the_demo_without_a_folder_for_its_files_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", none)
+    assert main(["demo", "--source", "digits"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("funnel: the demo cannot keep its files: ")
+    assert shown.endswith("; set TMPDIR\n")

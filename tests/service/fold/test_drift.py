@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from service.fold import drift
+from service.fold.detectors import SEARCHED, SIDE
 from service.fold.drift import Monitor
 from service.fold.report import Report
 from service.log.position import EntryId, Position
@@ -105,6 +106,52 @@ def test_steps_of_fold_version_1_are_replayed_with_its_definition_of_recovery() 
         (b, b) for _, b in taken if b is not None
     ]
     assert any(a is not None for a, _ in taken)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.01), (0.0, 0.02), (0.01, 0.03), (0.2, 0.3)])
+def test_a_small_rise_of_the_error_is_for_the_worse(before: float, after: float) -> None:
+    seen = 0
+    for seed in range(20):
+        monitor = Monitor()
+        feed(monitor, accuracies(1 - before, 1 - after, length=500, seed=seed))
+        events = [e for e in monitor.events if e.examples > 50_000]
+        assert [e.direction for e in events] == ["worse"] * len(events)
+        assert all(e.accuracy_after < e.accuracy_before for e in events)
+        seen += len(events)
+    assert seen >= 20
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.02, 0.01), (0.04, 0.02), (0.3, 0.2)])
+def test_a_small_fall_of_the_error_is_for_the_better(before: float, after: float) -> None:
+    seen = 0
+    for seed in range(20):
+        monitor = Monitor()
+        feed(monitor, accuracies(1 - before, 1 - after, length=500, seed=seed))
+        events = [e for e in monitor.events if e.examples > 50_000]
+        assert [e.direction for e in events] == ["better"] * len(events)
+        assert all(e.accuracy_after > e.accuracy_before for e in events)
+        seen += len(events)
+    assert seen >= 20
+
+
+def test_steps_of_fold_version_2_are_replayed_with_its_directions() -> None:
+    rates = accuracies(1.0, 0.99, length=500)
+    old, new = Monitor(), Monitor()
+    old.set_version(2)
+    for monitor in (old, new):
+        feed(monitor, rates)
+    assert [(e.detector, e.examples) for e in old.events] == [
+        (e.detector, e.examples) for e in new.events
+    ]
+    (change,) = (e for e in old.events if e.detector == "adwin")
+    newest = np.array([1 - rate for rate in rates[: change.examples // 100]][-SEARCHED:])
+    means = {
+        (1 - float(newest[max(0, k - SIDE) : k].mean()), 1 - float(newest[k : k + SIDE].mean()))
+        for k in range(1, SEARCHED)
+    }
+    assert any(
+        (change.accuracy_before, change.accuracy_after) == pytest.approx(pair) for pair in means
+    )
 
 
 def test_a_fall_inside_a_dip_must_recover_to_the_accuracy_before_the_dip() -> None:

@@ -87,3 +87,11 @@ def test_before_the_first_example_there_is_nothing_to_say() -> None:
     assert (read.scored, read.correct) == (0, 0)
     assert math.isnan(read.accuracy)
     assert math.isnan(read.rolling_loss)
+
+
+def test_a_loss_below_zero_by_rounding_is_shown_as_zero() -> None:
+    scores = Scores(2, CPU)
+    labels = torch.zeros(10, dtype=torch.int64)
+    scores.update(labels == 0, torch.full((10,), -1e-7), labels, YES)
+    assert (scores.read().loss, scores.read().rolling_loss) == (0.0, 0.0)
+    assert float(scores.loss_sum) < 0, "the state keeps what was added"

@@ -13,7 +13,7 @@ from funnel import Adagrad, Funnel
 from funnel.graphs.traced import Traced
 from service.fold import networks as models
 from service.fold.networks import BUILT_IN, ModelError
-from service.fold.spec import OPTIMIZERS, Spec
+from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Spec
 from service.fold.state import State
 from service.fold.step import Fold
 from service.log.position import ORIGIN, Position, Progress
@@ -368,3 +368,27 @@ def test_reports_of_the_host_keep_no_tensors() -> None:
     """Thousands of them, scattered among the large tensors of each step, cost gigabytes."""
     report = step(a_state(), a_batch(0))
     assert [type(v) for v in vars(report).values()] == [int, float, float, bool]
+
+
+def test_a_report_has_no_loss_below_zero() -> None:
+    spec = replace(a_spec("logistic"), optimizer="pool", experts=MAX_EXPERTS)
+    state = State(spec, HYPERPARAMETERS, CPU)
+    fold = Fold(state)
+    fold.step(a_batch(0))
+    pool = state.served.pool
+    for parameter in pool.parameters.values():
+        parameter.zero_()
+    list(pool.parameters.values())[-1][:, 0] = 100.0  # each expert is sure of class 0
+    generator = torch.Generator().manual_seed(0)
+    right, least = a_batch(1), 0.0
+    right = Batch(right.features, np.zeros_like(right.labels))
+    for _ in range(50):
+        pool.mixing.log_weights.copy_(
+            torch.randn(len(pool.experts), generator=generator).log_softmax(dim=0)
+        )
+        with torch.no_grad():
+            scored = state.served.score(torch.zeros(len(right), 6), torch.from_numpy(right.labels))
+        least = min(least, float(scored.scored.losses.mean()))
+        assert fold.step(right).loss >= 0.0
+        assert state.served.scores.read().rolling_loss >= 0.0
+    assert least < 0.0, "no weights were rounded up"

