@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from service.http.codecs.codec import Examples
 from service.http.codecs.table import LEARN, described
-from service.http.dependencies import AnyService, BodiesOf, Learning
+from service.http.dependencies import AdmissionOf, AnyService, BodiesOf, Learning
 from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.log.errors import LogUnavailable, Stopped
 from service.log.intake import KeyInFlightError, KeyReusedError
@@ -31,6 +31,8 @@ class Accepted(BaseModel):
     """Number of examples."""
     entry: str
     """Id of the entry that holds them."""
+    reason: str | None = None
+    """Why the answer does not wait for the examples to be learned, with `wait=applied`."""
 
 
 class AppliedAnswer(Accepted):
@@ -59,6 +61,7 @@ async def learn(
     request: Request,
     service: AnyService,
     bodies: BodiesOf,
+    admission: AdmissionOf,
     model: Learning,
     wait: Annotated[
         Literal["applied"] | None, Query(description="answer when the examples are learned")
@@ -76,28 +79,23 @@ async def learn(
     """Append labelled examples to the log.
 
     202 means that they are in the log, as durable as the operator chose. With `wait=applied` the
-    answer comes when they are learned (200); after a minute, or at shutdown, it is 202.
+    answer comes when they are learned (200); after a minute, at shutdown, or while too many
+    others wait, it is 202.
     """
-    _check_backlog(model)
+    admission.check(model)
     async with bodies.examples(request, model.spec) as examples:
-        entry = await _append(model, examples, idempotency_key)
-        applied = await _applied(service, model, entry) if wait else None
-    accepted = {"accepted": examples.count, "entry": str(entry)}
-    if applied is None:
+        count = examples.count
+        with admission.examples(model, count) as entries:
+            entries.append(entry := await _append(model, examples, idempotency_key))
+        del examples  # their memory is not held while they are waited for
+    accepted = {"accepted": count, "entry": str(entry)}
+    if not wait:
         return JSONResponse(accepted, 202)
+    with admission.wait() as reason:
+        applied = None if reason else await _applied(service, model, entry)
+    if applied is None:
+        return JSONResponse(accepted | ({"reason": reason} if reason else {}), 202)
     return JSONResponse(accepted | asdict(applied), 200)
-
-
-def _check_backlog(model: Model) -> None:
-    backlog, most = model.backlog(), model.settings.max_backlog
-    if backlog >= most:
-        raise HTTPError(
-            429,
-            "backlog_full",
-            f"about {backlog} examples wait to be learned (FUNNEL_MAX_BACKLOG is {most}); send "
-            "these again later",
-            retry=RETRY_SECONDS,
-        )
 
 
 async def _append(model: Model, examples: Examples, key: str | None) -> EntryId:
