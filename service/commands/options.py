@@ -20,7 +20,8 @@ TOPICS = {
         "checkpoint_every_seconds", "lease_seconds", "accept_gap",
     ),
     "HTTP": (
-        "host", "port", "api_key", "learn_key", "predict_key", "max_body_bytes", "drift_webhook",
+        "host", "allowed_hosts", "port", "api_key", "learn_key", "predict_key", "max_body_bytes",
+        "drift_webhook",
     ),
 }  # fmt: skip
 """Every setting, by the heading under which help shows it."""

@@ -24,18 +24,23 @@ WAIT_SECONDS = 60.0
 router = APIRouter()
 
 
-class Accepted(BaseModel):
+class InLog(BaseModel):
     """The examples are in the log."""
 
     accepted: int
     """Number of examples."""
     entry: str
     """Id of the entry that holds them."""
+
+
+class Accepted(InLog):
+    """The examples are in the log."""
+
     reason: str | None = None
-    """Why the answer does not wait for the examples to be learned, with `wait=applied`."""
+    """Why the answer did not wait for the examples to be learned; only with `wait=applied`."""
 
 
-class AppliedAnswer(Accepted):
+class AppliedAnswer(InLog):
     """The examples are learned."""
 
     model_version: int
