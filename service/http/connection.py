@@ -8,6 +8,7 @@ nothing of its answer is cut off. There are never more connections than the proc
 
 import asyncio
 import fcntl
+import heapq
 import resource
 import sys
 import termios
@@ -32,9 +33,11 @@ AHEAD_BYTES = 512 << 10
 """Most bytes of further requests that are kept while one is answered."""
 HEAD_PART, CHUNKED_PART = 512, 4 << 10
 """Bytes that are parsed at once where requests may end: each ends in a queue, however short."""
-RESERVED_FILES = 192
+RESERVED_FILES = 128
 """Files that connections leave to the log, the checkpoints, and clients that are turned away."""
 MAX_CONNECTIONS = 4_096
+CLOSED_AT_ONCE = 1 / 16
+"""Share of the connections that is closed to make room, so that not every new one looks at all."""
 
 
 def _unsent(transport: asyncio.Transport) -> int:
@@ -77,11 +80,12 @@ class Connection(HttpToolsProtocol):
 
     # uvicorn narrows the argument of asyncio's interface, so this subclass must too.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock; make room, if need be, by closing the connection that is idle longest.
+        """Start the clock; make room, if need be, by closing those that are idle longest.
 
         Without room the answer is 503.
         """
-        has_room = len(self.connections) < most_connections() or self._make_room()
+        most = most_connections()
+        has_room = len(self.connections) < most or self._make_room(int(most * CLOSED_AT_ONCE))
         super().connection_made(transport)
         self._idle_since = self.loop.time()
         self._begin_head()
@@ -256,15 +260,15 @@ class Connection(HttpToolsProtocol):
                 seconds, self.timeout_keep_alive_handler
             )
 
-    def _make_room(self) -> bool:
-        """Cut off the connection whose client has been idle longest; return whether there is one.
+    def _make_room(self, most: int) -> bool:
+        """Cut off connections whose clients are idle longest; return whether there are any.
 
         Those without a request come first, then those whose request has not arrived whole.
         """
         idle = [c for c in map(_own, self.connections) if not c.transport.is_closing()]
         idle = [c for c in idle if c._is_idle] or [c for c in idle if not c._is_whole]
-        if idle:
-            min(idle, key=lambda connection: connection._idle_since).transport.abort()
+        for one in heapq.nsmallest(max(1, most), idle, key=lambda c: c._idle_since):
+            one.transport.abort()
         return bool(idle)
 
     @property
