@@ -108,6 +108,10 @@ class Settings(BaseModel):
         description="CPU threads of one operation; the last bits of results depend on it",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="names by which clients reach the service, with commas; empty: any, but "
+        "only those of this machine while it listens on loopback without a key",
+    )  # fmt: skip
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
     api_key: SecretStr = Field(
         SecretStr(""),
@@ -198,7 +202,7 @@ class Settings(BaseModel):
             raise ValueError("give an address or a host name")
         return address
 
-    @field_validator("hidden", "shadow", mode="before")
+    @field_validator("hidden", "shadow", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

@@ -24,6 +24,8 @@ BATCH = "batch"
 """Field of a log entry that holds the bytes."""
 HEADER_BYTES = 64 << 10
 """Longest header; one of 32 MB would take seconds and 1 GB to read."""
+MAX_DIMENSION = 1 << 31
+"""Largest dimension of a tensor. A tensor without elements may claim any; numpy takes fewer."""
 
 Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -78,7 +80,7 @@ def decode(raw: bytes) -> Batch:
 
     Raises:
         InvalidBatchError: the bytes are not such a file, or have other tensors, dtypes or numbers
-            of dimensions.
+            of dimensions, no elements, or a dimension above MAX_DIMENSION.
     """
     tensors = _tensors(raw, {"features": FEATURE_TYPES, "labels": LABEL_TYPES})
     return Batch(tensors["features"], tensors["labels"])
@@ -181,6 +183,15 @@ def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[An
         if len(tensor["shape"]) != len(SHAPES[name].split()):
             raise InvalidBatchError(
                 f"{name} have shape {tensor['shape'][:8]}, expected {SHAPES[name]}", name
+            )
+        if max(tensor["shape"]) > MAX_DIMENSION:
+            raise InvalidBatchError(
+                f"{name} have shape {tensor['shape']}, and no dimension may exceed {MAX_DIMENSION}",
+                name,
+            )
+        if 0 in tensor["shape"]:
+            raise InvalidBatchError(
+                f"the batch has no examples: {name} have shape {tensor['shape']}", name
             )
         tensors[name] = np.frombuffer(tensor["data"], types[tensor["dtype"]]).reshape(
             tensor["shape"]

@@ -22,8 +22,8 @@ TOPICS = {
         "accept_gap",
     ),
     "HTTP": (
-        "host", "port", "api_key", "api_key_file", "learn_key", "learn_key_file", "predict_key",
-        "predict_key_file", "max_body_bytes", "drift_webhook", "drift_webhook_file",
+        "host", "allowed_hosts", "port", "api_key", "api_key_file", "learn_key", "learn_key_file",
+        "predict_key", "predict_key_file", "max_body_bytes", "drift_webhook", "drift_webhook_file",
     ),
 }  # fmt: skip
 """Every setting, by the heading under which help shows it."""

@@ -12,10 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from service.http.answers import Answers
 from service.http.body import Bodies
+from service.http.budget import MEMORY, Budget
 from service.http.errors import HTTPError
 from service.http.guard import ADMIN, LEARN, OPEN_PATHS, PREDICT, Guard
 from service.http.routes import drift, health, history, learn, model, page, pictures, predict
+from service.http.sites import Sites
+from service.http.waits import Waits
 from service.service import Service
 
 logger = logging.getLogger("funnel")
@@ -30,7 +34,9 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         service: answers the requests.
         more: further routes.
     """
-    bodies = Bodies(service.settings.max_body_bytes)
+    settings = service.settings
+    budget = Budget(max(MEMORY, 2 * settings.max_body_bytes))
+    bodies = Bodies(settings.max_body_bytes, budget)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -42,8 +48,10 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         version=version("funnel-stream"),
         description="Online learning for data that drifts, with no step size to tune.",
         lifespan=lifespan,
+        redirect_slashes=False,  # the address would be made from the header Host
     )
-    app.state.service, app.state.bodies = service, bodies
+    app.state.service, app.state.bodies, app.state.budget = service, bodies, budget
+    app.state.waits = Waits()
     modules = (learn, predict, model, drift, history, pictures, health, page)
     for router in (*(module.router for module in modules), *more):
         app.include_router(router)
@@ -56,14 +64,15 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     for kind in (HTTPError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
 
-    settings = service.settings
     if settings.api_key:
         _describe_key(app)
+    app.add_middleware(Answers, budget=budget, metrics=service.metrics)
     app.add_middleware(
         Guard,
         keys={ADMIN: settings.api_key, LEARN: settings.learn_key, PREDICT: settings.predict_key},
         routes=app.routes,
         metrics=service.metrics,
+        sites=Sites(settings.host, settings.allowed_hosts, bool(settings.api_key)),
     )
     return app
 

@@ -1,27 +1,36 @@
 """Request bodies: bounded in bytes and in time, large ones decoded off the event loop."""
 
 import asyncio
+import logging
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive
 
 from service.fold.spec import Spec
-from service.http.codecs import json
+from service.http.budget import MEDIUM, SMALL, Budget, Reservation
 from service.http.codecs.codec import Codec, Examples
 from service.http.codecs.table import LEARN, PREDICT
 from service.http.errors import HTTPError, unavailable
 from service.http.json_process import JSONProcessError, JSONProcesses
 from streams.batch import Features, InvalidBatchError, TooManyError
 
+logger = logging.getLogger("funnel")
+
 BODY_SECONDS = 30.0
-MAX_HELD = 512 << 20
-"""Bytes of all bodies together that are being read or handled, or twice the largest allowed."""
-DECODERS = 2
-"""Threads; more would only hold memory while they wait for the interpreter's lock, or a core."""
+"""Longest time for a body of up to MEDIUM bytes."""
+MIN_RATE = 64 << 10
+"""Bytes a second, on average, at which longer bodies must arrive."""
+PATIENCE_SECONDS = 5.0
+"""How far a longer body may fall behind that rate, and the longest pause in it."""
+LANES = {SMALL: 1, MEDIUM: 1, math.inf: 2}
+"""Threads that decode bodies of up to so many bytes: a body never waits for larger ones."""
 
 T = TypeVar("T")
 
@@ -31,29 +40,30 @@ class Bodies:
 
     Args:
         max_bytes: of one body.
+        budget: counts each body while it is read or handled.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._budget = max_bytes, max(MAX_HELD, 2 * max_bytes)
-        self.held = 0
-        """Bytes of the bodies that are being read or handled."""
-        self._threads = ThreadPoolExecutor(DECODERS, "decoder")
+    def __init__(self, max_bytes: int, budget: Budget) -> None:
+        self._max_bytes, self._budget = max_bytes, budget
+        self._lanes = {
+            most: ThreadPoolExecutor(threads, "decoder") for most, threads in LANES.items()
+        }
         self._processes = JSONProcesses()
 
     def examples(self, request: Request, spec: Spec) -> AbstractAsyncContextManager[Examples]:
-        """Return the labelled examples of a request; its body counts towards the budget meanwhile.
+        """Return the labelled examples of a request; they count towards the budget meanwhile.
 
         Raises:
-            HTTPError: 400 the client went away; 408 the body took longer than BODY_SECONDS; 413 it
-                is too long or has too many examples; 415 it is compressed, or in no format of
-                `LEARN`; 422 it is invalid; 503 the budget is used up, or the process that decoded
-                the body ended.
+            HTTPError: 400 the client went away; 408 the body took longer than BODY_SECONDS, or
+                came at less than MIN_RATE; 413 it is too long or has too many examples; 415 it is
+                compressed, or in no format of `LEARN`; 422 it is invalid; 503 the budget is used
+                up, or the process that decoded the body ended.
         """
-        return self._decoded(request, spec, LEARN, self._processes.decode)
+        return self._decoded(request, spec, LEARN, lambda examples: len(examples.payload))
 
     def features(self, request: Request, spec: Spec) -> AbstractAsyncContextManager[Features]:
         """Return the examples without labels of a request, as `examples` does."""
-        return self._decoded(request, spec, PREDICT)
+        return self._decoded(request, spec, PREDICT, lambda features: features.nbytes)
 
     @asynccontextmanager
     async def _decoded(
@@ -61,40 +71,35 @@ class Bodies:
         request: Request,
         spec: Spec,
         codecs: Mapping[str, Codec[T]],
-        elsewhere: Callable[[str, bytes, int, int], T] | None = None,
+        size_of: Callable[[T], int],
     ) -> AsyncIterator[T]:
         codec = _codec(request, codecs)
-        chunks: list[bytes] = []
-        try:
-            body = await self._read(request, chunks)
-            decode = codec.decode
-            if elsewhere is not None and codec.max_in_process < len(body):
-                decode = partial(elsewhere, codec.media_type)
-            yield await self._decode(decode, body, spec, len(body) <= codec.max_at_once)
-        finally:
-            self.held -= sum(map(len, chunks))
+        with self._budget.reserve() as held:
+            decoded = await self._decode(codec, await self._read(request, held), spec)
+            held.change(size_of(decoded))
+            yield decoded
 
-    async def _read(self, request: Request, chunks: list[bytes]) -> bytes:
-        """Return the body; ``chunks`` gets the parts that count towards the budget."""
+    async def _read(self, request: Request, held: Reservation) -> bytes:
+        """Return the body, which counts towards the budget from its first byte on."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_bytes:
             raise self._too_large()
-        size = 0
+        chunks: list[bytes] = []
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout(BODY_SECONDS) as limit:
                 async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > self._max_bytes:
+                    if held.size + len(chunk) > self._max_bytes:
                         raise self._too_large()
-                    if self.held + len(chunk) > self._budget:
-                        raise unavailable(
-                            "too_busy", "the bodies of other requests fill the memory for bodies"
-                        )
-                    self.held += len(chunk)
+                    held.grow(len(chunk))
                     chunks.append(chunk)
+                    if held.size > MEDIUM:
+                        _extend(limit, len(chunk))
         except TimeoutError:
             raise HTTPError(
-                408, "body_too_slow", f"the body did not arrive within {BODY_SECONDS:g} s"
+                408,
+                "body_too_slow",
+                f"the body did not arrive within {BODY_SECONDS:g} s, or, if it is longer than "
+                f"{MEDIUM >> 20} MB, came at less than {MIN_RATE >> 10} kB a second",
             ) from None
         except ClientDisconnect:
             raise HTTPError(400, "disconnected", "the client went away") from None
@@ -107,14 +112,16 @@ class Bodies:
             f"the body has more than {self._max_bytes} bytes (FUNNEL_MAX_BODY_BYTES); send several",
         )
 
-    async def _decode(
-        self, decode: Callable[[bytes, int, int], T], body: bytes, spec: Spec, at_once: bool
-    ) -> T:
+    async def _decode(self, codec: Codec[T], body: bytes, spec: Spec) -> T:
+        size, decode = len(body), codec.decode
+        if codec.max_in_process < size:
+            decode = partial(self._processes.decode, codec)
+        lane = next(thread for most, thread in self._lanes.items() if size <= most)
         try:
-            if at_once:
+            if size <= codec.max_at_once:
                 return decode(body, spec.features, spec.classes)
             return await asyncio.get_running_loop().run_in_executor(
-                self._threads, decode, body, spec.features, spec.classes
+                lane, decode, body, spec.features, spec.classes
             )
         except JSONProcessError as error:
             raise unavailable("reader_lost", str(error)) from error
@@ -122,21 +129,68 @@ class Bodies:
             raise HTTPError(413, "too_many_examples", str(error)) from error
         except InvalidBatchError as error:
             raise HTTPError(422, "invalid", str(error), error.field, error.index) from error
+        except (MemoryError, OSError) as error:
+            message = f"the machine lacks the memory or the files to decode the body: {error!r}"
+            raise unavailable("too_busy", message) from error
+        except Exception as error:
+            logger.exception("a decoder raised what it should not")
+            raise HTTPError(
+                422, "invalid", f"the body cannot be decoded: {error!r}"[:500]
+            ) from error
 
     def close(self) -> None:
         """End the threads and processes; bodies that are being decoded come first."""
-        self._threads.shutdown()
+        for threads in self._lanes.values():
+            threads.shutdown()
         self._processes.close()
 
 
+def bounded(receive: Receive) -> Receive:
+    """Return ``receive`` for a request that needs no long body, which FastAPI would read whole.
+
+    It raises HTTPException: 408 the body took longer than BODY_SECONDS, 413 it has more than SMALL
+    bytes.
+    """
+    until = asyncio.get_running_loop().time() + BODY_SECONDS
+    size, is_complete = 0, False
+
+    async def next_message() -> Message:
+        nonlocal size, is_complete
+        if is_complete:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            late = f"the body did not arrive within {BODY_SECONDS:g} s"
+            raise HTTPException(408, late, {"Connection": "close"}) from None
+        size += len(message.get("body", b""))
+        is_complete = not message.get("more_body", False)
+        if size > SMALL:
+            long = f"the body of this request has more than {SMALL} bytes"
+            raise HTTPException(413, long, {"Connection": "close"})
+        return message
+
+    return next_message
+
+
+def _extend(limit: asyncio.Timeout, size: int) -> None:
+    """Give a long body the time that its newest part is worth."""
+    by, now = limit.when(), asyncio.get_running_loop().time()
+    assert by is not None
+    limit.reschedule(min(by + size / MIN_RATE, now + PATIENCE_SECONDS))
+
+
 def _codec(request: Request, codecs: Mapping[str, Codec[T]]) -> Codec[T]:
-    """Return the codec of the body's media type; without a header that is JSON."""
-    headers = request.headers
+    """Return the codec of the body's media type."""
+    headers, known = request.headers, ", ".join(codecs)
     if headers.get("content-encoding", "").lower() not in ("", "identity"):
         raise HTTPError(415, "unsupported_encoding", "send the body without Content-Encoding")
-    kind = headers.get("content-type", json.MEDIA_TYPE).partition(";")[0].strip().lower()
-    if (codec := codecs.get(kind)) is None:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not kind:
         raise HTTPError(
-            415, "unsupported_type", f"Content-Type {kind[:80]!r}: send one of {', '.join(codecs)}"
+            415, "unsupported_type", f"the header Content-Type is missing: send one of {known}"
         )
+    if (codec := codecs.get(kind)) is None:
+        raise HTTPError(415, "unsupported_type", f"Content-Type {kind[:80]!r}: send one of {known}")
     return codec

@@ -1,11 +1,14 @@
 """The dependencies of routes: the service, its model, and the decoder of bodies."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from service.http.body import Bodies
+from service.http.budget import Reservation
 from service.http.errors import unavailable
+from service.http.waits import Waits
 from service.model import Model
 from service.monitoring.status import Condition
 from service.service import Service
@@ -28,6 +31,16 @@ async def _bodies(request: Request) -> Bodies:
     return bodies
 
 
+async def _waits(request: Request) -> Waits:
+    waits: Waits = request.app.state.waits
+    return waits
+
+
+async def _answer_memory(request: Request) -> AsyncIterator[Reservation]:
+    with request.app.state.budget.reserve() as held:
+        yield held
+
+
 async def _running(service: Annotated[Service, Depends(_service)]) -> Model:
     if service.draining.is_set():
         raise unavailable("draining", "the service is shutting down")
@@ -45,8 +58,12 @@ async def _learning(model: Annotated[Model, Depends(_running)]) -> Model:
 
 AnyService = Annotated[Service, Depends(_service)]
 """The service, even while it starts or drains."""
+WaitsOf = Annotated[Waits, Depends(_waits)]
+"""The count of requests that wait for their examples to be learned."""
 BodiesOf = Annotated[Bodies, Depends(_bodies)]
 """The decoder of request bodies."""
+AnswerMemory = Annotated[Reservation, Depends(_answer_memory)]
+"""Memory of the answer, which is given back once the answer has been sent."""
 Running = Annotated[Model, Depends(_running)]
 """The model; 503 before it has started, and once the service drains."""
 Learning = Annotated[Model, Depends(_learning)]

@@ -1,4 +1,5 @@
-"""Middleware in front of every route: it checks keys, times requests, and turns HEAD into GET."""
+"""Middleware in front of every route: it checks where a request comes from and its key, times it,
+and turns HEAD into GET."""
 
 import base64
 import binascii
@@ -10,21 +11,22 @@ from pydantic import SecretStr
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http.body import bounded
 from service.http.errors import HTTPError
+from service.http.sites import READS, Sites
 from service.monitoring.metrics import Metrics
 
 ADMIN, LEARN, PREDICT = "admin", "learn", "predict"
 """Scopes of keys; admin may do everything."""
 OPEN_PATHS = ("/health/live", "/health/ready")
 ENDLESS_PATHS = ("/events",)
-READS = ("GET", "HEAD")
 SCOPES = {("POST", "/learn"): LEARN, ("POST", "/predict"): PREDICT}
-"""Scopes that requests other than reads need; admin where none is listed."""
+"""Scopes that requests other than reads need; admin where none is listed. These have a body."""
 BASIC = 'Basic realm="Funnel", charset="UTF-8"'
 
 
 class Guard:
-    """Checks the key before any of the body is read, and times the request.
+    """Checks the sender before any of the body is read, and times the request.
 
     Args:
         app: the application.
@@ -33,6 +35,7 @@ class Guard:
             no other.
         routes: of the application.
         metrics: count the requests.
+        sites: refuses requests of other sites' pages.
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class Guard:
         keys: Mapping[str, SecretStr],
         routes: Sequence[BaseRoute],
         metrics: Metrics,
+        sites: Sites,
     ) -> None:
-        self.app, self.routes, self.metrics = app, routes, metrics
+        self.app, self.routes, self.metrics, self._sites = app, routes, metrics, sites
         self._expected = {
             name: key.get_secret_value().encode() for name, key in keys.items() if key
         }
@@ -64,7 +68,8 @@ class Guard:
 
         try:
             if (error := self._refusal(scope)) is None:
-                await self.app(scope, receive, watched)
+                is_long = (scope["method"], scope["path"]) in SCOPES
+                await self.app(scope, receive if is_long else bounded(receive), watched)
             else:
                 self.metrics.rejected.labels(error.code).inc()
                 answer = error.answer()
@@ -78,7 +83,12 @@ class Guard:
             self.metrics.http_seconds.labels(route, str(status)).observe(seconds)
 
     def _refusal(self, scope: Scope) -> HTTPError | None:
-        if not self._expected or scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS:
+            return None
+        return self._sites.refusal(scope) or self._refusal_of_key(scope)
+
+    def _refusal_of_key(self, scope: Scope) -> HTTPError | None:
+        if not self._expected:
             return None
         given = _key_of(dict(scope["headers"]).get(b"authorization", b""), scope["method"])
         # A set, not any(): the time must not depend on which key it was.

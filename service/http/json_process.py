@@ -10,12 +10,14 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from struct import Struct
+from typing import Any, TypeVar
 
 import orjson
 
-from service.http.codecs.codec import Examples
-from service.http.codecs.table import LEARN
+from service.http.codecs.codec import Codec
+from service.http.codecs.table import LEARN, PREDICT
 from service.process import keep_freed_memory
 from streams.batch import InvalidBatchError, TooManyError
 
@@ -26,11 +28,17 @@ ASKED = Struct("<BIIQ")
 """Sent before a body: the index of its codec, the model's features and classes, its length."""
 ANSWERED = Struct("<IQ")
 """Sent before an answer: the number of examples, 0 for a refusal, and its length."""
-CODECS = list(LEARN.values())
+CODECS: list[Codec[Any]] = [*LEARN.values(), *PREDICT.values()]
+
+T = TypeVar("T")
 
 
 class JSONProcessError(RuntimeError):
     """The process ended while it decoded a body."""
+
+
+class DecoderError(RuntimeError):
+    """A decoder raised what it should not; the message is the traceback."""
 
 
 class JSONProcess:
@@ -47,16 +55,18 @@ class JSONProcess:
                 start_new_session=True,  # Ctrl-C is for the service, which answers first
             )
 
-    def decode(self, media_type: str, body: bytes, features: int, classes: int) -> Examples:
-        """Return the examples of a body.
+    def decode(self, codec: Codec[T], body: bytes, features: int, classes: int) -> T:
+        """Return what a body holds.
 
         Raises:
-            InvalidBatchError: they cannot be learned.
+            DecoderError: the decoder has a defect.
+            InvalidBatchError: the examples cannot be learned or predicted.
             JSONProcessError: the process has ended; it cannot be used again.
         """
-        codec = list(LEARN).index(media_type)
+        assert codec.wire is not None, "the codec decodes in this process only"
         try:
-            self._socket.sendall(ASKED.pack(codec, features, classes, len(body)))
+            asked = ASKED.pack(CODECS.index(codec), features, classes, len(body))
+            self._socket.sendall(asked)
             self._socket.sendall(body)
             count, length = ANSWERED.unpack(_receive(self._socket, ANSWERED.size))
             answer = _receive(self._socket, length)
@@ -67,8 +77,10 @@ class JSONProcess:
                 "the body again"
             ) from error
         if count:
-            return Examples(count, bytes(answer))
+            return codec.wire.unpack(count, answer)
         refusal = orjson.loads(answer)
+        if defect := refusal.get("defect"):
+            raise DecoderError(defect)
         raise (TooManyError if refusal.pop("is_too_many") else InvalidBatchError)(**refusal)
 
     def is_alive(self) -> bool:
@@ -88,16 +100,17 @@ class JSONProcesses:
     def __init__(self) -> None:
         self.idle: list[JSONProcess] = []
 
-    def decode(self, media_type: str, body: bytes, features: int, classes: int) -> Examples:
-        """Return the examples of a body; may be called in any thread.
+    def decode(self, codec: Codec[T], body: bytes, features: int, classes: int) -> T:
+        """Return what a body holds; may be called in any thread.
 
         Raises:
-            InvalidBatchError: they cannot be learned.
+            DecoderError: the decoder has a defect.
+            InvalidBatchError: the examples cannot be learned or predicted.
             JSONProcessError: the process ended while it decoded them.
         """
         process = self._take()
         try:
-            return process.decode(media_type, body, features, classes)
+            return process.decode(codec, body, features, classes)
         finally:
             if process.is_alive():
                 self.idle.append(process)
@@ -135,17 +148,21 @@ def _serve(parent: socket.socket) -> None:
     """Decode bodies until the parent closes its end."""
     while True:
         try:
-            codec, features, classes, length = ASKED.unpack(_receive(parent, ASKED.size))
+            number, features, classes, length = ASKED.unpack(_receive(parent, ASKED.size))
         except ConnectionError:
             return
-        body = bytes(_receive(parent, length))
+        body, codec = bytes(_receive(parent, length)), CODECS[number]
+        assert codec.wire is not None
         try:
-            examples = CODECS[codec].decode(body, features, classes)
-            count, answer = examples.count, examples.payload
+            count, answer = codec.wire.pack(codec.decode(body, features, classes))
         except InvalidBatchError as error:
             refusal = {"message": str(error), "field": error.field, "index": error.index}
             refusal["is_too_many"] = isinstance(error, TooManyError)
             count, answer = 0, orjson.dumps(refusal)
+        except MemoryError:
+            raise
+        except Exception:
+            count, answer = 0, orjson.dumps({"defect": traceback.format_exc()})
         parent.sendall(ANSWERED.pack(count, len(answer)))
         parent.sendall(answer)
 

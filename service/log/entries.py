@@ -1,8 +1,10 @@
 """Entries of the log: batches of examples, or what cannot be decoded as one."""
 
+import logging
 from typing import NamedTuple
 from zlib import crc32
 
+from service.log.errors import LogUnavailable
 from service.log.keys import Field
 from service.log.position import EntryId
 from streams.batch import Batch, InvalidBatchError, check, decode
@@ -11,6 +13,8 @@ from streams.json_batch import from_json
 MAX_JSON = 32 << 20
 """Longest JSON document in an entry, in bytes: while the parser reads one of 200 MB, no other
 thread runs for longer than a lease lasts."""
+logger = logging.getLogger("funnel")
+
 BATCH, JSON, SOURCE = Field.BATCH.encode(), Field.JSON.encode(), Field.SOURCE.encode()
 CRC32 = Field.CRC32.encode()
 DAMAGED = "its CRC-32 does not match: the log was damaged after the entry was written"
@@ -40,7 +44,15 @@ def is_damaged(fields: Fields, name: bytes) -> bool:
 
 
 def read_entry(entry: EntryId, fields: Fields, width: int, classes: int) -> Entry:
-    """Decode and check an entry; what is wrong with it becomes its reason."""
+    """Decode and check an entry; what is wrong with it becomes its reason.
+
+    Whatever a decoder raises makes the entry a dead letter, so that no entry can stop learning.
+    Only what the machine lacks is no fault of the entry, except that a document may be too long
+    for the memory there is.
+
+    Raises:
+        LogUnavailable: the entry may be good; try again later.
+    """
     source = "http" if fields.get(SOURCE) == b"http" else "redis"
     content = next((name for name in (BATCH, JSON) if name in fields), None)
     if content is not None and is_damaged(fields, content):
@@ -58,4 +70,10 @@ def read_entry(entry: EntryId, fields: Fields, width: int, classes: int) -> Entr
     except InvalidBatchError as error:
         where = "" if error.index is None else f" (example {error.index})"
         return Entry(entry, None, source, 0, f"{error}{where}"[:500])
+    except Exception as error:
+        is_too_long = isinstance(error, MemoryError) and BATCH not in fields
+        if isinstance(error, (MemoryError, OSError)) and not is_too_long:
+            raise LogUnavailable(f"entry {entry} cannot be decoded now: {error!r}") from error
+        logger.exception("a decoder failed on entry %s, which is discarded", entry)
+        return Entry(entry, None, source, 0, f"a decoder failed: {error!r}"[:500])
     return Entry(entry, batch, source, len(batch))

@@ -220,7 +220,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 SOURCES = ("service",)
 """Folders whose source is searched for error codes."""
-RAISERS = {"HTTPError": 1, "unavailable": 0, "_refuse": 1, "ErrorDetail": 0}
+RAISERS = {"HTTPError": 1, "unavailable": 0, "ErrorDetail": 0}
 """Functions that make errors, and the index of the argument that is the code."""
 CODE_NAMES = ("code", "codes", "CODES")
 """Variables that hold codes."""

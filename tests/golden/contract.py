@@ -78,7 +78,8 @@ def _use(client: httpx.Client, direct: Redis) -> dict[str, Any]:
     client.post("/predict", json={"features": last.features.tolist()}).raise_for_status()
     keys = _keys(direct)
     client.post("/checkpoint").raise_for_status()
-    assert client.post("/learn", content=b"x").status_code == 422
+    kind = {"Content-Type": "application/json"}
+    assert client.post("/learn", content=b"x", headers=kind).status_code == 422
     assert client.get("/nothing/here").status_code == 404
     version = client.get("/model").json()["model_version"]
     wait_for(lambda: f"funnel_model_version {version:.1f}" in client.get("/metrics").text)

@@ -1,6 +1,10 @@
 """Send mutated requests to every route: no 5xx, every error as JSON, the state's digest unchanged.
 
-python -m tests.service.fuzz --requests 20000
+python -m tests.service.fuzz --requests 200000
+
+Among them are tensors of any shape, answers of every size, and, on connections of their own, bodies
+that come slowly or never end, trailers without end, and clients that read nothing. Meanwhile the
+service stays below MOST_MEMORY, and ``/health/live`` answers within LIVE_SECONDS.
 
 Batches are never full and never late here, so that what a mutation leaves valid is taken into the
 log but not learned. `test_openapi.py` beside it goes by the documentation.
@@ -9,10 +13,12 @@ log but not learned. `test_openapi.py` beside it goes by the documentation.
 import argparse
 import http.client
 import json
+import math
 import random
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.numpy import save
@@ -52,7 +58,40 @@ PATHS = (
     "/learn?wait=x", "/predict?probabilities=2", "/model", "/optimizer", "/metrics", "/checkpoint",
     "/health/live", "/health/ready", "/drift", "/learn/../model", "/%00", "/learn?" + "a=1&" * 200,
 )  # fmt: skip
+DIMENSIONS = (0, 1 << 31, 1 << 62, 1 << 63, (1 << 64) - 1)
+"""Sizes of tensors that a header may claim, and no reader may believe."""
+DTYPES = ("F32", "F16", "U8", "I64", "F64", "BF16", "BOOL", "X")
 METHODS = ("POST", "GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
+
+
+def shaped(
+    features: Sequence[int],
+    labels: Sequence[int] | None,
+    dtype: str = "F32",
+    data: bytes = b"",
+    labels_at: tuple[int, int] | None = None,
+) -> bytes:
+    """Return a safetensors file that claims these shapes, whatever its data are.
+
+    The labels, if any, lie behind the features unless ``labels_at`` says where they begin and end.
+    """
+    end = min(len(data), 4 * math.prod(features))
+    tensors = {"features": {"dtype": dtype, "shape": features, "data_offsets": [0, end]}}
+    if labels is not None:
+        at = list(labels_at or (end, len(data)))
+        tensors["labels"] = {"dtype": "I64", "shape": labels, "data_offsets": at}
+    header = json.dumps(tensors).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def any_shape(rng: random.Random) -> bytes:
+    """Return a safetensors file whose header claims anything."""
+    sizes = (*DIMENSIONS, 1, 5, 6)
+    features = [rng.choice(sizes) for _ in range(rng.choice((1, 2, 2, 2, 3)))]
+    labels = rng.choice((None, [rng.choice(sizes)], [features[0]], [0, rng.choice(sizes)]))
+    data = bytes(rng.choice((0, 0, 24, 120, 160)))
+    at = rng.choice((None, (0, len(data)), (0, 1 << 63), (1 << 63, 0)))
+    return shaped(features, labels, rng.choice(DTYPES), data, at)
 
 
 def mutated(rng: random.Random, seed: bytes) -> bytes:

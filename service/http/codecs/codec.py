@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from streams.batch import Batch, Features, TooManyError, check, check_features
 
 MAX_EXAMPLES = 65_536
@@ -23,6 +25,24 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Wire(Generic[T]):
+    """How a ``T`` comes back from the process that decoded it: a number of examples and bytes."""
+
+    pack: Callable[[T], tuple[int, bytes]]
+    unpack: Callable[[int, bytearray], T]
+
+
+EXAMPLES_WIRE = Wire[Examples](
+    lambda examples: (examples.count, examples.payload),
+    lambda count, packed: Examples(count, bytes(packed)),
+)
+FEATURES_WIRE = Wire[Features](
+    lambda found: (len(found), found.astype(np.float32, copy=False).tobytes()),
+    lambda count, packed: np.frombuffer(packed, np.float32).reshape(count, -1),
+)
+
+
+@dataclass(frozen=True, eq=False)
 class Codec(Generic[T]):
     """One format of request bodies that hold a ``T``: `Examples`, or features."""
 
@@ -38,6 +58,8 @@ class Codec(Generic[T]):
     """Bytes of the longest body that is decoded on the event loop."""
     max_in_process: float = math.inf
     """Bytes of the longest body that is decoded in this process."""
+    wire: Wire[T] | None = None
+    """For longer bodies."""
 
 
 def checked(batch: Batch, features: int, classes: int, payload: bytes | None = None) -> Examples:

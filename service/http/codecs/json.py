@@ -5,7 +5,14 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from service.http.codecs.codec import Codec, Examples, checked, checked_features
+from service.http.codecs.codec import (
+    EXAMPLES_WIRE,
+    FEATURES_WIRE,
+    Codec,
+    Examples,
+    checked,
+    checked_features,
+)
 from streams.batch import Features
 from streams.json_batch import features_from_json, from_json
 
@@ -16,8 +23,12 @@ MAX_IN_PROCESS = 64 << 10
 
 def answer(content: dict[str, Any]) -> Response:
     """Return a response whose content may hold arrays."""
-    raw = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(raw, media_type=MEDIA_TYPE)
+    return Response(text(content), media_type=MEDIA_TYPE)
+
+
+def text(content: object) -> bytes:
+    """Return content that may hold arrays as JSON."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _decode_examples(body: bytes, features: int, classes: int) -> Examples:
@@ -50,7 +61,12 @@ EXAMPLES = Codec(
     _decode_examples,
     _content("Examples", "Labelled examples.", features=ROWS, labels=LABELS),
     max_in_process=MAX_IN_PROCESS,
+    wire=EXAMPLES_WIRE,
 )
 FEATURES = Codec(
-    MEDIA_TYPE, _decode_features, _content("Inputs", "Examples without labels.", features=ROWS)
+    MEDIA_TYPE,
+    _decode_features,
+    _content("Inputs", "Examples without labels.", features=ROWS),
+    max_in_process=MAX_IN_PROCESS,
+    wire=FEATURES_WIRE,
 )

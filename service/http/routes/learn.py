@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from service.http.codecs.codec import Examples
 from service.http.codecs.table import LEARN, described
-from service.http.dependencies import AnyService, BodiesOf, Learning
+from service.http.dependencies import AnyService, BodiesOf, Learning, WaitsOf
 from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.log.backlog import BacklogFullError
 from service.log.errors import LogFullError, LogUnavailable, Stopped
@@ -25,7 +25,7 @@ WAIT_SECONDS = 60.0
 router = APIRouter()
 
 
-class Accepted(BaseModel):
+class InLog(BaseModel):
     """The examples are in the log."""
 
     accepted: int
@@ -34,7 +34,14 @@ class Accepted(BaseModel):
     """Id of the entry that holds them."""
 
 
-class AppliedAnswer(Accepted):
+class Accepted(InLog):
+    """The examples are in the log."""
+
+    reason: str | None = None
+    """Why the answer did not wait for the examples to be learned; only with `wait=applied`."""
+
+
+class AppliedAnswer(InLog):
     """The examples are learned."""
 
     model_version: int
@@ -60,6 +67,7 @@ async def learn(
     request: Request,
     service: AnyService,
     bodies: BodiesOf,
+    waits: WaitsOf,
     model: Learning,
     wait: Annotated[
         Literal["applied"] | None, Query(description="answer when the examples are learned")
@@ -77,15 +85,21 @@ async def learn(
     """Append labelled examples to the log.
 
     202 means that they are in the log, as durable as the operator chose. With `wait=applied` the
-    answer comes when they are learned (200); after a minute, or at shutdown, it is 202.
+    answer comes when they are learned (200); after a minute, at shutdown, or while too many
+    others wait, it is 202.
     """
     _check_backlog(model)
     async with bodies.examples(request, model.spec) as examples:
+        count = examples.count
         entry = await _append(model, examples, idempotency_key)
-        applied = await _applied(service, model, entry) if wait else None
-    accepted = {"accepted": examples.count, "entry": str(entry)}
-    if applied is None:
+        del examples  # their memory is not held while they are waited for
+    accepted = {"accepted": count, "entry": str(entry)}
+    if not wait:
         return JSONResponse(accepted, 202)
+    with waits.one_more() as reason:
+        applied = None if reason else await _applied(service, model, entry)
+    if applied is None:
+        return JSONResponse(accepted | ({"reason": reason} if reason else {}), 202)
     return JSONResponse(accepted | asdict(applied), 200)
 
 

@@ -1,15 +1,25 @@
 """``POST /predict``: labels and probabilities from the newest snapshot."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from service.http.budget import Reservation
 from service.http.codecs import json
 from service.http.codecs.table import PREDICT, described
-from service.http.dependencies import AnyService, BodiesOf, Running
+from service.http.dependencies import AnswerMemory, AnyService, BodiesOf, Running
 from service.http.errors import ErrorBody, HTTPError
+from service.predictor import Prediction
+
+NUMBER_BYTES = 8
+"""Memory of a probability while its answer is made and sent."""
+PIECE_NUMBERS = 4_096
+"""Probabilities that are written as JSON at once, in less than a millisecond."""
 
 router = APIRouter()
 
@@ -34,10 +44,12 @@ async def predict(
     service: AnyService,
     bodies: BodiesOf,
     model: Running,
+    memory: AnswerMemory,
     probabilities: Annotated[bool, Query(description="false omits them")] = True,
 ) -> Response:
     """Predict; the model does not change."""
     async with bodies.features(request, model.spec) as features:
+        _reserve(memory, len(features), model.spec.classes)
         with service.metrics.predict_seconds.time():
             prediction = await model.predictor.predict(features)
     finite = np.isfinite(prediction.probabilities).all(axis=1)
@@ -49,5 +61,36 @@ async def predict(
             "features",
             int(finite.argmin()),
         )
+    if probabilities and prediction.probabilities.size > PIECE_NUMBERS:
+        return StreamingResponse(_pieces(prediction), media_type=json.MEDIA_TYPE)
     shown = {"probabilities": prediction.probabilities} if probabilities else {}
     return json.answer({"labels": prediction.labels, **shown, "model_version": prediction.version})
+
+
+def _reserve(memory: Reservation, examples: int, classes: int) -> None:
+    """Reserve the memory of an answer.
+
+    Raises:
+        HTTPError: 413 there never is so much; 503 there is not now.
+    """
+    each = NUMBER_BYTES * (classes + 1)
+    if examples * each > memory.most:
+        raise HTTPError(
+            413,
+            "too_many_examples",
+            f"the probabilities of {examples} examples and {classes} classes take more memory than "
+            f"there is for answers; send at most {memory.most // each} examples",
+        )
+    memory.grow(examples * each)
+
+
+async def _pieces(prediction: Prediction) -> AsyncIterator[bytes]:
+    """Yield the same JSON as for a short answer; other requests are served between the pieces."""
+    probabilities = prediction.probabilities
+    rows = max(1, PIECE_NUMBERS // probabilities.shape[1])
+    yield b'{"labels":' + json.text(prediction.labels) + b',"probabilities":['
+    for start in range(0, len(probabilities), rows):
+        part = json.text(probabilities[start : start + rows])[1:-1]
+        yield b"," + part if start else part
+        await asyncio.sleep(0)
+    yield b'],"model_version":%d}' % prediction.version

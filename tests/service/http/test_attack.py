@@ -40,7 +40,7 @@ def answer(raw: socket.socket) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [b"", b"G", b"POST /learn HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"G", b"POST /learn HTTP/1.1\r\nHost: localhost\r\n"])
 def test_a_slow_head_is_cut_off(service: ServiceProcess, sent: bytes) -> None:
     with connect(service) as raw:
         began = time.monotonic()
@@ -53,7 +53,7 @@ def test_a_slow_head_is_cut_off(service: ServiceProcess, sent: bytes) -> None:
 def test_dripping_headers_do_not_extend_the_time(service: ServiceProcess) -> None:
     with connect(service) as raw:
         began = time.monotonic()
-        raw.sendall(b"GET /model HTTP/1.1\r\nHost: x\r\n")
+        raw.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\n")
         raw.settimeout(0.2)
         found = b""
         while not found and time.monotonic() - began < HEAD_SECONDS + 5:
@@ -103,7 +103,7 @@ def test_hanging_connections_do_not_keep_others_out(service: ServiceProcess) -> 
     hanging = [connect(service) for _ in range(200)]
     try:
         for raw in hanging:
-            raw.sendall(b"POST /learn HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            raw.sendall(b"POST /learn HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         with service.client() as client:
             assert client.get("/health/ready").status_code == 200
             assert client.post("/predict", json={"features": [[0.0] * 6]}).status_code == 200
@@ -115,7 +115,7 @@ def test_hanging_connections_do_not_keep_others_out(service: ServiceProcess) -> 
 def test_several_requests_share_a_connection(service: ServiceProcess) -> None:
     with connect(service) as raw:
         for _ in range(3):
-            raw.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            raw.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             found = b""
             while not found.endswith(b"}"):
                 found += raw.recv(65_536)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from tests.service.fuzz import DIMENSIONS, shaped
 from tests.support.harness import RedisProcess, ServiceProcess, serving, wait_for
 from tests.support.states import a_batch
 
@@ -64,12 +65,18 @@ ROW = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 NAN = np.array([ROW, ROW], F32)
 NAN[1, 3] = np.nan
 LYING = struct.pack("<Q", 1 << 60) + b"{}"
-HUGE_SHAPE = json.dumps(
-    {
-        "features": {"dtype": "F32", "shape": [1 << 40, 6], "data_offsets": [0, 24]},
-        "labels": {"dtype": "I64", "shape": [1], "data_offsets": [24, 32]},
-    }
-).encode()
+SHAPES = {
+    f"shape {shape} {kind}": shaped(shape, [shape[0]], kind)
+    for kind in ("F32", "F16", "U8", "I64", "F64")
+    for size in DIMENSIONS
+    for shape in ([size, 0], [0, size], [size, 6], [size, size], [0, 0, size])
+} | {
+    "labels of a huge shape": shaped([1, 6], [0, 1 << 63], data=bytes(24)),
+    "overlapping tensors": shaped([1, 6], [3], data=bytes(24), labels_at=(0, 24)),
+    "tensors beyond the end": shaped(
+        [1, 6], [1], data=bytes(24), labels_at=(1 << 63, (1 << 63) + 8)
+    ),
+}
 
 # type, body, status, field, index
 BAD: dict[str, tuple[str, bytes, int, str | None, int | None]] = {
@@ -110,9 +117,7 @@ BAD: dict[str, tuple[str, bytes, int, str | None, int | None]] = {
     "one number as labels": (BYTES, tensors(np.zeros((1, 6), F32), I64(0)), 422, "labels", None),
     "truncated file": (BYTES, a_batch(0).to_bytes()[:-1], 422, None, None),
     "lying header": (BYTES, LYING, 422, None, None),
-    "lying shape": (
-        BYTES, struct.pack("<Q", len(HUGE_SHAPE)) + HUGE_SHAPE + bytes(32), 422, None, None,
-    ),
+    "lying shape": (BYTES, shaped([1 << 40, 6], [1], data=bytes(32)), 422, None, None),
     "deep JSON": (JSON, b"[" * 50_000, 422, None, None),
     "much from little": (
         JSON, b'{"features": [[]' + b",[]" * 200_000 + b'], "labels": []}', 413, None, None,
@@ -195,6 +200,26 @@ def test_an_idempotency_key_of_a_wrong_length_is_refused(unharmed: httpx.Client,
     assert answer.json()["error"]["field"] == "Idempotency-Key"
 
 
+@pytest.mark.parametrize("path", ["/learn", "/predict"])
+def test_tensors_of_any_shape_are_refused(unharmed: httpx.Client, path: str) -> None:
+    for what, body in SHAPES.items():
+        answer = unharmed.post(path, content=body, headers={"Content-Type": BYTES})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid"), what
+    for size in DIMENSIONS:
+        body = shaped([size, 0], None)
+        answer = unharmed.post("/predict", content=body, headers={"Content-Type": BYTES})
+        assert answer.status_code == 422, size
+
+
+def test_a_body_without_a_type_is_refused_with_what_to_send(unharmed: httpx.Client) -> None:
+    for path in ("/learn", "/predict"):
+        for headers in ({}, {"Content-Type": ""}, {"Content-Type": "; charset=utf-8"}):
+            answer = unharmed.post(path, content=document([ROW], [0]), headers=headers)
+            assert answer.status_code == 415
+            assert answer.json()["error"]["code"] == "unsupported_type"
+            assert "Content-Type is missing: send one of application/json" in answer.text
+
+
 POISON: dict[str, dict[str, bytes]] = {
     "no field": {"x": b"y"},
     "empty batch": {"batch": b""},
@@ -206,6 +231,7 @@ POISON: dict[str, dict[str, bytes]] = {
     "deep JSON": {"json": b"[" * 50_000},
     "binary field names": {"\x00\n\u2603": b"\xff" * 10},
     "two megabytes": {"batch": bytes(2 << 20)},
+    **{what: {"batch": body} for what, body in SHAPES.items()},
 }
 
 

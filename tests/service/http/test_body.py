@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from starlette.requests import Request
 from service.fold.spec import Spec
 from service.http import body
 from service.http.body import Bodies
+from service.http.budget import MEMORY, Budget
 from service.http.codecs.codec import MAX_EXAMPLES
 from service.http.codecs.safetensors import MEDIA_TYPE
 from service.http.errors import HTTPError
@@ -23,9 +23,10 @@ SPEC = Spec("logistic", 2, 2, (), "sgd", False, 0, 0)
 
 @pytest.fixture
 def bodies() -> Iterator[Bodies]:
-    bodies = Bodies(max_bytes=200)
+    budget = Budget(400)
+    bodies = Bodies(200, budget)
     yield bodies
-    assert bodies.held == 0
+    assert budget.held == 0
     bodies.close()
 
 
@@ -69,7 +70,7 @@ def test_a_wrong_length_does_not_help(bodies: Bodies, length: str) -> None:
 
 
 def test_the_largest_allowed_number_of_examples_is_accepted() -> None:
-    bodies = Bodies(max_bytes=1 << 20)
+    bodies = Bodies(1 << 20, Budget(MEMORY))
     assert len(asyncio.run(read(bodies, request(rows(MAX_EXAMPLES))))) == MAX_EXAMPLES
     with pytest.raises(HTTPError) as caught:
         asyncio.run(read(bodies, request(rows(MAX_EXAMPLES + 1))))
@@ -77,31 +78,35 @@ def test_the_largest_allowed_number_of_examples_is_accepted() -> None:
     bodies.close()
 
 
-def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "MAX_HELD", 0)  # so twice the largest body
+def test_all_bodies_together_are_bounded() -> None:
     size = len(rows(3))
-    bodies = Bodies(max_bytes=size)
-
-    async def use() -> None:
-        async with AsyncExitStack() as handled:
-            for _ in range(2):
-                await handled.enter_async_context(bodies.features(request(rows(3)), SPEC))
-            assert bodies.held == 2 * size
-            with pytest.raises(HTTPError) as caught:
-                await read(bodies, request(rows(3)))
-            assert (caught.value.status, caught.value.code) == (503, "too_busy")
-            assert caught.value.answer().headers["Connection"] == "close"
-            assert bodies.held == 2 * size
-        assert bodies.held == 0
-        assert len(await read(bodies, request(rows(3)))) == 3
-
-    asyncio.run(use())
-    assert bodies.held == 0
+    budget = Budget(2 * size)
+    bodies = Bodies(size, budget)
+    with budget.reserve(size + 1):
+        with pytest.raises(HTTPError) as caught:
+            asyncio.run(read(bodies, request(rows(3))))
+        assert (caught.value.status, caught.value.code) == (503, "too_busy")
+        assert caught.value.answer().headers["Connection"] == "close"
+        assert budget.held == size + 1
+    assert len(asyncio.run(read(bodies, request(rows(3))))) == 3
+    assert budget.held == 0
     bodies.close()
 
 
-def test_the_budget_of_a_refused_body_is_free_again(bodies: Bodies) -> None:
-    for sent in (b"", b"x" * 150, rows(0)):
-        with pytest.raises(HTTPError):
-            asyncio.run(read(bodies, request(sent or b"x")))
-        assert bodies.held == 0
+def test_what_a_body_holds_counts_while_it_is_handled() -> None:
+    budget = Budget(MEMORY)
+    bodies = Bodies(MEMORY, budget)
+
+    async def use() -> None:
+        async with bodies.features(request(rows(3)), SPEC) as features:
+            assert budget.held == features.nbytes
+
+    asyncio.run(use())
+    assert budget.held == 0
+    bodies.close()
+
+
+@pytest.mark.parametrize("sent", [b"x", b"x" * 150, rows(0)])
+def test_the_budget_of_a_refused_body_is_free_again(bodies: Bodies, sent: bytes) -> None:
+    with pytest.raises(HTTPError):
+        asyncio.run(read(bodies, request(sent)))  # the fixture looks at the budget

@@ -126,7 +126,7 @@ def test_open_streams_do_not_delay_shutdown(tmp_path: Path, reads: bool) -> None
     with serving(tmp_path, **SMALL) as service, service.client() as client:
         learn(client)
         with socket.create_connection(("127.0.0.1", service.port)) as raw:
-            raw.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+            raw.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             if reads:
                 found = b""
                 while b"event: reset" not in found:

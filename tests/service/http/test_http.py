@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from service.http.body import MAX_HELD
+from service.http.budget import MEMORY
 from service.http.guard import BASIC
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 from tests.support.metrics import sample, scrape
@@ -268,7 +268,7 @@ def test_reads_accept_the_key_as_a_password_too(locked: ServiceProcess) -> None:
 def test_without_the_key_no_body_is_read(locked: ServiceProcess) -> None:
     with socket.create_connection(("127.0.0.1", locked.port)) as raw:
         raw.sendall(
-            b"POST /learn HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /learn HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 1000000\r\n\r\n"
         )
         raw.settimeout(5)
@@ -309,7 +309,7 @@ def test_many_requests_at_once_exceed_the_backlog_by_one_at_most(
 
 
 def test_the_budget_of_an_answered_body_is_free_again(client: httpx.Client) -> None:
-    large = save({"features": np.zeros((MAX_HELD // 17 // 6, 6), np.uint8)})
+    large = save({"features": np.zeros((MEMORY // 17 // 6, 6), np.uint8)})
     for _ in range(18):
         refused = client.post("/predict", content=large, headers=SAFETENSORS)
         assert refused.json()["error"]["code"] == "too_many_examples"

@@ -24,9 +24,6 @@ NO_MORE_MEMORY = (1, 1)
 """Limit of the address space, soft and hard; a process keeps the memory that it has."""
 
 
-JSON, NDJSON = json.MEDIA_TYPE, ndjson.EXAMPLES.media_type
-
-
 def body(rows: list[list[float]] = ROWS) -> bytes:
     found = orjson.dumps({"features": rows, "labels": [3] * len(rows)})
     assert len(found) > json.MAX_IN_PROCESS
@@ -47,9 +44,9 @@ def processes() -> Iterator[JSONProcesses]:
 
 def test_another_process_decodes_the_same_batch(processes: JSONProcesses) -> None:
     assert here(body()) == Examples(len(ROWS), from_json(body()).to_bytes())
-    assert processes.decode(JSON, body(), WIDTH, CLASSES) == here(body())
+    assert processes.decode(json.EXAMPLES, body(), WIDTH, CLASSES) == here(body())
     lines = b"\n".join(orjson.dumps({"features": row, "label": 3}) for row in ROWS)
-    assert processes.decode(NDJSON, lines, WIDTH, CLASSES) == here(body())
+    assert processes.decode(ndjson.EXAMPLES, lines, WIDTH, CLASSES) == here(body())
     assert len(processes.idle) == 1, "the second body found the process of the first"
 
 
@@ -58,14 +55,14 @@ def test_a_refusal_keeps_its_field_and_index_and_spares_the_process(
 ) -> None:
     bad = [*ROWS[:7], ROWS[7][:-1], *ROWS[8:]]
     with pytest.raises(InvalidBatchError, match="has 783 features, expected 784") as caught:
-        processes.decode(JSON, body(bad), WIDTH, CLASSES)
+        processes.decode(json.EXAMPLES, body(bad), WIDTH, CLASSES)
     assert (caught.value.field, caught.value.index) == ("features", 7)
     with pytest.raises(InvalidBatchError, match="label 3 is outside") as caught:
-        processes.decode(JSON, body(), WIDTH, 3)
+        processes.decode(json.EXAMPLES, body(), WIDTH, 3)
     assert (caught.value.field, caught.value.index) == ("labels", 0)
     with pytest.raises(TooManyError, match="send several requests"):
-        processes.decode(JSON, body([[0.5]] * (MAX_EXAMPLES + 1)), 1, CLASSES)
-    assert processes.decode(JSON, body(), WIDTH, CLASSES) == here(body())
+        processes.decode(json.EXAMPLES, body([[0.5]] * (MAX_EXAMPLES + 1)), 1, CLASSES)
+    assert processes.decode(json.EXAMPLES, body(), WIDTH, CLASSES) == here(body())
     assert len(processes.idle) == 1
 
 
@@ -74,23 +71,23 @@ def test_a_process_that_was_killed_while_idle_is_replaced(processes: JSONProcess
     process._process.kill()
     process._process.wait()
     processes.idle.append(process)
-    assert processes.decode(JSON, body(), WIDTH, CLASSES) == here(body())
+    assert processes.decode(json.EXAMPLES, body(), WIDTH, CLASSES) == here(body())
     assert process not in processes.idle
 
 
 def test_a_process_that_dies_of_a_body_is_replaced(processes: JSONProcesses) -> None:
     process, larger = JSONProcess(), body(ROWS * 25)
-    process.decode(JSON, body(), WIDTH, CLASSES)
+    process.decode(json.EXAMPLES, body(), WIDTH, CLASSES)
     resource.prlimit(process._process.pid, resource.RLIMIT_AS, NO_MORE_MEMORY)
     processes.idle.append(process)
     with pytest.raises(JSONProcessError):
-        processes.decode(JSON, larger, WIDTH, CLASSES)
-    assert processes.decode(JSON, larger, WIDTH, CLASSES) == here(larger)
+        processes.decode(json.EXAMPLES, larger, WIDTH, CLASSES)
+    assert processes.decode(json.EXAMPLES, larger, WIDTH, CLASSES) == here(larger)
 
 
 def test_closing_ends_the_processes() -> None:
     processes = JSONProcesses()
-    processes.decode(JSON, body(), WIDTH, CLASSES)
+    processes.decode(json.EXAMPLES, body(), WIDTH, CLASSES)
     (process,) = processes.idle
     processes.close()
     assert not process.is_alive()

@@ -1,7 +1,9 @@
 """Cuts: which examples form a batch is decided once, and repeats."""
 
 import json
+import logging
 import re
+from collections.abc import Callable
 from zlib import crc32
 
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.log import entries
 from service.log.cuts import Cut, Pending
 from service.log.entries import MAX_JSON, Entry, read_entry
+from service.log.errors import LogUnavailable
 from service.log.position import ORIGIN, TOP, EntryId, Position
 from streams.batch import Batch, concatenate
 
@@ -166,3 +170,46 @@ def test_an_entry_knows_where_it_came_from() -> None:
     by_http = read_entry(EntryId(1, 0), {b"json": JSON_ENTRY, b"source": b"http"}, 2, 3)
     assert (by_hand.source, by_http.source) == ("redis", "http")
     assert concatenate([b for b in (by_hand.batch, by_http.batch) if b]).features.shape == (2, 2)
+
+
+def failing(error: Exception) -> Callable[..., Batch]:
+    def decode(*_: object) -> Batch:
+        raise error
+
+    return decode
+
+
+DEFECTS = (ValueError("no"), OverflowError("no"), AssertionError(), RecursionError(), KeyError(1))
+
+
+@pytest.mark.parametrize("error", DEFECTS)
+@pytest.mark.parametrize("field", ["batch", "json"])
+def test_whatever_a_decoder_raises_the_entry_is_a_dead_letter_with_a_traceback_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, field: str
+) -> None:
+    for name in ("decode", "from_json"):
+        monkeypatch.setattr(entries, name, failing(error))
+    with caplog.at_level(logging.ERROR):
+        entry = read_entry(EntryId(7, 1), {field.encode(): b"x"}, 2, 3)
+    assert (entry.batch, entry.examples) == (None, 0)
+    assert entry.reason == f"a decoder failed: {error!r}"
+    (record,) = caplog.records
+    assert "7-1" in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_an_entry_is_read_again_later_if_the_machine_is_to_blame(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(entries, "decode", failing(error))
+    with pytest.raises(LogUnavailable, match="entry 7-1 cannot be decoded now"):
+        read_entry(EntryId(7, 1), {b"batch": b"x"}, 2, 3)
+
+
+def test_a_document_too_long_for_the_memory_is_a_dead_letter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(entries, "from_json", failing(MemoryError("too long")))
+    assert "too long" in read_entry(EntryId(7, 1), {b"json": b"x"}, 2, 3).reason
