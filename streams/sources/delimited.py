@@ -20,7 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.progress import progress_bar
-from streams.sources.faults import LARGEST, TableError, label_fault, missing_label, number_fault
+from streams.sources.faults import (
+    LARGEST,
+    SHOWN,
+    TableError,
+    label_fault,
+    missing_label,
+    number_fault,
+)
 from streams.sources.header import find_header
 from streams.sources.records import Record, records
 from streams.sources.rounding import merged
@@ -119,7 +126,7 @@ class DelimitedFile:
         if "-" in codes.texts and "+" not in codes.texts:
             row = int((own == codes.texts["-"]).argmax())
             raise TableError(f"line {self.line(row)}, column {label!r}: {missing_label('-')}")
-        notes = [f"more than one column is named {name!r}" for name in header.repeated]
+        notes = [f"several columns are named {name!r}" for name in header.repeated]
         for k in range(header.first):
             notes.append(self._index_note(k, _joined(blocks, k)))
         rounded = [block.astype(np.float32) for block in blocks]
@@ -165,26 +172,39 @@ class DelimitedFile:
         return block if is_sound else None
 
     def _strict_block(self, batch: Sequence[Record], codes: _Codes) -> Block:
-        """Return the cells of records; raise the first fault among them."""
-        header = self.header
-        own, end, width = header.label, header.end, len(header.names)
+        """Return the cells of records.
+
+        Raises:
+            TableError: one has a fault; the message names the first.
+        """
         try:
-            cells: list[str] = []
-            for _, row in batch:
-                if len(row) != width or any(map(str.strip, row[end:])):
-                    raise ValueError("the row has other columns")
-                cells += row[:own]
-                cells.append(str(codes[row[own]]))
-                cells += row[own + 1 : end]
-            if "".join(cells).encode().translate(None, DECIMAL):
-                raise ValueError("a cell has characters that no number has")
-            block = np.fromiter(map(float, cells), np.float64, len(cells)).reshape(-1, end)
-            if not (np.abs(block) <= LARGEST).all():
-                raise ValueError("a number is not finite in float32")
+            return self._converted(batch, codes)
         except ValueError:
             for line, row in batch:
                 self._check(line, row)
             raise
+
+    def _converted(self, batch: Sequence[Record], codes: _Codes) -> Block:
+        """Return the cells of records.
+
+        Raises:
+            ValueError: a record has a fault.
+        """
+        own, end, width = self.header.label, self.header.end, len(self.header.names)
+        cells: list[str] = []
+        for _, row in batch:
+            if len(row) != width or any(map(str.strip, row[end:])):
+                raise ValueError("the row has other columns")
+            cells += row[:own]
+            cells.append(str(codes[row[own]]))
+            cells += row[own + 1 : end]
+        if "".join(cells).encode().translate(None, DECIMAL):
+            if any(map(number_fault, cells)):
+                raise ValueError("a cell is no number")
+            cells = [*map(str.strip, cells)]  # of spaces that `float` does not know
+        block = np.fromiter(map(float, cells), np.float64, len(cells)).reshape(-1, end)
+        if not (np.abs(block) <= LARGEST).all():
+            raise ValueError("a number is not finite in float32")
         return block
 
     def _check(self, line: int, row: Sequence[str]) -> None:
@@ -208,7 +228,7 @@ class DelimitedFile:
             if k == header.label and not bare:
                 raise TableError(f"line {line} has no label in {header.names[k]!r}")
             if k >= header.end:
-                fault = bare and f"{bare[:40]!r} is in a column of no name; name it in the header"
+                fault = bare and f"{bare[:SHOWN]!r} has no name in the header; add one"
             else:
                 fault = label_fault(bare) if k == header.label else number_fault(text)
             if fault:
@@ -217,8 +237,8 @@ class DelimitedFile:
     def _index_note(self, index: int, column: Block) -> str:
         if (np.diff(column) != 1).any():
             raise TableError(
-                f"{self.header.column(index)} is at the beginning and does not count the rows: "
-                "name it in the header if it is a feature, or remove it (to_csv(index=False))"
+                f"{self.header.column(index)} does not count the rows: name it in the header if it "
+                "is a feature, or remove it (to_csv(index=False))"
             )
         return f"{self.header.column(index)} counts the rows and is not learned"
 
@@ -233,8 +253,8 @@ class DelimitedFile:
         if found.is_harmful:
             line = self.line(int((column == found.high).argmax()))
             raise TableError(
-                f"line {line}, {self.header.column(index)}: {what}; subtract the smallest value, "
-                "or remove the column if it is an id"
+                f"line {line}, {self.header.column(index)}: {what}; subtract an offset, rescale "
+                "the column, or remove it if it is an id"
             )
         return f"{self.header.column(index)}: {what}"
 
@@ -261,11 +281,15 @@ def _opened(path: Path) -> io.TextIOWrapper:
         TableError: it is packed in a way that its name does not tell.
     """
     binary = _OPENERS.get(path.suffix.lower(), _plain)(path)
-    start = binary.peek(8)
-    for beginning, packed in _PACKED.items():
-        if start.startswith(beginning):
-            raise TableError(f"the file is compressed; its name must end in .csv{packed}")
-    if start.startswith(_ARCHIVES):
-        raise TableError("the file is an archive or a workbook; save the table as CSV")
+    try:
+        start = binary.peek(8)
+        for beginning, packed in _PACKED.items():
+            if start.startswith(beginning):
+                raise TableError(f"the file is compressed; its name must end in .csv{packed}")
+        if start.startswith(_ARCHIVES):
+            raise TableError("the file is an archive or a workbook; save the table as CSV")
+    except BaseException:
+        binary.close()
+        raise
     encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8-sig")
     return io.TextIOWrapper(binary, encoding, "surrogateescape", newline="")

@@ -1,5 +1,6 @@
 """Faults of a table of labelled examples: what is wrong with a cell, and what to do."""
 
+import contextlib
 import re
 import unicodedata
 
@@ -47,46 +48,39 @@ class TableError(FunnelError, ValueError):
 def number_fault(text: str) -> str:
     """Return why a cell is not a feature, and what to do; empty if it is one.
 
-    A feature is a decimal number in ASCII that float32 holds, with spaces around it at most.
+    A feature is a decimal number in ASCII that float32 can hold, with nothing but spaces around it.
 
     >>> number_fault("1,5")
     "'1,5' is not a finite number; write a decimal point, and no thousands separators"
     >>> number_fault(" -1e3")
     ''
     """
-    bare, shown = text.strip(), repr(text[:SHOWN])
-    if fault := encoding_fault(text):
-        return f"{shown} {fault}"
+    if fault := _encoding_fault(text):
+        return fault
+    bare = text.strip()
     if bare in MISSING:
-        return f"{shown} is not a finite number; fill in the missing value, or remove the row"
+        return f"{_shown(text)} is not a finite number; fill in the value, or remove the row"
     if re.fullmatch(r"[0-9.eE+-]+", bare):
-        try:
-            fits = abs(float(bare)) <= LARGEST
-        except ValueError:
-            pass
-        else:
-            return "" if fits else f"{shown} is beyond float32, at most {LARGEST:.2g}; rescale it"
+        with contextlib.suppress(ValueError):
+            if abs(float(bare)) <= LARGEST:
+                return ""
+            return f"{_shown(text)} is beyond float32, at most {LARGEST:.2g}; rescale the column"
     hint = next((hint for form, hint in _HINTS if re.fullmatch(form, bare)), _ELSE)
-    return f"{shown} is not a finite number; {hint}"
+    return f"{_shown(text)} is not a finite number; {hint}"
 
 
 def label_fault(text: str) -> str:
     """Return why a cell without spaces around it is not a label, and what to do; empty if it is.
 
-    A minus sign is accepted: with a plus sign as another label it is one, which the caller knows.
+    A minus sign is accepted: it is a label if another one is a plus sign, which the caller knows.
     """
-    shown = repr(text[:SHOWN])
     if not text:
         return "the label is missing; fill it in, or remove the row"
-    if fault := encoding_fault(text):
-        return f"{shown} {fault}"
     if text in MISSING and text != "-":
         return missing_label(text)
     if any(unicodedata.category(letter) == "Cc" or letter == "\ufeff" for letter in text):
-        return f"{shown} has a line break or a control character; is a quote not closed?"
-    if text[0] == '"' or text[-1] == '"':
-        return f"{shown} has a quote at its edge; put a label into quotes as a whole, or in none"
-    return ""
+        return f"{_shown(text)} has a line break or a control character; is a quote not closed?"
+    return name_fault(text)
 
 
 def missing_label(text: str) -> str:
@@ -97,8 +91,17 @@ def missing_label(text: str) -> str:
     )
 
 
-def encoding_fault(text: str) -> str:
-    """Return the byte that was not UTF-8, and what to do; empty if there is none.
+def name_fault(text: str) -> str:
+    """Return why a text cannot name a class or a column, and what to do; empty if it can."""
+    if fault := _encoding_fault(text):
+        return fault
+    if text[:1] == '"' or text[-1:] == '"':
+        return f"{_shown(text)} has a quote at its edge; quote cells as a whole, or not at all"
+    return ""
+
+
+def _encoding_fault(text: str) -> str:
+    """Return the byte that is not UTF-8, and what to do; empty if there is none.
 
     Args:
         text: decoded with the error handler ``surrogateescape``.
@@ -106,5 +109,14 @@ def encoding_fault(text: str) -> str:
     for letter in text:
         if "\udc80" <= letter <= "\udcff":
             byte = ord(letter) - 0xDC00
-            return f"has the byte 0x{byte:02x}, which is not UTF-8; save the file as UTF-8"
+            return (
+                f"{_shown(text)} has the byte 0x{byte:02x}, which is not UTF-8; save the file as "
+                "UTF-8"
+            )
     return ""
+
+
+def _shown(text: str) -> str:
+    """Return the beginning of a cell for a message."""
+    readable = text[:SHOWN].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return repr(readable)

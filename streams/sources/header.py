@@ -1,12 +1,13 @@
 """The header of text with delimiters: the delimiter, and the meaning of the columns."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import length_hint
 from typing import NamedTuple
 
-from streams.sources.faults import MISSING, TableError, encoding_fault, number_fault
+from streams.sources.faults import MISSING, TableError, name_fault, number_fault
 from streams.sources.records import records
 
 LABEL = "label"
@@ -15,6 +16,8 @@ USUAL_LABELS = frozenset((LABEL, "labels", "class", "target", "y"))
 DELIMITERS = ",;\t|"
 COUNTED = 3
 """As many names that count the columns are hardly a row of data."""
+UNNAMED = re.compile(r"(Unnamed: \d+)?")
+"""No name, or what pandas writes for it."""
 SHOWN = 20
 """Columns that a message names."""
 
@@ -55,7 +58,7 @@ class Header:
     def column(self, index: int) -> str:
         """Return what a message calls a column."""
         name = self.names[index]
-        return f"column {name!r}" if name else f"column {index + 1}, which has no name"
+        return f"column {name!r}" if name else f"column {index + 1} (no name)"
 
 
 def find_header(lines: Sequence[str], label: str | None = None, preferred: str = "") -> Header:
@@ -70,17 +73,15 @@ def find_header(lines: Sequence[str], label: str | None = None, preferred: str =
         TableError: the header is missing, or is not clear.
     """
     delimiter, names, count = _parted(lines, preferred)
-    if fault := next(filter(None, map(encoding_fault, names)), ""):
-        raise TableError(f"line {count}: the header {fault}")
+    if fault := next(filter(None, map(name_fault, names)), ""):
+        raise TableError(f"line {count}: {fault}")
     first, end = _edges(names)
     if first < end:
         wanted = label if label is not None else LABEL if LABEL in names else names[end - 1]
         if not wanted or names.count(wanted) != 1:
-            many = "several columns" if wanted in names else "no column"
-            more = ", …" if len(names) > SHOWN else ""
-            raise TableError(
-                f"the table has {many} {wanted!r}; its columns are {', '.join(names[:SHOWN])}{more}"
-            )
+            many = "several columns" if wanted and wanted in names else "no column"
+            shown = ", ".join(filter(None, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")
+            raise TableError(f"the table has {many} {wanted!r}; its columns are {shown}")
         own = names.index(wanted)
         first, end = min(first, own), max(end, own + 1)
     if end - first < 2:
@@ -142,7 +143,7 @@ def _too_few(lines: Sequence[str]) -> str:
 
 def _edges(names: Sequence[str]) -> tuple[int, int]:
     """Return the index of the first column with a name, and the index after the last."""
-    named = [k for k, name in enumerate(names) if name not in ("", f"Unnamed: {k}")]
+    named = [k for k, name in enumerate(names) if not UNNAMED.fullmatch(name)]
     return (named[0], named[-1] + 1) if named else (0, 0)
 
 

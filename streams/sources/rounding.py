@@ -17,7 +17,7 @@ class Merged:
 
     low: float
     high: float
-    """The two neighbours that differ most."""
+    """The two values furthest apart of those that become one."""
     different: int
     """Different values of the column."""
     kept: int
@@ -35,15 +35,16 @@ def merged(column: npt.NDArray[np.float64]) -> Merged | None:
     Merged(low=1700000000.0, high=1700000000.5, different=3, kept=2, is_harmful=False)
     """
     ranked = np.sort(column)
-    gaps = np.diff(ranked)
     rounded = ranked.astype(np.float32)
-    is_merged = (rounded[1:] == rounded[:-1]) & (gaps > 0)
-    if not is_merged.any():
+    is_next = ranked[1:] != ranked[:-1]
+    if np.count_nonzero(is_next) == np.count_nonzero(rounded[1:] != rounded[:-1]):
         return None
-    at = int(np.where(is_merged, gaps, 0).argmax())
-    low, high = float(ranked[at]), float(ranked[at + 1])
-    different = 1 + int(np.count_nonzero(gaps))
+    starts = np.concatenate(([True], rounded[1:] != rounded[:-1])).nonzero()[0]
+    lows, highs = ranked[starts], ranked[np.append(starts[1:], len(ranked)) - 1]
+    widest = int((highs - lows).argmax())
+    low, high = float(lows[widest]), float(highs[widest])
     tail = len(ranked) // 20
     spread = (ranked[-1 - tail] - ranked[tail]) or (ranked[-1] - ranked[0])
     is_harmful = high - low > max(SHARE * spread, NOISE * max(abs(low), abs(high)))
-    return Merged(low, high, different, different - int(is_merged.sum()), bool(is_harmful))
+    different = 1 + int(np.count_nonzero(is_next))
+    return Merged(low, high, different, len(starts), bool(is_harmful))

@@ -19,7 +19,8 @@ from streams.sources.labels import MAX_CLASSES, fraction, lookalikes, numbered
 SHOWN_CLASSES = 20
 SHOWN_LABELS = 3
 FEW = 100
-"""Different labels that any file may have; of more, each must come twice on average."""
+"""Labels that any column may have. If there are more, and the user has not named the column, each
+must occur twice on average: an id is no label."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def read(path: Path, label: str | None = None) -> Table:
     except (EOFError, lzma.LZMAError, zlib.error) as error:
         raise TableError(f"{path} is truncated or damaged: {error}") from error
     except UnicodeDecodeError as error:
-        raise TableError(f"{path} is not {error.encoding} text as it begins: {error}") from error
+        raise TableError(f"{path} begins as {error.encoding} text, and then: {error}") from error
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error}") from error
     raise TableError(f"{path}: a table ends in .csv, .tsv (.gz, .bz2, .xz) or .safetensors")
@@ -108,7 +109,8 @@ def _from_text(path: Path, label: str | None) -> Table:
         raise TableError(
             f"line {line}: {text} in {name!r} is not a class: is it the label? (--label NAME)"
         )
-    if not 1 < len(texts) <= min(MAX_CLASSES, max(FEW, len(columns.codes) // 2)):
+    most = max(FEW, len(columns.codes) // 2) if label is None else MAX_CLASSES
+    if not 1 < len(texts) <= min(MAX_CLASSES, most):
         raise TableError(
             f"{len(texts):,} different labels in {name!r} of {len(columns.codes):,} rows: is it "
             "the label? (--label NAME)"
