@@ -122,6 +122,9 @@ REFUSED: dict[str, tuple[str, str]] = {
         'x,y\n1,"b\n2,c"\n3,d\n', "line 2, column 'y': 'b\\n2,c' has a line break"),
     "quote that is never opened": ('x,y\n1,b"\n2,c\n', "line 2, column 'y': 'b\"' has a quote at"),
     "escaped by a backslash": ('x,y\n1,"b\\"c"\n2,d\n', "line 2: text follows a closing quote"),
+    "text after needless quotes": ('x,y\n1,"b"c\n2,d\n', "line 2: text follows a closing quote"),
+    "quotes around nothing": ('x,y\n1,""\n2,d\n', "line 2 has no label in 'y'"),
+    "quotes in quotes": ('x,y\n1,"a,"b",c"\n2,d\n', "line 2: text follows a closing quote"),
     "quote after a tab": ('x,\t"y"\n1,0\n2,1\n', "line 1: '\"y\"' has a quote at its edge"),
     "quoted line break in a feature": ('x,y\n"1\n2",0\n3,1\n', "column 'x': '1\\n2' is not"),
     "ambiguous delimiters": ("a,b;y\n1,5;0\n2,5;1\n", "both ',' and ';' part the header into 2"),
@@ -317,11 +320,24 @@ CELL = st.one_of(
 def test_quotes_around_labels_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
 ) -> None:
-    """Lines with quotes take another way than those without."""
+    """Lines with quotes take another way than those without, and needed quotes another one yet."""
     folder = tmp_path_factory.mktemp("quotes")
-    plain = "".join(f"{cell},{label}\n" for cell, label in [("1", "first"), *rows])
-    quoted = plain.replace("first", '"first"')
-    assert of(folder, f"a,y\n{plain}") == of(folder, f"a,y\n{quoted}")
+    plain = "".join(f"{cell},{label}\n" for cell, label in [("1", "a_a"), *rows])
+    found = of(folder, f"a,y\n{plain}")
+    assert of(folder, "a,y\n" + plain.replace("a_a", '"a_a"')) == found
+    needed = of(folder, "a,y\n" + plain.replace("a_a", '"a,a"'))
+    if isinstance(needed, Right):
+        needed = needed._replace(labels=[one.replace(",", "_") for one in needed.labels])
+    assert needed == found
+
+
+def test_of_many_columns_that_float32_rounds_a_few_are_named(tmp_path: Path) -> None:
+    names = ",".join("abcdef")
+    rows = [f"{','.join([text] * 6)},{k}" for k, text in enumerate(("0.3", "0.30000000000000004"))]
+    found = of(tmp_path, "\n".join([f"{names},y", *rows]))
+    assert isinstance(found, Right)
+    assert [f"column '{name}'" in found.note for name in "abcdef"] == [True] * 3 + [False] * 3
+    assert found.note.endswith("; float32 keeps fewer values of 3 more columns")
 
 
 def test_numbers_keep_the_bits_of_their_nearest_float32(tmp_path: Path) -> None:
