@@ -22,6 +22,8 @@ COMMANDS = {
     "data": "fetch data sets",
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
+WITHOUT_OUTPUT = ("serve",)
+"""Commands whose result is not on standard output."""
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC)
 """The reader of the output is gone, as in ``funnel compare FILE | head -1``, or a disk is full."""
 
@@ -32,18 +34,21 @@ def main(arguments: list[str] | None = None) -> int:
     An error that the user can fix prints one line and returns 1; any other shows its traceback.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    is_output_closed = _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may know no Greek letters
     try:
-        parser = make_parser(next((word for word in given if word in COMMANDS), ""))
+        command = next((word for word in given if word in COMMANDS), "")
+        parser = make_parser(command)
         if not given:
             parser.print_help(sys.stderr)
             return 2
         options = parser.parse_args(given)
+        if is_output_closed and command not in WITHOUT_OUTPUT:
+            raise FunnelError("standard output is closed: redirect it, for example to /dev/null")
         sys.path.append(os.getcwd())  # a --model of the user's own may be here
         status = int(options.run(options))
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         return 130
@@ -56,6 +61,18 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.stderr.write(f"funnel: {error}\n")
         return 1
+
+
+def _open_closed_streams() -> bool:
+    """Replace standard streams that were closed at the start; return whether the output was.
+
+    Otherwise a write would fail, and the next file or socket to be opened would get its number.
+    """
+    is_output_closed = sys.stdout is None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    return is_output_closed
 
 
 def make_parser(command: str = "") -> argparse.ArgumentParser:

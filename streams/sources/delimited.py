@@ -2,8 +2,8 @@
 
 `numpy.loadtxt` reads lines without quotes, and those with quotes that their cells do not need. The
 strict reader of `streams.sources.records` takes four times as long. It reads from the first cell on
-that needs quotes, and finds the place of a fault. Bytes that are not text become surrogates, so that
-they have a place too.
+that needs quotes, and finds the place of a fault. Bytes that are not text become surrogates, so
+that they have a place too.
 """
 
 import bz2

@@ -82,7 +82,7 @@ def read(path: Path, label: str | None = None) -> Table:
     except (TableError, InvalidBatchError) as error:
         raise TableError(f"{path}: {error}") from error
     except (EOFError, lzma.LZMAError, zlib.error) as error:
-        raise TableError(f"{path} is truncated or damaged: {error}") from error
+        raise TableError(f"{path} cannot be read; it is truncated or damaged: {error}") from error
     except UnicodeDecodeError as error:
         raise TableError(f"{path} begins as {error.encoding} text, and then: {error}") from error
     except OSError as error:
