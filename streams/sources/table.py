@@ -48,8 +48,9 @@ class Table:
         width = self.batch.features.shape[1]
         order = (Shift(0, "in the order of the file"),)
         return Stream(
-            self.path.name, width, self.classes, length, order, lambda *_: iter([self.batch])
-        )
+            self.path.name, width, self.classes, length, order, lambda *_: iter([self.batch]),
+            self.names,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         """Return a line that describes the table."""
