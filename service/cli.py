@@ -66,9 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _open_closed_streams() -> bool:
     """Replace standard streams that were closed at the start; return whether the output was.
 
-    Otherwise a write would fail, and the next file or socket to be opened would get its number.
+    Otherwise a write would fail, and a socket could get the number of a stream: libraries would
+    write their errors to it, and libuv would abort when it closes it.
     """
     is_output_closed = sys.stdout is None
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

@@ -162,17 +162,17 @@ def test_a_terminal_without_greek_letters_shows_help(name: str) -> None:
         assert ran.stdout.startswith(f"usage: funnel {command} ".encode())
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", ["latin-1", "C"])
 def test_a_terminal_without_greek_letters_shows_results(name: str, tmp_path: Path) -> None:
     path = tmp_path / "größe–$_{.csv"
-    path.write_text("a,label\n" + "1,ä\n2,β\n" * 50)
-    ran = narrow(name, "compare", str(path), "--peers", "sgd", "--seeds", "2")
+    path.write_text("a,label\n" + "1,ä\n2,β\n" * 10)
+    ran = narrow(name, "compare", str(path), "--peers", "", "--seeds", "2")
     assert ran.returncode == 0, ran.stderr
     assert b"Funnel (pool)" in ran.stdout
     assert (" ± " if name == "latin-1" else " ? ").encode("latin-1") in ran.stdout
     ran = narrow(name, "demo", str(path), "--rate", "1000", "--port", str(free_port()))
     assert ran.returncode == 0, ran.stderr
-    assert b"100 examples learned" in ran.stdout
+    assert b"20 examples learned" in ran.stdout
     ran = narrow(name, "stream", str(path), "--to", "größe://–")
     assert ran.returncode == 1
     assert b"neither http://" in ran.stderr
