@@ -26,6 +26,8 @@ COMMANDS = {
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
 SERVERS = ("serve", "demo")
 """Commands that SIGTERM is meant to end: then their exit status is 0."""
+WITHOUT_OUTPUT = ("serve",)
+"""Commands whose result is not on standard output."""
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC)
 """The reader of the output is gone, as in ``funnel compare FILE | head -1``, or a disk is full."""
 
@@ -36,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     An error that the user can fix prints one line and returns 1; any other shows its traceback.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    is_output_closed = _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may know no Greek letters
     command = next((word for word in given if word in COMMANDS), "")
@@ -46,10 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
             parser.print_help(sys.stderr)
             return 2
         options = parser.parse_args(given)
+        if is_output_closed and command not in WITHOUT_OUTPUT:
+            raise FunnelError("standard output is closed: redirect it, for example to /dev/null")
         sys.path.append(os.getcwd())  # a --model of the user's own may be here
         status = int(options.run(options))
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         return 130
@@ -75,6 +79,24 @@ def end_on_sigterm(status: int) -> None:
         raise SystemExit(status)
 
     signal.signal(signal.SIGTERM, end)
+
+
+def _open_closed_streams() -> bool:
+    """Replace standard streams that were closed at the start; return whether the output was.
+
+    Otherwise a write would fail, and a socket could get the number of a stream: libraries would
+    write their errors to it, and libuv would abort when it closes it.
+    """
+    is_output_closed = sys.stdout is None
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    return is_output_closed
 
 
 def make_parser(command: str = "") -> argparse.ArgumentParser:

@@ -108,7 +108,7 @@ class Settings(BaseModel):
         description="CPU threads of one operation; the last bits of results depend on it",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_hosts: tuple[str, ...] = Field(
         (), description="names by which clients reach the service, with commas; empty: any, but "
         "only those of this machine while it listens on loopback without a key",
     )  # fmt: skip

@@ -22,8 +22,11 @@ from streams.proxies import transport
 FIRST_WAIT = 0.1
 MAX_WAIT = 5.0
 GIVE_UP_SECONDS = 120.0
+CONNECT_SECONDS = 5.0
 PATIENCE = 3
 """Tries of a batch before the user is notified: a busy receiver refuses one now and then."""
+REMINDER_SECONDS = 10.0
+"""From one notice of a batch to the next."""
 BUSY = (408, 409, 429, 502, 503, 504)
 
 
@@ -35,13 +38,14 @@ class RetryLaterError(Exception):
     """The receiver is busy or absent; the batch may be sent again.
 
     Args:
-        reason: the receiver's answer, or the error of the connection.
+        reason: the receiver's address, and its answer or the error of the connection.
         after: seconds that the receiver asked to wait, or None.
+        is_absent: whether nobody answers there, which is no sign of a busy receiver.
     """
 
-    def __init__(self, reason: str, after: float | None = None) -> None:
+    def __init__(self, reason: str, after: float | None = None, is_absent: bool = False) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after, self.is_absent = after, is_absent
 
 
 class Target(Protocol):
@@ -72,9 +76,11 @@ class HTTPTarget:
 
     def __init__(self, url: str, api_key: str = "") -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        timeout = httpx.Timeout(60.0, connect=CONNECT_SECONDS)
         self._client = httpx.Client(
-            base_url=url, headers=headers, timeout=60.0, transport=transport(url)
+            base_url=url, headers=headers, timeout=timeout, transport=transport(url)
         )
+        self._shown = _without_secrets(url)
 
     def send(self, batch: Batch, key: str) -> None:
         """Send one batch, as `Target` demands."""
@@ -85,10 +91,15 @@ class HTTPTarget:
                 headers={"Content-Type": "application/octet-stream", "Idempotency-Key": key},
             )
         except httpx.TransportError as error:
-            raise RetryLaterError(f"{error or type(error).__name__}") from error
+            is_absent = isinstance(error, httpx.ConnectError | httpx.TimeoutException)
+            reason = f"{self._shown}: {str(error) or type(error).__name__}"
+            raise RetryLaterError(reason, is_absent=is_absent) from error
         if answer.status_code in BUSY:
             after = answer.headers.get("Retry-After", "")
-            raise RetryLaterError(answer.text[:200], float(after) if after.isdigit() else None)
+            raise RetryLaterError(
+                f"{self._shown} answered {answer.status_code}: {answer.text[:200]}",
+                float(after) if after.isdigit() else None,
+            )
         if answer.status_code != 202:
             raise ProducerError(f"the service answered {answer.status_code}: {answer.text[:500]}")
 
@@ -108,7 +119,10 @@ class RedisTarget:
     """
 
     def __init__(self, url: str, model: str) -> None:
-        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
+        self._redis = Redis.from_url(
+            url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=CONNECT_SECONDS
+        )
+        self._shown = _without_secrets(url)
         self._key = log_key(model)
 
     def send(self, batch: Batch, key: str) -> None:
@@ -116,13 +130,19 @@ class RedisTarget:
         try:
             self._redis.xadd(self._key, {BATCH: batch.to_bytes()})
         except (RedisConnectionError, RedisTimeoutError) as error:
-            raise RetryLaterError(str(error)) from error
+            raise RetryLaterError(f"{self._shown}: {error}", is_absent=True) from error
         except RedisError as error:
             raise ProducerError(f"the server refused the entry: {error}") from error
 
     def close(self) -> None:
         """Close the connection."""
         self._redis.close()
+
+
+def _without_secrets(url: str) -> str:
+    """Return a URL for messages, without its user, password and query."""
+    scheme, _, address = url.partition("?")[0].partition("://")
+    return f"{scheme}://{address.rpartition('@')[2]}"
 
 
 @dataclass(frozen=True)
@@ -160,7 +180,7 @@ def produce(
     rate: float | None = None,
     name: str = "",
     progress: Callable[[int], object] = lambda examples: None,
-    away: Callable[[str], object] = lambda answer: None,
+    away: Callable[[str], object] = lambda reason: None,
     give_up_seconds: float = GIVE_UP_SECONDS,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Sent:
@@ -172,7 +192,8 @@ def produce(
         rate: examples a second; None for as fast as the target accepts them.
         name: name of the stream, from which keys are made. Two runs of one name are one stream.
         progress: called with the number of examples of each batch that was sent.
-        away: called with the answer when a batch has been tried PATIENCE times.
+        away: called with the reason when a batch has been tried PATIENCE times, or at once if
+            the receiver is absent; then again every REMINDER_SECONDS at most.
         give_up_seconds: longest time that one batch is tried.
         sleep: waits for so many seconds, before each batch too if there is a rate; what it raises
             ends the stream.
@@ -184,18 +205,21 @@ def produce(
     def send(batch: Batch, key: str) -> int:
         """Send one batch with exponential back-off and jitter; return the number of retries."""
         began, wait, retries = time.monotonic(), FIRST_WAIT, 0
+        notice = began
         jitter = random.Random(key)
         while True:
             try:
                 target.send(batch, key)
             except RetryLaterError as error:
-                if time.monotonic() - began > give_up_seconds:
+                now = time.monotonic()
+                if now - began > give_up_seconds:
                     raise ProducerError(
                         f"gave up after {give_up_seconds:g} s; last answer: {error}"
                     ) from error
                 retries += 1
-                if retries == PATIENCE:
+                if now >= notice and (error.is_absent or retries >= PATIENCE):
                     away(str(error))
+                    notice = now + REMINDER_SECONDS
                 sleep(error.after if error.after is not None else wait * jitter.uniform(0.5, 1))
                 wait = min(2 * wait, MAX_WAIT)
             else:

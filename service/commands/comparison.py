@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from service.commands.evaluation import Run, evaluate
-from service.commands.picture import check_picture, save
+from service.commands.picture import check_picture, save, set_title
 from service.settings import Settings
 from streams.peers.peers import Peer
 from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
@@ -19,11 +19,14 @@ from streams.progress import progress_bar
 from streams.recovery import WINDOW, recoveries
 from streams.sources.catalog import Stream
 
-EXPLANATION = f"""\
+ACCURACY = """\
 Accuracy is prequential: each batch is predicted before it is learned; ± is the 95 % interval of
 the mean over seeds. Peers are shown at the best of their settings, chosen for this stream in
-hindsight. Recovery is the median, over shifts and seeds, of the examples after a shift until the
-accuracy of the next {WINDOW:,} is within 2 points of the best learner's at the end of the segment.
+hindsight.
+"""
+RECOVERY = f"""\
+Recovery is the median, over shifts and seeds, of the examples after a shift until the accuracy of
+the next {WINDOW:,} is within 2 points of the best learner's at the end of the segment.
 """
 
 
@@ -73,20 +76,27 @@ def examples_shown(examples: float) -> str:
 
 
 def table(runs: Sequence[Run], stream: Stream) -> str:
-    """Return the runs as aligned lines, the best accuracy first."""
-    shifts = [shift.example for shift in stream.shifts]
-    taken = recoveries_of([[curve(found) for found in run.outcomes] for run in runs], shifts)
+    """Return the runs as aligned lines, the best accuracy first; with recoveries if there are
+    any."""
+    taken = _taken(runs, stream)
+    shown_columns = 4 if any(taken) else 3
     lines = [("learner", "setting", "accuracy", "recovery")]
     for run, own in sorted(zip(runs, taken, strict=True), key=lambda found: -found[0].accuracy):
         setting = f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting
         recovered = examples_shown(median_recovery(own))
         lines.append((run.learner, setting, shown(run.accuracies), recovered))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:shown_columns]
     return "".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)).rstrip()
         + "\n"
         for line in lines
     )
+
+
+def _taken(runs: Sequence[Run], stream: Stream) -> list[list[int | None]]:
+    """Return the recoveries of each run; empty where the stream has no shift to recover from."""
+    shifts = [shift.example for shift in stream.shifts]
+    return recoveries_of([[curve(found) for found in run.outcomes] for run in runs], shifts)
 
 
 def plot(runs: Sequence[Run], stream: Stream, path: Path) -> None:
@@ -107,8 +117,9 @@ def plot(runs: Sequence[Run], stream: Stream, path: Path) -> None:
     for shift in stream.shifts:
         axes.axvline(shift.example, color="0.4", linestyle="--", linewidth=0.8)
         axes.annotate(f" {shift.what}", (shift.example, 0.01), fontsize=9, color="0.3")
+    set_title(axes, f"funnel compare: {stream.name}")
     axes.set(
-        title=f"funnel compare: {stream.name}", xlabel="examples", ylim=(0, 1),
+        xlabel="examples", ylim=(0, 1),
         ylabel=f"accuracy of the last {WINDOW:,}, before learning them",
     )  # fmt: skip
     figure.legend(fontsize=8, loc="outside right upper")
@@ -144,9 +155,10 @@ def run(
     passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
         runs = evaluate(stream, settings, taken, seeds, bar.update)
+    explanation = ACCURACY + RECOVERY * any(_taken(runs, stream))
     sys.stdout.write(
         f"{stream.name}: {stream.examples:,} examples, {len(seeds)} "
-        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream)}\n{EXPLANATION}"
+        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream)}\n{explanation}"
     )
     if picture is not None:
         plot(runs, stream, picture)

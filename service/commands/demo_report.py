@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.commands.picture import save
+from service.commands.picture import save, set_title
 from service.monitoring.recovery import SERVED, ShiftRecovery
 from streams.recovery import WINDOW, WITHIN
 
@@ -72,7 +72,8 @@ def plot(points: Sequence[Point], shifts: Sequence[ShiftRecovery], name: str, pa
             at = (shift.example + taken + WINDOW, shift.goal - WITHIN)
             top.plot(*at, color="C0", marker="o", markersize=5)
             top.annotate(f"{taken:,} ", at, ha="right", va="bottom", color="C0", fontsize=9)
-    top.set(ylabel="rolling accuracy", ylim=(0, 1), title=f"funnel demo: {name}")
+    top.set(ylabel="rolling accuracy", ylim=(0, 1))
+    set_title(top, f"funnel demo: {name}")
     if len(learners) > 1:
         top.legend(loc="lower right", fontsize=9)
     middle.plot(x, [p.scale for p in points], color="C1")

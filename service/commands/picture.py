@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from streams.errors import FunnelError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -33,6 +34,11 @@ def check_picture(path: Path | None) -> None:
         raise PictureError(f"--plot {path}: a picture ends in .{', .'.join(sorted(kinds))}")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
         raise PictureError(f"--plot {path}: no file can be written there")
+
+
+def set_title(axes: "Axes", title: str) -> None:
+    """Set a title that may contain the name of any file: no formula, and all of it text."""
+    axes.set_title(title.encode("utf-8", "replace").decode("utf-8"), parse_math=False)
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -39,13 +39,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send the stream; return the exit status."""
-    from streams.producer import make_target, produce
+    from streams.producer import GIVE_UP_SECONDS, make_target, produce
     from streams.progress import progress_bar
 
     environment = variables()
     key = secret("FUNNEL_LEARN_KEY", environment) or secret("FUNNEL_API_KEY", environment)
     target = make_target(options.to, options.model, key)
     stream = stream_of(options)
+    if stream.names:
+        sys.stderr.write(
+            f"{stream.name}: the service learns numbers, not names; send other files only if each "
+            f"has all of these {len(stream.names)} names and no other\n"
+        )
     bar = progress_bar(stream.name, stream.examples)
     with bar, closing(target):
         sent = produce(
@@ -54,7 +59,9 @@ def run(options: argparse.Namespace) -> int:
             options.rate,
             name=options.name or uuid.uuid4().hex,
             progress=bar.update,
-            away=lambda answer: bar.write(f"trying again: {answer}", file=sys.stderr),
+            away=lambda reason: bar.write(
+                f"trying again for up to {GIVE_UP_SECONDS:g} s: {reason}", file=sys.stderr
+            ),
         )
     sys.stdout.write(
         f"{sent.examples} examples in {sent.seconds:.1f} s "

@@ -73,6 +73,8 @@ def stream_of(options: argparse.Namespace) -> "Stream":
         )
     found = table.read(path, options.label)
     sys.stderr.write(f"{found}\n")
+    for note in found.notes:
+        sys.stderr.write(f"{path.name}: {note}\n")
     return found.stream(options.examples)
 
 

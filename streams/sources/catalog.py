@@ -63,6 +63,8 @@ class Stream:
     blocks: Callable[[int, int | None], Iterator[Batch]]
     """Yields the examples of a seed, in blocks of any size and without an end. With an index, all
     are as the stream is at that example."""
+    names: tuple[str, ...] = ()
+    """Names of the classes by number; empty if the classes are numbers."""
 
     def batches(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Yield the examples in batches of ``size``; the last may be smaller."""

@@ -5,39 +5,22 @@ columns but the label's hold numbers. ``.safetensors`` holds ``features`` and ``
 as `streams.batch.Batch.to_bytes` writes them.
 """
 
-import bz2
-import csv
-import gzip
 import lzma
-import warnings
 import zlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from streams.batch import Batch, InvalidBatchError, check_features, decode
-from streams.errors import FunnelError
-from streams.progress import progress_bar
+from streams.batch import Batch, InvalidBatchError, check, decode
 from streams.sources.catalog import Shift, Stream
+from streams.sources.delimited import DelimitedFile
+from streams.sources.faults import TableError as TableError
+from streams.sources.labels import MAX_CLASSES, fraction, lookalikes, numbered
 
-LABEL = "label"
-"""Name of the label's column; without a column of that name, the last one is taken."""
-DELIMITERS = ",;\t"
-MAX_CLASSES = 10_000
 SHOWN_CLASSES = 20
-LARGEST = float(np.finfo(np.float32).max)
-
-_OPENERS: dict[str, Callable[..., IO[Any]]] = {
-    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,
-}  # fmt: skip
-
-
-class TableError(FunnelError, ValueError):
-    """A file is not a table of labelled examples; the message says where, and what to do."""
+SHOWN_LABELS = 3
+FEW = 100
+"""Labels that any column may have. If there are more, and the user has not named the column, each
+must occur twice on average: an id is no label."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +33,9 @@ class Table:
     label: str
     """Name of the label's column."""
     names: tuple[str, ...]
-    """The labels' names by number; empty if the labels were numbers from 0."""
+    """The labels' names by number, as they are written; empty if the labels were numbers from 0."""
+    notes: tuple[str, ...] = ()
+    """What the user may not expect of the file."""
 
     @property
     def classes(self) -> int:
@@ -63,8 +48,9 @@ class Table:
         width = self.batch.features.shape[1]
         order = (Shift(0, "in the order of the file"),)
         return Stream(
-            self.path.name, width, self.classes, length, order, lambda *_: iter([self.batch])
-        )
+            self.path.name, width, self.classes, length, order, lambda *_: iter([self.batch]),
+            self.names,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         """Return a line that describes the table."""
@@ -94,123 +80,45 @@ def read(path: Path, label: str | None = None) -> Table:
             return _from_safetensors(path)
         if {".csv", ".tsv"} & set(kinds[-2:]):
             return _from_text(path, label)
-    except (UnicodeDecodeError, EOFError, csv.Error, lzma.LZMAError, zlib.error) as error:
-        raise TableError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    except (TableError, InvalidBatchError) as error:
+        raise TableError(f"{path}: {error}") from error
+    except (EOFError, lzma.LZMAError, zlib.error) as error:
+        raise TableError(f"{path} cannot be read; it is truncated or damaged: {error}") from error
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path} begins as {error.encoding} text, and then: {error}") from error
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error}") from error
     raise TableError(f"{path}: a table ends in .csv, .tsv (.gz, .bz2, .xz) or .safetensors")
 
 
 def _from_safetensors(path: Path) -> Table:
+    batch = decode(path.read_bytes())
     try:
-        batch = decode(path.read_bytes())
-        check_features(batch.features, batch.features.shape[-1])
+        check(batch, batch.features.shape[1], MAX_CLASSES)
     except InvalidBatchError as error:
-        raise TableError(f"{path}: {error}") from error
-    labels = batch.labels
-    if labels.shape != (len(batch.features),) or labels.min() < 0 or labels.max() >= MAX_CLASSES:
-        raise TableError(f"{path}: labels must be from 0 to {MAX_CLASSES - 1}, one an example")
+        where = "" if error.index is None else f"example {error.index}: "
+        raise TableError(f"{where}{error}") from error
     return Table(path, batch, "labels", ())
 
 
 def _from_text(path: Path, label: str | None) -> Table:
-    codes: dict[str, int] = {}
-
-    def code(text: str) -> int:
-        return codes.setdefault(text.strip(), len(codes))
-
-    with _open(path) as file, warnings.catch_warnings(action="ignore"):  # checked below
-        header, delimiter = _header(path, file)
-        wanted = label or (LABEL if LABEL in header else header[-1])
-        if header.count(wanted) != 1:
-            many = "several columns" if wanted in header else "no column"
-            raise TableError(f"{path} has {many} {wanted!r}; its columns are {', '.join(header)}")
-        own = header.index(wanted)
-        lines = progress_bar(path.name, lines=file)
-        try:
-            whole = np.loadtxt(
-                lines, np.float32, comments=None, delimiter=delimiter, converters={own: code},
-                encoding=None, ndmin=2, quotechar='"',
-            )  # fmt: skip
-        except UnicodeDecodeError:
-            raise
-        except ValueError as error:
-            raise TableError(f"{path}: {_fault(path, header, own, delimiter) or error}") from error
-    if not len(whole):
-        raise TableError(f"{path} has no examples")
-    if whole.shape[1] != len(header) or not np.isfinite(whole).all() or "" in codes:
-        raise TableError(f"{path}: {_fault(path, header, own, delimiter)}")
-    numbers, names = _numbered(list(codes), wanted, path)
-    if not 1 < len(codes) <= MAX_CLASSES:
+    file = DelimitedFile(path, label)
+    columns = file.read()
+    texts, name = columns.texts, columns.label
+    if (text := fraction(texts)) is not None:
+        line = file.line(int((columns.codes == texts.index(text)).argmax()))
         raise TableError(
-            f"{path}: {len(codes):,} different labels in {wanted!r}: is it the label? "
-            "(--label NAME)"
+            f"line {line}: {text} in {name!r} is not a class: is it the label? (--label NAME)"
         )
-    labels = numbers[whole[:, own].astype(np.int64)]
-    return Table(path, Batch(np.delete(whole, own, axis=1), labels), wanted, names)
-
-
-def _header(path: Path, file: IO[str]) -> tuple[list[str], str]:
-    """Return the names of the columns, and the delimiter."""
-    first = file.readline()
-    delimiter = max(DELIMITERS, key=first.count)
-    names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
-    if len(names) < 2:
-        raise TableError(f"{path} needs a header of two columns or more, got {first.strip()!r}")
-    numbers = list(filter(_is_number, names))
-    are_names = all(map(str.isdecimal, numbers)) and len(set(numbers)) == len(numbers)
-    if len(numbers) == len(names) or (len(numbers) == len(names) - 1 and not are_names):
-        raise TableError(f"{path} begins with data; its first line must name the columns")
-    return names, delimiter
-
-
-def _numbered(
-    texts: Sequence[str], column: str, path: Path
-) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Return a number from 0 for each label, and the names unless labels are such numbers."""
-    try:
-        values = [float(text) for text in texts]
-    except ValueError:
-        names, numbers = np.unique(texts, return_inverse=True)
-        return numbers, tuple(names.tolist())
-    for text, value in zip(texts, values, strict=True):
-        if not value.is_integer():
-            raise TableError(
-                f"{path}: {text} in {column!r} is not a class: is it the label? (--label NAME)"
-            )
-    if min(values) >= 0 and max(values) < MAX_CLASSES:
-        return np.array(values, dtype=np.int64), ()
-    known, numbers = np.unique(values, return_inverse=True)
-    return numbers, tuple(f"{value:.0f}" for value in known)
-
-
-def _fault(path: Path, header: Sequence[str], label: int, delimiter: str) -> str:
-    """Return the first fault and its place; empty if none is found."""
-    with _open(path) as file:
-        rows = csv.reader(file, delimiter=delimiter)
-        next(rows)
-        for row in rows:
-            if row and len(row) != len(header):
-                return f"line {rows.line_num} has {len(row)} columns, expected {len(header)}"
-            for k, text in enumerate(row):
-                if k == label and not text.strip():
-                    return f"line {rows.line_num} has no label in {header[k]!r}"
-                if k != label and not _is_number(text):
-                    return (
-                        f"line {rows.line_num}, column {header[k]!r}: {text[:40]!r} is not a "
-                        "finite number; encode categories as numbers, fill in missing values"
-                    )
-    return ""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return abs(float(text)) <= LARGEST
-    except ValueError:
-        return False
-
-
-def _open(path: Path) -> IO[str]:
-    opener = _OPENERS.get(path.suffix.lower(), open)
-    file: IO[str] = opener(path, "rt", encoding="utf-8-sig", newline="")
-    return file
+    most = max(FEW, len(columns.codes) // 2) if label is None else MAX_CLASSES
+    if not 1 < len(texts) <= min(MAX_CLASSES, most):
+        raise TableError(
+            f"{len(texts):,} different labels in {name!r} of {len(columns.codes):,} rows: is it "
+            "the label? (--label NAME)"
+        )
+    alike = [" and ".join(map(repr, group)) for group in lookalikes(texts)]
+    more = ", …" if len(alike) > SHOWN_LABELS else ""
+    note = f"{', '.join(alike[:SHOWN_LABELS])}{more} in {name!r} are different classes"
+    found = numbered(texts)
+    batch = Batch(columns.features, found.numbers[columns.codes])
+    return Table(path, batch, name, found.names, (*columns.notes, *([note] if alike else [])))

@@ -16,7 +16,7 @@ import pytest
 
 from service.cli import COMMANDS
 from streams.batch import Batch
-from tests.support.harness import ServiceProcess, free_port, serving
+from tests.support.harness import ServiceProcess, free_port, serving, wait_for
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "river", "sklearn", "scipy", "fastapi", "pandas"}
@@ -142,14 +142,81 @@ def test_output_on_a_full_disk_is_one_line() -> None:
     assert (ran.returncode, ran.stderr) == (1, "funnel: [Errno 28] No space left on device\n")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_without_greek_letters_shows_help(encoding: str) -> None:
-    ran = subprocess.run(
-        [*FUNNEL, "serve", "--help"], capture_output=True, timeout=60,
-        env=environment() | {"PYTHONIOENCODING": encoding},
-    )  # fmt: skip
+NARROW = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+"""Environments whose output is not UTF-8."""
+
+
+def narrow(name: str, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        [*FUNNEL, *arguments], capture_output=True, timeout=120, env=environment() | NARROW[name]
+    )
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_terminal_without_greek_letters_shows_help(name: str) -> None:
+    ran = narrow(name, "serve", "--help")
     assert ran.returncode == 0, ran.stderr
     assert b"initial ?" in ran.stdout
+    for command in COMMANDS:
+        ran = narrow(name, command, "--help")
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.startswith(f"usage: funnel {command} ".encode())
+
+
+@pytest.mark.parametrize("name", ["latin-1", "C"])
+def test_a_terminal_without_greek_letters_shows_results(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "größe–$_{.csv"
+    path.write_text("a,label\n" + "1,ä\n2,β\n" * 10)
+    ran = narrow(name, "compare", str(path), "--peers", "", "--seeds", "2")
+    assert ran.returncode == 0, ran.stderr
+    assert b"Funnel (pool)" in ran.stdout
+    assert (" ± " if name == "latin-1" else " ? ").encode("latin-1") in ran.stdout
+    ran = narrow(name, "demo", str(path), "--rate", "1000", "--port", str(free_port()))
+    assert ran.returncode == 0, ran.stderr
+    assert b"20 examples learned" in ran.stdout
+    ran = narrow(name, "stream", str(path), "--to", "größe://–")
+    assert ran.returncode == 1
+    assert b"neither http://" in ran.stderr
+    assert b"Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "serve"])
+def test_a_closed_output_is_one_line_before_the_work(command: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,label\n1,0\n2,1\n")
+    arguments = {"data": ["mnist"], "stream": ["rows.csv", "--to", "http://127.0.0.1:9"]}
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *FUNNEL, command]
+    ran = subprocess.run(
+        [*shell, *arguments.get(command, ["rows.csv"])], capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, env=environment() | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        "funnel: standard output is closed: redirect it, for example to /dev/null\n"
+    )
+
+
+def test_a_service_needs_no_standard_streams(tmp_path: Path) -> None:
+    port = free_port()
+    options = ["serve", f"--port={port}", f"--data-dir={tmp_path}", "--features=3", "--classes=2"]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *FUNNEL, *options]
+    with subprocess.Popen(shell, env=environment()) as service:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+                wait_for(lambda: is_ready(client), 60)
+        finally:
+            service.terminate()
+        assert service.wait(60) == 0
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_ctrl_c_ends_a_stream_that_waits_for_its_service(rows: Path) -> None:

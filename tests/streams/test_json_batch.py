@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import json_batch
-from streams.batch import InvalidBatchError
+from streams.batch import InvalidBatchError, check
 from streams.json_batch import MAX_LISTS, features_from_json, from_json, from_ndjson
 
 BAD: list[tuple[str, str | None, int | None]] = [
@@ -57,6 +57,31 @@ def test_the_fault_is_named(text: str, field: str | None, index: int | None) -> 
     with pytest.raises(InvalidBatchError) as caught:
         from_json(text.encode())
     assert (caught.value.field, caught.value.index) == (field, index)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("true", "a label must be an integer, got boolean True"),
+        ("1.0", "a label must be an integer, got number 1.0"),
+        ("1e0", "a label must be an integer, got number 1.0"),
+        ("-0.0", "a label must be an integer, got number -0.0"),
+        ('"1"', "a label must be an integer, got string 1"),
+        ("null", "a label must be an integer, got null None"),
+        ("[1]", r"a label must be an integer, got list \[1\]"),
+        ("-1", "label -1 is outside 0…1"),
+        ("9007199254740993", "label 9007199254740993 is outside 0…1"),
+        ("9223372036854775807", "label 9223372036854775807 is outside 0…1"),
+        ("9223372036854775808", "label 9223372036854775808 does not fit int64"),
+        ("18446744073709551616", "a label must be an integer, got number 1.8446744073709552e"),
+    ],
+)
+def test_a_label_is_the_integer_that_is_written_or_refused(label: str, message: str) -> None:
+    with pytest.raises(InvalidBatchError, match=message):
+        check(from_json(f'{{"features": [[1]], "labels": [{label}]}}'.encode()), 1, 2)
+    with pytest.raises(InvalidBatchError, match=message) as caught:
+        check(from_ndjson(f'{{"features": [1], "label": {label}}}'.encode()), 1, 2)
+    assert caught.value.index == 0
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "nan", "1e999"])

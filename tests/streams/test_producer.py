@@ -1,18 +1,24 @@
 """The producer sends every batch once, and retries where that helps."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
 from service.cli import main
+from streams.batch import Batch
 from streams.producer import (
+    CONNECT_SECONDS,
     MAX_WAIT,
+    REMINDER_SECONDS,
     HTTPTarget,
     ProducerError,
     RedisTarget,
@@ -21,7 +27,7 @@ from streams.producer import (
     produce,
 )
 from streams.sources.catalog import get
-from tests.support.harness import RedisProcess
+from tests.support.harness import RedisProcess, free_port
 from tests.support.losing import losing_answers
 
 
@@ -70,7 +76,97 @@ def test_the_user_is_notified_of_a_service_that_stays_away() -> None:
     with answering([503, 202, 0, 0, 503, 0]) as server, closing(HTTPTarget(server.url)) as target:
         sent = produce(get("sea", 200).batches(100), target, away=answers.append)
     assert (sent.examples, sent.retries) == (200, 5)
-    assert answers == ["{}"], "once, at the third try of the second batch"
+    assert answers == [f"{server.url} answered 503: {{}}"], "at the third try of the second batch"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://key:secret@host:1/path?token=secret", "https://host:1/path: "),
+        ("redis://:secret@host:6379/0?password=secret", "redis://host:6379/0: "),
+        ("unix://name:secret@/run/valkey.sock?db=1", "unix:///run/valkey.sock: "),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(
+    url: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with closing(make_target(url)) as target, pytest.raises(RetryLaterError) as caught:
+        target.send(next(get("sea", 10).batches(10)), "key")
+    assert str(caught.value).startswith(shown)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "redis"])
+def test_the_user_is_notified_at_once_of_an_address_where_nobody_answers(scheme: str) -> None:
+    url = f"{scheme}://name:secret@127.0.0.1:{free_port()}"
+    notices: list[tuple[int, str]] = []
+    waits: list[float] = []
+
+    def notified(reason: str) -> None:
+        notices.append((len(waits), reason))
+
+    with closing(make_target(url)) as target, pytest.raises(ProducerError) as caught:
+        produce(
+            get("sea", 100).batches(100), target, away=notified, give_up_seconds=0.1,
+            sleep=waits.append,
+        )  # fmt: skip
+    [(tries, reason)] = notices
+    assert tries == 0, "before it waits"
+    assert reason.startswith(url.replace("name:secret@", "") + ": ")
+    assert "refused" in reason
+    assert str(caught.value) == f"gave up after 0.1 s; last answer: {reason}"
+
+
+def test_the_user_is_reminded_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("streams.producer.time", SimpleNamespace(monotonic=lambda: now[0]))
+    notices: list[float] = []
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    class Absent:
+        def send(self, batch: Batch, key: str) -> None:
+            raise RetryLaterError("nobody answers", is_absent=True)
+
+        def close(self) -> None:
+            return
+
+    with pytest.raises(ProducerError, match="gave up after 120 s"):
+        produce(
+            get("sea", 100).batches(100), Absent(), away=lambda _: notices.append(now[0]),
+            sleep=wait,
+        )  # fmt: skip
+    assert notices[0] == 0
+    gaps = [later - before for before, later in pairwise(notices)]
+    assert all(REMINDER_SECONDS <= gap <= REMINDER_SECONDS + MAX_WAIT for gap in gaps)
+    assert notices[-1] > 120 - REMINDER_SECONDS - 2 * MAX_WAIT
+
+
+def test_an_address_that_swallows_connections_is_noticed() -> None:
+    """A listener whose queue is full takes no more, and does not refuse them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        try:
+            for one in waiting:
+                one.setblocking(False)
+                one.connect_ex(address)
+            with closing(HTTPTarget(f"http://127.0.0.1:{address[1]}")) as target:
+                began = time.monotonic()
+                with pytest.raises(RetryLaterError) as caught:
+                    target.send(next(get("sea", 10).batches(10)), "key")
+            assert caught.value.is_absent
+            assert time.monotonic() - began < 4 * CONNECT_SECONDS
+        finally:
+            for one in waiting:
+                one.close()
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///learn", "localhost:8000"])

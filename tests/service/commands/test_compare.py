@@ -123,6 +123,42 @@ def test_a_file_with_signs_of_formulas_in_its_name_has_a_picture(
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["plain.csv", "a$_{b$.csv", "x\udcff.csv", "two\nlines.csv"])
+def test_a_file_has_no_recovery_and_any_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, picture = tmp_path / name, tmp_path / "p.png"
+    path.write_text("a,label\n" + "1,0\n2,1\n" * 2_500)
+    assert main(["compare", str(path), "--peers", "sgd", "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "Accuracy is prequential" in out
+    assert "ecovery" not in out
+    assert "–" not in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_stream_that_shifts_has_recoveries(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPARE, "--peers", ""]) == 0
+    out = capsys.readouterr().out
+    assert "recovery" in out
+    assert "Recovery is the median" in out
+
+
+def test_what_a_file_holds_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(",a,kind\n0,0.3,no\n1,0.30000000000000004,No\n")
+    assert main(["compare", str(path), "--peers", ""]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:4] == [
+        "mine.csv: 2 examples, 1 features, 'kind' of 2 classes (numbered by this file alone: "
+        "0 = No, 1 = no)",
+        "mine.csv: column 1 (no name) counts the rows and is not learned",
+        "mine.csv: column 'a': float32 keeps 1 of 2 different values; 0.3 and 0.30000000000000004 "
+        "become one",
+        "mine.csv: 'No' and 'no' in 'kind' are different classes",
+    ]
+
+
 def test_compare_runs_the_optimizer_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--peers", "", "--optimizer", "adam", "--lr", "0.01", "--examples", "500"]
     assert main([*COMPARE, *arguments]) == 0
