@@ -250,6 +250,33 @@ def test_draining_answers_waiting_callers_and_refuses_new_ones(service: ServiceP
     assert [a.status_code for a in answers] == [202]
 
 
+def test_what_the_log_keeps_and_a_restart_repeats_is_bounded_in_bytes_at_any_rate(
+    tmp_path: Path,
+) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    size = sum(map(len, (a_batch(0).to_bytes(), b"http", b"4294967295")))
+    options = SMALL | {"redis_url": redis.url, "checkpoint_every_seconds": 3_600}
+    options |= {"checkpoint_every_bytes": 9 * size}
+    try:
+        with (
+            serving(tmp_path, **options) as service,
+            service.client() as client,
+            redis.client() as direct,
+        ):
+            for written in range(1, 6):
+                for k in range(10):
+                    learn(client, 10 * written + k, wait="")
+                done = f'funnel_checkpoints_total{{result="ok"}} {written}.0'
+                wait_for(lambda done=done: done in client.get("/metrics").text)
+            wait_for(lambda: direct.xlen(LOG) <= 40)
+            before = digest(client)
+            service.kill()
+            service.start()
+            assert digest(client) == before
+    finally:
+        redis.kill()
+
+
 def test_checkpoints_are_written_on_time_and_the_log_is_trimmed_before_them(tmp_path: Path) -> None:
     redis = RedisProcess(tmp_path / "redis").start()
     options = SMALL | {"redis_url": redis.url, "checkpoint_every_seconds": 0.05}
