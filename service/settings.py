@@ -26,9 +26,10 @@ from streams.errors import FunnelError
 
 FILE = "_file"
 """Suffix of a setting that names a file with the value of another one."""
-KEYS = ("api_key", "learn_key", "predict_key")
-SECRETS = ("redis_url", *KEYS, "drift_webhook")
+SECRETS = ("redis_url", "api_key", "learn_key", "predict_key", "drift_webhook")
 """Settings whose value a file may hold."""
+NEVER_EMPTY = ("api_key", "api_key_file")
+"""A template that was not filled in must not open the service."""
 Given = dict[str, object]
 """Values by the names of settings, as text or of the setting's type."""
 
@@ -251,12 +252,12 @@ class Settings(BaseModel):
 
     @field_validator("api_key", "learn_key", "predict_key")
     @classmethod
-    def _trimmed(cls, value: SecretStr) -> SecretStr:
+    def _trimmed(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         """Remove the line break at the end of a key from a file, which no header can hold."""
-        key = value.get_secret_value().strip()
-        if not key:  # a template that was not filled in must not open the service
+        key = value.get_secret_value()
+        if not key.strip() and (key or info.field_name in NEVER_EMPTY):
             raise ValueError("the key is blank; give one, or remove the setting to need none")
-        return SecretStr(key)
+        return SecretStr(key.strip())
 
     @field_validator("drift_webhook")
     @classmethod
@@ -323,7 +324,7 @@ def _has_port(parts: SplitResult) -> bool:
 def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings of the environment and of ``options``, which take precedence.
 
-    An empty variable is as one that is not set, but an empty key is wrong.
+    An empty variable is as one that is not set, but an empty API_KEY is wrong.
 
     Args:
         options: values by the names of settings, as text or of the setting's type.
@@ -342,7 +343,7 @@ def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
         name: value
         for variable, value in environment.items()
         if (name := variable[len(PREFIX) :].lower()) in Settings.model_fields
-        and (value or name.removesuffix(FILE) in KEYS)
+        and (value or name in NEVER_EMPTY)
         and not {name, name + FILE, name.removesuffix(FILE)} & set(options or {})
     }
     try:

@@ -238,7 +238,7 @@ def test_a_service_with_refused_keys_does_not_start(capsys: pytest.CaptureFixtur
     )
 
 
-@pytest.mark.parametrize("keys", [{}, {"api_key": "", "learn_key": "", "predict_key": ""}])
+@pytest.mark.parametrize("keys", [{}, {"learn_key": "", "predict_key": ""}])
 def test_empty_keys_do_not_count(keys: dict[str, str]) -> None:
     settings = load_settings(keys)
     assert not any((settings.api_key, settings.learn_key, settings.predict_key))
