@@ -59,7 +59,7 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Columns:
-    """What a file holds; n rows in its order."""
+    """The contents of a file: n rows in its order."""
 
     features: npt.NDArray[np.float32]
     """[n, d], finite."""
@@ -70,7 +70,7 @@ class Columns:
     codes: npt.NDArray[np.int64]
     """Index of each row's label among ``texts``, int64 [n]."""
     notes: tuple[str, ...]
-    """What the user may not expect."""
+    """Facts that the user may not expect, a sentence each."""
 
 
 class _Codes(dict[str, int]):

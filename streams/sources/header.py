@@ -26,8 +26,8 @@ SHOWN = 20
 class Header:
     """The columns of a file.
 
-    Those without names at its edges hold no features: at the beginning an index, as pandas writes
-    one, and at the end nothing, where each line ends in a delimiter.
+    Columns without names at its edges hold no features. Columns at the beginning are an index, as
+    pandas writes one. The columns at the end are empty, where each line ends in a delimiter.
     """
 
     names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What float32 makes of the values of a column."""
+"""Different values of a column that become one number in float32."""
 
 from dataclasses import dataclass
 

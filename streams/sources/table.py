@@ -35,7 +35,7 @@ class Table:
     names: tuple[str, ...]
     """The labels' names by number, as they are written; empty if the labels were numbers from 0."""
     notes: tuple[str, ...] = ()
-    """What the user may not expect of the file."""
+    """Facts of the file that the user may not expect, a sentence each."""
 
     @property
     def classes(self) -> int:
