@@ -9,7 +9,10 @@ from pydantic import BaseModel
 from service.http.codecs import json
 from service.http.codecs.table import PREDICT, described
 from service.http.dependencies import AnyService, BodiesOf, Running
-from service.http.errors import ErrorBody, HTTPError
+from service.http.errors import ErrorBody, HTTPError, unavailable
+from service.model import Model
+from service.predictor import NoPredictionError, Prediction, PredictionFailed
+from streams.batch import Features
 
 router = APIRouter()
 
@@ -39,7 +42,7 @@ async def predict(
     """Predict; the model does not change."""
     async with bodies.features(request, model.spec) as features:
         with service.metrics.predict_seconds.time():
-            prediction = await model.predictor.predict(features)
+            prediction = await _predicted(model, features)
     finite = np.isfinite(prediction.probabilities).all(axis=1)
     if not finite.all():
         raise HTTPError(
@@ -51,3 +54,17 @@ async def predict(
         )
     shown = {"probabilities": prediction.probabilities} if probabilities else {}
     return json.answer({"labels": prediction.labels, **shown, "model_version": prediction.version})
+
+
+async def _predicted(model: Model, features: Features) -> Prediction:
+    """Return the prediction for features [n, d].
+
+    Raises:
+        HTTPError: 422 the model raises for an example; 503 the machine failed.
+    """
+    try:
+        return await model.predictor.predict(features)
+    except NoPredictionError as error:
+        raise HTTPError(422, "no_prediction", str(error), "features", error.index) from error
+    except PredictionFailed as error:
+        raise unavailable("prediction_failed", str(error)) from error
