@@ -67,6 +67,8 @@ class Replica:
         self._hyperparameters = state.hyperparameters
         """The hyperparameters of the settings; the log may still have others."""
         self._is_loaded = False
+        self._is_compared = False
+        """True once the spec of the log's first cut is known to be its own, or that cut is gone."""
         self._epoch: int | None = None
         self._recorded = 0
         """Number of the last recorded cut, which may not be applied yet."""
@@ -101,10 +103,25 @@ class Replica:
         self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
         return True
 
+    async def compare(self, log: Log) -> None:
+        """Compare its spec with the first cut of a log from which it has learned nothing yet.
+
+        Raises:
+            LogError: the log is of another model.
+        """
+        if self.progress.cut or self._is_compared:
+            return
+        if cuts := await log.cuts_after(0):
+            command = cuts[0][1].command
+            if isinstance(command, Begin):
+                self._check_spec(Spec.of(dict(command.spec)), "the log")
+            self._is_compared = True
+
     def _check_spec(self, spec: Spec, what: str) -> None:
-        mine, theirs = asdict(self.state.spec), asdict(spec)
-        if differing := [k for k in mine if mine[k] != theirs[k]]:
-            listed = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in differing)
+        if differing := self.state.spec.differences(spec):
+            listed = ", ".join(
+                f"{k} is {there} there and {here} here" for k, there, here in differing
+            )
             raise LogError(
                 f"{what} is of another model: {listed}. Use its settings, or another --data-dir"
             )

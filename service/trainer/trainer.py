@@ -317,6 +317,7 @@ class Trainer:
                 self._load()
                 self._become(Condition.STANDBY, ANOTHER_LEARNS)
                 self._show(await self._log.extent())
+            await self._replica.compare(self._log)
         except UnreadableError as error:
             if self._reason != str(error):
                 logger.warning("%s; standing by with an older model", error)
