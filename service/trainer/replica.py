@@ -171,7 +171,9 @@ class Replica:
         await log.forget_skipped(self.state.version)
         if self._version != FOLD_VERSION:
             logger.info("from now on version %d of the fold learns", FOLD_VERSION)
-            await self._carry_out(log, self._command_cut(Upgrade(FOLD_VERSION)))
+            model = f"{self.state.spec.model} (learned by a later version of Funnel: run that)"
+            refused = asdict(self.state.spec) | {"model": model}
+            await self._carry_out(log, self._command_cut(Upgrade(FOLD_VERSION, refused)))
         if self.state.hyperparameters != self._hyperparameters:
             change = Change(asdict(self._hyperparameters))
             await self._carry_out(log, self._command_cut(change))
