@@ -59,8 +59,12 @@ class Learner:
         self.spec, self.optimizer, self.device = spec, optimizer, device
         module = networks.build(spec.model, spec.features, spec.classes, spec.hidden, spec.seed)
         experts = experts_of(spec, optimizer, hyperparameters)
+        self.writes_inputs = False
+        """True if the model is a user's module that changes its inputs in place."""
         if spec.model not in networks.BUILT_IN:
-            Trial(spec, module, device).run(experts)
+            trial = Trial(spec, module, device)
+            trial.run(experts)
+            self.writes_inputs = trial.writes_inputs
         self.pool = Pool(module.to(device).train(), spec.features, experts)
         self.hyperparameters = hyperparameters
         self.expert_names = list(map(expert_name, experts)) if optimizer == "pool" else []

@@ -72,6 +72,8 @@ class Trial:
         self._kinds = [inputs.to(device) for inputs in kinds]
         """Inputs [STEPS * ROWS, d] of several kinds; a module need only take one of them."""
         self._labels = (torch.arange(ROWS) % spec.classes).to(device)
+        self.writes_inputs = False
+        """True if the module was seen to change its inputs in place."""
 
     def _refuse(self, why: str, cause: BaseException | None = None) -> NoReturn:
         raise ModelError(f"{self.name} {why}") from cause
@@ -186,7 +188,9 @@ class Trial:
         before = _held(module)
         learned = {k: p for k, p in module.named_parameters() if p.requires_grad}
         with torch.enable_grad():
-            logits = self._checked(module(inputs.clone()), len(inputs), "in training mode")
+            given = inputs.clone()
+            logits = self._checked(module(given), len(inputs), "in training mode")
+            self.writes_inputs |= not _same(given, inputs)
             if not logits.requires_grad:
                 self._refuse(
                     "returns logits without a gradient: remove torch.no_grad, .detach and .data "
@@ -265,7 +269,8 @@ class Trial:
     def _logits(self, module: nn.Module, inputs: Tensor) -> Tensor:
         try:
             with torch.inference_mode():
-                logits = module(inputs.clone())
+                logits = module(given := inputs.clone())
+                self.writes_inputs |= not _same(given, inputs)
         except (Exception, SystemExit) as error:  # a user's code may raise anything
             shape = f"[{len(inputs)}, {self.spec.features}]"
             self._refuse(f"cannot predict inputs {shape}: {reason_of(error)}", error)

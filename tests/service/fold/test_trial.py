@@ -14,6 +14,7 @@ import torch
 from service.fold.networks import ModelError, build
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
+from service.fold.step import Fold
 from tests.service.fold import own_models
 from tests.support.states import (
     CPU,
@@ -133,6 +134,14 @@ def test_a_layer_in_place_changes_only_its_own_copy_of_the_inputs(
     before = rows.clone()
     mine.served.evaluator()(mine.served.frozen(), rows)
     assert torch.equal(rows, before)
+
+
+@pytest.mark.parametrize("model", ["leaky_in_place", "dropout_in_place", "Halves"])
+def test_older_cuts_of_a_module_that_changes_its_inputs_are_not_replayed(model: str) -> None:
+    """Until version 3 of the fold, other learners and passes saw what it wrote."""
+    changing, twin = (Fold(own(name, "funnel")) for name in (model, "leaky"))
+    assert [changing.can_replay(version) for version in (1, 2, 3)] == [False, False, True]
+    assert [twin.can_replay(version) for version in (1, 2, 3)] == [True, True, True]
 
 
 def test_a_module_need_not_take_inputs_below_zero() -> None:
