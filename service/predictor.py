@@ -1,22 +1,49 @@
-"""Gathers concurrent predictions into one forward pass."""
+"""Gathers concurrent predictions into one forward pass, and divides long ones into several."""
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
+from service.fold.networks import is_of_machine, origin_of
 from service.fold.snapshot import Evaluator, Snapshot
 from streams.batch import Features, join_features
+from streams.errors import FunnelError
+
+logger = logging.getLogger("funnel")
 
 GATHER_SECONDS = 0.001
 """How long the first request waits for others."""
 GATHER_ROWS = 1024
-"""Rows that fill a pass; a larger request has one of its own."""
+"""Rows that fill a pass; a larger request is long."""
+PART_SECONDS = 0.05
+"""Time that a part of a long request should take; other requests wait for no more than one part."""
+LEAST_ROWS = 16
+"""Rows of the smallest part, unless memory bounds it further."""
+
+Answers = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Labels [n] and probabilities [n, classes]."""
+
+
+class NoPredictionError(FunnelError):
+    """The model raises for an example; the message says what.
+
+    Attributes:
+        index: the first such example, or None if it raises for none of them alone.
+    """
+
+    def __init__(self, message: str, index: int | None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class PredictionFailed(FunnelError):
+    """The machine failed during a prediction, not the model: another try may succeed."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +62,32 @@ class _Request:
     features: Features
     answer: "asyncio.Future[Prediction]"
 
+    def fail(self, error: FunnelError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def succeed(self, answers: Answers, version: int) -> None:
+        if not self.answer.done():
+            self.answer.set_result(Prediction(*answers, version))
+
+
+@dataclass
+class _Long:
+    """A long request that is being answered, and the snapshot that answers all of it."""
+
+    request: _Request
+    snapshot: Snapshot
+    parts: list[Answers] = field(default_factory=list)
+    done: int = 0
+    """Rows that are answered."""
+
 
 class Predictor:
     """Answers requests from the newest snapshot, several in one pass.
 
-    While a pass runs, the next requests gather. A cancelled request affects no other.
+    While a pass runs, the next requests gather. A long request is answered in parts, and between
+    them short ones are answered. A request that is cancelled, or at which the model raises, affects
+    no other.
 
     Args:
         evaluate: computes a pass; a long one runs in another thread.
@@ -50,16 +98,30 @@ class Predictor:
         self._evaluate, self._newest = evaluate, newest
         self._waiting: deque[_Request] = deque()
         self._rows = 0
+        """Rows of the short requests that wait."""
+        self._waiting_long: deque[_Request] = deque()
+        self._current: _Long | None = None
+        self._part = min(GATHER_ROWS, evaluate.most_rows)
+        """Rows of a part, which follow the time that parts take."""
         self._enough = asyncio.Event()
         self._arrived = asyncio.Event()
+        self._logged: set[str] = set()
 
     async def predict(self, features: Features) -> Prediction:
-        """Return the prediction for checked features [n, d]."""
+        """Return the prediction for checked features [n, d].
+
+        Raises:
+            NoPredictionError: the model raises for an example.
+            PredictionFailed: the machine failed.
+        """
         request = _Request(features, asyncio.get_running_loop().create_future())
-        self._waiting.append(request)
-        self._rows += len(features)
+        if len(features) > min(GATHER_ROWS, self._part):
+            self._waiting_long.append(request)
+        else:
+            self._waiting.append(request)
+            self._rows += len(features)
         self._arrived.set()
-        if self._rows >= GATHER_ROWS:
+        if self._rows >= GATHER_ROWS or self._waiting_long:
             self._enough.set()
         return await request.answer
 
@@ -70,46 +132,124 @@ class Predictor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GATHER_SECONDS):
                     await self._enough.wait()
-            if not (requests := self._next()):
-                continue
-            snapshot = self._newest()
-            joined = join_features([r.features for r in requests])
-            try:
-                if self._evaluate.is_quick(len(joined)):
-                    answers = self._evaluate(snapshot, joined)
-                else:
-                    answers = await asyncio.to_thread(self._evaluate, snapshot, joined)
-            except Exception as error:
-                for request in requests:
-                    if not request.answer.done():
-                        request.answer.set_exception(error)
-            else:
-                _share(requests, answers, snapshot.version)
+            if requests := self._next():
+                await self._answer(requests, self._newest())
+            if self._current is None and self._waiting_long:
+                self._current = _Long(self._waiting_long.popleft(), self._newest())
+            if self._current is not None and await self._finish(self._current):
+                self._current = None
+            self._note_idle()
 
     def _next(self) -> list[_Request]:
-        """Take requests of up to GATHER_ROWS rows, in order; at least one that is not cancelled."""
+        """Take short requests that make a pass, in order, without those that are cancelled."""
         taken: list[_Request] = []
-        room = GATHER_ROWS
+        room = min(GATHER_ROWS, self._part)
         while self._waiting and (not taken or len(self._waiting[0].features) <= room):
             request = self._waiting.popleft()
             self._rows -= len(request.features)
             if not request.answer.done():
                 taken.append(request)
                 room -= len(request.features)
-        if self._rows < GATHER_ROWS:
-            self._enough.clear()
-        if not self._waiting:
-            self._arrived.clear()
         return taken
 
+    def _note_idle(self) -> None:
+        """Wait for requests, or for more of them, unless there are enough for a pass."""
+        has_long = bool(self._waiting_long) or self._current is not None
+        if self._rows < GATHER_ROWS and not has_long:
+            self._enough.clear()
+        if not self._waiting and not has_long:
+            self._arrived.clear()
 
-def _share(requests: list[_Request], answers: tuple[Tensor, Tensor], version: int) -> None:
-    labels, probabilities = (answer.numpy() for answer in answers)
-    start = 0
-    for request in requests:
-        end = start + len(request.features)
-        if not request.answer.done():
-            request.answer.set_result(
-                Prediction(labels[start:end], probabilities[start:end], version)
-            )
-        start = end
+    async def _answer(self, requests: list[_Request], snapshot: Snapshot) -> None:
+        """Answer requests in one pass; if the model raises, in smaller ones, down to one each."""
+        features = join_features([request.features for request in requests])
+        try:
+            labels, probabilities = await self._pass(snapshot, features)
+        except Exception as error:  # a user's code may raise anything
+            if len(requests) == 1:
+                requests[0].fail(await self._reason(error, snapshot, features))
+                return
+            middle = len(requests) // 2
+            await self._answer(requests[:middle], snapshot)
+            await self._answer(requests[middle:], snapshot)
+            return
+        start = 0
+        for request in requests:
+            rows = slice(start, start := start + len(request.features))
+            request.succeed((labels[rows], probabilities[rows]), snapshot.version)
+
+    async def _finish(self, long: _Long) -> bool:
+        """Answer the next part of a long request, and return whether it was the last."""
+        request, loop = long.request, asyncio.get_running_loop()
+        if request.answer.done():
+            return True
+        part = request.features[long.done : long.done + self._part]
+        began = loop.time()
+        try:
+            long.parts.append(await self._pass(long.snapshot, part))
+        except Exception as error:  # a user's code may raise anything
+            request.fail(await self._reason(error, long.snapshot, part, long.done))
+            return True
+        long.done += len(part)
+        if long.done == len(request.features):
+            labels, probabilities = zip(*long.parts, strict=True)
+            joined = np.concatenate(labels), np.concatenate(probabilities)
+            request.succeed(joined, long.snapshot.version)
+            return True
+        self._adapt(loop.time() - began)
+        await asyncio.sleep(0)  # a quick pass has run in this thread
+        return False
+
+    def _adapt(self, seconds: float) -> None:
+        """Choose the rows of the next part by the time that a whole one has taken."""
+        if seconds > 2 * PART_SECONDS:
+            self._part = max(min(LEAST_ROWS, self._part), self._part // 2)
+        elif seconds < PART_SECONDS / 2:
+            self._part = min(self._evaluate.most_rows, 2 * self._part)
+
+    async def _pass(self, snapshot: Snapshot, features: Features) -> Answers:
+        if self._evaluate.is_quick(len(features)):
+            return self._computed(snapshot, features)
+        return await asyncio.to_thread(self._computed, snapshot, features)
+
+    def _computed(self, snapshot: Snapshot, features: Features) -> Answers:
+        try:
+            labels, probabilities = self._evaluate(snapshot, features)
+        except SystemExit as error:  # it would end the event loop
+            raise RuntimeError(f"the model called sys.exit({error})") from error
+        return labels.numpy(), probabilities.numpy()
+
+    async def _reason(
+        self, error: Exception, snapshot: Snapshot, features: Features, first: int = 0
+    ) -> FunnelError:
+        """Return why there is no answer to a request, or to a part of it from ``first`` on."""
+        self._log(error)
+        if is_of_machine(error):
+            return PredictionFailed(f"the machine failed, not the model: {error!r}; try again")
+        low, high = 0, len(features)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if await self._raises(snapshot, features[low:middle]):
+                high = middle
+            else:
+                low = middle
+        alone = len(features) == 1 or await self._raises(snapshot, features[low:high])
+        return NoPredictionError(
+            f"the model raises at {'this example' if alone else 'these examples together'}: "
+            f"{error!r}",
+            first + low if alone else None,
+        )
+
+    async def _raises(self, snapshot: Snapshot, features: Features) -> bool:
+        try:
+            await self._pass(snapshot, features)
+        except Exception as error:  # a user's code may raise anything
+            self._log(error)
+            return True
+        return False
+
+    def _log(self, error: Exception) -> None:
+        """Log an error once for each line that raises; a client may repeat it at will."""
+        if (origin := origin_of(error)) not in self._logged:
+            self._logged.add(origin)
+            logger.error("a prediction failed: %r", error, exc_info=error)

@@ -143,6 +143,26 @@ def mixed(log_weights: Tensor, probabilities: Tensor, healthy: Tensor) -> Tensor
     return (weights_of(log_weights, healthy)[:, None, None] * known).sum(dim=0)
 
 
+def mixed_each(log_weights: Tensor, probabilities: Tensor, healthy: Tensor) -> Tensor:
+    """Return what `mixed` returns of each example alone.
+
+    Args:
+        log_weights: [K].
+        probabilities: [K, n, classes], of any values where an expert is not healthy.
+        healthy: bool [K, n].
+
+    Returns:
+        Probabilities [n, classes], always finite.
+    """
+    known = torch.where(healthy[..., None], probabilities, 1.0 / probabilities.shape[-1])
+    if len(known) == 1:
+        return known[0]
+    weights = weights_of(log_weights, torch.ones_like(log_weights, dtype=torch.bool))[:, None]
+    among = torch.where(healthy | ~healthy.any(dim=0), weights, 0.0)
+    total = torch.where(healthy.all(dim=0), 1.0, among.sum(dim=0))
+    return (among[..., None] * known).sum(dim=0).div_(total[:, None])
+
+
 def mixed_losses(log_weights: Tensor, losses: Tensor, healthy: Tensor) -> Tensor:
     """Return -log of the weighted mean of the healthy experts' probabilities of the labels.
 

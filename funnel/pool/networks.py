@@ -26,7 +26,8 @@ class Experts:
 
     Modules that are not plain may hold buffers, which training changes in place, and randomness,
     which is torch's global one: seed it beforehand to draw the same again. They are scored in
-    evaluation mode and differentiated in training mode. Parameters that require no gradient are
+    evaluation mode and differentiated in training mode, each time on a copy of the inputs, which
+    they may change in place. Parameters that require no gradient are
     kept with the buffers.
 
     Args:
@@ -46,9 +47,14 @@ class Experts:
         if not any(parameter.requires_grad for parameter in module.parameters()):
             raise ValueError("the module has no parameter that requires a gradient")
         self.module, self.count = copy.deepcopy(module), count
+        self.unused = copy.deepcopy(module)
+        """A copy that is never called, so that it holds on to nothing."""
         self._first_names = _first_names(self.module)
         self.is_plain = is_perceptron(module)
         """True if training and evaluation are the same function of tensors, which can be traced."""
+        self._inputs_in: int | None = None
+        """Dimension of the experts in the inputs of `_vectorized`; 0 for a module that changes its
+        inputs in place, by what differs between experts."""
         self.is_vectorized = not self.is_plain and self._vmap_can(features)
 
     def stack(self) -> tuple[Tensors, Tensors]:
@@ -92,21 +98,25 @@ class Experts:
         parameters, buffers = self.stack()
         inputs = next(iter(parameters.values())).new_zeros(2, features)
         labels = torch.zeros(2, dtype=torch.int64, device=inputs.device)
-        try:
-            with torch.random.fork_rng():
-                self.module.eval()
-                self._call_all(parameters, buffers, inputs)
-                self.module.train()
-                self._vectorized(parameters, buffers, inputs, labels)
-        except Exception as error:  # a user's code may raise anything
-            logger.info("experts are computed one by one: %r", error)
-            return False
-        return True
+        for self._inputs_in in (None, 0):
+            try:
+                with torch.random.fork_rng():
+                    self.module.eval()
+                    self._call_all(parameters, buffers, inputs)
+                    self.module.train()
+                    self._vectorized(parameters, buffers, inputs, labels)
+            except Exception as error:  # a user's code may raise anything
+                logger.info("experts cannot be computed at once: %r", error)
+            else:
+                return True
+            finally:  # it may hold on to tensors of vmap
+                self.module = copy.deepcopy(self.unused)
+        return False
 
     def _call(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
         held = parameters | buffers
         named = {name: held[first] for name, first in self._first_names.items()}
-        logits: Tensor = functional_call(self.module, named, (inputs,), tie_weights=False)
+        logits: Tensor = functional_call(self.module, named, (inputs.clone(),), tie_weights=False)
         return logits
 
     def _call_all(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
@@ -123,7 +133,10 @@ class Experts:
         self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         each = grad_and_value(self._loss)
-        of_all = vmap(each, in_dims=(0, 0, None, None), randomness="different")
+        dims = (0, 0, self._inputs_in, None)
+        of_all = vmap(each, in_dims=dims, randomness="different")
+        if self._inputs_in is not None:
+            inputs = inputs.expand(self.count, *inputs.shape)
         gradients, losses = of_all(parameters, buffers, inputs, labels)
         return losses, list(gradients.values())
 

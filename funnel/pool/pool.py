@@ -346,12 +346,13 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
 
     Args:
         log_weights: of the experts, fp32 [K].
-        logits: of the experts, fp32 [K, n, classes]; an expert with one that is not finite does not
-            count.
+        logits: of the experts, fp32 [K, n, classes]; an expert does not count for an example for
+            which one of its logits is not finite.
     """
     probabilities = logits.softmax(dim=-1)
-    healthy = torch.isfinite(probabilities).flatten(1).all(dim=1)
-    return mixing.mixed(log_weights, probabilities, healthy).clamp(max=1.0)  # of rounded weights
+    healthy = torch.isfinite(probabilities).all(dim=-1)
+    mixture = mixing.mixed_each(log_weights, probabilities, healthy)
+    return mixture.clamp(max=1.0)  # of rounded weights
 
 
 def _walk(pool: Pool, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from service.fold import networks
 from service.fold.optimizers import expert_name, experts_of
 from service.fold.scores import Scores
 from service.fold.spec import Hyperparameters, Spec
+from service.fold.trial import Trial
 
 logger = logging.getLogger("funnel")
 
@@ -58,8 +59,16 @@ class Learner:
         self.spec, self.optimizer, self.device = spec, optimizer, device
         module = networks.build(spec.model, spec.features, spec.classes, spec.hidden, spec.seed)
         experts = experts_of(spec, optimizer, hyperparameters)
+        self.writes_inputs = False
+        """True if the model is a user's module that changes its inputs in place."""
+        if spec.model not in networks.BUILT_IN:
+            trial = Trial(spec, module, device)
+            trial.run(experts)
+            self.writes_inputs = trial.writes_inputs
         self.pool = Pool(module.to(device).train(), spec.features, experts)
         self.hyperparameters = hyperparameters
+        self.expert_names = list(map(expert_name, experts)) if optimizer == "pool" else []
+        """Names of the pool's experts, which keep their own rates; none of another optimizer."""
         self.scores = Scores(spec.classes, device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         """Batches skipped because loss or gradient was not finite."""
@@ -82,11 +91,6 @@ class Learner:
         names = ("lr", "momentum", "gain_lr", "scale_lr")
         return {name: getattr(self.pool.experts[0], name) for name in names}
 
-    @property
-    def expert_names(self) -> list[str]:
-        """Names of the pool's experts; none unless the optimizer is the pool."""
-        return list(map(expert_name, self.pool.experts)) if self.optimizer == "pool" else []
-
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
         named = {f"scores.{k}": v for k, v in self.scores.tensors().items()}
@@ -103,19 +107,19 @@ class Learner:
             labels: int64 [n].
 
         Raises:
-            torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError: the machine
-                failed, not the module; another try may succeed.
+            RuntimeError, MemoryError, OSError: the machine failed, not the module; another try may
+                succeed.
         """
         if self.is_plain:
             return self._scored(self.pool.score(prepared, labels), [])
         before = [buffer.clone() for buffer in self.pool.buffers.values()]
         try:
             scored = self.pool.score(prepared, labels)
-        except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError):
-            for buffer, old in zip(self.pool.buffers.values(), before, strict=True):
-                buffer.copy_(old)
-            raise
-        except Exception as error:  # a user's code may raise anything
+        except (Exception, SystemExit) as error:  # a user's code may raise anything
+            if networks.is_of_machine(error):
+                for buffer, old in zip(self.pool.buffers.values(), before, strict=True):
+                    buffer.copy_(old)
+                raise
             self._log(error, len(labels))
             scored = self._failed(len(labels))
         return self._scored(scored, before)
@@ -139,14 +143,14 @@ class Learner:
             gradients=[torch.zeros_like(p) for p in self.pool.parameters.values()],
         )
 
-    def _log(self, error: Exception, examples: int) -> None:
+    def _log(self, error: BaseException, examples: int) -> None:
         """Log what the model raised; its traceback only once, as every batch may raise the same."""
-        text = repr(error)
+        origin = networks.origin_of(error)
         logger.error(
-            "the model raised on a batch of %d, which is skipped: %s", examples, text,
-            exc_info=None if text in self._logged else error,
+            "the model raised on a batch of %d, which is skipped: %r", examples, error,
+            exc_info=None if origin in self._logged else error,
         )  # fmt: skip
-        self._logged.add(text)
+        self._logged.add(origin)
 
     def decide(self, batch: ScoredBatch, keep: Tensor) -> Decision:
         """Restore buffers, count the batch, and cap its gradients.
@@ -177,7 +181,7 @@ class Learner:
         finite. The mixture of several experts ignores experts whose answers are not finite.
         """
         count = len(self.pool.experts)
-        models = Experts(self.pool.models.module, count, self.spec.features)
+        models = Experts(self.pool.models.unused, count, self.spec.features)
         parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
 
         def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,36 @@
 """The models that can be served: maps from fp32 [n, features] to logits [n, classes]."""
 
-import copy
-import functools
 import importlib
+import inspect
 import logging
 import math
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
 
+import funnel
 from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
 BUILT_IN = ("logistic", "mlp")
+LONGEST_REASON = 300
+"""Characters of another's error that a message repeats."""
+
+SHARED_SETTINGS: dict[str, tuple[Callable[[], object], Callable[..., object]]] = {
+    "set_default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "set_default_device": (torch.get_default_device, torch.set_default_device),
+    "set_num_threads": (torch.get_num_threads, torch.set_num_threads),
+    "set_grad_enabled": (torch.is_grad_enabled, torch.set_grad_enabled),
+}
+"""Settings of torch that hold in the whole process or thread: what reads and what sets each."""
+OF_MACHINE = ("DefaultCPUAllocator", "CUDA error", "CUDA out of memory", "_STATUS_")
+"""Parts of the messages of the RuntimeErrors that torch raises for memory and libraries of CUDA."""
 
 
 class ModelError(FunnelError, ValueError):
@@ -43,15 +59,15 @@ def build(name: str, features: int, classes: int, hidden: Sequence[int], seed: i
 
     Args:
         name: ``logistic``; ``mlp`` (ReLU); or ``package.module:factory``, a callable that is
-            given ``features`` and ``classes`` by name and returns any module.
+            given ``features`` and ``classes`` by name and returns any module. That module is not
+            checked (see `service.fold.trial`).
         features: width of the inputs.
         classes: width of the logits.
         hidden: sizes of the hidden layers of ``mlp``.
         seed: of the initialization.
 
     Raises:
-        ModelError: the factory cannot be imported or called, or what it makes is not a module
-            with fp32 parameters that maps [n, features] to [n, classes].
+        ModelError: the factory cannot be imported or called, or does not return a module.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -59,9 +75,8 @@ def build(name: str, features: int, classes: int, hidden: Sequence[int], seed: i
             return _zeroed(nn.Linear(features, classes))
         if name == "mlp":
             return _perceptron(features, classes, hidden)
-        model = _from_factory(name, features, classes)
-        _try(model, name, features, classes)
-    return model
+        with settings_kept(name):
+            return _made_by(_factory(name), name, features, classes)
 
 
 def _zeroed(layer: nn.Linear) -> nn.Linear:
@@ -83,54 +98,142 @@ def _perceptron(features: int, classes: int, hidden: Sequence[int]) -> nn.Module
     return nn.Sequential(*layers, _zeroed(nn.Linear(width, classes)))
 
 
-def _from_factory(name: str, features: int, classes: int) -> nn.Module:
-    module, separator, attribute = name.partition(":")
+def _factory(name: str) -> Callable[..., object]:
+    """Import what ``package.module:factory`` names."""
+    path, separator, attribute = name.partition(":")
     if not separator:
         raise ModelError(
             f"no model {name!r}: choose {', '.join(BUILT_IN)} or package.module:factory"
         )
+    cannot = f"model {name!r} cannot be imported:"
     try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"model {name!r} cannot be imported: {error}") from error
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise ModelError(f"{cannot} {reason_of(error)}") from error
+        raise ModelError(
+            f"{cannot} no module named {error.name!r}; it is neither in {Path.cwd()} nor installed"
+            f"{_hint(path)}"
+        ) from error
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise ModelError(f"{cannot} {reason_of(error)}") from error
+    hint = _hint(path)
+    if (factory := getattr(module, attribute, None)) is None:
+        raise ModelError(f"{cannot} {_file_of(module)} has no {attribute!r}{hint}")
+    if hint:
+        logger.warning("model %r is taken from %s%s", name, _file_of(module), hint)
+    if not callable(factory):
+        raise ModelError(f"model {name!r} is of type {type(factory).__name__}, expected a function")
+    made: Callable[..., object] = factory
+    return made
+
+
+def _file_of(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or f"Python's own module {module.__name__!r}"
+
+
+def _hint(path: str) -> str:
+    """Return which file of the working directory another module of its name hides, if one does."""
+    top = path.partition(".")[0]
+    folder = Path(top) if any(Path(top).glob("*.py")) else Path(top, "__init__.py")
+    mine = next((file.resolve() for file in (Path(f"{top}.py"), folder) if file.exists()), None)
+    try:
+        imported = importlib.import_module(top)
+    except (Exception, SystemExit):  # the caller has reported it
+        return ""
+    found = getattr(imported, "__file__", None)
+    places = (
+        [Path(found).resolve()] if found else list(map(Path, getattr(imported, "__path__", ())))
+    )
+    if mine is None or any(mine in (place, *place.parents) for place in places):
+        return ""
+    return f". {_file_of(imported)} hides your {mine}: rename yours"
+
+
+def _made_by(factory: Callable[..., object], name: str, features: int, classes: int) -> nn.Module:
+    call = f"{name}(features={features}, classes={classes})"
+    try:
+        inspect.signature(factory).bind(features=features, classes=classes)
+    except TypeError as error:
+        raise ModelError(
+            f"{call} failed: it must take the parameters features and classes: {error}"
+        ) from error
+    except ValueError:
+        logger.debug("%s has no signature that Python can read", name)
     try:
         model = factory(features=features, classes=classes)
-    except Exception as error:
-        raise ModelError(
-            f"{name}(features={features}, classes={classes}) failed: {error!r}"
-        ) from error
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise ModelError(f"{call} failed: {reason_of(error)}") from error
+    if isinstance(model, type):
+        raise ModelError(f"{name} returned the class {model.__name__}; return a module made of it")
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{name} returned a {type(model).__name__}, expected a torch.nn.Module")
+        raise ModelError(f"{name} returned {_described(model)}, expected a torch.nn.Module")
     return model
 
 
-def _try(model: nn.Module, name: str, features: int, classes: int) -> None:
-    """Check that the module is a model, before it gets any data."""
-    for key, tensor in model.named_parameters():
-        if tensor.dtype != torch.float32:
-            raise ModelError(f"{name}: parameter {key!r} is {tensor.dtype}, expected float32")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError(f"{name} has no parameters to learn")
-    tried = copy.deepcopy(model)
-    try:
-        tried.train()(torch.zeros(2, features))
-        with torch.no_grad():
-            logits = tried.eval()(torch.zeros(2, features))
-    except Exception as error:
-        raise ModelError(f"{name} cannot take inputs [2, {features}]: {error!r}") from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ModelError(f"{name} maps [2, {features}] to {got}, expected logits [2, {classes}]")
-    try:
-        tried.train()(torch.zeros(1, features))
-    except Exception as error:
-        _warn(
-            f"{name} raises on a single example, as nn.BatchNorm1d does ({error}); batches of one "
-            "will be skipped: raise --max-wait-ms, so that batches fill up"
-        )
+def _described(found: object) -> str:
+    return "None" if found is None else f"a {type(found).__name__}"
 
 
-@functools.cache
-def _warn(message: str) -> None:
-    """Log a message once, although every learner builds such a model."""
-    logger.warning(message)
+def reason_of(error: BaseException) -> str:
+    """Return an exception that a user's code has raised as one line, with its place in that code.
+
+    Args:
+        error: as it was caught.
+    """
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} ({error.filename}, line {error.lineno})"
+    text = " ".join(str(error).split())[:LONGEST_REASON]
+    others = {Path(root).parent for root in (torch.__file__, funnel.__file__, __file__)}
+    python = {Path(traceback.__file__).parent, Path(importlib.__file__).parent, Path()}
+    places = [
+        f" ({frame.filename}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if (path := Path(frame.filename)).parent not in python and others.isdisjoint(path.parents)
+    ]
+    place = places[-1] if places else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+
+
+def origin_of(error: BaseException) -> str:
+    """Return the type of an exception and the line that raised it, which name few errors.
+
+    A text would not do: it may hold values of a client.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return type(error).__name__ + place
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Return whether the machine failed, and not the module: another try may succeed.
+
+    Args:
+        error: what a pass through a user's module has raised.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError, OSError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OF_MACHINE)
+
+
+@contextmanager
+def settings_kept(name: str) -> Iterator[None]:
+    """Refuse a model that changes settings of torch that the whole process shares.
+
+    Args:
+        name: of the model.
+
+    Raises:
+        ModelError: it has changed one, which is as before then.
+    """
+    before = {setting: read() for setting, (read, _) in SHARED_SETTINGS.items()}
+    try:
+        yield
+    finally:
+        changed = ""
+        for setting, (read, write) in SHARED_SETTINGS.items():
+            if (now := read()) != (was := before[setting]):
+                write(was)
+                changed = f"from {was} to {now}: remove torch.{setting}"
+        if changed:
+            raise ModelError(f"{name} changes a setting that the whole service shares, {changed}")

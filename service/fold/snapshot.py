@@ -12,6 +12,9 @@ from streams.batch import Features
 
 QUICK_PRODUCTS = 1 << 18
 """Multiplications that take about 0.1 ms."""
+MOST_ROWS = 4_096
+MOST_NUMBERS = 1 << 22
+"""Outputs of its widest layer that a pass may hold, of all experts: 16 MB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,20 @@ class Evaluator:
 
     def __init__(self, learner: Learner) -> None:
         self.device, self._evaluate = learner.device, learner.evaluator()
-        self._products = sum(p.numel() for p in learner.frozen().values() if p.dim() > 1)
+        layers = [tensor for tensor in learner.frozen().values() if tensor.dim() > 1]
+        self._products = sum(layer.numel() for layer in layers)
+        self._may_be_quick = learner.is_plain and learner.device.type == "cpu"
+        widths = [layer.shape[1] for layer in layers] if learner.is_plain else []
+        widest = len(learner.pool.experts) * max([learner.spec.classes, *widths])
+        self.most_rows = min(MOST_ROWS, max(1, MOST_NUMBERS // widest))
+        """Rows that a pass may have, so that its memory is bounded."""
 
     def is_quick(self, rows: int) -> bool:
-        """Return whether a pass takes less time than handing it to another thread."""
-        return self.device.type == "cpu" and rows * self._products <= QUICK_PRODUCTS
+        """Return whether a pass takes less time than handing it to another thread.
+
+        A user's module may take any time.
+        """
+        return self._may_be_quick and rows * self._products <= QUICK_PRODUCTS
 
     @torch.inference_mode()
     def __call__(self, snapshot: Snapshot, features: Features) -> tuple[Tensor, Tensor]:

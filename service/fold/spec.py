@@ -3,7 +3,7 @@
 Settings and the command line read this module, so it imports neither torch nor the optimizers.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
@@ -16,7 +16,8 @@ cuts give the same bits.
 
 1: a single optimizer was not a pool, and recoveries from drift events had their own definition.
 2: every learner is a pool, and recovery has one definition (`service.fold.drift.Monitor`).
-3: a drift event has its direction and its accuracies from where the change was seen.
+3: a drift event has its direction and its accuracies from where the change was seen, and a user's
+   module that changes its inputs in place changes a copy of them.
 """
 MAX_EXPERTS = 6
 """Experts of the default pool."""
@@ -42,6 +43,25 @@ class Spec:
         if fields["optimizer"] != "pool":  # older versions recorded it for a pool among the shadows
             fields = fields | {"experts": 0}
         return cls(**fields | {"hidden": tuple(fields["hidden"])})
+
+    def differences(self, other: "Spec") -> list[tuple[str, object, object]]:
+        """Return each field in which another spec differs: its name, that value, and the own one.
+
+        A field that only one of two models or optimizers uses is not named if no setting has to
+        change for it: the experts of a pool that has all of them, and layers that the other model
+        does not have.
+
+        >>> pool = Spec("logistic", 6, 3, (), "pool", True, 0, experts=6)
+        >>> pool.differences(replace(pool, optimizer="funnel", experts=0))
+        [('optimizer', 'funnel', 'pool')]
+        """
+        mine, theirs = asdict(self), asdict(other)
+        unset = set()
+        if other.optimizer != self.optimizer and other.experts in (0, MAX_EXPERTS):
+            unset.add("experts")
+        if other.model != self.model and not other.hidden:
+            unset.add("hidden")
+        return [(k, theirs[k], mine[k]) for k in mine if mine[k] != theirs[k] and k not in unset]
 
 
 @dataclass(frozen=True)

@@ -90,19 +90,22 @@ class Fold:
     def can_replay(self, version: int) -> bool:
         """Return whether cuts of a fold version give the bits here that they gave when learned.
 
-        Later versions differ from 1 in two cases: the weights of a pool of one expert were rounded,
-        and a single optimizer differentiated a user's module by autograd, even one of linear
-        layers.
+        Version 2 differs from 1 in two cases: the weights of a pool of one expert were rounded, and
+        a single optimizer differentiated a user's module by autograd, even one of linear layers.
+        Version 3 differs from both for a user's module that changes its inputs in place. The
+        monitor of drift replays each version as it was.
         """
+        learners = self.state.learners().values()
+        if version < 3 and any(learner.writes_inputs for learner in learners):
+            return False
         if version == 1:
-            state = self.state
-            is_users = state.spec.model not in BUILT_IN
+            is_users = self.state.spec.model not in BUILT_IN
             return not any(
                 len(learner.pool.experts) == 1
                 and (learner.optimizer == "pool" or (is_users and learner.is_plain))
-                for learner in state.learners().values()
+                for learner in learners
             )
-        return version in (2, FOLD_VERSION)  # the monitor replays version 2 as it was
+        return version in (2, FOLD_VERSION)
 
     def step(self, batch: Batch) -> Report:
         """Score the batch with the weights as they are, then take one update.

@@ -49,6 +49,9 @@ class Upgrade:
     """Later cuts are learned by this version of the fold."""
 
     fold: int
+    refused: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """A spec that no model has, for the record alone. Funnel 0.1.0 knows no upgrades and would
+    replay later cuts with its own arithmetic, but it compares every spec and halts."""
 
 
 Command = Begin | Change | Gap | Upgrade
@@ -158,8 +161,8 @@ def _encode(command: Command | None) -> str:
             content = {"rates": rates}
         case Gap():
             return GAP
-        case Upgrade(fold):
-            content = {"upgrade": {"fold": fold}}
+        case Upgrade(fold, refused):
+            content = {"upgrade": {"fold": fold}} | ({"spec": refused} if refused else {})
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS).decode()
 
 
@@ -173,7 +176,7 @@ def _decode(number: int, text: str) -> Command | None:
             return Change(rates)
         case {"gap": True, **rest} if not rest:
             return Gap()
-        case {"upgrade": {"fold": int(fold)}, **rest} if not rest:
+        case {"upgrade": {"fold": int(fold)}, **rest} if rest.keys() <= {"spec"}:
             return Upgrade(fold)
     raise LogError(
         f"cut {number} carries a command that this version does not know: {text[:200]}. Run the "

@@ -71,7 +71,9 @@ class Replica:
         """True once it is where the recorded cuts end, and may record more."""
         self._hyperparameters = state.hyperparameters
         """The hyperparameters of the settings; the log may still have others."""
-        self._is_loaded = self._is_checked = False
+        self._is_loaded = False
+        self._is_compared = False
+        """True once the spec of the log's first cut is known to be its own, or that cut is gone."""
         self._epoch: int | None = None
         self._recorded = 0
         """Number of the last recorded cut, which may not be applied yet."""
@@ -106,26 +108,28 @@ class Replica:
         self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
         return True
 
+    async def compare(self, log: Log) -> None:
+        """Compare its spec with the first cut of a log from which it has learned nothing yet.
+
+        Raises:
+            LogError: the log is of another model.
+        """
+        if self.progress.cut or self._is_compared:
+            return
+        if cuts := await log.cuts_after(0):
+            command = cuts[0][1].command
+            if isinstance(command, Begin):
+                self._check_spec(Spec.of(dict(command.spec)), "the log")
+            self._is_compared = True
+
     def _check_spec(self, spec: Spec, what: str) -> None:
-        mine, theirs = asdict(self.state.spec), asdict(spec)
-        if differing := [k for k in mine if mine[k] != theirs[k]]:
-            listed = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in differing)
+        if differing := self.state.spec.differences(spec):
+            listed = ", ".join(
+                f"{k} is {there} there and {here} here" for k, there, here in differing
+            )
             raise LogError(
                 f"{what} is of another model: {listed}. Use its settings, or another --data-dir"
             )
-
-    async def check_model(self, log: Log) -> None:
-        """Check that the log is of this model, if no checkpoint has shown that.
-
-        Raises:
-            LogError: it is of another model.
-        """
-        if self._is_checked or self._is_loaded:
-            return
-        for _, cut in (await log.cuts_after(0))[:1]:
-            if isinstance(cut.command, Begin):
-                self._check_spec(Spec.of(dict(cut.command.spec)), "the log")
-            self._is_checked = True
 
     async def recover(self, log: Log, accept_gap: bool, keep_lease: KeepLease) -> Pending:
         """Check that the log reaches back, take it over, and apply every recorded cut.
@@ -173,7 +177,9 @@ class Replica:
         await log.forget_skipped(self.state.version)
         if self._version != FOLD_VERSION:
             logger.info("from now on version %d of the fold learns", FOLD_VERSION)
-            await self._carry_out(log, self._command_cut(Upgrade(FOLD_VERSION)))
+            model = f"{self.state.spec.model} (learned by a later version of Funnel: run that)"
+            refused = asdict(self.state.spec) | {"model": model}
+            await self._carry_out(log, self._command_cut(Upgrade(FOLD_VERSION, refused)))
         if self.state.hyperparameters != self._hyperparameters:
             change = Change(asdict(self._hyperparameters))
             await self._carry_out(log, self._command_cut(change))

@@ -318,12 +318,12 @@ class Trainer:
             self._become(Condition.STANDBY, ANOTHER_LEARNS)
         self._writer.give_up(ANOTHER_LEARNS)
         self._waiters.give_up(ANOTHER_LEARNS)
-        await self._replica.check_model(self._log)
         try:
             if self._writer.checkpoints.has_news:
                 self._load()
                 self._become(Condition.STANDBY, ANOTHER_LEARNS)
                 self._show(await self._log.extent())
+            await self._replica.compare(self._log)
         except UnreadableError as error:
             if self._reason != str(error):
                 logger.warning("%s; standing by with an older model", error)

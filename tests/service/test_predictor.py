@@ -2,46 +2,73 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from service.fold.snapshot import Evaluator, Snapshot
-from service.predictor import GATHER_ROWS, Predictor
+from service.fold.state import State
+from service.predictor import (
+    GATHER_ROWS,
+    NoPredictionError,
+    Prediction,
+    PredictionFailed,
+    Predictor,
+)
 from streams.batch import Features
-from tests.support.states import a_batch, a_state, step
+from tests.support.states import CPU, HYPERPARAMETERS, a_batch, a_spec, a_state, step
 
 
 class Watched(Evaluator):
     """An evaluator that counts the rows of its passes, and waits until `go` is set."""
 
-    def __init__(self) -> None:
-        self.state = a_state()
-        for k in range(5):
+    def __init__(self, state: State | None) -> None:
+        self.state = state or a_state()
+        for k in range(0 if state else 5):
             step(self.state, a_batch(k))
         super().__init__(self.state.served)
         self.passes: list[int] = []
+        self.versions: set[int] = set()
+        self.error: BaseException | None = None
+        self.row_seconds = 0.0
+        self.after: Callable[[Watched], None] | None = None
         self.entered = threading.Event()
         self.go = threading.Event()
         self.go.set()
 
     def is_quick(self, rows: int) -> bool:
-        return self.go.is_set() and super().is_quick(rows)
+        return self.go.is_set() and not self.row_seconds and super().is_quick(rows)
 
     def __call__(self, snapshot: Snapshot, features: Features) -> tuple[Tensor, Tensor]:
         self.entered.set()
         self.go.wait(20)
         self.passes.append(len(features))
+        self.versions.add(snapshot.version)
+        if self.row_seconds:
+            time.sleep(self.row_seconds * len(features))
+        if self.error is not None:
+            raise self.error
+        if self.after is not None:
+            self.after(self)
         return super().__call__(snapshot, features)
 
 
-def predicting(use: Callable[[Predictor, Watched], Awaitable[None]]) -> None:
+def predicting(
+    use: Callable[[Predictor, Watched], Awaitable[None]],
+    state: State | None = None,
+    between: Callable[[Watched], None] | None = None,
+) -> None:
+    """Run ``use`` while a predictor runs; ``between`` is called in each pass."""
+
     async def run() -> None:
-        evaluate = Watched()
-        snapshot = Snapshot.of(evaluate.state)
-        predictor = Predictor(evaluate, lambda: snapshot)
+        evaluate = Watched(state)
+        evaluate.after = between
+        predictor = Predictor(evaluate, lambda: Snapshot.of(evaluate.state))
         running = asyncio.create_task(predictor.run())
         try:
             await use(predictor, evaluate)
@@ -74,11 +101,63 @@ def test_each_request_gets_its_own_answer_out_of_one_pass() -> None:
 
 def test_a_pass_is_bounded_in_rows_not_in_requests() -> None:
     async def use(predictor: Predictor, evaluate: Watched) -> None:
-        sizes = [GATHER_ROWS // 2, GATHER_ROWS // 2, 10, GATHER_ROWS * 3, 1]
+        sizes = [GATHER_ROWS // 2, GATHER_ROWS // 2, 10, 1]
         await asyncio.gather(*(predictor.predict(rows(0, n)) for n in sizes))
-        assert evaluate.passes == [GATHER_ROWS, 10, GATHER_ROWS * 3, 1]
+        assert evaluate.passes == [GATHER_ROWS, 11]
 
     predicting(use)
+
+
+def test_a_long_request_is_answered_in_parts_and_from_one_snapshot() -> None:
+    async def use(predictor: Predictor, evaluate: Watched) -> None:
+        long, snapshot = rows(0, 9 * evaluate.most_rows + 7), Snapshot.of(evaluate.state)
+        answer = await predictor.predict(long)
+        assert len(evaluate.passes) > 9
+        assert max(evaluate.passes) <= evaluate.most_rows
+        assert sum(evaluate.passes) == len(long)
+        whole = Evaluator(evaluate.state.served)(snapshot, long)
+        np.testing.assert_array_equal(answer.labels, whole[0].numpy())
+        np.testing.assert_allclose(answer.probabilities, whole[1].numpy(), rtol=1e-5)
+        assert evaluate.versions == {5}
+
+    def learn(evaluate: Watched) -> None:
+        step(evaluate.state, a_batch(9))
+
+    predicting(use, between=learn)
+
+
+def test_short_requests_are_answered_between_the_parts_of_a_long_one() -> None:
+    async def use(predictor: Predictor, evaluate: Watched) -> None:
+        evaluate.go.clear()
+        long = asyncio.create_task(predictor.predict(rows(0, 50 * GATHER_ROWS)))
+        assert await asyncio.to_thread(evaluate.entered.wait, 20)
+        short = [asyncio.create_task(predictor.predict(rows(k))) for k in range(3)]
+        await asyncio.sleep(0)
+        evaluate.go.set()
+        await asyncio.gather(*short)
+        assert not long.done()
+        assert evaluate.passes[1] == 3
+        long.cancel()
+        passes = len(evaluate.passes)
+        await predictor.predict(rows(5))
+        assert len(evaluate.passes) <= passes + 2, "nothing of a cancelled request is computed"
+
+    predicting(use)
+
+
+def test_parts_become_shorter_where_a_row_takes_long() -> None:
+    async def use(predictor: Predictor, evaluate: Watched) -> None:
+        evaluate.row_seconds = 1e-3
+        await predictor.predict(rows(0, 3 * GATHER_ROWS))
+        assert evaluate.passes[0] == GATHER_ROWS
+        assert evaluate.passes[-2] <= GATHER_ROWS / 4
+
+    predicting(use)
+
+
+def test_the_memory_of_a_pass_does_not_grow_with_the_classes() -> None:
+    spec = replace(a_spec(optimizer="pool"), classes=1_000)
+    assert Evaluator(State(spec, HYPERPARAMETERS, CPU).served).most_rows == (4 << 20) // 6_000
 
 
 def test_a_cancelled_request_harms_no_other() -> None:
@@ -100,13 +179,84 @@ def test_a_cancelled_request_harms_no_other() -> None:
     predicting(use)
 
 
-def test_a_failed_pass_fails_its_own_requests_alone() -> None:
+def poison(n: int, *where: int) -> Features:
+    features = np.ones((n, 6), np.float32)
+    features[list(where), 2] = 99.0
+    return features
+
+
+def embedding() -> State:
+    """A model that raises at 99."""
+    spec = a_spec("tests.service.fold.own_models:Embedded", standardize=False)
+    return State(spec, HYPERPARAMETERS, CPU)
+
+
+def test_an_example_at_which_the_model_raises_fails_its_own_request_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def use(predictor: Predictor, evaluate: Watched) -> None:
-        with pytest.raises(RuntimeError):
-            await predictor.predict(np.zeros((1, 99), np.float32))
+        requests = [poison(3) for _ in range(20)]
+        requests[7], requests[13] = poison(3, 1), poison(1, 0)
+        answers = await asyncio.gather(
+            *(predictor.predict(request) for request in requests), return_exceptions=True
+        )
+        assert evaluate.passes[0] == 58
+        for k, answer in enumerate(answers):
+            if k in (7, 13):
+                assert isinstance(answer, NoPredictionError)
+                assert answer.index == (1 if k == 7 else 0)
+                assert "IndexError('index out of range in self')" in str(answer)
+            else:
+                assert isinstance(answer, Prediction)
+                assert len(answer.labels) == 3
+        for _ in range(3):
+            with pytest.raises(NoPredictionError):
+                await predictor.predict(poison(1, 0))
+
+    predicting(use, state=embedding())
+    [logged] = caplog.records
+    assert logged.exc_info is not None
+
+
+def test_the_first_culprit_of_a_long_request_is_named() -> None:
+    async def use(predictor: Predictor, evaluate: Watched) -> None:
+        with pytest.raises(NoPredictionError) as error:
+            await predictor.predict(poison(5 * GATHER_ROWS, 2_500, 2_501, 4_000))
+        assert error.value.index == 2_500
+        assert len((await predictor.predict(poison(2))).labels) == 2
+
+    predicting(use, state=embedding())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("full"), PredictionFailed),
+        (MemoryError(), PredictionFailed),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), PredictionFailed),
+        (RuntimeError("CUDA error: device-side assert triggered"), PredictionFailed),
+        (SystemExit(3), NoPredictionError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), NoPredictionError),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_machine_that_fails_is_not_the_clients_fault(
+    error: BaseException, expected: type[Exception]
+) -> None:
+    async def use(predictor: Predictor, evaluate: Watched) -> None:
+        evaluate.error = error
+        with pytest.raises(expected):
+            await predictor.predict(rows(0))
+        evaluate.error = None
         assert len((await predictor.predict(rows(0))).labels) == 1
 
     predicting(use)
+
+
+def test_a_users_module_never_runs_on_the_event_loop() -> None:
+    """It may take any time, which other requests would wait for."""
+    assert Evaluator(a_state().served).is_quick(1)
+    assert not Evaluator(embedding().served).is_quick(1)
 
 
 def test_uint8_and_float_requests_gather_too() -> None:

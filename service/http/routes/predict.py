@@ -13,8 +13,10 @@ from service.http.budget import Reservation
 from service.http.codecs import json
 from service.http.codecs.table import PREDICT, described
 from service.http.dependencies import AnswerMemory, AnyService, BodiesOf, Running
-from service.http.errors import ErrorBody, HTTPError
-from service.predictor import Prediction
+from service.http.errors import ErrorBody, HTTPError, unavailable
+from service.model import Model
+from service.predictor import NoPredictionError, Prediction, PredictionFailed
+from streams.batch import Features
 
 NUMBER_BYTES = 8
 """Memory of a probability while its answer is made and sent."""
@@ -51,7 +53,7 @@ async def predict(
     async with bodies.features(request, model.spec) as features:
         _reserve(memory, len(features), model.spec.classes)
         with service.metrics.predict_seconds.time():
-            prediction = await model.predictor.predict(features)
+            prediction = await _predicted(model, features)
     finite = np.isfinite(prediction.probabilities).all(axis=1)
     if not finite.all():
         raise HTTPError(
@@ -94,3 +96,17 @@ async def _pieces(prediction: Prediction) -> AsyncIterator[bytes]:
         yield b"," + part if start else part
         await asyncio.sleep(0)
     yield b'],"model_version":%d}' % prediction.version
+
+
+async def _predicted(model: Model, features: Features) -> Prediction:
+    """Return the prediction for features [n, d].
+
+    Raises:
+        HTTPError: 422 the model raises for an example; 503 the machine failed.
+    """
+    try:
+        return await model.predictor.predict(features)
+    except NoPredictionError as error:
+        raise HTTPError(422, "no_prediction", str(error), "features", error.index) from error
+    except PredictionFailed as error:
+        raise unavailable("prediction_failed", str(error)) from error

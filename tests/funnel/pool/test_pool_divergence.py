@@ -27,9 +27,14 @@ def test_the_mixture_goes_on_without_those_and_they_restart_from_the_best(
         parameter[victims] = poison
     others = [k for k in range(4) if k not in victims]
     inputs, _ = batch(50)
-    alone = pool.models.logits(pool.parameters, pool.buffers, inputs)[others].softmax(dim=-1)
-    weights = pool.mixing.log_weights[others].softmax(dim=0)
-    torch.testing.assert_close(pool.predict(inputs), torch.einsum("k,knc->nc", weights, alone))
+    logits = pool.models.logits(pool.parameters, pool.buffers, inputs)
+    counts = logits.softmax(dim=-1).isfinite().all(dim=-1)
+    assert counts[others].all()
+    assert not counts[victims].all()
+    for k, mixture in enumerate(pool.predict(inputs)):
+        alone = logits[counts[:, k], k].softmax(dim=-1)
+        weights = pool.mixing.log_weights[counts[:, k]].softmax(dim=0)
+        torch.testing.assert_close(mixture, weights @ alone)
 
     assert learn(pool, 9).nonzero().flatten().tolist() == victims
     best = int(pool.mixing.log_weights.argmax())
@@ -41,6 +46,19 @@ def test_the_mixture_goes_on_without_those_and_they_restart_from_the_best(
     for seed in range(10, 14):
         assert not learn(pool, seed).any()
     torch.testing.assert_close(pool.mixing.log_weights.exp().sum(), torch.tensor(1.0))
+
+
+def test_an_example_without_a_finite_answer_changes_no_other_answer() -> None:
+    weights = torch.tensor([0.6, 0.3, 0.1]).log()
+    logits = torch.randn(3, 20, 5, generator=torch.Generator().manual_seed(0))
+    expected = predicted(weights, logits)
+    logits[0, 3, 1] = torch.nan
+    logits[:, 7] = torch.inf
+    found = predicted(weights, logits)
+    others = [k for k in range(20) if k not in (3, 7)]
+    assert torch.equal(found[others], expected[others])
+    torch.testing.assert_close(found[3], torch.tensor([0.75, 0.25]) @ logits[1:, 3].softmax(-1))
+    torch.testing.assert_close(found[7], torch.full((5,), 0.2))
 
 
 def test_the_best_that_diverges_becomes_a_copy_of_the_next_best() -> None:

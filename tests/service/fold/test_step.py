@@ -11,7 +11,7 @@ import torch
 
 from funnel import Adagrad, Funnel
 from funnel.graphs.traced import Traced
-from service.fold import networks as models
+from service.fold import trial
 from service.fold.networks import BUILT_IN, ModelError
 from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Spec
 from service.fold.state import State
@@ -221,7 +221,10 @@ def test_new_rates_hold_from_the_next_step() -> None:
     [
         ("nowhere:Model", "cannot be imported"),
         ("tests.support.states:Missing", "cannot be imported"),
-        ("tests.support.states:a_batch", "failed"),
+        (
+            "tests.support.states:a_batch",
+            "failed: it must take the parameters features and classes",
+        ),
         ("torch.nn:Identity", "no parameters"),
         ("builtins:dict", "dict"),
         ("perceptron", "package.module:factory"),
@@ -251,7 +254,7 @@ def test_a_batch_at_which_the_model_raises_is_left_out() -> None:
 def test_what_a_model_raises_is_said_at_the_start_and_where_only_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    models._warn.cache_clear()
+    trial._warn.cache_clear()
     state = State(a_spec(RESTLESS), replace(HYPERPARAMETERS, shadow=("adagrad",)), CPU)
     [said] = [record.message for record in caplog.records]
     assert "raises on a single example" in said

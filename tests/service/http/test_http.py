@@ -211,6 +211,31 @@ def test_a_prediction_that_is_not_finite_is_refused(tmp_path: Path) -> None:
         assert (error["code"], error["field"], error["index"]) == ("no_prediction", "features", 1)
 
 
+def test_an_example_at_which_a_users_model_raises_fails_no_other_request(tmp_path: Path) -> None:
+    model = "tests.service.fold.own_models:Embedded"
+    options = {"features": 3, "classes": 3, "model": model, "standardize": False}
+    good, bad = {"features": [[0, 1, 2]]}, {"features": [[0, 1, 2], [0, 1, 99]]}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        with ThreadPoolExecutor(16) as pool:
+            bodies = [bad if k % 4 == 0 else good for k in range(120)]
+            answers = list(pool.map(lambda body: client.post("/predict", json=body), bodies))
+        for answer, body in zip(answers, bodies, strict=True):
+            assert answer.headers.get("connection") != "close"
+            if body is good:
+                assert answer.status_code == 200
+                continue
+            assert answer.status_code == 422
+            error = answer.json()["error"]
+            assert (error["code"], error["field"], error["index"]) == (
+                "no_prediction",
+                "features",
+                1,
+            )
+            assert "IndexError" in error["message"]
+        log = service.log
+        assert log.count("Traceback") == log.count("a prediction failed") == 1
+
+
 def test_health_shows_the_condition(client: httpx.Client) -> None:
     assert client.get("/health/live").status_code == 200
     ready = client.get("/health/ready")

@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
+import orjson
 import pytest
 
-from service.fold.spec import FOLD_VERSION
+from service.fold.spec import FOLD_VERSION, Spec
 from service.fold.step import Fold
 from service.log.cuts import Begin, Cut, Upgrade
 from service.log.entries import RawEntry
@@ -186,6 +187,24 @@ async def test_a_later_version_replays_older_cuts_and_records_the_upgrade_once(
     assert [(cut.command, cut.fold) for cut in cuts] == [(Upgrade(LATER), LATER), (None, LATER)]
     await a_replica().recover(log, False, keep_lease)
     assert (await log.cut_range())[1] == 4
+
+
+async def test_version_0_1_0_halts_at_an_upgrade_that_it_does_not_know(
+    memory: MemoryServer, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked into each command for a spec and compared that, whatever else was there."""
+    fill(memory, 2)
+    old = a_replica()
+    await learn(old, log, await old.recover(log, False, keep_lease), 20)
+    set_version(monkeypatch, LATER, FOLD_VERSION)
+    new = a_replica()
+    await new.recover(log, False, keep_lease)
+    command = orjson.loads(orjson.loads(memory.cuts[3])["command"])
+    compared = Spec.of(command["spec"])
+    assert replace(compared, model=new.state.spec.model) == new.state.spec != compared
+    assert "learned by a later version of Funnel" in compared.model
+    [(_, cut)] = await log.cuts_after(2)
+    assert cut.command == Upgrade(LATER)
 
 
 async def test_a_log_of_a_later_version_is_refused_by_name(

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.log.errors import LogError
 from service.trainer.trainer import ANOTHER_LEARNS
 from tests.support.harness import (
     SAFETENSORS,
@@ -99,6 +100,34 @@ def test_a_standby_predicts_and_forwards_nothing(
             assert "Retry-After" in refused.headers
         assert "funnel_ready 1.0" in client.get("/metrics").text
     assert (role(first), digest(first)) == ("learner", before)
+
+
+def test_a_twin_of_another_model_is_refused_before_the_first_checkpoint(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    options = SMALL | {"redis_url": redis.url, "checkpoint_every_seconds": 600.0}
+    with serving(tmp_path, **options) as first, first.client() as client:
+        learn(client, 0)
+        twin = ServiceProcess(tmp_path, options | {"classes": 4}, free_port())
+        with pytest.raises(LogError, match="the log is of another model: classes is 3 there and 4"):
+            twin.start()
+        learn(client, 1)
+        assert role(first) == "learner"
+
+
+def test_a_twin_that_starts_before_the_first_cut_is_halted_at_it(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    options = SMALL | {"redis_url": redis.url, "checkpoint_every_seconds": 600.0}
+    with serving(tmp_path, **options) as first, first.client() as client:
+        twin = ServiceProcess(tmp_path, options | {"classes": 4}, free_port()).start()
+        assert role(twin) == "standby"
+        learn(client, 0)
+        with twin.client() as other:
+            wait_for(lambda: other.get("/health/ready").json()["learning"] == "halted")
+            assert "classes is 3 there" in other.get("/health/ready").json()["reason"]
+        learn(client, 1)
+        twin.kill(server=False)
 
 
 def test_a_killed_learner_is_replaced_at_once(
