@@ -19,6 +19,8 @@ from service.trainer.worker import Worker
 
 T = TypeVar("T")
 
+MAX_STEPS = 1_000_000
+"""Steps after which a run counts as endless."""
 TICK = 1e-6
 """Seconds that a step takes, so that no wait is too short to end."""
 EPOCH = 1_700_000_000.0
@@ -173,6 +175,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[float, int, _Handle]] = []
         self._count = itertools.count()
         self._is_running = self._is_closed = False
+        self._steps = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def time(self) -> float:
         return self._clock.now
@@ -197,6 +201,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def create_task(self, coro, *, name=None, context=None):  # type: ignore[no-untyped-def,override]
         task = asyncio.Task(coro, loop=self, name=name, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         owner = OWNER.get() if context is None else context.get(OWNER)
         if owner is not None:
             owner.tasks.add(task)
@@ -242,6 +248,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         timers, now = self._timers, self._clock.now
         while timers and timers[0][0] <= now:
             self.ready.append(heapq.heappop(timers)[2])
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise RuntimeError(f"the run does not end within {MAX_STEPS} steps")
         if self.ready:
             self.ready.popleft().run()
             self._clock.now += TICK
@@ -270,6 +279,17 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def is_closed(self) -> bool:
         return self._is_closed
+
+    def abandon(self) -> None:
+        """Cancel all that still runs, and let it end."""
+        asyncio.events._set_running_loop(self)
+        try:
+            for task in list(self._tasks):
+                task.cancel()
+            while self.ready:
+                self.ready.popleft().run()
+        finally:
+            asyncio.events._set_running_loop(None)
 
     def close(self) -> None:
         self._is_closed = True

@@ -110,7 +110,7 @@ class Oracle:
         """
         bases = self.tips
         if isinstance(cut.command, Gap):
-            bases = self.by_digest.get(digest, [])[:1]
+            bases = self.by_digest.get(digest, [])
             if not bases:
                 raise ViolationError("a gap was accepted by a state that is no fold of the log")
             moved = {"position": cut.position, "entries": cut.entries}
@@ -122,8 +122,10 @@ class Oracle:
             if is_loose:
                 known = chain.from_iterable(self.by_digest.values())
                 bases = [f for f in known if f.cut == number - 1]
-            elif bases[0].cut != number - 1:
-                raise ViolationError(f"cut {number} was recorded after cut {bases[0].cut}")
+            else:
+                bases = [f for f in bases if f.cut == number - 1]
+            if not bases:
+                raise ViolationError(f"cut {number} was recorded after cut {self.tips[0].cut}")
             after = [f for b in bases for f in _continue(b, number, cut, entries, deleted)]
         if not after:
             raise ViolationError(
@@ -132,6 +134,10 @@ class Oracle:
             )
         self.tips = after
         self._know(after)
+
+    def forget(self) -> None:
+        """Let a fold begin again: the log was emptied, and no process may know of it."""
+        self.tips = [*self.tips, Folded()]
 
     def check_step(self, digest: bytes, version: int) -> None:
         """Check a state after a step.

@@ -101,7 +101,8 @@ class FaultyNetwork(Network):
 
     def hold(self, command: str = "") -> None:
         """Hold a command back, or all of them, and their replies."""
-        self.held, self._may_pass = command, asyncio.Event()
+        self.held = command
+        self._may_pass.clear()
 
     def release(self) -> None:
         """Let pass what was held back."""

@@ -32,7 +32,7 @@ class SimulatedServer(MemoryServer):
         oracle: told of the recorded cuts.
         always: whether it syncs before it answers; otherwise a power cut loses the last second.
         digest_of: returns the digest of the state of a process.
-        oldest: returns the cut of the oldest checkpoint that outlasts a power cut.
+        reach: returns the cut up to which the log may be trimmed.
         violated: called with a violation; in the process that causes it, nobody might see it.
     """
 
@@ -42,12 +42,12 @@ class SimulatedServer(MemoryServer):
         oracle: Oracle,
         always: bool,
         digest_of: Callable[[Owner], bytes],
-        oldest: Callable[[], int | None],
+        reach: Callable[[], int],
         violated: Callable[[ViolationError], object],
     ) -> None:
         super().__init__(clock)
         self.oracle, self.always = oracle, always
-        self._digest_of, self._oldest, self._violated = digest_of, oldest, violated
+        self._digest_of, self._reach, self._violated = digest_of, reach, violated
         self.is_down = False
         self.meanings: dict[bytes, Sent] = {}
         """What payloads mean; all others are poison."""
@@ -97,6 +97,7 @@ class SimulatedServer(MemoryServer):
     def flush(self) -> None:
         """Lose everything, as another program might do to it."""
         self.archive()
+        self.oracle.forget()
         self.epoch, self.lease, self.keys = 0, None, {}
 
     def flush_streams(self) -> None:
@@ -132,9 +133,8 @@ class SimulatedServer(MemoryServer):
         self.letters.append(letter)
 
     def trim(self, position: Position, cut: int) -> None:
-        oldest = self._oldest()
-        if cut > self.trimmed_to and (oldest is None or oldest < cut):
-            self._violate(f"the log is trimmed to cut {cut}; the oldest checkpoint is at {oldest}")
+        if cut > self.trimmed_to and (reach := self._reach()) < cut:
+            self._violate(f"the log is trimmed to cut {cut}, but may be only to cut {reach}")
         self.trimmed_to = max(self.trimmed_to, cut)
         super().trim(position, cut)
 

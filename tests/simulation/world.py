@@ -102,7 +102,7 @@ class World:
             self.oracle,
             plan.kind != "everysec",
             lambda owner: self._digest_of(owner),
-            self._oldest,
+            self._reach,
             self.violate,
         )
         self.platter = Platter(random.Random(f"{plan.seed}/disk"), self._created)
@@ -149,14 +149,12 @@ class World:
         except ViolationError as violation:
             self.violate(violation)
 
-    def _oldest(self) -> int | None:
-        """Return the cut of the oldest good checkpoint that outlasts a power cut."""
-        cuts = []
-        for name, raw in self.platter.durable().items():
-            if NAME.fullmatch(name):
-                with contextlib.suppress(DamagedError):
-                    cuts.append(decode(raw)[0].progress.cut)
-        return min(cuts, default=None)
+    def _reach(self) -> int:
+        """Return the cut up to which the log may be trimmed: every good checkpoint lies after it,
+        and so does one that outlasts a power cut."""
+        seen = {name: inode.raw for name, inode in self.platter.files.items()}
+        lasting = self.platter.durable()
+        return min(min(_cuts(seen), default=0), max(_cuts(lasting), default=0))
 
     def _created(self, path: Path, raw: bytes) -> None:
         """Check a new checkpoint."""
@@ -230,9 +228,11 @@ class World:
         operating = asyncio.create_task(self._operate())
         await self._settle()
         operating.cancel()
-        self._check_end(last)
+        tip = self._check_end(last)
         await last.end()
         self._check()
+        if missing := self._unrecorded(tip):
+            raise ViolationError(f"{missing} have no dead letter")
         return Outcome(
             len(self.producers.acknowledged), self.oracle.tips[0].cut, self.clock.now, self.events
         )
@@ -255,6 +255,8 @@ class World:
             n = len(sent.numbers or ())
             cut = Cut(Position(entry), n, number - 1, sources={"redis": n}, fold=1)
             server.record(epoch, number, cut)
+            if sent.is_bad:
+                server.bury({b"version": str(self.oracle.tips[0].version).encode()})
             self.producers.acknowledged += sent.numbers or ()
         OWNER.reset(token)
         if rng.random() < 0.5:
@@ -474,20 +476,26 @@ class World:
             case "top" if not (server.is_full or server.is_read_only) and server.last < TOP:
                 server.add({b"batch": b"top"}, TOP)
 
-    def _check_end(self, last: Process) -> None:
-        """Check the state of a process that has learned everything.
+    def _check_end(self, last: Process) -> Folded:
+        """Check the state of a process that has learned everything; return the fold it holds.
 
         Raises:
             ViolationError: a promise is broken.
         """
         status, tips, server = last.trainer.status, self.oracle.tips, self.server
         if self.plan.is_real:
-            self._check_real(last)
-            return
-        tip = next((t for t in tips if t.digest == last.chain), None)
-        if tip is None:
+            return self._check_real(last)
+        tips = [t for t in tips if t.digest == last.chain]
+        if not tips:
             raise ViolationError("the state is not the fold of the recorded log")
-        state = last.state
+        shown = (status.version, status.examples, status.progress.position, status.progress.dead,
+                 status.progress.http, status.progress.redis)  # fmt: skip
+        right = {
+            (t.version, t.examples, t.position, t.dead, t.http, t.redis): t for t in tips
+        }  # several guesses may give one state
+        if shown not in right:
+            raise ViolationError(f"the status says {shown}, right is {list(right)}")
+        tip, state = right[shown], last.state
         assert isinstance(state, ChainState)
         numbers = Counter(k for one in tip.history() for k in one.numbers)
         if twice := [k for k, n in numbers.items() if n > 1]:
@@ -497,20 +505,14 @@ class World:
         acknowledged = set(self.producers.acknowledged)
         if lost := sorted(acknowledged - numbers.keys() - server.forgiven):
             raise ViolationError(f"examples {lost} are acknowledged and not learned")
-        if missing := self._unrecorded(tip):
-            raise ViolationError(f"{missing} have no dead letter")
-        shown = (status.version, status.examples, status.progress.position, status.progress.dead,
-                 status.progress.http, status.progress.redis)  # fmt: skip
-        right = (tip.version, tip.examples, tip.position, tip.dead, tip.http, tip.redis)
-        if shown != right:
-            raise ViolationError(f"the status says {shown}, right is {right}")
         if last.trainer.snapshot.version != tip.version or status.backlog():
             raise ViolationError(
                 f"snapshot {last.trainer.snapshot.version} of {tip.version}, "
                 f"backlog {status.backlog()}"
             )
+        return tip
 
-    def _check_real(self, last: Process) -> None:
+    def _check_real(self, last: Process) -> Folded:
         state, tip = self.new_state(0.0), self.oracle.tips[0]
         meanings = {sent.numbers: decode_batch(raw) for raw, sent in self.server.meanings.items()}
         examples: dict[int, Batch] = {}
@@ -529,6 +531,15 @@ class World:
         learned = {k for one in tip.history() for k in one.numbers}
         if lost := set(self.producers.acknowledged) - learned:
             raise ViolationError(f"examples {lost} are acknowledged and not learned")
+        return tip
+
+
+def _cuts(files: dict[str, bytes]) -> Iterator[int]:
+    """Yield the cuts of the good checkpoints among some files."""
+    for name, raw in files.items():
+        if NAME.fullmatch(name):
+            with contextlib.suppress(DamagedError):
+                yield decode(raw)[0].progress.cut
 
 
 class _Trace(logging.Handler):
@@ -562,6 +573,9 @@ def simulate(plan: Plan, trace: list[str] | None = None) -> Outcome:
         finally:
             if trace is not None and world.trace is not None:
                 trace += world.trace
+            for process in world.processes:
+                process.kill()
+            loop.abandon()
             loop.close()
 
 
