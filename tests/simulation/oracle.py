@@ -195,10 +195,10 @@ def _take(
     whole, is_bad = 0, False
     for entry in read:
         sent = entries[entry]
-        if entry != cut.position.entry or cut.position.taken is None:
-            whole += 1
+        is_whole = entry != cut.position.entry or cut.position.taken is None
+        whole += is_whole
         if sent.numbers is None:
-            dead.append(entry)
+            dead += [entry] * is_whole
             continue
         first = (base.position.taken or 0) if entry == base.position.entry else 0
         last = cut.position.taken if entry == cut.position.entry else None

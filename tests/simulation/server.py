@@ -8,7 +8,7 @@ from typing import Any
 from service.log.cuts import Cut
 from service.log.entries import Fields
 from service.log.errors import LogUnavailable
-from service.log.position import EntryId, Position
+from service.log.position import ORIGIN, EntryId, Position
 from service.process import Clock
 from tests.simulation.loop import OWNER, Owner
 from tests.simulation.oracle import Oracle, Sent, ViolationError
@@ -62,6 +62,11 @@ class SimulatedServer(MemoryServer):
         self._holders: dict[int, Owner] = {}
         self._saved: _Saved | None = None
 
+    @property
+    def newest(self) -> EntryId:
+        """Id of the last entry that is still there."""
+        return next(reversed(self.entries), ORIGIN)
+
     def check_up(self) -> None:
         """Raise LogUnavailable if it is down."""
         if self.is_down:
@@ -74,6 +79,8 @@ class SimulatedServer(MemoryServer):
 
     def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
         added = super().add(fields, entry)
+        for later in [e for e in reversed(self.ever) if e >= added]:  # of a stream that is gone
+            del self.ever[later]
         sent = self.meanings.get(fields.get(b"batch", fields.get(b"json", b"")), Sent(None))
         is_http = fields.get(b"source") == b"http"
         self.ever[added] = Sent(sent.numbers, "http" if is_http else "redis", sent.is_bad)
@@ -91,13 +98,12 @@ class SimulatedServer(MemoryServer):
 
     def lose(self) -> None:
         self._forgive(list(self.ever))
-        self.ever, self.deleted = {}, set()
+        self.deleted = set(self.ever)  # trainers may have read them in time
         super().lose()
 
     def flush(self) -> None:
         """Lose everything, as another program might do to it."""
         self.archive()
-        self.oracle.forget()
         self.epoch, self.lease, self.keys = 0, None, {}
 
     def flush_streams(self) -> None:
@@ -107,6 +113,7 @@ class SimulatedServer(MemoryServer):
 
     def archive(self) -> None:
         super().archive()
+        self.oracle.forget()
         self.trimmed_to = 0
 
     def take_epoch(self, at_least: int) -> int:

@@ -286,7 +286,7 @@ class World:
         """
         jumps = max(0.0, -self.server_clock.offset)
         ends = self.clock.now + SETTLE_SECONDS + jumps
-        while not any(p.covers(self.server.last) for p in self.processes):
+        while not any(p.covers(self.server.newest) for p in self.processes):
             await asyncio.sleep(0.25)  # simulated: a status has no event
             self._check()
             if self.clock.now > ends:
@@ -296,7 +296,7 @@ class World:
                     for p in self.processes
                 ]  # fmt: skip
                 raise ViolationError(
-                    f"the log, which ends at {self.server.last}, is not learned within "
+                    f"the log, which ends at {self.server.newest}, is not learned within "
                     f"{SETTLE_SECONDS + jumps:.0f} s: {'; '.join(shown)}"
                 )
         self._check()
@@ -485,6 +485,8 @@ class World:
         status, tips, server = last.trainer.status, self.oracle.tips, self.server
         if self.plan.is_real:
             return self._check_real(last)
+        if self.plan.kind == "everysec":  # a model may be ahead of a log that lost its end
+            tips = self.oracle.by_digest.get(last.chain, [])
         tips = [t for t in tips if t.digest == last.chain]
         if not tips:
             raise ViolationError("the state is not the fold of the recorded log")
