@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 MAX_STEPS = 1_000_000
 """Steps after which a run counts as endless."""
+MAX_CANCELS = 10
+"""A task may swallow one cancellation, or some."""
 TICK = 1e-6
 """Seconds that a step takes, so that no wait is too short to end."""
 EPOCH = 1_700_000_000.0
@@ -284,10 +286,11 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         """Cancel all that still runs, and let it end."""
         asyncio.events._set_running_loop(self)
         try:
-            for task in list(self._tasks):
-                task.cancel()
-            while self.ready:
-                self.ready.popleft().run()
+            for _ in range(MAX_CANCELS):
+                for task in list(self._tasks):
+                    task.cancel()
+                while self.ready:
+                    self.ready.popleft().run()
         finally:
             asyncio.events._set_running_loop(None)
 

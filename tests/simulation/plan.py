@@ -17,7 +17,7 @@ COMMANDS = (
 )  # fmt: skip
 DISK_OPERATIONS = ("create", "write", "fsync", "rename", "fsync folder", "remove", "list", "read")
 KINDS = ("plain",) * 15 + ("foreign",) * 3 + ("everysec",) * 2
-REAL_EVERY = 32
+REAL_EVERY = 50
 """One schedule in so many learns with a real state."""
 
 
@@ -81,7 +81,7 @@ class Plan:
         kind = "plain" if is_real else rng.choice(KINDS)
         machines = rng.choice(((0,), (0,), (0, 0), (0, 1), (0, 1), (0, 1, 1)))
         count = rng.choice((0, 1, 1, 2, 2, 3, 4, 6))
-        seconds = 2.0 + 1.5 * count
+        seconds = 1.0 + count
         faults = [_fault(rng, FAULTS, seconds, len(machines)) for _ in range(count)]
         if kind == "foreign":
             faults.append(_fault(rng, FOREIGN_FAULTS, seconds, len(machines)))
@@ -103,14 +103,14 @@ class Plan:
             late=rng.choice((0.0, 0.0, 0.0, 0.02)),
             batch_size=rng.choice((1, 4, 16)),
             max_wait_ms=rng.choice((0, 200, 2_000)),
-            checkpoint_every=rng.choice((0.2, 0.5, 1.0, 3.0)),
+            checkpoint_every=rng.choice((0.3, 1.0, 1.0, 3.0)),
             lease_seconds=rng.choice((1.0, 1.0, 2.0)),
         )
 
     @property
     def seconds(self) -> float:
         """Simulated seconds for which entries and faults come."""
-        return 2.0 + max((fault.at + fault.seconds for fault in self.faults), default=0.0)
+        return 1.0 + max((fault.at + fault.seconds for fault in self.faults), default=0.0)
 
     def __str__(self) -> str:
         lines = [
@@ -155,7 +155,7 @@ def _fault(rng: random.Random, kinds: tuple[str, ...], seconds: float, processes
         rng.uniform(0.1, seconds),
         kind,
         rng.randrange(processes),
-        rng.choice((0.05, 0.3, 1.0, 2.5)) * rng.uniform(0.5, 2),
+        rng.choice((0.05, 0.3, 1.0, 2.0)) * rng.uniform(0.5, 1.5),
         what,
         rng.choice(("before", "after")),
         rng.choice((1, 1, 2, 5)) if kind == "crash" else rng.randint(1, 200),

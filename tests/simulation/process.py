@@ -82,10 +82,9 @@ class FaultyNetwork(Network):
         return commands
 
     async def _travel(self, command: str) -> None:
-        if self._rng.random() < 0.5:
-            await asyncio.sleep(0)
-        else:
-            await asyncio.sleep(self._rng.expovariate(1 / 0.004))
+        luck = self._rng.random()
+        if luck < 0.2:
+            await asyncio.sleep(0.05 * luck)
         while self.held in (command, ""):
             await self._may_pass.wait()
 

@@ -9,12 +9,12 @@ faults happen, everything is learned within a bounded time.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -471,7 +471,7 @@ class World:
                 server.delete_by_hand(rng.sample(present, min(len(present), rng.randint(1, 3))))
             case "lose":
                 server.lose()
-            case "flush":
+            case "flush" if len(self.processes) == 1:  # epochs begin again, which fences nobody
                 server.flush()
             case "top" if not (server.is_full or server.is_read_only) and server.last < TOP:
                 server.add({b"batch": b"top"}, TOP)
@@ -536,12 +536,20 @@ class World:
         return tip
 
 
+@lru_cache(maxsize=64)
+def _cut_of(raw: bytes) -> int | None:
+    """Return the cut of a checkpoint, or None if it is damaged."""
+    try:
+        return decode(raw)[0].progress.cut
+    except DamagedError:
+        return None
+
+
 def _cuts(files: dict[str, bytes]) -> Iterator[int]:
     """Yield the cuts of the good checkpoints among some files."""
     for name, raw in files.items():
-        if NAME.fullmatch(name):
-            with contextlib.suppress(DamagedError):
-                yield decode(raw)[0].progress.cut
+        if NAME.fullmatch(name) and (cut := _cut_of(raw)) is not None:
+            yield cut
 
 
 class _Trace(logging.Handler):
