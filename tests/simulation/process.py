@@ -302,4 +302,14 @@ class Process:
 
     def covers(self, entry: EntryId) -> bool:
         """Return whether it learns, and has learned everything up to an entry."""
-        return self.is_learning and self.trainer.status.progress.position.covers(entry)
+        if not self.is_learning:
+            return False
+        status = self.trainer.status
+        is_published = self.trainer.snapshot.version == status.version
+        return is_published and status.progress.position.covers(entry)
+
+    def __str__(self) -> str:
+        if not self.is_up:
+            return f"{self.name} is down"
+        status = self.trainer.status
+        return f"{self.name} is {status.condition} {status.reason!r} at {status.progress.position}"

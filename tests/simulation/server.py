@@ -59,6 +59,8 @@ class SimulatedServer(MemoryServer):
         """Numbers of examples that others deleted or the server lost."""
         self.letters: list[Fields] = []
         self.trimmed_to = 0
+        self._lost_up_to = ORIGIN
+        """The highest id that a power cut has taken back, which may be given again."""
         self._holders: dict[int, Owner] = {}
         self._saved: _Saved | None = None
 
@@ -83,6 +85,8 @@ class SimulatedServer(MemoryServer):
             del self.ever[later]
         sent = self.meanings.get(fields.get(b"batch", fields.get(b"json", b"")), Sent(None))
         is_http = fields.get(b"source") == b"http"
+        if added <= self._lost_up_to:
+            self.forgiven.update(sent.numbers or ())
         self.ever[added] = Sent(sent.numbers, "http" if is_http else "redis", sent.is_bad)
         return added
 
@@ -167,6 +171,7 @@ class SimulatedServer(MemoryServer):
         if self.always or self._saved is None:
             return False
         content, before = self._saved.content, self.ever
+        self._lost_up_to = max(self._lost_up_to, self.last)
         self.oracle.tips = content.pop("tips")
         for name, value in content.items():
             setattr(self, name, value)
