@@ -4,6 +4,7 @@ A replica does not decide where a batch ends; its pipeline does.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
@@ -148,7 +149,7 @@ class Replica:
             LogError: a recorded cut cannot be applied by this version.
         """
         extent = await log.extent()
-        is_blank = self.progress.cut == 0 and not self._is_loaded
+        is_blank, accepted = self.progress.cut == 0 and not self._is_loaded, False
         if not self.progress.log:
             self.progress = Progress(extent.uuid)
         try:
@@ -166,12 +167,17 @@ class Replica:
             error = BlankError(cut) if cut else gap
             if self.has_recovered or not accept_gap:
                 raise error from None
-            logger.warning("gap accepted: %s", error.what)
-            await self._accept_gap(log, keep_lease)
+            await self._accept_gap(log, error, keep_lease)
+            accepted = True
         if self._epoch is None:
-            self._epoch = await log.take_epoch(self.progress.epoch)
-            self.progress = replace(self.progress, epoch=self._epoch)
-        await self._catch_up(log, keep_lease)
+            await self._take_over(log)
+        try:
+            await self._catch_up(log, keep_lease)
+        except GapError as gap:
+            if self.has_recovered or not accept_gap:
+                raise
+            await self._accept_gap(log, gap, keep_lease)
+            accepted = True
         self.state.drift.set_version(FOLD_VERSION)
         self._recorded = self.progress.cut
         await log.forget_skipped(self.state.version)
@@ -180,19 +186,34 @@ class Replica:
             model = f"{self.state.spec.model} (learned by a later version of Funnel: run that)"
             refused = asdict(self.state.spec) | {"model": model}
             await self._carry_out(log, self._command_cut(Upgrade(FOLD_VERSION, refused)))
-        if self.state.hyperparameters != self._hyperparameters:
+        begins_again = accepted and is_blank  # and the cut `Begin` may be gone
+        if begins_again or self.state.hyperparameters != self._hyperparameters:
             change = Change(asdict(self._hyperparameters))
             await self._carry_out(log, self._command_cut(change))
         self.has_recovered = True
         return Pending(self.progress.position, self.progress.entries)
 
-    async def _accept_gap(self, log: Log, keep_lease: KeepLease) -> None:
-        """Move to the first entry that the log still has and that is not learned; record that."""
-        if (await log.extent()).last == TOP:
+    async def _take_over(self, log: Log) -> None:
+        """Take an epoch, so that no other trainer records a cut from now on."""
+        self._epoch = await log.take_epoch(self.progress.epoch)
+        self.progress = replace(self.progress, epoch=self._epoch)
+
+    async def _accept_gap(self, log: Log, gap: GapError, keep_lease: KeepLease) -> None:
+        """Move to the first entry that the log still has and that is not learned; record that.
+
+        The cuts that still have their entries are applied first: another replica that comes to the
+        gap has applied them, too.
+        """
+        logger.warning("gap accepted: %s", gap.what)
+        await self._take_over(log)
+        extent, (first, last) = await log.extent(), await log.cut_range()
+        if extent.uuid == self.progress.log and first <= self.progress.cut + 1:
+            with contextlib.suppress(GapError):
+                await self._replay(log, keep_lease)
+        if extent.last == TOP:
             await log.archive()
         extent, at, (_, last) = await log.extent(), self.progress, await log.cut_range()
         cut = max(at.cut, last)
-        self._epoch = await log.take_epoch(at.epoch)
         if extent.uuid != at.log:  # all that it has is new
             position = Position(extent.first, 0) if extent.first else Position(extent.last)
             waiting = extent.length
@@ -202,7 +223,7 @@ class Replica:
             is_whole = at.position.taken is None or await log.read_one(at.position.entry)
             position = at.position if is_whole else Position(at.position.entry)
             waiting = await _count_after(log, position, extent.last, keep_lease)
-        self.progress = replace(at, log=extent.uuid, epoch=self._epoch, cut=cut)
+        self.progress = replace(at, log=extent.uuid, cut=cut)
         self._recorded = cut
         entries = extent.added - waiting
         await self._carry_out(log, Cut(position, entries=entries, command=Gap()))
@@ -249,6 +270,8 @@ class Replica:
                     if not await self.read(log, pending, None):
                         raise GapError(f"cut {number} is not applied yet, and its entries are gone")
                 again, batch = pending.take(cut.examples, cut)
+                if again.position.entry != cut.position.entry or again.entries < cut.entries:
+                    raise GapError(f"cut {number} is not applied yet, and entries of it are gone")
                 if (again.position, again.examples) != (cut.position, cut.examples):
                     if pending and (reason := pending.reason):
                         how = f"cut {number} has learned entry {pending.oldest}, but now {reason}"

@@ -3,15 +3,15 @@
 Files are named by epoch and cut and never overwritten.
 """
 
-import os
 import re
-import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.log.position import Progress
 from service.trainer.checkpoint import Checkpoint, DamagedError, NewerError, decode, encode
+from service.trainer.disk import Disk, SystemDisk
 from streams.errors import FunnelError
 
 KEPT = 3
@@ -43,14 +43,19 @@ class CheckpointStore:
         directory: created if it does not exist.
         numerics: recorded in every file (see `service.trainer.checkpoint.numerics`).
         warn: called with a message about a damaged file or differing numerics.
+        disk: that of the directory.
     """
 
     def __init__(
-        self, directory: Path, numerics: dict[str, str], warn: Callable[[str], None]
+        self,
+        directory: Path,
+        numerics: dict[str, str],
+        warn: Callable[[str], None],
+        disk: Disk | None = None,
     ) -> None:
         self.directory, self.numerics, self._warn = directory, numerics, warn
-        for folder in (directory.parent, directory):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # only the last is of this mode
+        self._disk = disk or SystemDisk()
+        self._disk.make(directory)
         self._infos: dict[Path, Info] = {}
         self._seen: list[Path] = []
         self._unread: dict[Path, OSError] = {}
@@ -61,8 +66,11 @@ class CheckpointStore:
         Raises:
             UnreadableError: the directory cannot be read.
         """
+        return sorted(path for path in self._paths() if NAME.fullmatch(path.name))
+
+    def _paths(self) -> list[Path]:
         try:
-            return sorted(p for p in self.directory.iterdir() if NAME.fullmatch(p.name))
+            return self._disk.list(self.directory)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -75,8 +83,9 @@ class CheckpointStore:
 
     def clear_scraps(self) -> None:
         """Remove the scraps of killed writers; only while no process writes."""
-        for scrap in self.directory.glob(f"{SCRAP}*"):
-            scrap.unlink(missing_ok=True)
+        for path in self._paths():
+            if path.name.startswith(SCRAP):
+                self._disk.remove(path)
 
     def load(self) -> Checkpoint | None:
         """Return the newest good checkpoint, or None if there never was one.
@@ -90,7 +99,7 @@ class CheckpointStore:
         files = self._seen = self.files()
         for path in reversed(files):
             try:
-                raw = path.read_bytes()
+                raw = self._disk.read(path)
                 copy, metadata = decode(raw)
             except FileNotFoundError:
                 continue  # the trainer that this process stands by for has removed it
@@ -138,15 +147,15 @@ class CheckpointStore:
         path = self.directory / (
             f"checkpoint-{copy.progress.epoch:08d}-{copy.progress.cut:014d}.safetensors"
         )
-        if path in self._infos and path.exists():
+        if path in self._infos and path in self.files():
             return self._infos[path]
         sha256 = copy.sha256()
         raw = encode(copy, sha256, self.numerics)
-        write_atomically(path, raw)
+        write_atomically(self._disk, path, raw)
         self._infos[path] = Info(path, copy.version, copy.progress, len(raw), sha256)
         outdated = self.files()[:-KEPT]
         for old in outdated:
-            old.unlink()
+            self._disk.remove(old)
             self._infos.pop(old, None)
         self._seen = sorted({*self._seen, path} - set(outdated))
         return self._infos[path]
@@ -174,24 +183,19 @@ def _unreadable(error: OSError) -> UnreadableError:
     return UnreadableError(f"the checkpoints cannot be read: {error}{owner}")
 
 
-def write_atomically(path: Path, raw: bytes) -> None:
+def write_atomically(disk: Disk, path: Path, raw: bytes) -> None:
     """Write a file so that after a crash it exists whole or not at all.
 
     Raises:
         OSError: it could not be written; then no temporary file is left.
     """
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=SCRAP)
+    scratch = path.with_name(f"{SCRAP}{uuid.uuid4().hex}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with disk.create(scratch) as file:
             file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+            file.sync()
+        disk.rename(scratch, path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        disk.remove(scratch)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    disk.sync(path.parent)

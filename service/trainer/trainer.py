@@ -182,10 +182,10 @@ class Trainer:
                     break
             may_write = self._replica.has_recovered or self._stopping
             if may_write and self._replica.is_owner and self._replica.progress.cut:
-                await self._attempt(
-                    self._rejections.record(self._log), "skipped batches were not recorded"
-                )
-                await self._writer.finish(self._replica)
+                record = self._rejections.record(self._log)
+                failure = "no last checkpoint is written: skipped batches could not be recorded"
+                if await self._attempt(record, failure):
+                    await self._writer.finish(self._replica)
         except Exception as error:
             logger.exception("the trainer failed")
             self._halt(error)
@@ -288,12 +288,14 @@ class Trainer:
             self._drift_news.notify(self._replica.state.drift)
         self._replica.resign()
 
-    async def _attempt(self, work: Awaitable[None], failure: str) -> None:
-        """Do what may fail if the log cannot be reached; log that."""
+    async def _attempt(self, work: Awaitable[None], failure: str) -> bool:
+        """Do what may fail if the log cannot be reached; log that, and return whether it is done."""
         try:
             await work
         except LogUnavailable as error:
             logger.warning("%s: %s", failure, error)
+            return False
+        return True
 
     async def _check_server(self) -> None:
         """Check at the start, after a reconnection and regularly that the server can keep a log."""

@@ -1,73 +1,51 @@
-"""A world of processes that learn from one log while a schedule of faults, drawn from a seed, runs.
+"""A world of processes that learn from one log while faults happen, all drawn from a seed.
 
-It runs the real `Trainer`, `Pipeline` and `Replica` on a log in memory and on simulated time. The
-promise that it checks: no acknowledged example is lost or learned twice, and the last checkpoint
-has the digest of an uninterrupted fold of the recorded cuts.
+It runs the real `Intake`, `Trainer`, `Pipeline`, `Replica` and `CheckpointStore` on a simulated log,
+disk and clock. After and during a run it checks the promises: nothing acknowledged is lost, nothing
+is learned twice, every state and every checkpoint is the fold of the recorded log, no two trainers
+append in one epoch, the log is trimmed no further than the oldest checkpoint, and once no more
+faults happen, everything is learned within a bounded time.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
-from service.log.cuts import Cut
-from service.log.errors import LogUnavailable
-from service.log.lease import Lock
-from service.log.position import Progress
-from service.monitoring.status import Condition, Role
-from service.process import SystemClock
-from service.settings import load_settings
-from service.trainer.checkpoint import Checkpoint
-from service.trainer.replica import Replica
-from service.trainer.store import CheckpointStore
-from service.trainer.trainer import Trainer
+from service.fold.step import Fold
+from service.log.cuts import Begin, Cut
+from service.log.position import BEGINNING, TOP, Position, Progress
+from service.monitoring.status import Condition
+from service.settings import Settings, load_settings
+from service.trainer.checkpoint import Checkpoint, DamagedError, decode, encode
+from service.trainer.store import NAME
 from streams.batch import Batch, concatenate
-from tests.simulation.loop import SimulatedClock, SimulatedLoop, SimulatedWorker
-from tests.support.memory_log import MemoryLog, MemoryServer, Network
+from streams.batch import decode as decode_batch
+from tests.simulation.chain import ChainState, chained
+from tests.simulation.disk import Platter
+from tests.simulation.loop import OWNER, OwnClock, Owner, SimulatedClock, SimulatedLoop
+from tests.simulation.oracle import Folded, Oracle, ViolationError
+from tests.simulation.plan import Fault, Plan
+from tests.simulation.process import Process
+from tests.simulation.producers import CLASSES, FEATURES, Producers
+from tests.simulation.server import SimulatedServer
 
-SPEC = Spec("logistic", 4, 3, (), "sgd", True, 0)
-HYPERPARAMETERS = Hyperparameters(lr=0.03, momentum=0.0, gain_lr=0.03, scale_lr=0.03)
-BATCH = 16
-LEASE_SECONDS = 3.0
-FAULTS = ("kill", "kill", "restart", "pause", "late append", "outage")
-SETTLE_SECONDS = 600.0
+SPEC = Spec("logistic", FEATURES, CLASSES, (), "sgd", False, 0)
+SETTLE_SECONDS = 60.0
 """Simulated time within which all must be learned once no more faults happen."""
+LARGEST_JUMP = 20.0
+"""Seconds that a clock jumps at most; a lease may last so much longer."""
 
-
-@dataclass
-class Plan:
-    """What happens in one run, drawn from its seed."""
-
-    seed: int
-    processes: int = 1
-    entries: int = 24
-    faults: int = 6
-    loss: float = 0.0
-    """Probability that a request or a reply is lost."""
-    max_wait_ms: int = 5_000
-
-    @classmethod
-    def of(cls, seed: int) -> "Plan":
-        """Return the plan of a seed."""
-        rng = random.Random(seed)
-        return cls(
-            seed,
-            processes=rng.choice((1, 2)),
-            entries=rng.randint(5, 14),
-            faults=rng.randint(1, 6),
-            loss=rng.choice((0.0, 0.02, 0.1)),
-            max_wait_ms=rng.choice((0, 500, 5_000)),
-        )
+logger = logging.getLogger("funnel")
 
 
 @dataclass
@@ -81,103 +59,25 @@ class Outcome:
     events: Counter[str] = field(default_factory=Counter)
 
 
-class FaultyNetwork(Network):
-    """One process's connection: it delays, loses, stands still, and ends with the process.
-
-    Args:
-        rng: draws delays and losses.
-        loss: probability that a request or a reply is lost.
-    """
-
-    def __init__(self, rng: random.Random, loss: float, events: Counter[str]) -> None:
-        self.loss, self.is_cut = loss, False
-        self._rng, self._events = rng, events
-        self._held = ""
-        self._may_pass = asyncio.Event()
-        self._may_pass.set()
-
-    async def request(self, command: str) -> None:
-        await self._travel("request", command)
-
-    async def reply(self, command: str) -> None:
-        await self._travel("reply", command)
-
-    async def _travel(self, what: str, command: str) -> None:
-        await asyncio.sleep(self._rng.expovariate(1 / 0.002))
-        if self._held in (command, ""):
-            await self._may_pass.wait()
-        if self.is_cut or self._rng.random() < self.loss:
-            self._events[f"{what} lost: {command}"] += 1
-            raise LogUnavailable("the connection was lost")
-
-    def pause(self, command: str = "") -> None:
-        """Hold a command back, or all of them, and their replies."""
-        self._held = command
-        self._may_pass.clear()
-
-    def resume(self) -> None:
-        """Let the commands pass that were held back."""
-        self._may_pass.set()
+def hyperparameters(lr: float) -> Hyperparameters:
+    """Return hyperparameters that differ in one number."""
+    return Hyperparameters(lr=lr, momentum=0.0, gain_lr=0.03, scale_lr=0.03)
 
 
-class Process:
-    """A service's trainer, which can be killed and started again.
+_SETTINGS: list[Settings] = []
 
-    Args:
-        world: the log, the checkpoints and the time that it shares with others.
-        number: draws of one process do not disturb those of another.
-    """
 
-    def __init__(self, world: "World", number: int) -> None:
-        self._world, self._rng = world, random.Random(f"{world.plan.seed}/{number}")
-        self._workers: list[SimulatedWorker] = []
-        self.start()
-
-    def start(self) -> None:
-        """Start from the newest checkpoint."""
-        world = self._world
-        self.network = FaultyNetwork(self._rng, world.plan.loss, world.events)
-        self._lock = Lock(world.directory / "lock")
-        self.trainer = Trainer(
-            State(SPEC, HYPERPARAMETERS, torch.device("cpu")),
-            MemoryLog(world.server, self.network),
-            CheckpointStore(world.directory, {}, lambda _: None),
-            self._lock,
-            load_settings(
-                {
-                    "batch_size": BATCH,
-                    "max_wait_ms": world.plan.max_wait_ms,
-                    "checkpoint_every_seconds": 4.0,
-                    "lease_seconds": LEASE_SECONDS,
-                }
-            ),
-            observe=lambda seconds, examples: None,
-            clock=world.clock,
-            workers=self._worker,
-        )
-        self.trainer.prepare()
-        self._task = asyncio.create_task(self.trainer.run())
-
-    def _worker(self, _: str) -> SimulatedWorker:
-        worker = SimulatedWorker(lambda: self._rng.expovariate(1 / 0.02))
-        self._workers.append(worker)
-        return worker
-
-    async def kill(self) -> None:
-        """Kill -9: nothing reaches the log any more, and nothing is written."""
-        self.network.is_cut = True
-        self.network.resume()
-        for worker in self._workers:
-            worker.crash()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._lock.close()
-
-    async def end(self) -> None:
-        """End in order, with a last checkpoint."""
-        self.trainer.end()
-        await self._task
-        self._lock.close()
+def _settings(plan: Plan) -> Settings:
+    if not _SETTINGS:  # reading them takes longer than a short run
+        _SETTINGS.append(load_settings({}))
+    return _SETTINGS[0].model_copy(
+        update={
+            "batch_size": plan.batch_size,
+            "max_wait_ms": plan.max_wait_ms,
+            "checkpoint_every_seconds": plan.checkpoint_every,
+            "lease_seconds": plan.lease_seconds,
+        }
+    )
 
 
 class World:
@@ -185,139 +85,526 @@ class World:
 
     Args:
         plan: what happens.
-        directory: for checkpoints and the lock.
         clock: of the loop that it runs in.
+        is_traced: whether to keep a trace of all events.
     """
 
-    def __init__(self, plan: Plan, directory: Path, clock: SimulatedClock) -> None:
-        self.plan, self.directory, self.clock = plan, directory, clock
-        self.server = MemoryServer(clock)
+    def __init__(self, plan: Plan, clock: SimulatedClock, is_traced: bool) -> None:
+        self.plan, self.clock, self.settings = plan, clock, _settings(plan)
         self.events: Counter[str] = Counter()
-        self._rng = random.Random(plan.seed)
-        self._sent: list[Batch] = []
+        self.trace: list[str] | None = [] if is_traced else None
+        self.violation: ViolationError | None = None
+        self.is_over = False
+        """True once no more faults happen and nobody needs to try again for ever."""
+        self.oracle = Oracle()
+        self.server_clock = OwnClock(clock)
+        self.server = SimulatedServer(
+            self.server_clock,
+            self.oracle,
+            plan.kind != "everysec",
+            lambda owner: self._digest_of(owner),
+            self._reach,
+            self.violate,
+        )
+        self.platter = Platter(random.Random(f"{plan.seed}/disk"), self._created)
+        self.locks: dict[int, Owner | None] = {}
+        self.states: dict[Owner, State] = {}
+        self._rng = random.Random(f"{plan.seed}/faults")
+        self._has_gap = False
+        self.producers = Producers(self)
+        self.processes: list[Process] = []
+        self._faults: set[asyncio.Task[None]] = set()
+
+    def note(self, who: str, what: str, kind: str = "") -> None:
+        """Add an event to the trace, and count it if it has a kind."""
+        if kind:
+            self.events[kind] += 1
+        if self.trace is not None:
+            self.trace.append(f"{self.clock.now:10.4f}  {who:12}  {what}")
+
+    def violate(self, violation: ViolationError) -> None:
+        """Keep the first violation."""
+        self.note("the check", f"VIOLATION: {violation}")
+        self.violation = self.violation or violation
+
+    def _check(self) -> None:
+        if self.violation is not None:
+            raise self.violation
+
+    def new_state(self, lr: float) -> State:
+        """Return a fresh state."""
+        if self.plan.is_real:
+            return State(SPEC, hyperparameters(lr), torch.device("cpu"))
+        return ChainState(SPEC, hyperparameters(lr), self._stepped)
+
+    def _digest_of(self, owner: Owner) -> bytes:
+        state = self.states[owner]
+        return state.chain if isinstance(state, ChainState) else b""
+
+    def _stepped(self, state: ChainState) -> None:
+        owner = OWNER.get()
+        if owner is None:
+            return
+        try:
+            self.oracle.check_step(state.chain, state.version)
+        except ViolationError as violation:
+            self.violate(violation)
+
+    def _reach(self) -> int:
+        """Return the cut up to which the log may be trimmed: every good checkpoint lies after it,
+        and so does one that outlasts a power cut."""
+        seen = {name: inode.raw for name, inode in self.platter.files.items()}
+        lasting = self.platter.durable()
+        return min(min(_cuts(seen), default=0), max(_cuts(lasting), default=0))
+
+    def _created(self, path: Path, raw: bytes) -> None:
+        """Check a new checkpoint."""
+        try:
+            copy, _ = decode(raw)
+        except DamagedError as error:
+            self.violate(ViolationError(f"{path.name} is written damaged: {error}"))
+            return
+        self.note("the disk", f"{path.name}: version {copy.version} at {copy.progress}")
+        if self.plan.is_real:
+            return
+        try:
+            fold = self.oracle.check_checkpoint(copy)
+        except ViolationError as violation:
+            self.violate(violation)
+            return
+        if missing := self._unrecorded(fold):
+            self.violate(ViolationError(f"{path.name} lies after {missing}, not among the dead"))
+
+    def _unrecorded(self, fold: Folded) -> list[str]:
+        """Return what a fold has skipped or discarded without a dead letter."""
+        if self.plan.kind != "plain":
+            return []
+        entries = {letter.get(b"entry") for letter in self.server.letters}
+        versions = {letter.get(b"version") for letter in self.server.letters}
+        missing = []
+        for one in fold.history():
+            missing += [f"entry {e}" for e in one.letters if str(e).encode() not in entries]
+            if one.is_skipped and str(one.version).encode() not in versions:
+                missing.append(f"version {one.version}")
+        return missing
 
     async def run(self) -> Outcome:
-        """Let entries arrive and faults happen; then check the promise.
+        """Let entries arrive and faults happen; then check the promises.
 
         Raises:
-            AssertionError: it is broken.
+            ViolationError: one of them is broken.
         """
-        processes = [Process(self, number) for number in range(self.plan.processes)]
-        producing = asyncio.create_task(self._produce())
-        for _ in range(self.plan.faults):
-            await asyncio.sleep(self._rng.expovariate(1 / 2.0))
-            learning = [p for p in processes if p.trainer.status.role == Role.LEARNER]
-            await self._fault(self._rng.choice(learning or processes))
+        if self.plan.inherited:
+            self._inherit()
+        self.processes = [Process(self, k, m) for k, m in enumerate(self.plan.machines)]
+        for process in self.processes:
+            process.start()
+        producing = asyncio.create_task(self.producers.run())
+        operating = asyncio.create_task(self._operate())
+        for fault in self.plan.faults:
+            await asyncio.sleep(max(0.0, fault.at - self.clock.now))
+            self.note("the plan", str(fault).strip(), fault.kind)
+            if fault.process < len(self.processes):
+                happening = asyncio.create_task(self._happen(fault))
+                self._faults.add(happening)
+                happening.add_done_callback(self._faults.discard)
+        await asyncio.sleep(max(0.0, self.plan.seconds - self.clock.now))
+        while self._faults:
+            await asyncio.wait(self._faults)
+        self.note("the plan", "no more faults happen")
+        for process in self.processes:
+            self._heal(process)
+        self.is_over = True
+        await self._settle()
+        operating.cancel()
         await producing
-        total = sum(map(len, self._sent))
-        for process in processes:
-            process.network.loss = 0.0
-        await self._learned(processes, total)
-        for process in processes:
-            await process.end()
-        last = Process(self, self.plan.processes)  # it may have to replay what others learned
-        last.network.loss = 0.0
-        await self._learned([last], total)
+        for process in self.processes:
+            if self._rng.random() < 0.5:
+                await process.end()
+            else:
+                process.kill()
+        self._check()
+        last = self._last()
+        self.processes.append(last)
+        operating = asyncio.create_task(self._operate())
+        await self._settle()
+        operating.cancel()
+        tip = self._check_end(last)
         await last.end()
-        return self._check(total)
+        self._check()
+        if missing := self._unrecorded(tip):
+            raise ViolationError(f"{missing} have no dead letter")
+        return Outcome(
+            len(self.producers.acknowledged), self.oracle.tips[0].cut, self.clock.now, self.events
+        )
 
-    async def _learned(self, processes: list[Process], total: int) -> None:
-        """Wait until one of the processes has learned everything."""
-        async with asyncio.timeout(SETTLE_SECONDS):
-            while max(p.trainer.status.examples for p in processes) < total:
-                for status in (p.trainer.status for p in processes):
-                    assert status.condition != Condition.HALTED, status.reason
-                await asyncio.sleep(0.5)  # simulated: a status has no event
+    def _inherit(self) -> None:
+        """Begin with cuts, and perhaps a checkpoint, of the first version of the fold."""
+        server, rng = self.server, self._rng
+        heir = Owner("heir")
+        token = OWNER.set(heir)
+        state = ChainState(SPEC, hyperparameters(0.01), self._stepped)
+        self.states[heir] = state
+        server.uuid = "inherited"
+        epoch = server.take_epoch(0)
+        begin = Begin(asdict(SPEC), asdict(hyperparameters(0.01)))
+        server.record(epoch, 1, Cut(BEGINNING, command=begin, fold=1))
+        for number in range(2, 2 + self.plan.inherited):
+            payload, sent = self.producers.meaning()
+            server.meanings[payload] = sent
+            entry = server.add({b"batch": payload})
+            n = len(sent.numbers or ())
+            cut = Cut(Position(entry), n, number - 1, sources={"redis": n}, fold=1)
+            server.record(epoch, number, cut)
+            if sent.is_bad:
+                server.bury({b"version": str(self.oracle.tips[0].version).encode()})
+            self.producers.acknowledged += sent.numbers or ()
+        OWNER.reset(token)
+        if rng.random() < 0.5:
+            self._write_inherited(rng.choice(list(self.oracle.tips[0].history())[:-1]))
 
-    async def _produce(self) -> None:
-        pause = 5.0 * self.plan.faults / self.plan.entries  # so that entries arrive between faults
-        for k in range(self.plan.entries):
-            await asyncio.sleep(self._rng.expovariate(1 / pause))
-            if self._rng.random() < 0.1:
-                self.server.add({b"batch": b"poison"})
-                continue
-            batch = a_batch(1000 * self.plan.seed + k, self._rng.randint(1, 2 * BATCH))
-            self.server.add({b"batch": batch.to_bytes(), b"source": b"http"})
-            self._sent.append(batch)
+    def _write_inherited(self, fold: Folded) -> None:
+        state = ChainState(SPEC, hyperparameters(fold.lr), lambda _: None)
+        state.chain, state.version, state.examples = fold.digest, fold.version, fold.examples
+        for one in fold.history():
+            state.learned[list(one.numbers)] += 1
+        progress = Progress(
+            "inherited", 1, fold.cut, fold.position, fold.entries, fold.dead, fold.http, fold.redis
+        )
+        copy = Checkpoint(
+            SPEC, state.hyperparameters, state.version, state.examples, state.tensors(), progress,
+            fold=1,
+        )  # fmt: skip
+        self.platter.put(
+            f"checkpoint-{1:08d}-{fold.cut:014d}.safetensors", encode(copy, copy.sha256(), {})
+        )
 
-    async def _fault(self, process: Process) -> None:
-        kind = self._rng.choice(FAULTS)
-        self.events[kind] += 1
-        seconds = self._rng.expovariate(1 / 3.0)
-        match kind:
+    async def _settle(self) -> None:
+        """Wait until everything in the log is learned.
+
+        Raises:
+            ViolationError: that takes too long, or something is broken.
+        """
+        jumps = max(0.0, -self.server_clock.offset)
+        ends = self.clock.now + SETTLE_SECONDS + jumps
+        for _ in range(1 if self.plan.kind == "plain" else 6):  # a gap is noticed within a second
+            await asyncio.sleep(0.25)
+            while not any(p.covers(self.server.newest) for p in self.processes):
+                await asyncio.sleep(0.25)  # simulated: a status has no event
+                self._check()
+                if self.clock.now > ends:
+                    raise ViolationError(
+                        f"the log, which ends at {self.server.newest}, is not learned within "
+                        f"{SETTLE_SECONDS + jumps:.0f} s: {'; '.join(map(str, self.processes))}"
+                    )
+        self._check()
+
+    async def _operate(self) -> None:
+        """Start again what has stopped; accept gaps that others than the service have made."""
+        while True:
+            await asyncio.sleep(0.3)
+            for process in self.processes:
+                if not process.is_up and process.failure is not None:
+                    self._look_at(process.failure)
+                    process.start()
+                elif process.is_up and process.trainer.status.condition == Condition.HALTED:
+                    reason = process.trainer.status.reason
+                    self.note(process.name, f"halts: {reason}", "halt")
+                    if not (self._has_gap and "--accept-gap" in reason):
+                        self.violate(ViolationError(f"{process.name} halts: {reason}"))
+                    await process.end()
+                    if "damaged" in reason:
+                        self.server.flush_streams()
+                    process.start(accept_gap=True)
+
+    def _look_at(self, failure: Exception) -> None:
+        if isinstance(failure, DamagedError):
+            self.violate(ViolationError(f"no checkpoint is good: {failure}"))
+
+    def _heal(self, process: Process) -> None:
+        """Let nothing be wrong any more."""
+        self.server.is_down = self.server.is_full = self.server.is_read_only = False
+        process.crash_at = None
+        if not process.is_up:
+            process.start()
+        if process.owner is not None and process.is_up:
+            process.owner.steps_left = None
+            process.owner.resume()
+            process.network.loss = process.network.late = 0.0
+            process.network.is_cut = False
+            process.network.release()
+            process.disk.is_full = process.disk.is_broken = False
+            for worker in process.workers:
+                worker.slowness = 1.0
+
+    def _last(self) -> Process:
+        """Return a process that may have to replay what others learned, without faults."""
+        last = Process(self, len(self.processes), 9)
+        last.start()
+        if last.is_up:
+            last.network.loss = last.network.late = 0.0
+        return last
+
+    async def _happen(self, fault: Fault) -> None:
+        """Let a fault begin, last and end."""
+        process, server = self.processes[fault.process], self.server
+        owner = process.owner
+        match fault.kind:
             case "kill":
-                await process.kill()
-                await asyncio.sleep(seconds)
-                process.start()
+                process.kill()
+            case "crash":
+                process.crash_at = (fault.when, fault.what, fault.count)
+            case "step" if owner is not None:
+                owner.steps_left = fault.count
             case "restart":
                 await process.end()
-                await asyncio.sleep(seconds)
-                process.start()
-            case "pause":  # a process that stands still: its lease may run out
-                process.network.pause()
-                await asyncio.sleep(seconds * LEASE_SECONDS)
-                process.network.resume()
-            case "late append":  # a cut arrives after another trainer may have taken over
-                process.network.pause("append_cuts")
-                await asyncio.sleep(seconds * LEASE_SECONDS)
-                process.network.resume()
-            case "outage":
-                loss, process.network.loss = process.network.loss, 1.0
-                await asyncio.sleep(seconds)
-                process.network.loss = loss
+            case "power":
+                self._cut_power(process.machine)
+            case "server restart" | "server power":
+                await self._restart_server(fault)
+            case "checkpoint" if process.is_up:
+                process.trainer.checkpoint()
+            case "tune":
+                process.lr = round(process.lr * 1.5, 6)
+                await process.end()
+            case "rot":
+                self._rot()
+            case "server clock":
+                self.server_clock.offset += self._rng.uniform(-LARGEST_JUMP, LARGEST_JUMP)
+            case "clock":
+                process.clock.offset += self._rng.uniform(-LARGEST_JUMP, LARGEST_JUMP)
+            case "full memory" | "read only":
+                server.is_full, server.is_read_only = (
+                    fault.kind == "full memory", fault.kind == "read only"
+                )  # fmt: skip
+                await asyncio.sleep(fault.seconds)
+                server.is_full = server.is_read_only = False
+            case "trim" | "delete" | "lose" | "flush" | "top":
+                self._damage(fault)
+            case _ if process.is_up:
+                await self._trouble(process, fault)
+        await asyncio.sleep(fault.seconds)
+        for one in self.processes:
+            if not one.is_up and fault.kind in (
+                "kill",
+                "restart",
+                "power",
+                "tune",
+                "crash",
+                "step",
+            ):
+                one.start()
 
-    def _check(self, total: int) -> Outcome:
-        cuts = [Cut.from_json(n, text.encode()) for n, text in self.server.every_cut]
-        assert [n for n, _ in self.server.every_cut] == list(range(1, len(cuts) + 1))
-        assert sum(cut.examples for cut in cuts) == total, "every example is cut once"
-        newest = CheckpointStore(self.directory, {}, lambda _: None).load()
-        assert newest is not None
-        assert newest.examples == total, "every example is learned once"
-        assert newest.sha256() == fold(self._sent, cuts), "the digest is that of one fold"
-        return Outcome(total, len(cuts), self.clock.now, self.events)
+    async def _trouble(self, process: Process, fault: Fault) -> None:
+        """Trouble one process for a while."""
+        owner, network, disk = process.owner, process.network, process.disk
+        assert owner is not None
+        match fault.kind:
+            case "suspend":
+                owner.suspend()
+                await asyncio.sleep(fault.seconds)
+                owner.resume()
+            case "sleep":
+                owner.suspend()
+                await asyncio.sleep(fault.seconds)
+                process.clock.slept += fault.seconds
+                owner.resume()
+            case "partition":
+                network.is_cut = True
+                await asyncio.sleep(fault.seconds)
+                network.is_cut = False
+            case "hold":
+                network.hold(fault.what)
+                await asyncio.sleep(fault.seconds)
+                network.release()
+            case "loss":
+                network.loss, loss = 0.5, network.loss
+                await asyncio.sleep(fault.seconds)
+                network.loss = loss
+            case "late":
+                network.late, late = 0.5, network.late
+                await asyncio.sleep(fault.seconds)
+                network.late = late
+            case "full disk":
+                disk.is_full = True
+                await asyncio.sleep(fault.seconds)
+                disk.is_full = False
+            case "broken disk":
+                disk.is_broken = True
+                await asyncio.sleep(fault.seconds)
+                disk.is_broken = False
+            case "slow":
+                for worker in process.workers:
+                    worker.slowness = 200.0
+                await asyncio.sleep(fault.seconds)
+                for worker in process.workers:
+                    worker.slowness = 1.0
+
+    def _cut_power(self, machine: int) -> None:
+        """Kill all processes of a machine; what it did not sync is lost."""
+        for process in self.processes:
+            if process.machine == machine:
+                process.kill()
+        self.platter.cut_power()
+        self.note("the disk", f"power cut; there are {sorted(self.platter.files)}")
+
+    async def _restart_server(self, fault: Fault) -> None:
+        self.server.is_down = True
+        if fault.kind == "server power":
+            if self.plan.is_embedded:
+                self._cut_power(0)
+            self._has_gap = self.server.cut_power() or self._has_gap
+        await asyncio.sleep(fault.seconds)
+        self.server.is_down = False
+
+    def _rot(self) -> None:
+        """Damage the newest checkpoint, if there are others."""
+        files = sorted(name for name in self.platter.files if NAME.fullmatch(name))
+        if len(files) > 1:
+            self.note("the disk", f"a bit of {files[-1]} flips")
+            self.platter.rot(files[-1])
+
+    def _damage(self, fault: Fault) -> None:
+        """Do to the log what other programs may."""
+        server, rng = self.server, self._rng
+        self._has_gap = True
+        present = list(server.entries)
+        match fault.kind:
+            case "trim":
+                server.delete_by_hand(present[: rng.randint(0, len(present))])
+            case "delete":
+                server.delete_by_hand(rng.sample(present, min(len(present), rng.randint(1, 3))))
+            case "lose":
+                server.lose()
+            case "flush" if len(self.processes) == 1:  # epochs begin again, which fences nobody
+                server.flush()
+            case "top" if not (server.is_full or server.is_read_only) and server.last < TOP:
+                server.add({b"batch": b"top"}, TOP)
+
+    def _check_end(self, last: Process) -> Folded:
+        """Check the state of a process that has learned everything; return the fold it holds.
+
+        Raises:
+            ViolationError: a promise is broken.
+        """
+        status, tips, server = last.trainer.status, self.oracle.tips, self.server
+        if self.plan.is_real:
+            return self._check_real(last)
+        if self.plan.kind == "everysec":  # a model may be ahead of a log that lost its end
+            tips = self.oracle.by_digest.get(last.chain, [])
+        tips = [t for t in tips if t.digest == last.chain]
+        if not tips:
+            raise ViolationError("the state is not the fold of the recorded log")
+        shown = (status.version, status.examples, status.progress.position, status.progress.dead,
+                 status.progress.http, status.progress.redis)  # fmt: skip
+        right = {
+            (t.version, t.examples, t.position, t.dead, t.http, t.redis): t for t in tips
+        }  # several guesses may give one state
+        if shown not in right:
+            raise ViolationError(f"the status says {shown}, right is {list(right)}")
+        tip, state = right[shown], last.state
+        assert isinstance(state, ChainState)
+        numbers = Counter(k for one in tip.history() for k in one.numbers)
+        if twice := [k for k, n in numbers.items() if n > 1]:
+            raise ViolationError(f"examples {twice} are learned twice")
+        if (state.learned > 1).any() or int(state.learned.sum()) != len(numbers):
+            raise ViolationError("the state and the fold have learned other examples")
+        acknowledged = set(self.producers.acknowledged)
+        if lost := sorted(acknowledged - numbers.keys() - server.forgiven):
+            raise ViolationError(f"examples {lost} are acknowledged and not learned")
+        if last.trainer.snapshot.version != tip.version or status.backlog():
+            raise ViolationError(
+                f"snapshot {last.trainer.snapshot.version} of {tip.version}, "
+                f"backlog {status.backlog()}"
+            )
+        return tip
+
+    def _check_real(self, last: Process) -> Folded:
+        state, tip = self.new_state(0.0), self.oracle.tips[0]
+        meanings = {sent.numbers: decode_batch(raw) for raw, sent in self.server.meanings.items()}
+        examples: dict[int, Batch] = {}
+        for numbers, batch in meanings.items():
+            examples |= {k: batch.part(i, i + 1) for i, k in enumerate(numbers or ())}
+        fold = Fold(state)
+        for one in reversed(list(tip.history())):
+            if one.numbers:
+                batch = concatenate([examples[k] for k in one.numbers])
+                report = fold.step(batch)
+                state.drift.note(report, len(batch), state.examples, one.position)
+            state.set_hyperparameters(hyperparameters(one.lr))
+        expected = Checkpoint.of(state, Progress()).sha256()
+        if Checkpoint.of(last.state, Progress()).sha256() != expected:
+            raise ViolationError("the real state is not the fold of the recorded log")
+        learned = {k for one in tip.history() for k in one.numbers}
+        if lost := set(self.producers.acknowledged) - learned:
+            raise ViolationError(f"examples {lost} are acknowledged and not learned")
+        return tip
 
 
-def a_batch(seed: int, n: int) -> Batch:
-    """Gaussian examples in float32."""
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(n, SPEC.features)).astype(np.float32)
-    return Batch(features, rng.integers(0, SPEC.classes, n))
+@lru_cache(maxsize=64)
+def _cut_of(raw: bytes) -> int | None:
+    """Return the cut of a checkpoint, or None if it is damaged."""
+    try:
+        return decode(raw)[0].progress.cut
+    except DamagedError:
+        return None
 
 
-def fold(sent: list[Batch], cuts: list[Cut]) -> str:
-    """Return the digest of an uninterrupted fold, which knows nothing of entries or replay."""
-    state = State(SPEC, HYPERPARAMETERS, torch.device("cpu"))
-    replica, whole, at = Replica(state, lambda *_: None, SystemClock()), concatenate(sent), 0
-    for cut in cuts:
-        replica.apply(cut, whole.part(at, at + cut.examples) if cut.examples else None)
-        at += cut.examples
-    return Checkpoint.of(state, Progress()).sha256()
+def _cuts(files: dict[str, bytes]) -> Iterator[int]:
+    """Yield the cuts of the good checkpoints among some files."""
+    for name, raw in files.items():
+        if NAME.fullmatch(name) and (cut := _cut_of(raw)) is not None:
+            yield cut
 
 
-def simulate(plan: Plan) -> Outcome:
+class _Trace(logging.Handler):
+    """What the service logs, in the trace."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        owner = OWNER.get()
+        self._world.note(owner.name if owner else "", f"logs: {self.format(record)}")
+
+
+def simulate(plan: Plan, trace: list[str] | None = None) -> Outcome:
     """Run one world from beginning to end, on simulated time.
 
+    Args:
+        plan: what happens.
+        trace: all events are added to it.
+
     Raises:
-        AssertionError: the promise is broken.
+        ViolationError: a promise is broken.
     """
     clock = SimulatedClock()
-    with _quiet(), tempfile.TemporaryDirectory(dir=_scratch()) as directory:
-        world = World(plan, Path(directory), clock)
-        with asyncio.Runner(loop_factory=lambda: SimulatedLoop(clock)) as runner:
-            return runner.run(world.run())
-
-
-def _scratch() -> str | None:
-    """Return a directory in memory, where the machine has one: a run writes many checkpoints."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+    loop = SimulatedLoop(clock)
+    world = World(plan, clock, trace is not None)
+    with _logging_to(world), contextlib.nullcontext() if plan.is_real else chained():
+        try:
+            return loop.run_until_complete(world.run())
+        finally:
+            if trace is not None and world.trace is not None:
+                trace += world.trace
+            for process in world.processes:
+                process.kill()
+            loop.abandon()
+            loop.close()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("funnel")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _logging_to(world: World) -> Iterator[None]:
+    level, propagate, handlers = logger.level, logger.propagate, logger.handlers
+    logger.propagate, logger.handlers = False, []
+    if world.trace is None:
+        logger.setLevel(logging.CRITICAL + 1)
+    else:
+        logger.setLevel(logging.INFO)
+        logger.handlers = [_Trace(world)]
     try:
         yield
     finally:
         logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers

@@ -17,20 +17,29 @@ from service.log.errors import FencedError, LogUnavailable
 from service.log.extent import Extent
 from service.log.keys import Keys
 from service.log.log import COUNTED_AT_ONCE, CUTS_A_READ, DEAD_BYTES, DEAD_KEPT, Log
-from service.log.position import ORIGIN, EntryId, Position
+from service.log.position import ORIGIN, TOP, EntryId, Position
 from service.process import Clock, SystemClock
 
 T = TypeVar("T")
+
+FULL = "command not allowed when used memory > 'maxmemory'."
+READ_ONLY = "You can't write against a read only replica."
 
 
 class Network:
     """The way to a server and back; this one loses and delays nothing."""
 
-    async def request(self, command: str) -> None:
-        """Return when a command has reached the server; raise LogUnavailable if it never does."""
+    async def call(self, command: str, execute: Callable[[], T]) -> T:
+        """Let the server execute a command, and return its reply.
 
-    async def reply(self, command: str) -> None:
-        """Return when the reply has come; raise LogUnavailable if it never does."""
+        Raises:
+            LogUnavailable: the reply does not come, whether or not the command was executed.
+        """
+        return execute()
+
+    def arrived(self, commands: int) -> int:
+        """Return how many of the commands that are sent at once reach the server."""
+        return commands
 
 
 @dataclass
@@ -59,20 +68,64 @@ class MemoryServer:
         self.uuid: str | None = None
         self.epoch = self.aside = 0
         self.lease: _Lease | None = None
+        self.keys: dict[str, tuple[bytes, float]] = {}
+        """What is remembered of Idempotency-Keys, and until when."""
+        self.is_full = False
+        """No memory is left: nothing new is kept but what the trainer writes."""
+        self.is_read_only = False
+        """It refuses whatever may write, as a replica does."""
         self.arrived = asyncio.Event()
         """Set when the next entry is added; then replaced by another."""
 
+    def check_writable(self) -> None:
+        """Raise LogUnavailable if it is read-only."""
+        if self.is_read_only:
+            raise LogUnavailable(f"the log cannot be reached: {READ_ONLY}")
+
     def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
-        """Append an entry, under an id of the clock's unless one is given."""
+        """Append an entry, under an id of the clock's unless one is given.
+
+        Raises:
+            LogUnavailable: there is no memory, it is read-only, or the id is too small.
+        """
+        self.check_writable()
+        if self.is_full:
+            raise LogUnavailable(f"the log cannot be reached: {FULL}")
         now = EntryId(int(1000 * self.clock.time()), 0)
         last = self.last
         entry = entry or max(now, EntryId(last.milliseconds, last.sequence + 1))
-        assert entry > last, "ids count up"
+        if entry <= last or entry > TOP:
+            raise LogUnavailable("the log cannot be reached: the stream has exhausted its ids")
         self.entries[entry], self.last = fields, entry
         self.added += 1
         arrived, self.arrived = self.arrived, asyncio.Event()
         arrived.set()
         return entry
+
+    def take_epoch(self, at_least: int) -> int:
+        """Begin a new epoch."""
+        self.epoch = max(self.epoch, at_least) + 1
+        return self.epoch
+
+    def trim(self, position: Position, cut: int) -> None:
+        """Delete what lies before a position and a cut."""
+        self.delete(*[i for i in self.entries if i < position.entry])
+        self.cuts = {n: text for n, text in self.cuts.items() if n >= cut}
+
+    def archive(self) -> None:
+        """Begin a new log."""
+        self.lose()
+        self.cuts, self.last_cut, self.uuid, self.aside = {}, 0, None, 0
+
+    def record(self, epoch: int, number: int, cut: Cut) -> None:
+        """Keep a cut of the present epoch."""
+        self.cuts[number], self.last_cut = cut.to_json(), number
+        self.every_cut.append((number, self.cuts[number]))
+
+    def bury(self, letter: Fields) -> None:
+        """Keep a dead letter."""
+        self.dead.append(letter)
+        del self.dead[:-DEAD_KEPT]
 
     def delete(self, *entries: EntryId) -> None:
         """Delete some entries."""
@@ -105,18 +158,18 @@ class MemoryLog(Log):
         server = self.server
 
         def extent() -> Extent:
-            server.uuid = server.uuid or uuid.uuid4().hex
+            if server.uuid is None:
+                server.check_writable()
+                if server.is_full:
+                    raise LogUnavailable(f"the log cannot be reached: {FULL}")
+                server.uuid = uuid.uuid4().hex
             first = next(iter(server.entries), None)
             return Extent(server.uuid, len(server.entries), server.added, server.last, first)
 
         return await self._ask("extent", extent)
 
     async def take_epoch(self, at_least: int) -> int:
-        def take() -> int:
-            self.server.epoch = max(self.server.epoch, at_least) + 1
-            return self.server.epoch
-
-        return await self._ask("take_epoch", take)
+        return await self._write("take_epoch", lambda: self.server.take_epoch(at_least))
 
     async def read(
         self, after: EntryId, count: int, size: int, block_ms: int | None
@@ -132,17 +185,16 @@ class MemoryLog(Log):
                 left -= _bytes(entry[1], names=bool(found[1:]) or block_ms is None)
             return found
 
-        await self.network.request("read")
-        if block_ms is not None:
-            try:
-                async with asyncio.timeout(block_ms / 1000):
-                    while not server.after(after):
-                        await server.arrived.wait()
-            except TimeoutError:
-                return []
-        found = read()
-        await self.network.reply("read")
-        return found
+        found = await self._ask("read", read)
+        if found or block_ms is None:
+            return found
+        try:
+            async with asyncio.timeout(block_ms / 1000):
+                while not server.after(after):
+                    await server.arrived.wait()
+        except TimeoutError:
+            return []
+        return await self._ask("read", read)
 
     async def read_one(self, entry: EntryId) -> RawEntry | None:
         entries = self.server.entries
@@ -166,11 +218,10 @@ class MemoryLog(Log):
                     "another trainer has taken over this log "
                     f"(FENCED epoch {server.epoch}; mine is {epoch})"
                 )
+            if first <= server.last_cut:
+                raise LogUnavailable(f"the id of cut {first} is equal or smaller than the top")
             for number, cut in enumerate(cuts, first):
-                if number <= server.last_cut:
-                    raise LogUnavailable(f"the id of cut {number} is equal or smaller than the top")
-                server.cuts[number], server.last_cut = cut.to_json(), number
-                server.every_cut.append((number, server.cuts[number]))
+                server.record(epoch, number, cut)
                 for entry, reason in cut.dead.items():
                     fields, room = {b"entry": _text(entry), b"reason": _text(reason)}, DEAD_BYTES
                     for name, value in server.entries.get(entry, {}).items():
@@ -178,9 +229,9 @@ class MemoryLog(Log):
                             break
                         fields[name] = value[: room - len(name)]
                         room -= len(name) + len(fields[name])
-                    self._bury(fields)
+                    server.bury(fields)
 
-        await self._ask("append_cuts", append)
+        await self._write("append_cuts", append)
 
     async def record_skipped(self, batches: Sequence[Sequence[str]]) -> None:
         names = (b"version", b"begin", b"end", b"examples", b"reason")
@@ -188,16 +239,16 @@ class MemoryLog(Log):
         def record() -> None:
             for batch in batches:
                 if int(batch[0]) > self.server.aside:
-                    self._bury(dict(zip(names, map(_text, batch), strict=True)))
+                    self.server.bury(dict(zip(names, map(_text, batch), strict=True)))
                     self.server.aside = int(batch[0])
 
-        await self._ask("record_skipped", record)
+        await self._write("record_skipped", record)
 
     async def forget_skipped(self, version: int) -> None:
         def forget() -> None:
             self.server.aside = min(self.server.aside, version)
 
-        await self._ask("forget_skipped", forget)
+        await self._write("forget_skipped", forget)
 
     async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
         def find() -> list[tuple[int, Cut]]:
@@ -213,22 +264,10 @@ class MemoryLog(Log):
         return await self._ask("cut_range", cut_range)
 
     async def trim(self, position: Position, cut: int) -> None:
-        server = self.server
-
-        def trim() -> None:
-            server.delete(*[i for i in server.entries if i < position.entry])
-            server.cuts = {n: text for n, text in server.cuts.items() if n >= cut}
-
-        await self._ask("trim", trim)
+        await self._write("trim", lambda: self.server.trim(position, cut))
 
     async def archive(self) -> None:
-        server = self.server
-
-        def archive() -> None:
-            server.lose()
-            server.cuts, server.last_cut, server.uuid, server.aside = {}, 0, None, 0
-
-        await self._ask("archive", archive)
+        await self._write("archive", self.server.archive)
 
     async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
         server = self.server
@@ -242,14 +281,14 @@ class MemoryLog(Log):
             server.lease = _Lease(lock + holder, now + milliseconds / 1000)
             return 2 if mine else 1
 
-        return await self._ask("take_lease", take)
+        return await self._write("take_lease", take)
 
     async def release_lease(self, holder: str) -> None:
         def release() -> None:
             if self.server.lease is not None and self.server.lease.text.endswith(holder):
                 self.server.lease = None
 
-        await self._ask("release_lease", release)
+        await self._write("release_lease", release)
 
     async def check_server(self) -> list[str]:
         return await self._ask("check_server", list)
@@ -258,14 +297,14 @@ class MemoryLog(Log):
         """Nothing is open."""
 
     async def _ask(self, command: str, execute: Callable[[], T]) -> T:
-        await self.network.request(command)
-        result = execute()
-        await self.network.reply(command)
-        return result
+        return await self.network.call(command, execute)
 
-    def _bury(self, fields: Fields) -> None:
-        self.server.dead.append(fields)
-        del self.server.dead[:-DEAD_KEPT]
+    async def _write(self, command: str, execute: Callable[[], T]) -> T:
+        def write() -> T:
+            self.server.check_writable()
+            return execute()
+
+        return await self._ask(command, write)
 
 
 def _text(value: object) -> bytes:

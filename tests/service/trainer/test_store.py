@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.trainer import store
+from service.trainer import disk
 from service.trainer.checkpoint import DamagedError
+from service.trainer.disk import SystemDisk
 from service.trainer.store import KEPT, CheckpointStore, UnreadableError, write_atomically
 from tests.support.checkpoints import PROGRESS, a_copy, kept
 from tests.support.states import same_tensors
@@ -108,11 +109,11 @@ def test_other_numerics_are_named(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_atomically(path, b"old")
+    write_atomically(SystemDisk(), path, b"old")
     blocked = tmp_path / "directory"
     blocked.mkdir()
     with pytest.raises(OSError, match="directory"):
-        write_atomically(blocked, b"new")
+        write_atomically(SystemDisk(), blocked, b"new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["directory", "file"]
     assert path.read_bytes() == b"old"
 
@@ -131,9 +132,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
         rename(source, target)
         done.append("name")
 
-    monkeypatch.setattr(store.os, "fsync", sync)
-    monkeypatch.setattr(store.os, "replace", replace)
-    write_atomically(tmp_path / "file", b"new")
+    monkeypatch.setattr(disk.os, "fsync", sync)
+    monkeypatch.setattr(disk.os, "replace", replace)
+    write_atomically(SystemDisk(), tmp_path / "file", b"new")
     assert done == ["file", "name", "directory"]
 
 

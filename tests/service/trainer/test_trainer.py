@@ -1,9 +1,11 @@
 """The trainer, run in one event loop on simulated time: the status that it publishes."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
+from typing import TypeVar
 
 import pytest
 
@@ -18,6 +20,8 @@ from tests.support.checkpoints import kept
 from tests.support.memory_log import MemoryLog, MemoryServer, Network
 from tests.support.replicas import fill
 from tests.support.states import a_state
+
+T = TypeVar("T")
 
 SETTINGS = load_settings(
     {
@@ -34,9 +38,10 @@ class Away(Network):
 
     is_away = False
 
-    async def request(self, command: str) -> None:
+    async def call(self, command: str, execute: Callable[[], T]) -> T:
         if self.is_away:
             raise LogUnavailable("the log cannot be reached: it is away")
+        return execute()
 
 
 @pytest.fixture
@@ -63,7 +68,7 @@ def a_trainer(
         SETTINGS,
         lambda seconds, examples: None,
         clock=clock,
-        workers=lambda name: SimulatedWorker(lambda: 0.01),
+        workers=lambda name: SimulatedWorker(Random(0), 0.01),
     )
     trainer.prepare()
     yield trainer

@@ -1,0 +1,177 @@
+"""A cheap fold with the interface of the real one: a chain of digests, and a count of each example.
+
+A step costs microseconds, and any difference in what was learned, in which batches, in which order,
+by which version of the fold and with which hyperparameters, changes the digest.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.fold.drift import Monitor
+from service.fold.report import Report
+from service.fold.scores import ScoreSummary
+from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
+from service.fold.state import SERVED, State
+from service.log.position import Position
+from streams.batch import Batch
+
+EXAMPLES = 1_024
+"""Most examples in one run; each has a number of its own."""
+BAD = 1.0
+"""Second feature of an example whose batch is skipped."""
+SCORES = ScoreSummary(0, 0, 0.0, 0.0, 0.0, 0.0, ())
+
+
+def link(before: bytes, numbers: Sequence[int], is_bad: bool, fold: int, lr: float) -> bytes:
+    """Return the digest after a batch.
+
+    Args:
+        before: the digest before it.
+        numbers: of its examples.
+        is_bad: whether it is skipped.
+        fold: version of the fold.
+        lr: the hyperparameter.
+    """
+    return hashlib.sha256(before + repr((list(numbers), is_bad, fold, lr)).encode()).digest()
+
+
+class _StillMonitor(Monitor):
+    """Drift events: there are none."""
+
+    def __init__(self) -> None:
+        self.fold_version = FOLD_VERSION
+        self.events, self.counts, self.last_recovery = (), {}, None
+
+    def set_version(self, version: int) -> None:
+        self.fold_version = version
+
+    def note(self, report: Report, batch: int, examples: int, position: Position) -> None:
+        """Nothing is watched."""
+
+    def settle(self) -> None:
+        """Nothing waits."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def positions(self) -> tuple[Position, ...]:
+        return ()
+
+
+class _ChainLearner:
+    """The served learner, as far as statistics and snapshots look at it."""
+
+    device = torch.device("cpu")
+    nonfinite = 0
+    expert_names: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.pool = self.scores = self
+
+    def telemetry(self) -> dict[str, object]:
+        nothing = torch.zeros(0)
+        return {
+            "weights": nothing, "ages": nothing, "tensors": {}, "log_gains": {}, "step_sizes": {},
+        }  # fmt: skip
+
+    def read(self) -> ScoreSummary:
+        return SCORES
+
+    def frozen(self) -> dict[str, Tensor]:
+        return {}
+
+    def evaluator(self) -> None:
+        return None
+
+    def shown_hyperparameters(self) -> dict[str, object]:
+        return {}
+
+
+class ChainState(State):
+    """A state whose whole content is a digest and the counts of examples.
+
+    Args:
+        spec: of a model that does not standardize.
+        hyperparameters: of which the chain has ``lr``.
+        stepped: called after each step.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        hyperparameters: Hyperparameters,
+        stepped: Callable[["ChainState"], object],
+    ) -> None:
+        self.spec, self.device, self.hyperparameters = spec, torch.device("cpu"), hyperparameters
+        self.stepped = stepped
+        self.chain = bytes(32)
+        self.learned = np.zeros(EXAMPLES, dtype=np.int16)
+        """How often each example was learned or skipped."""
+        self.version = self.examples = 0
+        self.served = _ChainLearner()  # type: ignore[assignment]
+        self.shadows = {}
+        self.guard = self  # type: ignore[assignment]
+        self.quarantined = 0
+        self.drift = _StillMonitor()
+
+    def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
+        self.hyperparameters = hyperparameters
+
+    def learners(self):  # type: ignore[no-untyped-def]
+        return {SERVED: self.served}
+
+    def tensors(self) -> dict[str, Tensor]:
+        chain = torch.from_numpy(np.frombuffer(self.chain, dtype=np.uint8).copy())
+        return {"chain": chain, "learned": torch.from_numpy(self.learned)}
+
+    def load(
+        self,
+        tensors: dict[str, Tensor],
+        version: int,
+        examples: int,
+        drifts: Sequence[Position] = (),
+    ) -> None:
+        self.chain = tensors["chain"].numpy().tobytes()
+        self.learned = tensors["learned"].numpy().copy()
+        self.version, self.examples = version, examples
+
+
+class ChainFold:
+    """Executes steps on a chain.
+
+    Args:
+        state: changed in place.
+    """
+
+    def __init__(self, state: ChainState) -> None:
+        self.state = state
+
+    def can_replay(self, version: int) -> bool:
+        return version <= FOLD_VERSION
+
+    def step(self, batch: Batch) -> Report:
+        state = self.state
+        numbers, is_bad = (
+            batch.features[:, 0].astype(int),
+            bool((batch.features[:, 1] == BAD).any()),
+        )
+        fold, lr = state.drift.fold_version, state.hyperparameters.lr
+        state.chain = link(state.chain, numbers.tolist(), is_bad, fold, lr)
+        np.add.at(state.learned, numbers, 1)
+        state.version += 1
+        state.examples += len(batch)
+        state.stepped(state)
+        return Report(state.version, 0.5, 1.0, not is_bad)
+
+
+@contextlib.contextmanager
+def chained() -> Iterator[None]:
+    """Let replicas fold chains for a while."""
+    with patch("service.trainer.replica.Fold", ChainFold):
+        yield

@@ -1,0 +1,162 @@
+"""What happens in one run: it is drawn from a seed, and can be made smaller."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+FAULTS = (
+    "kill", "crash", "crash", "step", "restart", "power", "power", "suspend", "sleep", "partition",
+    "hold", "loss", "late", "server restart", "full memory", "read only", "full disk",
+    "broken disk", "rot", "server clock", "clock", "checkpoint", "tune", "slow",
+)  # fmt: skip
+FOREIGN_FAULTS = ("trim", "delete", "lose", "flush", "top")
+"""What other programs with access to the server may do: acknowledged examples are lost by it."""
+COMMANDS = (
+    "extent", "take_epoch", "read", "append_cuts", "append_cuts", "append_cuts", "record_skipped",
+    "forget_skipped", "cuts_after", "trim", "take_lease", "append", "append", "release_lease",
+)  # fmt: skip
+DISK_OPERATIONS = ("create", "write", "fsync", "rename", "fsync folder", "remove", "list", "read")
+KINDS = ("plain",) * 15 + ("foreign",) * 3 + ("everysec",) * 2
+REAL_EVERY = 50
+"""One schedule in so many learns with a real state."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault."""
+
+    at: float
+    """Simulated seconds since the beginning."""
+    kind: str
+    process: int
+    seconds: float
+    """How long it lasts."""
+    what: str = ""
+    """A command or an operation of the disk."""
+    when: str = "before"
+    count: int = 1
+
+    def __str__(self) -> str:
+        detail = f" {self.when} {self.what} ({self.count})" if self.what else ""
+        return (
+            f"{self.at:7.3f} s  {self.kind}{detail}, process {self.process}, {self.seconds:.3f} s"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens in one run."""
+
+    seed: int
+    kind: str
+    """``plain``; ``foreign``: other programs damage the log; ``everysec``: so does a power cut."""
+    is_real: bool
+    """Whether a real state learns."""
+    machines: tuple[int, ...]
+    """Where each process runs."""
+    locks: bool
+    """Whether the file system has locks."""
+    is_embedded: bool
+    """Whether the log's server runs on machine 0."""
+    inherited: int
+    """Cuts of the first version of the fold that are there at the beginning."""
+    faults: tuple[Fault, ...]
+    entries: int
+    poison: float
+    """Share of the entries that are poison."""
+    loss: float
+    """Probability that a request or a reply is lost."""
+    late: float
+    """Probability that a request is executed only after the client has given it up."""
+    batch_size: int
+    max_wait_ms: int
+    checkpoint_every: float
+    lease_seconds: float
+
+    @classmethod
+    def of(cls, seed: int) -> "Plan":
+        """Return the plan of a seed."""
+        rng = random.Random(seed)
+        is_real = seed % REAL_EVERY == REAL_EVERY - 1
+        kind = "plain" if is_real else rng.choice(KINDS)
+        machines = rng.choice(((0,), (0,), (0, 0), (0, 1), (0, 1), (0, 1, 1)))
+        count = rng.choice((0, 1, 1, 2, 2, 3, 4, 6))
+        seconds = 1.0 + count
+        faults = [_fault(rng, FAULTS, seconds, len(machines)) for _ in range(count)]
+        if kind == "foreign":
+            faults.append(_fault(rng, FOREIGN_FAULTS, seconds, len(machines)))
+        if kind == "everysec":
+            faults.append(replace(faults[0] if faults else _fault(rng, FAULTS, seconds, 1),
+                                  kind="server power", at=rng.uniform(1, seconds)))  # fmt: skip
+        return cls(
+            seed,
+            kind,
+            is_real,
+            machines,
+            locks=rng.random() < 0.7,
+            is_embedded=rng.random() < 0.5,
+            inherited=0 if is_real else rng.choice((0, 0, 0, 0, 0, 1, 4)),
+            faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+            entries=rng.randint(3, 24),
+            poison=rng.choice((0.0, 0.1, 0.3)),
+            loss=rng.choice((0.0, 0.0, 0.0, 0.02, 0.08)),
+            late=rng.choice((0.0, 0.0, 0.0, 0.02)),
+            batch_size=rng.choice((1, 4, 16)),
+            max_wait_ms=rng.choice((0, 200, 2_000)),
+            checkpoint_every=rng.choice((0.3, 1.0, 1.0, 3.0)),
+            lease_seconds=rng.choice((1.0, 1.0, 2.0)),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Simulated seconds for which entries and faults come."""
+        return 1.0 + max((fault.at + fault.seconds for fault in self.faults), default=0.0)
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {self.seed}: {self.kind}{', real state' if self.is_real else ''}, processes on "
+            f"machines {self.machines}, {'locks' if self.locks else 'no locks'}, "
+            f"{'embedded' if self.is_embedded else 'remote'} server, {self.entries} entries, "
+            f"{self.inherited} inherited cuts, loss {self.loss}, late {self.late}, batches of "
+            f"{self.batch_size}, wait {self.max_wait_ms} ms, checkpoint every "
+            f"{self.checkpoint_every} s, lease {self.lease_seconds} s"
+        ]
+        return "\n".join(lines + [f"  {fault}" for fault in self.faults])
+
+    def smaller(self) -> Iterator["Plan"]:
+        """Yield plans in which one thing less happens."""
+        for k in range(len(self.faults)):
+            yield replace(self, faults=self.faults[:k] + self.faults[k + 1 :])
+        for change in (
+            {"loss": 0.0}, {"late": 0.0}, {"poison": 0.0}, {"inherited": 0},
+            {"entries": self.entries // 2}, {"entries": self.entries - 1},
+            {"machines": self.machines[:-1]},
+        ):  # fmt: skip
+            plan = replace(self, **change)  # type: ignore[arg-type]
+            if plan != self and plan.entries and plan.machines:
+                yield plan
+
+
+def shrink(plan: Plan, fails: Callable[[Plan], bool]) -> Plan:
+    """Return the smallest plan found that still fails."""
+    while (next_plan := next(filter(fails, plan.smaller()), None)) is not None:
+        plan = next_plan
+    return plan
+
+
+def _fault(rng: random.Random, kinds: tuple[str, ...], seconds: float, processes: int) -> Fault:
+    kind = rng.choice(kinds)
+    what = ""
+    if kind == "crash":
+        what = rng.choice(COMMANDS + DISK_OPERATIONS)
+    elif kind == "hold":
+        what = rng.choice(("", "append_cuts", "append_cuts", "take_lease", "trim", "append"))
+    return Fault(
+        rng.uniform(0.1, seconds),
+        kind,
+        rng.randrange(processes),
+        rng.choice((0.05, 0.3, 1.0, 2.0)) * rng.uniform(0.5, 1.5),
+        what,
+        rng.choice(("before", "after")),
+        rng.choice((1, 1, 2, 5)) if kind == "crash" else rng.randint(1, 200),
+    )

@@ -1,0 +1,313 @@
+"""A process of the service in a simulation: its trainer and its intake, and its ways to the world."""
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from service.log.errors import LogUnavailable
+from service.log.intake import Intake
+from service.log.lease import Lock
+from service.log.position import EntryId
+from service.monitoring.status import Condition, Role
+from service.trainer.store import CheckpointStore
+from service.trainer.trainer import Trainer
+from service.trainer.waiters import Applied
+from streams.errors import FunnelError
+from tests.simulation.chain import ChainState
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.loop import OWNER, KilledError, OwnClock, Owner, SimulatedWorker
+from tests.simulation.oracle import ViolationError
+from tests.simulation.redis import MemoryRedis
+from tests.support.memory_log import MemoryLog, Network
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+T = TypeVar("T")
+
+FOLDER = Path("/checkpoints")
+TIMEOUT_SECONDS = 1.0
+"""After so long a client gives a request up; the server may still execute it."""
+
+
+class FaultyNetwork(Network):
+    """One process's connection: it delays, loses, doubles back late, and ends with the process.
+
+    Args:
+        process: whose connection it is.
+    """
+
+    def __init__(self, process: "Process") -> None:
+        self._process, self._rng = process, process.rng
+        self.loss = process.world.plan.loss
+        self.late = process.world.plan.late
+        self.is_cut = False
+        self.held: str | None = None
+        """Command that is held back; all of them if it is empty."""
+        self._may_pass = asyncio.Event()
+
+    async def call(self, command: str, execute: Callable[[], T]) -> T:
+        process, rng = self._process, self._rng
+        owner, server = OWNER.get(), process.world.server
+        assert owner is not None
+        process.moment("before", command)
+        await self._travel(command)
+        owner.check()
+        if self.is_cut or rng.random() < self.loss:
+            self._lose("request", command)
+
+        def executed() -> T:
+            server.check_up()
+            return execute()
+
+        if rng.random() < self.late:
+            asyncio.get_running_loop().call_later(rng.expovariate(0.5), self._execute, executed)
+            await asyncio.sleep(TIMEOUT_SECONDS)
+            self._lose("late request", command)
+        result = executed()
+        process.moment("after", command)
+        await self._travel(command)
+        owner.check()
+        if self.is_cut or rng.random() < self.loss:
+            self._lose("reply", command)
+        return result
+
+    def arrived(self, commands: int) -> int:
+        if self._rng.random() < self.loss:
+            return self._rng.randint(0, commands)
+        return commands
+
+    async def _travel(self, command: str) -> None:
+        luck = self._rng.random()
+        if luck < 0.2:
+            await asyncio.sleep(0.05 * luck)
+        while self.held in (command, ""):
+            await self._may_pass.wait()
+
+    def _lose(self, what: str, command: str) -> None:
+        self._process.world.note(self._process.name, f"{what} lost: {command}", "loss")
+        raise LogUnavailable("the connection was lost")
+
+    def _execute(self, executed: Callable[[], object]) -> None:
+        try:
+            executed()
+        except (FunnelError, KilledError) as error:
+            self._process.world.note(self._process.name, f"late: {error!r}")
+
+    def hold(self, command: str = "") -> None:
+        """Hold a command back, or all of them, and their replies."""
+        self.held = command
+        self._may_pass.clear()
+
+    def release(self) -> None:
+        """Let pass what was held back."""
+        self.held = None
+        self._may_pass.set()
+
+
+class SimulatedLock(Lock):
+    """A lock that living processes of one machine compete for.
+
+    Args:
+        holders: of the locks, by machine.
+        machine: where the process runs.
+        works: whether the file system has locks.
+    """
+
+    def __init__(self, holders: dict[int, Owner | None], machine: int, works: bool) -> None:
+        self.name, self.is_held = f"machine {machine}/", False
+        self._holders, self._machine, self._works = holders, machine, works
+
+    def take(self) -> bool:
+        owner, holder = OWNER.get(), self._holders.get(self._machine)
+        if self._works and not self.is_held and (holder is None or holder.is_dead):
+            self._holders[self._machine], self.is_held = owner, True
+        return self.is_held
+
+    def close(self) -> None:
+        if self.is_held:
+            self._holders[self._machine], self.is_held = None, False
+
+
+class Process:
+    """A service that can be killed and started again.
+
+    Args:
+        world: the log, the disk and the time that it shares with others.
+        number: draws of one process do not disturb those of another.
+        machine: where it runs.
+    """
+
+    def __init__(self, world: "World", number: int, machine: int) -> None:
+        self.world, self.number, self.machine = world, number, machine
+        self.rng = random.Random(f"{world.plan.seed}/{number}")
+        self.clock = OwnClock(world.clock)
+        self.lr = 0.03
+        self.name = f"process {number}"
+        self.owner: Owner | None = None
+        self.failure: Exception | None = None
+        """Why the last start failed."""
+        self.crash_at: tuple[str, str, int] | None = None
+        """A moment, an operation, and how often it is still survived."""
+        self.lives = 0
+
+    @property
+    def is_up(self) -> bool:
+        """True while it lives."""
+        return self.owner is not None and not self.owner.is_dead
+
+    def moment(self, when: str, operation: str) -> None:
+        """Die here, if it is planned; code of a dead process ends here in any case."""
+        owner = OWNER.get()
+        assert owner is not None
+        owner.check()
+        if self.crash_at is not None and self.crash_at[:2] == (when, operation):
+            left = self.crash_at[2] - 1
+            self.crash_at = (when, operation, left)
+            if left <= 0:
+                self.crash_at = None
+                self.world.note(self.name, f"is killed {when} {operation}", f"crash {operation}")
+                owner.kill()
+                raise KilledError
+
+    def start(self, accept_gap: bool = False) -> None:
+        """Start from the newest checkpoint."""
+        assert not self.is_up
+        self.lives += 1
+        self.failure = self.crash_at = None
+        self.owner = owner = Owner(f"{self.name}.{self.lives}")
+        owner.killed = self._died
+        self._died_event = asyncio.Event()
+        self.context = contextvars.copy_context()
+        self.context.run(OWNER.set, owner)
+        self.world.note(self.name, "starts, accepting a gap" if accept_gap else "starts")
+        try:
+            self.context.run(self._start, accept_gap)
+        except KilledError:
+            pass
+        except (FunnelError, OSError) as error:
+            self.world.note(self.name, f"cannot start: {error}")
+            self.failure = error
+            owner.kill()
+
+    def _start(self, accept_gap: bool) -> None:
+        world, loop = self.world, asyncio.get_running_loop()
+        self.network = FaultyNetwork(self)
+        self.disk = SimulatedDisk(world.platter, self.moment)
+        self.workers: list[SimulatedWorker] = []
+        self._lock = SimulatedLock(world.locks, self.machine, world.plan.locks)
+        owner = self.owner
+        assert owner is not None
+        self.state = world.new_state(self.lr)
+        world.states[owner] = self.state
+        self.trainer = Trainer(
+            self.state,
+            MemoryLog(world.server, self.network),
+            CheckpointStore(FOLDER, {}, lambda text: world.note(self.name, text), self.disk),
+            self._lock,
+            world.settings.model_copy(update={"accept_gap": accept_gap}),
+            observe=lambda seconds, examples: None,
+            clock=self.clock,
+            workers=self._worker,
+        )
+        self.trainer.prepare()
+        self.intake = Intake(MemoryRedis(world.server, self.network), "model")  # type: ignore[arg-type]
+        self._running = loop.create_task(self.trainer.run())
+        loop.create_task(self.intake.run())
+
+    def _worker(self, _: str) -> SimulatedWorker:
+        worker = SimulatedWorker(self.rng, 0.02)
+        self.workers.append(worker)
+        return worker
+
+    def _died(self) -> None:
+        self._died_event.set()
+
+    def kill(self) -> None:
+        """Kill -9: nothing that it does reaches the outside any more."""
+        if self.owner is not None and self.is_up:
+            self.world.note(self.name, "is killed", "kill")
+            self.owner.kill()
+
+    async def end(self) -> None:
+        """End in order, with a last checkpoint."""
+        if not self.is_up:
+            return
+        owner = self.owner
+        assert owner is not None
+        self.world.note(self.name, "ends")
+        self.trainer.end()
+        await asyncio.wait(
+            {self._running, asyncio.ensure_future(self._died_event.wait())},
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        self.intake.give_up()
+        self._lock.close()
+        owner.kill()
+
+    async def append(self, payload: bytes, key: str | None, timeout: float) -> EntryId:
+        """Post examples, as a client that gives up after some time.
+
+        Raises:
+            LogUnavailable: there is no answer, or it says so.
+            KeyReusedError, KeyInFlightError: as `Intake.append`.
+        """
+        if not self.is_up:
+            raise LogUnavailable("connection refused")
+        loop, died = asyncio.get_running_loop(), self._died_event
+        posting = loop.create_task(self.intake.append(payload, key), context=self.context)
+        dying = asyncio.ensure_future(died.wait())
+        await asyncio.wait({posting, dying}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        dying.cancel()
+        if died.is_set() or not posting.done():
+            posting.cancel()
+            raise LogUnavailable("there is no answer")
+        return posting.result()
+
+    def watch(self, entry: EntryId) -> None:
+        """Wait until an entry is learned, and check that it is then."""
+        owner, trainer, world = self.owner, self.trainer, self.world
+        assert owner is not None
+
+        def check(done: "Future[Applied | None]") -> None:
+            if owner.is_dead or done.exception() is not None:
+                return
+            applied = done.result()
+            world.events["answered"] += 1
+            if not trainer.status.progress.position.covers(entry):
+                world.violate(ViolationError(f"{entry} is answered for before it is learned"))
+            if applied is not None and trainer.snapshot.version < applied.model_version:
+                world.violate(ViolationError(f"{entry} is answered for before it is published"))
+
+        trainer.applied(entry).add_done_callback(check)
+
+    @property
+    def is_learning(self) -> bool:
+        """True while it learns, as far as it knows."""
+        if not self.is_up:
+            return False
+        status = self.trainer.status
+        return (status.role, status.condition) == (Role.LEARNER, Condition.LEARNING)
+
+    @property
+    def chain(self) -> bytes:
+        """The digest of its state."""
+        return self.state.chain if isinstance(self.state, ChainState) else b""
+
+    def covers(self, entry: EntryId) -> bool:
+        """Return whether it learns, and has learned everything up to an entry."""
+        if not self.is_learning:
+            return False
+        status = self.trainer.status
+        is_published = self.trainer.snapshot.version == status.version
+        return is_published and status.progress.position.covers(entry)
+
+    def __str__(self) -> str:
+        if not self.is_up:
+            return f"{self.name} is down"
+        status = self.trainer.status
+        return f"{self.name} is {status.condition} {status.reason!r} at {status.progress.position}"

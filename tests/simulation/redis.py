@@ -1,0 +1,131 @@
+"""A client of a server in memory, as far as `service.log.intake` uses one."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from service.log import scripts
+from service.log.errors import LogUnavailable
+from service.log.position import ORIGIN
+from tests.support.memory_log import MemoryServer, Network
+
+
+class MemoryRedis:
+    """A client.
+
+    Args:
+        server: that it talks to.
+        network: the way there and back.
+    """
+
+    def __init__(self, server: MemoryServer, network: Network | None = None) -> None:
+        self.server, self.network = server, network or Network()
+
+    def pipeline(self, transaction: bool) -> "Pipeline":
+        """Return a pipeline; the server executes its commands one by one."""
+        assert not transaction
+        return Pipeline(self)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def execute(self, *command: Any) -> Any:
+        """Execute a command at the server."""
+        match command:
+            case ("XADD", _, "*", *fields):
+                return str(self._add(fields)).encode()
+            case ("EVAL", scripts.APPEND_ONCE, 2, _, key, digest, seconds, payload):
+                return self._append_once(key, digest, seconds, payload)
+            case ("EVAL", scripts.DESCRIBE, 2, _, _, uuid):
+                return self._describe(uuid)
+        raise ResponseError(f"unknown command {command[:2]}")
+
+    def _add(self, fields: list[Any]) -> Any:
+        raw = [f if isinstance(f, bytes) else str(f).encode() for f in fields]
+        return self.server.add(dict(zip(raw[::2], raw[1::2], strict=True)))
+
+    def _append_once(self, key: str, digest: str, seconds: int, payload: bytes) -> bytes:
+        server = self.server
+        value, ends = server.keys.get(key, (b"", 0.0))
+        if server.clock.time() < ends:
+            return value
+        entry = self._add(["batch", payload, "source", "http"])
+        value = f"{digest} {entry}".encode()
+        server.keys[key] = (value, server.clock.time() + seconds)
+        return value
+
+    def _describe(self, uuid: str) -> bytes:
+        server = self.server
+        if server.uuid is None:
+            server.check_writable()
+            server.uuid = uuid
+        if server.last == ORIGIN:
+            return orjson.dumps({"kind": "none", "uuid": server.uuid})
+        first = next(iter(server.entries), None)
+        return orjson.dumps(
+            {
+                "kind": "stream",
+                "uuid": server.uuid,
+                "length": len(server.entries),
+                "entries-added": server.added,
+                "last-generated-id": str(server.last),
+                "first-entry": first and str(first),
+            }
+        )
+
+
+class Pipeline:
+    """Commands that are sent at once.
+
+    Args:
+        client: sends them.
+    """
+
+    def __init__(self, client: MemoryRedis) -> None:
+        self._client = client
+        self._commands: list[tuple[Any, ...]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Nothing is open."""
+
+    def execute_command(self, *command: Any) -> None:
+        """Add a command."""
+        self._commands.append(command)
+
+    def eval(self, script: str, *arguments: Any) -> None:
+        """Add a script."""
+        self._commands.append(("EVAL", script, *arguments))
+
+    async def execute(self, raise_on_error: bool) -> list[Any]:
+        """Send the commands, and return their replies, errors among them.
+
+        Raises:
+            RedisConnectionError: the replies do not come.
+        """
+        assert not raise_on_error
+        client, network = self._client, self._client.network
+
+        def execute() -> list[Any]:
+            arrived = network.arrived(len(self._commands))
+            replies: list[Any] = []
+            for command in self._commands[:arrived]:
+                try:
+                    replies.append(client.execute(*command))
+                except LogUnavailable as error:
+                    replies.append(ResponseError(str(error)))
+            if arrived < len(self._commands):
+                raise LogUnavailable("the connection was lost while the commands were sent")
+            return replies
+
+        try:
+            return await network.call("append", execute)
+        except LogUnavailable as error:
+            raise RedisConnectionError(str(error)) from error

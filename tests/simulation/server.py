@@ -1,0 +1,182 @@
+"""The log's server in a simulation: it knows what each entry means, and checks what trainers do."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from service.log.cuts import Cut
+from service.log.entries import Fields
+from service.log.errors import LogUnavailable
+from service.log.position import ORIGIN, EntryId, Position
+from service.process import Clock
+from tests.simulation.loop import OWNER, Owner
+from tests.simulation.oracle import Oracle, Sent, ViolationError
+from tests.support.memory_log import MemoryServer
+
+SYNC_SECONDS = 1.0
+"""Time between syncs, where the server does not sync before it answers."""
+
+
+@dataclass
+class _Saved:
+    at: float
+    content: dict[str, Any]
+
+
+class SimulatedServer(MemoryServer):
+    """A server whose every change is checked.
+
+    Args:
+        clock: its own.
+        oracle: told of the recorded cuts.
+        always: whether it syncs before it answers; otherwise a power cut loses the last second.
+        digest_of: returns the digest of the state of a process.
+        reach: returns the cut up to which the log may be trimmed.
+        violated: called with a violation; in the process that causes it, nobody might see it.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        oracle: Oracle,
+        always: bool,
+        digest_of: Callable[[Owner], bytes],
+        reach: Callable[[], int],
+        violated: Callable[[ViolationError], object],
+    ) -> None:
+        super().__init__(clock)
+        self.oracle, self.always = oracle, always
+        self._digest_of, self._reach, self._violated = digest_of, reach, violated
+        self.is_down = False
+        self.meanings: dict[bytes, Sent] = {}
+        """What payloads mean; all others are poison."""
+        self.ever: dict[EntryId, Sent] = {}
+        """Every entry that was added to this log."""
+        self.deleted: set[EntryId] = set()
+        """Those that others than trainers deleted."""
+        self.forgiven: set[int] = set()
+        """Numbers of examples that others deleted or the server lost."""
+        self.letters: list[Fields] = []
+        self.trimmed_to = 0
+        self._lost_up_to = ORIGIN
+        """The highest id that a power cut has taken back, which may be given again."""
+        self._holders: dict[int, Owner] = {}
+        self._saved: _Saved | None = None
+
+    @property
+    def newest(self) -> EntryId:
+        """Id of the last entry that is still there."""
+        return next(reversed(self.entries), ORIGIN)
+
+    def check_up(self) -> None:
+        """Raise LogUnavailable if it is down."""
+        if self.is_down:
+            raise LogUnavailable("the log cannot be reached: connection refused")
+
+    def check_writable(self) -> None:
+        super().check_writable()
+        if not self.always:
+            self._save()
+
+    def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
+        added = super().add(fields, entry)
+        for later in [e for e in reversed(self.ever) if e >= added]:  # of a stream that is gone
+            del self.ever[later]
+        sent = self.meanings.get(fields.get(b"batch", fields.get(b"json", b"")), Sent(None))
+        is_http = fields.get(b"source") == b"http"
+        if added <= self._lost_up_to:
+            self.forgiven.update(sent.numbers or ())
+        self.ever[added] = Sent(sent.numbers, "http" if is_http else "redis", sent.is_bad)
+        return added
+
+    def delete_by_hand(self, entries: list[EntryId]) -> None:
+        """Delete entries, as another program might."""
+        self.delete(*entries)
+        self.deleted.update(entries)
+        self._forgive(entries)
+
+    def _forgive(self, entries: list[EntryId]) -> None:
+        for entry in entries:
+            self.forgiven.update(self.ever[entry].numbers or ())
+
+    def lose(self) -> None:
+        self._forgive(list(self.ever))
+        self.deleted = set(self.ever)  # trainers may have read them in time
+        super().lose()
+
+    def flush(self) -> None:
+        """Lose everything, as another program might do to it."""
+        self.archive()
+        self.epoch, self.lease, self.keys = 0, None, {}
+
+    def flush_streams(self) -> None:
+        """Lose the entries and the cuts, as an operator does who is told to."""
+        self.lose()
+        self.cuts, self.last_cut = {}, 0
+
+    def archive(self) -> None:
+        super().archive()
+        self.oracle.forget()
+        self.trimmed_to = 0
+
+    def take_epoch(self, at_least: int) -> int:
+        epoch, owner = super().take_epoch(at_least), OWNER.get()
+        assert owner is not None
+        self._holders[epoch] = owner
+        return epoch
+
+    def record(self, epoch: int, number: int, cut: Cut) -> None:
+        owner = OWNER.get()
+        assert owner is not None
+        if self._holders.get(epoch) is not owner:
+            self._violate(f"{owner.name} appends in epoch {epoch}, which is another's")
+        try:
+            self.oracle.record(
+                number, cut, self.ever, self.deleted, self._digest_of(owner), not self.always
+            )
+        except ViolationError as violation:
+            self._violated(violation)
+        super().record(epoch, number, cut)
+
+    def bury(self, letter: Fields) -> None:
+        super().bury(letter)
+        self.letters.append(letter)
+
+    def trim(self, position: Position, cut: int) -> None:
+        if cut > self.trimmed_to and (reach := self._reach()) < cut:
+            self._violate(f"the log is trimmed to cut {cut}, but may be only to cut {reach}")
+        self.trimmed_to = max(self.trimmed_to, cut)
+        super().trim(position, cut)
+
+    def _violate(self, what: str) -> None:
+        self._violated(ViolationError(what))
+
+    def _save(self) -> None:
+        now = self.clock.monotonic()
+        if self._saved is None or now - self._saved.at >= SYNC_SECONDS:
+            self._saved = _Saved(now, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        names = (
+            "entries", "last", "added", "cuts", "last_cut", "every_cut", "dead", "uuid", "epoch",
+            "aside", "lease", "keys", "ever", "deleted", "letters",
+        )  # fmt: skip
+        return {name: copy.copy(getattr(self, name)) for name in names} | {
+            "tips": list(self.oracle.tips)
+        }
+
+    def cut_power(self) -> bool:
+        """Go back to what was synced; return whether anything was lost."""
+        if self.always or self._saved is None:
+            return False
+        content, before = self._saved.content, self.ever
+        self._lost_up_to = max(self._lost_up_to, self.last)
+        self.oracle.tips = content.pop("tips")
+        for name, value in content.items():
+            setattr(self, name, value)
+        for entry, sent in before.items():
+            if entry not in self.ever:
+                self.forgiven.update(sent.numbers or ())
+        self._saved = None
+        return True
