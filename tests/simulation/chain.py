@@ -68,10 +68,11 @@ class _ChainLearner:
     """The served learner, as far as statistics and snapshots look at it."""
 
     device = torch.device("cpu")
-    nonfinite = 0
+    nonfinite, is_plain = 0, False
     expert_names: tuple[str, ...] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.experts = spec, ("chain",)
         self.pool = self.scores = self
 
     def telemetry(self) -> dict[str, object]:
@@ -114,7 +115,7 @@ class ChainState(State):
         self.learned = np.zeros(EXAMPLES, dtype=np.int16)
         """How often each example was learned or skipped."""
         self.version = self.examples = 0
-        self.served = _ChainLearner()  # type: ignore[assignment]
+        self.served = _ChainLearner(spec)  # type: ignore[assignment]
         self.shadows = {}
         self.guard = self  # type: ignore[assignment]
         self.quarantined = 0

@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from service.log import scripts
 from service.log.errors import LogUnavailable
-from service.log.position import ORIGIN
+from service.log.position import ORIGIN, TOP
 from tests.support.memory_log import MemoryServer, Network
 
 
@@ -37,8 +37,8 @@ class MemoryRedis:
         match command:
             case ("XADD", _, "*", *fields):
                 return str(self._add(fields)).encode()
-            case ("EVAL", scripts.APPEND_ONCE, 2, _, key, digest, seconds, payload):
-                return self._append_once(key, digest, seconds, payload)
+            case ("EVAL", scripts.APPEND_ONCE, 3, _, key, _, digest, _, payload, checksum, kept):
+                return self._append_once(key, digest, payload, checksum, kept)
             case ("EVAL", scripts.DESCRIBE, 2, _, _, uuid):
                 return self._describe(uuid)
         raise ResponseError(f"unknown command {command[:2]}")
@@ -47,15 +47,19 @@ class MemoryRedis:
         raw = [f if isinstance(f, bytes) else str(f).encode() for f in fields]
         return self.server.add(dict(zip(raw[::2], raw[1::2], strict=True)))
 
-    def _append_once(self, key: str, digest: str, seconds: int, payload: bytes) -> bytes:
-        server = self.server
-        value, ends = server.keys.get(key, (b"", 0.0))
-        if server.clock.time() < ends:
-            return value
-        entry = self._add(["batch", payload, "source", "http"])
-        value = f"{digest} {entry}".encode()
-        server.keys[key] = (value, server.clock.time() + seconds)
-        return value
+    def _append_once(
+        self, key: str, digest: str, payload: bytes, checksum: int, kept: int
+    ) -> bytes:
+        """Append an entry unless its key is known; all keys are among the newest ones."""
+        keys = self.server.keys
+        assert len(keys) < kept, "no key is forgotten here"
+        if key not in keys:
+            entry = self._add(["batch", payload, "source", "http", "crc32", checksum])
+            answer = f"{digest} {entry}".encode()
+            if entry == TOP:
+                return answer
+            keys[key] = answer
+        return keys[key]
 
     def _describe(self, uuid: str) -> bytes:
         server = self.server

@@ -68,7 +68,7 @@ class MemoryServer:
         self.uuid: str | None = None
         self.epoch = self.aside = 0
         self.lease: _Lease | None = None
-        self.keys: dict[str, tuple[bytes, float]] = {}
+        self.keys: dict[str, bytes] = {}
         """What is remembered of Idempotency-Keys, and until when."""
         self.is_full = False
         """No memory is left: nothing new is kept but what the trainer writes."""
