@@ -76,7 +76,9 @@ def main() -> int:
     corpus = options.directory / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     labels = np.array([4, 0])
-    shapes = [shape for size in DIMENSIONS for shape in ([size, 0], [0, size], [size, 2], [size, size])]
+    shapes = [
+        shape for size in DIMENSIONS for shape in ([size, 0], [0, size], [size, 2], [size, size])
+    ]
     binary = [shaped(shape, [shape[0]], kind) for shape in shapes for kind in ("F32", "F16")]
     binary += [Batch(np.ones((2, 2), kind), labels).to_bytes() for kind in ("u1", "f2", "f4")]
     for kind, seeds in (SEEDS | {2: binary}).items():

@@ -73,7 +73,9 @@ SHAPES = {
 } | {
     "labels of a huge shape": shaped([1, 6], [0, 1 << 63], data=bytes(24)),
     "overlapping tensors": shaped([1, 6], [3], data=bytes(24), labels_at=(0, 24)),
-    "tensors beyond the end": shaped([1, 6], [1], data=bytes(24), labels_at=(1 << 63, (1 << 63) + 8)),
+    "tensors beyond the end": shaped(
+        [1, 6], [1], data=bytes(24), labels_at=(1 << 63, (1 << 63) + 8)
+    ),
 }
 
 # type, body, status, field, index

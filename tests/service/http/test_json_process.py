@@ -24,7 +24,6 @@ NO_MORE_MEMORY = (1, 1)
 """Limit of the address space, soft and hard; a process keeps the memory that it has."""
 
 
-
 def body(rows: list[list[float]] = ROWS) -> bytes:
     found = orjson.dumps({"features": rows, "labels": [3] * len(rows)})
     assert len(found) > json.MAX_IN_PROCESS

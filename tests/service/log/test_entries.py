@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.log.cuts import Cut, Pending
 from service.log import entries
+from service.log.cuts import Cut, Pending
 from service.log.entries import MAX_JSON, Entry, read_entry
 from service.log.errors import LogUnavailable
 from service.log.position import ORIGIN, TOP, EntryId, Position
