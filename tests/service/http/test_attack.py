@@ -170,7 +170,7 @@ def test_what_clients_send_adds_no_series(service: ServiceProcess) -> None:
 
 
 def test_mutated_requests_are_answered_and_change_nothing(tmp_path: Path) -> None:
-    statuses = run(tmp_path, requests=1_500, seed=1)
+    statuses = run(tmp_path, requests=1_500, seed=1, seconds=10)  # others may use this machine
     assert statuses.total() > 1_400
     assert statuses[202] > 50
     assert statuses[422] > 500
