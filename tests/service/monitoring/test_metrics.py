@@ -16,6 +16,8 @@ from tests.support.states import a_batch, a_state, statistics_of
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
 
+JSON = {"Content-Type": "application/json"}
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -26,7 +28,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for k in range(60):
             client.post("/learn?wait=applied", content=a_batch(k).to_bytes(), headers=SAFETENSORS)
         client.post("/predict", json={"features": a_batch(0).features.tolist()})
-        assert client.post("/learn", content=b"x").status_code == 422
+        assert client.post("/learn", content=b"x", headers=JSON).status_code == 422
         client.post("/checkpoint")
         client.get("/nothing/here/1")
         client.get("/nothing/here/2")
