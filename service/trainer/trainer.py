@@ -289,7 +289,7 @@ class Trainer:
         self._replica.resign()
 
     async def _attempt(self, work: Awaitable[None], failure: str) -> bool:
-        """Do what may fail if the log cannot be reached; log that, and return whether it is done."""
+        """Do what may fail if the log cannot be reached; log that, and return if it is done."""
         try:
             await work
         except LogUnavailable as error:
