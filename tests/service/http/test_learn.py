@@ -2,7 +2,6 @@
 
 import resource
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -21,18 +20,6 @@ def learn(service: ServiceProcess, examples: int) -> httpx.Response:
         return client.post(
             "/learn", content=a_batch(0, examples).to_bytes(), headers={"Content-Type": BYTES}
         )
-
-
-def test_concurrent_requests_do_not_exceed_the_backlog(tmp_path: Path) -> None:
-    with serving(tmp_path, **NEVER, max_backlog=1_000) as service:
-        with ThreadPoolExecutor(16) as clients:
-            answers = list(clients.map(lambda _: learn(service, 300), range(48)))
-        accepted = [answer for answer in answers if answer.status_code == 202]
-        refused = [answer for answer in answers if answer.status_code == 429]
-        assert (len(accepted), len(refused)) == (3, 45)
-        assert all(answer.headers["Retry-After"] for answer in refused)
-        assert learn(service, 100).status_code == 202, "there was room for that"
-        assert learn(service, 1).status_code == 429
 
 
 def test_what_is_learned_leaves_the_backlog(tmp_path: Path) -> None:
