@@ -28,7 +28,7 @@ BODY_SECONDS = 30.0
 MIN_RATE = 64 << 10
 """Bytes a second, on average, at which longer bodies must arrive."""
 PATIENCE_SECONDS = 5.0
-"""How far a longer body may fall behind that rate, and the longest pause in it."""
+"""Seconds by which a longer body may be late at that rate, and the longest pause in it."""
 LANES = {SMALL: 1, MEDIUM: 1, math.inf: 2}
 """Threads that decode bodies of up to so many bytes: a body never waits for larger ones."""
 

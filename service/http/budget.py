@@ -1,7 +1,7 @@
 """The memory that requests and their answers share.
 
-What a client sends and does not complete, or asks for and does not read, is counted here, so that
-no number of clients takes more.
+Requests that are not complete and answers that are not read count, so that no number of clients
+takes more.
 """
 
 import math
