@@ -1,8 +1,8 @@
 """A client's connection, with limits that uvicorn does not have.
 
-What the parser is given is limited in bytes, and what is waited for in time: heads, trailers,
-requests whose answer has come before their end, requests that are sent ahead. A client that reads
-nothing of its answer is cut off. There are never more connections than the process has files for.
+Heads, trailers, and requests that are sent ahead are limited in bytes. A head, and the rest of a
+request that is answered before its end, are limited in time. A client that reads nothing of its
+answer is cut off. There are never more connections than the process has files for.
 `service.http.body` limits bodies.
 """
 

@@ -59,7 +59,7 @@ async def _learning(model: Annotated[Model, Depends(_running)]) -> Model:
 AnyService = Annotated[Service, Depends(_service)]
 """The service, even while it starts or drains."""
 AdmissionOf = Annotated[Admission, Depends(_admission)]
-"""What bounds the examples that wait to be learned, and the requests that wait for them."""
+"""The bounds of the examples that wait to be learned, and of the requests that wait for them."""
 BodiesOf = Annotated[Bodies, Depends(_bodies)]
 """The decoder of request bodies."""
 AnswerMemory = Annotated[Reservation, Depends(_answer_memory)]
