@@ -1,4 +1,4 @@
-"""Bounds for ``/learn``: the examples that wait to be learned, and the requests that wait for them."""
+"""Bounds of ``/learn``: the examples that wait to be learned, and requests that wait for them."""
 
 from collections import deque
 from collections.abc import Iterator

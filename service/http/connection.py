@@ -70,7 +70,7 @@ class Connection(HttpToolsProtocol):
     _overhead = 0
     """Bytes since the last part of the body."""
     _had_body = False
-    """Whether the part that was parsed last held a part of the body."""
+    """True if the part that was parsed last held a part of the body."""
     _ahead = b""
     """What has arrived but is not parsed yet."""
     _idle_since = 0.0
