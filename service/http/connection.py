@@ -72,7 +72,7 @@ class Connection(HttpToolsProtocol):
     _had_body = False
     """True if the part that was parsed last held a part of the body."""
     _ahead = b""
-    """What has arrived but is not parsed yet."""
+    """Bytes that have arrived but are not parsed yet."""
     _idle_since = 0.0
     """When the client's turn began, by the loop's clock."""
     _unread: int | None = None
