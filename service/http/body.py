@@ -28,7 +28,7 @@ BODY_SECONDS = 30.0
 MIN_RATE = 64 << 10
 """Bytes a second, on average, at which longer bodies must arrive."""
 PATIENCE_SECONDS = 5.0
-"""Seconds by which a longer body may be late at that rate, and the longest pause in it."""
+"""The longest pause in such a body; shorter ones add up, less what a faster rate makes good."""
 LANES = {SMALL: 1, MEDIUM: 1, math.inf: 2}
 """Threads that decode bodies of up to so many bytes: a body never waits for larger ones."""
 

@@ -1,7 +1,7 @@
 """The memory that requests and their answers share.
 
-Requests that are not complete and answers that are not read count, so that no number of clients
-takes more.
+A client may send a body without completing it, or ask for an answer without reading it. Both are
+counted here, so that no number of clients takes more.
 """
 
 import math

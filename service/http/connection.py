@@ -1,7 +1,7 @@
 """A client's connection, with limits that uvicorn does not have.
 
-Heads and trailers are limited in bytes. Heads, trailers, requests that are not complete when their
-answer is, and requests that are sent ahead are limited in time. A client that reads nothing of its
+Heads, trailers, and requests that are sent ahead are limited in bytes. A head, and the rest of a
+request that is answered before its end, are limited in time. A client that reads nothing of its
 answer is cut off. There are never more connections than the process has files for.
 `service.http.body` limits bodies.
 """
@@ -70,9 +70,9 @@ class Connection(HttpToolsProtocol):
     _overhead = 0
     """Bytes since the last part of the body."""
     _had_body = False
-    """Whether the part that was parsed last held a part of the body."""
+    """True if the part that was parsed last held a part of the body."""
     _ahead = b""
-    """What has arrived but is not parsed yet."""
+    """Bytes that have arrived but are not parsed yet."""
     _idle_since = 0.0
     """When the client's turn began, by the loop's clock."""
     _unread: int | None = None
