@@ -268,7 +268,7 @@ class Connection(HttpToolsProtocol):
     def _make_room(self, most: int) -> bool:
         """Cut off connections whose clients are idle longest; return whether there are any.
 
-        Those without a request come first, then those whose request has not arrived whole.
+        Connections without a request come first, then those whose request has not arrived whole.
         """
         idle = [c for c in map(_own, self.connections) if not c.transport.is_closing()]
         idle = [c for c in idle if c._is_idle] or [c for c in idle if not c._is_whole]
