@@ -139,4 +139,3 @@ class Producers:
             if other is not None:
                 world.violate(ViolationError(f"{key} is accepted with another payload"))
         return entry
-

@@ -1,10 +1,10 @@
 """A world of processes that learn from one log while faults happen, all drawn from a seed.
 
-It runs the real `Intake`, `Trainer`, `Pipeline`, `Replica` and `CheckpointStore` on a simulated log,
-disk and clock. After and during a run it checks the promises: nothing acknowledged is lost, nothing
-is learned twice, every state and every checkpoint is the fold of the recorded log, no two trainers
-append in one epoch, the log is trimmed no further than the oldest checkpoint, and once no more
-faults happen, everything is learned within a bounded time.
+It runs the real `Intake`, `Trainer`, `Pipeline`, `Replica` and `CheckpointStore` on a simulated
+log, disk and clock. After and during a run it checks the promises: nothing acknowledged is lost,
+nothing is learned twice, every state and every checkpoint is the fold of the recorded log, no two
+trainers append in one epoch, the log is trimmed no further than the oldest checkpoint, and once no
+more faults happen, everything is learned within a bounded time.
 """
 
 import asyncio
@@ -28,10 +28,11 @@ from service.monitoring.status import Condition
 from service.settings import Settings, load_settings
 from service.trainer.checkpoint import Checkpoint, DamagedError, decode, encode
 from service.trainer.store import NAME
-from streams.batch import Batch, concatenate, decode as decode_batch
+from streams.batch import Batch, concatenate
+from streams.batch import decode as decode_batch
 from tests.simulation.chain import ChainState, chained
 from tests.simulation.disk import Platter
-from tests.simulation.loop import EPOCH, OWNER, Owner, OwnClock, SimulatedClock, SimulatedLoop
+from tests.simulation.loop import OWNER, OwnClock, Owner, SimulatedClock, SimulatedLoop
 from tests.simulation.oracle import Folded, Oracle, ViolationError
 from tests.simulation.plan import Fault, Plan
 from tests.simulation.process import Process
@@ -41,6 +42,7 @@ from tests.simulation.server import SimulatedServer
 SPEC = Spec("logistic", FEATURES, CLASSES, (), "sgd", False, 0)
 SETTLE_SECONDS = 60.0
 """Simulated time within which all must be learned once no more faults happen."""
+KILLING = ("kill", "restart", "power", "tune", "crash", "step")
 LARGEST_JUMP = 20.0
 """Seconds that a clock jumps at most; a lease may last so much longer."""
 
@@ -384,7 +386,7 @@ class World:
                 await self._trouble(process, fault)
         await asyncio.sleep(fault.seconds)
         for one in self.processes:
-            if not one.is_up and fault.kind in ("kill", "restart", "power", "tune", "crash", "step"):
+            if not one.is_up and fault.kind in KILLING:
                 one.start()
 
     async def _trouble(self, process: Process, fault: Fault) -> None:

@@ -31,7 +31,7 @@ async def test_a_cut_that_no_longer_fits_its_entries_is_not_repeated(
     await replica.record(log, [pending.take(40)[0]])
     memory.delete(entries[2])
     replica.resign()
-    with pytest.raises(GapError, match="cut 3 .* entries of it are gone"):
+    with pytest.raises(GapError, match=r"cut 3 .* entries of it are gone"):
         await replica.recover(log, False, keep_lease)
     assert replica.state.examples == 20
 
