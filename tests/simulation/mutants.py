@@ -265,7 +265,7 @@ MUTANTS = (
     Mutant(
         "missing entries are not noticed",
         TRAINER,
-        "        if extent.last == newest and extent.added != seen:\n",
+        "        if is_known and extent.added != seen + unread:\n",
         "        if False:\n",
     ),
     Mutant(
