@@ -422,7 +422,7 @@ class Trainer:
         check_reach(extent, replica.progress)
         newest, seen = pipeline.pending.newest, pipeline.pending.seen
         is_known, unread = extent.last == newest, 0
-        if extent.last > newest and pipeline.is_idle:
+        if extent.last > newest and pipeline.is_idle and self.caught_up.is_set():
             unread, _ = await self._log.count_after(newest, extent.last)
             is_known = unread < COUNTED_AT_ONCE
         if is_known and extent.added != seen + unread:

@@ -269,6 +269,30 @@ MUTANTS = (
         "        if False:\n",
     ),
     Mutant(
+        "missing entries at the end of the log are not noticed",
+        TRAINER,
+        "        if extent.last > newest and pipeline.is_idle and self.caught_up.is_set():\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a gap among the recorded cuts cannot be accepted",
+        REPLICA,
+        "            if self.has_recovered or not accept_gap:\n                raise\n",
+        "            if True:\n                raise\n",
+    ),
+    Mutant(
+        "recorded cuts are not repeated before a gap is accepted",
+        REPLICA,
+        "        if extent.uuid == self.progress.log and first <= self.progress.cut + 1:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a model that begins after a gap does not record its hyperparameters",
+        REPLICA,
+        "begins_again = accepted and is_blank",
+        "begins_again = False and is_blank",
+    ),
+    Mutant(
         "the wait for a full batch never ends",
         PIPELINE,
         "        return max(0.0, self._max_wait - waited)\n",

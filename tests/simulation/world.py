@@ -251,12 +251,19 @@ class World:
         begin = Begin(asdict(SPEC), asdict(hyperparameters(0.01)))
         server.record(epoch, 1, Cut(BEGINNING, command=begin, fold=1))
         for number in range(2, 2 + self.plan.inherited):
+            dead = {}
+            if rng.random() < 0.5:  # that version could not read it; this one can
+                unread = server.add({b"batch": self.producers.meaning()[0]})
+                dead = {unread: "it could not be read"}
             payload, sent = self.producers.meaning()
             server.meanings[payload] = sent
             entry = server.add({b"batch": payload})
             n = len(sent.numbers or ())
-            cut = Cut(Position(entry), n, number - 1, sources={"redis": n}, fold=1)
+            entries = len(server.entries)
+            cut = Cut(Position(entry), n, entries, dead, sources={"redis": n}, fold=1)
             server.record(epoch, number, cut)
+            for letter in dead:
+                server.bury({b"entry": str(letter).encode()})
             if sent.is_bad:
                 server.bury({b"version": str(self.oracle.tips[0].version).encode()})
             self.producers.acknowledged += sent.numbers or ()
