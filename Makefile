@@ -10,7 +10,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint docker/constraints.txt
 SERVICE := $(BIN)/installed-service
 DEV := $(BIN)/installed-dev
 
-.PHONY: demo test lint audit fuzz install bench streams quality kill figure3 dashboards docs clean
+.PHONY: demo test lint audit fuzz install bench streams quality kill simulate mutants figure3 dashboards docs clean
 
 demo: $(SERVICE)
 	$(BIN)/funnel demo
@@ -63,6 +63,16 @@ quality: $(SERVICE)
 
 kill: install
 	$(BIN)/python -m tests.service.kill
+
+# Hours, on two cores: SCHEDULES and SEED choose fewer, and others.
+SCHEDULES ?= 100000
+SEED ?= 0
+simulate: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulation \
+		--schedules $(SCHEDULES) --seed $(SEED) --workers 2
+
+mutants: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulation.mutants
 
 figure3: install
 	$(BIN)/python -m funnel.experiments.figure3 --out funnel/docs/figure3.png

@@ -212,6 +212,10 @@ class Pending:
         in_part = not self._queue and self.position.taken is not None
         return self.entries + len(self._queue) + in_part
 
+    def count(self, last: EntryId) -> int:
+        """Return the number of entries up to an id that was read, since the log began."""
+        return self.entries + sum(entry.id <= last for entry in self._queue)
+
     @property
     def oldest(self) -> EntryId:
         """Id of the first entry that is not wholly cut; only while there is one."""

@@ -51,7 +51,7 @@ class Disk(Protocol):
 
 class _SystemFile(NewFile):
     def __init__(self, path: Path) -> None:
-        self._file = open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
+        self._file = os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
 
     def write(self, raw: bytes) -> None:
         self._file.write(raw)

@@ -269,9 +269,11 @@ class Replica:
                 ):
                     if not await self.read(log, pending, None):
                         raise GapError(f"cut {number} is not applied yet, and its entries are gone")
-                again, batch = pending.take(cut.examples, cut)
-                if again.position.entry != cut.position.entry or again.entries < cut.entries:
+                expected = cut.entries + (cut.position.taken is not None)
+                is_moved = pending.position != cut.position
+                if is_moved and pending.count(cut.position.entry) < expected:
                     raise GapError(f"cut {number} is not applied yet, and entries of it are gone")
+                again, batch = pending.take(cut.examples, cut)
                 if (again.position, again.examples) != (cut.position, cut.examples):
                     if pending and (reason := pending.reason):
                         how = f"cut {number} has learned entry {pending.oldest}, but now {reason}"

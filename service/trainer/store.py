@@ -152,13 +152,13 @@ class CheckpointStore:
         sha256 = copy.sha256()
         raw = encode(copy, sha256, self.numerics)
         write_atomically(self._disk, path, raw)
-        self._infos[path] = Info(path, copy.version, copy.progress, len(raw), sha256)
-        outdated = self.files()[:-KEPT]
+        info = self._infos[path] = Info(path, copy.version, copy.progress, len(raw), sha256)
+        outdated = self.files()[:-KEPT]  # its own too, if a later trainer has written that many
         for old in outdated:
             self._disk.remove(old)
             self._infos.pop(old, None)
         self._seen = sorted({*self._seen, path} - set(outdated))
-        return self._infos[path]
+        return info
 
     @property
     def newest_bytes(self) -> int:

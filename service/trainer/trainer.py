@@ -21,7 +21,7 @@ from service.fold.state import State
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import Extent, check_reach
 from service.log.lease import Lease, Lock
-from service.log.log import Log
+from service.log.log import COUNTED_AT_ONCE, Log
 from service.log.position import EntryId
 from service.monitoring.history import History
 from service.monitoring.notify import DriftNews
@@ -289,7 +289,7 @@ class Trainer:
         self._replica.resign()
 
     async def _attempt(self, work: Awaitable[None], failure: str) -> bool:
-        """Do what may fail if the log cannot be reached; log that, and return if it is done."""
+        """Return whether work is done that may fail if the log cannot be reached; log that."""
         try:
             await work
         except LogUnavailable as error:
@@ -428,10 +428,14 @@ class Trainer:
         extent, replica = await self._log.extent(), self._replica
         check_reach(extent, replica.progress)
         newest, seen = pipeline.pending.newest, pipeline.pending.seen
-        if extent.last == newest and extent.added != seen:
+        is_known, unread = extent.last == newest, 0
+        if extent.last > newest and pipeline.is_idle and self.caught_up.is_set():
+            unread, _ = await self._log.count_after(newest, extent.last)
+            is_known = unread < COUNTED_AT_ONCE
+        if is_known and extent.added != seen + unread:
             raise GapError(
                 f"entries were deleted before they were learned: {extent.added} were added up to "
-                f"{newest}, {seen} were read"
+                f"{extent.last}, {seen} were read, and {unread} can be"
             )
         self._show(extent, pipeline.waiting_since_ms)
         self._drift_news.notify(replica.state.drift)

@@ -37,9 +37,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=1, help="processes that run them")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one, and print its trace")
-    parser.add_argument(
-        "--shrink", action="store_true", help="replay the smallest that still fails"
-    )
+    parser.add_argument("--shrink", action="store_true", help="replay a smaller one that fails")
     options = parser.parse_args()
     if options.replay is not None:
         return replay(options.replay, options.shrink)

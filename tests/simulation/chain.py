@@ -158,10 +158,7 @@ class ChainFold:
 
     def step(self, batch: Batch) -> Report:
         state = self.state
-        numbers, is_bad = (
-            batch.features[:, 0].astype(int),
-            bool((batch.features[:, 1] == BAD).any()),
-        )
+        numbers, is_bad = batch.features[:, 0].astype(int), bool(BAD in batch.features[:, 1])
         fold, lr = state.drift.fold_version, state.hyperparameters.lr
         state.chain = link(state.chain, numbers.tolist(), is_bad, fold, lr)
         np.add.at(state.learned, numbers, 1)

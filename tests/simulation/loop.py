@@ -270,7 +270,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     async def shutdown_asyncgens(self) -> None:
         """There are none."""
 
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+    async def shutdown_default_executor(self) -> None:  # type: ignore[override]
         """There is none."""
 
     def get_debug(self) -> bool:

@@ -1,8 +1,8 @@
 """The oracle: it folds the recorded cuts over the entries, straight, and says what is right.
 
-It knows nothing of replicas, replay, checkpoints or decoding: it knows what each entry meant when it
-was sent. Where others deleted entries, a trainer may or may not have read them in time: then several
-folds may be right, and the oracle keeps them all.
+It knows nothing of replicas, replay, checkpoints or decoding: it knows what each entry meant when
+it was sent. Where others deleted entries, a trainer may or may not have read them in time: then
+several folds may be right, and the oracle keeps them all.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A process of the service in a simulation: its trainer and its intake, and its ways to the world."""
+"""A process of the service in a simulation: a trainer, an intake, and their ways to the world."""
 
 import asyncio
 import contextvars
@@ -249,7 +249,7 @@ class Process:
         self._lock.close()
         owner.kill()
 
-    async def append(self, payload: bytes, key: str | None, timeout: float) -> EntryId:
+    async def append(self, payload: bytes, key: str | None, patience: float) -> EntryId:
         """Post examples, as a client that gives up after some time.
 
         Raises:
@@ -261,7 +261,7 @@ class Process:
         loop, died = asyncio.get_running_loop(), self._died_event
         posting = loop.create_task(self.intake.append(payload, key), context=self.context)
         dying = asyncio.ensure_future(died.wait())
-        await asyncio.wait({posting, dying}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({posting, dying}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         dying.cancel()
         if died.is_set() or not posting.done():
             posting.cancel()

@@ -114,6 +114,7 @@ class SimulatedServer(MemoryServer):
         """Lose the entries and the cuts, as an operator does who is told to."""
         self.lose()
         self.cuts, self.last_cut = {}, 0
+        self.oracle.forget()
 
     def archive(self) -> None:
         super().archive()

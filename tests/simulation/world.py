@@ -1,10 +1,10 @@
 """A world of processes that learn from one log while faults happen, all drawn from a seed.
 
-It runs the real `Intake`, `Trainer`, `Pipeline`, `Replica` and `CheckpointStore` on a simulated log,
-disk and clock. After and during a run it checks the promises: nothing acknowledged is lost, nothing
-is learned twice, every state and every checkpoint is the fold of the recorded log, no two trainers
-append in one epoch, the log is trimmed no further than the oldest checkpoint, and once no more
-faults happen, everything is learned within a bounded time.
+It runs the real `Intake`, `Trainer`, `Pipeline`, `Replica` and `CheckpointStore` on a simulated
+log, disk and clock. After and during a run it checks the promises: nothing acknowledged is lost,
+nothing is learned twice, every state and every checkpoint is the fold of the recorded log, no two
+trainers append in one epoch, the log is trimmed no further than the oldest checkpoint, and once no
+more faults happen, everything is learned within a bounded time.
 """
 
 import asyncio
@@ -42,6 +42,7 @@ from tests.simulation.server import SimulatedServer
 SPEC = Spec("logistic", FEATURES, CLASSES, (), "sgd", False, 0)
 SETTLE_SECONDS = 60.0
 """Simulated time within which all must be learned once no more faults happen."""
+KILLING = ("kill", "restart", "power", "tune", "crash", "step")
 LARGEST_JUMP = 20.0
 """Seconds that a clock jumps at most; a lease may last so much longer."""
 
@@ -250,12 +251,19 @@ class World:
         begin = Begin(asdict(SPEC), asdict(hyperparameters(0.01)))
         server.record(epoch, 1, Cut(BEGINNING, command=begin, fold=1))
         for number in range(2, 2 + self.plan.inherited):
+            dead = {}
+            if rng.random() < 0.5:  # that version could not read it; this one can
+                unread = server.add({b"batch": self.producers.meaning()[0]})
+                dead = {unread: "it could not be read"}
             payload, sent = self.producers.meaning()
             server.meanings[payload] = sent
             entry = server.add({b"batch": payload})
             n = len(sent.numbers or ())
-            cut = Cut(Position(entry), n, number - 1, sources={"redis": n}, fold=1)
+            entries = len(server.entries)
+            cut = Cut(Position(entry), n, entries, dead, sources={"redis": n}, fold=1)
             server.record(epoch, number, cut)
+            for letter in dead:
+                server.bury({b"entry": str(letter).encode()})
             if sent.is_bad:
                 server.bury({b"version": str(self.oracle.tips[0].version).encode()})
             self.producers.acknowledged += sent.numbers or ()
@@ -385,14 +393,7 @@ class World:
                 await self._trouble(process, fault)
         await asyncio.sleep(fault.seconds)
         for one in self.processes:
-            if not one.is_up and fault.kind in (
-                "kill",
-                "restart",
-                "power",
-                "tune",
-                "crash",
-                "step",
-            ):
+            if not one.is_up and fault.kind in KILLING:
                 one.start()
 
     async def _trouble(self, process: Process, fault: Fault) -> None:

@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Protocol, cast
+
+from redis.asyncio import Redis
 
 from service.log.entries import Fields
 from service.log.log import Log, RedisLog
 from service.log.position import EntryId
 from service.log.server import connect
+from tests.simulation.redis import MemoryRedis
 from tests.support.memory_log import MemoryLog, MemoryServer
 
 
@@ -34,6 +37,15 @@ class Store(Protocol):
     async def end_lease(self) -> None:
         """Let the lease run out."""
 
+    async def set_full(self, is_full: bool) -> None:
+        """Leave the server without memory, or give it some."""
+
+    async def set_read_only(self, is_read_only: bool) -> None:
+        """Make the server a replica, or the primary."""
+
+    def client(self) -> Redis:
+        """Return a client for an intake of the same log."""
+
 
 class RedisStore(Store):
     def __init__(self, log: Log) -> None:
@@ -58,6 +70,16 @@ class RedisStore(Store):
     async def end_lease(self) -> None:
         await self._redis.delete(self._keys.lease)
 
+    async def set_full(self, is_full: bool) -> None:
+        await self._redis.config_set("maxmemory", int(is_full))
+
+    async def set_read_only(self, is_read_only: bool) -> None:
+        nowhere = ("127.0.0.1", "1") if is_read_only else ("NO", "ONE")
+        await self._redis.execute_command("REPLICAOF", *nowhere)
+
+    def client(self) -> Redis:
+        return self._redis
+
 
 class MemoryStore(Store):
     def __init__(self, server: MemoryServer) -> None:
@@ -80,6 +102,15 @@ class MemoryStore(Store):
 
     async def end_lease(self) -> None:
         self._server.lease = None
+
+    async def set_full(self, is_full: bool) -> None:
+        self._server.is_full = is_full
+
+    async def set_read_only(self, is_read_only: bool) -> None:
+        self._server.is_read_only = is_read_only
+
+    def client(self) -> Redis:
+        return cast(Redis, MemoryRedis(self._server))
 
 
 @asynccontextmanager

@@ -1,25 +1,27 @@
 """A replica at its position in the log: what it repeats, and what it refuses to repeat."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import orjson
 import pytest
 
-from service.fold.spec import FOLD_VERSION, Spec
+from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.step import Fold
-from service.log.cuts import Begin, Cut, Upgrade
+from service.log.cuts import Begin, Change, Cut, Gap, Upgrade
 from service.log.entries import RawEntry
 from service.log.errors import FencedError, GapError, LogError, LogFullError, Stopped
 from service.log.position import ORIGIN, TOP, EntryId, Position
 from service.trainer import replica as replicas
+from service.trainer.checkpoint import Checkpoint
 from service.trainer.replica import READ_BYTES
 from service.trainer.store import UnreadableError
 from tests.support.checkpoints import a_copy, kept
 from tests.support.memory_log import MemoryLog, MemoryServer
 from tests.support.replicas import a_replica, fill, keep_lease, learn
-from tests.support.states import a_batch
+from tests.support.states import a_batch, same_tensors
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +35,7 @@ async def test_a_cut_that_no_longer_fits_its_entries_is_not_repeated(
     await replica.record(log, [pending.take(40)[0]])
     memory.delete(entries[2])
     replica.resign()
-    with pytest.raises(GapError, match="cut 3 .* entries of it are gone"):
+    with pytest.raises(GapError, match=r"cut 3 .* entries of it are gone"):
         await replica.recover(log, False, keep_lease)
     assert replica.state.examples == 20
 
@@ -53,6 +55,78 @@ async def test_an_entry_learned_in_part_that_is_gone_is_skipped_and_replay_agree
     again.progress = before
     await again.recover(log, False, keep_lease)
     assert again.progress == replace(replica.progress, epoch=again.progress.epoch)
+
+
+async def test_a_gap_among_recorded_cuts_is_accepted_and_what_is_there_is_repeated(
+    memory: MemoryServer, log: MemoryLog, tmp_path: Path
+) -> None:
+    """The entry at the position is still there, so that nothing seems to be missing before it."""
+    entries, replica, store = fill(memory, 4), a_replica(), kept(tmp_path)[0]
+    pending = await replica.recover(log, False, keep_lease)
+    await learn(replica, log, pending, 20)
+    store.write(Checkpoint.of(replica.state, replica.progress))
+    for _ in range(2):
+        await learn(replica, log, pending, 20)
+    memory.delete(entries[2], entries[3])
+    heir, other = a_replica(), a_replica()
+    assert heir.load(store)
+    assert other.load(store)
+    with pytest.raises(GapError, match="cut 4 is not applied yet"):
+        await other.recover(log, False, keep_lease)
+    pending = await heir.recover(log, True, keep_lease)
+    assert (heir.state.examples, heir.progress.position) == (40, Position(entries[1]))
+    assert pending.entries == 4
+
+
+async def test_cuts_without_any_entries_are_a_gap_that_can_be_accepted(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    fill(memory, 1)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    memory.lose()
+    with pytest.raises(GapError, match="its entries are gone"):
+        await a_replica().recover(log, False, keep_lease)
+    heir = a_replica()
+    pending = await heir.recover(log, True, keep_lease)
+    fill(memory, 1)
+    await learn(heir, log, pending, 20)
+    assert (heir.state.examples, heir.progress.entries) == (20, 1)
+
+
+async def test_after_a_gap_at_the_end_of_the_cuts_every_replica_agrees(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    """An entry that no cut has learned is gone; those that were learned are not learned again."""
+    entries, replica = fill(memory, 4), a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    await learn(replica, log, pending, 20)
+    await learn(replica, log, pending, 20)
+    memory.delete(entries[2])
+    replica.resign()
+    heir = a_replica()
+    pending = await heir.recover(log, True, keep_lease)
+    await learn(heir, log, pending, 20)
+    other = a_replica()
+    await other.recover(log, True, keep_lease)
+    assert heir.state.examples == other.state.examples == 60
+    assert same_tensors(heir.state.tensors(), other.state.tensors())
+
+
+async def test_a_model_that_begins_after_a_gap_records_its_hyperparameters(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    entries, replica = fill(memory, 3), a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    memory.delete(entries[0])
+    memory.cuts.pop(1)
+    heir = a_replica()
+    await heir.recover(log, True, keep_lease)
+    (_, gap), (_, change) = (await log.cuts_after(2))[:2]
+    assert isinstance(gap.command, Gap)
+    assert isinstance(change.command, Change)
+    recorded = Hyperparameters.of(dict(change.command.hyperparameters))
+    assert recorded == heir.state.hyperparameters
 
 
 async def test_a_gap_is_accepted_at_the_start_alone(memory: MemoryServer, log: MemoryLog) -> None:

@@ -100,6 +100,28 @@ def test_the_last_few_are_kept_and_never_overwritten(tmp_path: Path) -> None:
     assert infos[-1].path.stat().st_ino == inode
 
 
+def test_an_old_trainer_that_writes_late_reports_what_it_wrote(tmp_path: Path) -> None:
+    old, new = kept(tmp_path)[0], kept(tmp_path)[0]
+    for cut in range(1, KEPT + 1):
+        new.write(a_copy(cut, replace(PROGRESS, epoch=4, cut=cut)))
+    late = old.write(a_copy(1, replace(PROGRESS, epoch=3, cut=1)))
+    assert late.progress.epoch == 3
+    assert late.path not in new.files()
+    assert len(new.files()) == KEPT
+
+
+def test_a_checkpoint_that_another_process_removes_is_removed(tmp_path: Path) -> None:
+    class Racing(SystemDisk):
+        def remove(self, path: Path) -> None:
+            path.unlink(missing_ok=True)  # the other process is a moment faster
+            super().remove(path)
+
+    checkpoints = CheckpointStore(tmp_path, {}, print, Racing())
+    for cut in range(1, KEPT + 2):
+        checkpoints.write(a_copy(cut, replace(PROGRESS, cut=cut)))
+    assert len(checkpoints.files()) == KEPT
+
+
 def test_other_numerics_are_named(tmp_path: Path) -> None:
     kept(tmp_path)[0].write(a_copy())
     said: list[str] = []

@@ -9,17 +9,19 @@ from typing import TypeVar
 
 import pytest
 
+from service.fold.report import Report
 from service.log.errors import LogUnavailable, Stopped
 from service.log.lease import Lock
-from service.log.position import EntryId
+from service.log.position import BEGINNING, EntryId
 from service.monitoring.status import Condition, Role
 from service.settings import load_settings
+from service.trainer.replica import AppliedBatch
 from service.trainer.trainer import ANOTHER_LEARNS, Trainer
 from tests.simulation.loop import SimulatedClock, SimulatedLoop, SimulatedWorker
 from tests.support.checkpoints import kept
 from tests.support.memory_log import MemoryLog, MemoryServer, Network
 from tests.support.replicas import fill
-from tests.support.states import a_state
+from tests.support.states import a_batch, a_state
 
 T = TypeVar("T")
 
@@ -180,3 +182,56 @@ def test_learning_waits_while_the_log_cannot_be_reached(
             await running
 
         runner.run(use())
+
+
+def test_entries_deleted_at_the_end_of_the_log_halt_an_idle_trainer(
+    tmp_path: Path, clock: SimulatedClock, runner: asyncio.Runner
+) -> None:
+    """No later entry has to come before anybody notices."""
+    server, network = MemoryServer(clock), Away()
+    with a_trainer(server, tmp_path, clock, network) as trainer:
+
+        async def use() -> None:
+            running = asyncio.create_task(trainer.run())
+            fill(server, 1)
+            await asyncio.sleep(2)
+            network.is_away = True
+            await asyncio.sleep(1)
+            server.delete(*fill(server, 2))
+            network.is_away = False
+            await running
+
+        runner.run(use())
+        assert trainer.status.condition == Condition.HALTED
+        assert "entries were deleted before they were learned: 3 were" in trainer.status.reason
+
+
+class NoLetters(Network):
+    """A network that loses the records of skipped batches."""
+
+    async def call(self, command: str, execute: Callable[[], T]) -> T:
+        if command == "record_skipped":
+            raise LogUnavailable("the log cannot be reached")
+        return execute()
+
+
+def test_no_last_checkpoint_lies_after_a_skipped_batch_that_is_not_recorded(
+    tmp_path: Path, clock: SimulatedClock, runner: asyncio.Runner
+) -> None:
+    """A process that starts from it would never record the batch."""
+    server, entry = MemoryServer(clock), {b"batch": a_batch(0).to_bytes()}
+    with a_trainer(server, tmp_path, clock, NoLetters()) as trainer:
+
+        async def use() -> None:
+            running = asyncio.create_task(trainer.run())
+            await asyncio.sleep(0.1)
+            trainer._rejections.remember(
+                AppliedBatch(BEGINNING, BEGINNING, Report(1, 0.5, 1.0, False), 0.0, 20)
+            )
+            server.add(entry)
+            await asyncio.sleep(0.1)
+            trainer.end()
+            await running
+
+        runner.run(use())
+        assert kept(tmp_path)[0].files() == []

@@ -1,0 +1,381 @@
+"""Sow faults into the code, and show which the simulator catches.
+
+    python -m tests.simulation.mutants --schedules 2000
+
+Each fault changes one place in a copy of the tree, and schedules run there until one of them breaks
+a promise.
+"""
+
+import argparse
+import importlib
+import multiprocessing
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Args:
+        what: the fault.
+        file: that it is in.
+        right: the code as it is, once in the file.
+        wrong: the code with the fault.
+    """
+
+    what: str
+    file: str
+    right: str
+    wrong: str
+
+    def sow(self, root: Path) -> None:
+        """Change the file in a copy of the tree.
+
+        Raises:
+            ValueError: the code is no longer there.
+        """
+        path = root / self.file
+        text = path.read_text()
+        if text.count(self.right) != 1:
+            times = text.count(self.right)
+            raise ValueError(f"{self.what}: {self.file} holds the code {times} times")
+        path.write_text(text.replace(self.right, self.wrong))
+
+
+STORE, WRITER = "service/trainer/store.py", "service/trainer/writer.py"
+REPLICA, TRAINER = "service/trainer/replica.py", "service/trainer/trainer.py"
+PIPELINE, CUTS = "service/trainer/pipeline.py", "service/log/cuts.py"
+MUTANTS = (
+    Mutant("a file is not synced before it gets its name", STORE, "            file.sync()\n", ""),
+    Mutant(
+        "a file gets its name before it is written",
+        STORE,
+        """            file.write(raw)
+            file.sync()
+        disk.rename(scratch, path)
+""",
+        """            disk.rename(scratch, path)
+            file.write(raw)
+            file.sync()
+""",
+    ),
+    Mutant("the folder is not synced", STORE, "    disk.sync(path.parent)\n", ""),
+    Mutant(
+        "the digest of a checkpoint is not checked",
+        "service/trainer/checkpoint.py",
+        "if hashlib.sha256(raw.replace(digest.encode(), BLANK.encode(), 1)).hexdigest() != digest:",
+        "if not digest:",
+    ),
+    Mutant("one checkpoint is kept", STORE, "KEPT = 3", "KEPT = 1"),
+    Mutant(
+        "the log is trimmed to the newest checkpoint",
+        STORE,
+        "return min((i.progress for",
+        "return max((i.progress for",
+    ),
+    Mutant(
+        "the log is trimmed although a checkpoint is unknown",
+        STORE,
+        "if not known or None in known:",
+        "if not any(known):",
+    ),
+    Mutant(
+        "the log is trimmed before the checkpoint is written",
+        WRITER,
+        "elif self._writing is not None and self._writing.done():",
+        "elif self._writing is not None and self.checkpoints.files():",
+    ),
+    Mutant(
+        "a batch is learned before its cut is recorded",
+        PIPELINE,
+        """            await self.replica.record(self.log, [cut for cut, _ in group])
+            self._recorded""",
+        """            for cut, batch in group:
+                self.replica.apply(cut, batch)
+            await self.replica.record(self.log, [cut for cut, _ in group])
+            self._recorded""",
+    ),
+    Mutant(
+        "cuts are recorded with numbers off by one after a recovery",
+        REPLICA,
+        "        self._recorded = self.progress.cut\n",
+        "        self._recorded = self.progress.cut + 1\n",
+    ),
+    Mutant(
+        "progress counts one entry too many",
+        CUTS,
+        "        self.position = Position(entry.id)\n        self.entries += 1\n",
+        "        self.position = Position(entry.id)\n"
+        "        self.entries += 1 + bool(entry.reason)\n",
+    ),
+    Mutant(
+        "the part of an entry that is learned is not remembered",
+        CUTS,
+        "self.position = Position(entry.id, (before or 0) + n)",
+        "self.position = Position(entry.id, n)",
+    ),
+    Mutant(
+        "the epoch is not raised at a takeover",
+        "tests/support/memory_log.py",
+        "self.epoch = max(self.epoch, at_least) + 1",
+        "self.epoch = max(self.epoch, at_least, 1)",
+    ),
+    Mutant(
+        "an old epoch is not refused",
+        "tests/support/memory_log.py",
+        "            if epoch != server.epoch:\n",
+        "            if epoch > server.epoch:\n",
+    ),
+    Mutant(
+        "the epoch is kept after the lease is lost",
+        REPLICA,
+        "        self._epoch, self.has_recovered = None, False\n",
+        "        self.has_recovered = False\n",
+    ),
+    Mutant(
+        "a lease that ran out counts as held, and what others recorded is not replayed",
+        TRAINER,
+        "        if is_due and not await self._lease.renew():\n",
+        "        if is_due and not await self._lease.take():\n",
+    ),
+    Mutant(
+        "a trainer learns without the lease",
+        TRAINER,
+        "        if await self._lease.take():\n",
+        "        if await self._lease.take() or True:\n",
+    ),
+    Mutant(
+        "replay decides which entries are dead",
+        CUTS,
+        "if entry.batch is None if recorded is None else entry.id in recorded.dead:",
+        "if entry.batch is None:",
+    ),
+    Mutant(
+        "replay decides where a batch ends",
+        CUTS,
+        "while self._queue and (recorded is None or self.position != recorded.position):",
+        "while self._queue and left:",
+    ),
+    Mutant(
+        "replay forgets the change of a hyperparameter",
+        REPLICA,
+        """            case Change(hyperparameters):
+                self.state.set""",
+        """            case Change(hyperparameters) if self.has_recovered:
+                self.state.set""",
+    ),
+    Mutant(
+        "replay learns old cuts by the present version of the fold",
+        REPLICA,
+        "                self.state.drift.set_version(cut.fold)\n",
+        "",
+    ),
+    Mutant(
+        "dead letters are not recorded",
+        "tests/support/memory_log.py",
+        "                    server.bury(fields)\n",
+        "                    pass\n",
+    ),
+    Mutant(
+        "skipped batches are not recorded before a checkpoint",
+        TRAINER,
+        """        if self._writer.is_due(replica.state):
+            await self._rejections.record(self._log)
+""",
+        "",
+    ),
+    Mutant(
+        "a last checkpoint is written although skipped batches could not be recorded",
+        TRAINER,
+        "                if await self._attempt(record, failure):\n                    await",
+        "                await self._attempt(record, failure)\n"
+        "                if True:\n                    await",
+    ),
+    Mutant(
+        "callers are answered before the snapshot is published",
+        TRAINER,
+        """        self._published_at = self._clock.monotonic()
+        if""",
+        """        self._published_at = self._clock.monotonic()
+        self._waiters.answer(self._replica.progress.position)
+        if""",
+    ),
+    Mutant(
+        "callers are answered when an entry is learned in part",
+        "service/log/position.py",
+        "return self.entry > entry or (self.entry == entry and self.taken is None)",
+        "return self.entry >= entry",
+    ),
+    Mutant(
+        "after a lost answer a cut is recorded again under the next number",
+        REPLICA,
+        """        await log.append_cuts(self._epoch, self._recorded + 1, versioned)
+        self._recorded += len(versioned)
+""",
+        """        self._recorded += len(versioned)
+        try:
+            await log.append_cuts(self._epoch, self._recorded + 1 - len(versioned), versioned)
+        except LogError as error:
+            if "lost" not in str(error):
+                raise
+            await log.append_cuts(self._epoch, self._recorded + 1, versioned)
+            self._recorded += len(versioned)
+""",
+    ),
+    Mutant(
+        "an append that is not confirmed is sent again",
+        "service/log/intake.py",
+        """        except (RedisError, OSError) as error:
+            replies = [error] * len(group)
+""",
+        """        except (RedisError, OSError):
+            await asyncio.sleep(0)
+            return await self._write(group)
+""",
+    ),
+    Mutant(
+        "a key is not remembered",
+        "service/log/intake.py",
+        """        if key is not None:
+            self._in_flight""",
+        """        if key is not None and len(payload) % 2:
+            self._in_flight""",
+    ),
+    Mutant(
+        "an append is confirmed although the log refused it",
+        "service/log/intake.py",
+        "            if isinstance(reply, Exception):\n",
+        "            if isinstance(reply, Exception) and 'memory' in str(reply):\n"
+        "                entry.answer.set_result(b'1-1')\n"
+        "            elif isinstance(reply, Exception):\n",
+    ),
+    Mutant(
+        "a pipelined answer goes to the wrong caller",
+        "service/log/intake.py",
+        "        for entry, reply in zip(group, replies, strict=True):\n",
+        "        for entry, reply in zip(reversed(group), replies, strict=True):\n",
+    ),
+    Mutant(
+        "missing entries are not noticed",
+        TRAINER,
+        "        if is_known and extent.added != seen + unread:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "missing entries at the end of the log are not noticed",
+        TRAINER,
+        "        if extent.last > newest and pipeline.is_idle and self.caught_up.is_set():\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a gap among the recorded cuts cannot be accepted",
+        REPLICA,
+        "            if self.has_recovered or not accept_gap:\n                raise\n",
+        "            if True:\n                raise\n",
+    ),
+    Mutant(
+        "recorded cuts are not repeated before a gap is accepted",
+        REPLICA,
+        "        if extent.uuid == self.progress.log and first <= self.progress.cut + 1:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a model that begins after a gap does not record its hyperparameters",
+        REPLICA,
+        "begins_again = accepted and is_blank",
+        "begins_again = False and is_blank",
+    ),
+    Mutant(
+        "the wait for a full batch never ends",
+        PIPELINE,
+        "        return max(0.0, self._max_wait - waited)\n",
+        "        return max(0.1, self._max_wait - waited)\n",
+    ),
+    Mutant(
+        "a failed checkpoint is never tried again",
+        WRITER,
+        "        return self._writing is None and (self._is_requested or is_time)\n",
+        "        is_time = is_time and not self.summary.failed\n"
+        "        return self._writing is None and (self._is_requested or is_time)\n",
+    ),
+    Mutant(
+        "a standby does not look at newer checkpoints when it takes over",
+        TRAINER,
+        "            if self._writer.checkpoints.has_news:  # another service has learned",
+        "            if False:  # another service has learned",
+    ),
+    Mutant(
+        "an unreachable log ends learning",
+        TRAINER,
+        "                except (LogUnavailable, UnreadableError) as error:\n",
+        "                except UnreadableError as error:\n",
+    ),
+)
+
+
+PACKAGES = ("funnel", "service", "streams", "tests")
+
+
+def caught(mutant: Mutant, schedules: int, seed: int) -> str:
+    """Return how the schedules catch a fault: a seed and a violation, or nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        skipped = shutil.ignore_patterns("__pycache__", "golden", "*.png", "docs")
+        for name in PACKAGES:
+            shutil.copytree(ROOT / name, root / name, ignore=skipped)
+        mutant.sow(root)
+        context = multiprocessing.get_context("fork")  # torch is imported once
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_run, args=(root, schedules, seed, sender))
+        process.start()
+        sender.close()
+        try:
+            how: str = receiver.recv()
+        except EOFError:
+            how = "the run ends"
+        process.join()
+    return how
+
+
+def _run(root: Path, schedules: int, seed: int, sender: Connection) -> None:
+    """Run schedules with the code in a folder until one fails; send how it did."""
+    for name in [n for n in sys.modules if n.split(".")[0] in PACKAGES]:
+        del sys.modules[name]
+    sys.path[:0] = [str(root), str(root / "service" / "entry")]
+    plan, runs = (importlib.import_module(f"tests.simulation.{n}") for n in ("plan", "runs"))
+    assert str(root) in str(runs.__file__), "the copy is imported"
+    found = (
+        (k, how) for k in range(seed, seed + schedules) if (how := runs.failure(plan.Plan.of(k)))
+    )
+    number, how = next(found, (0, ""))
+    sender.send(f"seed {number}: {how[:100]}" if how else "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schedules", type=int, default=2_000, help="for each fault, at most")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--only", default="", help="faults with this text")
+    options = parser.parse_args()
+    missed = 0
+    print("| fault | caught by |\n|---|---|")
+    chosen = [m for m in MUTANTS if options.only in m.what]
+    for mutant in chosen:
+        how = caught(mutant, options.schedules, options.seed)
+        missed += not how
+        print(f"| {mutant.what} | {how or 'nothing'} |", flush=True)
+    print(f"\n{len(chosen) - missed} of {len(chosen)} are caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    for module in ("torch", "redis.asyncio", "safetensors.torch", "river.drift", "uvloop"):
+        importlib.import_module(module)
+    sys.exit(main())
