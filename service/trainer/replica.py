@@ -223,10 +223,11 @@ class Replica:
             is_whole = at.position.taken is None or await log.read_one(at.position.entry)
             position = at.position if is_whole else Position(at.position.entry)
             waiting = await _count_after(log, position, extent.last, keep_lease)
-        self.progress = replace(at, log=extent.uuid, cut=cut)
         self._recorded = cut
-        entries = extent.added - waiting
-        await self._carry_out(log, Cut(position, entries=entries, command=Gap()))
+        gap_cut = Cut(position, entries=extent.added - waiting, command=Gap())
+        await self.record(log, [gap_cut])  # if that fails, nothing was skipped
+        self.progress = replace(self.progress, log=extent.uuid, cut=self._recorded - 1)
+        self.apply(gap_cut, None)
 
     async def _catch_up(self, log: Log, keep_lease: KeepLease) -> None:
         """Apply every recorded cut, up to the highest number that was ever recorded."""

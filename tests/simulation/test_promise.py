@@ -12,6 +12,7 @@ from tests.simulation.world import simulate
 SCHEDULES, PART = 2_000, 250
 
 FOUND = {
+    553: "a gap whose record was not confirmed counted as accepted",
     752: "a gap among recorded cuts could not be accepted",
     943: "after a gap a model began with hyperparameters that no cut recorded",
     1368: "a last checkpoint was written although skipped batches could not be recorded",

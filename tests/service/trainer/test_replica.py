@@ -12,7 +12,14 @@ from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.step import Fold
 from service.log.cuts import Begin, Change, Cut, Gap, Upgrade
 from service.log.entries import RawEntry
-from service.log.errors import FencedError, GapError, LogError, LogFullError, Stopped
+from service.log.errors import (
+    FencedError,
+    GapError,
+    LogError,
+    LogFullError,
+    LogUnavailable,
+    Stopped,
+)
 from service.log.position import ORIGIN, TOP, EntryId, Position
 from service.trainer import replica as replicas
 from service.trainer.checkpoint import Checkpoint
@@ -127,6 +134,30 @@ async def test_a_model_that_begins_after_a_gap_records_its_hyperparameters(
     assert isinstance(change.command, Change)
     recorded = Hyperparameters.of(dict(change.command.hyperparameters))
     assert recorded == heir.state.hyperparameters
+
+
+async def test_a_gap_counts_as_accepted_once_its_record_is_confirmed(
+    memory: MemoryServer, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries, replica = fill(memory, 3), a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    for _ in range(2):
+        await learn(replica, log, pending, 20)
+    memory.delete(entries[1])
+    heir = a_replica()
+
+    async def lose(*_: object) -> None:
+        raise LogUnavailable("the connection was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "append_cuts", lose)
+        with pytest.raises(LogUnavailable):
+            await heir.recover(log, True, keep_lease)
+    assert heir.progress.cut == 2
+    await heir.recover(log, True, keep_lease)
+    cuts = [cut for _, cut in await log.cuts_after(0)]
+    assert [cut.command for cut in cuts[3:]] == [Gap()]
+    assert heir.progress.cut == len(cuts)
 
 
 async def test_a_gap_is_accepted_at_the_start_alone(memory: MemoryServer, log: MemoryLog) -> None:
