@@ -43,8 +43,9 @@ class FaultyNetwork(Network):
 
     def __init__(self, process: "Process") -> None:
         self._process, self._rng = process, process.rng
-        self.loss = process.world.plan.loss
-        self.late = process.world.plan.late
+        world = process.world
+        self.loss = 0.0 if world.is_over else world.plan.loss
+        self.late = 0.0 if world.is_over else world.plan.late
         self.is_cut = False
         self.held: str | None = None
         """Command that is held back; all of them if it is empty."""
@@ -55,6 +56,7 @@ class FaultyNetwork(Network):
         owner, server = OWNER.get(), process.world.server
         assert owner is not None
         process.moment("before", command)
+        life = server.life
         await self._travel(command)
         owner.check()
         if self.is_cut or rng.random() < self.loss:
@@ -62,6 +64,8 @@ class FaultyNetwork(Network):
 
         def executed() -> T:
             server.check_up()
+            if server.life != life:
+                raise LogUnavailable("the connection was reset")
             return execute()
 
         if rng.random() < self.late:

@@ -213,9 +213,9 @@ class World:
         while self._faults:
             await asyncio.wait(self._faults)
         self.note("the plan", "no more faults happen")
+        self.is_over = True
         for process in self.processes:
             self._heal(process)
-        self.is_over = True
         await self._settle()
         operating.cancel()
         await producing
@@ -451,6 +451,7 @@ class World:
 
     async def _restart_server(self, fault: Fault) -> None:
         self.server.is_down = True
+        self.server.life += 1
         if fault.kind == "server power":
             if self.plan.is_embedded:
                 self._cut_power(0)
