@@ -299,7 +299,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(HTTPError(431, "head_too_large", what))
 
     def _refuse(self, error: HTTPError) -> None:
-        """Answer what is no request, unless another answer is under way, and close."""
+        """Send a refusal, unless another answer has begun, and close."""
         if self.transport.is_closing():
             return
         if self._head or not self._is_idle:
