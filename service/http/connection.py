@@ -36,6 +36,8 @@ HEAD_PART, CHUNKED_PART = 512, 4 << 10
 RESERVED_FILES = 128
 """Files that connections leave to the log, the checkpoints, and clients that are turned away."""
 MAX_CONNECTIONS = 4_096
+NEW_SECONDS = 1.0
+"""A connection is new for so long, and others are closed before it to make room."""
 CLOSED_AT_ONCE = 1 / 16
 """Share of the connections that is closed to make room, so that not every new one looks at all."""
 
@@ -268,10 +270,16 @@ class Connection(HttpToolsProtocol):
     def _make_room(self, most: int) -> bool:
         """Cut off connections whose clients are idle longest; return whether there are any.
 
-        Connections without a request come first, then those whose request has not arrived whole.
+        Connections without a request come first, then uploads that have not ended, and last the
+        connections that are so new that their request may be on its way.
         """
+        old = self.loop.time() - NEW_SECONDS
         idle = [c for c in map(_own, self.connections) if not c.transport.is_closing()]
-        idle = [c for c in idle if c._is_idle] or [c for c in idle if not c._is_whole]
+        idle = (
+            [c for c in idle if c._is_idle and c._idle_since < old]
+            or [c for c in idle if not c._is_whole]
+            or [c for c in idle if c._is_idle]
+        )
         for one in heapq.nsmallest(max(1, most), idle, key=lambda c: c._idle_since):
             one.transport.abort()
         return bool(idle)
@@ -296,7 +304,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(HTTPError(431, "head_too_large", what))
 
     def _refuse(self, error: HTTPError) -> None:
-        """Answer what is no request, unless another answer is under way, and close."""
+        """Send a refusal, unless another answer has begun, and close."""
         if self.transport.is_closing():
             return
         if self._head or not self._is_idle:

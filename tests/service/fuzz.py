@@ -186,7 +186,7 @@ class Rude(threading.Thread):
     def run(self) -> None:
         """Open connections, keep the newest, and send something on each now and then."""
         held: deque[tuple[socket.socket, bytes]] = deque()
-        while not self.done.wait(0.05):
+        while not self.done.wait(0.2):
             if len(held) == self._held:
                 held.popleft()[0].close()
             with contextlib.suppress(OSError):
@@ -213,7 +213,7 @@ class Rude(threading.Thread):
                 (chunked, b"1\r\nx\r\n"),
                 (chunked + b"1;", b"x" * 1_000),
                 (chunked + b"0\r\n", b"X:y\r\n" * 1_000),
-                (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500, b""),
+                (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50, b""),
                 (post(b"/predict", MANY), b""),
             )
         )
@@ -276,6 +276,9 @@ def run(directory: Path, requests: int, seed: int, seconds: float = LIVE_SECONDS
             thread.start()
         try:
             statuses = fuzz(service, requests, seed)
+        except Exception as error:
+            error.add_note(service.log[-2_000:])
+            raise
         finally:
             for thread in (rude, watch):
                 thread.done.set()

@@ -303,6 +303,7 @@ def test_uploads_that_do_not_end_make_room_before_a_client_is_turned_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "most_connections", lambda: 8)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 60)
     busy = Patient()
     with running(busy) as (server, _), contextlib.ExitStack() as clients:
         dripping = [clients.enter_context(talk(server)) for _ in range(8)]
