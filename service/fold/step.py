@@ -14,7 +14,7 @@ from torch import Tensor
 
 from funnel.graphs.execution import Execution
 from funnel.pool.pool import Decision
-from service.fold.inputs import Upload, clamped
+from service.fold.inputs import Upload
 from service.fold.learner import Learner
 from service.fold.networks import BUILT_IN
 from service.fold.report import Report
@@ -161,8 +161,7 @@ def observe(state: State, inputs: Tensor, labels: Tensor) -> Observed:
     """
     prepared = inputs
     if state.spec.standardize:
-        deviations = state.standardizer.deviations(inputs)
-        prepared = clamped(deviations)
+        prepared = state.standardizer.standardized(inputs)
     batch = state.served.score(prepared, labels)
     scored, finite = batch.scored, batch.finite
     loss, width = scored.losses.mean(), state.hyperparameters.loss_guard
@@ -170,7 +169,7 @@ def observe(state: State, inputs: Tensor, labels: Tensor) -> Observed:
     correct = scored.labels == labels
     state.served.scores.update(correct, scored.losses, labels, finite)
     if state.spec.standardize:
-        state.standardizer.update(deviations, keep)
+        state.standardizer.update(inputs, keep)
     decision = state.served.decide(batch, keep)
     return Observed(keep, finite, correct.float().mean(), loss, prepared, decision)
 
