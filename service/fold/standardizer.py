@@ -1,31 +1,36 @@
-"""Online standardization whose statistics wild values cannot move far.
+"""Online standardization whose statistics wild values hardly move, and new units move at once.
 
-Each feature has a center and a scale, and z = (x - mean) / scale, within ±LIMIT. Wild values must
-not move them, yet a new unit or a new zero must, within a few batches. Three parts do this, each a
-function of (state, batch) on the device, without a host read:
+Each feature has a mean and a scale, and z = (x - mean) / scale, within ±LIMIT. The statistics are a
+function of (state, batch) on the device, without a host read, in three parts:
 
-- **A robust reference.** c is the *remedian* of WINDOW examples: the median of three medians of
-  three, an example's own value, which four wild values of nine may leave alone, and in a feature
-  that is mostly zero it is 0 exactly [P. Rousseeuw and G. Bassett, 'The remedian: a robust
-  averaging method for large data sets', JASA 85, 1990]. b, the *magnitude*, is a robust geometric
-  mean of the distances |x - c| that are not zero: log b moves by the mean of
-  ψ(log |x - c| / b), where ψ clamps to ±STEP (an M-estimator [P. Huber, 'Robust estimation of a
-  location parameter', 1964]). A value that no other value resembles moves b by STEP / MEMORY nats
-  at most, were it 1e18. As zeros do not count, b is the size of what a sparse feature shows when
-  it shows anything.
-- **Moments.** Mean and scale are the mean and the standard deviation of values clamped to
-  c ± WINSOR · b, plain averages up to HORIZON examples and exponential ones after. For normal
-  inputs that is 4 standard deviations.
-- **Change tests.** By Chebyshev's inequality a median is within one standard deviation of the
-  mean; if c is more than FAR away, the zero has moved, and the mean goes to where the values are.
-  Page's two-sided cumulative sum of ψ beyond DRIFT nats an example shows whether b has become
-  wrong; above ALARM, mean, scale and b start again from this batch. As b is what makes the mean of
-  ψ zero, whatever the distribution, the sum stays near 0 until the unit changes, up or down; it
-  counts examples, since none adds more than STEP [E. S. Page, 'Continuous inspection schemes',
-  Biometrika 41, 1954].
+- **A robust reference.** The *center* c is the remedian of WINDOW examples, the median of three
+  medians of three. It is the value of an example, so that it is exactly 0 in a feature that is
+  mostly 0; three wild values of nine never move it to themselves [P. Rousseeuw and G. Bassett, 'The
+  remedian: a robust averaging method for large data sets', JASA 85, 1990]. The *magnitude* b is a
+  robust geometric mean of those distances |x - c| that are not 0. With t = log(|x - c| / b) and
+  ψ(t) = t within ±STEP, an M-estimator [P. Huber, 'Robust estimation of a location parameter',
+  1964], m distances that are not 0 move it by
 
-Distances are divided by b before anything is squared or multiplied, so inputs of 1e-18 are as good
-as inputs of 1, and inputs times a power of two give equal z.
+      log b ← log b + Σ ψ(t) / max(m, MEMORY).
+
+  No value moves it by more than STEP / MEMORY nats, were it 1e18. As zeros do not count, b is the
+  size of what a sparse feature shows when it shows anything.
+- **Moments.** The mean and the standard deviation are those of values within c ± WINSOR · b: plain
+  averages up to HORIZON examples, exponential ones after that. For normal inputs WINSOR · b is 4
+  standard deviations. One wild value in a hundred adds a tenth to the standard deviation.
+- **Change tests.** By Chebyshev's inequality a median is at most one standard deviation from the
+  mean. If c is FAR of them away, the zero has moved, and the moments start again from this batch.
+  Page's cumulative sum shows whether the unit has changed [E. S. Page, 'Continuous inspection
+  schemes', Biometrika 41, 1954]; this is its two-sided form, towards 0 by DRIFT an example:
+
+      S ← shrink(S + Σ ψ(t), DRIFT · m),   shrink(x, a) = sign(x) · max(0, |x| - a).
+
+  As b makes the mean of ψ zero whatever the distribution, S stays near 0 until the unit changes, up
+  or down. As no example adds more than STEP - DRIFT, wild values must outnumber the others. Where
+  |S| exceeds ALARM, b and the moments start again from this batch.
+
+Everything is divided by b before it is squared or multiplied. So inputs of 1e-18 are as good as
+inputs of 1, and inputs times a power of two give the same z.
 """
 
 import torch
@@ -34,30 +39,33 @@ from torch import Tensor
 LIMIT = 5.0
 """Standardized inputs are clamped to ±LIMIT."""
 HORIZON = 1_000.0
-"""Examples that mean and scale remember."""
+"""Examples that the moments remember."""
 WINDOW = 9
-"""Examples that center and magnitude are taken from: rows of a batch, evenly spaced, or the newest
-ones where batches are smaller."""
+"""Examples that center and magnitude are taken from: rows of a batch, evenly spaced; the newest
+examples where batches are smaller."""
 WINSOR = 8.0
-"""Magnitudes from the center to which values are clamped for mean and scale."""
+"""Magnitudes from the center to which values are clamped for the moments."""
 STEP = 4.0
-"""Nats that one distance counts at most."""
+"""Nats that a distance counts at most."""
 MEMORY = 64.0
-"""Nonzero distances that the magnitude remembers."""
+"""Distances that the magnitude remembers."""
 DRIFT = 1.5
-"""Nats that a distance may differ from the magnitude before it counts as evidence."""
+"""Nats by which distances may differ from the magnitude without being evidence."""
 ALARM = 16.0
-"""Evidence, in nats, at which a feature starts again: the unit has changed e^DRIFT-fold or more."""
+"""Nats of evidence that the unit has changed: seven examples in another unit."""
 FAR = 4.0
-"""Scales between center and mean at which the zero has moved."""
-MAX_RATIO = 1e18
+"""Standard deviations between center and mean that show that the zero has moved."""
 DEPTH = 1 / 64
-"""Least scale, in magnitudes. It matters to features that are zero in all but 1 in 4,000 examples,
-whose values are at ±LIMIT either way."""
+"""Least scale, in magnitudes. If fewer than 1 in 4,096 examples are not 0, the deviation is
+smaller, and these examples are at ±LIMIT either way."""
 TINY = 2.0**-126
-"""Least scale: the smallest normal fp32."""
+"""Least scale of a feature that has always been the same: the smallest normal fp32."""
 UNKNOWN = -1.0
-"""Magnitude of a feature that has had one value only."""
+"""Magnitude of such a feature; its values then count in units of 1."""
+MAX_RATIO = 1e18
+"""Largest ratio of a standard deviation to a new magnitude, so that its square is finite."""
+MAX_STEP = 80.0
+"""Nats that the magnitude moves at most in one batch, so that it is finite."""
 
 
 class Standardizer:
@@ -95,7 +103,11 @@ class Standardizer:
         return torch.maximum(deviation, magnitude * DEPTH).clamp_(min=TINY)
 
     def start(self, inputs: Tensor) -> None:
-        """Start from the first batch, fp32 [n, d]; `update` then takes it, too."""
+        """Start from the first batch, fp32 [n, d]; `update` then takes it, too.
+
+        The center is the median of the whole batch here, and the magnitude the median of the
+        distances that are not 0. Values that are not finite count as 0.
+        """
         values = inputs.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         center = values.median(dim=0).values
         distances = (values - center).abs_()
@@ -142,7 +154,7 @@ class Standardizer:
         alarm = evidence.abs() > ALARM
         restarts = alarm.logical_or(magnitude < 0.0)
         step = torch.where(restarts, log_mean, steps.div_(shown.clamp_(min=MEMORY)))
-        unit = step.exp_().mul_(unit)
+        unit = step.clamp_(max=MAX_STEP).exp_().mul_(unit)
         inverse = unit.reciprocal()
 
         count = count.masked_fill(restarts, 0.0)

@@ -89,18 +89,21 @@ class Fold:
     def can_replay(self, version: int) -> bool:
         """Return whether cuts of a fold version give the bits here that they gave when learned.
 
-        Version 2 differs from 1 in two cases: the weights of a pool of one expert were rounded, and
-        a single optimizer differentiated a user's module by autograd, even one of linear layers.
+        Version 3 standardizes inputs in another way, and does nothing else differently. Version 2
+        differs from 1 in two cases: the weights of a pool of one expert were rounded, and a single
+        optimizer differentiated a user's module by autograd, even one of linear layers.
         """
+        state = self.state
+        if version < FOLD_VERSION and state.spec.standardize:
+            return False
         if version == 1:
-            state = self.state
             is_users = state.spec.model not in BUILT_IN
             return not any(
                 len(learner.pool.experts) == 1
                 and (learner.optimizer == "pool" or (is_users and learner.is_plain))
                 for learner in state.learners().values()
             )
-        return version == FOLD_VERSION
+        return version in (2, FOLD_VERSION)
 
     def step(self, batch: Batch) -> Report:
         """Score the batch with the weights as they are, then take one update.

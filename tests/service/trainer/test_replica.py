@@ -151,6 +151,9 @@ async def test_a_log_of_large_entries_is_not_read_in_one_go(memory: MemoryServer
     assert max(read) <= READ_BYTES + len(a_batch(0, 40_000).to_bytes())
 
 
+LATER = FOLD_VERSION + 1
+
+
 def set_version(monkeypatch: pytest.MonkeyPatch, version: int, *replayed: int) -> None:
     monkeypatch.setattr(replicas, "FOLD_VERSION", version)
     monkeypatch.setattr(Fold, "can_replay", lambda _, v: v in (version, *replayed))
@@ -173,13 +176,13 @@ async def test_a_later_version_replays_older_cuts_and_records_the_upgrade_once(
     fill(memory, 3)
     old = a_replica()
     await learn(old, log, await old.recover(log, False, keep_lease), 20)
-    set_version(monkeypatch, 3, 2)
+    set_version(monkeypatch, LATER, FOLD_VERSION)
     new = a_replica()
     pending = await new.recover(log, False, keep_lease)
     assert new.state.examples == 20
     await learn(new, log, pending, 20)
     cuts = [cut for _, cut in await log.cuts_after(2)]
-    assert [(cut.command, cut.fold) for cut in cuts] == [(Upgrade(3), 3), (None, 3)]
+    assert [(cut.command, cut.fold) for cut in cuts] == [(Upgrade(LATER), LATER), (None, LATER)]
     await a_replica().recover(log, False, keep_lease)
     assert (await log.cut_range())[1] == 4
 
@@ -189,11 +192,11 @@ async def test_a_log_of_a_later_version_is_refused_by_name(
 ) -> None:
     fill(memory, 2)
     with monkeypatch.context() as later:
-        set_version(later, 3)
+        set_version(later, LATER)
         replica = a_replica()
         await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
     old = a_replica()
-    with pytest.raises(LogError, match="cut 1 was learned by version 3") as refused:
+    with pytest.raises(LogError, match=f"cut 1 was learned by version {LATER}") as refused:
         await old.recover(log, False, keep_lease)
     assert f"executes version {FOLD_VERSION}. Run the version that recorded" in str(refused.value)
     assert old.state.examples == 0
