@@ -58,7 +58,8 @@ def from_format_2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     count = old["count"].expand_as(mean)
     magnitude = torch.where((count > 0) & (deviation > 0), NORMAL * deviation, UNKNOWN)
     found = {k: v for k, v in tensors.items() if k not in _STATISTICS}
-    statistics = torch.stack([mean, deviation, count, magnitude, torch.zeros_like(mean)])
+    none = torch.zeros_like(mean)
+    statistics = torch.stack([mean, deviation, count, magnitude, none, none])
     found[f"{STANDARDIZER}statistics"] = statistics
     found[f"{STANDARDIZER}recent"] = mean.repeat(WINDOW, 1)
     return found

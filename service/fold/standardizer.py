@@ -18,16 +18,18 @@ function of (state, batch) on the device, without a host read, in three parts:
 - **Moments.** The mean and the standard deviation are those of values within c ± WINSOR · b: plain
   averages up to HORIZON examples, exponential ones after that. For normal inputs WINSOR · b is 4
   standard deviations. One wild value in a hundred adds a tenth to the standard deviation.
-- **Change tests.** By Chebyshev's inequality a median is at most one standard deviation from the
-  mean. If c is FAR of them away, the zero has moved, and the moments start again from this batch.
-  Page's cumulative sum shows whether the unit has changed [E. S. Page, 'Continuous inspection
-  schemes', Biometrika 41, 1954]; this is its two-sided form, towards 0 by DRIFT an example:
+- **Change tests**, which count examples, so that a few wild ones show nothing. By Chebyshev's
+  inequality a median is at most one standard deviation from the mean. Where c is FAR of them away
+  for PATIENCE examples, the zero has moved. Page's cumulative sum shows whether the unit has
+  changed [E. S. Page, 'Continuous inspection schemes', Biometrika 41, 1954]; this is its two-sided
+  form, towards 0 by DRIFT an example:
 
       S ← shrink(S + Σ ψ(t), DRIFT · m),   shrink(x, a) = sign(x) · max(0, |x| - a).
 
   As b makes the mean of ψ zero whatever the distribution, S stays near 0 until the unit changes, up
-  or down. As no example adds more than STEP - DRIFT, wild values must outnumber the others. Where
-  |S| exceeds ALARM, b and the moments start again from this batch.
+  or down, and then gains STEP - DRIFT an example. After either change the moments start again from
+  this batch, after the second one b too. In streams whose neighbours are alike, a batch says less
+  than its size; hence PATIENCE.
 
 Everything is divided by b before it is squared or multiplied. So inputs of 1e-18 are as good as
 inputs of 1, and inputs times a power of two give the same z.
@@ -51,8 +53,8 @@ MEMORY = 64.0
 """Distances that the magnitude remembers."""
 DRIFT = 1.5
 """Nats by which distances may differ from the magnitude without being evidence."""
-ALARM = 16.0
-"""Nats of evidence that the unit has changed: seven examples in another unit."""
+PATIENCE = (8.0, 32.0)
+"""Examples that show a change: as many as the moments are averages of, within these bounds."""
 FAR = 4.0
 """Standard deviations between center and mean that show that the zero has moved."""
 DEPTH = 1 / 64
@@ -79,10 +81,11 @@ class Standardizer:
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
-        initial = torch.tensor([0.0, 1.0, 0.0, UNKNOWN, 0.0], device=device)
+        initial = torch.tensor([0.0, 1.0, 0.0, UNKNOWN, 0.0, 0.0], device=device)
         self.statistics = initial[:, None].repeat(1, width)
-        """By feature, fp32 [5, d]: mean; standard deviation; examples that both are averages of;
-        magnitude; evidence, in nats, above 0 that the magnitude is too small."""
+        """By feature, fp32 [6, d]: mean; standard deviation; examples that both are averages of;
+        magnitude; S, evidence in nats, above 0 that the magnitude is too small; newest examples
+        whose center was far from the mean."""
         self.recent = torch.zeros(WINDOW, width, device=device)
         """The newest examples, fp32 [9, d], the newest last; rows of a batch if it is larger."""
 
@@ -99,7 +102,7 @@ class Standardizer:
     def scale(self) -> Tensor:
         """Difference between inputs that is 1 in z, fp32 [d]: the standard deviation, but not
         below DEPTH magnitudes, and above 0."""
-        _, deviation, _, magnitude, _ = self.statistics.unbind(0)
+        _, deviation, _, magnitude, *_ = self.statistics.unbind(0)
         return torch.maximum(deviation, magnitude * DEPTH).clamp_(min=TINY)
 
     def start(self, inputs: Tensor) -> None:
@@ -117,7 +120,7 @@ class Standardizer:
         known = magnitude < torch.inf
         unit = torch.where(known, magnitude, 1.0)
         shift, variance = _moments(values, center, unit.reciprocal())
-        mean, deviation, _, own, _ = self.statistics.unbind(0)
+        mean, deviation, _, own, *_ = self.statistics.unbind(0)
         mean.copy_(torch.addcmul(center, unit, shift))
         deviation.copy_(variance.sqrt_().mul_(unit))
         own.copy_(torch.where(known, magnitude, UNKNOWN))
@@ -136,7 +139,7 @@ class Standardizer:
             keep: bool, 0-dim; where it is False nothing changes.
         """
         n = len(inputs)
-        mean, deviation, count, magnitude, evidence = self.statistics.unbind(0)
+        mean, deviation, count, magnitude, evidence, away = self.statistics.unbind(0)
         rows = self._window(inputs)
         center = remedian(rows)
 
@@ -146,43 +149,48 @@ class Standardizer:
         logs = relative.sub_(nonzero - 1.0).log_()  # 0 where the distance is
         found = nonzero.sum(dim=0)
         log_mean = logs.sum(dim=0).div_(found.clamp(min=1.0))
+        new = min(n, WINDOW)
         shown = found if n >= WINDOW else nonzero[-n:].sum(dim=0)
         steps = logs[-n:].clamp_(-STEP, STEP).sum(dim=0)
-        moved = evidence + steps
-        allowed = shown * DRIFT
+        moved = torch.add(evidence, steps, alpha=n / new)
+        allowed = shown * (DRIFT * n / new)
         evidence = moved.sub_(torch.clamp(moved, -allowed, allowed))
-        alarm = evidence.abs() > ALARM
+        patience = count.clamp(*PATIENCE)
+        alarm = evidence.abs() > patience * (STEP - DRIFT)
         restarts = alarm.logical_or(magnitude < 0.0)
         step = torch.where(restarts, log_mean, steps.div_(shown.clamp_(min=MEMORY)))
         unit = step.clamp_(max=MAX_STEP).exp_().mul_(unit)
         inverse = unit.reciprocal()
 
-        count = count.masked_fill(restarts, 0.0)
-        shift, variance = _moments(inputs, center, inverse)
         # in units of the magnitude, from the center
         old = (mean - center).mul_(inverse)
         wide = (deviation * inverse).clamp_(max=MAX_RATIO)
-        far = old.abs() > wide.mul(FAR).add_(FAR * DEPTH)
-        old = old.masked_fill_(far, 0.0)
-        count = count.masked_fill(far, 0.0)
+        bound = wide.mul(FAR).add_(FAR * DEPTH)
+        away = away.add(n).mul_(old.abs() > bound)
+        restarts.logical_or_(away > patience)
+        count = count.masked_fill(restarts, 0.0)
         whole = count + n
         rate = count.div(whole).neg_().add_(1.0)
+        shift, variance = _moments(inputs, center, inverse)
         if n < WINDOW:
-            young = count < WINDOW
-            rate.masked_fill_(young, 1.0)
+            restarts = count < WINDOW
+            rate.masked_fill_(restarts, 1.0)
             of_rows = _moments(rows, center, inverse)
-            shift = torch.where(young, of_rows[0], shift)
-            variance = torch.where(young, of_rows[1], variance)
-        between = (shift - old).square_().mul_(1.0 - rate)
+            shift = torch.where(restarts, of_rows[0], shift)
+            variance = torch.where(restarts, of_rows[1], variance)
+        old = torch.where(restarts, shift, old)
+        change = torch.clamp(shift.sub_(old), -bound, bound)
+        between = change.square().mul_(1.0 - rate)
         variance = torch.lerp(wide.square_(), between.add_(variance), rate)
         deviation = variance.sqrt_().mul_(unit)
         statistics = torch.stack(
             [
-                torch.addcmul(center, unit, torch.lerp(old, shift, rate)),
+                torch.addcmul(center, unit, old.add_(change.mul_(rate))),
                 deviation,
                 whole.clamp_(max=HORIZON),
                 torch.where(found > 0.0, unit, magnitude),
                 evidence.masked_fill_(alarm, 0.0),
+                away.masked_fill_(restarts, 0.0),
             ]
         )
         takes = (deviation * 0.0).eq(0.0).logical_and_(keep)
