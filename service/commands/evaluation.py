@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from service.fold.inputs import Standardizer, clamped, to_inputs
+from service.fold.inputs import to_inputs
 from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.standardizer import Standardizer
 from service.fold.state import State
 from service.fold.step import Fold
 from service.settings import Settings
@@ -56,9 +57,8 @@ def standardized(batches: Iterable[Batch]) -> Iterator[Batch]:
         if standardizer is None:
             standardizer = Standardizer(inputs.shape[1], CPU)
             standardizer.start(inputs)
-        deviations = standardizer.deviations(inputs)
-        yield Batch(clamped(deviations).numpy(), batch.labels)
-        standardizer.update(deviations, keep)
+        yield Batch(standardizer.standardized(inputs).numpy(), batch.labels)
+        standardizer.update(inputs, keep)
 
 
 @dataclass(frozen=True)

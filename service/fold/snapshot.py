@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.fold.inputs import standardize, to_inputs
+from service.fold.inputs import to_inputs
 from service.fold.learner import Learner
+from service.fold.standardizer import standardized
 from service.fold.state import State
 from streams.batch import Features
 
@@ -25,7 +26,8 @@ class Snapshot:
     weights: dict[str, Tensor]
     mean: Tensor | None
     """Mean of the inputs, fp32 [d]; None if they are not standardized."""
-    variance: Tensor | None
+    scale: Tensor | None
+    """What a standardized input of 1 is, fp32 [d]; None if they are not standardized."""
 
     @classmethod
     def of(cls, state: State) -> "Snapshot":
@@ -35,7 +37,7 @@ class Snapshot:
             state.version,
             state.served.frozen(),
             state.standardizer.mean.clone() if keeps else None,
-            state.standardizer.variance.clone() if keeps else None,
+            state.standardizer.scale if keeps else None,
         )
 
 
@@ -67,7 +69,7 @@ class Evaluator:
     def __call__(self, snapshot: Snapshot, features: Features) -> tuple[Tensor, Tensor]:
         """Return the labels, int64 [n], and the probabilities, fp32 [n, classes], on the host."""
         inputs = to_inputs(features, self.device)
-        if snapshot.mean is not None and snapshot.variance is not None:
-            inputs = standardize(inputs, snapshot.mean, snapshot.variance)
+        if snapshot.mean is not None and snapshot.scale is not None:
+            inputs = standardized(inputs, snapshot.mean, snapshot.scale)
         labels, probabilities = self._evaluate(snapshot.weights, inputs)
         return labels.cpu(), probabilities.cpu()

@@ -16,8 +16,9 @@ cuts give the same bits.
 
 1: a single optimizer was not a pool, and recoveries from drift events had their own definition.
 2: every learner is a pool, and recovery has one definition (`service.fold.drift.Monitor`).
-3: a drift event has its direction and its accuracies from where the change was seen, and a user's
-   module that changes its inputs in place changes a copy of them.
+3: the statistics of the inputs are robust (`service.fold.standardizer`), a drift event has its
+   direction and its accuracies from where the change was seen, and a user's module that changes
+   its inputs in place changes a copy of them.
 """
 MAX_EXPERTS = 6
 """Experts of the default pool."""

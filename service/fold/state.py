@@ -7,10 +7,10 @@ from torch import Tensor
 
 from service.fold.drift import PREFIX as DRIFT
 from service.fold.drift import Monitor
-from service.fold.inputs import Standardizer
 from service.fold.learner import Learner
 from service.fold.loss_guard import LossGuard
 from service.fold.spec import Hyperparameters, Shadow, Spec
+from service.fold.standardizer import Standardizer
 from service.log.position import Position
 
 SERVED = "served"

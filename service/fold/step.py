@@ -14,7 +14,7 @@ from torch import Tensor
 
 from funnel.graphs.execution import Execution
 from funnel.pool.pool import Decision
-from service.fold.inputs import Upload, clamped
+from service.fold.inputs import Upload
 from service.fold.learner import Learner
 from service.fold.networks import BUILT_IN
 from service.fold.report import Report
@@ -92,11 +92,12 @@ class Fold:
 
         Version 2 differs from 1 in two cases: the weights of a pool of one expert were rounded, and
         a single optimizer differentiated a user's module by autograd, even one of linear layers.
-        Version 3 differs from both for a user's module that changes its inputs in place. The
-        monitor of drift replays each version as it was.
+        Version 3 differs from both in how it standardizes inputs, and for a user's module that
+        changes them in place. The monitor of drift replays each version as it was.
         """
         learners = self.state.learners().values()
-        if version < 3 and any(learner.writes_inputs for learner in learners):
+        writes_inputs = any(learner.writes_inputs for learner in learners)
+        if version < FOLD_VERSION and (self.state.spec.standardize or writes_inputs):
             return False
         if version == 1:
             is_users = self.state.spec.model not in BUILT_IN
@@ -167,8 +168,7 @@ def observe(state: State, inputs: Tensor, labels: Tensor) -> Observed:
     """
     prepared = inputs
     if state.spec.standardize:
-        deviations = state.standardizer.deviations(inputs)
-        prepared = clamped(deviations)
+        prepared = state.standardizer.standardized(inputs)
     batch = state.served.score(prepared, labels)
     scored, finite = batch.scored, batch.finite
     loss, width = scored.losses.mean(), state.hyperparameters.loss_guard
@@ -176,7 +176,7 @@ def observe(state: State, inputs: Tensor, labels: Tensor) -> Observed:
     correct = scored.labels == labels
     state.served.scores.update(correct, scored.losses, labels, finite)
     if state.spec.standardize:
-        state.standardizer.update(deviations, keep)
+        state.standardizer.update(inputs, keep)
     decision = state.served.decide(batch, keep)
     return Observed(keep, finite, correct.float().mean(), loss, prepared, decision)
 

@@ -25,9 +25,9 @@ from funnel.pool.expert import Expert
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Pool, predicted
 from service.fold import networks
-from service.fold.inputs import LIMIT
 from service.fold.networks import ModelError, reason_of
 from service.fold.spec import Spec
+from service.fold.standardizer import LIMIT
 
 logger = logging.getLogger("funnel")
 

@@ -2,7 +2,8 @@
 
 A file is a safetensors file whose metadata, ``funnel``, is JSON:
 
-- ``format``: of names, shapes and metadata. Format 1 is read, too (see `service.fold.formats`).
+- ``format``: of names, shapes and metadata. Formats 1 and 2 are read, too (see
+  `service.trainer.formats`).
 - ``fold``: version of the arithmetic that made the state; 1 where it is missing.
 - ``state``: spec, hyperparameters (``rates``), and the counts of batches and examples. Together
   with the tensors this is all of it.
@@ -28,13 +29,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from service.fold.formats import from_format_1
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.log.position import Position, Progress
+from service.trainer.formats import from_format_1, from_format_2
 from streams.errors import FunnelError
 
-FORMAT = 2
+FORMAT = 3
 BLANK = "~" * 64
 
 
@@ -151,6 +152,8 @@ def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
         tensors = load_tensors(raw)
         if kind == 1:
             tensors = from_format_1(tensors, spec, rates)
+        if kind <= 2:
+            tensors = from_format_2(tensors)
         progress = Progress(**log | {"position": Position.parse(log["position"])})
         version, examples = state["version"], state["examples"]
         drifts = tuple(map(Position.parse, metadata.get("drifts", ())))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from funnel.graphs.traced import Traced
 from funnel.pool.expert import Expert
 from funnel.pool.pool import Decision, Pool
-from service.fold.inputs import Standardizer, clamped
 from service.fold.scores import Scores
+from service.fold.standardizer import Standardizer
 
 
 class PoolLearner:
@@ -55,12 +55,11 @@ class PoolLearner:
 
     def observe(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Decision]:
         """Score and decide, as a function of tensors that can be traced."""
-        deviations = self.standardizer.deviations(inputs)
-        prepared = clamped(deviations)
+        prepared = self.standardizer.standardized(inputs)
         scored = self.pool.score(prepared, labels)
         keep = torch.isfinite(scored.losses).all()
         decision = self.pool.decide(scored, keep)
         correct = scored.labels == labels
         self.scores.update(correct, scored.losses, labels, keep)
-        self.standardizer.update(deviations, keep)
+        self.standardizer.update(inputs, keep)
         return keep, correct.float().mean(), prepared, decision

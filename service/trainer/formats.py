@@ -3,6 +3,8 @@
 In format 1 a learner with one optimizer, Funnel or a plain one, was not a pool. Its tensors had no
 leading expert dimension, the keys of its inner optimizer's state named no run, and it had no expert
 weights. Everything that was learned stays as it is, bit for bit.
+
+Until format 2 the statistics of the inputs were an exponentially weighted mean and variance.
 """
 
 from collections.abc import Mapping
@@ -13,8 +15,12 @@ from torch import Tensor
 from funnel.pool.mixing import FixedShare
 from funnel.pool.renewal import Renewal
 from service.fold.spec import Hyperparameters, Shadow, Spec
+from service.fold.standardizer import UNKNOWN, WINDOW
 
 SHADOW = "shadow."
+STANDARDIZER = "standardizer."
+NORMAL = 0.53
+"""Geometric mean of |x| for a standard normal x: exp(E log |x|)."""
 
 
 def from_format_1(
@@ -35,6 +41,31 @@ def from_format_1(
         converted = own if shadow.optimizer == "pool" else _pool_of_one(own)
         found |= {prefix + k: v for k, v in converted.items()}
     return found
+
+
+def from_format_2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a state that was saved in format 2 under today's names and shapes.
+
+    Inputs keep the mean and the standard deviation that they had, and new examples move both as
+    they would have. The magnitude starts as that of normal inputs: where it is wrong, the feature
+    starts again once that is evident.
+
+    Args:
+        tensors: all of them by name.
+    """
+    old = {k.removeprefix(STANDARDIZER): v for k, v in tensors.items() if k in _STATISTICS}
+    mean, deviation = old["mean"], old["variance"].sqrt()
+    count = old["count"].expand_as(mean)
+    magnitude = torch.where((count > 0) & (deviation > 0), NORMAL * deviation, UNKNOWN)
+    found = {k: v for k, v in tensors.items() if k not in _STATISTICS}
+    none = torch.zeros_like(mean)
+    statistics = torch.stack([mean, deviation, count, magnitude, none, none])
+    found[f"{STANDARDIZER}statistics"] = statistics
+    found[f"{STANDARDIZER}recent"] = mean.repeat(WINDOW, 1)
+    return found
+
+
+_STATISTICS = {STANDARDIZER + name for name in ("count", "mean", "variance")}
 
 
 def _pool_of_one(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
