@@ -43,8 +43,8 @@ class FaultyNetwork(Network):
 
     def __init__(self, process: "Process") -> None:
         self._process, self._rng = process, process.rng
-        self.loss = process.world.plan.loss
-        self.late = process.world.plan.late
+        world = process.world
+        self.loss, self.late = (0.0, 0.0) if world.is_over else (world.plan.loss, world.plan.late)
         self.is_cut = False
         self.held: str | None = None
         """Command that is held back; all of them if it is empty."""
