@@ -44,8 +44,7 @@ class FaultyNetwork(Network):
     def __init__(self, process: "Process") -> None:
         self._process, self._rng = process, process.rng
         world = process.world
-        self.loss = 0.0 if world.is_over else world.plan.loss
-        self.late = 0.0 if world.is_over else world.plan.late
+        self.loss, self.late = (0.0, 0.0) if world.is_over else (world.plan.loss, world.plan.late)
         self.is_cut = False
         self.held: str | None = None
         """Command that is held back; all of them if it is empty."""
