@@ -47,6 +47,14 @@ class Position(NamedTuple):
     def __str__(self) -> str:
         return str(self.entry) if self.taken is None else f"{self.entry}+{self.taken}"
 
+    def is_after(self, other: "Position") -> bool:
+        """Return whether it is further along the log than another position."""
+        return (self.entry, self.taken is None, self.taken or 0) > (
+            other.entry,
+            other.taken is None,
+            other.taken or 0,
+        )
+
     def covers(self, entry: EntryId) -> bool:
         """Return whether the whole of ``entry`` lies before this position."""
         return self.entry > entry or (self.entry == entry and self.taken is None)

@@ -159,6 +159,8 @@ class Replica:
                 raise GapError("the first of the recorded cuts are gone")
             if accept_gap and not self.has_recovered:  # others notice when they have read them
                 position = self.progress.position
+                if position.taken is not None and await log.read_one(position.entry) is None:
+                    raise GapError(f"entry {position.entry}, learned in part, is gone")
                 waiting = await _count_after(log, position, extent.last, keep_lease)
                 if missing := extent.added - self.progress.entries - waiting:
                     raise GapError(f"{missing} entries after {position} were deleted")
@@ -264,6 +266,11 @@ class Replica:
                 self._version = cut.fold
                 self.state.drift.set_version(cut.fold)
                 if isinstance(cut.command, Gap):
+                    if self.progress.position.is_after(cut.position):
+                        raise GapError(
+                            f"at cut {number} another service accepted a gap, and from there on "
+                            "learned again what is learned here"
+                        )
                     pending = Pending(cut.position, cut.entries)
                 while pending.position != cut.position and (
                     not pending or pending.newest < cut.position.entry

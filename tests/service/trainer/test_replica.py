@@ -136,6 +136,38 @@ async def test_a_model_that_begins_after_a_gap_records_its_hyperparameters(
     assert recorded == heir.state.hyperparameters
 
 
+async def test_an_entry_learned_in_part_that_is_gone_is_noticed_whatever_the_count_of_entries(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    entries, replica = fill(memory, 3), a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 30)
+    memory.delete(entries[1])
+    memory.added -= 1  # as if a server had lost its end, and others had written as much again
+    replica.resign()
+    pending = await replica.recover(log, True, keep_lease)
+    assert pending.position == Position(entries[1])
+    await learn(replica, log, pending, 20)
+
+
+async def test_a_replica_that_is_further_than_an_accepted_gap_repeats_nothing_after_it(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    """Another one has accepted the gap, and has learned entries that this one had learned."""
+    entries, replica = fill(memory, 4), a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    for _ in range(4):
+        await learn(replica, log, pending, 20)
+    memory.delete(entries[0])
+    heir = a_replica()
+    pending = await heir.recover(log, True, keep_lease)
+    assert pending.position.entry < entries[3]
+    await learn(heir, log, pending, 20)
+    replica.resign()
+    with pytest.raises(GapError, match="learned again"):
+        await replica.recover(log, False, keep_lease)
+    assert replica.state.examples == 80
+
+
 async def test_a_gap_counts_as_accepted_once_its_record_is_confirmed(
     memory: MemoryServer, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
