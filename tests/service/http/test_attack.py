@@ -207,7 +207,7 @@ def test_a_key_of_redis_cannot_be_injected(tmp_path: Path, server: RedisProcess)
         for key in keys:
             headers = {b"Idempotency-Key": key.encode()}
             assert client.post("/learn", json=one, headers=headers).status_code == 202
-        made = [name.decode() for name in set(redis.keys()) - before]
+        made = [name.decode() for name in set(redis.keys()) - before - {b"funnel:{logistic}:keys"}]
     assert len(made) == len(keys)
     assert all(re.fullmatch(r"funnel:\{logistic\}:key:[0-9a-f]{64}", name) for name in made)
 
@@ -242,7 +242,7 @@ def test_what_clients_send_adds_no_series(service: ServiceProcess) -> None:
 
 
 def test_mutated_requests_are_answered_and_change_nothing(tmp_path: Path) -> None:
-    statuses = run(tmp_path, requests=1_500, seed=1, seconds=10)  # others may use this machine
+    statuses = run(tmp_path, requests=1_500, seed=1, seconds=60)  # others may use this machine
     assert statuses.total() > 1_400
     assert statuses[202] > 50
     assert statuses[422] > 500
