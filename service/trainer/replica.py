@@ -198,10 +198,11 @@ class Replica:
             is_whole = at.position.taken is None or await log.read_one(at.position.entry)
             position = at.position if is_whole else Position(at.position.entry)
             waiting = await _count_after(log, position, extent.last, keep_lease)
-        self.progress = replace(at, log=extent.uuid, cut=cut)
         self._recorded = cut
-        entries = extent.added - waiting
-        await self._carry_out(log, Cut(position, entries=entries, command=Gap()))
+        moved = Cut(position, entries=extent.added - waiting, command=Gap())
+        await self.record(log, [moved])  # until this is confirmed, the model is where it was
+        self.progress = replace(at, log=extent.uuid, cut=self._recorded - 1)
+        self.apply(moved, None)
 
     async def _replay(self, log: Log, keep_lease: KeepLease) -> None:
         pending = Pending(self.progress.position, self.progress.entries)

@@ -1,8 +1,9 @@
 """A replica at its position in the log: what it repeats, and what it refuses to repeat."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -10,16 +11,18 @@ from service.fold.spec import FOLD_VERSION, Hyperparameters
 from service.fold.step import Fold
 from service.log.cuts import Begin, Change, Cut, Gap, Upgrade
 from service.log.entries import RawEntry
-from service.log.errors import FencedError, GapError, LogError, Stopped
-from service.log.position import ORIGIN, EntryId, Position
+from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
+from service.log.position import ORIGIN, TOP, EntryId, Position
 from service.trainer import replica as replicas
 from service.trainer.checkpoint import Checkpoint
 from service.trainer.replica import READ_BYTES
 from service.trainer.store import UnreadableError
 from tests.support.checkpoints import a_copy, kept
-from tests.support.memory_log import MemoryLog, MemoryServer
+from tests.support.memory_log import MemoryLog, MemoryServer, Network
 from tests.support.replicas import a_replica, fill, keep_lease, learn
 from tests.support.states import a_batch, same_tensors
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.anyio
 
@@ -125,6 +128,38 @@ async def test_a_model_that_begins_after_a_gap_records_its_hyperparameters(
     assert isinstance(change.command, Change)
     recorded = Hyperparameters.of(dict(change.command.hyperparameters))
     assert recorded == heir.state.hyperparameters
+
+
+class LosingOne(Network):
+    """A network that loses the first record of a cut."""
+
+    def __init__(self) -> None:
+        self.left = 1
+
+    async def call(self, command: str, execute: Callable[[], T]) -> T:
+        if command == "append_cuts" and self.left:
+            self.left -= 1
+            raise LogUnavailable("the connection was lost")
+        return execute()
+
+
+async def test_a_gap_that_was_not_recorded_is_accepted_again_and_loses_nothing(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    """The full log is archived before the gap is recorded; entries arrive in the new one."""
+    fill(memory, 1)
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    memory.add({b"batch": b"last"}, TOP)
+    replica.resign()
+    faulty = MemoryLog(memory, LosingOne())
+    with pytest.raises(LogUnavailable):
+        await replica.recover(faulty, True, keep_lease)
+    fill(memory, 2)
+    pending = await replica.recover(faulty, True, keep_lease)
+    for _ in range(2):
+        await learn(replica, faulty, pending, 20)
+    assert (replica.state.examples, replica.progress.entries) == (60, 2)
 
 
 async def test_a_gap_is_accepted_at_the_start_alone(memory: MemoryServer, log: MemoryLog) -> None:
