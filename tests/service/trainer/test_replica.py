@@ -12,7 +12,7 @@ from service.fold.step import Fold
 from service.log.cuts import Begin, Change, Cut, Gap, Upgrade
 from service.log.entries import RawEntry
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
-from service.log.position import ORIGIN, TOP, EntryId, Position
+from service.log.position import ORIGIN, EntryId, Position
 from service.trainer import replica as replicas
 from service.trainer.checkpoint import Checkpoint
 from service.trainer.replica import READ_BYTES
@@ -146,11 +146,12 @@ class LosingOne(Network):
 async def test_a_gap_that_was_not_recorded_is_accepted_again_and_loses_nothing(
     memory: MemoryServer, log: MemoryLog
 ) -> None:
-    """The full log is archived before the gap is recorded; entries arrive in the new one."""
-    fill(memory, 1)
+    """The ids of the new log are lower than the model's position in the old one."""
+    memory.add({b"batch": a_batch(0).to_bytes()}, EntryId(1 << 60, 0))
     replica = a_replica()
     await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
-    memory.add({b"batch": b"last"}, TOP)
+    memory.lose()
+    memory.uuid = None
     replica.resign()
     faulty = MemoryLog(memory, LosingOne())
     with pytest.raises(LogUnavailable):
