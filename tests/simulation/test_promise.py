@@ -16,6 +16,7 @@ FOUND = {
     383: "a cut of which an entry was gone looked like damage, which no flag accepts",
     875: "cuts were dropped when a gap was accepted, and other processes repeated them",
     2483: "entries that were deleted at the end of the log stayed in the backlog unnoticed",
+    6206: "a gap whose record was lost was accepted again as another gap, and entries were lost",
 }
 """Seeds whose schedules broke a promise once, and how."""
 

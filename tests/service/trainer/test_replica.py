@@ -1,8 +1,9 @@
 """A replica at its position in the log: what it repeats, and what it refuses to repeat."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import orjson
@@ -26,9 +27,11 @@ from service.trainer.checkpoint import Checkpoint
 from service.trainer.replica import READ_BYTES
 from service.trainer.store import UnreadableError
 from tests.support.checkpoints import a_copy, kept
-from tests.support.memory_log import MemoryLog, MemoryServer
+from tests.support.memory_log import MemoryLog, MemoryServer, Network
 from tests.support.replicas import a_replica, fill, keep_lease, learn
 from tests.support.states import a_batch, same_tensors
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.anyio
 
@@ -190,6 +193,39 @@ async def test_a_gap_counts_as_accepted_once_its_record_is_confirmed(
     cuts = [cut for _, cut in await log.cuts_after(0)]
     assert [cut.command for cut in cuts[3:]] == [Gap()]
     assert heir.progress.cut == len(cuts)
+
+
+class LosingOne(Network):
+    """A network that loses the first record of a cut."""
+
+    def __init__(self) -> None:
+        self.left = 1
+
+    async def call(self, command: str, execute: Callable[[], T]) -> T:
+        if command == "append_cuts" and self.left:
+            self.left -= 1
+            raise LogUnavailable("the connection was lost")
+        return execute()
+
+
+async def test_a_gap_that_was_not_recorded_is_accepted_again_and_loses_nothing(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    """The ids of the new log are lower than the model's position in the old one."""
+    memory.add({b"batch": a_batch(0).to_bytes()}, EntryId(1 << 60, 0))
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    memory.lose()
+    memory.uuid = None
+    replica.resign()
+    faulty = MemoryLog(memory, LosingOne())
+    with pytest.raises(LogUnavailable):
+        await replica.recover(faulty, True, keep_lease)
+    fill(memory, 2)
+    pending = await replica.recover(faulty, True, keep_lease)
+    for _ in range(2):
+        await learn(replica, faulty, pending, 20)
+    assert (replica.state.examples, replica.progress.entries) == (60, 2)
 
 
 async def test_a_gap_is_accepted_at_the_start_alone(memory: MemoryServer, log: MemoryLog) -> None:
