@@ -49,8 +49,6 @@ class SimulatedServer(MemoryServer):
         self.oracle, self.always = oracle, always
         self._digest_of, self._reach, self._violated = digest_of, reach, violated
         self.is_down = False
-        self.life = 0
-        """How often it has ended: a connection does not outlast it."""
         self.meanings: dict[bytes, Sent] = {}
         """What payloads mean; all others are poison."""
         self.ever: dict[EntryId, Sent] = {}

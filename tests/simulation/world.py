@@ -451,7 +451,7 @@ class World:
 
     async def _restart_server(self, fault: Fault) -> None:
         self.server.is_down = True
-        self.server.life += 1
+        self.server.end()
         if fault.kind == "server power":
             if self.plan.is_embedded:
                 self._cut_power(0)

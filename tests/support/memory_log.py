@@ -75,7 +75,18 @@ class MemoryServer:
         self.is_read_only = False
         """It refuses whatever may write, as a replica does."""
         self.arrived = asyncio.Event()
-        """Set when the next entry is added; then replaced by another."""
+        """Set when the next entry is added, or the server ends; then replaced by another."""
+        self.life = 0
+        """How often it has ended: a connection does not outlast it."""
+
+    def end(self) -> None:
+        """End, and with it all connections."""
+        self.life += 1
+        self._notify()
+
+    def _notify(self) -> None:
+        arrived, self.arrived = self.arrived, asyncio.Event()
+        arrived.set()
 
     def check_writable(self) -> None:
         """Raise LogUnavailable if it is read-only."""
@@ -98,8 +109,7 @@ class MemoryServer:
             raise LogUnavailable("the log cannot be reached: the stream has exhausted its ids")
         self.entries[entry], self.last = fields, entry
         self.added += 1
-        arrived, self.arrived = self.arrived, asyncio.Event()
-        arrived.set()
+        self._notify()
         return entry
 
     def take_epoch(self, at_least: int) -> int:
@@ -185,15 +195,18 @@ class MemoryLog(Log):
                 left -= _bytes(entry[1], names=bool(found[1:]) or block_ms is None)
             return found
 
+        life = server.life
         found = await self._ask("read", read)
         if found or block_ms is None:
             return found
         try:
             async with asyncio.timeout(block_ms / 1000):
-                while not server.after(after):
+                while not server.after(after) and server.life == life:
                     await server.arrived.wait()
         except TimeoutError:
             return []
+        if server.life != life:
+            raise LogUnavailable("the connection was lost")
         return await self._ask("read", read)
 
     async def read_one(self, entry: EntryId) -> RawEntry | None:
