@@ -60,7 +60,8 @@ class SimulatedServer(MemoryServer):
         self.letters: list[Fields] = []
         self.trimmed_to = 0
         self._lost_up_to = ORIGIN
-        """The highest id that a power cut has taken back, which may be given again."""
+        """The highest id that a loss has taken back. Where it is given again, for example by a clock
+        that went back, nobody can tell what was learned."""
         self._holders: dict[int, Owner] = {}
         self._saved: _Saved | None = None
 
@@ -102,6 +103,7 @@ class SimulatedServer(MemoryServer):
 
     def lose(self) -> None:
         self._forgive(list(self.ever))
+        self._lost_up_to = max(self._lost_up_to, self.last)
         self.deleted = set(self.ever)  # trainers may have read them in time
         super().lose()
 
