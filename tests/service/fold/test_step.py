@@ -368,3 +368,14 @@ def test_reports_of_the_host_keep_no_tensors() -> None:
     """Thousands of them, scattered among the large tensors of each step, cost gigabytes."""
     report = step(a_state(), a_batch(0))
     assert [type(v) for v in vars(report).values()] == [int, float, float, bool]
+
+
+@pytest.mark.parametrize("optimizer", ["pool", "adam"])
+def test_cuts_of_version_2_are_replayed_where_inputs_are_not_standardized(optimizer: str) -> None:
+    standardized, plain = (
+        Fold(State(a_spec(optimizer=optimizer, standardize=standardize), HYPERPARAMETERS, CPU))
+        for standardize in (True, False)
+    )
+    versions = range(FOLD_VERSION + 2)
+    assert [v for v in versions if plain.can_replay(v) and v > 1] == [2, FOLD_VERSION]
+    assert [v for v in versions if standardized.can_replay(v)] == [FOLD_VERSION]
