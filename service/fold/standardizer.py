@@ -57,6 +57,8 @@ PATIENCE = (8.0, 32.0)
 """Examples that show a change: as many as the moments are averages of, within these bounds."""
 FAR = 4.0
 """Standard deviations between center and mean that show that the zero has moved."""
+ROWS = 6.5
+"""Rows of a window that it takes at least to show that the unit has changed."""
 DEPTH = 1 / 64
 """Least scale, in magnitudes. If fewer than 1 in 4,096 examples are not 0, the deviation is
 smaller, and these examples are at ±LIMIT either way."""
@@ -156,7 +158,7 @@ class Standardizer:
         allowed = shown * (DRIFT * n / new)
         evidence = moved.sub_(torch.clamp(moved, -allowed, allowed))
         patience = count.clamp(*PATIENCE)
-        alarm = evidence.abs() > patience * (STEP - DRIFT)
+        alarm = evidence.abs() > patience.clamp(min=ROWS * n / new) * (STEP - DRIFT)
         restarts = alarm.logical_or(magnitude < 0.0)
         step = torch.where(restarts, log_mean, steps.div_(shown.clamp_(min=MEMORY)))
         unit = step.clamp_(max=MAX_STEP).exp_().mul_(unit)

@@ -13,6 +13,11 @@ from tests.golden.data import BATCHES, MORE
 DIGESTS = HERE / "digests.json"
 CHECKPOINTS = HERE / "checkpoints"
 OPENED = HERE / "checkpoints.json"
+FORMAT_2 = {
+    f"format-2/{name}": name for name in ("pool-logistic", "funnel-mlp", "rmsprop-logistic")
+}
+"""Checkpoints of format 2 by their paths below CHECKPOINTS, with their configurations; those of
+format 1 have the names of the configurations."""
 
 
 def one_thread() -> None:

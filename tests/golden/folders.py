@@ -37,6 +37,12 @@ AFTER: dict[str, dict[str, Any]] = {
     "funnel": BEFORE["funnel"] | {"lr": 0.02, "loss_guard": 4.0, "shadow": "sgd:0.1"},
 }
 """Settings of the service when it starts again; a cut records the new hyperparameters."""
+CURRENT, OLDER = ("pool-3", "funnel-3"), ("pool", "funnel")
+"""Folders that this version of the fold has written, whose cuts it replays, and those of version 1,
+whose cuts it refuses. An older one opens without the cuts behind its checkpoint, as a version that
+was stopped leaves it."""
+for _current, _older in zip(CURRENT, OLDER, strict=True):
+    BEFORE[_current], AFTER[_current] = BEFORE[_older], AFTER[_older]
 POISONED = range(34, 37)
 """Numbers of entries whose labels are wrong."""
 KEY = {"Idempotency-Key": "golden"}
@@ -115,10 +121,8 @@ def reopen(scratch: Path, name: str) -> dict[str, Any]:
     """Open a data folder with a service and learn more; return all that can be observed."""
     redis = RedisProcess(scratch / "redis").start()
     try:
-        with redis.client() as direct:
-            restore(direct, read(FOLDERS / name / "log.json"))
-        shutil.copytree(FOLDERS / name / "checkpoints", scratch / "data/checkpoints")
-        service = ServiceProcess(scratch, OPTIONS | AFTER[name] | {"redis_url": redis.url}).start()
+        service = put_back(scratch, redis, name, is_stopped=name in OLDER)
+        service.start()
         try:
             with service.client() as client:
                 return _seen(client)
@@ -126,6 +130,35 @@ def reopen(scratch: Path, name: str) -> dict[str, Any]:
             service.kill()
     finally:
         redis.kill()
+
+
+def put_back(scratch: Path, redis: RedisProcess, name: str, is_stopped: bool) -> ServiceProcess:
+    """Write a data folder and its log back; return a service on them, which is not started.
+
+    Args:
+        scratch: where the folder goes.
+        redis: the server of the log.
+        name: of the folder.
+        is_stopped: leave out the cuts behind the checkpoint.
+    """
+    keys = read(FOLDERS / name / "log.json")
+    if is_stopped:
+        keys[CUTS] = _until(keys[CUTS], checkpointed(name))
+    with redis.client() as direct:
+        restore(direct, keys)
+    shutil.copytree(FOLDERS / name / "checkpoints", scratch / "data/checkpoints")
+    return ServiceProcess(scratch, OPTIONS | AFTER[name] | {"redis_url": redis.url})
+
+
+def checkpointed(name: str) -> int:
+    """Return the number of the last cut that is in a folder's checkpoint."""
+    (checkpoint,) = (FOLDERS / name / "checkpoints").rglob("*.safetensors")
+    return int(checkpoint.stem.rpartition("-")[2])
+
+
+def _until(cuts: dict[str, Any], last: int) -> dict[str, Any]:
+    kept = [[i, fields] for i, fields in cuts["entries"] if int(i.split("-")[0]) <= last]
+    return cuts | {"entries": kept, "last": f"{last}-0", "added": last}
 
 
 def _seen(client: httpx.Client) -> dict[str, Any]:

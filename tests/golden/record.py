@@ -22,7 +22,7 @@ from tests.golden.compare import difference, read, write
 from tests.golden.configurations import NAMES, fresh
 from tests.golden.contract import CONTRACT, drive, seen, static
 from tests.golden.data import BATCHES
-from tests.golden.digests import CHECKPOINTS, DIGESTS, OPENED, bits, go_on, learn
+from tests.golden.digests import CHECKPOINTS, DIGESTS, FORMAT_2, OPENED, bits, go_on, learn
 
 
 def main() -> int:
@@ -38,7 +38,8 @@ def main() -> int:
             golden.fold(range(BATCHES))
             path.write_bytes(golden.checkpoint(BATCHES))
             _say(f"{path.name}: new")
-    _save(OPENED, {name: go_on(CHECKPOINTS / f"{name}.safetensors") for name in NAMES})
+    older = [*NAMES, *FORMAT_2]
+    _save(OPENED, {name: go_on(CHECKPOINTS / f"{name}.safetensors") for name in older})
     for name in folders.BEFORE:
         if not (folders.FOLDERS / name).exists():
             folders.record(name)

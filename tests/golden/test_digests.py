@@ -4,10 +4,17 @@ import pytest
 import torch
 
 from tests.golden.compare import read
-from tests.golden.configurations import NAMES, fingerprint, fresh, learned_digest
+from tests.golden.configurations import (
+    NAMES,
+    NOT_STANDARDIZED,
+    fingerprint,
+    fresh,
+    learned_digest,
+)
 from tests.golden.digests import (
     CHECKPOINTS,
     DIGESTS,
+    FORMAT_2,
     OPENED,
     bits,
     check,
@@ -35,8 +42,8 @@ def test_a_configuration_learns_what_it_always_learned(name: str, is_exact: bool
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_checkpoint_of_format_1_opens_and_goes_on(name: str, is_exact: bool) -> None:
+@pytest.mark.parametrize("name", [*NAMES, *FORMAT_2])
+def test_a_checkpoint_of_an_older_format_opens_and_goes_on(name: str, is_exact: bool) -> None:
     found = go_on(CHECKPOINTS / f"{name}.safetensors")
     golden = read(OPENED)[name]
     assert found["learned"] == golden["learned"]
@@ -44,11 +51,21 @@ def test_a_checkpoint_of_format_1_opens_and_goes_on(name: str, is_exact: bool) -
     check(golden, found, None if is_exact else tolerance_of(name))
 
 
-def test_a_checkpoint_holds_what_its_configuration_learned() -> None:
-    digests, opened = read(DIGESTS)["configurations"], read(OPENED)
-    assert digests.keys() == opened.keys() == set(NAMES)
-    for name in NAMES:
-        assert opened[name]["learned"] == digests[name]["learned"]
+def test_every_checkpoint_of_an_older_format_is_opened() -> None:
+    paths = CHECKPOINTS.rglob("*.safetensors")
+    names = {str(path.relative_to(CHECKPOINTS).with_suffix("")) for path in paths}
+    assert names == read(OPENED).keys() == {*NAMES, *FORMAT_2}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.partition("-")[0] in NOT_STANDARDIZED])
+def test_without_standardization_older_versions_learned_the_same(name: str) -> None:
+    assert read(OPENED)[name]["learned"] == read(DIGESTS)["configurations"][name]["learned"]
+
+
+@pytest.mark.parametrize("name", FORMAT_2)
+def test_formats_1_and_2_of_a_configuration_open_as_one_state(name: str) -> None:
+    opened = read(OPENED)
+    assert opened[name] == opened[FORMAT_2[name]]
 
 
 def test_bits_are_told_apart_by_the_number_of_threads() -> None:

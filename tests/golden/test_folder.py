@@ -5,12 +5,25 @@ from pathlib import Path
 
 import pytest
 
+from service.log.errors import LogError
 from tests.golden.compare import difference, read
 from tests.golden.digests import bits
-from tests.golden.folders import CUTS, FOLDERS, LOG, distance, reopen
+from tests.golden.folders import (
+    CURRENT,
+    CUTS,
+    FOLDERS,
+    LOG,
+    OLDER,
+    checkpointed,
+    distance,
+    dump,
+    put_back,
+    reopen,
+)
+from tests.support.harness import RedisProcess
 
 
-@pytest.mark.parametrize("name", ["pool", "funnel"])
+@pytest.mark.parametrize("name", [*CURRENT, *OLDER])
 def test_a_data_folder_and_its_log_open_and_go_on(name: str, tmp_path: Path) -> None:
     golden = read(FOLDERS / name / "expected.json")
     found = reopen(tmp_path, name)
@@ -22,13 +35,27 @@ def test_a_data_folder_and_its_log_open_and_go_on(name: str, tmp_path: Path) -> 
     assert not (unlike := difference(golden, found)), unlike
 
 
-@pytest.mark.parametrize("name", ["pool", "funnel"])
+@pytest.mark.parametrize("name", OLDER)
+def test_cuts_of_other_arithmetic_are_refused_by_name_and_stay_as_they_are(
+    name: str, tmp_path: Path
+) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    try:
+        service = put_back(tmp_path, redis, name, is_stopped=False)
+        with pytest.raises(LogError, match=rf"cut {checkpointed(name) + 1} was learned by version"):
+            service.start()
+        with redis.client() as direct:
+            assert dump(direct)[CUTS] == read(FOLDERS / name / "log.json")[CUTS]
+    finally:
+        redis.kill()
+
+
+@pytest.mark.parametrize("name", [*CURRENT, *OLDER])
 def test_the_log_goes_beyond_the_checkpoint_in_cuts_and_beyond_the_cuts_in_entries(
     name: str,
 ) -> None:
     keys = read(FOLDERS / name / "log.json")
-    (checkpoint,) = (FOLDERS / name / "checkpoints").rglob("*.safetensors")
-    learned = int(checkpoint.stem.rpartition("-")[2])
+    learned = checkpointed(name)
     cuts = [fields["cut"] for i, fields in keys[CUTS]["entries"] if int(i.split("-")[0]) > learned]
     assert len(cuts) > 5
     assert any("rates" in cut for cut in cuts)

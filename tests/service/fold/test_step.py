@@ -395,3 +395,14 @@ def test_a_report_has_no_loss_below_zero() -> None:
         assert fold.step(right).loss >= 0.0
         assert state.served.scores.read().rolling_loss >= 0.0
     assert least < 0.0, "no weights were rounded up"
+
+
+@pytest.mark.parametrize("optimizer", ["pool", "adam"])
+def test_cuts_of_version_2_are_replayed_where_inputs_are_not_standardized(optimizer: str) -> None:
+    standardized, plain = (
+        Fold(State(a_spec(optimizer=optimizer, standardize=standardize), HYPERPARAMETERS, CPU))
+        for standardize in (True, False)
+    )
+    versions = range(FOLD_VERSION + 2)
+    assert [v for v in versions if plain.can_replay(v) and v > 1] == [2, FOLD_VERSION]
+    assert [v for v in versions if standardized.can_replay(v)] == [FOLD_VERSION]
