@@ -60,8 +60,8 @@ class SimulatedServer(MemoryServer):
         self.letters: list[Fields] = []
         self.trimmed_to = 0
         self._lost_up_to = ORIGIN
-        """The highest id that a loss has taken back. Where it is given again, for example by a clock
-        that went back, nobody can tell what was learned."""
+        """The highest id that a loss has taken back. If it is given again, as after a clock went
+        back, nobody can tell what was learned."""
         self._holders: dict[int, Owner] = {}
         self._saved: _Saved | None = None
 

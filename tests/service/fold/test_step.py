@@ -13,7 +13,7 @@ from funnel import Adagrad, Funnel
 from funnel.graphs.traced import Traced
 from service.fold import trial
 from service.fold.networks import BUILT_IN, ModelError
-from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Spec
+from service.fold.spec import FOLD_VERSION, MAX_EXPERTS, OPTIMIZERS, Spec
 from service.fold.state import State
 from service.fold.step import Fold
 from service.log.position import ORIGIN, Position, Progress
