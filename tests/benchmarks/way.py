@@ -93,7 +93,7 @@ async def trace(tracer: Tracer, directory: str, warm: int) -> dict[str, Way]:
     body = {"features": batch.features.tolist(), "labels": batch.labels.tolist()}
     ways = {}
     transport = httpx.ASGITransport(create_app(service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://way") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for _ in range(warm):
             (await client.post("/learn?wait=applied", json=body)).raise_for_status()
         for method, path, json in (
