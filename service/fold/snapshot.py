@@ -27,7 +27,7 @@ class Snapshot:
     mean: Tensor | None
     """Mean of the inputs, fp32 [d]; None if they are not standardized."""
     scale: Tensor | None
-    """What a standardized input of 1 is, fp32 [d]; None if they are not standardized."""
+    """The difference of inputs that standardizing makes 1, fp32 [d]; None if they are not."""
 
     @classmethod
     def of(cls, state: State) -> "Snapshot":
