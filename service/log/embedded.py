@@ -251,6 +251,7 @@ class EmbeddedServer:
                 umask=0o077,
                 start_new_session=True,  # Ctrl-C is for the service, which then stops it
             )
+            self._running.touch(mode=0o600)
             self._running.write_text(f"{boot_name()} {self.fsync}")
         except OSError as error:
             raise ServerError(f"the embedded server cannot be started: {error}") from error

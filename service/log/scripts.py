@@ -93,6 +93,7 @@ which XINFO STREAM would send along. It writes only where it must: a full disk a
 READ = """
 local found, bytes, after = {}, 0, ARGV[1]
 while #found < tonumber(ARGV[2]) and bytes < tonumber(ARGV[3]) do
+  if after == '18446744073709551615-18446744073709551615' then break end
   local entry = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 1)[1]
   if not entry then break end
   found[#found + 1], after = entry, entry[1]
@@ -100,7 +101,8 @@ while #found < tonumber(ARGV[2]) and bytes < tonumber(ARGV[3]) do
 end
 return found
 """
-"""KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may exceed them."""
+"""KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may exceed them. XRANGE
+refuses to look for entries after the highest id."""
 
 LAST_ID = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end
@@ -121,6 +123,7 @@ Operators run this script by hand."""
 COUNT = """
 local count, after = 0, ARGV[1]
 while count < tonumber(ARGV[3]) do
+  if after == '18446744073709551615-18446744073709551615' then break end
   local found = redis.call('XRANGE', KEYS[1], '(' .. after, ARGV[2], 'COUNT', 16)
   if #found == 0 then break end
   count, after = count + #found, found[#found][1]

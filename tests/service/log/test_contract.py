@@ -154,6 +154,9 @@ async def test_after_the_highest_id_a_stream_takes_no_entries(store: Store) -> N
             with pytest.raises(LogError):
                 await intake.append(b"a", key)
     assert (await store.log.extent()).added == 1
+    assert [entry for entry, _ in await store.log.read(ORIGIN, 10, 1 << 20, None)] == [TOP]
+    assert await store.log.read(TOP, 10, 1 << 20, None) == []
+    assert await store.log.count_after(ORIGIN, TOP) == (1, TOP)
 
 
 async def test_cuts_that_are_refused_leave_nothing(store: Store) -> None:
