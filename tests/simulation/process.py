@@ -256,7 +256,7 @@ class Process:
         """Post examples, as a client that gives up after some time.
 
         Raises:
-            LogUnavailable: there is no answer, or it says so.
+            LogUnavailable: there is no answer, or the answer is an error.
             KeyReusedError, KeyInFlightError: as `Intake.append`.
         """
         if not self.is_up:

@@ -113,7 +113,7 @@ class SimulatedServer(MemoryServer):
         self.epoch, self.lease, self.keys = 0, None, {}
 
     def flush_streams(self) -> None:
-        """Lose the entries and the cuts, as an operator does who is told to."""
+        """Lose the entries and the cuts, as when an operator deletes both."""
         self.lose()
         self.cuts, self.last_cut = {}, 0
         self.oracle.forget()
