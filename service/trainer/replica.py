@@ -171,8 +171,7 @@ class Replica:
                 raise error from None
             await self._accept_gap(log, error, keep_lease)
             accepted = True
-        if self._epoch is None:
-            await self._take_over(log)
+        await self._take_over(log)  # after a reconnection, too: another may have recorded cuts
         try:
             await self._catch_up(log, keep_lease)
         except GapError as gap:
@@ -180,6 +179,7 @@ class Replica:
                 raise
             await self._accept_gap(log, gap, keep_lease)
             accepted = True
+        self._enter_epoch()
         self.state.drift.set_version(FOLD_VERSION)
         self._recorded = self.progress.cut
         await log.forget_skipped(self.state.version)
@@ -198,6 +198,14 @@ class Replica:
     async def _take_over(self, log: Log) -> None:
         """Take an epoch, so that no other trainer records a cut from now on."""
         self._epoch = await log.take_epoch(self.progress.epoch)
+
+    def _enter_epoch(self) -> None:
+        """Let checkpoints name the epoch from now on: no cut of an earlier one is still to come.
+
+        Before that, a checkpoint of a replay that was interrupted would count as newer than one
+        that lies further ahead in the log.
+        """
+        assert self._epoch is not None, "only an owner has an epoch"
         self.progress = replace(self.progress, epoch=self._epoch)
 
     async def _accept_gap(self, log: Log, gap: GapError, keep_lease: KeepLease) -> None:
@@ -228,6 +236,7 @@ class Replica:
         self._recorded = cut
         gap_cut = Cut(position, entries=extent.added - waiting, command=Gap())
         await self.record(log, [gap_cut])  # if that fails, nothing was skipped
+        self._enter_epoch()
         self.progress = replace(self.progress, log=extent.uuid, cut=self._recorded - 1)
         self.apply(gap_cut, None)
 

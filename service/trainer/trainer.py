@@ -174,7 +174,7 @@ class Trainer:
                         await self._attempt(self._lease.release(), "the lease was not given back")
                     await self._sleep(RETRY_SECONDS)
                 except LogError as error:
-                    if isinstance(error, FencedError) or await self._may_have_slept():
+                    if isinstance(error, FencedError) or await self._may_be_behind():
                         self._resign(str(error))
                         continue
                     logger.error("learning is halted: %s", error)
@@ -345,8 +345,15 @@ class Trainer:
         if self._stopping:
             raise Stopped("the service is shutting down")
 
-    async def _may_have_slept(self) -> bool:
-        """Return whether another service may have learned since the lease was last renewed."""
+    async def _may_be_behind(self) -> bool:
+        """Return whether another service may have learned what this one lacks.
+
+        Either the lease ran out, or there is a newer checkpoint: its trainer may have trimmed the
+        log while this process took the log over.
+        """
+        with contextlib.suppress(UnreadableError):
+            if self._writer.checkpoints.has_news:
+                return True
         try:
             return self._replica.has_recovered and not await self._lease.renew()
         except LogUnavailable:

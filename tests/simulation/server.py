@@ -57,6 +57,9 @@ class SimulatedServer(MemoryServer):
         """Those that others than trainers deleted."""
         self.forgiven: set[int] = set()
         """Numbers of examples that others deleted or the server lost."""
+        self.forgotten: set[int] = set()
+        """Numbers of examples whose Idempotency-Key the server lost: a client that tries again adds
+        them again."""
         self.letters: list[Fields] = []
         self.trimmed_to = 0
         self._lost_up_to = ORIGIN
@@ -109,6 +112,8 @@ class SimulatedServer(MemoryServer):
 
     def flush(self) -> None:
         """Lose everything, as another program might do to it."""
+        for sent in self.ever.values():
+            self.forgotten.update(sent.numbers or ())
         self.archive()
         self.epoch, self.lease, self.keys = 0, None, {}
 
@@ -181,5 +186,6 @@ class SimulatedServer(MemoryServer):
         for entry, sent in before.items():
             if entry not in self.ever:
                 self.forgiven.update(sent.numbers or ())
+                self.forgotten.update(sent.numbers or ())
         self._saved = None
         return True

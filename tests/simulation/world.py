@@ -507,9 +507,7 @@ class World:
         tip, state = right[shown], last.state
         assert isinstance(state, ChainState)
         numbers = Counter(k for one in tip.history() for k in one.numbers)
-        # A server that lost its end forgets a key too, and a client that tries again adds it again.
-        lost_end = server.forgiven if self.plan.kind == "everysec" else set()
-        if twice := [k for k, n in numbers.items() if n > 1 and k not in lost_end]:
+        if twice := [k for k, n in numbers.items() if n > 1 and k not in server.forgotten]:
             raise ViolationError(f"examples {twice} are learned twice")
         if {k: int(n) for k, n in enumerate(state.learned) if n} != numbers:
             raise ViolationError("the state and the fold have learned other examples")

@@ -228,6 +228,45 @@ async def test_a_gap_that_was_not_recorded_is_accepted_again_and_loses_nothing(
     assert (replica.state.examples, replica.progress.entries) == (60, 2)
 
 
+async def test_a_replica_that_reconnects_takes_an_epoch_of_its_own_again(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    """Another one may have recorded cuts meanwhile, and may still believe that it owns the log."""
+    fill(memory, 2)
+    one, other = a_replica(), a_replica()
+    await learn(one, log, await one.recover(log, False, keep_lease), 20)
+    pending = await other.recover(log, False, keep_lease)
+    await other.record(log, [pending.take(20)[0]])
+    await one.recover(log, False, keep_lease)
+    assert one.progress.cut == 3
+    assert one.progress.epoch > other.progress.epoch
+    with pytest.raises(FencedError):
+        await learn(other, log, pending, 20)
+
+
+async def test_a_replay_that_is_interrupted_names_no_later_epoch_than_its_cuts(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    """Otherwise its checkpoint would count as newer than those that lie further ahead."""
+    fill(memory, 2)
+    replica, heir = a_replica(), a_replica()
+    pending = await replica.recover(log, False, keep_lease)
+    for _ in range(2):
+        await learn(replica, log, pending, 20)
+    parts = 0
+
+    async def stop() -> None:
+        nonlocal parts
+        parts += 1
+        if parts == 3:
+            raise Stopped("the service is shutting down")
+
+    with pytest.raises(Stopped):
+        await heir.recover(log, False, stop)
+    assert 0 < heir.progress.cut < replica.progress.cut
+    assert heir.progress.epoch < replica.progress.epoch
+
+
 async def test_a_gap_is_accepted_at_the_start_alone(memory: MemoryServer, log: MemoryLog) -> None:
     fill(memory, 1)
     replica = a_replica()
