@@ -109,7 +109,10 @@ class Log(Protocol):
         """
 
     async def trim(self, position: Position, cut: int) -> None:
-        """Remove entries before a position and cuts before a cut; both themselves stay."""
+        """Remove entries before a position and cuts before a cut; both themselves stay.
+
+        A log that ends before the position has lost its end: all its entries stay.
+        """
 
     async def archive(self) -> None:
         """Rename the present streams, and begin new ones."""
@@ -241,10 +244,8 @@ class RedisLog(Log):
         return (oldest[0][0].milliseconds if oldest else 0), last.milliseconds
 
     async def trim(self, position: Position, cut: int) -> None:
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.xtrim(self.keys.log, minid=str(position.entry), approximate=False)
-            pipe.xtrim(self.keys.cuts, minid=f"{cut}-0", approximate=False)
-            await _reply(pipe.execute())
+        keys = [self.keys.log, self.keys.cuts]
+        await self._eval(scripts.TRIM, keys, str(position.entry), f"{cut}-0")
 
     async def archive(self) -> None:
         mark = uuid.uuid4().hex[:8]

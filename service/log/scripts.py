@@ -76,6 +76,15 @@ return epoch
 """
 """KEYS: epoch. ARGV: the highest epoch that the caller knows."""
 
+TRIM = """#!lua flags=allow-oom
+if #redis.call('XREVRANGE', KEYS[1], '+', ARGV[1], 'COUNT', 1) > 0 then
+  redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
+end
+return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
+"""
+"""KEYS: log, cuts. ARGV: an id of each. A log without that entry or a later one has lost its end,
+and after a step of the server's clock its new entries have lower ids: they stay."""
+
 DESCRIBE = """
 if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SET', KEYS[2], ARGV[1]) end
 local found = {kind = redis.call('TYPE', KEYS[1]).ok, uuid = redis.call('GET', KEYS[2])}

@@ -6,7 +6,7 @@ Files are named by epoch and cut and never overwritten.
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.log.position import Progress
@@ -167,11 +167,16 @@ class CheckpointStore:
         return known[-1].bytes if known else 0
 
     def oldest(self) -> Progress | None:
-        """Return the progress that the log must still reach back to; None if it is not known."""
+        """Return the progress that the log must still reach back to; None if it is not known.
+
+        Its position is the lowest of all files: after a gap, later cuts may lie at lower ids.
+        """
         known = [self._infos.get(path) for path in self.files()]
         if not known or None in known:
             return None
-        return min((i.progress for i in known if i), key=lambda progress: progress.cut)
+        found = [info.progress for info in known if info]
+        lowest = min((progress.position for progress in found), key=lambda at: at.entry)
+        return replace(min(found, key=lambda progress: progress.cut), position=lowest)
 
 
 def _unreadable(error: OSError) -> UnreadableError:

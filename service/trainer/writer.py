@@ -97,7 +97,8 @@ class CheckpointWriter:
             writing, self._writing = self._writing, None
             oldest = None if writing.exception() else self.checkpoints.oldest()
             if oldest is not None and oldest.log == progress.log:
-                await log.trim(oldest.position, oldest.cut)
+                lowest = min(oldest.position, progress.position, key=lambda at: at.entry)
+                await log.trim(lowest, oldest.cut)
 
     async def finish(self, replica: Replica) -> None:
         """Write the state as it is at the end, and wait for that."""

@@ -65,6 +65,10 @@ class SimulatedServer(MemoryServer):
         self._lost_up_to = ORIGIN
         """The highest id that a loss has taken back. If it is given again, as after a clock went
         back, nobody can tell what was learned."""
+        self._gone: dict[EntryId, Sent] = {}
+        """The entries of the stream that was lost last. A trainer that read some of them in time
+        may still record cuts there, although new entries have lower ids after a step of the
+        clock."""
         self._holders: dict[int, Owner] = {}
         self._saved: _Saved | None = None
 
@@ -108,6 +112,7 @@ class SimulatedServer(MemoryServer):
         self._forgive(list(self.ever))
         self._lost_up_to = max(self._lost_up_to, self.last)
         self.deleted = set(self.ever)  # trainers may have read them in time
+        self._gone = dict(self.ever)
         super().lose()
 
     def flush(self) -> None:
@@ -139,9 +144,10 @@ class SimulatedServer(MemoryServer):
         assert owner is not None
         if self.always and self._holders.get(epoch) is not owner:
             self._violate(f"{owner.name} appends in epoch {epoch}, which is another's")
+        entries = self._gone if cut.position.entry > self.last else self.ever
         try:
             self.oracle.record(
-                number, cut, self.ever, self.deleted, self._digest_of(owner), not self.always
+                number, cut, entries, self.deleted, self._digest_of(owner), not self.always
             )
         except ViolationError as violation:
             self._violated(violation)

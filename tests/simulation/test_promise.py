@@ -18,6 +18,7 @@ FOUND = {
     2483: "entries that were deleted at the end of the log stayed in the backlog unnoticed",
     6206: "a gap whose record was lost was accepted again as another gap, and entries were lost",
     40192: "a trainer took its lease back and wrote a checkpoint in an epoch that had ended",
+    105912: "after a gap, the position of an old checkpoint trimmed new entries with lower ids",
     46635: "a checkpoint and a trim during a takeover looked like damage",
 }
 """Seeds whose schedules broke a promise once, and how."""

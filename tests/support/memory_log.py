@@ -119,7 +119,8 @@ class MemoryServer:
 
     def trim(self, position: Position, cut: int) -> None:
         """Delete what lies before a position and a cut."""
-        self.delete(*[i for i in self.entries if i < position.entry])
+        if any(i >= position.entry for i in self.entries):
+            self.delete(*[i for i in self.entries if i < position.entry])
         self.cuts = {n: text for n, text in self.cuts.items() if n >= cut}
 
     def archive(self) -> None:

@@ -189,6 +189,13 @@ async def test_trimming_keeps_the_entry_and_the_cut_it_is_given(store: Store) ->
     assert await log.cut_range() == (3, 4)
 
 
+async def test_a_log_that_lost_its_end_is_not_trimmed(store: Store) -> None:
+    """After a step of the server's clock, its new entries have lower ids than those it lost."""
+    entries = await fill(store, 2)
+    await store.log.trim(Position(EntryId(entries[1].milliseconds + 60_000, 0)), 1)
+    assert (await store.log.extent()).first == entries[0]
+
+
 async def test_entries_after_a_position_are_counted_in_steps(store: Store) -> None:
     entries = await fill(store, 50)
     await store.delete(entries[30])

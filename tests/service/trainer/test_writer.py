@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.log.position import EntryId
 from service.trainer import writer as writers
 from service.trainer.replica import Replica
 from service.trainer.store import Info
@@ -57,6 +58,28 @@ async def test_the_log_is_trimmed_before_the_oldest_checkpoint_and_no_further(
     assert oldest.cut < replica.progress.cut
     assert (await log.extent()).first == oldest.position.entry
     assert (await log.cut_range())[0] == oldest.cut
+
+
+async def test_after_a_gap_the_log_is_trimmed_to_the_lowest_position_of_all_checkpoints(
+    writer: CheckpointWriter, memory: MemoryServer, log: MemoryLog
+) -> None:
+    """The stream was deleted, the server's clock went back, and then it went on: entries of the
+    new stream lie below the positions of the old checkpoints, and others above them."""
+    memory.add({b"batch": a_batch(0).to_bytes()}, EntryId(1 << 50, 0))
+    replica = a_replica()
+    await learn(replica, log, await replica.recover(log, False, keep_lease), 20)
+    await write(writer, replica, log)
+    memory.lose()
+    fill(memory, 1)
+    replica.resign()
+    replica.has_recovered = False
+    pending = await replica.recover(log, True, keep_lease)
+    kept_entries = fill(memory, 3)
+    memory.add({b"batch": a_batch(0).to_bytes()}, EntryId((1 << 50) + 1, 0))
+    await learn(replica, log, pending, 20)
+    await write(writer, replica, log)
+    assert (await log.extent()).first is not None
+    assert set(kept_entries) <= set(memory.entries)
 
 
 async def test_a_checkpoint_is_due_after_so_many_bytes_of_the_log_too(
