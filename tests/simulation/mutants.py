@@ -77,8 +77,26 @@ MUTANTS = (
     Mutant(
         "the log is trimmed to the newest checkpoint",
         STORE,
-        "return min((i.progress for",
-        "return max((i.progress for",
+        "return replace(min(found, key=lambda progress: progress.cut), position=lowest)",
+        "return max(found, key=lambda progress: progress.cut)",
+    ),
+    Mutant(
+        "the log is trimmed to the position of the oldest cut, wherever that lies",
+        STORE,
+        "return replace(min(found, key=lambda progress: progress.cut), position=lowest)",
+        "return min(found, key=lambda progress: progress.cut)",
+    ),
+    Mutant(
+        "a trainer that reconnects goes on in its old epoch",
+        REPLICA,
+        "        await self._take_over(log)  # after a reconnection",
+        "        if self._epoch is None:\n            await self._take_over(log)  # after",
+    ),
+    Mutant(
+        "a checkpoint that was written during a takeover is not read",
+        TRAINER,
+        "            if self._writer.checkpoints.has_news:\n                return True\n",
+        "            pass\n",
     ),
     Mutant(
         "the log is trimmed although a checkpoint is unknown",
@@ -186,7 +204,7 @@ MUTANTS = (
     Mutant(
         "skipped batches are not recorded before a checkpoint",
         TRAINER,
-        """        if self._writer.is_due(replica.state):
+        """        if self._writer.is_due(replica):
             await self._rejections.record(self._log)
 """,
         "",
@@ -301,9 +319,9 @@ MUTANTS = (
     Mutant(
         "a failed checkpoint is never tried again",
         WRITER,
-        "        return self._writing is None and (self._is_requested or is_time)\n",
-        "        is_time = is_time and not self.summary.failed\n"
-        "        return self._writing is None and (self._is_requested or is_time)\n",
+        "        return self._writing is None and (self._is_requested or is_new)\n",
+        "        is_new = is_new and not self.summary.failed\n"
+        "        return self._writing is None and (self._is_requested or is_new)\n",
     ),
     Mutant(
         "a standby does not look at newer checkpoints when it takes over",

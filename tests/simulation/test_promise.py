@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.simulation.mutants import MUTANTS, ROOT, Mutant
 from tests.simulation.oracle import ViolationError
 from tests.simulation.plan import FAULTS, FOREIGN_FAULTS, Plan, shrink
 from tests.simulation.runs import failure, run
@@ -49,6 +50,11 @@ def test_a_seed_repeats_its_schedule() -> None:
 def _without_names(trace: list[str]) -> list[str]:
     """Return a trace without the names of logs, which are random."""
     return [line.split("log='")[0] for line in trace]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
+def test_every_fault_that_is_sown_has_its_place_in_the_code(mutant: Mutant) -> None:
+    assert (ROOT / mutant.file).read_text().count(mutant.right) == 1
 
 
 def test_a_plan_is_shrunk_to_what_fails() -> None:
