@@ -71,10 +71,16 @@ def build(name: str, features: int, classes: int, hidden: Sequence[int], seed: i
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == "logistic":
-            return _zeroed(nn.Linear(features, classes))
-        if name == "mlp":
-            return _perceptron(features, classes, hidden)
+        if name in BUILT_IN:
+            try:
+                if name == "logistic":
+                    return _zeroed(nn.Linear(features, classes))
+                return _perceptron(features, classes, hidden)
+            except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
+                sizes = " × ".join(f"{size:,}" for size in (features, *hidden, classes))
+                raise ModelError(
+                    f"there is no memory for the model {name} of {sizes}: {reason_of(error)}"
+                ) from error
         with settings_kept(name):
             return _made_by(_factory(name), name, features, classes)
 

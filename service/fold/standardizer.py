@@ -111,13 +111,14 @@ class Standardizer:
         """Start from the first batch, fp32 [n, d]; `update` then takes it, too.
 
         The center is the median of the whole batch here, and the magnitude the median of the
-        distances that are not 0. Values that are not finite count as 0.
+        distances that are not 0, or below TINY. Values that are not finite count as 0.
         """
         values = inputs.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         center = values.median(dim=0).values
         distances = (values - center).abs_()
-        least = distances.masked_fill(distances == 0.0, torch.inf).sort(dim=0).values
-        middle = ((distances > 0.0).sum(dim=0) - 1).clamp_(min=0) // 2
+        is_none = distances < TINY  # the reciprocal of a smaller unit would not be finite
+        least = distances.masked_fill(is_none, torch.inf).sort(dim=0).values
+        middle = ((~is_none).sum(dim=0) - 1).clamp_(min=0) // 2
         magnitude = least.gather(0, middle[None])[0]
         known = magnitude < torch.inf
         unit = torch.where(known, magnitude, 1.0)
@@ -161,7 +162,7 @@ class Standardizer:
         alarm = evidence.abs() > patience.clamp(min=ROWS * n / new) * (STEP - DRIFT)
         restarts = alarm.logical_or(magnitude < 0.0)
         step = torch.where(restarts, log_mean, steps.div_(shown.clamp_(min=MEMORY)))
-        unit = step.clamp_(max=MAX_STEP).exp_().mul_(unit)
+        unit = step.clamp_(max=MAX_STEP).exp_().mul_(unit).clamp_(min=TINY)
         inverse = unit.reciprocal()
 
         # in units of the magnitude, from the center

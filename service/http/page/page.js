@@ -236,8 +236,8 @@ function sayShift({ what, end, goal, recovery_examples }) {
   if (goal === null) return end === null ? what : `${what}; too short to measure`;
   if (!learners.length) return what;
   const waits = end === null ? "not yet" : "never";
-  const each = learners.map(([name, taken]) => `${name} ${taken === null ? waits : `after ${count(taken)}`}`);
-  return `${what}; within 2 points of ${percent(goal)}: ${each.join(", ")} examples${sayLead(learners)}`;
+  const each = learners.map(([name, taken]) => `${name} ${taken === null ? waits : `after ${count(taken)} examples`}`);
+  return `${what}; within 2 points of ${percent(goal)}: ${each.join(", ")}${sayLead(learners)}`;
 }
 
 // By how many times the served learner was sooner than the next, in words; empty if that is unknown.

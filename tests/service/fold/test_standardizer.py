@@ -150,7 +150,9 @@ def test_inputs_times_a_power_of_two_give_the_same_z(size: int, power: int) -> N
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-VALUES = st.floats(width=32) | st.sampled_from([0.0, 1e-30, 1.0, -1e18, 1e18])
+SUBNORMAL = (1e-45, 1e-40, -1e-39)
+"""Their reciprocals are not finite in fp32."""
+VALUES = st.floats(width=32) | st.sampled_from([0.0, *SUBNORMAL, 1e-30, 1.0, -1e18, 1e18])
 
 
 @given(st.lists(st.lists(VALUES, min_size=1, max_size=12), min_size=1, max_size=12), st.booleans())
@@ -168,6 +170,19 @@ def test_whatever_comes_the_statistics_stay_finite(
     assert float(z[3]) == 0
     after = fed(normal(8_000, 1, seed=1).split(500), standardizer)
     assert_near(after, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+@pytest.mark.parametrize("value", SUBNORMAL)
+def test_values_that_underflow_do_not_end_learning(value: float, size: int) -> None:
+    """As first values, they once made the statistics NaN for good."""
+    wild = torch.zeros(100, 1)
+    wild[2::3] = value
+    standardizer = fed(wild.split(size))
+    assert torch.isfinite(standardizer.statistics).all()
+    assert_near(fed(normal(8_000, 1, seed=1).split(500), standardizer), 0.0, 1.0)
+    back = fed(wild.split(size), standardizer)
+    assert torch.isfinite(back.statistics).all()
 
 
 def test_a_feature_with_a_nan_keeps_its_statistics_and_the_others_move() -> None:

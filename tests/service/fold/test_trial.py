@@ -84,6 +84,18 @@ def own(model: str, optimizer: str, shadow: tuple[str, ...] = ()) -> State:
     return State(a_spec(f"tests.service.fold.own_models:{model}", optimizer), rates, CPU)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("logistic", (1 << 40, 1 << 20, ())), ("mlp", (8, 2, (1 << 60,))), ("mlp", (8, 2, (10**30,)))],
+)
+def test_a_model_that_memory_cannot_hold_is_refused_in_a_line(
+    name: str, sizes: tuple[int, int, tuple[int, ...]]
+) -> None:
+    features, classes, hidden = sizes
+    with pytest.raises(ModelError, match=f"there is no memory for the model {name} of"):
+        build(name, features, classes, hidden, 0)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("optimizer", ["pool", "funnel"])
 @pytest.mark.parametrize("model", REFUSED)
