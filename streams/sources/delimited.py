@@ -7,7 +7,6 @@ that they have a place too.
 """
 
 import bz2
-import codecs
 import gzip
 import io
 import lzma
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streams.progress import progress_bar
+from streams.sources.encodings import encoding
 from streams.sources.faults import (
     LARGEST,
     SHOWN,
@@ -29,6 +29,7 @@ from streams.sources.faults import (
     label_fault,
     missing_label,
     number_fault,
+    width_fault,
 )
 from streams.sources.header import find_header
 from streams.sources.records import Record, records
@@ -50,11 +51,6 @@ _OPENERS: dict[str, Callable[[Path], _Binary]] = {
 _PACKED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
 _ARCHIVES = (b"PK\x03\x04", b"(\xb5/\xfd")
 """How files of zip begin, as workbooks are, and of Zstandard."""
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
-"""Byte order marks; that of UTF-32 begins as that of UTF-16 does."""
 
 
 @dataclass(frozen=True)
@@ -229,15 +225,8 @@ class DelimitedFile:
             TableError: it has a fault; the message names the first.
         """
         header = self.header
-        if len(row) != len(header.names):
-            hint = ""
-            if row[0].startswith("#"):
-                hint = "; remove comments"
-            elif len(row) == len(header.names) + 1 and not row[-1].strip():
-                hint = "; the line ends in a delimiter, the header does not"
-            raise TableError(
-                f"line {line} has {len(row)} columns, expected {len(header.names)}{hint}"
-            )
+        if fault := width_fault(row, len(header.names)):
+            raise TableError(f"line {line} {fault}")
         for k, text in enumerate(row):
             bare = text.strip()
             if k == header.label and not bare:
@@ -306,5 +295,4 @@ def _opened(path: Path) -> io.TextIOWrapper:
     except BaseException:
         binary.close()
         raise
-    encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8-sig")
-    return io.TextIOWrapper(binary, encoding, "surrogateescape", newline="")
+    return io.TextIOWrapper(binary, encoding(start), "surrogateescape", newline="")

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def number_fault(text: str) -> str:
     >>> number_fault(" -1e3")
     ''
     """
-    if fault := _encoding_fault(text):
+    if fault := encoding_fault(text):
         return fault
     bare = text.strip()
     if bare in MISSING:
@@ -83,6 +84,18 @@ def label_fault(text: str) -> str:
     return name_fault(text)
 
 
+def width_fault(cells: Sequence[str], width: int) -> str:
+    """Return why a row does not have ``width`` cells, and what to do; empty if it does."""
+    if len(cells) == width:
+        return ""
+    hint = ""
+    if cells[0].startswith("#"):
+        hint = "; remove comments"
+    elif len(cells) == width + 1 and not cells[-1].strip():
+        hint = "; the line ends in a delimiter, the header does not"
+    return f"has {len(cells)} columns, expected {width}{hint}"
+
+
 def missing_label(text: str) -> str:
     """Return the fault of a label that stands for a missing one."""
     return (
@@ -93,14 +106,14 @@ def missing_label(text: str) -> str:
 
 def name_fault(text: str) -> str:
     """Return why a text cannot name a class or a column, and what to do; empty if it can."""
-    if fault := _encoding_fault(text):
+    if fault := encoding_fault(text):
         return fault
     if text[:1] == '"' or text[-1:] == '"':
         return f"{_shown(text)} has a quote at its edge; quote cells as a whole, or not at all"
     return ""
 
 
-def _encoding_fault(text: str) -> str:
+def encoding_fault(text: str) -> str:
     """Return the byte that is not UTF-8, and what to do; empty if there is none.
 
     Args:

@@ -72,7 +72,7 @@ def find_header(lines: Sequence[str], label: str | None = None, preferred: str =
     Raises:
         TableError: the header is missing, or is not clear.
     """
-    delimiter, names, count = _parted(lines, preferred)
+    delimiter, names, count = split(lines, preferred)
     if fault := next(filter(None, map(name_fault, names)), ""):
         raise TableError(f"line {count}: {fault}")
     first, end = _edges(names)
@@ -88,7 +88,7 @@ def find_header(lines: Sequence[str], label: str | None = None, preferred: str =
         raise TableError(_too_few(lines))
     if "" in names[first:end]:
         raise TableError(f"column {names.index('', first) + 1} has no name in the header")
-    is_counted = _may_be_data(names[first:end])
+    is_counted = may_be_data(names[first:end])
     if is_counted and not _counts(names[first:end], own - first, label is not None):
         raise TableError(
             "the file begins with data; its first line must name the columns (if it does, name "
@@ -97,7 +97,7 @@ def find_header(lines: Sequence[str], label: str | None = None, preferred: str =
     return Header(tuple(names), delimiter, count, own, first, end, is_counted)
 
 
-class _Split(NamedTuple):
+class Split(NamedTuple):
     """The header as one delimiter parts it."""
 
     delimiter: str
@@ -105,9 +105,18 @@ class _Split(NamedTuple):
     lines: int
 
 
-def _parted(lines: Sequence[str], preferred: str) -> _Split:
-    """Return the header by the delimiter that parts it, and the first row, into most columns."""
-    found: dict[tuple[bool, bool, int], list[_Split]] = {}
+def split(lines: Sequence[str], preferred: str = "", fewest: int = 2) -> Split:
+    """Return the header by the delimiter that parts it, and the first row, into most columns.
+
+    Args:
+        lines: the first lines.
+        preferred: delimiter to take if it occurs.
+        fewest: columns that there must be, 1 or 2.
+
+    Raises:
+        TableError: there is no such header, or two delimiters do equally well.
+    """
+    found: dict[tuple[bool, bool, int], list[Split]] = {}
     faults: list[TableError] = []
     for delimiter in DELIMITERS:
         rest = iter(lines)
@@ -117,18 +126,18 @@ def _parted(lines: Sequence[str], preferred: str) -> _Split:
         except TableError as error:
             faults.append(error)
             continue
-        split = _Split(delimiter, [*map(str.strip, cells)], len(lines) - length_hint(rest))
+        found_here = Split(delimiter, [*map(str.strip, cells)], len(lines) - length_hint(rest))
         try:
             _, row = next(rows, (0, []))
         except TableError:
             row = []
         rank = (delimiter == preferred, len(row) == len(cells), len(cells))
-        if len(cells) > 1:
-            found.setdefault(rank, []).append(split)
+        if len(cells) >= fewest:
+            found.setdefault(rank, []).append(found_here)
     if not found:
         raise faults[0] if len(faults) == len(DELIMITERS) else TableError(_too_few(lines))
     best, *others = found[max(found)]
-    if others:
+    if others and len(best.names) > 1:
         raise TableError(
             f"both {best.delimiter!r} and {others[0].delimiter!r} part the header into "
             f"{len(best.names)} columns; put names that contain one into quotes"
@@ -147,7 +156,7 @@ def _edges(names: Sequence[str]) -> tuple[int, int]:
     return (named[0], named[-1] + 1) if named else (0, 0)
 
 
-def _may_be_data(names: Sequence[str]) -> bool:
+def may_be_data(names: Sequence[str]) -> bool:
     """Return whether all names but one at most are numbers, or stand for missing ones."""
     numbers = sum(name in MISSING or not number_fault(name) for name in names)
     return numbers >= max(1, len(names) - 1)
@@ -156,6 +165,10 @@ def _may_be_data(names: Sequence[str]) -> bool:
 def _counts(names: Sequence[str], label: int, is_given: bool) -> bool:
     """Return whether names count the columns, as those of pandas do, and leave no doubt of it."""
     numbers = [name for k, name in enumerate(names) if k != label]
-    counts = ([str(k) for k in range(start, start + len(numbers))] for start in (0, 1))
     is_clear = is_given or len(numbers) >= COUNTED or names[label].lower() in USUAL_LABELS
-    return is_clear and (is_given or bool(number_fault(names[label]))) and numbers in counts
+    return is_clear and (is_given or bool(number_fault(names[label]))) and counts(numbers)
+
+
+def counts(names: Sequence[str]) -> bool:
+    """Return whether names count the columns, from 0 or 1."""
+    return list(names) in ([str(k) for k in range(start, start + len(names))] for start in (0, 1))

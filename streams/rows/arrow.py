@@ -1,0 +1,163 @@
+"""Rows written as an Arrow IPC stream, and the conversion of Arrow's columns."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streams.batch import InvalidBatchError, TooManyError
+from streams.rows.bounds import (
+    EXACT,
+    MAX_BYTES,
+    SHOWN,
+    check_texts,
+)
+from streams.rows.flatbuffer import FlatbufferError
+from streams.rows.labels import column_labels
+from streams.rows.messages import check_stream
+from streams.rows.rows import Rows
+from streams.rows.table import place_of_label, rows_of
+from streams.rows.times import TIME, check_times
+
+
+def from_ipc(raw: bytes, label: str | None, labelled: bool) -> Rows:
+    """Read an Arrow IPC stream; the rows of all its batches become one chunk.
+
+    The function needs nothing but its arguments, so that it can run in a process of its own.
+
+    Args:
+        raw: the stream (https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format),
+            not compressed. Columns may be of all integers and floats, booleans, strings, views and
+            dictionaries of strings, dates, timestamps (without a zone, in UTC) and nulls.
+        label: name of the column with the labels, which is no column of the rows; None if there is
+            none.
+        labelled: whether there must be labels; otherwise the column may be there, and is dropped.
+
+    Raises:
+        InvalidBatchError: the stream is damaged, too large, or has other types or numbers that are
+            not finite.
+    """
+    try:
+        check_stream(raw)
+        with pa.ipc.open_stream(pa.py_buffer(raw)) as reader:
+            names = reader.schema.names
+            batches = [batch for batch in reader if len(batch)]
+        place = place_of_label(names, label, labelled)
+        for batch in batches:
+            batch.validate(full=True)
+        budget = _Budget()
+        columns = [
+            _column(name, [budget.decoded(name, batch.column(k)) for batch in batches])
+            for k, name in enumerate(names)
+        ]
+    except InvalidBatchError:
+        raise
+    except (FlatbufferError, pa.ArrowException, OSError, ValueError) as error:
+        raise InvalidBatchError(f"not an Arrow stream: {error}") from error
+    labels = None
+    if place is not None:
+        names.pop(place)
+        found = columns.pop(place)
+        labels = column_labels(found) if labelled else None
+    return rows_of(names, columns, labels)
+
+
+class _Budget:
+    """Counts the bytes of strings that are longer than the stream, as they repeat parts of it."""
+
+    def __init__(self) -> None:
+        self._left = MAX_BYTES
+
+    def decoded(self, name: str, column: pa.Array) -> pa.Array:
+        """Return strings as pa.string(), other columns as they are.
+
+        Raises:
+            TooManyError: all repeated strings so far are too long together.
+        """
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+        elif pa.types.is_string_view(kind):
+            lengths = _view_lengths(column)
+        elif pa.types.is_large_string(kind):
+            return column.cast(pa.string())
+        else:
+            return column
+        self._left -= pc.sum(lengths.cast(pa.int64())).as_py() or 0
+        if self._left < 0:
+            raise TooManyError(
+                f"the strings up to column {name[:SHOWN]!r} have more than {MAX_BYTES:,} bytes",
+                name,
+            )
+        return column.cast(pa.string())
+
+
+def _view_lengths(column: pa.Array) -> pa.Array:
+    """Return the length of each string of views, whose first four bytes hold it."""
+    _, views, *_ = column.buffers()
+    start, n = 4 * column.offset, len(column)
+    lengths = np.frombuffer(views, np.int32)[start : start + 4 * n : 4]
+    is_missing = column.is_null().to_numpy(zero_copy_only=False)
+    return pa.array(lengths, pa.int32(), mask=is_missing)
+
+
+def _column(name: str, parts: list[pa.Array]) -> pa.Array:
+    """Return one column of one of `streams.rows.rows.TYPES`.
+
+    Raises:
+        InvalidBatchError: a number is not finite, a text too long or a time out of bounds.
+    """
+    column = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+    kind = column.type
+    if pa.types.is_string(kind):
+        check_texts(name, column)
+    elif pa.types.is_integer(kind):
+        column = _integers(column)
+    elif pa.types.is_floating(kind):
+        column = _floats(name, column.cast(pa.float64()))
+    elif pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        column = _times(name, column)
+    return column
+
+
+def _integers(column: pa.Array) -> pa.Array:
+    """Return int64, or texts if an integer is beyond ±2^53."""
+    ends = pc.min_max(column)
+    low, high = ends["min"].as_py(), ends["max"].as_py()
+    if low is not None and (low < -EXACT or high > EXACT):
+        return column.cast(pa.string())
+    return column.cast(pa.int64())
+
+
+def _floats(name: str, column: pa.Array) -> pa.Array:
+    """Return float64 with null in place of NaN."""
+    values = column.to_numpy(zero_copy_only=False)
+    if np.isfinite(values).all():
+        return column
+    if (is_infinite := np.isinf(values)).any():
+        index = int(is_infinite.argmax())
+        raise InvalidBatchError(
+            f"column {name[:SHOWN]!r} holds {values[index]}; numbers must be finite, and null "
+            "where they are missing",
+            name,
+            index,
+        )
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def _times(name: str, column: pa.Array) -> pa.Array:
+    """Return times in microseconds, rounded down."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        nanoseconds = column.cast(pa.int64())
+        micros = nanoseconds.fill_null(0).to_numpy() // 1_000
+        is_missing = column.is_null().to_numpy(zero_copy_only=False)
+        column = pa.array(micros, pa.int64(), mask=is_missing)
+    try:
+        times = column.cast(TIME)
+    except pa.ArrowInvalid as error:
+        raise InvalidBatchError(
+            f"column {name[:SHOWN]!r} has a time outside the years 1 to 9999; is its unit right?",
+            name,
+        ) from error
+    check_times(name, times)
+    return times

@@ -1,0 +1,137 @@
+"""Rows written as CSV: a header, and a row a line.
+
+The dialect is that of the files of `streams.sources.delimited`: commas, semicolons, tabs or pipes,
+quotes by RFC 4180, a byte order mark, any line ends. Blank lines are skipped, and a cell holds at
+most 131,072 characters, the limit of Python's reader.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import pyarrow as pa
+
+from streams.batch import InvalidBatchError, TooManyError
+from streams.rows import cells
+from streams.rows.bounds import (
+    MAX_CELLS,
+    MAX_COLUMNS,
+    MAX_ROWS,
+    SHOWN,
+    check_names,
+)
+from streams.rows.rows import Rows
+from streams.rows.table import place_of_label, rows_of
+from streams.sources.encodings import encoding
+from streams.sources.faults import TableError, encoding_fault, name_fault, width_fault
+from streams.sources.header import Split, counts, may_be_data, split
+from streams.sources.records import Record, records
+
+BLOCK = 1 << 16
+"""Cells that are objects of Python at a time."""
+
+
+def from_csv(raw: bytes, label: str | None, labelled: bool) -> Rows:
+    """Read rows of text with delimiters; the first line names the columns.
+
+    Cells of the spellings `streams.sources.faults.MISSING` are null; `streams.rows.cells` tells the
+    kinds of the columns. In a file with semicolons, a comma is a decimal point.
+
+    Args:
+        raw: the text, in UTF-8 or with the byte order mark of UTF-16 or UTF-32.
+        label: name of the column with the labels, which is no column of the rows; None if there is
+            none.
+        labelled: whether there must be labels; otherwise the column may be there, and is dropped.
+
+    Raises:
+        InvalidBatchError: the text is no such table; the message names line and column.
+    """
+    try:
+        text = raw.decode(encoding(raw[:4]), "surrogateescape")
+    except UnicodeError as error:
+        raise InvalidBatchError(f"the text cannot be decoded: {error}") from error
+    lines = io.StringIO(text, newline="").readlines()
+    try:
+        return _read(lines, label, labelled)
+    except TableError as error:
+        raise InvalidBatchError(str(error)) from error
+
+
+def _read(lines: list[str], label: str | None, labelled: bool) -> Rows:
+    header = split(lines, fewest=1)
+    _check_header(header, label)
+    place = place_of_label(header.names, label, labelled)
+    places: list[int] = []
+    blocks = [_block(batch, header, places) for batch in _batches(lines, header)]
+    if not blocks:
+        raise InvalidBatchError("there are no rows after the header")
+    names, columns, labels = [], [], None
+    comma = header.delimiter == ";"
+    for k, name in enumerate(header.names):
+        whole = pa.concat_arrays([block[k] for block in blocks])
+        try:
+            if k != place:
+                names.append(name)
+                columns.append(cells.column(name, whole, comma))
+            elif labelled:
+                labels = cells.labels(name, whole, comma)
+        except InvalidBatchError as error:
+            if error.index is None:
+                raise
+            message = f"line {places[error.index]}, column {name[:SHOWN]!r}: {error}"
+            raise InvalidBatchError(message, name, error.index) from error
+    return rows_of(names, columns, labels)
+
+
+def _check_header(header: Split, label: str | None) -> None:
+    names = header.names
+    if fault := next(filter(None, map(name_fault, names)), ""):
+        raise InvalidBatchError(f"line {header.lines}: {fault}")
+    if len(names) > MAX_COLUMNS:
+        raise TooManyError(f"{len(names):,} columns, at most {MAX_COLUMNS:,}; send fewer")
+    check_names(names)
+    if label not in names and may_be_data(names) and not counts(names):
+        raise InvalidBatchError("the text begins with data; its first line must name the columns")
+
+
+def _batches(lines: Sequence[str], header: Split) -> Iterator[list[Record]]:
+    """Yield the records after the header, some at a time.
+
+    Raises:
+        TableError: a quote is not closed, or text follows it.
+        TooManyError: there are too many rows or cells.
+    """
+    found = records(lines[header.lines :], header.delimiter, header.lines + 1)
+    width, rows = len(header.names), 0
+    while batch := list(islice(found, max(1, BLOCK // width))):
+        rows += len(batch)
+        if rows > MAX_ROWS or rows * width > MAX_CELLS:
+            raise TooManyError(
+                f"more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells; send several requests"
+            )
+        yield batch
+
+
+def _block(batch: Sequence[Record], header: Split, places: list[int]) -> list[pa.StringArray]:
+    """Return the cells of records by columns, and append their lines to ``places``.
+
+    Raises:
+        InvalidBatchError: a record has another width, or bytes that are not text.
+    """
+    width = len(header.names)
+    for line, row in batch:
+        if fault := width_fault(row, width):
+            raise InvalidBatchError(f"line {line} {fault}", None, len(places))
+        places.append(line)
+    try:
+        return [
+            pa.array(each, pa.string()) for each in zip(*(row for _, row in batch), strict=True)
+        ]
+    except UnicodeEncodeError:
+        first = len(places) - len(batch)
+        for index, (line, row) in enumerate(batch, first):
+            for name, cell in zip(header.names, row, strict=True):
+                if fault := encoding_fault(cell):
+                    message = f"line {line}, column {name[:SHOWN]!r}: {fault}"
+                    raise InvalidBatchError(message, name, index) from None
+        raise

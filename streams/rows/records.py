@@ -1,0 +1,203 @@
+"""Rows written as JSON or NDJSON: an object a row, a key a column."""
+
+import json
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+import orjson
+import pyarrow as pa
+
+from streams.batch import InvalidBatchError, TooManyError
+from streams.rows.bounds import (
+    MAX_ROWS,
+    MAX_TEXT,
+    SHOWN,
+    check_names,
+    check_size,
+    check_texts,
+)
+from streams.rows.duplicates import STRING, check_duplicates
+from streams.rows.labels import kind_name, label_texts
+from streams.rows.rows import Chunk, Rows
+from streams.rows.values import Digits, InexactError, check_exact, column
+
+BOM = b"\xef\xbb\xbf"
+INT64_DIGITS = 18
+"""Decimal digits that always fit int64."""
+Loader = Callable[[bytes], object]
+
+
+def from_json(raw: bytes, labelled: bool) -> Rows:
+    """Read ``{"rows": [{…}, …], "labels": […]}``, or one row as ``{"row": {…}, "label": …}``.
+
+    A value is null, a boolean, a number or a string; a key that a row lacks is null.
+
+    Args:
+        raw: the document, in UTF-8.
+        labelled: whether there must be labels; otherwise there must be none.
+
+    Raises:
+        InvalidBatchError: the document does not hold such rows; message, field and index say why.
+        MemoryError: the document is too large to parse.
+    """
+    raw = raw.removeprefix(BOM)
+    _check_containers(raw)
+
+    def read(load: Loader) -> tuple[list[object], list[object]]:
+        document = load(raw)
+        is_one = isinstance(document, dict) and "row" in document
+        names = ("row", "label") if is_one else ("rows", "labels")
+        rows, labels = _members(document, *names, labelled)
+        if is_one:
+            return [rows], [labels]
+        if not isinstance(rows, list):
+            raise InvalidBatchError("rows must be a list of objects", "rows")
+        if not isinstance(labels, list):
+            raise InvalidBatchError("labels must be a list", "labels")
+        return rows, labels
+
+    found, keys = _rows(read, labelled)
+    check_duplicates(raw, keys + 1 + labelled)
+    return found
+
+
+def from_ndjson(raw: bytes, labelled: bool) -> Rows:
+    """Read one ``{"row": {…}, "label": …}`` a line; blank lines are skipped.
+
+    Arguments as for `from_json`.
+
+    Raises:
+        InvalidBatchError: as for `from_json`; the index counts rows.
+    """
+    raw = raw.removeprefix(BOM)
+
+    def read(load: Loader) -> tuple[list[object], list[object]]:
+        rows: list[object] = []
+        labels: list[object] = []
+        for line in BytesIO(raw):
+            if not line.strip():
+                continue
+            if len(rows) == MAX_ROWS:
+                raise TooManyError(f"more than {MAX_ROWS:,} rows; send several requests")
+            try:
+                row, label = _members(load(line), "row", "label", labelled)
+            except InvalidBatchError as error:
+                raise InvalidBatchError(str(error), error.field, len(rows)) from error
+            rows.append(row)
+            labels.append(label)
+        return rows, labels
+
+    found, keys = _rows(read, labelled)
+    check_duplicates(raw, keys + len(found) * (1 + labelled), is_lines=True)
+    return found
+
+
+def parsed(raw: bytes) -> object:
+    """Return what a JSON document holds; integers beyond 64 bits become floats.
+
+    Raises:
+        InvalidBatchError: it is not JSON.
+        MemoryError: it is too large to parse.
+    """
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        if str(error).startswith("Not enough memory"):
+            raise MemoryError("a document could not be parsed") from error
+        there = error.doc[error.pos : error.pos + 9].lstrip("-+").lower()
+        if there.startswith(("nan", "inf")) or "infinity" in str(error):
+            raise InvalidBatchError(
+                "numbers must be finite; JSON has no NaN and no infinity; write null for a "
+                f"missing value: {error}"
+            ) from error
+        raise InvalidBatchError(f"not JSON: {error}") from error
+
+
+def exactly_parsed(raw: bytes) -> object:
+    """Return what a JSON document that `parsed` accepts holds; long integers become `Digits`."""
+    return json.loads(raw, parse_int=_integer)
+
+
+def chunk(rows: Sequence[object], labels: Sequence[object] | None, is_exact: bool = False) -> Chunk:
+    """Return rows as columns, in the order in which their names occur first.
+
+    Args:
+        rows: objects of JSON, [n].
+        labels: values of JSON, [n].
+        is_exact: whether integers beyond 64 bits are `Digits`, not floats.
+
+    Raises:
+        InexactError: a float may have been an integer, and they are not exact.
+        InvalidBatchError: a row is no object, or a value or a label is at fault.
+    """
+    kinds = set(map(type, rows))
+    if kinds - {dict}:
+        index = next(k for k, row in enumerate(rows) if type(row) is not dict)
+        message = f"a row must be an object of names and values, not {kind_name(rows[index])}"
+        raise InvalidBatchError(message, None, index)
+    records: list[dict[str, object]] = [*rows]  # type: ignore[list-item]
+    forms = dict.fromkeys(map(tuple, records))
+    names = dict.fromkeys(name for form in forms for name in form)
+    check_size(len(records), len(names))
+    check_names([*names])
+    columns: Sequence[Sequence[object]]
+    if len(forms) == 1:
+        columns = [*zip(*map(dict.values, records), strict=True)]
+    else:
+        columns = [[record.get(name) for record in records] for name in names]
+    arrays = [column(name, each, is_exact) for name, each in zip(names, columns, strict=True)]
+    for name, array in zip(names, arrays, strict=True):
+        if array.nbytes > MAX_TEXT and pa.types.is_string(array.type):
+            check_texts(name, array)
+    texts = None
+    if labels is not None:
+        if not is_exact:
+            check_exact(labels)
+        texts = label_texts(labels, len(records))
+    return Chunk(pa.RecordBatch.from_arrays(arrays, [*names]), texts)
+
+
+def _rows(
+    read: Callable[[Loader], tuple[list[object], list[object]]], labelled: bool
+) -> tuple[Rows, int]:
+    """Return rows, and the number of their keys."""
+    rows, labels = read(parsed)
+    try:
+        found = chunk(rows, labels if labelled else None)
+    except InexactError:
+        rows, labels = read(exactly_parsed)
+        found = chunk(rows, labels if labelled else None, is_exact=True)
+    return Rows((found,)), sum(len(row) for row in rows if isinstance(row, dict))
+
+
+def _members(document: object, rows: str, labels: str, labelled: bool) -> tuple[object, object]:
+    """Return the two members of a document; without labels, the second is an empty list."""
+    expected = [rows, labels] if labelled else [rows]
+    shown = " and ".join(map(repr, expected))
+    if not isinstance(document, dict):
+        raise InvalidBatchError(f"expected an object with {shown}")
+    for name in expected:
+        if name not in document:
+            raise InvalidBatchError(f"the field {name!r} is missing; expected {shown}", name)
+    if unknown := [name for name in document if name not in expected]:
+        name = unknown[0][:SHOWN]
+        raise InvalidBatchError(f"unknown field {name!r}, expected {shown}", name)
+    return document[rows], document[labels] if labelled else []
+
+
+def _check_containers(raw: bytes) -> None:
+    """Check that a document is not made of millions of lists and objects.
+
+    Raises:
+        TooManyError: it has more than the most rows have.
+    """
+    most = MAX_ROWS + 3
+    if len(raw) <= most or raw.count(b"{") + raw.count(b"[") <= most:
+        return
+    bare = STRING.sub(b"", raw)
+    if bare.count(b"{") + bare.count(b"[") > most:
+        raise TooManyError(f"more than {MAX_ROWS:,} rows; send several requests")
+
+
+def _integer(text: str) -> int | Digits:
+    return int(text) if len(text) <= INT64_DIGITS else Digits(text)
