@@ -17,8 +17,19 @@ from streams.errors import FunnelError
 
 Types = dict[str, np.dtype[Any]]
 
-FEATURE_TYPES: Types = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-LABEL_TYPES: Types = {"I64": np.dtype("<i8")}
+INTEGERS: Types = {
+    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U32": np.dtype("<u4"), "U16": np.dtype("<u2"),
+}  # fmt: skip
+FEATURE_TYPES: Types = INTEGERS | {
+    "U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
+    "U64": np.dtype("<u8"),
+}  # fmt: skip
+LABEL_TYPES: Types = INTEGERS | {"U8": np.dtype("u1")}
+KEPT = {"features": {"U8", "F16", "F32"}, "labels": {"I64"}}
+"""Types that stay as they are; other features become float32, other labels int64."""
+EXACT = 1 << 24
+"""Integers up to this magnitude are float32 too."""
 SHAPES = {"features": "[n, d]", "labels": "[n]"}
 BATCH = "batch"
 """Field of a log entry that holds the bytes."""
@@ -78,9 +89,12 @@ class Batch:
 def decode(raw: bytes) -> Batch:
     """Return the batch in a safetensors file; its values are not checked (`check` does that).
 
+    Features of float64 and of integers other than uint8 become float32, labels become int64.
+
     Raises:
         InvalidBatchError: the bytes are not such a file, or have other tensors, dtypes or numbers
-            of dimensions, no elements, or a dimension above MAX_DIMENSION.
+            of dimensions, no elements, or a dimension above MAX_DIMENSION; or a feature is a finite
+            number beyond float32, or an integer that float32 cannot hold.
     """
     tensors = _tensors(raw, {"features": FEATURE_TYPES, "labels": LABEL_TYPES})
     return Batch(tensors["features"], tensors["labels"])
@@ -160,6 +174,31 @@ def join_features(parts: Sequence[Features]) -> Features:
     return np.concatenate(parts)
 
 
+def _singles(features: Features) -> Features:
+    """Return features as float32.
+
+    Raises:
+        InvalidBatchError: a finite number is beyond float32, or an integer is not exact in it.
+    """
+    if features.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            singles = features.astype(np.float32)
+        is_lost = np.isinf(singles) & np.isfinite(features)
+        fault = "is too large for float32"
+    else:
+        singles = features.astype(np.float32)
+        is_lost = (features > EXACT) | (features < -EXACT)
+        fault = f"is an integer beyond ±{EXACT}, which float32 does not hold exactly"
+    if is_lost.any():
+        index, column = np.unravel_index(int(is_lost.argmax()), is_lost.shape)
+        raise InvalidBatchError(
+            f"feature {column} of this example, {features[index, column]}, {fault}; rescale it",
+            "features",
+            int(index),
+        )
+    return singles
+
+
 def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[Any]]:
     if (length := int.from_bytes(raw[:8], "little")) > HEADER_BYTES:
         raise InvalidBatchError(
@@ -176,24 +215,22 @@ def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[An
     tensors = {}
     for name, types in expected.items():
         tensor = found[name]
-        if tensor["dtype"] not in types:
+        kind, shape = tensor["dtype"], tensor["shape"]
+        if kind not in types:
             raise InvalidBatchError(
-                f"{name} have dtype {tensor['dtype']}, expected one of {', '.join(types)}", name
+                f"{name} have dtype {kind}, expected one of {', '.join(types)}", name
             )
-        if len(tensor["shape"]) != len(SHAPES[name].split()):
+        if len(shape) != len(SHAPES[name].split()):
+            raise InvalidBatchError(f"{name} have shape {shape[:8]}, expected {SHAPES[name]}", name)
+        if max(shape) > MAX_DIMENSION:
             raise InvalidBatchError(
-                f"{name} have shape {tensor['shape'][:8]}, expected {SHAPES[name]}", name
-            )
-        if max(tensor["shape"]) > MAX_DIMENSION:
-            raise InvalidBatchError(
-                f"{name} have shape {tensor['shape']}, and no dimension may exceed {MAX_DIMENSION}",
+                f"{name} have shape {shape}, and no dimension may exceed {MAX_DIMENSION}",
                 name,
             )
-        if 0 in tensor["shape"]:
-            raise InvalidBatchError(
-                f"the batch has no examples: {name} have shape {tensor['shape']}", name
-            )
-        tensors[name] = np.frombuffer(tensor["data"], types[tensor["dtype"]]).reshape(
-            tensor["shape"]
-        )
+        if 0 in shape:
+            raise InvalidBatchError(f"the batch has no examples: {name} have shape {shape}", name)
+        array = np.frombuffer(tensor["data"], types[kind]).reshape(shape)
+        if kind not in KEPT[name]:
+            array = _singles(array) if name == "features" else array.astype(np.int64)
+        tensors[name] = array
     return tensors

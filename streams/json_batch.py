@@ -20,6 +20,8 @@ MAX_LISTS = 1 << 17
 def from_json(raw: bytes, width: int | None = None) -> Batch:
     """Read ``{"features": [[…], …], "labels": [3, …]}``; features become float32.
 
+    One example may be ``{"features": […], "label": 3}``.
+
     Numbers are read strictly: no booleans, no strings, no NaN, nothing that float32 cannot hold.
 
     Args:
@@ -30,18 +32,26 @@ def from_json(raw: bytes, width: int | None = None) -> Batch:
         InvalidBatchError: the document is not a batch; message, field and index say why.
         MemoryError: the document is too large to parse.
     """
-    document = _object(raw, {"features", "labels"})
-    features = _features(document["features"], _may_hold_booleans(raw), width)
-    return Batch(features, _labels(document["labels"], len(features)))
+    document = _object(raw, {"features", "labels"}, {"features", "label"})
+    rows, labels = document["features"], document.get("labels")
+    if "label" in document:
+        rows, labels = [rows], [document["label"]]
+    features = _features(rows, _may_hold_booleans(raw), width)
+    return Batch(features, _labels(labels, len(features)))
 
 
 def features_from_json(raw: bytes, width: int | None = None) -> Features:
     """Read ``{"features": [[…], …]}`` as float32 [n, d]; arguments as for `from_json`.
 
+    One example may be ``{"features": […]}``.
+
     Raises:
         InvalidBatchError: as for `from_json`.
     """
-    return _features(_object(raw, {"features"})["features"], _may_hold_booleans(raw), width)
+    rows = _object(raw, {"features"})["features"]
+    if type(rows) is list and rows and type(rows[0]) in NUMBER:
+        rows = [rows]
+    return _features(rows, _may_hold_booleans(raw), width)
 
 
 def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
@@ -70,7 +80,8 @@ def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
     return Batch(_features(rows, booleans, width), _labels(labels, len(rows)))
 
 
-def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
+def _object(raw: bytes, keys: set[str], of_one: set[str] | None = None) -> dict[str, Any]:
+    """Return an object with these keys, or with those of one example if it has a ``label``."""
     if len(raw) > MAX_LISTS and _lists(raw) > MAX_LISTS:
         raise TooManyError(f"more than {MAX_LISTS} lists and objects; send several requests")
     try:
@@ -81,6 +92,8 @@ def _object(raw: bytes, keys: set[str]) -> dict[str, Any]:
         raise _not_json(error) from error
     if type(document) is not dict:
         raise InvalidBatchError(f"expected an object with {_names(keys)}")
+    if of_one is not None and "label" in document and "labels" not in document:
+        keys = of_one
     if missing := keys - document.keys():
         field = min(missing)
         raise InvalidBatchError(f"the field {field!r} is missing", field)

@@ -4,6 +4,7 @@ The canonical text of a cell does not depend on the other rows of a request: a n
 among words has the text that it has among numbers.
 """
 
+import math
 import re
 from datetime import UTC, datetime
 
@@ -27,7 +28,7 @@ DATE_TIME = (
 )
 """Dates and times of ISO 8601."""
 VALUES = pa.array(sorted(MISSING), pa.string())
-_WHOLE, _NUMBER, _BOOLEAN = map(re.compile, (WHOLE, NUMBER, BOOLEAN))
+_WHOLE, _NUMBER, _BOOLEAN, _INFINITE = map(re.compile, (WHOLE, NUMBER, BOOLEAN, INFINITE))
 
 
 def column(name: str, cells: pa.StringArray, comma: bool = False) -> pa.Array:
@@ -53,7 +54,7 @@ def column(name: str, cells: pa.StringArray, comma: bool = False) -> pa.Array:
         cells = _with_points(name, cells)
     is_number = _matches(cells, NUMBER)
     if _all(is_number):
-        return _numbers(name, cells)
+        return _numbers(name, cells, is_number)
     is_boolean = _matches(cells, BOOLEAN)
     if _all(is_boolean):
         return pc.utf8_lower(cells).cast(pa.bool_())
@@ -76,7 +77,7 @@ def labels(name: str, cells: pa.StringArray, comma: bool = False) -> pa.StringAr
     for code, text in enumerate(found):
         is_sign = text == "-" and "+" in found
         fault = "" if is_sign else label_fault(text)
-        if re.fullmatch(INFINITE, text):
+        if not _is_finite(text):
             fault = f"the label {text!r} is not finite"
         if fault:
             index = pc.index(coded.indices, pa.scalar(code, coded.indices.type)).as_py()
@@ -84,6 +85,12 @@ def labels(name: str, cells: pa.StringArray, comma: bool = False) -> pa.StringAr
     if comma:
         found = [_pointed(text) for text in found]
     return pa.array([*map(_canonical, found)], pa.string()).take(coded.indices)
+
+
+def _is_finite(text: str) -> bool:
+    if _INFINITE.fullmatch(text):
+        return False
+    return not _NUMBER.fullmatch(text) or math.isfinite(float(text))
 
 
 def _canonical(text: str) -> str:
@@ -94,8 +101,7 @@ def _canonical(text: str) -> str:
         return text
     if _WHOLE.fullmatch(text):
         return "0" if text == "-0" else text
-    number = float(text)
-    return text if number in (np.inf, -np.inf) else canonical(number)
+    return canonical(float(text)) if _is_finite(text) else text
 
 
 def _texts(cells: pa.StringArray, is_other: pa.BooleanArray) -> pa.StringArray:
@@ -105,20 +111,22 @@ def _texts(cells: pa.StringArray, is_other: pa.BooleanArray) -> pa.StringArray:
     return pc.replace_with_mask(cells, is_other, texts)
 
 
-def _numbers(name: str, cells: pa.StringArray) -> pa.Array:
+def _numbers(name: str, cells: pa.StringArray, is_number: pa.BooleanArray) -> pa.Array:
+    """Return integers or floats, or texts if an integer is beyond ±2^53."""
     is_whole = _matches(cells, WHOLE)
+    try:
+        integers = cells.filter(is_whole).cast(pa.int64())
+    except pa.ArrowInvalid:
+        return _texts(cells, is_number)
+    if len(integers) and not _is_exact(integers):
+        return _texts(cells, is_number)
     if _all(is_whole):
-        try:
-            found = cells.cast(pa.int64())
-        except pa.ArrowInvalid:
-            return _texts(cells, is_whole)
-        return found if _is_exact(found) else _texts(cells, is_whole)
+        return cells.cast(pa.int64())
     numbers = cells.cast(pa.float64())
     values = numbers.to_numpy(zero_copy_only=False)
-    if (is_infinite := np.isinf(values) & ~is_whole.fill_null(False).to_numpy(False)).any():
+    if (is_infinite := np.isinf(values)).any():
         raise _not_finite(name, cells, int(is_infinite.argmax()))
-    is_large = pc.and_(is_whole, pc.greater(pc.abs(numbers), float(EXACT)))
-    return _texts(cells, is_whole) if pc.any(is_large).as_py() else numbers
+    return numbers
 
 
 def _is_exact(integers: pa.Int64Array) -> bool:

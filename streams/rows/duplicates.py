@@ -19,12 +19,13 @@ BEFORE = np.frombuffer(b'" \t\r\n', np.uint8)
 """Characters between a key and its colon."""
 
 
-def check_duplicates(raw: bytes, kept: int, is_lines: bool = False) -> None:
+def check_duplicates(raw: bytes, kept: int, rows: int, is_lines: bool = False) -> None:
     """Check that no object has a key twice.
 
     Args:
-        raw: a valid document with no objects but rows and the one around them.
+        raw: a valid document with no objects but rows and one around them.
         kept: keys that the parser kept, in all objects.
+        rows: how many there are.
         is_lines: whether each line is a document with one row.
 
     Raises:
@@ -35,16 +36,19 @@ def check_duplicates(raw: bytes, kept: int, is_lines: bool = False) -> None:
     after = STRING.findall(raw)
     if len(after) - after.count(b"") == kept:
         return
-    name, index = _first_duplicate(raw.decode(), is_lines)
+    name, place = _first_duplicate(raw.decode(), is_lines)
+    index = place // 2 if is_lines else place
     raise InvalidBatchError(
-        f"the key {name[:SHOWN]!r} occurs twice in one object; send it once", name, index
+        f"the key {name[:SHOWN]!r} occurs twice in one object; send it once",
+        name,
+        index if index < rows else None,
     )
 
 
-def _first_duplicate(text: str, is_lines: bool) -> tuple[str, int | None]:
-    """Return a key that an object has twice, and the index of the row, if it is a row.
+def _first_duplicate(text: str, is_lines: bool) -> tuple[str, int]:
+    """Return a key that an object has twice, and the index of the object.
 
-    Objects are seen as they end: a row before the object around it.
+    Objects count as they end: a row before the object around it.
     """
     objects: list[str | None] = []
 
@@ -56,10 +60,7 @@ def _first_duplicate(text: str, is_lines: bool) -> tuple[str, int | None]:
     for document in text.split("\n") if is_lines else [text]:
         if document.strip():
             decoder.decode(document)
-    k, name = next((k, name) for k, name in enumerate(objects) if name is not None)
-    if is_lines:
-        return name, k // 2
-    return name, k if k < len(objects) - 1 else None
+    return next((name, k) for k, name in enumerate(objects) if name is not None)
 
 
 def _colons_after_keys(raw: bytes) -> int:

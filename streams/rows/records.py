@@ -41,7 +41,7 @@ def from_json(raw: bytes, labelled: bool) -> Rows:
         MemoryError: the document is too large to parse.
     """
     raw = raw.removeprefix(BOM)
-    _check_containers(raw)
+    check_containers(raw)
 
     def read(load: Loader) -> tuple[list[object], list[object]]:
         document = load(raw)
@@ -56,8 +56,8 @@ def from_json(raw: bytes, labelled: bool) -> Rows:
             raise InvalidBatchError("labels must be a list", "labels")
         return rows, labels
 
-    found, keys = _rows(read, labelled)
-    check_duplicates(raw, keys + 1 + labelled)
+    found, keys = rows_from(read, labelled)
+    check_duplicates(raw, keys + 1 + labelled, len(found))
     return found
 
 
@@ -87,8 +87,8 @@ def from_ndjson(raw: bytes, labelled: bool) -> Rows:
             labels.append(label)
         return rows, labels
 
-    found, keys = _rows(read, labelled)
-    check_duplicates(raw, keys + len(found) * (1 + labelled), is_lines=True)
+    found, keys = rows_from(read, labelled)
+    check_duplicates(raw, keys + len(found) * (1 + labelled), len(found), is_lines=True)
     return found
 
 
@@ -157,10 +157,19 @@ def chunk(rows: Sequence[object], labels: Sequence[object] | None, is_exact: boo
     return Chunk(pa.RecordBatch.from_arrays(arrays, [*names]), texts)
 
 
-def _rows(
+def rows_from(
     read: Callable[[Loader], tuple[list[object], list[object]]], labelled: bool
 ) -> tuple[Rows, int]:
-    """Return rows, and the number of their keys."""
+    """Return rows, and the number of their keys.
+
+    Args:
+        read: returns rows and labels, given what parses a document. It is called again if the
+            digits of long integers may have been lost.
+        labelled: whether there are labels.
+
+    Raises:
+        InvalidBatchError: as for `chunk`.
+    """
     rows, labels = read(parsed)
     try:
         found = chunk(rows, labels if labelled else None)
@@ -185,7 +194,7 @@ def _members(document: object, rows: str, labels: str, labelled: bool) -> tuple[
     return document[rows], document[labels] if labelled else []
 
 
-def _check_containers(raw: bytes) -> None:
+def check_containers(raw: bytes) -> None:
     """Check that a document is not made of millions of lists and objects.
 
     Raises:

@@ -117,6 +117,7 @@ def split(lines: Sequence[str], preferred: str = "", fewest: int = 2) -> Split:
         TableError: there is no such header, or two delimiters do equally well.
     """
     found: dict[tuple[bool, bool, int], list[Split]] = {}
+    narrow: list[Split] = []
     faults: list[TableError] = []
     for delimiter in DELIMITERS:
         rest = iter(lines)
@@ -132,12 +133,16 @@ def split(lines: Sequence[str], preferred: str = "", fewest: int = 2) -> Split:
         except TableError:
             row = []
         rank = (delimiter == preferred, len(row) == len(cells), len(cells))
-        if len(cells) >= fewest:
+        if len(cells) > 1:
             found.setdefault(rank, []).append(found_here)
+        elif cells and fewest == 1:
+            narrow.append(found_here)
+    if narrow and not found:
+        return narrow[0]
     if not found:
         raise faults[0] if len(faults) == len(DELIMITERS) else TableError(_too_few(lines))
     best, *others = found[max(found)]
-    if others and len(best.names) > 1:
+    if others:
         raise TableError(
             f"both {best.delimiter!r} and {others[0].delimiter!r} part the header into "
             f"{len(best.names)} columns; put names that contain one into quotes"
