@@ -74,30 +74,44 @@ class _Budget:
             TooManyError: all repeated strings so far are too long together.
         """
         kind = column.type
-        if pa.types.is_dictionary(kind):
-            lengths = pc.binary_length(column.dictionary).take(column.indices)
-        elif pa.types.is_string_view(kind):
-            lengths = _view_lengths(column)
-        elif pa.types.is_large_string(kind):
+        if pa.types.is_large_string(kind):
             return column.cast(pa.string())
-        else:
-            return column
+        if pa.types.is_dictionary(kind):
+            words, places = column.dictionary.cast(pa.string()), column.indices
+            self._spend(name, pc.binary_length(words).take(places))
+            return words.take(places)
+        if pa.types.is_string_view(kind):
+            views = _without_garbage(column)
+            self._spend(name, _view_lengths(views))
+            return views.cast(pa.string())
+        return column
+
+    def _spend(self, name: str, lengths: pa.Array) -> None:
         self._left -= pc.sum(lengths.cast(pa.int64())).as_py() or 0
         if self._left < 0:
             raise TooManyError(
                 f"the strings up to column {name[:SHOWN]!r} have more than {MAX_BYTES:,} bytes",
                 name,
             )
-        return column.cast(pa.string())
 
 
-def _view_lengths(column: pa.Array) -> pa.Array:
+def _without_garbage(column: pa.StringViewArray) -> pa.StringViewArray:
+    """Return views that are empty where a value is missing.
+
+    Validation does not look at those, and a cast follows them wherever they lead.
+    """
+    if not column.null_count:
+        return column
+    is_there, views, *texts = column.buffers()
+    copied = np.frombuffer(views, np.int32, 4 * len(column)).reshape(-1, 4).copy()
+    copied[column.is_null().to_numpy(zero_copy_only=False)] = 0
+    buffers = [is_there, pa.py_buffer(copied), *texts]
+    return pa.Array.from_buffers(pa.string_view(), len(column), buffers)
+
+
+def _view_lengths(column: pa.StringViewArray) -> pa.Int32Array:
     """Return the length of each string of views, whose first four bytes hold it."""
-    _, views, *_ = column.buffers()
-    start, n = 4 * column.offset, len(column)
-    lengths = np.frombuffer(views, np.int32)[start : start + 4 * n : 4]
-    is_missing = column.is_null().to_numpy(zero_copy_only=False)
-    return pa.array(lengths, pa.int32(), mask=is_missing)
+    return pa.array(np.frombuffer(column.buffers()[1], np.int32, 4 * len(column))[::4])
 
 
 def _column(name: str, parts: list[pa.Array]) -> pa.Array:

@@ -31,7 +31,7 @@ def check_size(rows: int, columns: int) -> None:
     Raises:
         InvalidBatchError: there are none, or too many; the message gives the limit.
     """
-    if not rows:
+    if rows < 1:
         raise InvalidBatchError("there are no rows")
     if not columns:
         raise InvalidBatchError("the rows have no columns")

@@ -59,6 +59,41 @@ def test_the_fault_is_named(text: str, field: str | None, index: int | None) -> 
     assert (caught.value.field, caught.value.index) == (field, index)
 
 
+def test_one_example_is_a_batch_of_one() -> None:
+    one = from_json(b'{"label": 3, "features": [0.5, 1]}', width=2)
+    many = from_json(b'{"features": [[0.5, 1]], "labels": [3]}', width=2)
+    np.testing.assert_array_equal(one.features, many.features)
+    np.testing.assert_array_equal(one.labels, many.labels)
+    flat = features_from_json(b'{"features": [0.5, 1]}', width=2)
+    np.testing.assert_array_equal(flat, many.features)
+
+
+ONE: list[tuple[str, str | None, int | None]] = [
+    ('{"features": [1, true], "label": 1}', "features", 0),
+    ('{"features": [[1]], "label": 1}', "features", 0),
+    ('{"features": [1, 2], "label": 1}', "features", 0),
+    ('{"features": [1], "label": [1]}', "labels", 0),
+    ('{"features": [1], "label": null}', "labels", 0),
+    ('{"features": [1], "label": 1, "labels": [1]}', "label", None),
+    ('{"features": 1, "label": 1}', "features", 0),
+    ('{"label": 1}', "features", None),
+]
+
+
+@pytest.mark.parametrize(("text", "field", "index"), ONE)
+def test_the_fault_of_one_example_is_named(text: str, field: str | None, index: int | None) -> None:
+    with pytest.raises(InvalidBatchError) as caught:
+        from_json(text.encode(), width=1)
+    assert (caught.value.field, caught.value.index) == (field, index)
+
+
+@pytest.mark.parametrize("text", ["[1, [2]]", "[1, true]", "[1, null]", '[1, "2"]', "[[1], 2]"])
+def test_a_flat_list_of_features_holds_numbers_only(text: str) -> None:
+    with pytest.raises(InvalidBatchError) as caught:
+        features_from_json(f'{{"features": {text}}}'.encode(), width=2)
+    assert (caught.value.field, caught.value.index) == ("features", 0)
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [

@@ -109,9 +109,10 @@ BAD: dict[str, tuple[str, bytes, int, str | None, int | None]] = {
     "fewer labels": (JSON, document([ROW, ROW], [0]), 422, "labels", None),
     "no labels": (JSON, json.dumps({"features": [ROW]}).encode(), 422, "labels", None),
     "misspelt field": (JSON, b'{"features": [], "labels": [], "lables": []}', 422, "lables", None),
-    "float64": (BYTES, tensors(np.zeros((1, 6)), [0]), 422, "features", None),
-    "int32 labels": (
-        BYTES, tensors(np.zeros((1, 6), F32), np.zeros(1, np.int32)), 422, "labels", None,
+    "float64 beyond float32": (BYTES, tensors(np.full((1, 6), 1e39), [0]), 422, "features", 0),
+    "integers beyond 2^24": (BYTES, tensors(np.full((1, 6), 1 << 25), [0]), 422, "features", 0),
+    "float labels": (
+        BYTES, tensors(np.zeros((1, 6), F32), np.zeros(1, F32)), 422, "labels", None,
     ),
     "one number as features": (BYTES, tensors(F32(1), [0]), 422, "features", None),
     "one number as labels": (BYTES, tensors(np.zeros((1, 6), F32), I64(0)), 422, "labels", None),

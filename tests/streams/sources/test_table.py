@@ -167,7 +167,6 @@ def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
         (np.array([0]), r"labels have shape \[1\], expected \[2\]"),
         (np.array([0.0, 1.0]), "labels have dtype F64, expected one of I64"),
         (np.array([False, True]), "labels have dtype BOOL, expected one of I64"),
-        (np.array([0, 1], np.int32), "labels have dtype I32, expected one of I64"),
     ],
 )
 def test_labels_in_safetensors_are_classes_or_refused(

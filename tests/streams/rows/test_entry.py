@@ -1,0 +1,199 @@
+"""The log holds rows as they were read, in little room, and trusts nothing that it holds."""
+
+import struct
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streams.batch import InvalidBatchError, TooManyError
+from streams.rows.bounds import MAX_TEXT
+from streams.rows.entry import ALIGNMENT, MAGIC, from_bytes, to_bytes
+from streams.rows.rows import TYPES, Chunk, Rows, join
+
+values: dict[pa.DataType, st.SearchStrategy[Any]] = {
+    pa.null(): st.none(),
+    pa.bool_(): st.booleans(),
+    pa.int64(): st.integers(-(2**53), 2**53),
+    pa.float64(): st.floats(allow_nan=False, allow_infinity=False),
+    pa.string(): st.text(st.characters(codec="utf-8")),
+    TYPES[5]: st.datetimes(timezones=st.just(UTC)),
+}
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> Chunk:
+    n = draw(st.integers(1, 20))
+    kinds = draw(st.lists(st.sampled_from(TYPES), min_size=1, max_size=8))
+    arrays = []
+    for kind in kinds:
+        cells = st.none() | values[kind] if draw(st.booleans()) else values[kind]
+        arrays.append(pa.array(draw(st.lists(cells, min_size=n, max_size=n)), kind))
+    names = [f"{'ü' * k}{k}" for k in range(len(kinds))]
+    texts = st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=n, max_size=n)
+    labels = draw(st.none() | texts)
+    return Chunk(
+        pa.RecordBatch.from_arrays(arrays, names),
+        None if labels is None else pa.array(labels, pa.string()),
+    )
+
+
+def assert_same(found: Rows, expected: Rows) -> None:
+    for chunk, was in zip(found.chunks, expected.chunks, strict=True):
+        chunk.columns.validate(full=True)
+        assert chunk.columns.equals(was.columns)
+        assert (chunk.labels is None) == (was.labels is None)
+        assert chunk.labels is None or chunk.labels.equals(was.labels)
+
+
+@given(st.lists(chunks(), min_size=1, max_size=3), st.data())
+def test_rows_survive_their_bytes(parts: list[Chunk], data: st.DataObject) -> None:
+    rows = Rows(tuple(parts))
+    raw = to_bytes(rows)
+    found = from_bytes(raw)
+    assert_same(found, rows)
+    assert to_bytes(found) == raw
+    start = data.draw(st.integers(0, len(rows) - 1))
+    part = rows.part(start, data.draw(st.integers(start + 1, len(rows))))
+    assert_same(from_bytes(to_bytes(part)), part)
+    assert to_bytes(from_bytes(to_bytes(part))) == to_bytes(part)
+
+
+def test_one_row_of_39_columns_takes_less_than_a_kilobyte() -> None:
+    numbers = {f"I{k}": [k * 1_000] for k in range(13)}
+    words = {f"C{k}": [f"{k:08x}"] for k in range(26)}
+    one = Rows((Chunk(pa.record_batch(numbers | words), pa.array(["1"])),))
+    assert len(to_bytes(one)) < 700
+    many = Rows((Chunk(pa.record_batch({k: v * 1_000 for k, v in (numbers | words).items()})),))
+    assert len(to_bytes(many)) < 1_000 * (13 * 8 + 26 * 9) + 700
+
+
+def test_equal_rows_have_equal_bytes_whatever_lies_where_values_are_missing() -> None:
+    clean = pa.array([1, None], pa.int64())
+    _, numbers = pa.array([1, 77], pa.int64()).buffers()
+    dirty = pa.Array.from_buffers(pa.int64(), 2, [clean.buffers()[0], numbers])
+    one, other = (Rows((Chunk(pa.record_batch({"a": each})),)) for each in (clean, dirty))
+    assert to_bytes(one) == to_bytes(other)
+
+
+def forged(header: object, *sections: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else orjson.dumps(header)
+    parts = (struct.pack("<I", len(text)) + text, *sections)
+    return MAGIC + b"".join(part + b"\0" * (-len(part) % ALIGNMENT) for part in parts)
+
+
+FINE = {"n": 1, "names": ["a"], "types": "i", "width": 1, "labels": False}
+TEXT = FINE | {"types": "s"}
+NAN, INF = (struct.pack("<d", float(number)) for number in ("nan", "inf"))
+BAD: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "first bytes are others"),
+    "no chunks": (MAGIC, "there are no rows"),
+    "no header": (MAGIC + b"\1", "bytes are missing"),
+    "a long header": (MAGIC + b"\xff\xff\xff\xff", "bytes, at most 8,388,608"),
+    "a header that is no JSON": (forged(b"{"), "not the rows"),
+    "a header that is deep": (forged(b"[" * 100_000), "not the rows"),
+    "a header that is a list": (forged([]), "not the rows"),
+    "a header that lacks a key": (forged({"n": 1}), "not the rows"),
+    "rows that are a text": (forged(FINE | {"n": "1"}), "other types"),
+    "rows that are true": (forged(FINE | {"n": True}), "other types"),
+    "no rows": (forged(FINE | {"n": 0}), "there are no rows"),
+    "too many rows": (forged(FINE | {"n": 1 << 40}), "rows, at most 131,072"),
+    "too many null rows": (forged(FINE | {"n": 10**9, "types": "n"}), "rows, at most 131,072"),
+    "many chunks of null rows": (
+        MAGIC + 40 * forged(FINE | {"n": 4_000, "types": "n"})[len(MAGIC):],
+        "rows, at most 131,072"),
+    "many chunks of many columns": (
+        MAGIC + 99 * forged(FINE | {"types": "n" * 4_000, "names": [*map(str, range(4_000))]})[
+            len(MAGIC):], "cells, at most 8,388,608"),
+    "less than no rows": (forged(FINE | {"n": -1}), "not the rows|rows, at most"),
+    "no columns": (forged(FINE | {"names": [], "types": ""}), "no columns"),
+    "names that are numbers": (forged(FINE | {"names": [1]}), "other types"),
+    "names twice": (forged(FINE | {"names": ["a", "a"], "types": "ii"}), "both named 'a'"),
+    "an unknown type": (forged(FINE | {"types": "x"}), "unknown type 'x'"),
+    "an unknown width": (forged(FINE | {"width": 3}), "not the rows"),
+    "a list as width": (forged(FINE | {"width": [1]}), "not the rows"),
+    "no values": (forged(FINE), "8 bytes are missing"),
+    "NaN": (forged(FINE | {"types": "f"}, NAN), "column 'a' holds nan"),
+    "infinity": (forged(FINE | {"types": "f"}, INF), "column 'a' holds inf"),
+    "an integer beyond 2^53": (forged(FINE, struct.pack("<q", 2**53 + 1)), "column 'a' holds 9"),
+    "a time beyond the calendar": (
+        forged(FINE | {"types": "t"}, struct.pack("<q", 1 << 62)), "column 'a' holds 4"),
+    "no text": (forged(TEXT, b"\x09", b"x"), "1 bytes are missing"),
+    "text that is not UTF-8": (forged(TEXT, b"\1", b"\xff"), "[Uu][Tt][Ff]"),
+    "text that ends within a letter": (
+        forged(TEXT | {"n": 2}, b"\1\1", "ü".encode()), "[Uu][Tt][Ff]"),
+    "a long text": (
+        forged(TEXT | {"width": 4}, struct.pack("<I", MAX_TEXT + 1), b"x" * (MAX_TEXT + 1)),
+        "bytes, at most 1,048,576"),
+    "an empty label": (
+        forged(FINE | {"labels": True}, bytes(8), b"\0", b""), "label is an empty string"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "message"), BAD.values(), ids=BAD)
+def test_what_to_bytes_would_not_write_is_refused(raw: bytes, message: str) -> None:
+    with pytest.raises(InvalidBatchError, match=message):
+        from_bytes(raw)
+
+
+def test_a_file_beyond_the_bound_is_refused_unread() -> None:
+    with pytest.raises(TooManyError, match="268,435,456"):
+        from_bytes(MAGIC + bytes(256 << 20))
+
+
+GOOD = to_bytes(
+    Rows(
+        (
+            Chunk(
+                pa.record_batch(
+                    {
+                        "i": pa.array([1, None, 3]),
+                        "f": pa.array([0.5, 1.5, None]),
+                        "s": pa.array(["x", None, "üü"]),
+                        "t": pa.array([datetime(2024, 1, 1, tzinfo=UTC), None, None], TYPES[5]),
+                        "b": pa.array([True, None, False]),
+                        "n": pa.nulls(3),
+                    }
+                ),
+                pa.array(["1", "churn", "x"]),
+            ),
+        )
+    )
+)
+
+
+def is_read_or_refused(raw: bytes) -> None:
+    try:
+        rows = from_bytes(raw)
+    except InvalidBatchError:
+        return
+    for chunk in rows.chunks:
+        chunk.columns.validate(full=True)
+        chunk.columns.to_pylist()
+    assert_same(from_bytes(to_bytes(rows)), rows)
+
+
+def test_every_byte_may_be_another_and_the_end_anywhere() -> None:
+    for place in range(len(GOOD)):
+        is_read_or_refused(GOOD[:place])
+        for value in (0x00, 0x31, 0x80, 0xFF):
+            is_read_or_refused(GOOD[:place] + bytes([value]) + GOOD[place + 1 :])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.binary(max_size=9)), max_size=4))
+def test_random_changes_never_crash(changes: list[tuple[int, bytes]]) -> None:
+    raw = GOOD
+    for place, piece in changes:
+        raw = raw[:place] + piece + raw[place + len(piece) :]
+    is_read_or_refused(raw)
+
+
+def test_joined_rows_are_an_entry_of_many_chunks() -> None:
+    rows = join([from_bytes(GOOD)] * 3)
+    assert len(from_bytes(to_bytes(rows))) == 9
+    assert_same(from_bytes(to_bytes(rows)), rows)
