@@ -16,6 +16,7 @@ from streams.rows import cells
 from streams.rows.bounds import (
     MAX_CELLS,
     MAX_COLUMNS,
+    MAX_NAME,
     MAX_ROWS,
     SHOWN,
     check_names,
@@ -27,6 +28,10 @@ from streams.sources.faults import TableError, encoding_fault, name_fault, width
 from streams.sources.header import Split, counts, may_be_data, split
 from streams.sources.records import Record, records
 
+HEAD = 1 << 17
+"""Characters from the beginning among which the header is."""
+LONGEST = MAX_COLUMNS * (MAX_NAME + 3)
+"""Characters of the longest header."""
 BLOCK = 1 << 16
 """Cells that are objects of Python at a time."""
 
@@ -50,19 +55,25 @@ def from_csv(raw: bytes, label: str | None, labelled: bool) -> Rows:
         text = raw.decode(encoding(raw[:4]), "surrogateescape")
     except UnicodeError as error:
         raise InvalidBatchError(f"the text cannot be decoded: {error}") from error
-    lines = io.StringIO(text, newline="").readlines()
     try:
-        return _read(lines, label, labelled)
+        return _read(io.StringIO(text, newline=""), label, labelled)
     except TableError as error:
         raise InvalidBatchError(str(error)) from error
 
 
-def _read(lines: list[str], label: str | None, labelled: bool) -> Rows:
-    header = split(lines, fewest=1)
+def _read(file: io.StringIO, label: str | None, labelled: bool) -> Rows:
+    head = file.readlines(HEAD)
+    if sum(map(len, head[:1])) > LONGEST:
+        raise TooManyError(
+            f"the first line has more than {LONGEST:,} characters, which {MAX_COLUMNS:,} columns "
+            f"with names of {MAX_NAME} do not need"
+        )
+    header = split(head, fewest=1)
+    file.seek(0)
     _check_header(header, label)
     place = place_of_label(header.names, label, labelled)
     places: list[int] = []
-    blocks = [_block(batch, header, places) for batch in _batches(lines, header)]
+    blocks = [_block(batch, header, places) for batch in _batches(file, header)]
     if not blocks:
         raise InvalidBatchError("there are no rows after the header")
     names, columns, labels = [], [], None
@@ -94,14 +105,15 @@ def _check_header(header: Split, label: str | None) -> None:
         raise InvalidBatchError("the text begins with data; its first line must name the columns")
 
 
-def _batches(lines: Sequence[str], header: Split) -> Iterator[list[Record]]:
+def _batches(lines: Iterator[str], header: Split) -> Iterator[list[Record]]:
     """Yield the records after the header, some at a time.
 
     Raises:
         TableError: a quote is not closed, or text follows it.
         TooManyError: there are too many rows or cells.
     """
-    found = records(lines[header.lines :], header.delimiter, header.lines + 1)
+    after = islice(lines, header.lines, None)
+    found = records(after, header.delimiter, header.lines + 1)
     width, rows = len(header.names), 0
     while batch := list(islice(found, max(1, BLOCK // width))):
         rows += len(batch)

@@ -33,8 +33,7 @@ def check_duplicates(raw: bytes, kept: int, rows: int, is_lines: bool = False) -
     """
     if raw.count(b":") == kept or _colons_after_keys(raw) == kept:
         return
-    after = STRING.findall(raw)
-    if len(after) - after.count(b"") == kept:
+    if key_count(raw) == kept:
         return
     name, place = _first_duplicate(raw.decode(), is_lines)
     index = place // 2 if is_lines else place
@@ -43,6 +42,12 @@ def check_duplicates(raw: bytes, kept: int, rows: int, is_lines: bool = False) -
         name,
         index if index < rows else None,
     )
+
+
+def key_count(raw: bytes) -> int:
+    """Return the number of keys of all objects in valid JSON."""
+    after = STRING.findall(raw)
+    return len(after) - after.count(b"")
 
 
 def _first_duplicate(text: str, is_lines: bool) -> tuple[str, int]:

@@ -7,7 +7,7 @@ tables of Message.fbs and Schema.fbs.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from struct import Struct
 
 from streams.batch import InvalidBatchError, TooManyError
@@ -55,13 +55,12 @@ class _Field:
 
 @dataclass
 class _Sum:
-    """What the messages so far ask for."""
+    """The sizes that the messages so far ask for."""
 
     rows: int = 0
     cells: int = 0
     bytes: int = 0
     batches: int = 0
-    names: list[str] = field(default_factory=list)
 
 
 def check_stream(raw: bytes) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from streams.batch import InvalidBatchError, TooManyError
 from streams.rows.bounds import (
+    MAX_COLUMNS,
     MAX_ROWS,
     MAX_TEXT,
     SHOWN,
@@ -16,7 +17,7 @@ from streams.rows.bounds import (
     check_size,
     check_texts,
 )
-from streams.rows.duplicates import STRING, check_duplicates
+from streams.rows.duplicates import STRING, check_duplicates, key_count
 from streams.rows.labels import kind_name, label_texts
 from streams.rows.rows import Chunk, Rows
 from streams.rows.values import Digits, InexactError, check_exact, column
@@ -195,17 +196,22 @@ def _members(document: object, rows: str, labels: str, labelled: bool) -> tuple[
 
 
 def check_containers(raw: bytes) -> None:
-    """Check that a document is not made of millions of lists and objects.
+    """Check that a document is not made of millions of lists and objects, or of keys.
 
     Raises:
-        TooManyError: it has more than the most rows have.
+        TooManyError: it has more than the most rows and columns have.
     """
     most = MAX_ROWS + 3
-    if len(raw) <= most or raw.count(b"{") + raw.count(b"[") <= most:
+    if len(raw) <= most:
         return
-    bare = STRING.sub(b"", raw)
-    if bare.count(b"{") + bare.count(b"[") > most:
-        raise TooManyError(f"more than {MAX_ROWS:,} rows; send several requests")
+    objects = raw.count(b"{")
+    if objects + raw.count(b"[") > most:
+        bare = STRING.sub(b"", raw)
+        if bare.count(b"{") + bare.count(b"[") > most:
+            raise TooManyError(f"more than {MAX_ROWS:,} rows; send several requests")
+    keys = MAX_COLUMNS * objects
+    if raw.count(b":") > keys and key_count(raw) > keys:
+        raise TooManyError(f"more than {MAX_COLUMNS:,} columns; send fewer")
 
 
 def _integer(text: str) -> int | Digits:

@@ -124,6 +124,9 @@ BAD: dict[str, tuple[str | bytes, str, str | None, int | None]] = {
     "10,000 columns": (
         ",".join(f"c{k}" for k in range(10_000)) + ",y\n", "10,001 columns, at most 4,096", None,
         None),
+    "a million columns": (
+        ",".join(f"c{k}" for k in range(1_000_000)), "first line has more than 1,060,864", None,
+        None),
     "a long name": ("n" * 300 + ",y\n1,2\n", "300 characters, at most 256", "n" * 40, None),
     "a long cell": ("a,y\n" + "x" * 200_000 + ",1\n", "field limit .131072", None, None),
 }  # fmt: skip

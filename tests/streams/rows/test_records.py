@@ -56,7 +56,10 @@ BAD: dict[str, tuple[str | bytes, str, str | None, int | None]] = {
         "holds a list", "b", 0),
     "10,000 columns": (
         json.dumps({"row": {f"c{k}": k for k in range(10_000)}, "label": 1}),
-        "10,000 columns, at most 4,096", None, None),
+        "more than 4,096 columns", None, None),
+    "5,000 columns, in two rows": (
+        json.dumps({"rows": [{f"c{k}{j}": k for k in range(2_500)} for j in "ab"], "labels": [1, 1]}),
+        "5,000 columns, at most 4,096", None, None),
     "a key twice": (
         '{"rows": [{"a": 1}, {"a": 1, "b": 2, "a": 3}], "labels": [1, 2]}', "key 'a' occurs twice",
         "a", 1),
@@ -181,6 +184,14 @@ def test_too_many_rows_are_refused_before_they_are_parsed() -> None:
         from_ndjson(b'{"row": {"a": 1}}\n' * (MAX_ROWS + 1), False)
     brackets = orjson.dumps({"row": {"a": "[{" * (1 << 18)}})
     assert len(from_json(brackets, False)) == 1
+
+
+def test_millions_of_keys_are_refused_before_they_are_parsed() -> None:
+    keys = b",".join(b'"%d":1' % k for k in range(1_000_000))
+    with pytest.raises(TooManyError, match="more than 4,096 columns"):
+        from_json(b'{"row": {' + keys + b"}}", False)
+    colons = orjson.dumps({"row": {"a": ":" * 200_000}})
+    assert len(from_json(colons, False)) == 1
 
 
 def test_sparse_rows_cannot_claim_more_cells_than_the_limit() -> None:
