@@ -127,16 +127,16 @@ def split(lines: Sequence[str], preferred: str = "", fewest: int = 2) -> Split:
         except TableError as error:
             faults.append(error)
             continue
-        found_here = Split(delimiter, [*map(str.strip, cells)], len(lines) - length_hint(rest))
+        own = Split(delimiter, [*map(str.strip, cells)], len(lines) - length_hint(rest))
         try:
             _, row = next(rows, (0, []))
         except TableError:
             row = []
         rank = (delimiter == preferred, len(row) == len(cells), len(cells))
         if len(cells) > 1:
-            found.setdefault(rank, []).append(found_here)
+            found.setdefault(rank, []).append(own)
         elif cells and fewest == 1:
-            narrow.append(found_here)
+            narrow.append(own)
     if narrow and not found:
         return narrow[0]
     if not found:

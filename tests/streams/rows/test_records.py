@@ -58,7 +58,8 @@ BAD: dict[str, tuple[str | bytes, str, str | None, int | None]] = {
         json.dumps({"row": {f"c{k}": k for k in range(10_000)}, "label": 1}),
         "more than 4,096 columns", None, None),
     "5,000 columns, in two rows": (
-        json.dumps({"rows": [{f"c{k}{j}": k for k in range(2_500)} for j in "ab"], "labels": [1, 1]}),
+        json.dumps(
+            {"rows": [{f"{j}{k}": k for k in range(2_500)} for j in "ab"], "labels": [1, 1]}),
         "5,000 columns, at most 4,096", None, None),
     "a key twice": (
         '{"rows": [{"a": 1}, {"a": 1, "b": 2, "a": 3}], "labels": [1, 2]}', "key 'a' occurs twice",
