@@ -1,0 +1,79 @@
+"""The values in rows, by column and type, whatever the chunks and the order of their columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from streams.rows.rows import Rows
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """All values of one column that have one type."""
+
+    values: pa.Array
+    """m values of one of `streams.rows.rows.TYPES`; none is null, and numbers are finite."""
+    rows: Indices
+    """int64 [m], the row of each value; each row is there once."""
+
+    def __len__(self) -> int:
+        """Return the number of values, m."""
+        return len(self.rows)
+
+
+def cells_of(rows: Rows) -> dict[str, list[Cells]]:
+    """Return the values of every column, in order of the columns' first appearance.
+
+    A column has one entry in its list for each type, and an empty list if all its values are null.
+    A null, a column that a chunk lacks, and a number that is not finite are all missing values.
+    """
+    found: dict[str, dict[int, tuple[list[pa.Array], list[Indices]]]] = {}
+    for batch, indices in _alike(rows):
+        for name, array in zip(batch.schema.names, batch.columns, strict=True):
+            types = found.setdefault(name, {})
+            if array.null_count < len(array):
+                parts = types.setdefault(array.type.id, ([], []))
+                parts[0].append(array)
+                parts[1].append(indices)
+    return {
+        name: [cells for parts in types.values() if len(cells := _cells(*parts))]
+        for name, types in found.items()
+    }
+
+
+def _alike(rows: Rows) -> list[tuple[pa.RecordBatch, Indices]]:
+    """Return the rows with as few chunks as their names and types allow, and their indices."""
+    every = np.arange(len(rows), dtype=np.int64)
+    if len(rows.chunks) == 1:
+        return [(rows.chunks[0].columns, every)]
+    groups: dict[bytes, tuple[list[pa.RecordBatch], list[Indices]]] = {}
+    start = 0
+    for chunk in rows.chunks:
+        stop = start + len(chunk)
+        key = chunk.columns.schema.serialize().to_pybytes()
+        batches, indices = groups.setdefault(key, ([], []))
+        batches.append(chunk.columns)
+        indices.append(every[start:stop])
+        start = stop
+    return [
+        (pa.concat_batches(batches), np.concatenate(indices))
+        for batches, indices in groups.values()
+    ]
+
+
+def _cells(arrays: Sequence[pa.Array], indices: Sequence[Indices]) -> Cells:
+    values = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
+    rows = indices[0] if len(indices) == 1 else np.concatenate(indices)
+    if values.null_count:
+        rows = rows[values.is_valid().to_numpy(zero_copy_only=False)]
+        values = values.drop_null()
+    if pa.types.is_floating(values.type):
+        finite = np.isfinite(values.to_numpy())
+        if not finite.all():
+            values, rows = values.filter(pa.array(finite)), rows[finite]
+    return Cells(values, rows)

@@ -1,0 +1,125 @@
+"""Refusals of rows at the door: each names the row, the column and the way out."""
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from service.fold.schema.cells import Cells, cells_of
+from service.fold.schema.kinds import Kind
+from service.fold.schema.values import Flags, numbers, texts, times, truths
+from streams.batch import InvalidBatchError
+from streams.rows.rows import Rows
+
+WANTED = {
+    Kind.NUMBER: ("a number", "a number"),
+    Kind.TIME: ("a time", "an ISO 8601 time such as 2026-01-31T13:00:00Z"),
+    Kind.BOOL: ("true or false", "true or false"),
+}
+LONGEST = 40
+"""Characters of a value, and names of columns or labels, that a message shows at most."""
+
+
+def unknown_column(rows: Rows, known: Collection[str]) -> None:
+    """Check that every column of rows is known.
+
+    Raises:
+        InvalidBatchError: the first column that is not; the index is its first row.
+    """
+    start = 0
+    for chunk in rows.chunks:
+        for name in chunk.columns.schema.names:
+            if name not in known and len(chunk):
+                raise InvalidBatchError(
+                    f"unknown column {_short(name)}{_close(name, known)} New columns are rejected "
+                    "by the schema; remove this one, or declare it",
+                    name,
+                    start,
+                )
+        start += len(chunk)
+
+
+def check_cells(rows: Rows, kinds: Mapping[str, Kind]) -> None:
+    """Check that every value has the kind of its column. Missing values pass.
+
+    Raises:
+        InvalidBatchError: the first value of a wrong kind, by row, then in the order of ``kinds``.
+    """
+    found = cells_of(rows)
+    wrong: list[tuple[int, int, str, Kind, Cells, int]] = []
+    for place, (name, kind) in enumerate(kinds.items()):
+        for cells in found.get(name, ()):
+            right = _right(kind, cells)
+            if not right.all():
+                at = int(np.where(right, len(rows), cells.rows).argmin())
+                wrong.append((int(cells.rows[at]), place, name, kind, cells, at))
+    if wrong:
+        row, _, name, kind, cells, at = min(wrong, key=lambda first: first[:2])
+        is_a, send = WANTED[kind]
+        raise InvalidBatchError(
+            f"column {_short(name)} is {is_a}; row {row} has {_shown(cells.values[at])}. Send "
+            f"{send}, or null where it is missing",
+            name,
+            row,
+        )
+
+
+def check_labels(rows: Rows, known: Mapping[str, int], limit: int) -> None:
+    """Check that every label is known, or is one of those that still fit.
+
+    Raises:
+        InvalidBatchError: the first label that is neither; its field is ``labels``.
+    """
+    new: set[str] = set()
+    start = 0
+    for chunk in rows.chunks:
+        if chunk.labels is not None:
+            for name in chunk.labels.unique().to_pylist():
+                if name in known or name in new:
+                    continue
+                if len(known) + len(new) < limit:
+                    new.add(name)
+                    continue
+                index = start + chunk.labels.index(name).as_py()
+                why = (
+                    f"The model has all of its {limit} classes; raise the limit"
+                    if limit
+                    else "New labels are rejected by the schema; declare it"
+                )
+                raise InvalidBatchError(
+                    f"unknown label {_short(name)}{_close(name, known)} {why}, or correct it",
+                    "labels",
+                    index,
+                )
+        start += len(chunk)
+
+
+def _right(kind: Kind, cells: Cells) -> Flags:
+    match kind:
+        case Kind.NUMBER:
+            return numbers(cells)[1]
+        case Kind.TIME:
+            return times(cells)[1]
+        case Kind.BOOL:
+            return truths(cells)[1]
+        case Kind.CATEGORY | Kind.TEXT:
+            return np.ones(len(cells), np.bool_)
+
+
+def _close(name: str, known: Collection[str]) -> str:
+    """Return the end of a sentence about an unknown name."""
+    close = get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(map(_short, close))}?" if close else "."
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= LONGEST else f"{name[:LONGEST]}…")
+
+
+def _shown(value: pa.Scalar) -> str:
+    if not pa.types.is_string(value.type):
+        return texts(pa.array([value.as_py()], value.type))[0].decode()
+    text = value.as_py()
+    return orjson.dumps(text if len(text) <= LONGEST else f"{text[:LONGEST]}…").decode()
