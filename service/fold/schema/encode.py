@@ -1,0 +1,150 @@
+"""Rows as numbers and keys: what networks and tables learn from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from service.fold.schema.cells import Cells, Indices, cells_of
+from service.fold.schema.features import (
+    Feature,
+    Sparse,
+    bools,
+    categories,
+    crosses,
+    joined,
+    moments,
+    parts,
+    words,
+)
+from service.fold.schema.keys import Keys, missing_key
+from service.fold.schema.kinds import Kind
+from service.fold.schema.schema import Schema
+from service.fold.schema.values import age, numbers
+from streams.rows.rows import Rows
+
+Floats = npt.NDArray[np.float32]
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Numbers are clamped to ±LARGEST, so that all of them are finite in float32."""
+NONE = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """n rows as numbers and keys.
+
+    Each row has the keys of its categories, of truth values and of parts of times in the order of
+    the columns; then those of crosses; then, again by column, words and missing values. So equal
+    rows have equal features, whatever the rows around them.
+    """
+
+    dense: Floats
+    """float32 [n, width], NaN where missing: NUMBER columns as they are, TIME columns as days since
+    2020-01-01 UTC. The places are those of `service.fold.schema.schema.Schema.dense`."""
+    rows: npt.NDArray[np.int32]
+    """int32 [m], ascending: the row of each key."""
+    keys: Keys
+    """uint64 [m], as `service.fold.schema.keys` defines them."""
+    values: Floats
+    """float32 [m]: 1, and less for words."""
+    labels: Indices
+    """int64 [n], index into the schema's labels; -1 for a row without a label, and for a label that
+    the schema has no room for."""
+    missing: Indices
+    """int64 [columns], missing values by column; values of a wrong kind are missing."""
+    ignored: int
+    """Values in columns that the schema does not have."""
+
+
+def encode(schema: Schema, rows: Rows) -> Encoded:
+    """Return rows as numbers and keys.
+
+    A row's result depends on the schema and its own values alone: neither on the chunks nor on the
+    order of columns. Nothing is raised: a value of a wrong kind counts as missing.
+    """
+    n, found = len(rows), cells_of(rows)
+    dense = np.full((n, schema.width), np.nan, np.float32)
+    missing = np.full(len(schema.columns), n, np.int64)
+    features: list[Feature] = []
+    ragged: list[Sparse] = []
+    for index, column in enumerate(schema.columns):
+        cells = found.get(column.name, [])
+        match column.kind:
+            case Kind.NUMBER:
+                place = dense[:, schema.place[index]]
+                _fill(place, cells)
+                absent = np.flatnonzero(np.isnan(place))
+                missing[index] = len(absent)
+                ragged.append(_flags(column.name, absent))
+            case Kind.TIME:
+                at, times = moments(cells)
+                dense[at, schema.place[index]] = age(times)
+                missing[index] -= len(at)
+                features.extend(parts(column, at, times))
+            case Kind.CATEGORY:
+                features.append(categories(column.name, cells))
+                missing[index] -= features[-1].present()
+            case Kind.BOOL:
+                features.append(bools(column.name, cells))
+                missing[index] -= features[-1].present()
+            case Kind.TEXT:
+                absent = np.setdiff1d(
+                    np.arange(n), np.concatenate([NONE, *(c.rows for c in cells)])
+                )
+                missing[index] = len(absent)
+                ragged += [words(column.name, cells)[0], _flags(column.name, absent)]
+            case None:
+                pass
+    single = np.array([feature.keys(n) for feature in features], np.uint64)
+    single = single.reshape(len(features), n)
+    sparse = _by_row(np.concatenate([single, crosses(schema, single)]), ragged)
+    return Encoded(
+        dense,
+        sparse.rows.astype(np.int32),
+        sparse.keys,
+        sparse.values,
+        _labels(schema, rows),
+        missing,
+        sum(len(c) for name, cells in found.items() if name not in schema.index for c in cells),
+    )
+
+
+def _fill(place: Floats, found: Sequence[Cells]) -> None:
+    """Write the values of a NUMBER column into its place, [n]; other values stay NaN."""
+    for cells in found:
+        values, right = numbers(cells)
+        place[cells.rows[right]] = values[right].clip(-LARGEST, LARGEST)
+
+
+def _flags(column: str, rows: Indices) -> Sparse:
+    """Return the key of a missing value in each of m rows."""
+    n = len(rows)
+    return Sparse(rows, np.full(n, missing_key(column)), np.ones(n, np.float32))
+
+
+def _by_row(fixed: Keys, ragged: Sequence[Sparse]) -> Sparse:
+    """Return all keys by row; within a row, in their order.
+
+    Args:
+        fixed: uint64 [f, n], the keys of which every row has one, of value 1.
+        ragged: further keys.
+    """
+    f, n = fixed.shape
+    first = Sparse(np.tile(np.arange(n), f), fixed.ravel(), np.ones(f * n, np.float32))
+    found = joined([first, *ragged])
+    order = np.argsort(found.rows, kind="stable")
+    return Sparse(found.rows[order], found.keys[order], found.values[order])
+
+
+def _labels(schema: Schema, rows: Rows) -> Indices:
+    labels = [chunk.labels for chunk in rows.chunks if chunk.labels is not None]
+    found = np.full(len(rows), -1, np.int64)
+    if labels:
+        has = np.array([chunk.labels is not None for chunk in rows.chunks])
+        found[np.repeat(has, [len(chunk) for chunk in rows.chunks])] = schema.codes(
+            pa.concat_arrays(labels)
+        )
+    return found
