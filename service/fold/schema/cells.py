@@ -1,6 +1,6 @@
 """The values in rows, by column and type, whatever the chunks and the order of their columns."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,15 +26,18 @@ class Cells:
         return len(self.rows)
 
 
-def cells_of(rows: Rows) -> dict[str, list[Cells]]:
-    """Return the values of every column, in order of the columns' first appearance.
+def cells_of(rows: Rows, skip: Collection[str] = ()) -> dict[str, list[Cells]]:
+    """Return the values of every column but some, in order of the columns' first appearance.
 
     A column has one entry in its list for each type, and an empty list if all its values are null.
     A null, a column that a chunk lacks, and a number that is not finite are all missing values.
     """
     found: dict[str, dict[int, tuple[list[pa.Array], list[Indices]]]] = {}
-    for batch, indices in _alike(rows):
-        for name, array in zip(batch.schema.names, batch.columns, strict=True):
+    for batches, indices in _alike(rows):
+        wanted = [(k, n) for k, n in enumerate(batches[0].schema.names) if n not in skip]
+        batch = pa.concat_batches(batches) if wanted and len(batches) > 1 else batches[0]
+        for k, name in wanted:
+            array = batch.column(k)
             types = found.setdefault(name, {})
             if array.null_count < len(array):
                 parts = types.setdefault(array.type.id, ([], []))
@@ -46,11 +49,19 @@ def cells_of(rows: Rows) -> dict[str, list[Cells]]:
     }
 
 
-def _alike(rows: Rows) -> list[tuple[pa.RecordBatch, Indices]]:
-    """Return the rows with as few chunks as their names and types allow, and their indices."""
+def labels_of(rows: Rows) -> Cells:
+    """Return the labels of the rows that have one."""
+    found = [chunk.labels for chunk in rows.chunks if chunk.labels is not None]
+    has = np.array([chunk.labels is not None for chunk in rows.chunks], np.bool_)
+    labelled = np.flatnonzero(np.repeat(has, [len(chunk) for chunk in rows.chunks]))
+    return Cells(pa.concat_arrays(found) if found else pa.array([], pa.string()), labelled)
+
+
+def _alike(rows: Rows) -> list[tuple[list[pa.RecordBatch], Indices]]:
+    """Return the chunks by their names and types, and the indices of their rows."""
     every = np.arange(len(rows), dtype=np.int64)
     if len(rows.chunks) == 1:
-        return [(rows.chunks[0].columns, every)]
+        return [([rows.chunks[0].columns], every)]
     groups: dict[bytes, tuple[list[pa.RecordBatch], list[Indices]]] = {}
     start = 0
     for chunk in rows.chunks:
@@ -60,10 +71,7 @@ def _alike(rows: Rows) -> list[tuple[pa.RecordBatch, Indices]]:
         batches.append(chunk.columns)
         indices.append(every[start:stop])
         start = stop
-    return [
-        (pa.concat_batches(batches), np.concatenate(indices))
-        for batches, indices in groups.values()
-    ]
+    return [(batches, np.concatenate(indices)) for batches, indices in groups.values()]
 
 
 def _cells(arrays: Sequence[pa.Array], indices: Sequence[Indices]) -> Cells:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from service.fold.schema.cells import Cells, Indices, cells_of
+from service.fold.schema.cells import Cells, Indices, cells_of, labels_of
 from service.fold.schema.features import (
     Feature,
     Sparse,
@@ -101,12 +100,14 @@ def encode(schema: Schema, rows: Rows) -> Encoded:
     single = np.array([feature.keys(n) for feature in features], np.uint64)
     single = single.reshape(len(features), n)
     sparse = _by_row(np.concatenate([single, crosses(schema, single)]), ragged)
+    labels, labelled = np.full(n, -1, np.int64), labels_of(rows)
+    labels[labelled.rows] = schema.codes(labelled.values)
     return Encoded(
         dense,
         sparse.rows.astype(np.int32),
         sparse.keys,
         sparse.values,
-        _labels(schema, rows),
+        labels,
         missing,
         sum(len(c) for name, cells in found.items() if name not in schema.index for c in cells),
     )
@@ -133,18 +134,15 @@ def _by_row(fixed: Keys, ragged: Sequence[Sparse]) -> Sparse:
         ragged: further keys.
     """
     f, n = fixed.shape
-    first = Sparse(np.tile(np.arange(n), f), fixed.ravel(), np.ones(f * n, np.float32))
-    found = joined([first, *ragged])
-    order = np.argsort(found.rows, kind="stable")
-    return Sparse(found.rows[order], found.keys[order], found.values[order])
-
-
-def _labels(schema: Schema, rows: Rows) -> Indices:
-    labels = [chunk.labels for chunk in rows.chunks if chunk.labels is not None]
-    found = np.full(len(rows), -1, np.int64)
-    if labels:
-        has = np.array([chunk.labels is not None for chunk in rows.chunks])
-        found[np.repeat(has, [len(chunk) for chunk in rows.chunks])] = schema.codes(
-            pa.concat_arrays(labels)
-        )
-    return found
+    more = joined(ragged)
+    order = np.argsort(more.rows, kind="stable")
+    rows, counts = more.rows[order], np.bincount(more.rows, minlength=n)
+    before = counts.cumsum() - counts
+    starts = np.arange(n) * f + before
+    places = starts[rows] + f + np.arange(len(rows)) - before[rows]
+    keys = np.empty(f * n + len(rows), np.uint64)
+    keys[starts[:, None] + np.arange(f)] = fixed.T
+    keys[places] = more.keys[order]
+    values = np.ones(len(keys), np.float32)
+    values[places] = more.values[order]
+    return Sparse(np.repeat(np.arange(n), f + counts), keys, values)

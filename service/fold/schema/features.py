@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.fold.schema.cells import Cells, Indices
-from service.fold.schema.keys import Keys, key_of, keys_of, missing_key, mix, prefix_of
+from service.fold.schema.keys import Keys, key_of, keys_of, missing_key, prefix_of, scramble
 from service.fold.schema.kinds import Kind, Part
 from service.fold.schema.schema import Column, Schema
 from service.fold.schema.tokens import tokens
@@ -81,8 +81,12 @@ class Sparse:
     """float32 [m]."""
 
 
+NOTHING = Sparse(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.float32))
+
+
 def joined(parts: Sequence[Sparse]) -> Sparse:
     """Return the keys of all parts, one part after another."""
+    parts = [NOTHING, *parts]
     return Sparse(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.keys for part in parts]),
@@ -142,7 +146,7 @@ def words(column: str, found: Sequence[Cells]) -> tuple[Sparse, dict[str, int]]:
     """
     one, two = prefix_of(column, "word"), prefix_of(column, "pair")
     known: dict[str, int] = {}
-    parts = [Sparse(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.float32))]
+    parts: list[Sparse] = []
     for cells in found:
         unique, codes = distinct(cells.values)
         bags = [tokens(text.decode()) for text in texts(unique)]
@@ -172,4 +176,4 @@ def crosses(schema: Schema, keys: Keys) -> Keys:
         keys: uint64 [f, n], the keys of these features.
     """
     first, second = schema.pairs
-    return mix(keys[first], keys[second])
+    return scramble(scramble(keys)[first] + keys[second])

@@ -9,7 +9,8 @@ The key of a value is the xxh3-64 (seed 0, https://github.com/Cyan4973/xxHash) o
 | word, pair of words | ``column \\0 word \\0 late``, ``column \\0 pair \\0 late fee`` |
 | missing value | ``column \\0 missing``; of a part of a time ``column \\0 hour \\0 missing`` |
 
-The key of a cross is `mix` of two keys. These definitions may not change: states hold keys.
+The key of a cross of two keys is ``scramble(scramble(first) + second)``. These
+definitions may not change: states hold keys.
 """
 
 from collections.abc import Iterable
@@ -53,8 +54,3 @@ def scramble(keys: Keys) -> Keys:
     z = (z ^ (z >> np.uint64(30))) * FIRST
     z = (z ^ (z >> np.uint64(27))) * SECOND
     return z ^ (z >> np.uint64(31))
-
-
-def mix(first: Keys, second: Keys) -> Keys:
-    """Return the keys of crosses, scramble(scramble(first) + second), of arrays of one shape."""
-    return scramble(scramble(first) + second)

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from service.fold.schema.cells import Cells, cells_of
+from service.fold.schema.cells import Cells, cells_of, labels_of
 from service.fold.schema.kinds import Kind
 from service.fold.schema.values import Flags, numbers, texts, times, truths
 from streams.batch import InvalidBatchError
@@ -18,6 +18,7 @@ WANTED = {
     Kind.TIME: ("a time", "an ISO 8601 time such as 2026-01-31T13:00:00Z"),
     Kind.BOOL: ("true or false", "true or false"),
 }
+"""Names of the kinds that some values do not have, and what to send for them."""
 LONGEST = 40
 """Characters of a value, and names of columns or labels, that a message shows at most."""
 
@@ -47,7 +48,7 @@ def check_cells(rows: Rows, kinds: Mapping[str, Kind]) -> None:
     Raises:
         InvalidBatchError: the first value of a wrong kind, by row, then in the order of ``kinds``.
     """
-    found = cells_of(rows)
+    found = cells_of(rows, skip={name for name, kind in kinds.items() if kind not in WANTED})
     wrong: list[tuple[int, int, str, Kind, Cells, int]] = []
     for place, (name, kind) in enumerate(kinds.items()):
         for cells in found.get(name, ()):
@@ -72,28 +73,21 @@ def check_labels(rows: Rows, known: Mapping[str, int], limit: int) -> None:
     Raises:
         InvalidBatchError: the first label that is neither; its field is ``labels``.
     """
-    new: set[str] = set()
-    start = 0
-    for chunk in rows.chunks:
-        if chunk.labels is not None:
-            for name in chunk.labels.unique().to_pylist():
-                if name in known or name in new:
-                    continue
-                if len(known) + len(new) < limit:
-                    new.add(name)
-                    continue
-                index = start + chunk.labels.index(name).as_py()
-                why = (
-                    f"The model has all of its {limit} classes; raise the limit"
-                    if limit
-                    else "New labels are rejected by the schema; declare it"
-                )
-                raise InvalidBatchError(
-                    f"unknown label {_short(name)}{_close(name, known)} {why}, or correct it",
-                    "labels",
-                    index,
-                )
-        start += len(chunk)
+    found = labels_of(rows)
+    new = [name for name in found.values.unique().to_pylist() if name not in known]
+    room = max(limit - len(known), 0)
+    if len(new) > room:
+        name = new[room]
+        why = (
+            f"The model has all of its {limit} classes; raise the limit"
+            if limit
+            else "New labels are rejected by the schema; declare it"
+        )
+        raise InvalidBatchError(
+            f"unknown label {_short(name)}{_close(name, known)} {why}, or correct it",
+            "labels",
+            int(found.rows[found.values.index(name).as_py()]),
+        )
 
 
 def _right(kind: Kind, cells: Cells) -> Flags:
@@ -110,7 +104,7 @@ def _right(kind: Kind, cells: Cells) -> Flags:
 
 def _close(name: str, known: Collection[str]) -> str:
     """Return the end of a sentence about an unknown name."""
-    close = get_close_matches(name, list(known), n=3)
+    close = get_close_matches(name, list(known), n=3) if len(name) <= LONGEST else []
     return f"; did you mean {' or '.join(map(_short, close))}?" if close else "."
 
 

@@ -11,7 +11,7 @@ import orjson
 import pyarrow as pa
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from service.fold.schema.cells import Indices, cells_of
+from service.fold.schema.cells import Indices, cells_of, labels_of
 from service.fold.schema.changes import AddColumn, AddLabels, Change, SetKind
 from service.fold.schema.inference import infer
 from service.fold.schema.kinds import ColumnPolicy, Kind, LabelPolicy, Part
@@ -138,6 +138,10 @@ class Schema:
                 found.update({(a, b): None for a in sides[0] for b in sides[1] if a != b})
         return np.array([*found], np.int64).reshape(-1, 2).T
 
+    @cached_property
+    def _kinds(self) -> dict[str, Kind]:
+        return {c.name: c.kind for c in self.columns if c.kind is not None}
+
     def _side(self, name: str) -> list[int]:
         column, part = self.index.get(name), ""
         if column is None:
@@ -213,11 +217,8 @@ class Schema:
         """
         found: list[Change] = []
         room = self._room()
-        for name, cells in cells_of(rows).items():
-            k = self.index.get(name)
-            if k is not None and self.columns[k].kind is not None:
-                continue
-            kind = infer(cells)
+        for name, cells in cells_of(rows, skip=self._kinds).items():
+            k, kind = self.index.get(name), infer(cells)
             if k is not None and kind is not None:
                 found.append(SetKind(name, kind))
             elif k is None and room > 0:
@@ -239,7 +240,7 @@ class Schema:
         closed = self.columns and self.new_columns is ColumnPolicy.REJECT
         if closed:
             unknown_column(rows, self.index)
-        check_cells(rows, {c.name: c.kind for c in self.columns if c.kind is not None})
+        check_cells(rows, self._kinds)
         if self.new_labels is not LabelPolicy.OTHER:
             limit = self.max_classes if self.new_labels is LabelPolicy.GROW else 0
             check_labels(rows, self.label_index, limit)
@@ -268,10 +269,7 @@ class Schema:
     def _new_labels(self, rows: Rows) -> tuple[str, ...]:
         if self.new_labels is LabelPolicy.REJECT:
             return ()
-        seen: dict[str, None] = {}
-        for chunk in rows.chunks:
-            if chunk.labels is not None:
-                seen.update(dict.fromkeys(chunk.labels.unique().to_pylist()))
+        seen = labels_of(rows).values.unique().to_pylist()
         new = [name for name in seen if name not in self.label_index]
         if self.new_labels is LabelPolicy.GROW:
             return tuple(new[: max(self.max_classes - len(self.labels), 0)])

@@ -5,7 +5,7 @@ version of Unicode adds may be a letter in one Python and none in another.
 """
 
 import re
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 
 WORD = re.compile(r"\w+")
 MAX_TOKENS = 512
@@ -18,6 +18,6 @@ def tokens(text: str) -> list[str]:
     >>> tokens("Late fee, late fee!")
     ['late', 'fee', 'late fee', 'fee late']
     """
-    words = WORD.findall(text.lower())[: MAX_TOKENS // 2]
+    words = [match[0] for match in islice(WORD.finditer(text.lower()), MAX_TOKENS // 2)]
     pairs = (f"{one} {two}" for one, two in pairwise(words))
     return list(dict.fromkeys(chain(words, pairs)))

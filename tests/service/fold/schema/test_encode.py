@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from service.fold.schema.changes import SetKind
 from service.fold.schema.encode import Encoded, encode
-from service.fold.schema.keys import key_of, missing_key, mix, prefix_of
+from service.fold.schema.keys import key_of, missing_key, prefix_of, scramble
 from service.fold.schema.kinds import Kind, LabelPolicy, Part
 from service.fold.schema.schema import Column, Schema
 from streams.rows.names import canonical
@@ -152,7 +152,8 @@ def expected(
             more[key(name, "missing")] = 1.0
     keys = dict.fromkeys((k for _, k in single), 1.0)
     for one, two in schema.pairs.T.tolist():
-        cross = mix(*(np.array([single[k][1]], np.uint64) for k in (one, two)))
+        first, second = (np.array([single[k][1]], np.uint64) for k in (one, two))
+        cross = scramble(scramble(first) + second)
         keys[int(cross[0])] = 1.0
     return dense, keys | more
 
