@@ -7,6 +7,8 @@ K experts, models of one shape, all see the same inputs. So their first layers a
 K times as wide, and only deeper layers are batched products. Each expert's result is that of a
 model alone; for one expert they agree bit for bit.
 
+Inputs may be `funnel.pool.sparse.Sparse`; only the first layer's products differ then.
+
 Outputs of layers are kept as [K, out, n], examples last: sums over few classes are then sums of
 long rows, and no product needs a copy.
 """
@@ -17,6 +19,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from funnel.pool.sparse import Inputs, gradient, product
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 """Weight [K, out, in] and bias [K, out] of each layer in turn."""
@@ -64,13 +68,13 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def differentiate_experts(
-    parameters: Sequence[Tensor], inputs: Tensor, labels: Tensor
+    parameters: Sequence[Tensor], inputs: Inputs, labels: Tensor
 ) -> Differentiated:
     """Score and differentiate a batch with K experts.
 
     Args:
         parameters: weight [K, out, in] and bias [K, out] of each layer in turn.
-        inputs: fp32 [n, features].
+        inputs: n of them.
         labels: int64 [n].
     """
     layers = _layers(parameters)
@@ -84,18 +88,22 @@ def differentiate_experts(
 
 
 def affine_gradients(
-    layers: Sequence[Tensor], inputs: Tensor, targets: Tensor, share: Tensor
+    layers: Sequence[Tensor], inputs: Inputs, targets: Tensor, share: Tensor
 ) -> list[Tensor]:
     """Return only the gradients of K experts; biases are a column of the weights.
 
     Args:
         layers: weight and bias of each, concatenated, [K, out, in + 1].
-        inputs: fp32 [n, features + 1]; the last is 1.
+        inputs: of features + 1 columns; the last is 1.
         targets: the labels as `one_hot` returns them, [classes, n].
         share: factor of each expert's losses before they are summed, [K, 1, 1].
     """
     first, *deeper = layers
-    outputs = (inputs @ first.flatten(0, 1).t()).t().unflatten(0, first.shape[:2])
+    wide = first.flatten(0, 1)
+    if isinstance(inputs, Tensor):
+        outputs = (inputs @ wide.t()).t().unflatten(0, first.shape[:2])
+    else:
+        outputs = product(wide, inputs).unflatten(0, first.shape[:2])
     below = []
     for layer in deeper:
         below.append(F.pad(outputs.relu_(), (0, 0, 0, 1), value=1.0))
@@ -105,7 +113,8 @@ def affine_gradients(
     for layer, hidden in zip(reversed(deeper), reversed(below), strict=True):
         gradients.append(error @ hidden.mT)
         error = (layer[:, :, :-1].mT @ error) * (hidden[:, :-1] > 0)
-    gradients.append((error.flatten(0, 1) @ inputs).unflatten(0, first.shape[:2]))
+    by_first = gradient(error.flatten(0, 1), inputs, first.shape[2])
+    gradients.append(by_first.unflatten(0, first.shape[:2]))
     return gradients[::-1]
 
 
@@ -115,7 +124,7 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return targets.scatter_(0, labels[None], 1.0)
 
 
-def expert_logits(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+def expert_logits(parameters: Sequence[Tensor], inputs: Inputs) -> Tensor:
     """Return the logits of K experts, [K, n, classes]; arguments as for `differentiate_experts`."""
     return _forward(_layers(parameters), inputs)[-1].mT
 
@@ -124,13 +133,13 @@ def _layers(parameters: Sequence[Tensor]) -> Layers:
     return list(zip(parameters[::2], parameters[1::2], strict=True))
 
 
-def _forward(layers: Layers, inputs: Tensor) -> list[Tensor]:
+def _forward(layers: Layers, inputs: Inputs) -> list[Tensor]:
     """Return the output of each layer, [K, out, n]; after ReLU, except for the last.
 
     ``addmm`` is not used: a trace would split it, and round differently.
     """
     (weight, bias), *deeper = layers
-    wide = weight.flatten(0, 1) @ inputs.t() + bias.flatten()[:, None]
+    wide = product(weight.flatten(0, 1), inputs) + bias.flatten()[:, None]
     outputs = [wide.unflatten(0, bias.shape)]
     for weight, bias in deeper:
         outputs.append(weight @ outputs[-1].relu_() + bias[:, :, None])
@@ -138,14 +147,14 @@ def _forward(layers: Layers, inputs: Tensor) -> list[Tensor]:
 
 
 def _backward(
-    layers: Layers, inputs: Tensor, hidden: Sequence[Tensor], error: Tensor
+    layers: Layers, inputs: Inputs, hidden: Sequence[Tensor], error: Tensor
 ) -> list[Tensor]:
     """Return the gradients, from those by the logits, ``error`` [K, classes, n]."""
     gradients: list[Tensor] = []
     for (weight, _), below in zip(reversed(layers[1:]), reversed(hidden), strict=True):
         gradients += [error.sum(dim=2), error @ below.mT]
         error = (weight.mT @ error) * (below > 0)
-    by_weight = error.flatten(0, 1) @ inputs
+    by_weight = gradient(error.flatten(0, 1), inputs, layers[0][0].shape[2])
     gradients += [error.sum(dim=2), by_weight.unflatten(0, error.shape[:2])]
     return gradients[::-1]
 

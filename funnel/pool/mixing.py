@@ -69,7 +69,7 @@ class FixedShare:
             raise ValueError("switch_rates must hold at least one")
         for switch_rate in switch_rates:
             check_number("switch_rates", switch_rate, low=0.0, below=1.0)
-        self.rate, n = rate, len(switch_rates)
+        self.rate, self.switch_rates, n = rate, tuple(switch_rates), len(switch_rates)
         self.log_kept = torch.tensor([math.log1p(-s) for s in switch_rates], device=device)[:, None]
         """log(1 - σ), [A, 1]."""
         self.log_rates_kept = torch.tensor(math.log1p(-RATE_SWITCH_RATE), device=device)

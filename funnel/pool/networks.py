@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from funnel.pool.backprop import Differentiated, differentiate_experts, expert_logits, is_perceptron
+from funnel.pool.sparse import Inputs
 
 logger = logging.getLogger("funnel")
 
@@ -65,10 +66,15 @@ class Experts:
         held = frozen | dict(self.module.named_buffers())
         return _stacked(learned, self.count), _stacked(held, self.count)
 
-    def logits(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
-        """Return the logits in evaluation mode, [K, n, classes], of inputs [n, features]."""
+    def logits(self, parameters: Tensors, buffers: Tensors, inputs: Inputs) -> Tensor:
+        """Return the logits in evaluation mode, [K, n, classes].
+
+        Raises:
+            TypeError: the inputs are sparse, and the module is not plain.
+        """
         if self.is_plain:
             return expert_logits(list(parameters.values()), inputs)
+        inputs = _written_out(inputs)
         self.module.eval()
         if self.is_vectorized:
             return self._call_all(parameters, buffers, inputs)
@@ -76,11 +82,16 @@ class Experts:
         return torch.stack(each)
 
     def differentiate(
-        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor
+        self, parameters: Tensors, buffers: Tensors, inputs: Inputs, labels: Tensor
     ) -> Differentiated:
-        """Score and differentiate inputs [n, features] with labels [n]; ``buffers`` may change."""
+        """Score and differentiate n inputs with labels [n]; ``buffers`` may change.
+
+        Raises:
+            TypeError: the inputs are sparse, and the module is not plain.
+        """
         if self.is_plain:
             return differentiate_experts(list(parameters.values()), inputs, labels)
+        inputs = _written_out(inputs)
         logits = self.logits(parameters, buffers, inputs)
         log_odds = logits.log_softmax(dim=-1)
         losses = -log_odds.gather(-1, labels[:, None].expand(*log_odds.shape[:-1], 1))[..., 0]
@@ -159,6 +170,12 @@ class Experts:
     def _of(self, k: int, parameters: Tensors, buffers: Tensors) -> tuple[Tensors, Tensors]:
         """Return views of one expert's tensors."""
         return {n: p[k] for n, p in parameters.items()}, {n: b[k] for n, b in buffers.items()}
+
+
+def _written_out(inputs: Inputs) -> Tensor:
+    if not isinstance(inputs, Tensor):
+        raise TypeError("only linear layers with ReLU between them take sparse inputs")
+    return inputs
 
 
 def _stacked(named: Tensors, count: int) -> Tensors:

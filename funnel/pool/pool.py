@@ -17,8 +17,9 @@ renewed after a shift (`funnel.pool.renewal`).
     torch.Size([100, 10])
 """
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple, TypedDict
@@ -29,11 +30,13 @@ from torch import Tensor, nn
 from funnel.graphs.execution import Execution
 from funnel.inner.interface import StateLists
 from funnel.pool import mixing
+from funnel.pool.classes import CLOSED, Classes
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
 from funnel.pool.mixing import FixedShare
 from funnel.pool.networks import Experts
 from funnel.pool.renewal import Renewal, Restart
+from funnel.pool.sparse import Inputs
 from funnel.pool.stacked import (
     VARIANT,
     Grouped,
@@ -47,6 +50,9 @@ from funnel.pool.walk import walks_of
 from funnel.telemetry import TensorTelemetry, describe_stacked
 from funnel.tensorlists import stacked_mean
 from funnel.update import Alignment, State, step_
+
+BY_INPUT = ("log_gain", "velocity", "precond_ema")
+"""The fields of Funnel's state that have a column for each input."""
 
 
 class Scored(NamedTuple):
@@ -146,7 +152,12 @@ class Pool:
         )
         """Alignment of the last step."""
         shared = chain(parameters, self.buffers.values(), *self.state, [self.cap.level])
-        self._restart = Restart(list(shared), self.inner, self.inner_state)
+        self.restart = Restart(list(shared), self.inner, self.inner_state)
+        self.classes = Classes(parameters[-1]) if self.models.is_plain else None
+        """Which classes are open; None for a module whose classes are all open."""
+        if self.classes is not None:  # a class that is opened later starts like the others
+            blank = self.restart.blank_of(self.classes.bias)
+            blank.masked_fill_(self.classes.closed(), 0.0)
         self._configure(experts)
 
     def _configure(self, experts: tuple[Expert, ...]) -> None:
@@ -191,22 +202,48 @@ class Pool:
             named |= {f"optimizer.{name}.{key}": tensor for key, tensor in own.items()}
         return named
 
+    def columns(self) -> dict[str, Tensor]:
+        """Return the tensors with a column for each input by name, [K or a run of it, out, in]."""
+        own = {"weight": next(iter(self.parameters.values()))}
+        own |= {field: getattr(self.state, field)[0] for field in BY_INPUT}
+        return own | {f"inner.{key}": tensors[0] for key, tensors in self.inner_state.items()}
+
+    def with_columns(self, columns: Mapping[str, Tensor], restart: Restart) -> "Pool":
+        """Return a pool over other inputs that shares all tensors without a column for each.
+
+        Args:
+            columns: takes the place of `columns`.
+            restart: for these.
+        """
+        other = copy.copy(self)
+        first = next(iter(self.parameters))
+        other.parameters = self.parameters | {first: columns["weight"]}
+        by_input = {f: [columns[f], *getattr(self.state, f)[1:]] for f in BY_INPUT}
+        other.state = self.state._replace(**by_input)
+        other.inner_state = {
+            key: [columns[f"inner.{key}"], *tensors[1:]]
+            for key, tensors in self.inner_state.items()
+        }
+        other.restart = restart
+        other._configure(self.experts)
+        return other
+
     @torch.no_grad()
-    def predict(self, inputs: Tensor) -> Tensor:
+    def predict(self, inputs: Inputs) -> Tensor:
         """Return the mixture's probabilities, fp32 [n, classes], always finite and in [0, 1].
 
         Args:
-            inputs: fp32 [n, features].
+            inputs: fp32 [n, features], or sparse if the module is plain.
         """
         logits = self.models.logits(self.parameters, self.buffers, inputs)
         return predicted(self.mixing.log_weights, logits)
 
     @torch.no_grad()
-    def score(self, inputs: Tensor, labels: Tensor) -> Scored:
+    def score(self, inputs: Inputs, labels: Tensor) -> Scored:
         """Score a batch with the weights as they are, and differentiate it.
 
         Args:
-            inputs: fp32 [n, features].
+            inputs: fp32 [n, features], or sparse if the module is plain.
             labels: int64 [n].
         """
         found = self.models.differentiate(self.parameters, self.buffers, inputs, labels)
@@ -236,7 +273,7 @@ class Pool:
         keep = keep & scored.healthy.any()
         learned = scored.healthy & keep
         if not self.renewal.is_idle:
-            self.renewal.update(scored.expert_losses, scored.probabilities.shape[1], learned)
+            self.renewal.update(scored.expert_losses, self._log_classes(scored), learned)
             learned = learned & ~self.renewal.due()
         self.mixing.update(scored.expert_losses, scored.healthy, keep)
         factor = torch.where(learned, self.cap.factor(scored.norms), math.nan)
@@ -246,14 +283,14 @@ class Pool:
         return Decision(factor, scored.gradients)
 
     @torch.no_grad()
-    def update(self, inputs: Tensor, labels: Tensor, decision: Decision) -> None:
+    def update(self, inputs: Inputs, labels: Tensor, decision: Decision) -> None:
         """Learn a batch, renew the experts that are due, and restart those that have diverged.
 
         A renewed expert that walks learns the batch; any other starts with the next one. On a CPU
         this must not be called for a batch that is not kept.
 
         Args:
-            inputs: fp32 [n, features].
+            inputs: fp32 [n, features], or sparse if the module is plain.
             labels: int64 [n].
             decision: as `decide` returned it.
         """
@@ -264,7 +301,7 @@ class Pool:
         if not self.renewal.is_idle:
             due = self.renewal.due()
             self.renewal.forget(due)
-            self._restart.from_the_start(due)
+            self._start_again(due)
             factor = torch.where(due, 1.0, factor)
             gradients = [torch.where(column(due, g), 0.0, g) for g in gradients]
         learns = _walk(self, inputs, labels, factor)
@@ -272,14 +309,44 @@ class Pool:
         if len(self.experts) > 1:
             diverged = ~learns & learns.any()
             self.renewal.forget(diverged)
-            self._restart.from_best(diverged, self.mixing.log_weights)
+            self.restart.from_best(diverged, self.mixing.log_weights)
         self._pull(learns)
         if self.execution.on_host:
             self.alignment = last
         else:  # a captured step must leave it where it is
             torch._foreach_copy_(list(chain(*self.alignment)), list(chain(*last)))
 
-    def _all_learn(self, inputs: Tensor, labels: Tensor, factor: Tensor) -> bool:
+    def open_classes(self, first: int, stop: int, bias: float) -> None:
+        """Open classes that are closed; see `funnel.pool.classes.close_`.
+
+        Args:
+            first: the first of them.
+            stop: the class after the last.
+            bias: the logarithm of their prior odds, relative to the open ones.
+
+        Raises:
+            ValueError: one of them is not closed, or there is no such class.
+        """
+        if self.classes is None:
+            raise ValueError("classes of this module cannot be closed")
+        self.classes.open_(first, stop, bias)
+
+    def _log_classes(self, scored: Scored) -> Tensor | float:
+        """Return log C of the open classes, in nats."""
+        if self.classes is None:
+            return math.log(scored.probabilities.shape[1])
+        return self.classes.log_count()
+
+    def _start_again(self, which: Tensor) -> None:
+        """Set experts, bool [K], back to how all of them started; closed classes stay closed."""
+        if self.classes is None:
+            self.restart.from_the_start(which)
+            return
+        closed = self.classes.closed()
+        self.restart.from_the_start(which)
+        self.classes.bias.masked_fill_(closed, CLOSED)
+
+    def _all_learn(self, inputs: Inputs, labels: Tensor, factor: Tensor) -> bool:
         """Take the walks of a batch, and return whether all experts learn it; read on the host."""
         if self.walks:
             return bool(self._walk(inputs, labels, factor).all())
@@ -322,6 +389,8 @@ class Pool:
         weights = self.mixing.log_weights.exp()
         for parameter in self.parameters.values():
             mean = stacked_mean(parameter, weights)
+            if self.classes is not None and parameter is self.classes.bias:
+                mean = self.classes.keep_closed(mean)
             share = column(self.pulls, parameter)
             if learned is None:
                 parameter.lerp_(mean, share)
@@ -355,7 +424,7 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
     return mixture.clamp(max=1.0)  # of rounded weights
 
 
-def _walk(pool: Pool, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
+def _walk(pool: Pool, inputs: Inputs, labels: Tensor, factor: Tensor) -> Tensor:
     """Take all walks through the batch, and return which experts learn it, bool [K]."""
     learns = ~factor.isnan()
     for walk in pool.walks:

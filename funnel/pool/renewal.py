@@ -16,8 +16,11 @@ Counting starts once a batch has shown that the expert knows something: an exper
 started, from weights that may be worse than none, gets time to learn.
 """
 
+import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -49,15 +52,15 @@ class Renewal:
         """Return which experts are due for renewal, bool [K]."""
         return self.excess > LIMIT
 
-    def update(self, losses: Tensor, classes: int, keep: Tensor) -> None:
+    def update(self, losses: Tensor, log_classes: Tensor | float, keep: Tensor) -> None:
         """Take the losses of a batch.
 
         Args:
             losses: of each expert and example, [K, n], in nats.
-            classes: C.
+            log_classes: log C of the classes that are open, in nats; a tensor has one element.
             keep: which experts' losses count, bool [K].
         """
-        worse = (losses - math.log(classes)).sum(dim=1)
+        worse = (losses - log_classes).sum(dim=1)
         counts = keep & self.renews & ((self.excess >= 0.0) | (worse < 0.0))
         moved = (self.excess + worse).clamp_(min=0.0)
         self.excess.copy_(torch.where(counts, moved, self.excess))
@@ -65,6 +68,16 @@ class Renewal:
     def forget(self, which: Tensor) -> None:
         """Forget what some experts, bool [K], have shown."""
         self.excess.masked_fill_(which, UNKNOWN)
+
+
+class Beyond(Protocol):
+    """The part of experts that lies beyond the tensors of a pool; it is replaced with them."""
+
+    def from_the_start(self, which: Tensor) -> None:
+        """Set experts back, as `Restart.from_the_start` does, before it does."""
+
+    def from_best(self, which: Tensor, log_weights: Tensor) -> None:
+        """Make experts copies of the best, as `Restart.from_best` does, before it does."""
 
 
 class Restart:
@@ -81,6 +94,7 @@ class Restart:
     def __init__(self, shared: Sequence[Tensor], inner: Grouped, inner_state: StateLists) -> None:
         self._shared, self._inner, self._inner_state = list(shared), inner, inner_state
         self._blank = [tensor[:1].clone() for tensor in shared]
+        self._beyond: Beyond | None = None
         self._blank_inner = {k: [t[:1].clone() for t in own] for k, own in inner_state.items()}
 
     def from_the_start(self, which: Tensor) -> None:
@@ -89,6 +103,8 @@ class Restart:
         Args:
             which: bool [K].
         """
+        if self._beyond is not None:
+            self._beyond.from_the_start(which)
         pairs = zip(self._shared, self._blank, strict=True)
         now = [torch.where(column(which, tensor), blank, tensor) for tensor, blank in pairs]
         torch._foreach_copy_(self._shared, now)
@@ -106,17 +122,60 @@ class Restart:
             which: bool [K]; not all.
             log_weights: of the experts, fp32 [K].
         """
-        log_weights = torch.where(which, -math.inf, log_weights)
-        everyone = torch.arange(len(which), device=which.device)
-        source = torch.where(which, log_weights.argmax(), everyone)
+        if self._beyond is not None:
+            self._beyond.from_best(which, log_weights)
+        source = best_for(which, log_weights)
         torch._foreach_copy_(self._shared, [tensor[source] for tensor in self._shared])
         for prefix, _, own in self._inner.slices:
             bad = which[own]
-            source = torch.where(bad, log_weights[own].argmax(), everyone[: len(bad)])
+            source = best_for(bad, log_weights[own])
             for tensor, blank in self._pairs(prefix):
                 tensor.copy_(torch.where(bad.all(), blank, tensor[source]))
+
+    def with_columns(
+        self, columns: Mapping[int, tuple[Tensor, Tensor]], beyond: "Beyond"
+    ) -> "Restart":
+        """Return one for other tensors of the first layer, which shares all others.
+
+        Args:
+            columns: what takes the place of a tensor, and its blank, [1, …], by the tensor's id.
+            beyond: what else the experts have learned.
+        """
+        other = copy.copy(self)
+        other._beyond = beyond
+        pairs = zip(self._shared, self._blank, strict=True)
+        both = [columns.get(id(tensor), (tensor, blank)) for tensor, blank in pairs]
+        other._shared, other._blank = [t for t, _ in both], [b for _, b in both]
+        other._inner_state, other._blank_inner = {}, {}
+        for key, tensors in self._inner_state.items():
+            pairs = zip(tensors, self._blank_inner[key], strict=True)
+            both = [columns.get(id(tensor), (tensor, blank)) for tensor, blank in pairs]
+            other._inner_state[key] = [tensor for tensor, _ in both]
+            other._blank_inner[key] = [blank for _, blank in both]
+        return other
+
+    def blanks(self) -> list[Tensor]:
+        """Return how every tensor starts, [1, …] each, the tensors themselves."""
+        return [*self._blank, *chain.from_iterable(self._blank_inner.values())]
+
+    def blank_of(self, tensor: Tensor) -> Tensor:
+        """Return how a tensor starts, [1, …]."""
+        held = [*self._shared, *chain.from_iterable(self._inner_state.values())]
+        found = {id(t): blank for t, blank in zip(held, self.blanks(), strict=True)}
+        return found[id(tensor)]
 
     def _pairs(self, prefix: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the tensors of an inner optimizer's state, each with its blank."""
         for key in (key for key in self._inner_state if key.startswith(prefix)):
             yield from zip(self._inner_state[key], self._blank_inner[key], strict=True)
+
+
+def best_for(which: Tensor, log_weights: Tensor) -> Tensor:
+    """Return the expert that each becomes a copy of: the best of the others, or itself, int64 [K].
+
+    Args:
+        which: those that are replaced, bool [K].
+        log_weights: of the experts, fp32 [K].
+    """
+    everyone = torch.arange(len(which), device=which.device)
+    return torch.where(which, torch.where(which, -math.inf, log_weights).argmax(), everyone)

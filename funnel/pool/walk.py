@@ -20,6 +20,7 @@ from funnel import tensorlists as lists
 from funnel.inner.interface import Inner, Rate, StateLists
 from funnel.pool.backprop import affine_gradients, one_hot
 from funnel.pool.expert import Expert
+from funnel.pool.sparse import Inputs, pieces, with_ones
 from funnel.pool.stacked import Grouped, column, norms_of, runs_of
 from funnel.update import State
 
@@ -56,6 +57,7 @@ class Walk:
         self.lr: Rate = [each[own] for each in lr] if isinstance(lr, list) else lr
         self.inner = Grouped(runs_of(experts), first_run)
         self.weights = _affine([p[own] for p in parameters])
+        self._features = self.weights[0].shape[2] - 1
         self.total = [torch.zeros_like(w) for w in self.weights]
         """Σ g̃."""
         prefixes = tuple(prefix for prefix, _, _ in self.inner.slices)
@@ -70,11 +72,11 @@ class Walk:
         """Return the tensors in which it walks."""
         return [*self.weights, *self.total, *chain.from_iterable(self.moved.values())]
 
-    def take(self, inputs: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
+    def take(self, inputs: Inputs, labels: Tensor, factor: Tensor) -> Tensor:
         """Walk through a batch, and return which walks ended finite, bool [own experts].
 
         Args:
-            inputs: fp32 [n, features].
+            inputs: n of them.
             labels: int64 [n].
             factor: of the gradients of each expert, [K]; NaN where it does not learn the batch.
         """
@@ -87,9 +89,9 @@ class Walk:
             _affine(self._inner_state[key], layers)
         for total in self.total:
             total.zero_()
-        n = len(inputs)
+        n = len(labels)
         count = min(self.steps, n)  # of pieces, which differ in size by one example at most
-        numbers = torch.arange(count, device=inputs.device)
+        numbers = torch.arange(count, device=labels.device)
         taken = [step[own, ..., None] * self.steps + numbers for step in state.step[::2]]
         runs = [
             _Run(
@@ -108,14 +110,13 @@ class Walk:
             for prefix, inner, part in self.inner.slices
         ]
         shares = {s: (factor[own] / s).view(-1, 1, 1) for s in (n // count, -(-n // count))}
-        ones = inputs.new_ones(n, 1)
-        pieces = zip(
-            torch.cat([inputs, ones], dim=1).tensor_split(count),
+        parts = zip(
+            pieces(with_ones(inputs, self._features), count),
             one_hot(labels, self.weights[-1].shape[1]).tensor_split(count, dim=1),
             strict=True,
         )
-        for number, (some, targets) in enumerate(pieces):
-            gradients = affine_gradients(self.weights, some, targets, shares[len(some)])
+        for number, (some, targets) in enumerate(parts):
+            gradients = affine_gradients(self.weights, some, targets, shares[len(targets[0])])
             for run in runs:
                 run.step([g[run.own] for g in gradients], number)
         return torch.isfinite(norms_of(self.total))

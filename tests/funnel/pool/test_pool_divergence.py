@@ -65,7 +65,7 @@ def test_the_best_that_diverges_becomes_a_copy_of_the_next_best() -> None:
     pool = trained()
     expected = [parameter[1].clone() for parameter in pool.parameters.values()]
     who = torch.tensor([True, False, False, False])
-    pool._restart.from_best(who, torch.tensor([0.5, 0.3, 0.1, 0.1]).log())
+    pool.restart.from_best(who, torch.tensor([0.5, 0.3, 0.1, 0.1]).log())
     for parameter, other in zip(pool.parameters.values(), expected, strict=True):
         assert torch.equal(parameter[0], other)
 

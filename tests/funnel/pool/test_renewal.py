@@ -123,7 +123,7 @@ def test_what_is_lost_beyond_a_blank_model_is_summed_once_something_was_known() 
     all_three = torch.tensor([True, True, True])
 
     def update(*losses: float, keep: torch.Tensor = all_three) -> list[float]:
-        renewal.update(torch.tensor(losses)[:, None].expand(3, 10), 4, keep)
+        renewal.update(torch.tensor(losses)[:, None].expand(3, 10), math.log(4), keep)
         return [round(s, 3) for s in renewal.excess.tolist()]
 
     assert update(worse, worse, worse) == [UNKNOWN] * 3
