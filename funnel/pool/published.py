@@ -1,0 +1,87 @@
+"""The weights of a pool with a table, as prediction needs them; nothing changes them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from funnel.pool.backprop import expert_logits
+from funnel.pool.index import KeyIndex, Keys, Numbers
+from funnel.pool.pool import predicted
+from funnel.pool.rows import CHUNK
+from funnel.pool.sparse import arranged
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """The weights of K experts at one version; `predict` may be called in any thread.
+
+    A key that was new at that version counts for nothing.
+    """
+
+    parameters: tuple[Tensor, ...]
+    """Weight [K, out, in] and bias [K, out] of each layer in turn; the first over dense inputs."""
+    log_weights: Tensor
+    """Log weights of the experts, fp32 [K]."""
+    chunks: tuple[Tensor, ...]
+    """Weights of the rows, fp32 [CHUNK, K · out] each; the last may be shorter."""
+    used: int
+    """Number of rows."""
+    index: KeyIndex
+    """Rows by key: it goes on learning, but only adds rows."""
+
+    @torch.no_grad()
+    def logits(
+        self,
+        dense: Tensor,
+        examples: npt.NDArray[np.integer],
+        rows: Numbers,
+        values: npt.NDArray[np.float32],
+    ) -> Tensor:
+        """Return the logits of each expert, fp32 [K, n, classes].
+
+        Args:
+            dense: fp32 [n, d].
+            examples: to which example each row belongs, [e], ascending.
+            rows: their numbers, int64 [e]; those that are not in this version count for nothing.
+            values: fp32 [e].
+        """
+        known = (rows >= 0) & (rows < self.used)
+        named, columns = np.unique(rows[known], return_inverse=True)
+        first, *others = self.parameters
+        weight = torch.cat([first.flatten(0, 1), self._columns(named)], dim=1)
+        d = dense.shape[1]
+        if not len(named):
+            return expert_logits(self.parameters, dense)
+        inputs = arranged(dense, examples[known], columns + d, values[known], spare=d)
+        return expert_logits([weight.unflatten(0, first.shape[:2]), *others], inputs)
+
+    def predict(
+        self,
+        dense: Tensor,
+        examples: npt.NDArray[np.integer],
+        keys: Keys,
+        values: npt.NDArray[np.float32],
+    ) -> Tensor:
+        """Return the mixture's probabilities, fp32 [n, classes], always finite and in [0, 1].
+
+        Args:
+            dense: fp32 [n, d].
+            examples: to which example each key belongs, [e], ascending.
+            keys: uint64 [e].
+            values: fp32 [e].
+        """
+        logits = self.logits(dense, examples, self.index.find(keys), values)
+        return predicted(self.log_weights, logits)
+
+    def _columns(self, rows: Numbers) -> Tensor:
+        """Return the weights of ascending rows, [K · out, U]."""
+        first = self.parameters[0]
+        parts = [first.new_zeros(0, first.shape[0] * first.shape[1])]
+        ends = np.searchsorted(rows, np.arange(1, len(self.chunks) + 1) * CHUNK)
+        for number, own in enumerate(np.split(rows, ends[:-1])):
+            if len(own):
+                parts.append(self.chunks[number][torch.from_numpy(own - number * CHUNK)])
+        return torch.cat(parts).t()

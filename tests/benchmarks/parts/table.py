@@ -1,0 +1,131 @@
+"""The speed of learning sparse inputs: a part of `tests.benchmarks.step`'s kind, in one process.
+
+Examples have 13 dense inputs and 26 categories whose values follow Zipf's law, as in advertising
+[Criteo]; the pool has its default experts and two classes. A step is all of it: the index, gather,
+score, decide, update and scatter.
+"""
+
+import argparse
+import time
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from funnel import Pool
+from funnel.pool.expert import for_width
+from funnel.pool.pool import Decision
+from funnel.pool.sparse import Inputs
+from funnel.pool.table import Table
+from tests.benchmarks.measure import show, table
+from tests.support.pools import KEEP
+from tests.support.sparse import SparseBatch
+
+DENSE, CATEGORIES, BITS, EXPONENT = 13, 26, 20, 1.2
+VALUES = 100_000
+"""Different values of a category."""
+WARM = 40
+"""Batches that do not count: shapes recur, and traces are made."""
+
+
+def batches(size: int, count: int, seed: int = 0) -> list[SparseBatch]:
+    random = np.random.default_rng(seed)
+    truth = random.normal(size=DENSE).astype(np.float32)
+    found = []
+    for _ in range(count):
+        values = np.minimum(random.zipf(EXPONENT, (size, CATEGORIES)), VALUES).astype(np.uint64)
+        keys = values * np.uint64(CATEGORIES) + np.arange(CATEGORIES, dtype=np.uint64)
+        dense = random.normal(size=(size, DENSE)).astype(np.float32)
+        found.append(
+            SparseBatch(
+                torch.from_numpy(dense),
+                np.repeat(np.arange(size), CATEGORIES),
+                keys.flatten() * np.uint64(0xD6E8FEB86659FD93),
+                np.ones(size * CATEGORIES, dtype=np.float32),
+                torch.from_numpy((dense @ truth > 0) ^ (values[:, 0] > 1)).long(),
+            )
+        )
+    return found
+
+
+class Steps:
+    """Whole steps on a table, traced as the service traces them."""
+
+    def __init__(self) -> None:
+        module = nn.Linear(DENSE, 2)
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
+        active = DENSE + CATEGORIES
+        self.table = Table(Pool(module, DENSE, for_width(active)), BITS, active)
+        self._observe: dict[int, object] = {}
+        self.seconds: dict[str, float] = {}
+
+    def take(self, batch: SparseBatch) -> None:
+        clock = time.perf_counter
+        began = clock()
+        rows, inputs = self.table.admit(batch.dense, batch.examples, batch.keys, batch.values)
+        admitted = clock()
+        pool = self.table.gather(rows)
+        gathered = clock()
+        if id(pool) not in self._observe:
+            self._observe[id(pool)] = pool.execution.part(
+                partial(_observed, pool), pool.tensors().values()
+            )
+        decision = self._observe[id(pool)](inputs, batch.labels)
+        decided = clock()
+        pool.update(inputs, batch.labels, decision)
+        updated = clock()
+        self.table.scatter(rows, pool)
+        for name, spent in (
+            ("index", admitted - began),
+            ("gather", gathered - admitted),
+            ("score and decide", decided - gathered),
+            ("update", updated - decided),
+            ("scatter", clock() - updated),
+        ):
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+
+def _observed(pool: Pool, inputs: Inputs, labels: Tensor) -> Decision:
+    return pool.decide(pool.score(inputs, labels), KEEP)
+
+
+def measure(size: int, threads: int, seconds: float) -> tuple[float, dict[str, float]]:
+    """Return the rows per second, and the milliseconds of each part of a step."""
+    torch.set_num_threads(threads)
+    steps, found = Steps(), batches(size, 60)
+    with torch.inference_mode():
+        for batch in found[:WARM] * (1000 // size + 1 if size < 1000 else 1):
+            steps.take(batch)
+        steps.seconds.clear()
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            for batch in found[WARM:]:
+                steps.take(batch)
+                count += 1
+        spent = time.perf_counter() - began
+    return size * count / spent, {k: 1000 * v / count for k, v in steps.seconds.items()}
+
+
+def main() -> None:
+    """Measure batches of 1,000 and 100 with one and two threads, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    lines = []
+    for size in (1000, 100):
+        for threads in (1, 2):
+            found = [measure(size, threads, options.seconds) for _ in range(options.rounds)]
+            parts = {name: min(part[name] for _, part in found) for name in found[0][1]}
+            spent = [f"{milliseconds:.2f}" for milliseconds in parts.values()]
+            lines.append(
+                (f"{size:,}", str(threads), show([rate for rate, _ in found], ",.0f"), *spent)
+            )
+    head = ("batch", "threads", "rows/s", *(f"{name}, ms" for name in parts))
+    print(table(head, lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""A published table predicts as the pool did, whatever is learned later."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from funnel.pool.published import Published
+from funnel.pool.rows import CHUNK
+from funnel.pool.table import Table
+from tests.support.sparse import DENSE, SparseBatch, learn_sparse, sparse_batches, table
+
+HIDDEN: list[tuple[int, ...]] = [(), (6,)]
+
+
+def by_pool(learner: Table, batch: SparseBatch) -> Tensor:
+    rows, inputs = learner.find(batch.dense, batch.examples, batch.keys, batch.values)
+    return learner.gather(rows).predict(inputs)
+
+
+def by_view(view: Published, batch: SparseBatch) -> Tensor:
+    return view.predict(batch.dense, batch.examples, batch.keys, batch.values)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_a_view_predicts_what_the_pool_does(hidden: tuple[int, ...]) -> None:
+    learner = table(hidden, bits=16)
+    for batch in sparse_batches(30, n=400):
+        view, new = learner.published(), learner.index.used
+        torch.testing.assert_close(by_view(view, batch), by_pool(learner, batch), rtol=0, atol=1e-6)
+        learn_sparse(learner, batch)
+        assert new < learner.index.used
+    assert learner.index.used > CHUNK
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_a_view_does_not_change(hidden: tuple[int, ...]) -> None:
+    learner = table(hidden)
+    found = list(sparse_batches(12))
+    for batch in found[:4]:
+        learn_sparse(learner, batch)
+    view = learner.published()
+    expected = by_view(view, found[-1])
+    for batch in found[4:]:
+        learn_sparse(learner, batch)
+        learner.published()
+    assert torch.equal(by_view(view, found[-1]), expected)
+    assert not torch.equal(by_view(learner.published(), found[-1]), expected)
+
+
+def test_views_share_the_chunks_that_no_batch_named() -> None:
+    learner = table(bits=16)
+    for batch in sparse_batches(40, n=400):
+        learn_sparse(learner, batch)
+    before = learner.published()
+    assert len(before.chunks) > 1
+    again = learner.published()
+    assert [a is b for a, b in zip(before.chunks, again.chunks, strict=True)] == [True] * len(
+        before.chunks
+    )
+    one = SparseBatch(
+        torch.zeros(1, DENSE),
+        np.zeros(1, dtype=np.int64),
+        learner.index.keys[CHUNK : CHUNK + 1],
+        np.ones(1, dtype=np.float32),
+        torch.tensor([1]),
+    )
+    learn_sparse(learner, one)
+    after = learner.published()
+    shared = [a is b for a, b in zip(before.chunks, after.chunks, strict=True)]
+    assert shared == [number != 1 for number in range(len(shared))]
+    torch.testing.assert_close(by_view(after, one), by_pool(learner, one), rtol=0, atol=1e-6)
+
+
+def test_a_view_of_nothing_predicts_from_dense_inputs() -> None:
+    learner = table()
+    batch = next(sparse_batches(1))
+    view = learner.published()
+    learn_sparse(learner, batch)
+    expected = torch.full((len(batch.labels), 4), 0.25)
+    torch.testing.assert_close(by_view(view, batch), expected)

@@ -1,0 +1,297 @@
+"""A pool that learns sparse inputs by compaction is the dense pool; a row changes by its visits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from funnel import SGD, Adagrad, Adam, Expert, Pool
+from funnel.pool.expert import for_width
+from funnel.pool.rows import CAPACITY
+from funnel.pool.table import COUNTS, KEYS, Table
+from service.fold import networks
+from tests.support.pools import EXPERTS, KEEP, made
+from tests.support.sparse import (
+    CLASSES,
+    DENSE,
+    SparseBatch,
+    learn_sparse,
+    module,
+    sparse_batches,
+    state_of,
+    table,
+)
+
+HIDDEN: list[tuple[int, ...]] = [(), (6,)]
+WALKS = for_width(8)
+
+
+def everything_at_once(width: int, seed: int) -> SparseBatch:
+    """Return a batch in which every example has every key."""
+    random = np.random.default_rng(seed)
+    n = 30
+    values = random.normal(size=(n, width)).astype(np.float32)
+    return SparseBatch(
+        torch.from_numpy(random.normal(size=(n, DENSE)).astype(np.float32)),
+        np.repeat(np.arange(n), width),
+        np.tile(np.arange(width, dtype=np.uint64), n),
+        values.flatten(),
+        torch.from_numpy((values[:, :CLASSES]).argmax(axis=1)),
+    )
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("experts", [WALKS, EXPERTS], ids=["default", "every inner optimizer"])
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_at_all_visits_sparse_is_dense_bit_for_bit(
+    hidden: tuple[int, ...], experts: tuple[Expert, ...]
+) -> None:
+    width = 64  # no padding: the shapes are those of the dense pool
+    sparse = Table(Pool(module(hidden), DENSE, experts), bits=16, active=8)
+    wide = module(hidden, DENSE + width)
+    first = next(iter(wide.parameters()))
+    with torch.no_grad():  # the dense pool starts from the table's columns
+        narrow = next(iter(module(hidden).parameters()))
+        first[:, :DENSE] = narrow
+        start = sparse.rows.new_weights(np.arange(width))[:, : len(first)].t()
+        first[:, DENSE:] = start
+        for mine, theirs in zip(
+            list(wide.parameters())[1:], list(module(hidden).parameters())[1:], strict=True
+        ):
+            mine.copy_(theirs)
+    dense = Pool(wide, DENSE + width, experts)
+    order: Tensor | None = None
+    for seed in range(20):
+        batch = everything_at_once(width, seed)
+        found = learn_sparse(sparse, batch, written_out=True)
+        if order is None:  # row r is the key that came r-th
+            order = torch.from_numpy(sparse.index.keys.astype(np.int64))
+        inputs = torch.from_numpy(batch.values).view(-1, width)[:, order]
+        inputs = torch.cat([batch.dense, inputs], dim=1)
+        scored = dense.score(inputs, batch.labels)
+        assert torch.equal(found.probabilities, scored.probabilities)
+        dense.update(inputs, batch.labels, dense.decide(scored, KEEP))
+    for name, tensor in sparse.rows.named().items():
+        mine = dense.columns()[name]
+        assert torch.equal(mine[:, :, :DENSE], sparse.pool.columns()[name]), name
+        assert torch.equal(mine[:, :, DENSE:], tensor.permute(1, 2, 0)), name
+    columns = {id(tensor) for tensor in dense.columns().values()}
+    for name, tensor in dense.tensors().items():
+        if id(tensor) not in columns:
+            assert torch.equal(tensor, sparse.pool.tensors()[name]), name
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_sparse_products_learn_what_the_inputs_written_out_do(hidden: tuple[int, ...]) -> None:
+    sparse, dense = table(hidden, EXPERTS[:1]), table(hidden, EXPERTS[:1])
+    for batch in sparse_batches(6):
+        found = learn_sparse(sparse, batch)
+        expected = learn_sparse(dense, batch, written_out=True)
+        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_a_row_that_is_not_named_does_not_change_a_bit(hidden: tuple[int, ...]) -> None:
+    learner = table(hidden)
+    for batch in sparse_batches(10):
+        before = {name: rows.clone() for name, rows in learner.rows.named().items()}
+        used = learner.index.used
+        learn_sparse(learner, batch)
+        named = np.zeros(learner.index.used, dtype=bool)
+        named[learner.index.find(batch.keys)] = True
+        untouched = torch.from_numpy(~named[:used])
+        for name, rows in learner.rows.named().items():
+            assert torch.equal(rows[:used][untouched], before[name][untouched]), name
+        if used:
+            weights = learner.rows.named()["weight"][:used]
+            assert not torch.equal(weights, before["weight"])
+
+
+def permuted(batch: SparseBatch, seed: int) -> SparseBatch:
+    """Return the batch with the keys of each example in another order."""
+    order = np.lexsort((np.random.default_rng(seed).random(len(batch.keys)), batch.examples))
+    return batch._replace(keys=batch.keys[order], values=batch.values[order])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 10))
+def test_the_order_of_an_examples_keys_does_not_matter(seed: int, bits: int) -> None:
+    one, other = table(bits=bits), table(bits=bits)  # few bits: rows share keys, and values add up
+    random = np.random.default_rng(seed)
+    for batch in sparse_batches(3, seed):
+        drawn = batch._replace(values=random.normal(size=len(batch.keys)).astype(np.float32))
+        learn_sparse(one, drawn)
+        learn_sparse(other, permuted(drawn, seed))
+    assert_same(state_of(one), state_of(other))
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+@pytest.mark.parametrize("cut", [0, 1, 7, 15])
+def test_a_table_resumes_bit_for_bit(hidden: tuple[int, ...], cut: int) -> None:
+    found = list(sparse_batches(20, n=300))  # more rows than there is memory for at first
+    whole, before = table(hidden), table(hidden)
+    for batch in found[:cut]:
+        learn_sparse(before, batch)
+    saved = state_of(before)
+    resumed = table(hidden)
+    learn_sparse(resumed, found[-1])  # what it held is replaced
+    for name, tensor in resumed.pool.tensors().items():
+        tensor.copy_(saved[name])
+    resumed.load(saved)
+    assert_same(state_of(resumed), saved)
+    assert len(saved[KEYS]) == before.index.used
+    for batch in found:
+        learn_sparse(whole, batch)
+    for batch in found[cut:]:
+        learn_sparse(resumed, batch)
+    assert whole.index.used > CAPACITY
+    assert_same(state_of(resumed), state_of(whole))
+
+
+def test_a_state_of_another_shape_is_refused_and_changes_nothing() -> None:
+    learner, other = table(), Table(Pool(module(classes=2), DENSE, WALKS), 12, 8)
+    for one in (learner, other):
+        learn_sparse(one, next(sparse_batches(1))._replace(labels=torch.zeros(40).long()))
+    before = state_of(learner)
+    with pytest.raises(ValueError, match=r"table\.weight has the shape .* another number"):
+        learner.load(other.tensors())
+    with pytest.raises(ValueError, match=r"has no 'table\.counts'"):
+        learner.load({})
+    assert_same(state_of(learner), before)
+
+
+RENEWS = Expert(Adagrad(initial_accumulator_value=0.1), 0.3, 0.01, 0.03, renews=True)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_a_renewed_expert_starts_again_in_all_rows(hidden: tuple[int, ...]) -> None:
+    memory = replace(RENEWS, renews=False)
+    learner = table(hidden, (memory, RENEWS))
+    for batch in sparse_batches(60, n=200):
+        learn_sparse(learner, batch)
+    before = {name: rows.clone() for name, rows in learner.rows.named().items()}
+    used = learner.index.used
+    few = next(sparse_batches(1, seed=9, categories=1, n=400, shift=1))
+    learn_sparse(learner, few)
+    assert learner.pool.state.step[0].flatten().tolist() == [61, 1]
+    fresh = table(hidden, (memory, RENEWS))
+    fresh.rows.use(learner.index.used)
+    for name, rows in learner.rows.named().items():
+        assert torch.equal(rows[:, 1], fresh.rows.named()[name][:, 1]), name
+    untouched = torch.ones(used, dtype=torch.bool)
+    found = learner.index.find(few.keys)
+    untouched[found[found < used]] = False
+    assert untouched.sum() > 100
+    for name, rows in learner.rows.named().items():
+        assert torch.equal(rows[:used][untouched, 0], before[name][untouched, 0]), name
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_one_that_walks_is_after_its_renewal_as_if_it_had_seen_no_row(
+    hidden: tuple[int, ...],
+) -> None:
+    memory, walks = replace(RENEWS, renews=False), replace(RENEWS, steps=4)
+    learner = table(hidden, (memory, walks))
+    for batch in sparse_batches(60, n=200):
+        learn_sparse(learner, batch)
+    alone = table(hidden, (memory, walks))
+    alone.load(learner.tensors())
+    alone.rows.from_the_start(torch.tensor([True, True]))
+    batch = next(sparse_batches(1, seed=9, n=400, shift=1))
+    learn_sparse(learner, batch)
+    learn_sparse(alone, batch)
+    assert learner.pool.state.step[0].flatten().tolist() == [61, 1]
+    for name, rows in learner.rows.named().items():
+        if not name.startswith("inner.0."):  # the other expert's
+            assert torch.equal(rows[:, -1], alone.rows.named()[name][:, -1]), name
+
+
+def test_an_expert_that_diverges_becomes_a_copy_of_the_best_in_all_rows() -> None:
+    plain = replace(RENEWS, renews=False)
+    learner = table((), (plain, replace(plain, lr=0.1), Expert(SGD(), 0.1, 0.01, 0.03)))
+    found = list(sparse_batches(12, n=100))
+    for batch in found[:-1]:
+        learn_sparse(learner, batch)
+    learner.pool.parameters["bias"][[1, 2]] = torch.nan
+    learn_sparse(learner, found[-1])
+    for name, rows in learner.rows.named().items():
+        if not name.startswith("inner"):
+            assert torch.equal(rows[:, 1], rows[:, 0]), name
+            assert torch.equal(rows[:, 2], rows[:, 0]), name
+    sums = learner.rows.named()["inner.0.sum"]
+    assert torch.equal(sums[:, 1], sums[:, 0])
+    assert all(tensor.isfinite().all() for tensor in state_of(learner).values())
+
+
+def test_traces_learn_what_eager_steps_do() -> None:
+    traced, eager = table(), table()
+    for batch in sparse_batches(30, n=60, categories=3):
+        learn_sparse(traced, batch)
+        for compact in eager._compacts.values():
+            compact.pool._configure(compact.pool.experts)  # without the traces
+        learn_sparse(eager, batch)
+    made_traces = [len(c.pool._take._traces) for c in traced._compacts.values()]  # type: ignore[attr-defined]
+    assert max(made_traces) > 0
+    assert_same(state_of(traced), state_of(eager))
+
+
+def test_steps_in_inference_mode_and_outside_are_the_same() -> None:
+    inside, outside = table(), table()
+    for number, batch in enumerate(sparse_batches(12, n=200)):
+        with torch.inference_mode(number % 2 == 0):
+            learn_sparse(inside, batch)
+        learn_sparse(outside, batch)
+    assert_same(state_of(inside), state_of(outside))
+
+
+def test_rates_of_the_pool_reach_its_rows() -> None:
+    learner = table()
+    found = list(sparse_batches(2))
+    learn_sparse(learner, found[0])
+    learner.pool.set_experts([replace(e, lr=0.0, pull=0.0) for e in learner.pool.experts])
+    before = learner.rows.named()["weight"].clone()
+    learn_sparse(learner, found[0])
+    assert torch.equal(learner.rows.named()["weight"], before)
+
+
+def test_experts_with_momentum_and_counts_learn_rows() -> None:
+    learner = table((), (Expert(Adam(), 0.01, 0.01, 0.01, momentum=0.5), *EXPERTS[3:]))
+    losses = [float(learn_sparse(learner, batch).losses.mean()) for batch in sparse_batches(60)]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_keys_alone_are_learned(hidden: tuple[int, ...]) -> None:
+    first = nn.Linear(1, (*hidden, CLASSES)[0])
+    first.weight = nn.Parameter(first.weight[:, :0].detach())
+    nn.init.zeros_(first.bias)
+    deeper = [networks.build("logistic", size, CLASSES, (), seed=0) for size in hidden]
+    model = nn.Sequential(first, nn.ReLU(), *deeper) if hidden else first
+    learner = Table(Pool(model, 0, for_width(5)), bits=12, active=5)
+    losses = [
+        float(learn_sparse(learner, batch).losses.mean()) for batch in sparse_batches(80, dense=0)
+    ]
+    assert np.mean(losses[-10:]) < 0.6 * losses[0]
+
+
+def test_collisions_and_keys_are_part_of_the_state() -> None:
+    learner = table(bits=5)
+    for batch in sparse_batches(4):
+        learn_sparse(learner, batch)
+    visits, collided = learner.tensors()[COUNTS].tolist()
+    assert visits == 4 * 40 * 5
+    assert 0 < collided == learner.index.collided
+
+
+def test_a_user_module_gets_no_table() -> None:
+    with pytest.raises(ValueError, match="needs a pool of linear layers"):
+        Table(Pool(made("tanh"), 12), bits=8, active=4)
