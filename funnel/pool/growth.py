@@ -1,9 +1,13 @@
-"""A pool over a larger copy of its module: more inputs, more classes, and all that it learned."""
+"""A pool over a larger copy of its module: more inputs, more classes, and all that it learned.
+
+A table of rows grows with its pool.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from funnel.pool.pool import Pool
+from funnel.pool.table import Table
 
 
 @torch.no_grad()
@@ -42,6 +46,25 @@ def grown(pool: Pool, module: nn.Module, features: int) -> Pool:
         for new, old in zip(mine, theirs, strict=True):
             new.copy_(old)
     larger.execution = pool.execution
+    return larger
+
+
+@torch.no_grad()
+def grown_table(table: Table, pool: Pool) -> Table:
+    """Return a table over a pool that has grown from a table's own.
+
+    Every number of a row lies, bit for bit, in the leading part of its larger successor.
+
+    Args:
+        table: it does not change.
+        pool: as `grown` returned it.
+    """
+    larger = Table(pool, table.bits, table.active)
+    larger.index.restore(table.index.keys, table.index.visits, table.index.collided)
+    larger.rows.start(table.rows.used)
+    after = larger.rows.named()
+    for name, old in table.rows.named().items():
+        _lead(after[name], old)
     return larger
 
 

@@ -21,6 +21,8 @@ CAPACITY = 1024
 CHUNK = 4096
 """Rows that are published together."""
 
+SHARE = 0.1
+
 
 class Field(NamedTuple):
     """One tensor of the first layer, as a row holds it."""
@@ -64,7 +66,7 @@ class Rows:
     def new_weights(self, rows: Numbers) -> Tensor:
         """Return the weights that rows start with, equal for all experts, [r, K · out].
 
-        They are a function of the row's number alone: no draw, and the same bits everywhere.
+        They are a function of the numbers of row and unit: no draw, and the same bits everywhere.
 
         Args:
             rows: numbers, int64 [r].
@@ -72,9 +74,7 @@ class Rows:
         if self._scale == 0.0:
             return torch.zeros(len(rows), self._experts * self._out)
         units = np.arange(self._out, dtype=np.uint64)
-        mixed = (
-            rows.astype(np.uint64)[:, None] * np.uint64(self._out) + units + np.uint64(1)
-        ) * GOLDEN
+        mixed = ((rows.astype(np.uint64)[:, None] << np.uint64(32)) + units + np.uint64(1)) * GOLDEN
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
         even = (mixed >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
@@ -170,9 +170,13 @@ class Rows:
 
 
 def scale_of(active: float) -> float:
-    """Return the bound of even weights whose outputs have the variance of He et al. 2015.
+    """Return the bound of the even weights of a new row of a model with hidden layers.
+
+    It is SHARE of the bound at which outputs have the variance of He et al. 2015. At zero, hidden
+    units would never see an example without dense inputs; at the whole of it, keys that have not
+    been learned disturb those that have. funnel/docs/pool.md has the figures.
 
     Args:
         active: number of inputs that are not zero in a typical example.
     """
-    return math.sqrt(6.0 / active)
+    return SHARE * math.sqrt(6.0 / active)

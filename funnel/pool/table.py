@@ -69,6 +69,7 @@ class Table:
         if not pool.models.is_plain:
             raise ValueError("a table needs a pool of linear layers with ReLU between them")
         self.pool, self.index = pool, KeyIndex(bits)
+        self.bits, self.active = bits, active
         self.dense = pool.columns()["weight"].shape[2]
         """Number of dense inputs."""
         is_deep = len(pool.parameters) > 2

@@ -1,13 +1,14 @@
-"""The speed of learning sparse inputs: a part of `tests.benchmarks.step`'s kind, in one process.
+"""The speed of learning sparse inputs: a part of `tests.benchmarks.service`, in this process.
 
 Examples have 13 dense inputs and 26 categories whose values follow Zipf's law, as in advertising
 [Criteo]; the pool has its default experts and two classes. A step is all of it: the index, gather,
 score, decide, update and scatter.
 """
 
-import argparse
 import time
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,13 +19,15 @@ from funnel.pool.expert import for_width
 from funnel.pool.pool import Decision
 from funnel.pool.sparse import Inputs
 from funnel.pool.table import Table
-from tests.benchmarks.measure import show, table
+from tests.benchmarks.measure import Plan, show, table
 from tests.support.pools import KEEP
 from tests.support.sparse import SparseBatch
 
 DENSE, CATEGORIES, BITS, EXPONENT = 13, 26, 20, 1.2
 VALUES = 100_000
 """Different values of a category."""
+PARTS = ("index", "gather", "score and decide", "update", "scatter")
+Observe = Callable[[Inputs, Tensor], Decision]
 WARM = 40
 """Batches that do not count: shapes recur, and traces are made."""
 
@@ -58,33 +61,29 @@ class Steps:
         nn.init.zeros_(module.bias)
         active = DENSE + CATEGORIES
         self.table = Table(Pool(module, DENSE, for_width(active)), BITS, active)
-        self._observe: dict[int, object] = {}
-        self.seconds: dict[str, float] = {}
+        self._observe: dict[int, Observe] = {}
+        self.seconds = dict.fromkeys(PARTS, 0.0)
 
     def take(self, batch: SparseBatch) -> None:
-        clock = time.perf_counter
-        began = clock()
+        times = [time.perf_counter()]
         rows, inputs = self.table.admit(batch.dense, batch.examples, batch.keys, batch.values)
-        admitted = clock()
+        times.append(time.perf_counter())
         pool = self.table.gather(rows)
-        gathered = clock()
-        if id(pool) not in self._observe:
-            self._observe[id(pool)] = pool.execution.part(
-                partial(_observed, pool), pool.tensors().values()
-            )
-        decision = self._observe[id(pool)](inputs, batch.labels)
-        decided = clock()
+        times.append(time.perf_counter())
+        decision = self._observer(pool)(inputs, batch.labels)
+        times.append(time.perf_counter())
         pool.update(inputs, batch.labels, decision)
-        updated = clock()
+        times.append(time.perf_counter())
         self.table.scatter(rows, pool)
-        for name, spent in (
-            ("index", admitted - began),
-            ("gather", gathered - admitted),
-            ("score and decide", decided - gathered),
-            ("update", updated - decided),
-            ("scatter", clock() - updated),
-        ):
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        times.append(time.perf_counter())
+        for part, (began, ended) in zip(PARTS, pairwise(times), strict=True):
+            self.seconds[part] += ended - began
+
+    def _observer(self, pool: Pool) -> Observe:
+        if id(pool) not in self._observe:
+            tensors = pool.tensors().values()
+            self._observe[id(pool)] = pool.execution.part(partial(_observed, pool), tensors)
+        return self._observe[id(pool)]
 
 
 def _observed(pool: Pool, inputs: Inputs, labels: Tensor) -> Decision:
@@ -98,7 +97,7 @@ def measure(size: int, threads: int, seconds: float) -> tuple[float, dict[str, f
     with torch.inference_mode():
         for batch in found[:WARM] * (1000 // size + 1 if size < 1000 else 1):
             steps.take(batch)
-        steps.seconds.clear()
+        steps.seconds = dict.fromkeys(PARTS, 0.0)
         began, count = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             for batch in found[WARM:]:
@@ -108,24 +107,22 @@ def measure(size: int, threads: int, seconds: float) -> tuple[float, dict[str, f
     return size * count / spent, {k: 1000 * v / count for k, v in steps.seconds.items()}
 
 
-def main() -> None:
-    """Measure batches of 1,000 and 100 with one and two threads, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    lines = []
-    for size in (1000, 100):
-        for threads in (1, 2):
-            found = [measure(size, threads, options.seconds) for _ in range(options.rounds)]
-            parts = {name: min(part[name] for _, part in found) for name in found[0][1]}
-            spent = [f"{milliseconds:.2f}" for milliseconds in parts.values()]
-            lines.append(
-                (f"{size:,}", str(threads), show([rate for rate, _ in found], ",.0f"), *spent)
-            )
-    head = ("batch", "threads", "rows/s", *(f"{name}, ms" for name in parts))
-    print(table(head, lines))
-
-
-if __name__ == "__main__":
-    main()
+def run(plan: Plan) -> str:
+    """Measure batches of 1,000 and 100 with one and two threads, and return the table."""
+    found: dict[tuple[int, int], list[tuple[float, dict[str, float]]]] = {
+        (size, threads): [] for size in (1000, 100) for threads in (1, 2)
+    }
+    for _ in plan.rounds("table"):
+        for (size, threads), results in found.items():
+            results.append(measure(size, threads, plan.seconds))
+    torch.set_num_threads(1)
+    lines = [
+        (
+            f"{size:,}",
+            str(threads),
+            show([rate for rate, _ in results], ",.0f"),
+            *(show([spent[part] for _, spent in results], ".2f") for part in PARTS),
+        )
+        for (size, threads), results in found.items()
+    ]
+    return table(("batch", "threads", "rows/s", *(f"{part}, ms" for part in PARTS)), lines)

@@ -78,3 +78,27 @@ def test_a_user_module_takes_no_sparse_inputs() -> None:
         pool.predict(inputs)
     with pytest.raises(TypeError, match="only linear layers with ReLU between them take sparse"):
         pool.score(inputs, torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_products_have_the_same_bits_again_on_any_number_of_threads(threads: int) -> None:
+    random = np.random.default_rng(0)
+    n, width = 1000, 3000
+    examples = np.repeat(np.arange(n), 26)
+    columns = np.minimum(random.zipf(1.2, n * 26), width - 1).astype(np.int64)
+    values = random.normal(size=n * 26).astype(np.float32)
+    inputs = arranged(torch.randn(n, 0), examples, columns, values, width - 1)
+    weight, error = torch.randn(12, width), torch.randn(12, n)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = {
+            (
+                product(weight, inputs).numpy().tobytes(),
+                gradient(error, inputs, width).numpy().tobytes(),
+            )
+            for _ in range(10)
+        }
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1

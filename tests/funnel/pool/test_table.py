@@ -295,3 +295,29 @@ def test_collisions_and_keys_are_part_of_the_state() -> None:
 def test_a_user_module_gets_no_table() -> None:
     with pytest.raises(ValueError, match="needs a pool of linear layers"):
         Table(Pool(made("tanh"), 12), bits=8, active=4)
+
+
+def test_examples_without_keys_are_learned_as_dense_ones() -> None:
+    sparse, dense = table(experts=EXPERTS[:1]), Pool(module(), DENSE, EXPERTS[:1])
+    for batch in sparse_batches(5):
+        none = batch._replace(
+            examples=batch.examples[:0], keys=batch.keys[:0], values=batch.values[:0]
+        )
+        found = learn_sparse(sparse, none)
+        scored = dense.score(batch.dense, batch.labels)
+        torch.testing.assert_close(found.losses, scored.losses)
+        dense.update(batch.dense, batch.labels, dense.decide(scored, KEEP))
+    assert sparse.index.used == 0
+
+
+def test_a_batch_that_is_not_kept_changes_no_row() -> None:
+    learner, found = table(), list(sparse_batches(6))
+    for batch in found[:5]:
+        learn_sparse(learner, batch)
+    last = found[5]
+    rows, inputs = learner.admit(last.dense, last.examples, last.keys, last.values)
+    before = state_of(learner)
+    pool = learner.gather(rows)
+    pool.decide(pool.score(inputs, last.labels), ~KEEP)
+    learner.scatter(rows, pool)
+    assert_same(state_of(learner), before)
