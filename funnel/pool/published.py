@@ -51,7 +51,7 @@ class Published:
         known = (rows >= 0) & (rows < self.used)
         named, columns = np.unique(rows[known], return_inverse=True)
         first, *others = self.parameters
-        weight = torch.cat([first.flatten(0, 1), self._columns(named)], dim=1)
+        weight = torch.cat([first.flatten(0, 1), self.columns(named)], dim=1)
         d = dense.shape[1]
         if not len(named):
             return expert_logits(self.parameters, dense)
@@ -76,7 +76,7 @@ class Published:
         logits = self.logits(dense, examples, self.index.find(keys), values)
         return predicted(self.log_weights, logits)
 
-    def _columns(self, rows: Numbers) -> Tensor:
+    def columns(self, rows: Numbers) -> Tensor:
         """Return the weights of ascending rows, [K · out, U]."""
         first = self.parameters[0]
         parts = [first.new_zeros(0, first.shape[0] * first.shape[1])]

@@ -72,14 +72,27 @@ class Table:
         self.bits, self.active = bits, active
         self.dense = pool.columns()["weight"].shape[2]
         """Number of dense inputs."""
-        is_deep = len(pool.parameters) > 2
-        self.rows = Rows(_fields(pool), scale_of(active) if is_deep else 0.0)
+        self._is_deep = len(pool.parameters) > 2
+        self.rows = Rows(_fields(pool), self._scale)
         self._compacts: dict[int, _Compact] = {}
         self._named = np.zeros(0, dtype=np.bool_)
         """Scratch: the rows of a batch; all False between batches."""
         self._positions = np.zeros(0, dtype=np.int64)
         """Scratch: the column of each row of a batch."""
         self._chunks: list[Tensor] = []
+
+    @property
+    def _scale(self) -> float:
+        """The bound of the weights of new rows."""
+        return scale_of(self.active) if self._is_deep else 0.0
+
+    def set_active(self, active: float) -> None:
+        """Let new rows start as for another number of inputs that are not zero.
+
+        The caller changes the learning rates of the pool's experts.
+        """
+        self.active = active
+        self.rows.set_scale(self._scale)
 
     def admit(
         self,

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from streams.batch import InvalidBatchError
 from streams.rows.bounds import MAX_TEXT
 from streams.rows.names import canonical
+from streams.rows.rows import Chunk, Rows
 
 
 def label_text(value: object, index: int | None = None) -> str:
@@ -81,6 +82,31 @@ def column_labels(column: pa.Array) -> pa.StringArray:
         return column.cast(pa.string())
     check_not_empty(column)
     return column
+
+
+def labelled(rows: Rows, column: str) -> Rows:
+    """Return rows whose labels are one of their columns until now, as in CSV and Arrow.
+
+    Args:
+        rows: without labels.
+        column: its name.
+
+    Raises:
+        InvalidBatchError: the column is not there, or it does not hold a label in each row.
+    """
+    chunks = []
+    for chunk in rows.chunks:
+        names = chunk.columns.schema.names
+        if column not in names:
+            raise InvalidBatchError(
+                f"the rows have no column {column!r} that holds their labels, only "
+                f"{', '.join(map(repr, names[:20]))}; name it with ?label=COLUMN",
+                column,
+            )
+        place = names.index(column)
+        labels = column_labels(chunk.columns.column(place))
+        chunks.append(Chunk(chunk.columns.remove_column(place), labels))
+    return Rows(tuple(chunks))
 
 
 def check_not_empty(texts: pa.StringArray) -> None:

@@ -40,6 +40,11 @@ class Rows:
         """Return the number of rows."""
         return sum(map(len, self.chunks))
 
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return sum(len(chunk) * chunk.columns.num_columns for chunk in self.chunks)
+
     def part(self, start: int, stop: int) -> "Rows":
         """Return the rows from ``start`` up to ``stop``, without a copy."""
         found: list[Chunk] = []
