@@ -9,7 +9,8 @@ import torch
 from torch.jit._trace import TracerWarning
 
 from service.fold.drift import Event
-from service.fold.networks import find_device
+from service.fold.networks import BUILT_IN, ModelError, find_device
+from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator
 from service.fold.state import State
 from service.log.backlog import Backlog, Load
@@ -87,6 +88,22 @@ class Model:
         """The trainer's status."""
         return self.trainer.status
 
+    @property
+    def schema(self) -> Schema:
+        """The schema of rows after the newest cut; of dense features, an empty one."""
+        return self.trainer.schema
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of an answer."""
+        shape = self.spec.shape
+        return len(self.schema.labels) if shape is None else shape[1]
+
+    @property
+    def inputs(self) -> str:
+        """The field of a request that holds the examples."""
+        return "rows" if self.spec.shape is None else "features"
+
     def backlog(self) -> Load:
         """Estimate what is in the log and not learned yet."""
         return self.intake.backlog.waiting()
@@ -117,4 +134,16 @@ def build_state(settings: Settings) -> State:
     torch.set_num_threads(settings.threads)
     # `funnel.graphs.traced` ignores it too, but another thread may undo what that sets.
     warnings.filterwarnings("ignore", category=TracerWarning)
-    return State(settings.spec, settings.hyperparameters, find_device(settings.device))
+    spec, device = settings.spec, find_device(settings.device)
+    if spec.schema and spec.model not in BUILT_IN:
+        raise ModelError(
+            f"model {spec.model!r} takes dense features; a model of rows is {' or '.join(BUILT_IN)}"
+        )
+    if spec.table_bits and device.type != "cpu":
+        if settings.device != "auto":
+            raise ModelError(
+                f"the keys of rows are learned on the CPU, not on {device}: set FUNNEL_DEVICE=cpu, "
+                "or FUNNEL_TABLE_BITS=0 to learn from numbers alone"
+            )
+        device = torch.device("cpu")
+    return State(spec, settings.hyperparameters, device)

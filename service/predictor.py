@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from service.fold.networks import is_of_machine, origin_of
 from service.fold.snapshot import Evaluator, Snapshot
-from streams.batch import Features, join_features
 from streams.errors import FunnelError
+from streams.examples import AnyInputs, joined_inputs, part_of
 
 logger = logging.getLogger("funnel")
 
@@ -55,20 +55,25 @@ class Prediction:
     probabilities: npt.NDArray[np.float32]
     """[n, classes]."""
     version: int
+    names: tuple[str, ...] | None = None
+    """Canonical texts of the classes, in the order of the probabilities; None if labels are their
+    numbers."""
+    snapshot: Snapshot | None = None
+    """The snapshot that has answered."""
 
 
 @dataclass(frozen=True)
 class _Request:
-    features: Features
+    inputs: AnyInputs
     answer: "asyncio.Future[Prediction]"
 
     def fail(self, error: FunnelError) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
 
-    def succeed(self, answers: Answers, version: int) -> None:
+    def succeed(self, answers: Answers, snapshot: Snapshot) -> None:
         if not self.answer.done():
-            self.answer.set_result(Prediction(*answers, version))
+            self.answer.set_result(Prediction(*answers, snapshot.version, snapshot.names, snapshot))
 
 
 @dataclass
@@ -107,19 +112,19 @@ class Predictor:
         self._arrived = asyncio.Event()
         self._logged: set[str] = set()
 
-    async def predict(self, features: Features) -> Prediction:
-        """Return the prediction for checked features [n, d].
+    async def predict(self, inputs: AnyInputs) -> Prediction:
+        """Return the prediction for checked inputs.
 
         Raises:
             NoPredictionError: the model raises for an example.
             PredictionFailed: the machine failed.
         """
-        request = _Request(features, asyncio.get_running_loop().create_future())
-        if len(features) > min(GATHER_ROWS, self._part):
+        request = _Request(inputs, asyncio.get_running_loop().create_future())
+        if len(inputs) > min(GATHER_ROWS, self._part):
             self._waiting_long.append(request)
         else:
             self._waiting.append(request)
-            self._rows += len(features)
+            self._rows += len(inputs)
         self._arrived.set()
         if self._rows >= GATHER_ROWS or self._waiting_long:
             self._enough.set()
@@ -144,12 +149,12 @@ class Predictor:
         """Take short requests that make a pass, in order, without those that are cancelled."""
         taken: list[_Request] = []
         room = min(GATHER_ROWS, self._part)
-        while self._waiting and (not taken or len(self._waiting[0].features) <= room):
+        while self._waiting and (not taken or len(self._waiting[0].inputs) <= room):
             request = self._waiting.popleft()
-            self._rows -= len(request.features)
+            self._rows -= len(request.inputs)
             if not request.answer.done():
                 taken.append(request)
-                room -= len(request.features)
+                room -= len(request.inputs)
         return taken
 
     def _note_idle(self) -> None:
@@ -162,12 +167,12 @@ class Predictor:
 
     async def _answer(self, requests: list[_Request], snapshot: Snapshot) -> None:
         """Answer requests in one pass; if the model raises, in smaller ones, down to one each."""
-        features = join_features([request.features for request in requests])
+        inputs = joined_inputs([request.inputs for request in requests])
         try:
-            labels, probabilities = await self._pass(snapshot, features)
+            labels, probabilities = await self._pass(snapshot, inputs)
         except Exception as error:  # a user's code may raise anything
             if len(requests) == 1:
-                requests[0].fail(await self._reason(error, snapshot, features))
+                requests[0].fail(await self._reason(error, snapshot, inputs))
                 return
             middle = len(requests) // 2
             await self._answer(requests[:middle], snapshot)
@@ -175,15 +180,15 @@ class Predictor:
             return
         start = 0
         for request in requests:
-            rows = slice(start, start := start + len(request.features))
-            request.succeed((labels[rows], probabilities[rows]), snapshot.version)
+            rows = slice(start, start := start + len(request.inputs))
+            request.succeed((labels[rows], probabilities[rows]), snapshot)
 
     async def _finish(self, long: _Long) -> bool:
         """Answer the next part of a long request, and return whether it was the last."""
         request, loop = long.request, asyncio.get_running_loop()
         if request.answer.done():
             return True
-        part = request.features[long.done : long.done + self._part]
+        part = part_of(request.inputs, long.done, long.done + self._part)
         began = loop.time()
         try:
             long.parts.append(await self._pass(long.snapshot, part))
@@ -191,10 +196,10 @@ class Predictor:
             request.fail(await self._reason(error, long.snapshot, part, long.done))
             return True
         long.done += len(part)
-        if long.done == len(request.features):
+        if long.done == len(request.inputs):
             labels, probabilities = zip(*long.parts, strict=True)
             joined = np.concatenate(labels), np.concatenate(probabilities)
-            request.succeed(joined, long.snapshot.version)
+            request.succeed(joined, long.snapshot)
             return True
         self._adapt(loop.time() - began)
         await asyncio.sleep(0)  # a quick pass has run in this thread
@@ -207,42 +212,42 @@ class Predictor:
         elif seconds < PART_SECONDS / 2:
             self._part = min(self._evaluate.most_rows, 2 * self._part)
 
-    async def _pass(self, snapshot: Snapshot, features: Features) -> Answers:
-        if self._evaluate.is_quick(len(features)):
-            return self._computed(snapshot, features)
-        return await asyncio.to_thread(self._computed, snapshot, features)
+    async def _pass(self, snapshot: Snapshot, inputs: AnyInputs) -> Answers:
+        if self._evaluate.is_quick(len(inputs)):
+            return self._computed(snapshot, inputs)
+        return await asyncio.to_thread(self._computed, snapshot, inputs)
 
-    def _computed(self, snapshot: Snapshot, features: Features) -> Answers:
+    def _computed(self, snapshot: Snapshot, inputs: AnyInputs) -> Answers:
         try:
-            labels, probabilities = self._evaluate(snapshot, features)
+            labels, probabilities = self._evaluate(snapshot, inputs)
         except SystemExit as error:  # it would end the event loop
             raise RuntimeError(f"the model called sys.exit({error})") from error
         return labels.numpy(), probabilities.numpy()
 
     async def _reason(
-        self, error: Exception, snapshot: Snapshot, features: Features, first: int = 0
+        self, error: Exception, snapshot: Snapshot, inputs: AnyInputs, first: int = 0
     ) -> FunnelError:
         """Return why there is no answer to a request, or to a part of it from ``first`` on."""
         self._log(error)
         if is_of_machine(error):
             return PredictionFailed(f"the machine failed, not the model: {error!r}; try again")
-        low, high = 0, len(features)
+        low, high = 0, len(inputs)
         while high - low > 1:
             middle = (low + high) // 2
-            if await self._raises(snapshot, features[low:middle]):
+            if await self._raises(snapshot, part_of(inputs, low, middle)):
                 high = middle
             else:
                 low = middle
-        alone = len(features) == 1 or await self._raises(snapshot, features[low:high])
+        alone = len(inputs) == 1 or await self._raises(snapshot, part_of(inputs, low, high))
         return NoPredictionError(
             f"the model raises at {'this example' if alone else 'these examples together'}: "
             f"{error!r}",
             first + low if alone else None,
         )
 
-    async def _raises(self, snapshot: Snapshot, features: Features) -> bool:
+    async def _raises(self, snapshot: Snapshot, inputs: AnyInputs) -> bool:
         try:
-            await self._pass(snapshot, features)
+            await self._pass(snapshot, inputs)
         except Exception as error:  # a user's code may raise anything
             self._log(error)
             return True

@@ -3,11 +3,13 @@
 import difflib
 import ipaddress
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
+import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -40,7 +42,12 @@ def _file_of(name: str) -> Any:
 
 
 MAX_SHADOWS = 8
+AUTO = "auto"
+"""The schema that is inferred."""
 MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+warnings.filterwarnings("ignore", 'Field name "schema" in "Settings" shadows', UserWarning)
 
 
 class SettingsError(FunnelError, ValueError):
@@ -68,6 +75,19 @@ class Settings(BaseModel):
     classes: int = Field(
         10, ge=2, le=100_000, description="number of classes; labels are whole numbers from 0"
     )
+    schema: str = Field(  # type: ignore[assignment]  # pydantic's own `schema` is deprecated
+        "",
+        description="rows with named columns instead of dense features: auto infers their kinds "
+        "from the first batch; a TOML file declares them (see funnel schema)",
+    )  # fmt: skip
+    max_classes: int = Field(
+        1_000, ge=2, le=100_000,
+        description="classes to which a model of rows may grow, if its schema names no other limit",
+    )  # fmt: skip
+    table_bits: int = Field(
+        20, ge=0, le=26,
+        description="categories and words of rows share 2^bits slots; 0 learns from numbers alone",
+    )  # fmt: skip
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (128,), description="sizes of mlp's hidden layers, with commas"
     )
@@ -283,6 +303,9 @@ class Settings(BaseModel):
         """Variables that were set although the model and its optimizers do not use them."""
         learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
         idle = set() if self.model == "mlp" else {"hidden"}
+        idle |= {"features", "classes"} if self.schema else {"max_classes", "table_bits"}
+        if self.schema not in ("", AUTO):  # the file has its own limit
+            idle.add("max_classes")
         if self.optimizer != "pool":
             idle.add("experts")
         if learners == {"pool"}:  # its experts have their own learning rates
@@ -293,17 +316,38 @@ class Settings(BaseModel):
 
     @property
     def spec(self) -> Spec:
-        """The spec of the model, for its whole life."""
+        """The spec of the model, for its whole life.
+
+        Raises:
+            SettingsError: the file of the schema cannot be read.
+        """
+        is_named = bool(self.schema)
         return Spec(
             self.model,
-            self.features,
-            self.classes,
+            0 if is_named else self.features,
+            0 if is_named else self.classes,
             self.hidden if self.model == "mlp" else (),
             self.optimizer,
             self.standardize,
             self.seed,
             self.experts if self.optimizer == "pool" else 0,
+            self._schema_text() if is_named else "",
+            self.table_bits if is_named else 0,
         )
+
+    def _schema_text(self) -> str:
+        """Return the schema that rows begin with, as canonical JSON."""
+        from service.fold.schema.schema import Schema  # pyarrow takes 0.1 s to import
+        from service.fold.schema.toml import from_toml
+
+        found = Schema(max_classes=self.max_classes)
+        if self.schema != AUTO:
+            try:
+                found = from_toml(home(self.schema).read_text())
+            except (OSError, UnicodeDecodeError, ValueError) as error:
+                raise SettingsError(f"{PREFIX}SCHEMA: {self.schema}: {error}") from error
+        text: bytes = orjson.dumps(found.to_json(), option=orjson.OPT_SORT_KEYS)
+        return text.decode()
 
     @property
     def hyperparameters(self) -> Hyperparameters:

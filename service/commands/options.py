@@ -10,7 +10,10 @@ from service.settings import SECRETS, Settings, load_settings
 from streams.environment import PREFIX
 
 TOPICS = {
-    "model": ("model", "features", "classes", "hidden", "standardize", "seed"),
+    "model": (
+        "model", "features", "classes", "schema", "max_classes", "table_bits", "hidden",
+        "standardize", "seed",
+    ),
     "optimizer": (
         "optimizer", "experts", "lr", "gain_lr", "scale_lr", "momentum", "loss_guard", "shadow",
         "batch_size",

@@ -3,9 +3,14 @@
 Bytes travel as bytes, and copies to a GPU overlap the step before.
 """
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from service.fold.schema.encode import Encoded
+from service.fold.standardizer import Standardizer
 from streams.batch import Batch, Features
 
 MAX_INPUT = 1e18
@@ -35,6 +40,44 @@ class Upload:
         for copy in copies:
             copy.record_stream(current)
         return scaled(copies[0]), copies[1]
+
+
+def labelled(encoded: Encoded) -> Encoded:
+    """Return the rows whose label the schema knows."""
+    known = encoded.labels >= 0
+    if known.all():
+        return encoded
+    kept = known[encoded.rows]
+    return replace(
+        encoded,
+        dense=encoded.dense[known],
+        rows=(known.cumsum() - 1)[encoded.rows[kept]].astype(np.int32),
+        keys=encoded.keys[kept],
+        values=encoded.values[kept],
+        labels=encoded.labels[known],
+    )
+
+
+def filled(values: Tensor, standardizer: Standardizer) -> Tensor:
+    """Return dense inputs whose missing values say nothing.
+
+    A missing value is the mean of its feature, which is 0 once it is standardized. Where a feature
+    never had a value before, it is the median of those that the batch has. A feature without any
+    value in the batch stays NaN, at which its statistics stay as they are.
+
+    Args:
+        values: fp32 [n, features], NaN where missing.
+        standardizer: holds the means.
+    """
+    is_missing = values.isnan()
+    if not bool(is_missing.any()):
+        return values
+    mean = standardizer.mean
+    blank = standardizer.is_blank
+    if bool(blank.any()):
+        mean = torch.where(blank, values.nanmedian(dim=0).values, mean)
+    mean = torch.where(is_missing.all(dim=0), torch.nan, mean)
+    return torch.where(is_missing, mean, values)
 
 
 def to_inputs(features: Features, device: torch.device) -> Tensor:

@@ -5,20 +5,26 @@ batch goes through three methods: `Learner.score` scores and differentiates it, 
 called once it is decided whether the batch is learned, and `Learner.update` learns it.
 """
 
+import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from funnel.pool.classes import close_
+from funnel.pool.growth import grown, grown_table
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Decision, Pool, Scored, most_likely, predicted
+from funnel.pool.sparse import Inputs, Sparse
+from funnel.pool.table import Table
 from service.fold import networks
 from service.fold.optimizers import expert_name, experts_of
+from service.fold.schema.encode import Encoded
 from service.fold.scores import Scores
-from service.fold.spec import Hyperparameters, Spec
+from service.fold.spec import Hyperparameters, Size, Spec
 from service.fold.trial import Trial
 
 logger = logging.getLogger("funnel")
@@ -40,6 +46,36 @@ class ScoredBatch(NamedTuple):
     """The module's buffers as they were before the batch."""
 
 
+class Entries(NamedTuple):
+    """The keys of rows as inputs; see `funnel.pool.sparse.Sparse`."""
+
+    columns: Tensor
+    """int64 [n, m]."""
+    values: Tensor
+    """fp32 [n, m]."""
+
+
+def with_entries(dense: Tensor, entries: Entries | None) -> Inputs:
+    """Return the inputs of a learner.
+
+    Args:
+        dense: fp32 [n, d].
+        entries: None without keys.
+    """
+    return dense if entries is None else Sparse(dense, *entries)
+
+
+class Chosen(NamedTuple):
+    """A learner for a batch of rows."""
+
+    learner: "Learner"
+    """With a pool over the dense inputs and the rows of its table that the batch names."""
+    entries: Entries | None
+    """The keys of the batch as inputs of that pool."""
+    rows: Tensor | None
+    """Numbers of the rows of the table."""
+
+
 class Learner:
     """A pool of experts and how well it predicted. Funnel and the plain optimizers have one expert.
 
@@ -48,28 +84,38 @@ class Learner:
         optimizer: the name of its optimizer, one of `service.fold.spec.OPTIMIZERS`.
         hyperparameters: its own.
         device: where everything lives.
+        size: how large its tensors are at first.
 
     Raises:
         service.fold.networks.ModelError: the model cannot be built.
     """
 
     def __init__(
-        self, spec: Spec, optimizer: str, hyperparameters: Hyperparameters, device: torch.device
+        self,
+        spec: Spec,
+        optimizer: str,
+        hyperparameters: Hyperparameters,
+        device: torch.device,
+        size: Size,
     ) -> None:
-        self.spec, self.optimizer, self.device = spec, optimizer, device
-        module = networks.build(spec.model, spec.features, spec.classes, spec.hidden, spec.seed)
-        experts = experts_of(spec, optimizer, hyperparameters)
+        self.spec, self.optimizer, self.device, self.size = spec, optimizer, device, size
+        module = self._module(size.opened)
+        experts = experts_of(spec, optimizer, hyperparameters, size.active)
         self.writes_inputs = False
         """True if the model is a user's module that changes its inputs in place."""
         if spec.model not in networks.BUILT_IN:
             trial = Trial(spec, module, device)
             trial.run(experts)
             self.writes_inputs = trial.writes_inputs
-        self.pool = Pool(module.to(device).train(), spec.features, experts)
+        self.pool = Pool(module.to(device).train(), size.features, experts)
+        self.table: Table | None = None
+        """Rows for the keys of categories and words; None without."""
+        if spec.table_bits:
+            self.table = Table(self.pool, spec.table_bits, size.active)
         self.hyperparameters = hyperparameters
         self.expert_names = list(map(expert_name, experts)) if optimizer == "pool" else []
         """Names of the pool's experts, which keep their own rates; none of another optimizer."""
-        self.scores = Scores(spec.classes, device)
+        self.scores = Scores(size.opened, device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         """Batches skipped because loss or gradient was not finite."""
         self._logged: set[str] = set()
@@ -82,7 +128,9 @@ class Learner:
     def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
         """Continue with other hyperparameters; a pool's experts keep their own rates."""
         self.hyperparameters = hyperparameters
-        self.pool.set_experts(experts_of(self.spec, self.optimizer, hyperparameters))
+        self.pool.set_experts(
+            experts_of(self.spec, self.optimizer, hyperparameters, self.size.active)
+        )
 
     def shown_hyperparameters(self) -> dict[str, object]:
         """Return the hyperparameters of the optimizer as JSON shows them."""
@@ -94,9 +142,72 @@ class Learner:
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
         named = {f"scores.{k}": v for k, v in self.scores.tensors().items()}
-        return self.pool.tensors() | named | {"nonfinite": self.nonfinite}
+        table = self.table.tensors() if self.table is not None else {}
+        return self.pool.tensors() | table | named | {"nonfinite": self.nonfinite}
 
-    def score(self, prepared: Tensor, labels: Tensor) -> ScoredBatch:
+    def _module(self, opened: int) -> nn.Module:
+        """Return a module of its size, whose classes from ``opened`` on are closed."""
+        spec, size = self.spec, self.size
+        module = networks.build(spec.model, size.features, size.classes, spec.hidden, spec.seed)
+        if opened < size.classes:
+            close_(module, opened)
+        return module
+
+    def resize(self, size: Size, prior: float) -> None:
+        """Continue with tensors of another size, and open the classes that have a label now.
+
+        Args:
+            size: no smaller than its own.
+            prior: logarithm of the odds of a class that opens.
+        """
+        before, self.size = self.size, size
+        if (size.features, size.classes) != (before.features, before.classes):
+            module = self._module(before.classes).to(self.device).train()
+            self.pool = grown(self.pool, module, size.features)
+            if self.table is not None:
+                self.table = grown_table(self.table, self.pool)
+        if self.table is not None:
+            self.table.set_active(size.active)
+        if size.opened > before.opened:
+            self.pool.open_classes(before.opened, size.opened, prior)
+        self.scores.classes = size.opened
+        self.set_hyperparameters(self.hyperparameters)
+
+    def load_table(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the rows of a saved table.
+
+        Args:
+            tensors: as `tensors` returned them.
+
+        Raises:
+            ValueError: they are not those of a table like its own.
+        """
+        if self.table is not None:
+            self.table.load(tensors)
+
+    def choose(self, encoded: Encoded) -> "Chosen":
+        """Return the learner for rows, with the part of its table that their keys name.
+
+        It is valid until the next call.
+
+        Args:
+            encoded: the rows; keys that are new get rows in the table.
+        """
+        if self.table is None:
+            return Chosen(self, None, None)
+        table, n = self.table, len(encoded.labels)
+        empty = torch.empty(n, self.size.features, device=self.device)
+        rows, inputs = table.admit(empty, encoded.rows, encoded.keys, encoded.values)
+        part = copy.copy(self)
+        part.pool = table.gather(rows)
+        return Chosen(part, Entries(inputs.columns, inputs.values), rows)
+
+    def give_back(self, chosen: "Chosen") -> None:
+        """Take back what a learner for rows has learned."""
+        if self.table is not None and chosen.rows is not None:
+            self.table.scatter(chosen.rows, chosen.learner.pool)
+
+    def score(self, prepared: Inputs, labels: Tensor) -> ScoredBatch:
         """Score and differentiate a batch with the weights as they are.
 
         A user's module may hold randomness and buffers, and may raise. Whatever it raises for its
@@ -134,7 +245,7 @@ class Learner:
         experts = len(self.pool.experts)
         losses = torch.full((experts, n), math.nan, device=self.device)
         return Scored(
-            probabilities=losses.new_full((n, self.spec.classes), math.nan),
+            probabilities=losses.new_full((n, self.size.classes), math.nan),
             labels=torch.zeros(n, dtype=torch.int64, device=self.device),
             losses=losses[0],
             expert_losses=losses,
@@ -165,7 +276,7 @@ class Learner:
         self.nonfinite.add_(~batch.finite)
         return self.pool.decide(batch.scored, keep)
 
-    def update(self, prepared: Tensor, labels: Tensor, decision: Decision) -> None:
+    def update(self, prepared: Inputs, labels: Tensor, decision: Decision) -> None:
         """Take one update; on a CPU this must only be called for a batch that is kept."""
         self.pool.update(prepared, labels, decision)
 
@@ -181,7 +292,7 @@ class Learner:
         finite. The mixture of several experts ignores experts whose answers are not finite.
         """
         count = len(self.pool.experts)
-        models = Experts(self.pool.models.unused, count, self.spec.features)
+        models = Experts(self.pool.models.unused, count, self.size.features)
         parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
 
         def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:

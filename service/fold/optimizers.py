@@ -13,15 +13,23 @@ INNER: dict[str, Inner] = {
 }
 
 
-def experts_of(spec: Spec, optimizer: str, hyperparameters: Hyperparameters) -> list[Expert]:
+def experts_of(
+    spec: Spec, optimizer: str, hyperparameters: Hyperparameters, active: int
+) -> list[Expert]:
     """Return the experts of an optimizer, one of `service.fold.spec.OPTIMIZERS`.
 
     The pool's have rates of their own. ``funnel`` is Funnel(AdaGrad); the plain ones are Funnel at
     γp = γs = 0, which is the inner optimizer with heavy-ball momentum, bit for bit.
+
+    Args:
+        spec: of the served model.
+        optimizer: its name.
+        hyperparameters: of all optimizers but the pool.
+        active: inputs that are not 0 in a typical example (`service.fold.spec.Size`).
     """
     if optimizer == "pool":
         count = spec.experts or MAX_EXPERTS  # a shadow has no count of its own
-        return some_experts(count, spec.features)
+        return some_experts(count, active)
     learns = optimizer == "funnel"
     return [
         Expert(

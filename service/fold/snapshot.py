@@ -5,11 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.fold.inputs import to_inputs
+from funnel.pool.published import Published
+from service.fold.inputs import scaled, to_inputs
 from service.fold.learner import Learner
+from service.fold.schema.encode import encode
+from service.fold.schema.schema import Schema
 from service.fold.standardizer import standardized
 from service.fold.state import State
-from streams.batch import Features
+from streams.examples import AnyInputs
+from streams.rows.rows import Rows
 
 QUICK_PRODUCTS = 1 << 18
 """Multiplications that take about 0.1 ms."""
@@ -28,6 +32,15 @@ class Snapshot:
     """Mean of the inputs, fp32 [d]; None if they are not standardized."""
     scale: Tensor | None
     """The difference of inputs that standardizing makes 1, fp32 [d]; None if they are not."""
+    schema: Schema | None = None
+    """The schema of rows; None for dense features."""
+    table: Published | None = None
+    """Weights of the keys of rows; None without a table."""
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Labels by class; None if they are the numbers of the classes."""
+        return None if self.schema is None else self.schema.labels
 
     @classmethod
     def of(cls, state: State) -> "Snapshot":
@@ -38,6 +51,8 @@ class Snapshot:
             state.served.frozen(),
             state.standardizer.mean.clone() if keeps else None,
             state.standardizer.scale if keeps else None,
+            state.schema if state.spec.schema else None,
+            state.served.table.published() if state.served.table is not None else None,
         )
 
 
@@ -54,7 +69,7 @@ class Evaluator:
         self._products = sum(layer.numel() for layer in layers)
         self._may_be_quick = learner.is_plain and learner.device.type == "cpu"
         widths = [layer.shape[1] for layer in layers] if learner.is_plain else []
-        widest = len(learner.pool.experts) * max([learner.spec.classes, *widths])
+        widest = len(learner.pool.experts) * max([learner.size.classes, *widths])
         self.most_rows = min(MOST_ROWS, max(1, MOST_NUMBERS // widest))
         """Rows that a pass may have, so that its memory is bounded."""
 
@@ -66,10 +81,31 @@ class Evaluator:
         return self._may_be_quick and rows * self._products <= QUICK_PRODUCTS
 
     @torch.inference_mode()
-    def __call__(self, snapshot: Snapshot, features: Features) -> tuple[Tensor, Tensor]:
+    def __call__(self, snapshot: Snapshot, inputs: AnyInputs) -> tuple[Tensor, Tensor]:
         """Return the labels, int64 [n], and the probabilities, fp32 [n, classes], on the host."""
-        inputs = to_inputs(features, self.device)
+        if isinstance(inputs, Rows):
+            return self._of_rows(snapshot, inputs)
+        prepared = to_inputs(inputs, self.device)
         if snapshot.mean is not None and snapshot.scale is not None:
-            inputs = standardized(inputs, snapshot.mean, snapshot.scale)
-        labels, probabilities = self._evaluate(snapshot.weights, inputs)
+            prepared = standardized(prepared, snapshot.mean, snapshot.scale)
+        labels, probabilities = self._evaluate(snapshot.weights, prepared)
         return labels.cpu(), probabilities.cpu()
+
+    def _of_rows(self, snapshot: Snapshot, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the answers for rows; a missing number is the mean of its column."""
+        schema = snapshot.schema
+        assert schema is not None, "the model takes dense features"
+        encoded = encode(schema, rows)
+        width = snapshot.weights[next(iter(snapshot.weights))].shape[2]
+        dense = torch.full((len(rows), width), torch.nan, device=self.device)
+        dense[:, : encoded.dense.shape[1]] = scaled(torch.from_numpy(encoded.dense))
+        if snapshot.mean is not None and snapshot.scale is not None:
+            dense = standardized(dense, snapshot.mean, snapshot.scale)
+        dense = dense.nan_to_num()
+        if snapshot.table is None:
+            labels, probabilities = self._evaluate(snapshot.weights, dense)
+        else:
+            keyed = encoded.rows, encoded.keys, encoded.values
+            probabilities = snapshot.table.predict(dense, *keyed)
+            labels = probabilities.argmax(dim=1)
+        return labels.cpu(), probabilities[:, : len(schema.labels)].cpu()

@@ -25,6 +25,20 @@ MAX_EXPERTS = 6
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large a learner's tensors are. In a model of rows they grow with its schema."""
+
+    features: int
+    """Dense inputs, with room for more."""
+    classes: int
+    """Classes, with room for more."""
+    active: int
+    """Inputs that are not 0 in a typical row; learning rates of the pool's experts go by it."""
+    opened: int
+    """Classes that have a label; the others have the probability 0."""
+
+
+@dataclass(frozen=True)
 class Spec:
     """All that is fixed for a model's life; a checkpoint of another spec is refused."""
 
@@ -37,6 +51,28 @@ class Spec:
     seed: int
     experts: int = 0
     """Number of experts if the optimizer is the pool; otherwise 0."""
+    schema: str = ""
+    """The schema of rows that the model begins with, as canonical JSON; empty for dense features.
+    With a schema, ``features`` and ``classes`` are 0: they grow."""
+    table_bits: int = 0
+    """2^table_bits slots for the keys of categories; 0 without rows, or for none."""
+
+    @property
+    def size(self) -> Size:
+        """The size of a model of dense features, which never changes."""
+        return Size(self.features, self.classes, self.features, self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Numbers of features and classes; None for rows with named columns."""
+        return None if self.schema else (self.features, self.classes)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the spec as JSON shows it. Dense features have no schema, and show none."""
+        found = asdict(self)
+        if not self.schema:
+            del found["schema"], found["table_bits"]
+        return found
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Spec":
@@ -57,6 +93,8 @@ class Spec:
         [('optimizer', 'funnel', 'pool')]
         """
         mine, theirs = asdict(self), asdict(other)
+        if mine["schema"] and theirs["schema"] and mine["schema"] != theirs["schema"]:
+            mine["schema"], theirs["schema"] = "what SCHEMA declares now", "declared otherwise"
         unset = set()
         if other.optimizer != self.optimizer and other.experts in (0, MAX_EXPERTS):
             unset.add("experts")

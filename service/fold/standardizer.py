@@ -83,6 +83,7 @@ class Standardizer:
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
+        self.width = width
         initial = torch.tensor([0.0, 1.0, 0.0, UNKNOWN, 0.0, 0.0], device=device)
         self.statistics = initial[:, None].repeat(1, width)
         """By feature, fp32 [6, d]: mean; standard deviation; examples that both are averages of;
@@ -106,6 +107,34 @@ class Standardizer:
         below DEPTH magnitudes, and above 0."""
         _, deviation, _, magnitude, *_ = self.statistics.unbind(0)
         return torch.maximum(deviation, magnitude * DEPTH).clamp_(min=TINY)
+
+    @property
+    def is_blank(self) -> Tensor:
+        """Which features have no statistics yet, bool [d]."""
+        return self.statistics[2] == 0.0
+
+    def resized(self, width: int) -> "Standardizer":
+        """Return a standardizer of more features, which are blank; the others keep their bits.
+
+        Args:
+            width: number of features, at least as many as now.
+        """
+        larger = Standardizer(width, self.statistics.device)
+        for mine, theirs in zip(self.tensors().values(), larger.tensors().values(), strict=True):
+            theirs[:, : mine.shape[1]] = mine
+        return larger
+
+    def start_blank(self, inputs: Tensor) -> None:
+        """Start the features that are blank and have values in this batch, fp32 [n, d].
+
+        Values of a feature that has none are NaN.
+        """
+        starts = self.is_blank & ~inputs.isnan().all(dim=0)
+        if bool(starts.any()):
+            fresh = Standardizer(inputs.shape[1], inputs.device)
+            fresh.start(inputs)
+            for mine, theirs in zip(self.tensors().values(), fresh.tensors().values(), strict=True):
+                mine.copy_(torch.where(starts, theirs, mine))
 
     def start(self, inputs: Tensor) -> None:
         """Start from the first batch, fp32 [n, d]; `update` then takes it, too.

@@ -1,20 +1,53 @@
 """The state: all that learning changes, as data. `service.fold.step` executes steps on it."""
 
+import math
 from collections.abc import Sequence
 
+import orjson
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from service.fold.drift import PREFIX as DRIFT
 from service.fold.drift import Monitor
 from service.fold.learner import Learner
 from service.fold.loss_guard import LossGuard
-from service.fold.spec import Hyperparameters, Shadow, Spec
+from service.fold.schema.changes import Change
+from service.fold.schema.kinds import Kind
+from service.fold.schema.schema import Schema
+from service.fold.spec import Hyperparameters, Shadow, Size, Spec
 from service.fold.standardizer import Standardizer
 from service.log.position import Position
 
 SERVED = "served"
 """Name of the learner that answers predictions."""
+SCHEMA = "schema"
+"""Name of the tensor that holds the schema, uint8."""
+LEAST_FEATURES, LEAST_CLASSES = 16, 2
+"""Room for dense inputs and classes of rows at first; it doubles."""
+
+
+def active_of(schema: Schema) -> int:
+    """Return how many inputs of a typical row are not 0; the words of a text count as one."""
+    texts = sum(column.kind is Kind.TEXT for column in schema.columns)
+    return max(1, schema.width + len(schema.singles) + int(schema.pairs.shape[1]) + texts)
+
+
+def size_of(schema: Schema) -> Size:
+    """Return how large the learners of rows with a schema are."""
+    labels = len(schema.labels)
+    return Size(
+        _room(schema.width, LEAST_FEATURES), _room(labels, LEAST_CLASSES), active_of(schema), labels
+    )
+
+
+def _room(needed: int, least: int) -> int:
+    """Return the smallest least · 2^k that is enough: shapes change seldom."""
+    return least << max(0, -(-needed // least) - 1).bit_length()
+
+
+def _as_bytes(schema: Schema) -> Tensor:
+    return torch.frombuffer(bytearray(orjson.dumps(schema.to_json())), dtype=torch.uint8)
 
 
 class State:
@@ -31,9 +64,15 @@ class State:
 
     def __init__(self, spec: Spec, hyperparameters: Hyperparameters, device: torch.device) -> None:
         self.spec, self.device = spec, device
-        self.served = Learner(spec, spec.optimizer, hyperparameters, device)
+        self.schema = Schema.from_json(orjson.loads(spec.schema)) if spec.schema else Schema()
+        """The schema of rows; an empty one for dense features."""
+        self.size = size_of(self.schema) if spec.schema else spec.size
+        self.missing = torch.zeros(len(self.schema.columns), 2, dtype=torch.int64)
+        """By column, int64 [columns, 2]: rows without a usable value, and all rows, both since the
+        column was added."""
+        self.served = Learner(spec, spec.optimizer, hyperparameters, device, self.size)
         self.shadows: dict[str, Learner] = {}
-        self.standardizer = Standardizer(spec.features, device)
+        self.standardizer = Standardizer(self.size.features, device)
         self.guard = LossGuard(device)
         self.version = 0
         """Batches folded in."""
@@ -52,10 +91,67 @@ class State:
             own = shadow.hyperparameters(hyperparameters)
             learner = self.shadows.get(shadow.name)
             if learner is None:
-                learner = Learner(self.spec, shadow.optimizer, own, self.device)
+                learner = Learner(self.spec, shadow.optimizer, own, self.device, self.size)
             learner.set_hyperparameters(own)
             shadows[shadow.name] = learner
         self.shadows = shadows
+
+    def reshape(self, changes: Sequence[Change]) -> None:
+        """Let the schema of rows grow, and with it whatever has a size.
+
+        A class that appears has the logarithm of its share so far as its bias: 1 of the examples.
+
+        Args:
+            changes: of the schema.
+        """
+        self._take(self.schema.after(changes))
+
+    def _take(self, schema: Schema) -> None:
+        """Continue with a larger schema."""
+        self.schema, self.size = schema, size_of(schema)
+        self.missing = functional.pad(
+            self.missing, (0, 0, 0, len(schema.columns) - len(self.missing))
+        )
+        if self.size.features > self.standardizer.width:
+            self.standardizer = self.standardizer.resized(self.size.features)
+        prior = -math.log(self.examples + 1)
+        for learner in self.learners().values():
+            learner.resize(self.size, prior)
+
+    def _make_room(self, tensors: dict[str, Tensor]) -> None:
+        """Take the size of a saved state: its schema, and the rows of its tables.
+
+        Raises:
+            ValueError: the tensor of the schema holds no schema.
+        """
+        text = tensors[SCHEMA].numpy().tobytes()
+        try:
+            schema = Schema.from_json(orjson.loads(text))
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"the schema is not JSON: {error}") from error
+        if schema != self.schema:
+            self._take(schema)
+        for name, learner in self.learners().items():
+            start = "" if name == SERVED else f"shadow.{name}."
+            own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            learner.load_table(own)
+
+    @property
+    def width(self) -> int:
+        """Numbers that stand for a row or example in memory, about."""
+        return self.spec.features or active_of(self.schema)
+
+    def missing_ratios(self) -> dict[str, float]:
+        """Return the share of rows without a usable value, by column."""
+        pairs = self.missing.tolist()
+        names = [column.name for column in self.schema.columns]
+        return {name: none / max(all_, 1) for name, (none, all_) in zip(names, pairs, strict=True)}
+
+    def key_collisions(self) -> float | None:
+        """Return the share of the visits of keys that met another key's slot; None without a
+        table."""
+        table = self.served.table
+        return None if table is None else table.index.collision_ratio
 
     def learners(self) -> dict[str, Learner]:
         """Return all learners by name, the served one first."""
@@ -67,8 +163,14 @@ class State:
         return named | {f"guard.{k}": v for k, v in self.guard.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor of the state but `drift` by name, the tensors themselves."""
+        """Return every tensor of the state but `drift` by name, the tensors themselves.
+
+        With rows, the schema is among them, as the bytes of its JSON.
+        """
         named = self.shared() | self.served.tensors()
+        if self.spec.schema:
+            named[SCHEMA] = _as_bytes(self.schema)
+            named["missing"] = self.missing
         for name, shadow in self.shadows.items():
             named |= {f"shadow.{name}.{k}": v for k, v in shadow.tensors().items()}
         return named
@@ -95,6 +197,8 @@ class State:
         """
         watched = {k: v for k, v in tensors.items() if k.startswith(DRIFT)}
         tensors = {k: v for k, v in tensors.items() if k not in watched}
+        if SCHEMA in tensors:
+            self._make_room(tensors)
         mine = self.tensors()
         if mine.keys() != tensors.keys():
             raise ValueError(f"tensors differ: {sorted(mine.keys() ^ tensors.keys())[:4]}")

@@ -5,7 +5,7 @@ states and equal batches give equal states, bit for bit. It never reads a GPU on
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -14,13 +14,16 @@ from torch import Tensor
 
 from funnel.graphs.execution import Execution
 from funnel.pool.pool import Decision
-from service.fold.inputs import Upload
-from service.fold.learner import Learner
+from funnel.pool.sparse import Inputs
+from service.fold.inputs import Upload, filled, labelled, scaled
+from service.fold.learner import Entries, Learner, with_entries
 from service.fold.networks import BUILT_IN
 from service.fold.report import Report
-from service.fold.spec import FOLD_VERSION, Hyperparameters
-from service.fold.state import State
-from streams.batch import Batch
+from service.fold.schema.encode import encode
+from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
+from service.fold.state import SERVED, State
+from streams.examples import AnyBatch
+from streams.rows.rows import Rows
 
 WORST_LOSS = -math.log(torch.finfo(torch.float32).tiny)
 """Nats that a shadow is charged for a prediction that is not finite: the least odds of fp32."""
@@ -38,7 +41,7 @@ class Observed(NamedTuple):
     loss: Tensor
     """Mean cross-entropy, 0-dim, in nats."""
     prepared: Tensor
-    """The inputs of the learners, fp32 [n, d]."""
+    """The dense inputs of the learners, fp32 [n, d]."""
     decision: Decision
 
 
@@ -69,23 +72,19 @@ class Fold:
         self.state = state
         self._upload = Upload(state.device)
         self._prepared_for: Hyperparameters | None = None
+        self._size: Size | None = None
         self._prepare()
 
     def _prepare(self) -> None:
         """Choose how the parts of a step run; traces and captures hold hyperparameters."""
         state = self.state
         self.execution = Execution.of(state.device, state.served.is_plain)
-        shared, part = state.shared(), self.execution.pass_of_model
-        self._observe = part(
-            partial(observe, state), [*shared.values(), *state.served.tensors().values()]
-        )
-        self._shadow: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Shadowed]] = {
-            name: part(partial(observe_shadow, shadow), shadow.tensors().values())
-            for name, shadow in state.shadows.items()
-        }
-        self._learn = self.execution.whole(self.learn)
+        self._whole = Passes(state, state.learners(), self.execution)
+        self._compact: dict[tuple[int, ...], Passes] = {}
+        """Passes through learners that hold a part of their tables, by their pools."""
+        self._learn = self.execution.whole(partial(self.learn, self._whole))
         self._without_gradients = self.execution.without_gradients()
-        self._prepared_for = state.hyperparameters
+        self._prepared_for, self._size = state.hyperparameters, state.size
 
     def can_replay(self, version: int) -> bool:
         """Return whether cuts of a fold version give the bits here that they gave when learned.
@@ -108,23 +107,27 @@ class Fold:
             )
         return version in (2, FOLD_VERSION)
 
-    def step(self, batch: Batch) -> Report:
+    def step(self, batch: AnyBatch) -> Report:
         """Score the batch with the weights as they are, then take one update.
 
         A batch whose loss or gradient is not finite changes nothing but its count; a batch that the
         loss guard quarantines is also scored. Shadows learn what the served model learns.
 
         Args:
-            batch: checked examples (see `streams.batch.check`).
+            batch: checked examples (see `streams.batch.check`), or rows that the schema takes (see
+                `State.reshape`).
         """
         state = self.state
-        if state.hyperparameters is not self._prepared_for:
+        if state.hyperparameters is not self._prepared_for or state.size is not self._size:
             self._prepare()
         with self._without_gradients:
-            inputs, labels = self._upload(batch)
-            if state.spec.standardize and state.examples == 0:
-                state.standardizer.start(inputs)
-            keep, accuracy, loss = self._learn(inputs, labels)
+            if isinstance(batch, Rows):
+                keep, accuracy, loss = self._learn_rows(batch)
+            else:
+                inputs, labels = self._upload(batch)
+                if state.spec.standardize and state.examples == 0:
+                    state.standardizer.start(inputs)
+                keep, accuracy, loss = self._learn(inputs, labels)
             state.version += 1
             state.examples += len(batch)
             if self.execution.on_host:
@@ -132,23 +135,65 @@ class Fold:
                 return Report(state.version, float(accuracy), least, bool(keep))
             return Report(state.version, accuracy.clone(), loss.clamp(min=0.0), keep.clone())
 
-    def learn(self, inputs: Tensor, labels: Tensor) -> Outcome:
+    def _learn_rows(self, rows: Rows) -> Outcome:
+        """Pass rows to all learners, each in tensors that hold the keys that the rows name.
+
+        Rows with a label that the schema has no room for are not learned.
+        """
+        state = self.state
+        encoded = encode(state.schema, rows)
+        state.missing[:, 0] += torch.from_numpy(encoded.missing)
+        state.missing[:, 1] += len(rows)
+        if not len((encoded := labelled(encoded)).labels):
+            nothing = torch.zeros((), device=state.device)
+            return Outcome(nothing.bool(), nothing, nothing)
+        dense = torch.full(
+            (len(encoded.labels), state.size.features), torch.nan, device=state.device
+        )
+        dense[:, : encoded.dense.shape[1]] = scaled(torch.from_numpy(encoded.dense))
+        if state.spec.standardize:
+            dense = filled(dense, state.standardizer)
+            state.standardizer.start_blank(dense)
+        labels = torch.from_numpy(encoded.labels).to(state.device)
+        chosen = {name: learner.choose(encoded) for name, learner in state.learners().items()}
+        learners = {name: one.learner for name, one in chosen.items()}
+        pools = tuple(id(learner.pool) for learner in learners.values())
+        if (passes := self._compact.get(pools)) is None:
+            passes = self._compact[pools] = Passes(state, learners, self.execution)
+        entries = {name: one.entries for name, one in chosen.items()}
+        outcome = self.learn(passes, dense, labels, entries)
+        for name, learner in state.learners().items():
+            learner.give_back(chosen[name])
+        return outcome
+
+    def learn(
+        self,
+        passes: "Passes",
+        inputs: Tensor,
+        labels: Tensor,
+        entries: Mapping[str, Entries | None] | None = None,
+    ) -> Outcome:
         """Pass a batch to all learners.
 
         Args:
+            passes: through the learners.
             inputs: fp32 [n, d].
             labels: int64 [n].
+            entries: the keys of rows as inputs, by learner; None for dense features.
         """
-        state, on_host = self.state, self.execution.on_host
+        on_host, learners = self.execution.on_host, passes.learners
+        of = entries or {}
+        more = () if (own := of.get(SERVED)) is None else (own,)
         self._seed()
-        keep, finite, accuracy, loss, prepared, decision = self._observe(inputs, labels)
+        keep, finite, accuracy, loss, dense, decision = passes.observe(inputs, labels, *more)
         if not on_host or keep:
-            state.served.update(prepared, labels, decision)
-        for name, shadow in state.shadows.items():
+            learners[SERVED].update(with_entries(dense, own), labels, decision)
+        for name, shadow in passes.shadows.items():
             self._seed()
-            learns, decision = self._shadow[name](prepared, labels, keep, finite)
+            prepared = with_entries(dense, of.get(name))
+            learns, decision = shadow(prepared, labels, keep, finite)
             if not on_host or learns:
-                shadow.update(prepared, labels, decision)
+                learners[name].update(prepared, labels, decision)
         return Outcome(keep, accuracy, loss)
 
     def _seed(self) -> None:
@@ -158,37 +203,66 @@ class Fold:
             torch.manual_seed((self.state.spec.seed << 40) + self.state.version)
 
 
-def observe(state: State, inputs: Tensor, labels: Tensor) -> Observed:
+class Passes:
+    """The parts of a step that score batches, for learners of one width, and how they run.
+
+    Args:
+        state: its standardizer and guard.
+        learners: by name, the served one first.
+        execution: of the steps.
+    """
+
+    def __init__(self, state: State, learners: Mapping[str, Learner], execution: Execution) -> None:
+        self.learners = dict(learners)
+        served, part = learners[SERVED], execution.pass_of_model
+        self.observe = part(
+            partial(observe, state, served),
+            [*state.shared().values(), *served.tensors().values()],
+        )
+        self.shadows: dict[str, Callable[[Inputs, Tensor, Tensor, Tensor], Shadowed]] = {
+            name: part(partial(observe_shadow, shadow), shadow.tensors().values())
+            for name, shadow in learners.items()
+            if name != SERVED
+        }
+
+
+def observe(
+    state: State, served: Learner, inputs: Tensor, labels: Tensor, entries: Entries | None = None
+) -> Observed:
     """Score a batch with the served learner, decide on it, and update the standardizer.
 
     Args:
-        state: its standardizer, guard and served learner.
+        state: its standardizer and guard.
+        served: the served learner, or its part for the keys that the batch touches.
         inputs: fp32 [n, d].
         labels: int64 [n].
+        entries: the keys of rows as inputs; None for dense features.
     """
     prepared = inputs
     if state.spec.standardize:
         prepared = state.standardizer.standardized(inputs)
-    batch = state.served.score(prepared, labels)
+    if state.spec.schema:
+        prepared = prepared.nan_to_num()
+    batch = served.score(with_entries(prepared, entries), labels)
     scored, finite = batch.scored, batch.finite
     loss, width = scored.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
     correct = scored.labels == labels
-    state.served.scores.update(correct, scored.losses, labels, finite)
+    served.scores.update(correct, scored.losses, labels, finite)
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
-    decision = state.served.decide(batch, keep)
+    decision = served.decide(batch, keep)
     return Observed(keep, finite, correct.float().mean(), loss, prepared, decision)
 
 
 def observe_shadow(
-    shadow: Learner, prepared: Tensor, labels: Tensor, keep: Tensor, scored: Tensor
+    shadow: Learner, prepared: Inputs, labels: Tensor, keep: Tensor, scored: Tensor
 ) -> Shadowed:
     """Score a batch with a shadow, and decide on it.
 
     Args:
         shadow: the learner.
-        prepared: the inputs of the served model, fp32 [n, d].
+        prepared: the inputs of the served model, fp32 [n, d]; the keys of rows are its own.
         labels: int64 [n].
         keep: whether the served model learns the batch, bool, 0-dim.
         scored: whether the served model scores the batch. If so, the shadow is scored too, and a

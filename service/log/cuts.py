@@ -5,7 +5,7 @@ entries, even if a later reader could decode them. A cut may also carry a comman
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
@@ -17,7 +17,7 @@ from service.log.entries import Entry, Fields, is_damaged
 from service.log.errors import CutError, DamagedCutError, LogError
 from service.log.keys import Field
 from service.log.position import EntryId, Position
-from streams.batch import Batch, concatenate
+from streams.examples import AnyBatch, joined
 
 GAP = '{"gap": true}'
 """The text of `Gap`; its bytes may not change."""
@@ -54,7 +54,15 @@ class Upgrade:
     replay later cuts with its own arithmetic, but it compares every spec and halts."""
 
 
-Command = Begin | Change | Gap | Upgrade
+@dataclass(frozen=True)
+class Reshape:
+    """The schema of rows grows: columns, kinds or labels that the next batch needs."""
+
+    changes: Sequence[Mapping[str, Any]]
+    """As `service.fold.schema.changes` writes them."""
+
+
+Command = Begin | Change | Gap | Upgrade | Reshape
 
 
 class _Record(BaseModel):
@@ -161,6 +169,8 @@ def _encode(command: Command | None) -> str:
             content = {"rates": rates}
         case Gap():
             return GAP
+        case Reshape(changes):
+            content = {"schema": list(changes)}
         case Upgrade(fold, refused):
             content = {"upgrade": {"fold": fold}} | ({"spec": refused} if refused else {})
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS).decode()
@@ -176,6 +186,8 @@ def _decode(number: int, text: str) -> Command | None:
             return Change(rates)
         case {"gap": True, **rest} if not rest:
             return Gap()
+        case {"schema": [*changes], **rest} if not rest:
+            return Reshape(changes)
         case {"upgrade": {"fold": int(fold)}, **rest} if rest.keys() <= {"spec"}:
             return Upgrade(fold)
     raise LogError(
@@ -233,7 +245,7 @@ class Pending:
         self._queue.append(entry)
         self.examples += entry.examples
 
-    def take(self, size: int, recorded: Cut | None = None) -> tuple[Cut, Batch | None]:
+    def take(self, size: int, recorded: Cut | None = None) -> tuple[Cut, AnyBatch | None]:
         """Cut off up to ``size`` examples, with the dead entries before and right after them.
 
         Args:
@@ -241,7 +253,7 @@ class Pending:
             recorded: the cut to repeat: the batch ends where that ends, and an entry is dead if
                 that cut names it.
         """
-        parts: list[Batch] = []
+        parts: list[AnyBatch] = []
         dead: dict[EntryId, str] = {}
         sources: dict[str, int] = {}
         left = size
@@ -265,7 +277,7 @@ class Pending:
                 before = self.position.taken if self.position.entry == entry.id else 0
                 self.position = Position(entry.id, (before or 0) + n)
         cut = Cut(self.position, size - left, self.entries, dead, sources=sources)
-        return cut, concatenate(parts) if parts else None
+        return cut, joined(parts) if parts else None
 
     def _pass(self, entry: Entry) -> None:
         self._queue.popleft()

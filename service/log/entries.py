@@ -8,7 +8,10 @@ from service.log.errors import LogUnavailable
 from service.log.keys import Field
 from service.log.position import EntryId
 from streams.batch import Batch, InvalidBatchError, check, decode
+from streams.examples import AnyBatch
 from streams.json_batch import from_json
+from streams.rows.fields import from_fields
+from streams.rows.rows import Rows
 
 MAX_JSON = 32 << 20
 """Longest JSON document in an entry, in bytes: while the parser reads one of 200 MB, no other
@@ -16,7 +19,12 @@ thread runs for longer than a lease lasts."""
 logger = logging.getLogger("funnel")
 
 BATCH, JSON, SOURCE = Field.BATCH.encode(), Field.JSON.encode(), Field.SOURCE.encode()
+ARROW, ROWS, ROW = Field.ARROW.encode(), Field.ROWS.encode(), Field.ROW.encode()
 CRC32 = Field.CRC32.encode()
+DENSE, NAMED = (BATCH, JSON), (ARROW, ROWS, ROW)
+"""Fields that hold the examples of a model of dense features, and of one of named rows."""
+Shape = tuple[int, int]
+"""Numbers of features and classes of a model of dense features."""
 DAMAGED = "its CRC-32 does not match: the log was damaged after the entry was written"
 """The reason of a damaged entry."""
 
@@ -29,7 +37,7 @@ class Entry(NamedTuple):
     """An entry as read: its examples, or the reason why it has none."""
 
     id: EntryId
-    batch: Batch | None
+    batch: AnyBatch | None
     source: str
     examples: int
     """Number of examples."""
@@ -43,37 +51,64 @@ def is_damaged(fields: Fields, name: bytes) -> bool:
     return CRC32 in fields and fields[CRC32] != b"%d" % crc32(fields[name])
 
 
-def read_entry(entry: EntryId, fields: Fields, width: int, classes: int) -> Entry:
+def read_entry(entry: EntryId, fields: Fields, shape: Shape | None) -> Entry:
     """Decode and check an entry; what is wrong with it becomes its reason.
 
     Whatever a decoder raises makes the entry a dead letter, so that no entry can stop learning.
     Only what the machine lacks is no fault of the entry, except that a document may be too long
     for the memory there is.
 
+    Args:
+        entry: its id.
+        fields: its content.
+        shape: of the model's examples; None if they are rows with named columns.
+
     Raises:
         LogUnavailable: the entry may be good; try again later.
     """
     source = "http" if fields.get(SOURCE) == b"http" else "redis"
-    content = next((name for name in (BATCH, JSON) if name in fields), None)
+    content = next((name for name in DENSE + NAMED if name in fields), None)
     if content is not None and is_damaged(fields, content):
         return Entry(entry, None, source, 0, DAMAGED, is_damaged=True)
     try:
-        if BATCH in fields:
-            batch = decode(fields[BATCH])
-        elif JSON in fields:
-            if (size := len(fields[JSON])) > MAX_JSON:
-                raise InvalidBatchError(f"{size} bytes of JSON, more than {MAX_JSON}")
-            batch = from_json(fields[JSON], width)
-        else:
-            raise InvalidBatchError(f"no field 'batch' or 'json', only {sorted(fields)[:4]}")
-        check(batch, width, classes)
+        batch = _rows(fields) if shape is None else _dense(fields, *shape)
     except InvalidBatchError as error:
         where = "" if error.index is None else f" (example {error.index})"
         return Entry(entry, None, source, 0, f"{error}{where}"[:500])
     except Exception as error:
-        is_too_long = isinstance(error, MemoryError) and BATCH not in fields
+        is_too_long = isinstance(error, MemoryError) and content not in (BATCH, ARROW)
         if isinstance(error, (MemoryError, OSError)) and not is_too_long:
             raise LogUnavailable(f"entry {entry} cannot be decoded now: {error!r}") from error
         logger.exception("a decoder failed on entry %s, which is discarded", entry)
         return Entry(entry, None, source, 0, f"a decoder failed: {error!r}"[:500])
     return Entry(entry, batch, source, len(batch))
+
+
+def _dense(fields: Fields, width: int, classes: int) -> Batch:
+    if BATCH in fields:
+        batch = decode(fields[BATCH])
+    elif JSON in fields:
+        _check_length(fields[JSON])
+        batch = from_json(fields[JSON], width)
+    elif any(name in fields for name in NAMED):
+        raise InvalidBatchError(
+            f"rows with named columns, but this model takes {width} dense features"
+        )
+    else:
+        raise InvalidBatchError(f"no field 'batch' or 'json', only {sorted(fields)[:4]}")
+    check(batch, width, classes)
+    return batch
+
+
+def _rows(fields: Fields) -> Rows:
+    if any(name in fields for name in NAMED):
+        _check_length(fields.get(ROWS, fields.get(ROW, b"")))
+        return from_fields(fields)
+    if any(name in fields for name in DENSE):
+        raise InvalidBatchError("dense features, but this model takes rows with named columns")
+    raise InvalidBatchError(f"no field 'arrow', 'rows' or 'row', only {sorted(fields)[:4]}")
+
+
+def _check_length(document: bytes) -> None:
+    if (size := len(document)) > MAX_JSON:
+        raise InvalidBatchError(f"{size} bytes of JSON, more than {MAX_JSON}")

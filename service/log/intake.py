@@ -61,14 +61,21 @@ class Intake:
         self._in_flight: set[str] = set()
         self._group_under_way: list[_Entry] = []
 
-    async def append(self, payload: bytes, key: str | None = None, examples: int = 1) -> EntryId:
+    async def append(
+        self,
+        payload: bytes,
+        key: str | None = None,
+        examples: int = 1,
+        field: str = Field.BATCH,
+    ) -> EntryId:
         """Append an entry and return its id once the server has confirmed it.
 
         Args:
-            payload: the bytes of a checked batch (see `streams.batch`).
+            payload: the bytes of a checked batch (see `streams.batch` and `streams.rows.entry`).
             key: an Idempotency-Key: within KEY_SECONDS, and while it is among the newest KEYS_KEPT,
                 the same key and payload make one entry.
             examples: number of examples in the payload.
+            field: field of the entry that holds the payload.
 
         Raises:
             BacklogFullError: too much waits to be learned; nothing was sent.
@@ -84,14 +91,14 @@ class Intake:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(lambda _: self.backlog.release(load))
         digest, checksum = "", crc32(payload)
-        fields = (Field.BATCH, payload, Field.SOURCE, "http", Field.CRC32, checksum)
+        fields = (field, payload, Field.SOURCE, "http", Field.CRC32, checksum)
         command: _Command = ("XADD", self.keys.log, "*", *fields)
         if key is not None:
             self._in_flight.add(key)
             answer.add_done_callback(lambda _: self._in_flight.discard(key))
             digest, own = _digest(payload), self.keys.idempotency(_digest(key.encode()))
             keys = (self.keys.log, own, self.keys.newest)
-            arguments = (digest, KEY_SECONDS, payload, checksum, KEYS_KEPT)
+            arguments = (digest, KEY_SECONDS, payload, checksum, KEYS_KEPT, field)
             command = ("EVAL", APPEND_ONCE, len(keys), *keys, *arguments)
         self._queue.append(_Entry(command, load, answer))
         self._arrived.set()

@@ -13,6 +13,16 @@ class Field:
     """Examples as safetensors (see `streams.batch`)."""
     JSON = "json"
     """Examples as JSON."""
+    ARROW = "arrow"
+    """Labelled rows as `streams.rows.entry` writes them."""
+    ROWS = "rows"
+    """Rows as a JSON list of objects, for producers by hand; with ``labels``."""
+    ROW = "row"
+    """One row as a JSON object; with ``label``."""
+    LABELS = "labels"
+    """Labels of ``rows``, as a JSON list."""
+    LABEL = "label"
+    """Label of ``row``: JSON, or plain text."""
     SOURCE = "source"
     """``http`` if the service itself appended the entry."""
     CUT = "cut"
@@ -32,7 +42,8 @@ class Keys:
     def __init__(self, model: str) -> None:
         self._start = f"funnel:{{{model}}}:"
         self.log = log_key(model)
-        """Stream of the entries, each with a field ``batch`` or ``json``."""
+        """Stream of the entries, each with a field ``batch``, ``json``, ``arrow``, ``rows`` or
+        ``row``."""
         self.cuts = f"{self._start}cuts"
         """Stream of the trainer's decisions; cut k has the id ``k-0``."""
         self.dead = f"{self._start}dead"
@@ -46,6 +57,8 @@ class Keys:
         """Number of trainers so far; only the newest may append cuts."""
         self.lease = f"{self._start}lease"
         """Holder of the lease, for some seconds (see `service.log.lease`)."""
+        self.schema = f"{self._start}schema"
+        """The schema of rows after the newest cut that changed it, as JSON."""
         self.newest = f"{self._start}keys"
         """Stream of the newest Idempotency-Keys, by their digests, oldest first."""
 

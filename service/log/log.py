@@ -77,8 +77,16 @@ class Log(Protocol):
         It counts at most COUNTED_AT_ONCE: if that is the count, call again from the returned id.
         """
 
-    async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
+    async def append_cuts(
+        self, epoch: int, first: int, cuts: Sequence[Cut], schema: str = ""
+    ) -> None:
         """Record cuts ``first``, ``first`` + 1, … in order, all or none.
+
+        Args:
+            epoch: of the caller.
+            first: number of the first cut.
+            cuts: to record.
+            schema: of rows after them, as JSON, if they change it: it is kept for all processes.
 
         Raises:
             FencedError: another trainer has taken a later epoch.
@@ -191,14 +199,17 @@ class RedisLog(Log):
         )
         return int(count), EntryId.parse(newest)
 
-    async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
+    async def append_cuts(
+        self, epoch: int, first: int, cuts: Sequence[Cut], schema: str = ""
+    ) -> None:
         rows = [
             [f"{number}-0", text, [(str(e), why) for e, why in cut.dead.items()], checksum(text)]
             for number, cut in enumerate(cuts, first)
             for text in [cut.to_json()]
         ]
-        keys = [self.keys.epoch, self.keys.cuts, self.keys.dead, self.keys.log]
-        arguments = (epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows))
+        own = self.keys
+        keys = [own.epoch, own.cuts, own.dead, own.log, own.schema]
+        arguments = (epoch, DEAD_KEPT, DEAD_BYTES, orjson.dumps(rows), schema)
         if theirs := await self._eval(scripts.APPEND_CUTS, keys, *arguments):
             raise FencedError(
                 "another trainer has taken over this log "

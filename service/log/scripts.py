@@ -8,7 +8,7 @@ APPEND_ONCE = """
 local seen = redis.call('GET', KEYS[2])
 if seen then return seen end
 local kept = redis.call('XLEN', KEYS[3])
-local id = redis.call('XADD', KEYS[1], '*', 'batch', ARGV[3], 'source', 'http', 'crc32', ARGV[4])
+local id = redis.call('XADD', KEYS[1], '*', ARGV[6], ARGV[3], 'source', 'http', 'crc32', ARGV[4])
 local answer = ARGV[1] .. ' ' .. id
 if id == '18446744073709551615-18446744073709551615' then return answer end
 redis.call('SET', KEYS[2], answer)
@@ -24,8 +24,9 @@ end
 return answer
 """
 """KEYS: log, key, newest keys. ARGV: digest of the payload, seconds, payload, its CRC-32, number of
-keys kept. The newest keys are remembered whatever the server's clock does, the others for so many
-seconds longer. An entry with the highest id is not accepted, so its key is not remembered."""
+keys kept, field of the payload. The newest keys are remembered whatever the server's clock does,
+the others for so many seconds longer. An entry with the highest id is not accepted, so its key is
+not remembered."""
 
 APPEND_CUTS = """#!lua flags=allow-oom
 local epoch = redis.call('GET', KEYS[1])
@@ -46,11 +47,12 @@ for _, text in ipairs(cjson.decode(ARGV[4])) do
     redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', unpack(fields))
   end
 end
+if ARGV[5] ~= '' then redis.call('SET', KEYS[5], ARGV[5]) end
 return false
 """
-"""KEYS: epoch, cuts, dead, log. ARGV: epoch, dead kept, bytes of each, then for each cut its
-number, text, dead letters and checksum. Nothing is written, and the present epoch is returned,
-unless it is still the caller's."""
+"""KEYS: epoch, cuts, dead, log, schema. ARGV: epoch, dead kept, bytes of each, then for each cut
+its number, text, dead letters and checksum, and the schema after the cuts if they change it, or ''.
+Nothing is written, and the present epoch is returned, unless it is still the caller's."""
 
 RECORD_SKIPPED = """#!lua flags=allow-oom
 local recorded = tonumber(redis.call('GET', KEYS[2]) or '0')

@@ -82,7 +82,7 @@ class Checkpoint:
     def summary(self) -> dict[str, Any]:
         """Return the part of the state that is not tensors."""
         return {
-            "spec": asdict(self.spec),
+            "spec": self.spec.fields(),
             "rates": asdict(self.hyperparameters),
             "version": self.version,
             "examples": self.examples,
@@ -94,7 +94,8 @@ class Checkpoint:
         digest = hashlib.sha256(orjson.dumps(self.summary(), option=orjson.OPT_SORT_KEYS))
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            if tensor.numel():  # torch cannot view nothing as bytes
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

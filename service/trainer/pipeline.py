@@ -1,6 +1,7 @@
 """Learning as a pipeline: while some batches are learned, the next are read, cut and recorded."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 
 from service.log.cuts import Cut, Pending
@@ -9,7 +10,7 @@ from service.process import Clock
 from service.settings import Settings
 from service.trainer.replica import Replica
 from service.trainer.worker import Worker
-from streams.batch import Batch
+from streams.examples import AnyBatch
 
 GROUP = 32
 """Most batches that are recorded in one call, and then learned in one go."""
@@ -19,7 +20,7 @@ AHEAD_BYTES = 16 << 20
 """Examples are read ahead up to this size as fp32, and in any case up to a full batch."""
 BLOCK_MS = 2_000
 
-Group = list[tuple[Cut, Batch | None]]
+Group = list[tuple[Cut, AnyBatch | None]]
 
 
 class Pipeline:
@@ -83,7 +84,7 @@ class Pipeline:
 
     @property
     def _has_enough(self) -> bool:
-        size = 4 * self.replica.state.spec.features * self.pending.examples
+        size = 4 * self.replica.state.width * self.pending.examples
         return self._is_full and size >= AHEAD_BYTES
 
     async def turn(self, wake: asyncio.Event, seconds: float) -> None:
@@ -134,7 +135,7 @@ class Pipeline:
 
     async def _read(self) -> None:
         was_empty = not self.pending
-        await self.replica.read(self.log, self.pending, BLOCK_MS)
+        await self.replica.read(self.log, self.pending, BLOCK_MS, is_new=True)
         if was_empty:
             self._waits_since = self._clock.monotonic()
 
@@ -150,11 +151,18 @@ class Pipeline:
         most = max(1, round(min(GROUP, GROUP_SECONDS / self._step_seconds)))
         group: Group = []
         while self._is_full and len(group) < most:
-            group.append(self.pending.take(self._batch_size))
+            group += self._take(self._batch_size)
         has_rest = self.pending and self.is_quiet and not group
         if has_rest and (not self.pending.examples or self._rest_due_in() == 0):
-            group.append(self.pending.take(self.pending.examples))
+            group += self._take(self.pending.examples)
         return group
+
+    def _take(self, size: int) -> Group:
+        """Take a batch; a change of the schema that it needs is a cut of its own before it."""
+        before = Cut(self.pending.position, entries=self.pending.entries)
+        cut, batch = self.pending.take(size)
+        command = self.replica.reshape_for(batch)
+        return [*([(replace(before, command=command), None)] if command else []), (cut, batch)]
 
     def _learn(self, group: Group) -> None:
         for cut, batch in group:

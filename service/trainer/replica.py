@@ -9,11 +9,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 
+import orjson
+
 from service.fold.report import Report
+from service.fold.schema.changes import from_json, to_json
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
-from service.log.cuts import Begin, Change, Command, Cut, Gap, Pending, Upgrade
+from service.log.cuts import Begin, Change, Command, Cut, Gap, Pending, Reshape, Upgrade
 from service.log.entries import Entry, read_entry
 from service.log.errors import BlankError, ForeignError, GapError, LogError, LogFullError, damaged
 from service.log.extent import check_reach
@@ -21,7 +24,9 @@ from service.log.log import COUNTED_AT_ONCE, Log, drop_from
 from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.process import Clock
 from service.trainer.store import CheckpointStore
-from streams.batch import Batch
+from streams.batch import InvalidBatchError
+from streams.examples import AnyBatch
+from streams.rows.rows import Rows
 
 logger = logging.getLogger("funnel")
 
@@ -56,7 +61,7 @@ class Replica:
     """
 
     def __init__(
-        self, state: State, observe: Callable[[AppliedBatch, Batch], None], clock: Clock
+        self, state: State, observe: Callable[[AppliedBatch, AnyBatch], None], clock: Clock
     ) -> None:
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
@@ -70,6 +75,8 @@ class Replica:
         self._newest_damaged = ORIGIN
         self.has_recovered = False
         """True once it is where the recorded cuts end, and may record more."""
+        self.schema = state.schema
+        """The schema of rows after the last recorded cut, which may not be applied yet."""
         self._hyperparameters = state.hyperparameters
         """The hyperparameters of the settings; the log may still have others."""
         self._is_loaded = False
@@ -106,6 +113,7 @@ class Replica:
         self._check_spec(newest.spec, f"the checkpoint in {checkpoints.directory}")
         self.state.set_hyperparameters(newest.hyperparameters)
         self.state.load(newest.tensors, newest.version, newest.examples, newest.drifts)
+        self.schema = self.state.schema
         self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
         return True
 
@@ -181,12 +189,12 @@ class Replica:
             accepted = True
         self._enter_epoch()
         self.state.drift.set_version(FOLD_VERSION)
-        self._recorded = self.progress.cut
+        self._recorded, self.schema = self.progress.cut, self.state.schema
         await log.forget_skipped(self.state.version)
         if self._version != FOLD_VERSION:
             logger.info("from now on version %d of the fold learns", FOLD_VERSION)
             model = f"{self.state.spec.model} (learned by a later version of Funnel: run that)"
-            refused = asdict(self.state.spec) | {"model": model}
+            refused = self.state.spec.fields() | {"model": model}
             await self._carry_out(log, self._command_cut(Upgrade(FOLD_VERSION, refused)))
         begins_again = accepted and is_blank  # and the cut `Begin` may be gone
         if begins_again or self.state.hyperparameters != self._hyperparameters:
@@ -308,8 +316,17 @@ class Replica:
     def _command_cut(self, command: Command) -> Cut:
         return Cut(self.progress.position, entries=self.progress.entries, command=command)
 
-    async def read(self, log: Log, pending: Pending, block_ms: int | None) -> bool:
+    async def read(
+        self, log: Log, pending: Pending, block_ms: int | None, is_new: bool = False
+    ) -> bool:
         """Read some entries after the newest pending one; return whether there were any.
+
+        Args:
+            log: that it follows.
+            pending: takes them.
+            block_ms: longest wait for the first one; None does not wait.
+            is_new: whether no cut has decided on them yet: then rows of producers that the schema
+                refuses become dead letters, as they would be refused over HTTP.
 
         Raises:
             GapError: an entry that is learned in part is gone, or the log is full.
@@ -328,15 +345,29 @@ class Replica:
         sizes = [sum(map(len, fields.values())) for _, fields in found]
 
         def decode() -> list[Entry]:
-            return [read_entry(*one, spec.features, spec.classes) for one in found]
+            return [read_entry(*one, spec.shape) for one in found]
 
         # Large entries are decoded in another thread, so that the lease is renewed meanwhile.
         is_large = sum(sizes) > READ_BYTES
         entries = await asyncio.to_thread(decode) if is_large else decode()
         for entry, size in zip(entries, sizes, strict=True):
             self._measure(entry, size)
-            pending.add(entry)
+            pending.add(self._admitted(entry) if is_new else entry)
         return bool(found)
+
+    def _admitted(self, entry: Entry) -> Entry:
+        """Return an entry, without its rows if a producer wrote them and the schema refuses them.
+
+        HTTP has checked its rows already, perhaps against an earlier schema.
+        """
+        if not isinstance(entry.batch, Rows) or entry.source == "http":
+            return entry
+        try:
+            self.schema.check(entry.batch)
+        except InvalidBatchError as error:
+            where = "" if error.index is None else f" (row {error.index})"
+            return Entry(entry.id, None, entry.source, 0, f"{error}{where}"[:500])
+        return entry
 
     def _measure(self, entry: Entry, size: int) -> None:
         """Take an entry of so many bytes into the counts and averages."""
@@ -359,16 +390,28 @@ class Replica:
         assert self._epoch is not None, "only an owner records"
         begin: list[Cut] = []
         if self._recorded == 0:
-            spec, hyperparameters = asdict(self.state.spec), asdict(self.state.hyperparameters)
+            spec, hyperparameters = self.state.spec.fields(), asdict(self.state.hyperparameters)
             begin = [self._command_cut(Begin(spec, hyperparameters))]
         versioned = [replace(cut, fold=FOLD_VERSION) for cut in (*begin, *cuts)]
-        await log.append_cuts(self._epoch, self._recorded + 1, versioned)
+        changes = any(isinstance(cut.command, Reshape) for cut in cuts)
+        schema = orjson.dumps(self.schema.to_json()).decode() if changes else ""
+        await log.append_cuts(self._epoch, self._recorded + 1, versioned, schema)
         self._recorded += len(versioned)
         self._version = FOLD_VERSION
         for cut in begin:
             self.apply(cut, None)
 
-    def apply(self, cut: Cut, batch: Batch | None) -> None:
+    def reshape_for(self, batch: AnyBatch | None) -> Reshape | None:
+        """Return the command that lets the schema take a batch, if it needs one.
+
+        The command counts as recorded from now on: record it with the next cuts.
+        """
+        if not isinstance(batch, Rows) or not (changes := self.schema.changes_for(batch)):
+            return None
+        self.schema = self.schema.after(changes)
+        return Reshape(list(map(to_json, changes)))
+
+    def apply(self, cut: Cut, batch: AnyBatch | None) -> None:
         """Apply a recorded cut: its batch, then its command."""
         at, applied = self.progress, None
         if batch is not None:
@@ -383,6 +426,8 @@ class Replica:
                 self.state.set_hyperparameters(Hyperparameters.of(dict(hyperparameters)))
             case Change(hyperparameters):
                 self.state.set_hyperparameters(Hyperparameters.of(dict(hyperparameters)))
+            case Reshape(changes):
+                self.state.reshape(list(map(from_json, changes)))
         self.progress = replace(
             at,
             cut=at.cut + 1,

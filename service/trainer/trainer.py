@@ -16,6 +16,7 @@ from dataclasses import replace
 import uvloop
 
 from service.fold.drift import Event
+from service.fold.schema.schema import Schema
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
@@ -23,6 +24,7 @@ from service.log.extent import Extent, check_reach
 from service.log.lease import Lease, Lock
 from service.log.log import COUNTED_AT_ONCE, Log
 from service.log.position import EntryId
+from service.monitoring.features import FeatureNames
 from service.monitoring.history import History
 from service.monitoring.notify import DriftNews
 from service.monitoring.pictures import Newest
@@ -37,7 +39,7 @@ from service.trainer.store import CheckpointStore, Info, UnreadableError
 from service.trainer.waiters import Applied, Waiters
 from service.trainer.worker import Worker, give_way
 from service.trainer.writer import CheckpointWriter
-from streams.batch import Batch
+from streams.examples import AnyBatch
 
 logger = logging.getLogger("funnel")
 
@@ -104,7 +106,7 @@ class Trainer:
         )
         self._lease = Lease(log, lock, settings.lease_seconds, clock)
         self._drift_news = DriftNews(self.history, drifted)
-        self.newest = Newest(state, clock)
+        self.newest, self.feature_names = Newest(state, clock), FeatureNames(clock)
         self._condition, self._reason = Condition.STARTING, ""
         self._statistics: Statistics | None = None
         self._stopping = self._has_stalled = False
@@ -119,6 +121,11 @@ class Trainer:
     def status(self) -> Status:
         """The newest published status, with the checkpoints as they are now."""
         return replace(self._status, checkpoints=self._writer.summary)
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of rows after the newest recorded cut."""
+        return self._replica.schema
 
     def start(self) -> None:
         """Load the newest checkpoint and start the thread.
@@ -226,10 +233,11 @@ class Trainer:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake.set)
 
-    def _on_batch(self, applied: AppliedBatch, batch: Batch) -> None:
+    def _on_batch(self, applied: AppliedBatch, batch: AnyBatch) -> None:
         self._waiters.remember(applied)
         self._rejections.remember(applied)
         self.newest.note(self.snapshot, batch)
+        self.feature_names.note(self._replica.state.schema, batch)
         self._observe(applied.seconds, applied.examples)
         self.history.throughput.add(applied.examples)
         age = self._clock.monotonic() - self._published_at

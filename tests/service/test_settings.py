@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import orjson
 import pytest
 
 from funnel.pool.expert import DEFAULT_EXPERTS
@@ -10,7 +11,9 @@ from service.cli import main, make_parser
 from service.commands.options import settings_of
 from service.fold.networks import ModelError, find_device
 from service.fold.optimizers import INNER
+from service.fold.schema.schema import Schema
 from service.fold.spec import MAX_EXPERTS, SHADOW_LR
+from service.model import build_state
 from service.settings import NEVER_EMPTY, SECRETS, Settings, SettingsError, load_settings
 from streams.sources import mnist
 from tests.support.harness import free_port
@@ -178,10 +181,45 @@ def test_a_variable_that_is_not_a_setting_is_refused(monkeypatch: pytest.MonkeyP
         ({"lr": "0.1", "gain_lr": "0.1", "optimizer": "adam"}, ["FUNNEL_GAIN_LR"]),
         ({"experts": "3", "optimizer": "sgd"}, ["FUNNEL_EXPERTS"]),
         ({"experts": "3", "model": "mlp", "hidden": "8"}, []),
+        ({"table_bits": "4"}, ["FUNNEL_TABLE_BITS"]),
+        ({"table_bits": "4", "schema": "auto", "features": "3"}, ["FUNNEL_FEATURES"]),
     ],
 )
 def test_settings_without_effect_are_found(options: dict[str, str], idle: list[str]) -> None:
     assert load_settings(options).without_effect == idle
+
+
+def test_a_schema_makes_the_spec_one_of_rows(tmp_path: Path) -> None:
+    declared = tmp_path / "shop.toml"
+    declared.write_text('label = "churn"\n[columns]\nage = "number"\nplan = "category"\n')
+    auto = load_settings({"schema": "auto", "max_classes": 7})
+    own = load_settings({"schema": str(declared)})
+    for settings, columns, most in ((auto, 0, 7), (own, 2, 1_000)):
+        spec = settings.spec
+        assert (spec.shape, spec.features, spec.classes) == (None, 0, 0)
+        found = Schema.from_json(orjson.loads(spec.schema))
+        assert (len(found.columns), found.max_classes) == (columns, most)
+    assert load_settings().spec.shape == (784, 10)
+    assert [name for name, *_ in own.spec.differences(auto.spec)] == ["schema"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[columns]\nage = 3", "age"), ("[columns", "not TOML"), (None, "No such file")],
+)
+def test_a_schema_that_cannot_be_read_is_refused_by_name(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    declared = tmp_path / "shop.toml"
+    if text is not None:
+        declared.write_text(text)
+    with pytest.raises(SettingsError, match=f"FUNNEL_SCHEMA: .*shop.toml: .*{message}"):
+        _ = load_settings({"schema": str(declared)}).spec
+
+
+def test_a_users_module_takes_no_rows() -> None:
+    with pytest.raises(ModelError, match="a model of rows is logistic or mlp"):
+        build_state(load_settings({"schema": "auto", "model": "torch.nn:Linear"}))
 
 
 def test_a_setting_without_effect_is_reported_and_stops_nothing(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from service.fold.drift import Monitor
 from service.fold.report import Report
+from service.fold.schema.schema import Schema
 from service.fold.scores import ScoreSummary
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import SERVED, State
@@ -72,7 +73,8 @@ class _ChainLearner:
     expert_names: tuple[str, ...] = ()
 
     def __init__(self, spec: Spec) -> None:
-        self.spec, self.experts = spec, ("chain",)
+        self.spec, self.size, self.experts = spec, spec.size, ("chain",)
+        self.table = None
         self.pool = self.scores = self
 
     def telemetry(self) -> dict[str, object]:
@@ -110,7 +112,8 @@ class ChainState(State):
         stepped: Callable[["ChainState"], object],
     ) -> None:
         self.spec, self.device, self.hyperparameters = spec, torch.device("cpu"), hyperparameters
-        self.stepped = stepped
+        self.stepped, self.schema = stepped, Schema()
+        self.missing = torch.zeros(0, 2, dtype=torch.int64)
         self.chain = bytes(32)
         self.learned = np.zeros(EXAMPLES, dtype=np.int16)
         """How often each example was learned or skipped."""

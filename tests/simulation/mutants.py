@@ -123,8 +123,8 @@ MUTANTS = (
     Mutant(
         "cuts are recorded with numbers off by one after a recovery",
         REPLICA,
-        "        self._recorded = self.progress.cut\n",
-        "        self._recorded = self.progress.cut + 1\n",
+        "        self._recorded, self.schema = self.progress.cut, self.state.schema\n",
+        "        self._recorded, self.schema = self.progress.cut + 1, self.state.schema\n",
     ),
     Mutant(
         "progress counts one entry too many",
@@ -234,7 +234,7 @@ MUTANTS = (
     Mutant(
         "after a lost answer a cut is recorded again under the next number",
         REPLICA,
-        """        await log.append_cuts(self._epoch, self._recorded + 1, versioned)
+        """        await log.append_cuts(self._epoch, self._recorded + 1, versioned, schema)
         self._recorded += len(versioned)
 """,
         """        self._recorded += len(versioned)

@@ -18,7 +18,7 @@ COMMANDS = (
 DISK_OPERATIONS = ("create", "write", "fsync", "rename", "fsync folder", "remove", "list", "read")
 KINDS = ("plain",) * 15 + ("foreign",) * 3 + ("everysec",) * 2
 REAL_EVERY = 50
-"""One schedule in so many learns with a real state."""
+"""One schedule in so many learns with a real state, and every other of them learns named rows."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,11 @@ class Plan:
             checkpoint_every=rng.choice((0.3, 1.0, 1.0, 3.0)),
             lease_seconds=rng.choice((1.0, 1.0, 2.0)),
         )
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the examples are rows with named columns."""
+        return self.is_real and self.seed % (2 * REAL_EVERY) == 2 * REAL_EVERY - 1
 
     @property
     def seconds(self) -> float:

@@ -262,7 +262,9 @@ class Process:
         if not self.is_up:
             raise LogUnavailable("connection refused")
         loop, died = asyncio.get_running_loop(), self._died_event
-        posting = loop.create_task(self.intake.append(payload, key), context=self.context)
+        posting = loop.create_task(
+            self.intake.append(payload, key, field=self.world.producers.field), context=self.context
+        )
         dying = asyncio.ensure_future(died.wait())
         await asyncio.wait({posting, dying}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         dying.cancel()

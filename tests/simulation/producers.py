@@ -2,15 +2,20 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import orjson
 
 from service.log.entries import Fields
 from service.log.errors import LogUnavailable
 from service.log.intake import KeyInFlightError, KeyReusedError
+from service.log.keys import Field
 from service.log.position import EntryId
 from streams.batch import Batch
+from streams.rows.entry import to_bytes
+from streams.rows.records import from_json
 from tests.simulation.chain import BAD
 from tests.simulation.oracle import Sent, ViolationError
 
@@ -60,8 +65,15 @@ class Producers:
         if world.plan.is_real:
             features = np.random.default_rng(numbers[0]).normal(size=features.shape)
             is_bad = False
+        if world.plan.is_named:
+            return _rows(numbers), Sent(numbers)
         batch = Batch(features.astype(np.float32), np.array(numbers) % CLASSES)
         return batch.to_bytes(), Sent(numbers, is_bad=is_bad)
+
+    @property
+    def field(self) -> str:
+        """Field of the entries that holds the examples."""
+        return Field.ARROW if self._world.plan.is_named else Field.BATCH
 
     async def run(self) -> None:
         """Send all entries, and return when each is confirmed or given up."""
@@ -84,7 +96,7 @@ class Producers:
         assert sent.numbers is not None
         match rng.choice(("add", "post", "keyed", "keyed")):
             case "add":
-                acknowledged = self._add({b"batch": payload}) is not None
+                acknowledged = self._add({self.field.encode(): payload}) is not None
             case "post":
                 acknowledged = await self._post(payload, None) is not None
             case _:
@@ -139,3 +151,13 @@ class Producers:
             if other is not None:
                 world.violate(ViolationError(f"{key} is accepted with another payload"))
         return entry
+
+
+def _rows(numbers: Sequence[int]) -> bytes:
+    """Return rows of which later ones bring columns, kinds and labels that are new."""
+    rows: list[dict[str, object]] = []
+    for k in numbers:
+        row: dict[str, object] = {"size": k * 0.37 % 5, "kind": f"kind {k % 7}"}
+        rows.append(row | {f"late {k // 16}": k % 3 if k % 5 else None})
+    labels = [f"label {k % (2 + k // 20)}" for k in numbers]
+    return to_bytes(from_json(orjson.dumps({"rows": rows, "labels": labels}), True))

@@ -37,8 +37,8 @@ class MemoryRedis:
         match command:
             case ("XADD", _, "*", *fields):
                 return str(self._add(fields)).encode()
-            case ("EVAL", scripts.APPEND_ONCE, 3, _, key, _, digest, _, payload, checksum, kept):
-                return self._append_once(key, digest, payload, checksum, kept)
+            case ("EVAL", scripts.APPEND_ONCE, 3, _, key, _, digest, _, *arguments):
+                return self._append_once(key, digest, *arguments)
             case ("EVAL", scripts.DESCRIBE, 2, _, _, uuid):
                 return self._describe(uuid)
         raise ResponseError(f"unknown command {command[:2]}")
@@ -48,13 +48,13 @@ class MemoryRedis:
         return self.server.add(dict(zip(raw[::2], raw[1::2], strict=True)))
 
     def _append_once(
-        self, key: str, digest: str, payload: bytes, checksum: int, kept: int
+        self, key: str, digest: str, payload: bytes, checksum: int, kept: int, field: str
     ) -> bytes:
         """Append an entry unless its key is known; all keys are among the newest ones."""
         keys = self.server.keys
         assert len(keys) < kept, "no key is forgotten here"
         if key not in keys:
-            entry = self._add(["batch", payload, "source", "http", "crc32", checksum])
+            entry = self._add([field, payload, "source", "http", "crc32", checksum])
             answer = f"{digest} {entry}".encode()
             if entry == TOP:
                 return answer

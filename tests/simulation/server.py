@@ -91,7 +91,7 @@ class SimulatedServer(MemoryServer):
         added = super().add(fields, entry)
         for later in [e for e in reversed(self.ever) if e >= added]:  # of a stream that is gone
             del self.ever[later]
-        sent = self.meanings.get(fields.get(b"batch", fields.get(b"json", b"")), Sent(None))
+        sent = self.meanings.get(fields.get(b"batch", fields.get(b"arrow", b"")), Sent(None))
         is_http = fields.get(b"source") == b"http"
         if added <= self._lost_up_to:
             self.forgiven.update(sent.numbers or ())

@@ -28,8 +28,10 @@ from service.monitoring.status import Condition
 from service.settings import Settings, load_settings
 from service.trainer.checkpoint import Checkpoint, DamagedError, decode, encode
 from service.trainer.store import NAME
-from streams.batch import Batch, concatenate
 from streams.batch import decode as decode_batch
+from streams.examples import AnyBatch, joined
+from streams.rows.entry import from_bytes as rows_from_bytes
+from streams.rows.rows import Rows
 from tests.simulation.chain import ChainState, chained
 from tests.simulation.disk import Platter
 from tests.simulation.loop import OWNER, OwnClock, Owner, SimulatedClock, SimulatedLoop
@@ -38,8 +40,10 @@ from tests.simulation.plan import Fault, Plan
 from tests.simulation.process import Process
 from tests.simulation.producers import CLASSES, FEATURES, Producers
 from tests.simulation.server import SimulatedServer
+from tests.support.named import a_row_spec
 
 SPEC = Spec("logistic", FEATURES, CLASSES, (), "sgd", False, 0)
+NAMED = a_row_spec(optimizer="sgd", bits=6)
 SETTLE_SECONDS = 60.0
 """Simulated time within which all must be learned once no more faults happen."""
 KILLING = ("kill", "restart", "power", "tune", "crash", "step")
@@ -135,7 +139,8 @@ class World:
     def new_state(self, lr: float) -> State:
         """Return a fresh state."""
         if self.plan.is_real:
-            return State(SPEC, hyperparameters(lr), torch.device("cpu"))
+            spec = NAMED if self.plan.is_named else SPEC
+            return State(spec, hyperparameters(lr), torch.device("cpu"))
         return ChainState(SPEC, hyperparameters(lr), self._stepped)
 
     def _digest_of(self, owner: Owner) -> bytes:
@@ -523,14 +528,17 @@ class World:
 
     def _check_real(self, last: Process) -> Folded:
         state, tip = self.new_state(0.0), self.oracle.tips[0]
-        meanings = {sent.numbers: decode_batch(raw) for raw, sent in self.server.meanings.items()}
-        examples: dict[int, Batch] = {}
+        read = rows_from_bytes if self.plan.is_named else decode_batch
+        meanings = {sent.numbers: read(raw) for raw, sent in self.server.meanings.items()}
+        examples: dict[int, AnyBatch] = {}
         for numbers, batch in meanings.items():
             examples |= {k: batch.part(i, i + 1) for i, k in enumerate(numbers or ())}
         fold = Fold(state)
         for one in reversed(list(tip.history())):
             if one.numbers:
-                batch = concatenate([examples[k] for k in one.numbers])
+                batch = joined([examples[k] for k in one.numbers])
+                if isinstance(batch, Rows):
+                    state.reshape(state.schema.changes_for(batch))
                 report = fold.step(batch)
                 state.drift.note(report, len(batch), state.examples, one.position)
             state.set_hyperparameters(hyperparameters(one.lr))

@@ -66,6 +66,8 @@ class MemoryServer:
         """The highest number of a cut that was ever recorded."""
         self.dead: list[Fields] = []
         self.uuid: str | None = None
+        self.schema = ""
+        """The schema of rows, as JSON."""
         self.epoch = self.aside = 0
         self.lease: _Lease | None = None
         self.keys: dict[str, bytes] = {}
@@ -223,7 +225,9 @@ class MemoryLog(Log):
 
         return await self._ask("count_after", count)
 
-    async def append_cuts(self, epoch: int, first: int, cuts: Sequence[Cut]) -> None:
+    async def append_cuts(
+        self, epoch: int, first: int, cuts: Sequence[Cut], schema: str = ""
+    ) -> None:
         server = self.server
 
         def append() -> None:
@@ -244,6 +248,7 @@ class MemoryLog(Log):
                         fields[name] = value[: room - len(name)]
                         room -= len(name) + len(fields[name])
                     server.bury(fields)
+            server.schema = schema or server.schema
 
         await self._write("append_cuts", append)
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from service.fold.schema.cells import Cells
 from service.fold.schema.kinds import Kind
-from service.fold.schema.values import distinct
+from service.fold.schema.values import distinct, times
 
 WORDS = 3
 """Free text has more words than this on average."""
@@ -17,7 +17,8 @@ def infer(found: Sequence[Cells]) -> Kind | None:
     """Return the kind that most values have, at a tie the kind of the first; None without values.
 
     Truth values are BOOL, integers and floats NUMBER, timestamps TIME. Texts are CATEGORY, unless
-    they have more than WORDS words on average and more than half of them are distinct: then TEXT.
+    they are ISO 8601 times throughout, which JSON can only write as text: then TIME; or they have
+    more than WORDS words on average and more than half of them are distinct: then TEXT.
     """
     count: dict[Kind, int] = {}
     first: dict[Kind, int] = {}
@@ -28,11 +29,12 @@ def infer(found: Sequence[Cells]) -> Kind | None:
     if not count:
         return None
     kind = min(count, key=lambda kind: (-count[kind], first[kind]))
-    if kind is Kind.CATEGORY and _is_free(
-        next(cells for cells in found if pa.types.is_string(cells.values.type))
-    ):
-        return Kind.TEXT
-    return kind
+    if kind is not Kind.CATEGORY:
+        return kind
+    written = [cells for cells in found if pa.types.is_string(cells.values.type)]
+    if all(times(cells)[1].all() for cells in written):
+        return Kind.TIME
+    return Kind.TEXT if _is_free(written[0]) else kind
 
 
 def _kind(of: pa.DataType) -> Kind:

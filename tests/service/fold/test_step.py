@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_equal_batches_make_equal_states(model: str, optimizer: str) -> None:
 
 def untrace(fold: Fold) -> None:
     """Run every part of a step eagerly."""
-    for learner, name in ((fold, "_observe"), *((fold.state.served.pool, n) for n in PARTS)):
+    for learner, name in ((fold._whole, "observe"), *((fold.state.served.pool, n) for n in PARTS)):
         setattr(learner, name, getattr(learner, name).function)
 
 
@@ -77,7 +78,7 @@ def test_traced_steps_are_the_eager_ones_bit_for_bit(model: str, optimizer: str)
             batch.features[0, 0] = np.inf
         reports = fold.step(batch), eager.step(batch)
         assert float(reports[0].loss) == pytest.approx(float(reports[1].loss), abs=0, nan_ok=True)
-    assert isinstance(fold._observe, Traced)
+    assert isinstance(fold._whole.observe, Traced)
     assert optimizer != "pool" or has_renewed(one)
     assert same_tensors(one.tensors(), other.tensors())
 
@@ -348,7 +349,7 @@ def test_a_captured_step_is_an_eager_one_bit_for_bit(optimizer: str) -> None:
         State(a_spec(optimizer=optimizer), rates, torch.device("cuda")) for _ in range(2)
     )
     fold = Fold(eager)
-    fold._learn = fold.learn
+    fold._learn = partial(fold.learn, fold._whole)
     for k in range(40):
         batch = a_batch(k, n=11 if k == 7 else 20, shift=k // 30)
         if k == 9:

@@ -138,7 +138,7 @@ JSON_ENTRY = json.dumps({"features": [[1, 2]], "labels": [1]}).encode()
     ],
 )
 def test_a_poison_entry_says_why(fields: dict[bytes, bytes], reason: str) -> None:
-    entry = read_entry(EntryId(1, 0), fields, 2, 3)
+    entry = read_entry(EntryId(1, 0), fields, (2, 3))
     assert entry.batch is None
     assert re.search(reason, entry.reason)
 
@@ -148,26 +148,26 @@ def test_no_flipped_bit_of_an_entry_with_a_checksum_is_learned(name: bytes) -> N
     raw = JSON_ENTRY if name == b"json" else numbered(1, 2).to_bytes()
     width = 2 if name == b"json" else 1
     fields = {name: raw, b"crc32": b"%d" % crc32(raw)}
-    assert read_entry(EntryId(1, 0), fields, width, 3).batch is not None
+    assert read_entry(EntryId(1, 0), fields, (width, 3)).batch is not None
     for bit in range(8 * len(raw)):
         flipped = bytearray(raw)
         flipped[bit // 8] ^= 1 << bit % 8
-        entry = read_entry(EntryId(1, 0), fields | {name: bytes(flipped)}, width, 3)
+        entry = read_entry(EntryId(1, 0), fields | {name: bytes(flipped)}, (width, 3))
         assert entry.batch is None
         assert entry.is_damaged
         assert "CRC-32" in entry.reason
 
 
 def test_an_entry_without_a_checksum_is_learned() -> None:
-    assert read_entry(EntryId(1, 0), {b"json": JSON_ENTRY}, 2, 3).examples == 1
-    other = read_entry(EntryId(1, 0), {b"crc32": b"1"}, 2, 3)
+    assert read_entry(EntryId(1, 0), {b"json": JSON_ENTRY}, (2, 3)).examples == 1
+    other = read_entry(EntryId(1, 0), {b"crc32": b"1"}, (2, 3))
     assert not other.is_damaged
     assert "no field" in other.reason
 
 
 def test_an_entry_knows_where_it_came_from() -> None:
-    by_hand = read_entry(EntryId(1, 0), {b"json": JSON_ENTRY}, 2, 3)
-    by_http = read_entry(EntryId(1, 0), {b"json": JSON_ENTRY, b"source": b"http"}, 2, 3)
+    by_hand = read_entry(EntryId(1, 0), {b"json": JSON_ENTRY}, (2, 3))
+    by_http = read_entry(EntryId(1, 0), {b"json": JSON_ENTRY, b"source": b"http"}, (2, 3))
     assert (by_hand.source, by_http.source) == ("redis", "http")
     assert concatenate([b for b in (by_hand.batch, by_http.batch) if b]).features.shape == (2, 2)
 
@@ -190,7 +190,7 @@ def test_whatever_a_decoder_raises_the_entry_is_a_dead_letter_with_a_traceback_i
     for name in ("decode", "from_json"):
         monkeypatch.setattr(entries, name, failing(error))
     with caplog.at_level(logging.ERROR):
-        entry = read_entry(EntryId(7, 1), {field.encode(): b"x"}, 2, 3)
+        entry = read_entry(EntryId(7, 1), {field.encode(): b"x"}, (2, 3))
     assert (entry.batch, entry.examples) == (None, 0)
     assert entry.reason == f"a decoder failed: {error!r}"
     (record,) = caplog.records
@@ -205,11 +205,11 @@ def test_an_entry_is_read_again_later_if_the_machine_is_to_blame(
 ) -> None:
     monkeypatch.setattr(entries, "decode", failing(error))
     with pytest.raises(LogUnavailable, match="entry 7-1 cannot be decoded now"):
-        read_entry(EntryId(7, 1), {b"batch": b"x"}, 2, 3)
+        read_entry(EntryId(7, 1), {b"batch": b"x"}, (2, 3))
 
 
 def test_a_document_too_long_for_the_memory_is_a_dead_letter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(entries, "from_json", failing(MemoryError("too long")))
-    assert "too long" in read_entry(EntryId(7, 1), {b"json": b"x"}, 2, 3).reason
+    assert "too long" in read_entry(EntryId(7, 1), {b"json": b"x"}, (2, 3)).reason

@@ -1,0 +1,166 @@
+"""The fold of named rows: growth, missing values, keys, and the same bits after a restart."""
+
+from dataclasses import replace
+
+import numpy as np
+import orjson
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.fold.schema.changes import AddLabels
+from service.fold.schema.schema import Schema
+from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.state import State
+from service.log.position import Progress
+from service.trainer.checkpoint import Checkpoint, decode, encode
+from streams.rows.records import from_json
+from streams.rows.rows import Chunk, Rows, join
+from tests.support.named import a_row_spec, a_row_state, extend, records, some_rows
+from tests.support.states import HYPERPARAMETERS, same_tensors, step
+
+MODELS = ("logistic", "mlp")
+LEARNERS = (("logistic", "pool"), ("mlp", "pool"), ("logistic", "funnel"), ("logistic", "adagrad"))
+
+
+def fold(state: State, rows: Rows) -> None:
+    extend(state, rows)
+    step(state, rows)
+
+
+def predicted(state: State, rows: Rows) -> tuple[list[str], np.ndarray]:
+    labels, probabilities = Evaluator(state.served)(Snapshot.of(state), rows)
+    return [state.schema.labels[k] for k in labels.tolist()], probabilities.numpy()
+
+
+@pytest.mark.parametrize(("model", "optimizer"), LEARNERS)
+def test_rows_are_learned(model: str, optimizer: str) -> None:
+    state = a_row_state(a_row_spec(model=model, optimizer=optimizer))
+    for k in range(60):
+        fold(state, some_rows(k, 50))
+    found, probabilities = predicted(state, some_rows(1_000, 500))
+    _, truth = records(1_000, 500)
+    assert np.mean([a == str(b) for a, b in zip(found, truth, strict=True)]) > 0.7
+    assert np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_the_prediction_of_a_snapshot_does_not_change_while_learning_goes_on() -> None:
+    state, rows = a_row_state(), some_rows(500, 50)
+    for k in range(5):
+        fold(state, some_rows(k))
+    snapshot, evaluate = Snapshot.of(state), Evaluator(state.served)
+    before = evaluate(snapshot, rows)[1]
+    for k in range(5, 12):
+        fold(state, some_rows(k, late=True, classes=3))
+        Snapshot.of(state)
+    assert torch.equal(evaluate(snapshot, rows)[1], before)
+
+
+def test_columns_in_another_order_give_the_same_bits() -> None:
+    one, other = a_row_state(), a_row_state()
+    for k in range(12):
+        rows = some_rows(k)
+        [chunk] = rows.chunks
+        names = chunk.columns.schema.names
+        fold(one, rows)
+        extend(other, rows)
+        step(other, Rows((Chunk(chunk.columns.select(names[::-1]), chunk.labels),)))
+    assert same_tensors(one.tensors(), other.tensors())
+
+
+def test_chunks_do_not_matter() -> None:
+    one, other = a_row_state(), a_row_state()
+    for k in range(6):
+        rows = some_rows(k)
+        fold(one, rows)
+        extend(other, rows)
+        step(other, join([rows.part(j, j + 1) for j in range(len(rows))]))
+    assert same_tensors(one.tensors(), other.tensors())
+
+
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_a_saved_state_of_rows_goes_on_bit_for_bit(model: str, data: st.DataObject) -> None:
+    """Whatever was saved: before any row, within a growth of columns or classes, or after it."""
+    batches = [
+        some_rows(k, data.draw(st.integers(1, 30)), late=k > 4, classes=1 + k // 3)
+        for k in range(9)
+    ]
+    saved_at = data.draw(st.integers(0, len(batches)))
+    spec = a_row_spec(model=model, bits=data.draw(st.sampled_from([0, 4, 12])))
+    hyperparameters = replace(HYPERPARAMETERS, shadow=("adagrad",))
+    one, other = (a_row_state(spec, hyperparameters) for _ in range(2))
+    for rows in batches[:saved_at]:
+        fold(one, rows)
+    copy = Checkpoint.of(one, Progress())
+    saved, _ = decode(encode(copy, copy.sha256(), {}))
+    other.load(saved.tensors, saved.version, saved.examples)
+    for rows in batches[saved_at:]:
+        fold(one, rows)
+        fold(other, rows)
+    assert same_tensors(one.tensors(), other.tensors())
+    assert one.schema == other.schema
+
+
+def test_classes_that_were_declared_are_as_those_that_grew() -> None:
+    """A class without an example has the probability 0, declared or not."""
+    _, labels = records(1, 60)
+    names = tuple(dict.fromkeys(map(str, labels)))
+    declared = a_row_state(a_row_spec(Schema(labels=names)))
+    grown = a_row_state()
+    for k in range(8):
+        fold(declared, some_rows(k))
+        fold(grown, some_rows(k))
+    assert set(grown.schema.labels) <= {*names}
+    order = [declared.schema.labels.index(name) for name in grown.schema.labels]
+    mine, theirs = (predicted(state, some_rows(99))[1] for state in (grown, declared))
+    assert np.allclose(mine, theirs[:, order], atol=1e-5)
+
+
+def test_a_class_that_appears_late_begins_at_its_share_and_is_learned() -> None:
+    state = a_row_state()
+    for k in range(30):
+        fold(state, some_rows(k, 50))
+    state.reshape([AddLabels(("novel",))])
+    _, probabilities = predicted(state, some_rows(100, 200))
+    assert 0.0 < probabilities[:, -1].max() < 0.2
+    rows, _ = records(200, 50)
+    novel = from_json(orjson.dumps({"rows": rows, "labels": ["novel"] * 50}), True)
+    for _ in range(20):
+        fold(state, novel)
+    assert np.mean([name == "novel" for name in predicted(state, novel)[0]]) > 0.9
+
+
+def test_rows_whose_label_has_no_room_are_not_learned_and_the_others_are() -> None:
+    state = a_row_state(a_row_spec(Schema(max_classes=2)))
+    for k in range(4):
+        fold(state, some_rows(k, classes=1))
+    step(state, some_rows(9, 30, classes=3))
+    assert len(state.schema.labels) == 2
+    assert state.examples == 4 * 20 + 30
+    assert int(state.served.scores.scored) < state.examples
+
+
+def test_a_column_without_any_value_changes_no_statistics() -> None:
+    state = a_row_state()
+    for k in range(5):
+        fold(state, some_rows(k))
+    place = state.schema.place[state.schema.index["age"]]
+    before = state.standardizer.statistics[:, place].clone()
+    rows, labels = records(7)
+    for row in rows:
+        row.pop("age", None)
+    fold(state, from_json(orjson.dumps({"rows": rows, "labels": labels}), True))
+    assert torch.equal(state.standardizer.statistics[:, place], before)
+    assert state.missing_ratios()["age"] > 0.1
+
+
+def test_a_table_of_few_slots_shows_its_collisions() -> None:
+    crowded, roomy = (a_row_state(a_row_spec(bits=bits)) for bits in (3, 16))
+    for k in range(5):
+        fold(crowded, some_rows(k))
+        fold(roomy, some_rows(k))
+    assert crowded.key_collisions() > 0.3
+    assert roomy.key_collisions() == 0.0
