@@ -17,7 +17,17 @@ from service.http.body import Bodies
 from service.http.budget import MEMORY, Budget
 from service.http.errors import HTTPError
 from service.http.guard import ADMIN, LEARN, OPEN_PATHS, PREDICT, Guard
-from service.http.routes import drift, health, history, learn, model, page, pictures, predict
+from service.http.routes import (
+    drift,
+    health,
+    history,
+    learn,
+    model,
+    page,
+    pictures,
+    predict,
+    schema,
+)
 from service.http.sites import Sites
 from service.http.waits import Waits
 from service.service import Service
@@ -52,7 +62,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     )
     app.state.service, app.state.bodies, app.state.budget = service, bodies, budget
     app.state.waits = Waits()
-    modules = (learn, predict, model, drift, history, pictures, health, page)
+    modules = (learn, predict, model, schema, drift, history, pictures, health, page)
     for router in (*(module.router for module in modules), *more):
         app.include_router(router)
 

@@ -13,13 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from service.fold.spec import Spec
 from service.http.budget import MEDIUM, SMALL, Budget, Reservation
 from service.http.codecs.codec import Codec, Examples
+from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS
 from service.http.codecs.table import LEARN, PREDICT
 from service.http.errors import HTTPError, unavailable
 from service.http.json_process import JSONProcessError, JSONProcesses
+from service.log.entries import Shape
 from streams.batch import Features, InvalidBatchError, TooManyError
+from streams.rows.rows import Rows
 
 logger = logging.getLogger("funnel")
 
@@ -50,7 +52,7 @@ class Bodies:
         }
         self._processes = JSONProcesses()
 
-    def examples(self, request: Request, spec: Spec) -> AbstractAsyncContextManager[Examples]:
+    def examples(self, request: Request, shape: Shape) -> AbstractAsyncContextManager[Examples]:
         """Return the labelled examples of a request; they count towards the budget meanwhile.
 
         Raises:
@@ -59,23 +61,35 @@ class Bodies:
                 compressed, or in no format of `LEARN`; 422 it is invalid; 503 the budget is used
                 up, or the process that decoded the body ended.
         """
-        return self._decoded(request, spec, LEARN, lambda examples: len(examples.payload))
+        return self._decoded(request, shape, LEARN, lambda examples: len(examples.payload))
 
-    def features(self, request: Request, spec: Spec) -> AbstractAsyncContextManager[Features]:
+    def features(self, request: Request, shape: Shape) -> AbstractAsyncContextManager[Features]:
         """Return the examples without labels of a request, as `examples` does."""
-        return self._decoded(request, spec, PREDICT, lambda features: features.nbytes)
+        return self._decoded(request, shape, PREDICT, lambda features: features.nbytes)
+
+    def rows(self, request: Request, labelled: bool) -> AbstractAsyncContextManager[Rows]:
+        """Return the rows of a request, as `examples` does.
+
+        In CSV and Arrow the labels are still a column.
+
+        Args:
+            request: with the body.
+            labelled: whether the rows have labels.
+        """
+        codecs = LEARN_ROWS if labelled else PREDICT_ROWS
+        return self._decoded(request, (0, 0), codecs, lambda rows: 8 * rows.cells)
 
     @asynccontextmanager
     async def _decoded(
         self,
         request: Request,
-        spec: Spec,
+        shape: Shape,
         codecs: Mapping[str, Codec[T]],
         size_of: Callable[[T], int],
     ) -> AsyncIterator[T]:
         codec = _codec(request, codecs)
         with self._budget.reserve() as held:
-            decoded = await self._decode(codec, await self._read(request, held), spec)
+            decoded = await self._decode(codec, await self._read(request, held), shape)
             held.change(size_of(decoded))
             yield decoded
 
@@ -112,17 +126,15 @@ class Bodies:
             f"the body has more than {self._max_bytes} bytes (FUNNEL_MAX_BODY_BYTES); send several",
         )
 
-    async def _decode(self, codec: Codec[T], body: bytes, spec: Spec) -> T:
+    async def _decode(self, codec: Codec[T], body: bytes, shape: Shape) -> T:
         size, decode = len(body), codec.decode
         if codec.max_in_process < size:
             decode = partial(self._processes.decode, codec)
         lane = next(thread for most, thread in self._lanes.items() if size <= most)
         try:
             if size <= codec.max_at_once:
-                return decode(body, spec.features, spec.classes)
-            return await asyncio.get_running_loop().run_in_executor(
-                lane, decode, body, spec.features, spec.classes
-            )
+                return decode(body, *shape)
+            return await asyncio.get_running_loop().run_in_executor(lane, decode, body, *shape)
         except JSONProcessError as error:
             raise unavailable("reader_lost", str(error)) from error
         except TooManyError as error:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import orjson
 
 from service.http.codecs.codec import Codec
+from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS
 from service.http.codecs.table import LEARN, PREDICT
 from service.process import keep_freed_memory
 from streams.batch import InvalidBatchError, TooManyError
@@ -28,7 +29,9 @@ ASKED = Struct("<BIIQ")
 """Sent before a body: the index of its codec, the model's features and classes, its length."""
 ANSWERED = Struct("<IQ")
 """Sent before an answer: the number of examples, 0 for a refusal, and its length."""
-CODECS: list[Codec[Any]] = [*LEARN.values(), *PREDICT.values()]
+CODECS: list[Codec[Any]] = [
+    codec for codecs in (LEARN, PREDICT, LEARN_ROWS, PREDICT_ROWS) for codec in codecs.values()
+]
 
 T = TypeVar("T")
 

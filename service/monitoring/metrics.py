@@ -37,6 +37,8 @@ BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 MAX_CLASSES = 100
 """Classes with a series of their own; of more, only the first."""
+MAX_COLUMNS = 200
+"""Columns with series of their own; of more, only the first."""
 MAX_TENSORS = 100
 """Tensors with series of their own; of more, only the first."""
 
@@ -59,6 +61,8 @@ GAUGES = {
     "backlog_examples": "Examples that wait to be learned",
     "checkpoint_age_seconds": "Age of the newest checkpoint",
     "class_recall": "Rolling recall by class",
+    "column_missing_ratio": "Share of the rows without a usable value, by column",
+    "columns": "Columns of the schema",
     "expert_age_batches": (
         "Batches that an expert has learned since it began, or was renewed after a shift"
     ),
@@ -66,6 +70,7 @@ GAUGES = {
     "gain": "Quantiles of Funnel's gains p",
     "gain_at_bound_ratio": "Share of the gains at a bound",
     "gradient_norm": "Length of the last gradient",
+    "key_collision_ratio": "Share of the visits of keys that met another key's slot",
     "lag_seconds": "Age of the oldest entry that waits to be learned",
     "learning": "1 for the trainer's present condition, 0 for the others",
     "loss": "Prequential cross-entropy in nats",
@@ -153,6 +158,7 @@ def _trainer(status: Status, backlog: Load) -> Iterable[Metric]:
         yield _single("damaged_entries", status.damaged_entries)
         yield from _learning(status.statistics)
         yield from _scores(status.statistics)
+        yield from _columns(status.statistics)
         yield from _optimizer(status.statistics)
 
 
@@ -183,8 +189,23 @@ def _scores(statistics: Statistics) -> Iterable[Metric]:
             if own.scored
         }
         yield _family(name, ["learner", "window"], series)
-    recall = {(str(k),): share for k, share in enumerate(scores.class_recall[:MAX_CLASSES])}
+    names = statistics.labels or tuple(map(str, range(len(scores.class_recall))))
+    recall = {
+        (name,): share
+        for name, share in zip(names[:MAX_CLASSES], scores.class_recall, strict=False)
+    }
     yield _family("class_recall", ["class"], recall)
+
+
+def _columns(statistics: Statistics) -> Iterable[Metric]:
+    if not statistics.missing:  # dense features
+        return
+    shown = list(statistics.missing)[:MAX_COLUMNS]
+    yield _single("columns", len(statistics.missing))
+    missing = {(name,): statistics.missing[name] for name in shown}
+    yield _family("column_missing_ratio", ["column"], missing)
+    if statistics.key_collisions is not None:
+        yield _single("key_collision_ratio", statistics.key_collisions)
 
 
 def _optimizer(statistics: Statistics) -> Iterable[Metric]:

@@ -17,6 +17,8 @@ from service.fold.spec import Spec
 from service.fold.state import State
 from service.process import Clock
 from streams.batch import Batch, Features
+from streams.examples import AnyBatch
+from streams.rows.rows import Rows
 
 MIN_SIDE, MAX_SIDE = 8, 64
 MAX_MAPS = 16
@@ -85,9 +87,9 @@ class Newest:
         self._due = 0.0
         self._lock = threading.Lock()
 
-    def note(self, snapshot: Snapshot, batch: Batch) -> None:
+    def note(self, snapshot: Snapshot, batch: AnyBatch) -> None:
         """Keep copies of some examples, and a snapshot from before they were learned."""
-        if self.side is None or self._clock.monotonic() < self._due:
+        if self.side is None or isinstance(batch, Rows) or self._clock.monotonic() < self._due:
             return
         n = len(batch)
         few = batch.part(max(0, n - SHOWN), n)

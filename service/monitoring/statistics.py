@@ -1,5 +1,6 @@
 """Statistics of the learners, read about once a second."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,12 @@ class Statistics:
     """Entries ever added to the log."""
     waiting_since: float | None
     """Unix time in seconds of the oldest entry that is read but not learned."""
+    missing: Mapping[str, float]
+    """Share of the rows without a usable value, by column; empty for dense features."""
+    key_collisions: float | None
+    """Share of the visits of keys that met another key's slot; None without a table."""
+    labels: tuple[str, ...]
+    """Labels by class; empty if they are the numbers of the classes."""
     gains: Gains | None
     """None unless the inputs are images and a tensor has a weight for each class and pixel."""
 
@@ -99,6 +106,9 @@ def read_statistics(
         progress=progress,
         entries_added=extent.added,
         waiting_since=None if waiting_since_ms is None else waiting_since_ms / 1000,
+        missing=state.missing_ratios(),
+        key_collisions=state.key_collisions(),
+        labels=state.schema.labels,
         gains=read_gains(telemetry[SERVED]["log_gains"], state.spec),
     )
 

@@ -19,8 +19,10 @@ from tests.support.harness import ServiceProcess, serving
 
 USE = ROOT / "service/docs/use.md"
 ADDRESS = "http://127.0.0.1:8000"
+OF_ROWS = "http://127.0.0.1:8010"
 SOCKET = "funnel-data/log/valkey.sock"
 SERVE = "funnel serve --features 3 --classes 2 --batch-size 2"
+SERVE_ROWS = "funnel serve --schema auto --data-dir shop --port 8010"
 WITH_OPTIONS = re.compile(r"(?:[A-Z_]+=\S+ )*funnel [a-z]+ .*--")
 
 
@@ -31,6 +33,16 @@ def service() -> Iterator[ServiceProcess]:
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as directory,  # short enough for a socket
         serving(Path(directory), features=3, classes=2, batch_size=2) as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="module")
+def of_rows() -> Iterator[ServiceProcess]:
+    assert SERVE_ROWS in spans(USE)
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as directory,
+        serving(Path(directory), schema="auto") as running,
     ):
         yield running
 
@@ -69,22 +81,27 @@ def test_every_make_target_exists(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_every_block_of_python_runs(document: Path, service: ServiceProcess) -> None:
+def test_every_block_of_python_runs(
+    document: Path, service: ServiceProcess, of_rows: ServiceProcess
+) -> None:
     socket = str(service.directory / "data/log/valkey.sock")
     for block in blocks(document, "python"):
         names: dict[str, object] = {}
-        exec(block.replace(ADDRESS, service.url).replace(SOCKET, socket), names)
+        addressed = block.replace(ADDRESS, service.url).replace(OF_ROWS, of_rows.url)
+        exec(addressed.replace(SOCKET, socket), names)
         if isinstance(client := names.get("service"), httpx.Client):
             client.close()
 
 
 @pytest.mark.parametrize("document", [README, USE], ids=name_of)
-def test_every_block_with_curl_runs(document: Path, service: ServiceProcess) -> None:
+def test_every_block_with_curl_runs(
+    document: Path, service: ServiceProcess, of_rows: ServiceProcess
+) -> None:
     found = [block for block in blocks(document, "sh") if "curl" in block]
     assert found
     for block in found:
         ran = subprocess.run(
-            ["bash", "-ec", block.replace(ADDRESS, service.url)],
+            ["bash", "-ec", block.replace(ADDRESS, service.url).replace(OF_ROWS, of_rows.url)],
             capture_output=True, check=True, text=True,
         )  # fmt: skip
         assert ran.stdout.startswith("{")

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from service.log.keys import Field
 from streams.batch import Batch, Features, TooManyError, check, check_features
 
 MAX_EXAMPLES = 65_536
@@ -21,7 +22,12 @@ class Examples:
 
     count: int
     payload: bytes
-    """The safetensors file of the batch; see `streams.batch`."""
+    """The safetensors file of the batch (see `streams.batch`), or rows (see `streams.rows.entry`).
+    """
+    field: str = Field.BATCH
+    """Field of the entry that holds the payload."""
+    changes_schema: bool = False
+    """True if rows bring columns, kinds or classes that the schema does not have yet."""
 
 
 @dataclass(frozen=True)

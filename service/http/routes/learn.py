@@ -1,6 +1,8 @@
 """``POST /learn``: append labelled examples to the log."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated, Literal
 
@@ -8,6 +10,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from service.http.body import Bodies
 from service.http.codecs.codec import Examples
 from service.http.codecs.table import LEARN, described
 from service.http.dependencies import AnyService, BodiesOf, Learning, WaitsOf
@@ -15,12 +18,19 @@ from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.log.backlog import BacklogFullError
 from service.log.errors import LogFullError, LogUnavailable, Stopped
 from service.log.intake import KeyInFlightError, KeyReusedError
+from service.log.keys import Field
 from service.log.position import EntryId
 from service.model import Model
 from service.service import Service
 from service.trainer.waiters import Applied
+from streams.batch import InvalidBatchError
+from streams.rows.entry import to_bytes
+from streams.rows.labels import labelled
+from streams.rows.rows import Rows
 
 WAIT_SECONDS = 60.0
+CELLS_AT_ONCE = 20_000
+"""Cells of rows that are checked and encoded on the event loop, in about a millisecond."""
 
 router = APIRouter()
 
@@ -72,6 +82,9 @@ async def learn(
     wait: Annotated[
         Literal["applied"] | None, Query(description="answer when the examples are learned")
     ] = None,
+    label: Annotated[
+        str | None, Query(max_length=256, description="column of the labels, for CSV and Arrow")
+    ] = None,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -86,21 +99,55 @@ async def learn(
 
     202 means that they are in the log, as durable as the operator chose. With `wait=applied` the
     answer comes when they are learned (200); after a minute, at shutdown, or while too many
-    others wait, it is 202.
+    others wait, it is 202. A request with rows that change the schema is answered once they have
+    changed it.
     """
     _check_backlog(model)
-    async with bodies.examples(request, model.spec) as examples:
-        count = examples.count
+    async with _examples(request, bodies, model, label) as examples:
+        count, changes_schema = examples.count, examples.changes_schema
         entry = await _append(model, examples, idempotency_key)
         del examples  # their memory is not held while they are waited for
     accepted = {"accepted": count, "entry": str(entry)}
-    if not wait:
+    if not (wait or changes_schema):
         return JSONResponse(accepted, 202)
     with waits.one_more() as reason:
         applied = None if reason else await _applied(service, model, entry)
-    if applied is None:
+    if applied is None or not wait:
         return JSONResponse(accepted | ({"reason": reason} if reason else {}), 202)
     return JSONResponse(accepted | asdict(applied), 200)
+
+
+@asynccontextmanager
+async def _examples(
+    request: Request, bodies: Bodies, model: Model, label: str | None
+) -> AsyncIterator[Examples]:
+    """Return the examples of a request as the log takes them, whichever kind the model learns."""
+    if (shape := model.spec.shape) is not None:
+        async with bodies.examples(request, shape) as examples:
+            yield examples
+        return
+    async with bodies.rows(request, labelled=True) as rows:
+        if rows.cells <= CELLS_AT_ONCE:
+            yield _encoded(model, rows, label)
+        else:
+            yield await asyncio.to_thread(_encoded, model, rows, label)
+
+
+def _encoded(model: Model, rows: Rows, label: str | None) -> Examples:
+    """Check rows against the schema; return them as the log takes them.
+
+    Raises:
+        HTTPError: 422 a row cannot be learned.
+    """
+    schema = model.schema
+    try:
+        if any(chunk.labels is None for chunk in rows.chunks):
+            rows = labelled(rows, label or schema.label)
+        schema.check(rows)
+    except InvalidBatchError as error:
+        raise HTTPError(422, "invalid", str(error), error.field, error.index) from error
+    changes = bool(schema.changes_for(rows))
+    return Examples(len(rows), to_bytes(rows), Field.ARROW, changes)
 
 
 def _check_backlog(model: Model) -> None:
@@ -119,7 +166,7 @@ def _backlog_full(error: BacklogFullError) -> HTTPError:
 async def _append(model: Model, examples: Examples, key: str | None) -> EntryId:
     """Return the entry that holds the examples."""
     try:
-        return await model.intake.append(examples.payload, key, examples.count)
+        return await model.intake.append(examples.payload, key, examples.count, examples.field)
     except BacklogFullError as error:
         raise _backlog_full(error) from error
     except LogFullError as error:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator
 from service.http.dependencies import CODES, Learning, Running
 from service.http.errors import ErrorBody, unavailable
 from service.log.errors import Stopped
+from service.model import Model
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
@@ -93,6 +94,7 @@ async def model(model: Running) -> ModelAnswer:
             "shadow": list(status.hyperparameters.shadow),
             "hidden": list(model.spec.hidden),
             **settings.model_dump(include=SHOWN),
+            **({} if model.spec.shape else _sizes(model)),
         },
         device=model.device,
         role=status.role,
@@ -101,6 +103,12 @@ async def model(model: Running) -> ModelAnswer:
         accuracy=scores.accuracy if scores else math.nan,
         rolling_accuracy=scores.rolling_accuracy if scores else math.nan,
     )
+
+
+def _sizes(model: Model) -> dict[str, int]:
+    """Return the sizes of a model of rows, which grow with its schema."""
+    schema = model.schema
+    return {"features": len(schema.columns), "classes": len(schema.labels)}
 
 
 @router.get("/optimizer", response_model=OptimizerAnswer)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 import numpy as np
@@ -9,29 +10,47 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from service.http.body import Bodies
 from service.http.budget import Reservation
 from service.http.codecs import json
 from service.http.codecs.table import PREDICT, described
 from service.http.dependencies import AnswerMemory, AnyService, BodiesOf, Running
 from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.model import Model
+from service.monitoring.features import UnreadableModelError, reasons, shown
 from service.predictor import NoPredictionError, Prediction, PredictionFailed
-from streams.batch import Features
+from streams.batch import InvalidBatchError
+from streams.examples import AnyInputs
+from streams.rows.names import answered
+from streams.rows.rows import Rows
 
 NUMBER_BYTES = 8
 """Memory of a probability while its answer is made and sent."""
+MAX_EXPLAINED = 1_000
+"""Rows of a request whose answers are explained."""
 PIECE_NUMBERS = 4_096
 """Probabilities that are written as JSON at once, in less than a millisecond."""
 
 router = APIRouter()
 
 
+class Contribution(BaseModel):
+    """A part of an answer."""
+
+    feature: str
+    nats: float
+    """Contribution to the log odds of the predicted label, compared with the mean of all labels."""
+
+
 class Predictions(BaseModel):
     """Predictions in the order of the examples."""
 
-    labels: list[int]
-    probabilities: list[list[float]] | None = None
-    """[n, classes]."""
+    labels: list[int | str]
+    """Numbers of classes; the labels as they were sent if the model learns rows."""
+    probabilities: list[list[float]] | list[dict[str, float]] | None = None
+    """[n, classes], or by label if the model learns rows."""
+    explanations: list[list[Contribution]] | None = None
+    """The largest parts of each answer, with `explain`."""
     model_version: int
 
 
@@ -48,12 +67,20 @@ async def predict(
     model: Running,
     memory: AnswerMemory,
     probabilities: Annotated[bool, Query(description="false omits them")] = True,
+    names: Annotated[
+        bool,
+        Query(description="false lists probabilities in the order of `GET /schema`; for rows"),
+    ] = True,
+    explain: Annotated[
+        int, Query(ge=0, le=100, description="parts of each answer to show; for rows")
+    ] = 0,
 ) -> Response:
     """Predict; the model does not change."""
-    async with bodies.features(request, model.spec) as features:
-        _reserve(memory, len(features), model.spec.classes)
+    async with _inputs(request, bodies, model) as inputs:
+        _reserve(memory, len(inputs), model.classes)
         with service.metrics.predict_seconds.time():
-            prediction = await _predicted(model, features)
+            prediction = await _predicted(model, inputs)
+        why = await _explained(prediction, inputs, explain) if explain else {}
     finite = np.isfinite(prediction.probabilities).all(axis=1)
     if not finite.all():
         raise HTTPError(
@@ -63,10 +90,67 @@ async def predict(
             "features",
             int(finite.argmin()),
         )
-    if probabilities and prediction.probabilities.size > PIECE_NUMBERS:
-        return StreamingResponse(_pieces(prediction), media_type=json.MEDIA_TYPE)
-    shown = {"probabilities": prediction.probabilities} if probabilities else {}
-    return json.answer({"labels": prediction.labels, **shown, "model_version": prediction.version})
+    is_named = names and prediction.names is not None
+    if probabilities and not explain and prediction.probabilities.size > PIECE_NUMBERS:
+        return StreamingResponse(_pieces(prediction, is_named), media_type=json.MEDIA_TYPE)
+    more: dict[str, object] = {}
+    if probabilities:
+        more = {"probabilities": _shown(prediction, slice(None), is_named)}
+    labels = _labels(prediction)
+    return json.answer({"labels": labels, **more, **why, "model_version": prediction.version})
+
+
+@asynccontextmanager
+async def _inputs(request: Request, bodies: Bodies, model: Model) -> AsyncIterator[AnyInputs]:
+    """Return the examples of a request, whichever kind the model learns."""
+    if (shape := model.spec.shape) is not None:
+        async with bodies.features(request, shape) as features:
+            yield features
+        return
+    if not model.schema.labels:
+        raise unavailable("starting", "the model has learned nothing yet, and knows no label")
+    async with bodies.rows(request, labelled=False) as rows:
+        try:
+            model.schema.check(rows)
+        except InvalidBatchError as error:
+            raise HTTPError(422, "invalid", str(error), error.field, error.index) from error
+        yield rows
+
+
+async def _explained(prediction: Prediction, inputs: AnyInputs, top: int) -> dict[str, object]:
+    """Return the largest parts of each answer.
+
+    Raises:
+        HTTPError: 413 there are too many answers; 422 the model has no weights by feature.
+    """
+    if not isinstance(inputs, Rows) or prediction.snapshot is None:
+        raise HTTPError(422, "no_explanation", "only answers for rows are explained", "explain")
+    if len(inputs) > MAX_EXPLAINED:
+        message = f"at most {MAX_EXPLAINED} rows are explained in one request"
+        raise HTTPError(413, "too_many_examples", message, "explain")
+    arguments = prediction.snapshot, inputs, prediction.labels, top
+    try:
+        found = await asyncio.to_thread(reasons, *arguments)
+    except UnreadableModelError as error:
+        raise HTTPError(422, "no_explanation", str(error), "explain") from error
+    return {"explanations": list(map(shown, found))}
+
+
+def _labels(prediction: Prediction) -> object:
+    """Return the predicted labels as answers show them."""
+    if prediction.names is None:
+        return prediction.labels
+    shown = list(map(answered, prediction.names))
+    return [shown[label] for label in prediction.labels.tolist()]
+
+
+def _shown(prediction: Prediction, rows: slice, is_named: bool) -> object:
+    """Return the probabilities of some examples as answers show them."""
+    probabilities = prediction.probabilities[rows]
+    if not is_named or prediction.names is None:
+        return probabilities
+    each = probabilities.tolist()
+    return [dict(zip(prediction.names, row, strict=True)) for row in each]
 
 
 def _reserve(memory: Reservation, examples: int, classes: int) -> None:
@@ -86,27 +170,27 @@ def _reserve(memory: Reservation, examples: int, classes: int) -> None:
     memory.grow(examples * each)
 
 
-async def _pieces(prediction: Prediction) -> AsyncIterator[bytes]:
+async def _pieces(prediction: Prediction, is_named: bool) -> AsyncIterator[bytes]:
     """Yield the same JSON as for a short answer; other requests are served between the pieces."""
     probabilities = prediction.probabilities
     rows = max(1, PIECE_NUMBERS // probabilities.shape[1])
-    yield b'{"labels":' + json.text(prediction.labels) + b',"probabilities":['
+    yield b'{"labels":' + json.text(_labels(prediction)) + b',"probabilities":['
     for start in range(0, len(probabilities), rows):
-        part = json.text(probabilities[start : start + rows])[1:-1]
+        part = json.text(_shown(prediction, slice(start, start + rows), is_named))[1:-1]
         yield b"," + part if start else part
         await asyncio.sleep(0)
     yield b'],"model_version":%d}' % prediction.version
 
 
-async def _predicted(model: Model, features: Features) -> Prediction:
-    """Return the prediction for features [n, d].
+async def _predicted(model: Model, inputs: AnyInputs) -> Prediction:
+    """Return the prediction for checked inputs.
 
     Raises:
         HTTPError: 422 the model raises for an example; 503 the machine failed.
     """
     try:
-        return await model.predictor.predict(features)
+        return await model.predictor.predict(inputs)
     except NoPredictionError as error:
-        raise HTTPError(422, "no_prediction", str(error), "features", error.index) from error
+        raise HTTPError(422, "no_prediction", str(error), model.inputs, error.index) from error
     except PredictionFailed as error:
         raise unavailable("prediction_failed", str(error)) from error

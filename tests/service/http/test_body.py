@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import save
 from starlette.requests import Request
 
-from service.fold.spec import Spec
 from service.http import body
 from service.http.body import Bodies
 from service.http.budget import MEMORY, Budget
@@ -20,7 +19,7 @@ from service.http.codecs.safetensors import MEDIA_TYPE
 from service.http.errors import HTTPError
 from streams.batch import Features
 
-SPEC = Spec("logistic", 2, 2, (), "sgd", False, 0, 0)
+SHAPE = (2, 2)
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def rows(n: int) -> bytes:
 
 
 async def read(bodies: Bodies, asked: Request) -> Features:
-    async with bodies.features(asked, SPEC) as features:
+    async with bodies.features(asked, SHAPE) as features:
         return features
 
 
@@ -100,7 +99,7 @@ def test_what_a_body_holds_counts_while_it_is_handled() -> None:
     bodies = Bodies(MEMORY, budget)
 
     async def use() -> None:
-        async with bodies.features(request(rows(3)), SPEC) as features:
+        async with bodies.features(request(rows(3)), SHAPE) as features:
             assert budget.held == features.nbytes
 
     asyncio.run(use())
@@ -196,5 +195,5 @@ def test_whatever_a_decoder_raises_is_no_500(
     bodies: Bodies, error: Exception, status: int, code: str
 ) -> None:
     with pytest.raises(HTTPError) as caught:
-        asyncio.run(bodies._decode(failing(error), b"x", SPEC))
+        asyncio.run(bodies._decode(failing(error), b"x", SHAPE))
     assert (caught.value.status, caught.value.code) == (status, code)

@@ -39,6 +39,8 @@ MATRIX = [
     ("GET", "/newest", 200, READERS),
     ("GET", "/drift", 200, READERS),
     ("GET", "/history", 200, READERS),
+    ("GET", "/schema", 404, READERS),
+    ("GET", "/features", 404, READERS),
     ("GET", "/", 200, READERS),
     ("GET", "/metrics", 200, READERS),
     ("HEAD", "/metrics", 200, READERS),

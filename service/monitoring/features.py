@@ -1,0 +1,196 @@
+"""A model of rows, read back: its weights by feature, and the reasons for an answer.
+
+Both are of the weighted mean of the experts' weights; the model mixes their probabilities, so the
+parts of an answer add up to its log odds only roughly. Names of keys are not in the state: they are
+noted from the batches that this process has learned.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from service.fold.inputs import scaled
+from service.fold.schema.encode import encode
+from service.fold.schema.names import dense_names, named_keys
+from service.fold.schema.schema import Schema
+from service.fold.snapshot import Snapshot
+from service.fold.standardizer import standardized
+from service.process import Clock
+from streams.errors import FunnelError
+from streams.examples import AnyBatch
+from streams.rows.rows import Rows
+
+MAX_NAMES = 100_000
+"""Keys whose names are remembered; beyond that no new ones are."""
+LONGEST_NAME = 200
+"""Characters of a name that are kept."""
+EVERY_SECONDS = 1.0
+NOTED_ROWS = 1_000
+"""Rows of a batch whose names are noted at a time."""
+
+
+class UnreadableModelError(FunnelError):
+    """The model has no weights that belong to features; the message says why."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a feature."""
+
+    name: str
+    weights: dict[str, float]
+    """By label, in nats for one unit: a standard deviation of a number, the presence of a key.
+    They are relative to the mean of the labels."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an answer."""
+
+    name: str
+    nats: float
+    """Contribution to the log odds of the predicted label, compared with the mean of all labels."""
+
+
+class FeatureNames:
+    """Names of the keys in recent batches, noted about once a second.
+
+    Args:
+        clock: says when a second has passed.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._due = clock, 0.0
+        self._names: dict[int, str] = {}
+
+    def note(self, schema: Schema, batch: AnyBatch) -> None:
+        """Remember the names of a batch, unless others were noted within the last second."""
+        if not isinstance(batch, Rows) or self._clock.monotonic() < self._due:
+            return
+        self._due = self._clock.monotonic() + EVERY_SECONDS
+        found = named_keys(schema, batch.part(0, NOTED_ROWS))
+        room = MAX_NAMES - len(self._names)
+        new = [key for key in found if key not in self._names][:room]
+        # a new dictionary: other threads read the old one
+        self._names = self._names | {key: found[key][:LONGEST_NAME] for key in new}
+
+    def read(self) -> dict[int, str]:
+        """Return names by key; the dictionary never changes."""
+        return self._names
+
+
+def strongest(snapshot: Snapshot, names: dict[int, str], top: int) -> list[Weights]:
+    """Return the features with the largest weights, the largest first.
+
+    Args:
+        snapshot: of a model of rows.
+        names: of keys.
+        top: number of features.
+
+    Raises:
+        UnreadableModelError: the model has hidden layers, or is a user's module.
+    """
+    schema = _schema(snapshot)
+    dense, experts = _dense(snapshot)
+    titles = list(dense_names(schema))
+    found = [dense[:, : len(titles)]]
+    if snapshot.table is not None and names:
+        keys = np.fromiter(names, np.uint64, len(names))
+        rows = snapshot.table.index.find(keys)
+        known = (rows >= 0) & (rows < snapshot.table.used)
+        order = rows[known].argsort(kind="stable")
+        texts = list(names.values())
+        titles += [texts[k] for k in np.flatnonzero(known)[order].tolist()]
+        found.append(_of_rows(snapshot, rows[known][order], experts))
+    weights = torch.cat(found, dim=1)[: len(schema.labels)]
+    weights = weights - weights.mean(dim=0)
+    largest = weights.abs().amax(dim=0).argsort(descending=True, stable=True)[:top].tolist()
+    columns = weights[:, largest].T.tolist()
+    return [
+        Weights(titles[place], dict(zip(schema.labels, column, strict=True)))
+        for place, column in zip(largest, columns, strict=True)
+    ]
+
+
+def reasons(
+    snapshot: Snapshot, rows: Rows, predicted: npt.NDArray[np.int64], top: int
+) -> list[list[Part]]:
+    """Return the largest parts of each answer, the largest first.
+
+    Args:
+        snapshot: that has answered.
+        rows: the questions, n of them.
+        predicted: the answers, int64 [n].
+        top: number of parts of each.
+
+    Raises:
+        UnreadableModelError: as `strongest`.
+    """
+    schema = _schema(snapshot)
+    weights, experts = _dense(snapshot)
+    encoded, labels = encode(schema, rows), len(schema.labels)
+    inputs = torch.full((len(rows), weights.shape[1]), torch.nan)
+    inputs[:, : encoded.dense.shape[1]] = scaled(torch.from_numpy(encoded.dense))
+    if snapshot.mean is not None and snapshot.scale is not None:
+        inputs = standardized(inputs, snapshot.mean.cpu(), snapshot.scale.cpu())
+    inputs = inputs.nan_to_num()
+    weights = weights[:labels] - weights[:labels].mean(dim=0)
+    titles = dense_names(schema)
+    parts: list[list[Part]] = [
+        [Part(name, float(x * w)) for name, x, w in zip(titles, row, weights[label], strict=False)]
+        for row, label in zip(inputs, predicted.tolist(), strict=True)
+    ]
+    if snapshot.table is not None and len(encoded.keys):
+        names = named_keys(schema, rows)
+        distinct, place = np.unique(encoded.keys, return_inverse=True)
+        numbers = snapshot.table.index.find(distinct)
+        known = (numbers >= 0) & (numbers < snapshot.table.used)
+        own = torch.zeros(labels, len(distinct))
+        order = np.flatnonzero(known)[numbers[known].argsort(kind="stable")]
+        own[:, order] = _of_rows(snapshot, numbers[order], experts)[:labels]
+        own = own - own.mean(dim=0)
+        each = zip(encoded.rows.tolist(), place.tolist(), encoded.values.tolist(), strict=True)
+        for row, key, value in each:
+            nats = value * float(own[predicted[row], key])
+            parts[row].append(Part(names[int(distinct[key])], nats))
+    return [sorted(found, key=lambda part: -abs(part.nats))[:top] for found in parts]
+
+
+def _schema(snapshot: Snapshot) -> Schema:
+    if snapshot.schema is None:
+        raise UnreadableModelError("this model takes dense features, which have no names")
+    return snapshot.schema
+
+
+def _dense(snapshot: Snapshot) -> tuple[Tensor, Tensor]:
+    """Return the mean weights of the dense inputs, [classes, features], and the experts' weights.
+
+    Raises:
+        UnreadableModelError: they do not belong to features alone.
+    """
+    found = dict(snapshot.weights)
+    experts = found.pop("mixing.log_weights").exp().cpu()
+    if found.keys() != {"weight", "bias"}:
+        raise UnreadableModelError(
+            "only the weights of the model logistic belong to features; this model has other layers"
+        )
+    return torch.einsum("k,kcd->cd", experts, found["weight"].cpu()), experts
+
+
+def _of_rows(snapshot: Snapshot, rows: npt.NDArray[np.int64], experts: Tensor) -> Tensor:
+    """Return the mean weights of ascending rows of the table, [classes, rows]."""
+    assert snapshot.table is not None, "there are no rows without a table"
+    if not len(rows):
+        return torch.zeros(snapshot.weights["weight"].shape[1], 0)
+    named, place = np.unique(rows, return_inverse=True)
+    columns = snapshot.table.columns(named).unflatten(0, (len(experts), -1))
+    return torch.einsum("k,kcu->cu", experts, columns)[:, torch.from_numpy(place)]
+
+
+def shown(found: Sequence[Part]) -> list[dict[str, object]]:
+    """Return parts as JSON shows them."""
+    return [{"feature": part.name, "nats": part.nats} for part in found]

@@ -1,0 +1,217 @@
+"""A service that learns named rows: in every format, by name, and exactly through kills."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import orjson
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from tests.support.harness import RedisProcess, ServiceProcess, free_port, serving, wait_for
+from tests.support.named import records
+
+OPTIONS = {"schema": "auto", "table_bits": 12, "batch_size": 50, "lease_seconds": 1.0}
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service that has learned 2,000 rows."""
+    with serving(tmp_path_factory.mktemp("rows"), **OPTIONS) as service:
+        with service.client() as client:
+            for k in range(40):
+                learn(client, k)
+            wait_for(lambda: client.get("/model").json()["examples_learned"] == 2_000)
+        yield service
+
+
+@pytest.fixture
+def client(service: ServiceProcess) -> Iterator[httpx.Client]:
+    with service.client() as client:
+        yield client
+
+
+def learn(client: httpx.Client, seed: int, late: bool = False, n: int = 50) -> httpx.Response:
+    rows, labels = records(seed, n, late)
+    answer = client.post("/learn", json={"rows": rows, "labels": labels})
+    return answer.raise_for_status()
+
+
+def frame(seed: int, n: int = 50) -> pd.DataFrame:
+    rows, labels = records(seed, n)
+    found = pd.DataFrame(rows)
+    found["at"] = pd.to_datetime(found["at"])
+    return found.assign(label=[str(label) for label in labels])
+
+
+def as_arrow(found: pd.DataFrame) -> bytes:
+    table, sink = pa.Table.from_pandas(found, preserve_index=False), io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def test_predictions_are_by_name_and_right(client: httpx.Client) -> None:
+    rows, labels = records(1_000, 400)
+    shuffled = [dict(sorted(row.items(), reverse=True)) for row in rows]
+    answer = client.post("/predict", json={"rows": shuffled}).raise_for_status().json()
+    hits = [a == b for a, b in zip(answer["labels"], labels, strict=True)]
+    assert sum(hits) / len(hits) > 0.75
+    assert set(answer["probabilities"][0]) == {"stay", "churn", "7"}
+    assert sum(answer["probabilities"][0].values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_every_format_gives_the_same_predictions(client: httpx.Client) -> None:
+    found = frame(2_000, 20).drop(columns="label")
+    rows = orjson.loads(found.to_json(orient="records", date_format="iso"))
+    bodies = {
+        "application/json": orjson.dumps({"rows": rows}),
+        "application/x-ndjson": b"\n".join(orjson.dumps({"row": row}) for row in rows),
+        "text/csv": found.to_csv(index=False).encode(),
+        ARROW: as_arrow(found),
+    }
+    answers = [
+        client.post("/predict", content=body, headers={"Content-Type": kind}).raise_for_status()
+        for kind, body in bodies.items()
+    ]
+    assert len({str(answer.json()["labels"]) for answer in answers}) == 1
+    first, *others = ([*row.values()] for row in (a.json()["probabilities"][0] for a in answers))
+    for other in others:
+        assert other == pytest.approx(first, abs=1e-6)
+
+
+def test_every_format_is_learned(client: httpx.Client) -> None:
+    found = frame(3_000)
+    rows, labels = records(3_001, 5)
+    bodies = {
+        "application/x-ndjson": b"\n".join(
+            orjson.dumps({"row": row, "label": label})
+            for row, label in zip(rows, labels, strict=True)
+        ),
+        "text/csv": found.to_csv(index=False).encode(),
+        ARROW: as_arrow(found),
+    }
+    for kind, body in bodies.items():
+        headers = {"Content-Type": kind, "Idempotency-Key": kind}
+        answer = client.post("/learn?wait=applied", content=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+    renamed = found.rename(columns={"label": "outcome"}).to_csv(index=False).encode()
+    answer = client.post(
+        "/learn?label=outcome", content=renamed, headers={"Content-Type": "text/csv"}
+    )
+    assert answer.status_code == 202, answer.text
+    one = client.post("/learn", json={"row": rows[0], "label": labels[0]})
+    assert one.json()["accepted"] == 1
+
+
+REFUSED = {
+    "a wrong kind": ("/learn", {"rows": [{"age": 3}, {"age": "old"}], "labels": [7, 7]}, "age", 1),
+    "no label": ("/learn", {"rows": [{"age": 3}], "labels": [None]}, "label", 0),
+    "fewer labels": ("/learn", {"rows": [{"age": 3}], "labels": []}, "labels", None),
+    "dense features": ("/learn", {"features": [[1.0]], "labels": [1]}, None, None),
+    "a list as a value": ("/predict", {"rows": [{"age": [1]}]}, "age", 0),
+    "no rows": ("/predict", {"rows": []}, None, None),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_learned_is_refused_by_row_and_column_and_moves_nothing(
+    client: httpx.Client, case: str
+) -> None:
+    path, body, field, index = REFUSED[case]
+    before = client.post("/checkpoint").json()["sha256"]
+    answer = client.post(path, json=body)
+    assert answer.status_code == 422, answer.text
+    error = answer.json()["error"]
+    if field is not None:
+        assert error["field"] == field, error
+    assert error.get("index") == index, error
+    assert client.post("/checkpoint").json()["sha256"] == before
+
+
+def test_the_schema_and_the_columns_are_shown(client: httpx.Client) -> None:
+    shown = client.get("/schema").raise_for_status().json()
+    kinds = {column["name"]: column["kind"] for column in shown["columns"]}
+    assert kinds == {"plan": "category", "city": "category", "at": "time", "age": "number"}
+    assert set(shown["labels"]) == {"stay", "churn", 7}
+    assert 0.05 < next(c for c in shown["columns"] if c["name"] == "age")["missing_ratio"] < 0.15
+    model = client.get("/model").json()
+    assert (model["hyperparameters"]["features"], model["hyperparameters"]["classes"]) == (4, 3)
+    metrics = client.get("/metrics").text
+    assert "funnel_columns 4.0" in metrics
+    assert re.search(r'funnel_column_missing_ratio\{column="age"\} 0\.\d+', metrics)
+    assert re.search(r'funnel_class_recall\{class="stay"\} 0\.\d+', metrics)
+    assert "funnel_key_collision_ratio" in metrics
+
+
+def test_the_features_that_matter_are_named_with_their_weights(client: httpx.Client) -> None:
+    shown = client.get("/features?top=1000").raise_for_status().json()
+    weights = {feature["name"]: feature["weights"] for feature in shown["features"]}
+    assert len(client.get("/features?top=12").json()["features"]) == 12
+    assert weights["plan=vip"]["stay"] > 0.2
+    assert weights["age"]["stay"] > 0.2
+    assert sum(weights["plan=vip"].values()) == pytest.approx(0.0, abs=1e-4)
+    assert client.get("/features?top=0").status_code == 422
+
+
+def test_an_answer_is_explained_by_its_largest_parts(client: httpx.Client) -> None:
+    rows = [{"plan": "vip", "age": 20}, {"plan": "basic", "age": 75}]
+    answer = client.post("/predict?explain=3", json={"rows": rows}).raise_for_status().json()
+    assert answer["labels"] == ["stay", "stay"]
+    first, second = answer["explanations"]
+    assert [len(first), len(second)] == [3, 3]
+    assert next(part for part in first if part["feature"] == "plan=vip")["nats"] > 0
+    assert second[0]["feature"] == "age"
+    assert second[0]["nats"] > 0
+
+
+def test_a_request_that_changes_the_schema_is_answered_after_it_has_changed(tmp_path: Path) -> None:
+    with serving(tmp_path, **OPTIONS | {"max_wait_ms": 200}) as service, service.client() as client:
+        assert client.post("/predict", json={"rows": [{"age": 1}]}).status_code == 503
+        learn(client, 0)
+        learn(client, 1, late=True, n=5)
+        names = [column["name"] for column in client.get("/schema").json()["columns"]]
+        assert "device" in names
+        assert client.post("/predict", json={"rows": [{"device": "phone"}]}).status_code == 200
+
+
+def test_a_model_of_dense_features_has_no_schema(tmp_path: Path) -> None:
+    with serving(tmp_path, features=2, classes=2) as service, service.client() as client:
+        answer = client.get("/schema")
+        assert answer.status_code == 404
+        assert "--schema auto" in answer.json()["error"]["message"]
+        rows = client.post("/learn", json={"rows": [{"age": 1}], "labels": [1]})
+        assert rows.status_code == 422
+
+
+def test_kill_restart_and_takeover_across_schema_changes_leave_the_same_digest(
+    tmp_path: Path,
+) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    options = OPTIONS | {"redis_url": redis.url, "max_wait_ms": 600_000, "experts": 2}
+    try:
+        with serving(tmp_path / "one", **options, checkpoint_every_seconds=0.3) as first:
+            other = ServiceProcess(first.directory, first.options, free_port()).start()
+            with first.client() as client:
+                for k in range(6):
+                    learn(client, k, late=k > 3)
+            first.kill(server=False)
+            with other.client() as client:
+                wait_for(lambda: client.get("/model").json()["role"] == "learner")
+                for k in range(6, 10):
+                    learn(client, k, late=True)
+                wait_for(lambda: client.get("/model").json()["examples_learned"] == 500)
+                survived = client.post("/checkpoint").json()["sha256"]
+            other.kill(server=False)
+    finally:
+        redis.kill()
+    uninterrupted = OPTIONS | {"max_wait_ms": 600_000, "experts": 2}
+    with serving(tmp_path / "alone", **uninterrupted) as alone, alone.client() as client:
+        for k in range(10):
+            learn(client, k, late=k > 3)
+        wait_for(lambda: client.get("/model").json()["examples_learned"] == 500)
+        assert client.post("/checkpoint").json()["sha256"] == survived
