@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "watch a model learn MNIST digits that start to rotate",
     "stream": "send a stream to a service or into its log",
     "compare": "compare Funnel with other learners on a stream",
+    "schema": "infer the schema of a file of rows with names",
     "data": "fetch data sets",
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""

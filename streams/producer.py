@@ -4,8 +4,9 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import httpx
 from redis import Redis
@@ -19,6 +20,9 @@ from streams.batch import BATCH, Batch, log_key
 from streams.errors import FunnelError
 from streams.proxies import transport
 
+if TYPE_CHECKING:  # dense features need no pyarrow
+    from streams.examples import AnyBatch
+
 FIRST_WAIT = 0.1
 MAX_WAIT = 5.0
 GIVE_UP_SECONDS = 120.0
@@ -27,6 +31,12 @@ PATIENCE = 3
 """Tries of a batch before the user is notified: a busy receiver refuses one now and then."""
 REMINDER_SECONDS = 10.0
 """From one notice of a batch to the next."""
+ARROW, CRC32 = "arrow", "crc32"
+"""Fields of an entry: rows, and their checksum."""
+NO_ROWS = (
+    "the service learns dense features, and these are rows with names; start one for them: "
+    "funnel serve --schema auto --data-dir DIRECTORY"
+)
 BUSY = (408, 409, 429, 502, 503, 504)
 
 
@@ -51,13 +61,16 @@ class RetryLaterError(Exception):
 class Target(Protocol):
     """A receiver of batches."""
 
-    def send(self, batch: Batch, key: str) -> None:
+    def send(self, batch: "AnyBatch", key: str) -> None:
         """Send one batch; a second send under the same key must not add it twice.
 
         Raises:
             RetryLaterError: the batch may be accepted later.
             ProducerError: the batch will not be accepted.
         """
+
+    def takes_rows(self) -> bool:
+        """Return whether it is known to take rows with names alone."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -82,13 +95,15 @@ class HTTPTarget:
         )
         self._shown = _without_secrets(url)
 
-    def send(self, batch: Batch, key: str) -> None:
+    def send(self, batch: "AnyBatch", key: str) -> None:
         """Send one batch, as `Target` demands."""
+        content, kind, query = _request(batch)
         try:
             answer = self._client.post(
                 "/learn",
-                content=batch.to_bytes(),
-                headers={"Content-Type": "application/octet-stream", "Idempotency-Key": key},
+                content=content,
+                params=query,
+                headers={"Content-Type": kind, "Idempotency-Key": key},
             )
         except httpx.TransportError as error:
             is_absent = isinstance(error, httpx.ConnectError | httpx.TimeoutException)
@@ -100,8 +115,17 @@ class HTTPTarget:
                 f"{self._shown} answered {answer.status_code}: {answer.text[:200]}",
                 float(after) if after.isdigit() else None,
             )
+        if answer.status_code == 415 and not isinstance(batch, Batch):
+            raise ProducerError(NO_ROWS)
         if answer.status_code != 202:
             raise ProducerError(f"the service answered {answer.status_code}: {answer.text[:500]}")
+
+    def takes_rows(self) -> bool:
+        """Return whether the service learns rows; if it does not answer now, that is not known."""
+        try:
+            return self._client.get("/schema").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def close(self) -> None:
         """Close the connection."""
@@ -125,18 +149,45 @@ class RedisTarget:
         self._shown = _without_secrets(url)
         self._key = log_key(model)
 
-    def send(self, batch: Batch, key: str) -> None:
+    def send(self, batch: "AnyBatch", key: str) -> None:
         """Send one batch, as `Target` demands."""
+        if isinstance(batch, Batch):
+            field, content = BATCH, batch.to_bytes()
+        else:
+            from streams.rows.entry import to_bytes
+
+            field, content = ARROW, to_bytes(batch)
         try:
-            self._redis.xadd(self._key, {BATCH: batch.to_bytes()})
+            self._redis.xadd(self._key, {field: content, CRC32: crc32(content)})
         except (RedisConnectionError, RedisTimeoutError) as error:
             raise RetryLaterError(f"{self._shown}: {error}", is_absent=True) from error
         except RedisError as error:
             raise ProducerError(f"the server refused the entry: {error}") from error
 
+    def takes_rows(self) -> bool:
+        """Return whether the model has a schema."""
+        try:
+            return bool(self._redis.exists(self._key.removesuffix("log") + "schema"))
+        except RedisError:
+            return False
+
     def close(self) -> None:
         """Close the connection."""
         self._redis.close()
+
+
+def _request(batch: "AnyBatch") -> tuple[bytes, str, dict[str, str]]:
+    """Return the body of a request with a batch, its Content-Type and its query.
+
+    Rows lie in one chunk.
+    """
+    if isinstance(batch, Batch):
+        return batch.to_bytes(), "application/octet-stream", {}
+    from streams.rows.arrow import to_ipc
+
+    [chunk] = batch.chunks
+    content, label = to_ipc(chunk)
+    return content, "application/vnd.apache.arrow.stream", {"label": label}
 
 
 def _without_secrets(url: str) -> str:
@@ -175,7 +226,7 @@ def make_target(url: str, model: str = "logistic", api_key: str = "") -> Target:
 
 
 def produce(
-    batches: Iterable[Batch],
+    batches: "Iterable[AnyBatch]",
     target: Target,
     rate: float | None = None,
     name: str = "",
@@ -187,7 +238,7 @@ def produce(
     """Send every batch in order; each exactly once if the target has idempotency keys.
 
     Args:
-        batches: the stream.
+        batches: the stream; rows in one chunk each.
         target: the receiver.
         rate: examples a second; None for as fast as the target accepts them.
         name: name of the stream, from which keys are made. Two runs of one name are one stream.
@@ -202,7 +253,7 @@ def produce(
         ProducerError: a batch was refused, or the target was absent for too long.
     """
 
-    def send(batch: Batch, key: str) -> int:
+    def send(batch: "AnyBatch", key: str) -> int:
         """Send one batch with exponential back-off and jitter; return the number of retries."""
         began, wait, retries = time.monotonic(), FIRST_WAIT, 0
         notice = began

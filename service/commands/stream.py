@@ -3,16 +3,26 @@
 import argparse
 import sys
 import uuid
+from collections.abc import Iterator
 from contextlib import closing
+from typing import TYPE_CHECKING
 
-from service.commands.stream_options import add_rate, add_stream, positive_int, stream_of
+from service.commands.row_options import add_rows, source_of
+from service.commands.stream_options import add_rate, add_stream, positive_int
 from streams.environment import secret, variables
-from streams.sources.names import EXAMPLES
+from streams.sources.names import EXAMPLES, NAMES
+
+if TYPE_CHECKING:
+    from streams.examples import AnyBatch
+    from streams.rowfile import RowFile
+    from streams.rows.rows import Rows
 
 DESCRIPTION = (
-    "Send a stream, or a file of your own, with a progress bar. Batches that a busy or absent "
-    "service does not take are sent again. For http://, the key is FUNNEL_LEARN_KEY or "
-    "FUNNEL_API_KEY of the environment, or in the file that one of them with _FILE names."
+    "Send a stream, or a file of your own, with a progress bar. A file with strings, missing "
+    "values or times goes to a service that learns rows (funnel serve --schema auto). Batches that "
+    "a busy or absent service does not take are sent again. For http://, the key is "
+    "FUNNEL_LEARN_KEY or FUNNEL_API_KEY of the environment, or in the file that one of them with "
+    "_FILE names."
 )
 
 
@@ -34,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--name", help="for idempotency keys: two runs of one name are one stream [random]"
     )
     add_stream(parser, name=None, examples=EXAMPLES)
+    add_rows(parser, kinds=False)
     add_rate(parser, None)
 
 
@@ -41,20 +52,29 @@ def run(options: argparse.Namespace) -> int:
     """Send the stream; return the exit status."""
     from streams.producer import GIVE_UP_SECONDS, make_target, produce
     from streams.progress import progress_bar
+    from streams.sources.catalog import Stream
 
     environment = variables()
     key = secret("FUNNEL_LEARN_KEY", environment) or secret("FUNNEL_API_KEY", environment)
     target = make_target(options.to, options.model, key)
-    stream = stream_of(options)
-    if stream.names:
-        sys.stderr.write(
-            f"{stream.name}: the service learns numbers, not names; send other files only if each "
-            f"has all of these {len(stream.names)} names and no other\n"
-        )
-    bar = progress_bar(stream.name, stream.examples)
+    is_file = options.stream not in NAMES
+    source = source_of(options, is_file and target.takes_rows())
+    batches: Iterator[AnyBatch]
+    if isinstance(source, Stream):
+        name, examples = source.name, source.examples
+        batches = source.batches(options.batch_size, options.seed)
+        if source.names:
+            sys.stderr.write(
+                f"{name}: the service learns numbers, not names; send other files only if each has "
+                f"all of these {len(source.names)} names and no other\n"
+            )
+    else:
+        name, examples = source.name, len(source.rows)
+        batches = chunks(source, options.batch_size)
+    bar = progress_bar(name, examples)
     with bar, closing(target):
         sent = produce(
-            stream.batches(options.batch_size, options.seed),
+            batches,
             target,
             options.rate,
             name=options.name or uuid.uuid4().hex,
@@ -68,3 +88,12 @@ def run(options: argparse.Namespace) -> int:
         f"({sent.examples / sent.seconds:,.0f} a second), {sent.retries} retries\n"
     )
     return 0
+
+
+def chunks(file: "RowFile", size: int) -> "Iterator[Rows]":
+    """Yield the rows of a file in batches of up to ``size``, each in one chunk."""
+    from streams.rows.rows import Rows
+
+    for rows in file.batches(size):
+        for chunk in rows.chunks:
+            yield Rows((chunk,))

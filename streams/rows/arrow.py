@@ -14,7 +14,7 @@ from streams.rows.bounds import (
 from streams.rows.flatbuffer import FlatbufferError
 from streams.rows.labels import column_labels
 from streams.rows.messages import check_stream
-from streams.rows.rows import Rows
+from streams.rows.rows import Chunk, Rows
 from streams.rows.table import place_of_label, rows_of
 from streams.rows.times import TIME, check_times
 
@@ -175,3 +175,19 @@ def _times(name: str, column: pa.Array) -> pa.Array:
         ) from error
     check_times(name, times)
     return times
+
+
+def to_ipc(chunk: Chunk) -> tuple[bytes, str]:
+    """Return labelled rows as an Arrow IPC stream, and the name of its column of labels.
+
+    Args:
+        chunk: with labels.
+    """
+    names = chunk.columns.schema.names
+    label = next(name for k in range(len(names) + 1) if (name := "label" + "_" * k) not in names)
+    batch = chunk.columns.append_column(label, chunk.labels)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    raw: bytes = sink.getvalue().to_pybytes()
+    return raw, label

@@ -6,7 +6,7 @@ most 131,072 characters, the limit of Python's reader.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import pyarrow as pa
@@ -61,7 +61,34 @@ def from_csv(raw: bytes, label: str | None, labelled: bool) -> Rows:
         raise InvalidBatchError(str(error)) from error
 
 
-def _read(file: io.StringIO, label: str | None, labelled: bool) -> Rows:
+def from_file(file: io.TextIOBase, label: str | None) -> Rows:
+    """Read the rows of a whole file, however long, as `from_csv` does.
+
+    Args:
+        file: opened without translation of line ends; it can go back to its beginning.
+        label: name of the column with the labels; None for no labels.
+
+    Raises:
+        InvalidBatchError: the text is no such table; the message names line and column.
+    """
+    try:
+        return _read(file, label, label is not None, is_bounded=False)
+    except TableError as error:
+        raise InvalidBatchError(str(error)) from error
+
+
+def columns_of(file: io.TextIOBase) -> list[str]:
+    """Return the names of a file's columns, and go back to its beginning.
+
+    Raises:
+        TableError: the header is missing or not clear.
+    """
+    names = [*split(file.readlines(HEAD), fewest=1).names]
+    file.seek(0)
+    return names
+
+
+def _read(file: io.TextIOBase, label: str | None, labelled: bool, is_bounded: bool = True) -> Rows:
     head = file.readlines(HEAD)
     if sum(map(len, head[:1])) > LONGEST:
         raise TooManyError(
@@ -73,7 +100,7 @@ def _read(file: io.StringIO, label: str | None, labelled: bool) -> Rows:
     _check_header(header, label)
     place = place_of_label(header.names, label, labelled)
     places: list[int] = []
-    blocks = [_block(batch, header, places) for batch in _batches(file, header)]
+    blocks = [_block(batch, header, places) for batch in _batches(file, header, is_bounded)]
     if not blocks:
         raise InvalidBatchError("there are no rows after the header")
     names, columns, labels = [], [], None
@@ -91,7 +118,7 @@ def _read(file: io.StringIO, label: str | None, labelled: bool) -> Rows:
                 raise
             message = f"line {places[error.index]}, column {name[:SHOWN]!r}: {error}"
             raise InvalidBatchError(message, name, error.index) from error
-    return rows_of(names, columns, labels)
+    return rows_of(names, columns, labels, is_bounded)
 
 
 def _check_header(header: Split, label: str | None) -> None:
@@ -105,7 +132,7 @@ def _check_header(header: Split, label: str | None) -> None:
         raise InvalidBatchError("the text begins with data; its first line must name the columns")
 
 
-def _batches(lines: Iterator[str], header: Split) -> Iterator[list[Record]]:
+def _batches(lines: Iterable[str], header: Split, is_bounded: bool) -> Iterator[list[Record]]:
     """Yield the records after the header, some at a time.
 
     Raises:
@@ -117,7 +144,7 @@ def _batches(lines: Iterator[str], header: Split) -> Iterator[list[Record]]:
     width, rows = len(header.names), 0
     while batch := list(islice(found, max(1, BLOCK // width))):
         rows += len(batch)
-        if rows > MAX_ROWS or rows * width > MAX_CELLS:
+        if is_bounded and (rows > MAX_ROWS or rows * width > MAX_CELLS):
             raise TooManyError(
                 f"more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells; send several requests"
             )

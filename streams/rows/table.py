@@ -37,7 +37,10 @@ def place_of_label(names: Sequence[str], label: str | None, labelled: bool) -> i
 
 
 def rows_of(
-    names: Sequence[str], columns: Sequence[pa.Array], labels: pa.StringArray | None
+    names: Sequence[str],
+    columns: Sequence[pa.Array],
+    labels: pa.StringArray | None,
+    is_bounded: bool = True,
 ) -> Rows:
     """Return columns as rows, in one chunk.
 
@@ -45,9 +48,11 @@ def rows_of(
         names: of the columns.
         columns: each of one of `streams.rows.rows.TYPES`, [n].
         labels: canonical texts [n], or None.
+        is_bounded: whether there may be too many, as in a request.
 
     Raises:
         InvalidBatchError: there are none, or too many.
     """
-    check_size(len(columns[0]) if columns else 1, len(columns))
+    rows = len(columns[0]) if columns else 1
+    check_size(min(rows, 1) if not is_bounded else rows, len(columns))
     return Rows((Chunk(pa.RecordBatch.from_arrays([*columns], [*names]), labels),))

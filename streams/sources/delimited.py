@@ -101,7 +101,7 @@ class DelimitedFile:
 
     def __init__(self, path: Path, label: str | None = None) -> None:
         self._path = path
-        with _opened(path) as file:
+        with opened(path) as file:
             is_tab = ".tsv" in map(str.lower, path.suffixes[-2:])
             self.header = find_header(file.readlines(HEAD), label, "\t" if is_tab else "")
         ends = rf"\r\n{re.escape(self.header.delimiter)}"
@@ -116,7 +116,7 @@ class DelimitedFile:
         """
         header = self.header
         codes = _Codes()
-        with _opened(self._path) as file:
+        with opened(self._path) as file:
             lines = iter(progress_bar(self._path.name, lines=file))
             blocks = list(self._blocks(lines, codes))
         if not blocks:
@@ -264,7 +264,7 @@ class DelimitedFile:
 
     def line(self, row: int) -> int:
         """Return the line in which the row of that index begins."""
-        with _opened(self._path) as file:
+        with opened(self._path) as file:
             rows = records(file, self.header.delimiter)
             line, _ = next(islice(rows, row + 1, None))
         return line
@@ -278,7 +278,7 @@ def _plain(path: Path) -> io.BufferedReader:
     return path.open("rb")
 
 
-def _opened(path: Path) -> io.TextIOWrapper:
+def opened(path: Path) -> io.TextIOWrapper:
     """Open a file as text.
 
     Raises:

@@ -9,3 +9,8 @@ NAMES = (
 )  # fmt: skip
 IMAGES = ("digits", "mnist")
 """Sources of images."""
+
+STANDARD_INPUT = "-"
+"""The name of a file that is standard input."""
+LINED, ARROW, PARQUET = (".ndjson", ".jsonl"), (".arrow", ".feather"), (".parquet",)
+"""Endings of files that hold rows with names and nothing else."""

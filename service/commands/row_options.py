@@ -1,0 +1,141 @@
+"""Options of the commands that read files of rows, and their meaning."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.commands.stream_options import stream_of
+from streams.errors import FunnelError
+from streams.sources.names import ARROW, LINED, PARQUET, STANDARD_INPUT
+
+if TYPE_CHECKING:
+    from service.fold.schema.schema import Schema
+    from streams.rowfile import RowFile
+    from streams.sources.catalog import Stream
+
+KINDS = ("number", "category", "time", "text", "bool")
+
+
+def add_rows(parser: argparse.ArgumentParser, kinds: bool = True) -> None:
+    """Add the options of a file of rows, which `rows_of` and `kinds_of` read.
+
+    Args:
+        parser: where to.
+        kinds: whether the kinds of columns can be chosen here, and not by a service.
+    """
+    group = parser.add_argument_group("rows with names")
+    group.add_argument(
+        "--drop",
+        type=lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
+        default=(),
+        metavar="COLUMNS",
+        help="columns to remove, with commas",
+    )
+    if not kinds:
+        parser.set_defaults(time=None, kind=[])
+        return
+    group.add_argument("--time", metavar="COLUMN", help="a column of times: --kind COLUMN=time")
+    group.add_argument(
+        "--kind",
+        action="append",
+        type=_kind,
+        default=[],
+        metavar="COLUMN=KIND",
+        help=f"kind of a column, where the inferred one is wrong: {', '.join(KINDS)}; may be "
+        "repeated",
+    )
+
+
+def _kind(text: str) -> tuple[str, str]:
+    name, _, kind = text.rpartition("=")
+    if not name or kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"must be COLUMN=KIND with one of {', '.join(KINDS)}")
+    return name, kind
+
+
+def kinds_of(options: argparse.Namespace) -> dict[str, str]:
+    """Return the kinds of columns that the options name."""
+    named = {options.time: "time"} if options.time else {}
+    return named | dict(options.kind)
+
+
+def has_row_options(options: argparse.Namespace) -> bool:
+    """Return whether options ask for rows."""
+    return bool(options.drop or options.time or options.kind)
+
+
+def rows_of(path: str, options: argparse.Namespace) -> "RowFile":
+    """Return the rows of the file that the options name.
+
+    Raises:
+        streams.sources.faults.TableError: it cannot be read.
+    """
+    from streams import rowfile
+
+    return rowfile.read(path, options.label, options.drop)
+
+
+def schema_of(file: "RowFile", kinds: dict[str, str]) -> "Schema":
+    """Return the schema of a whole file.
+
+    Args:
+        file: with labels.
+        kinds: of columns, where the inferred ones are wrong.
+
+    Raises:
+        FunnelError: a column is not in the file.
+    """
+    from service.fold.schema.kinds import Kind
+    from service.fold.schema.schema import Schema
+
+    empty = Schema(label=file.label, max_classes=max(1_000, len(file.labels)))
+    found = empty.after(empty.changes_for(file.rows))
+    if unknown := [name for name in kinds if name not in found.index]:
+        raise FunnelError(
+            f"{file.name} has no column {unknown[0]!r}, only {', '.join(found.index)}"
+        )
+    columns = tuple(
+        replace(column, kind=Kind(kinds[column.name])) if column.name in kinds else column
+        for column in found.columns
+    )
+    return replace(found, columns=columns, dense=(), version=0)
+
+
+def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream | RowFile":
+    """Return the stream that the options name, or a file of rows; print what a file holds.
+
+    A file of numbers alone is a stream of dense features, unless rows are asked for.
+
+    Args:
+        options: of `service.commands.stream_options.add_stream` and `add_rows`.
+        wants_rows: whether a file has to be one of rows.
+
+    Raises:
+        FunnelError: there is no such stream or file, or it cannot be read.
+    """
+    from streams.sources.faults import TableError
+
+    path, why = Path(options.stream), None
+    is_file = options.stream == STANDARD_INPUT or path.exists()
+    endings = {*map(str.lower, path.suffixes)}
+    only_rows = not endings.isdisjoint((*LINED, *ARROW, *PARQUET))
+    asks = wants_rows or has_row_options(options) or options.stream == STANDARD_INPUT
+    if not is_file or not (asks or only_rows):
+        try:
+            return stream_of(options)
+        except TableError as error:
+            if not is_file or ".safetensors" in path.suffixes:
+                raise
+            why = error
+    try:
+        found = rows_of(options.stream, options)
+    except TableError:
+        if why is not None:
+            raise why from None
+        raise
+    sys.stderr.write(f"{found}\n")
+    if why is not None:
+        sys.stderr.write(f"{found.name}: the rows keep their names, because {why}\n")
+    return found

@@ -1,0 +1,194 @@
+"""Learners of rows with names, to evaluate: floors, and models of other libraries.
+
+They get what Funnel makes of the same rows: standardized numbers, with a missing one at 0, and keys
+for everything else. River's trees get the rows as they are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+
+from streams.rows.rows import Rows
+
+Codes = npt.NDArray[np.int64]
+
+HASHED = 1 << 18
+"""Columns into which keys are hashed for scikit-learn, as its FeatureHasher does."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowBatch:
+    """Labelled rows, as each kind of learner takes them."""
+
+    rows: Rows
+    dense: npt.NDArray[np.float32]
+    """Standardized numbers, [n, d]; 0 where missing. Later batches may have more columns."""
+    examples: npt.NDArray[np.int32]
+    """To which row each key belongs, [e], ascending."""
+    keys: npt.NDArray[np.uint64]
+    values: npt.NDArray[np.float32]
+    labels: Codes
+    """Numbers of the labels in the file, [n]."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.labels)
+
+
+class RowLearner(Protocol):
+    """A learner of rows that can be evaluated."""
+
+    def predict(self, batch: RowBatch) -> Codes:
+        """Return a label for each row, int64 [n]; it does not look at the labels."""
+
+    def learn(self, batch: RowBatch) -> None:
+        """Learn labelled rows."""
+
+
+class Majority:
+    """Predicts the label that was most frequent so far.
+
+    Args:
+        classes: number of labels.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._counts = np.zeros(classes, np.int64)
+
+    def predict(self, batch: RowBatch) -> Codes:
+        """Return the same label for each row."""
+        return np.full(len(batch), self._counts.argmax())
+
+    def learn(self, batch: RowBatch) -> None:
+        """Count the labels."""
+        np.add.at(self._counts, batch.labels, 1)
+
+
+class NoChange:
+    """Predicts the last label that was known before the batch."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def predict(self, batch: RowBatch) -> Codes:
+        """Return the same label for each row."""
+        return np.full(len(batch), self._last)
+
+    def learn(self, batch: RowBatch) -> None:
+        """Remember the last label."""
+        self._last = int(batch.labels[-1])
+
+
+class ScikitRows:
+    """A scikit-learn classifier with ``partial_fit``, on hashed sparse columns.
+
+    Args:
+        model: the classifier.
+        classes: number of labels.
+    """
+
+    def __init__(self, model: Any, classes: int) -> None:
+        self.model, self._classes = model, np.arange(classes)
+
+    def predict(self, batch: RowBatch) -> Codes:
+        """Return the predicted labels; the first one before anything is learned."""
+        if not hasattr(self.model, "classes_"):
+            return np.zeros(len(batch), np.int64)
+        return np.asarray(self.model.predict(_hashed(batch)), np.int64)
+
+    def learn(self, batch: RowBatch) -> None:
+        """Learn a batch."""
+        self.model.partial_fit(_hashed(batch), batch.labels, self._classes)
+
+
+def _hashed(batch: RowBatch) -> csr_matrix:
+    """Return numbers and keys as a sparse matrix; numbers have the columns after HASHED."""
+    n, d = batch.dense.shape
+    rows = np.concatenate([np.repeat(np.arange(n), d), batch.examples])
+    numbers = np.tile(np.arange(HASHED, HASHED + d), n)
+    columns = np.concatenate([numbers, (batch.keys % np.uint64(HASHED)).astype(np.int64)])
+    values = np.concatenate([batch.dense.flatten(), batch.values])
+    return csr_matrix((values, (rows, columns)), (n, HASHED + MAX_NUMBERS))
+
+
+MAX_NUMBERS = 4_096
+"""Columns of numbers that there is room for."""
+
+
+class VowpalWabbitRows:
+    """Vowpal Wabbit, one against all with logistic loss, with the same keys.
+
+    Args:
+        classes: number of labels.
+        options: further options of its command line.
+    """
+
+    def __init__(self, classes: int, options: str = "") -> None:
+        from vowpalwabbit import Workspace
+
+        self._workspace = Workspace(
+            f"--quiet --oaa {classes} --loss_function logistic -b 20 {options}"
+        )
+
+    def predict(self, batch: RowBatch) -> Codes:
+        """Return the predicted labels."""
+        found = [self._workspace.predict(f"| {text}") for text in _texts(batch)]
+        return np.array(found, dtype=np.int64) - 1
+
+    def learn(self, batch: RowBatch) -> None:
+        """Learn a batch, one example at a time."""
+        for text, label in zip(_texts(batch), batch.labels.tolist(), strict=True):
+            self._workspace.learn(f"{label + 1} | {text}")
+
+
+def _texts(batch: RowBatch) -> Iterator[str]:
+    """Yield each row as Vowpal Wabbit reads it; numbers are named, keys are hashes themselves."""
+    ends = np.searchsorted(batch.examples, np.arange(1, len(batch) + 1)).tolist()
+    keys = (batch.keys % np.uint64(1 << 20)).tolist()
+    values, start = batch.values.tolist(), 0
+    for row, end in zip(batch.dense.tolist(), ends, strict=True):
+        numbers = " ".join(f"n{k}:{value:g}" for k, value in enumerate(row) if value)
+        named = " ".join(
+            f"{key}:{value:g}"
+            for key, value in zip(keys[start:end], values[start:end], strict=True)
+        )
+        yield f"{numbers} {named}"
+        start = end
+
+
+class RiverRows:
+    """A river classifier, which learns the rows as dictionaries of their own values.
+
+    Args:
+        model: any `river.base.Classifier` that takes strings.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def predict(self, batch: RowBatch) -> Codes:
+        """Return the predicted labels; the first one until the model knows one."""
+        found = (self.model.predict_one(row) for row in _dictionaries(batch))
+        return np.array([0 if label is None else label for label in found], np.int64)
+
+    def learn(self, batch: RowBatch) -> None:
+        """Learn a batch."""
+        for row, label in zip(_dictionaries(batch), batch.labels.tolist(), strict=True):
+            self.model.learn_one(row, label)
+
+
+def _dictionaries(batch: RowBatch) -> Iterator[dict[str, object]]:
+    """Yield the values that rows have; a time is its hour and its weekday."""
+    for chunk in batch.rows.chunks:
+        for row in chunk.columns.to_pylist():
+            found: dict[str, object] = {}
+            for name, value in row.items():
+                if hasattr(value, "hour"):
+                    found |= {f"{name}:hour": str(value.hour), f"{name}:day": value.strftime("%a")}
+                elif value is not None:
+                    found[name] = value
+            yield found
