@@ -2,7 +2,7 @@
 
 A row is a column of the first layer: K · out weights, and their state in Funnel and in the inner
 optimizers. All numbers of a row lie together, so that it is read and written at once. Memory
-doubles when it is full, so it grows with the rows in use.
+is reserved by doubling and taken when it is written, so it grows with the rows in use.
 """
 
 import math
@@ -44,7 +44,7 @@ class Rows:
         scale: bound of the weights of a new row, which are even in ±scale; 0 for zero.
 
     Attributes:
-        used: number of rows in use; the others are as new ones.
+        used: number of rows in use; the others hold anything.
         weights: [capacity, K · out].
         state: [capacity, S], the other fields side by side.
     """
@@ -94,6 +94,9 @@ class Rows:
         while capacity < count:
             capacity *= 2
         self._allocate(capacity)
+        if count > self.used:
+            self.weights[self.used : count] = self.new_weights(np.arange(self.used, count))
+            self.state[self.used : count] = self._blank
         self.touched[self.used // CHUNK : -(-count // CHUNK)] = True
         self.used = max(self.used, count)
 
@@ -154,14 +157,15 @@ class Rows:
         self.touched.fill(True)
 
     def _allocate(self, capacity: int) -> None:
-        """Have memory for at least so many rows."""
+        """Have memory for at least so many rows; the system gives what is written."""
         before = len(self.weights)
         if capacity <= before:
             return
-        numbers = np.arange(before, capacity)
+        weights, state = self.weights[: self.used], self.state[: self.used]
         with torch.inference_mode(False), torch.no_grad():  # others change it outside of that mode
-            self.weights = torch.cat([self.weights, self.new_weights(numbers)])
-            self.state = torch.cat([self.state, self._blank.repeat(len(numbers), 1)])
+            self.weights = torch.empty(capacity, weights.shape[1])
+            self.state = torch.empty(capacity, state.shape[1])
+            self.weights[: self.used], self.state[: self.used] = weights, state
         chunks = np.ones(-(-capacity // CHUNK), dtype=np.bool_)
         chunks[: len(self.touched)] = self.touched
         self.touched = chunks

@@ -201,7 +201,8 @@ class Table:
         self._chunks += [weights[:0]] * (count - len(self._chunks))
         del self._chunks[count:]
         for number in touched[:count].nonzero()[0].tolist():
-            self._chunks[number] = weights[number * CHUNK : (number + 1) * CHUNK].clone()
+            stop = min((number + 1) * CHUNK, self.rows.used)
+            self._chunks[number] = weights[number * CHUNK : stop].clone()
         touched[:count] = False
         return Published(
             tuple(p.clone() for p in self.pool.parameters.values()),

@@ -72,11 +72,11 @@ def filled(values: Tensor, standardizer: Standardizer) -> Tensor:
     is_missing = values.isnan()
     if not bool(is_missing.any()):
         return values
-    mean = standardizer.mean
-    blank = standardizer.is_blank
-    if bool(blank.any()):
-        mean = torch.where(blank, values.nanmedian(dim=0).values, mean)
-    mean = torch.where(is_missing.all(dim=0), torch.nan, mean)
+    absent, mean = is_missing.all(dim=0), standardizer.mean
+    first = standardizer.is_blank & ~absent
+    if bool(first.any()):
+        mean = torch.where(first, values.nanmedian(dim=0).values, mean)
+    mean = torch.where(absent, torch.nan, mean)
     return torch.where(is_missing, mean, values)
 
 

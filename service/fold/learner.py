@@ -193,8 +193,8 @@ class Learner:
         Args:
             encoded: the rows; keys that are new get rows in the table.
         """
-        if self.table is None:
-            return Chosen(self, None, None)
+        if self.table is None or not (self.table.index.used or len(encoded.keys)):
+            return Chosen(self, None, None)  # numbers alone, so far
         table, n = self.table, len(encoded.labels)
         empty = torch.empty(n, self.size.features, device=self.device)
         rows, inputs = table.admit(empty, encoded.rows, encoded.keys, encoded.values)

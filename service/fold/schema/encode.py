@@ -77,7 +77,8 @@ def encode(schema: Schema, rows: Rows) -> Encoded:
                 _fill(place, cells)
                 absent = np.flatnonzero(np.isnan(place))
                 missing[index] = len(absent)
-                ragged.append(_flags(column.name, absent))
+                if len(absent):
+                    ragged.append(_flags(column.name, absent))
             case Kind.TIME:
                 at, times = moments(cells)
                 dense[at, schema.place[index]] = age(times)

@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,16 @@ def bare_fold(batch_size: int, optimizer: str, seconds: float) -> float:
 def over_http(size: int, kind: str, seconds: float, connections: int = 4, **settings: Any) -> float:
     """Return the examples per second from the first one sent, flat out, to the last one learned."""
     bodies = encoded(batches(size)[:100] if kind == JSON else batches(size), kind)
+    return rate_of(bodies, kind, seconds, connections, **settings)
+
+
+def rate_of(
+    bodies: Sequence[bytes], kind: str, seconds: float, connections: int = 4, **settings: Any
+) -> float:
+    """Return the same for request bodies."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        serving(Path(scratch), max_backlog=BACKLOG, **settings) as service,
+        serving(Path(scratch), **{"max_backlog": BACKLOG, **settings}) as service,
         service.client() as client,
     ):
         with flat_out(service.url, bodies, kind, connections):

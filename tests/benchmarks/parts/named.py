@@ -1,0 +1,262 @@
+"""Named rows: speed, memory and log loss, a part of `tests.benchmarks.service`.
+
+The rows are those of `tests.benchmarks.parts.clicks`, on a table of 2^20 slots. Vowpal Wabbit
+learns the same rows in this process, by its own driver; it reads text, or a cache of parsed
+examples that was written before the clock started.
+"""
+
+import functools
+import io
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import torch
+from vowpalwabbit import Workspace
+
+from funnel.pool.index import KeyIndex
+from service.fold.schema.encode import encode
+from service.fold.state import State
+from service.fold.step import Fold
+from service.http.codecs.rows import ARROW
+from service.settings import load_settings
+from streams.batch import Batch
+from streams.rows.rows import Rows
+from tests.benchmarks.measure import Plan, flat_out, learned, ratios, show, table
+from tests.benchmarks.parts.clicks import Clicks, clicks
+from tests.benchmarks.parts.learning import DRAIN_SECONDS, rate_of
+from tests.benchmarks.parts.load import BYTES, JSON
+from tests.benchmarks.parts.memory import status
+from tests.support.harness import serving, wait_for
+
+BITS = 20
+COUNT = 200_000
+"""Rows of the stream; a sender begins again at its end."""
+WIDTH = 20
+"""Numbers in a row without categories."""
+VOWPAL = "-b 20 --loss_function logistic --quiet"
+WARM_EXAMPLES = 20_000
+"""Rows after which memory counts: code and traces are loaded."""
+LOOKS = 20
+BACKLOG = 50_000
+"""Limit of waiting rows: more than a service learns in the second that a sender must wait."""
+MB = 1e6
+
+
+def ipc(rows: Rows) -> bytes:
+    """Return labelled rows as an Arrow IPC stream."""
+    sink = io.BytesIO()
+    for chunk in rows.chunks:
+        batch = chunk.columns.append_column("label", chunk.labels)
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def json(rows: Rows) -> bytes:
+    """Return labelled rows as JSON."""
+    [chunk] = rows.chunks
+    return orjson.dumps({"rows": chunk.columns.to_pylist(), "labels": chunk.labels.to_pylist()})
+
+
+@functools.cache
+def stream() -> Clicks:
+    """Return the stream of the measurements of speed."""
+    return clicks(COUNT)
+
+
+def bodies(write: Callable[[Rows], bytes], size: int, count: int) -> list[bytes]:
+    """Return so many requests of so many rows."""
+    head = next(stream().parts(size * count))
+    return [write(part.rows()) for part in head.parts(size)]
+
+
+def speed(plan: Plan) -> str:
+    """Measure each format and size of request and batch in turn in each round."""
+    sent = {
+        ("Arrow, 1,000 per request", ARROW): bodies(ipc, 1_000, COUNT // 1_000),
+        ("JSON, 1,000 per request", JSON): bodies(json, 1_000, 60),
+        ("JSON, 100 per request", JSON): bodies(json, 100, 600),
+    }
+    found: dict[tuple[str, str, int], list[float]] = {
+        (*key, size): [] for key in sent for size in (1_000, 100)
+    }
+    for _ in plan.rounds("rows"):
+        for (what, kind, size), rates in found.items():
+            measured = rate_of(
+                sent[what, kind], kind, plan.seconds, schema="auto", table_bits=BITS,
+                batch_size=size, max_backlog=BACKLOG,
+            )  # fmt: skip
+            rates.append(measured)
+    lines = [(what, f"{size:,}", show(rates, ",.0f")) for (what, _, size), rates in found.items()]
+    return table(("rows over HTTP, the pool", "batch", "rows/s learned"), lines)
+
+
+def folded(batches: Sequence[Rows]) -> tuple[float, float]:
+    """Return the rows per second of the steps alone, and the progressive log loss."""
+    torch.set_num_threads(1)
+    settings = load_settings({"schema": "auto", "table_bits": BITS})
+    state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
+    state.reshape(state.schema.changes_for(batches[0]))
+    fold, total, began = Fold(state), 0.0, time.perf_counter()
+    for batch in batches:
+        total += float(fold.step(batch).loss) * len(batch)
+    return state.examples / (time.perf_counter() - began), total / state.examples
+
+
+def vowpal(options: str, count: int) -> tuple[float, float]:
+    """Return the examples per second and the progressive log loss of Vowpal Wabbit's driver."""
+    began = time.perf_counter()
+    workspace = Workspace(f"{VOWPAL} {options}")
+    spent = time.perf_counter() - began
+    assert workspace.get_weighted_examples() == count, "it has not read all examples"
+    loss = workspace.get_sum_loss() / count
+    workspace.finish()
+    return count / spent, loss
+
+
+def one_by_one(lines: Sequence[str]) -> tuple[float, float]:
+    """Return the same for lines that its Python package learns."""
+    workspace, began = Workspace(VOWPAL), time.perf_counter()
+    for line in lines:
+        workspace.learn(line)
+    spent = time.perf_counter() - began
+    loss = workspace.get_sum_loss() / len(lines)
+    workspace.finish()
+    return len(lines) / spent, loss
+
+
+def loss(plan: Plan) -> str:
+    """Measure Funnel and Vowpal Wabbit on the same stream in turn in each round."""
+    found = stream()
+    batches = {size: [part.rows() for part in found.parts(size)] for size in (1_000, 100)}
+    lines = found.lines()
+    with tempfile.TemporaryDirectory() as scratch:
+        text, cache = Path(scratch) / "clicks.txt", Path(scratch) / "clicks.cache"
+        text.write_text("\n".join(lines) + "\n")
+        vowpal(f"-d {text} --cache_file {cache}", COUNT)
+        contenders: dict[str, Callable[[], tuple[float, float]]] = {
+            "Funnel, the pool, steps of 1,000": partial(folded, batches[1_000]),
+            "Funnel, the pool, steps of 100": partial(folded, batches[100]),
+            "Vowpal Wabbit, its driver, parsed examples": partial(
+                vowpal, f"-d {text} --cache_file {cache}", COUNT
+            ),
+            "Vowpal Wabbit, its driver, text": partial(vowpal, f"-d {text}", COUNT),
+            "Vowpal Wabbit, learn(text)": partial(one_by_one, lines),
+        }
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+        for _ in plan.rounds("log loss"):
+            for name, measure in contenders.items():
+                results[name].append(measure())
+    rates = {name: [rate for rate, _ in own] for name, own in results.items()}
+    own = rates["Funnel, the pool, steps of 1,000"]
+    shown = [
+        (name, f"{results[name][0][1]:.4f}", show(rates[name], ",.0f"), ratios(rates[name], own))
+        for name in contenders
+    ]
+    shown.append(("the truth", f"{found.entropy():.4f}", "", ""))
+    head = ("learner", "progressive log loss, nats", "rows/s", "× the pool's at 1,000")
+    return table(head, shown)
+
+
+def table_bytes(count: int) -> int:
+    """Return the bytes of the rows in use after the first rows of the stream."""
+    settings = load_settings({"schema": "auto", "table_bits": BITS})
+    state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
+    index = KeyIndex(BITS)
+    for part in stream().parts(1_000):
+        rows = part.rows()
+        if not state.schema.columns:
+            state.reshape(state.schema.changes_for(rows))
+        index.admit(encode(state.schema, rows).keys)
+        count -= len(rows)
+        if count <= 0:
+            break
+    assert state.served.table is not None
+    rows_of = state.served.table.rows
+    return index.used * 4 * (rows_of.weights.shape[1] + rows_of.state.shape[1])
+
+
+def memory(plan: Plan) -> str:
+    """Measure how the resident memory of a service grows while its table fills."""
+    sent = bodies(ipc, 1_000, COUNT // 1_000)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        serving(
+            Path(scratch), schema="auto", table_bits=BITS, batch_size=1_000, max_backlog=BACKLOG
+        ) as service,
+        service.client() as client,
+    ):
+
+        def resident(until: int) -> tuple[float, int]:
+            with flat_out(service.url, sent, ARROW, 1):
+                wait_for(lambda: learned(client) >= until, DRAIN_SECONDS)
+            time.sleep(1)
+            looks = []
+            for _ in range(LOOKS):
+                looks.append(status(service.process.pid, "VmRSS"))
+                time.sleep(0.1)
+            return float(np.median(looks)), learned(client)
+
+        (before, first), (after, last) = resident(WARM_EXAMPLES), resident(COUNT)
+        peak = status(service.process.pid, "VmHWM")
+    grown = (table_bytes(last) - table_bytes(first)) / MB
+    line = (
+        f"{first:,} to {last:,}", f"{grown:,.0f}", f"{before:,.0f}", f"{after:,.0f}",
+        f"{after - before:,.0f}", f"{(after - before) / grown:.2f}", f"{peak:,.0f}",
+    )  # fmt: skip
+    head = ("rows learned", "table grew by, MB", "resident before", "after", "grew by",
+            "× the table", "peak")  # fmt: skip
+    return table(head, [line])
+
+
+def dense(plan: Plan) -> str:
+    """Measure rows of numbers alone against the same numbers as dense features."""
+    random = np.random.default_rng(0)
+    numbers = random.normal(size=(100_000, WIDTH)).astype(np.float32)
+    labels = (numbers[:, 0] + random.normal(size=len(numbers)) > 0).astype(np.int64)
+    named, plain = [], []
+    for start in range(0, len(numbers), 1_000):
+        own = slice(start, start + 1_000)
+        columns = {f"n{k}": pa.array(numbers[own, k]) for k in range(WIDTH)}
+        batch = pa.RecordBatch.from_pydict(columns | {"label": pa.array(labels[own])})
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        named.append(sink.getvalue())
+        plain.append(Batch(numbers[own], labels[own]).to_bytes())
+    found: dict[tuple[str, int], list[float]] = {
+        (what, size): [] for size in (1_000, 100) for what in ("rows", "features")
+    }
+    for _ in plan.rounds("numbers"):
+        for (what, size), rates in found.items():
+            if what == "rows":
+                rate = rate_of(named, ARROW, plan.seconds, schema="auto", batch_size=size)
+            else:
+                rate = rate_of(
+                    plain, BYTES, plan.seconds, features=WIDTH, classes=2, batch_size=size
+                )
+            rates.append(rate)
+    lines = [
+        (
+            f"{size:,}",
+            show(found["rows", size], ",.0f"),
+            show(found["features", size], ",.0f"),
+            ratios(found["rows", size], found["features", size]),
+        )
+        for size in (1_000, 100)
+    ]
+    return table(("batch", "rows (Arrow), rows/s", "features (safetensors)", "ratio"), lines)
+
+
+MEASUREMENTS = {"speed": speed, "loss": loss, "memory": memory, "dense": dense}
+
+
+def run(plan: Plan) -> str:
+    """Measure all, and return the tables."""
+    return "\n".join(measure(plan) for measure in MEASUREMENTS.values())
