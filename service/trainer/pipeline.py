@@ -165,6 +165,7 @@ class Pipeline:
         return [*([(replace(before, command=command), None)] if command else []), (cut, batch)]
 
     def _learn(self, group: Group) -> None:
+        self.replica.foresee([batch for _, batch in group if batch is not None])
         for cut, batch in group:
             self._moved_at = self._clock.monotonic()
             self.replica.apply(cut, batch)

@@ -6,7 +6,7 @@ A replica does not decide where a batch ends; its pipeline does.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import orjson
@@ -410,6 +410,10 @@ class Replica:
             return None
         self.schema = self.schema.after(changes)
         return Reshape(list(map(to_json, changes)))
+
+    def foresee(self, batches: Sequence[AnyBatch]) -> None:
+        """Prepare for batches that `apply` will get, in their order; they need not come."""
+        self._fold.foresee(batches)
 
     def apply(self, cut: Cut, batch: AnyBatch | None) -> None:
         """Apply a recorded cut: its batch, then its command."""

@@ -45,6 +45,9 @@ logger = logging.getLogger("funnel")
 
 PUBLISH_SECONDS = 0.05
 """Greatest age of a snapshot while batches stream in; without a backlog it is up to date."""
+PUBLISH_RATIO = 20
+"""A snapshot may also be so many times as old as the time that copying it takes: the copy of a full
+table takes some 20 ms."""
 STATISTICS_SECONDS = 1.0
 PAUSE_SECONDS = 0.25
 """Time between statistics when learning has paused and the last ones are older than its end."""
@@ -111,6 +114,7 @@ class Trainer:
         self._statistics: Statistics | None = None
         self._stopping = self._has_stalled = False
         self._statistics_at = self._checked_at = self._published_at = clock.monotonic()
+        self._publishing_seconds = 0.0
         self._warnings: list[str] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="funnel-trainer", daemon=True)
@@ -241,7 +245,7 @@ class Trainer:
         self._observe(applied.seconds, applied.examples)
         self.history.throughput.add(applied.examples)
         age = self._clock.monotonic() - self._published_at
-        if self._waiters or age >= PUBLISH_SECONDS:
+        if self._waiters or age >= max(PUBLISH_SECONDS, PUBLISH_RATIO * self._publishing_seconds):
             self._publish()
 
     def _publish(self) -> None:
@@ -252,6 +256,7 @@ class Trainer:
         self._published_at = self._clock.monotonic()
         if self.snapshot.version != self._replica.state.version:
             self.snapshot = Snapshot.of(self._replica.state)
+            self._publishing_seconds = self._clock.monotonic() - self._published_at
         self._update_status()
         self._waiters.answer(self._replica.progress.position)
 

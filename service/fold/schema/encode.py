@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from service.fold.schema.keys import Keys, missing_key
 from service.fold.schema.kinds import Kind
 from service.fold.schema.schema import Schema
 from service.fold.schema.values import age, numbers
-from streams.rows.rows import Rows
+from streams.rows.rows import Rows, join
 
 Floats = npt.NDArray[np.float32]
 
@@ -64,9 +65,15 @@ def encode(schema: Schema, rows: Rows) -> Encoded:
     A row's result depends on the schema and its own values alone: neither on the chunks nor on the
     order of columns. Nothing is raised: a value of a wrong kind counts as missing.
     """
-    n, found = len(rows), cells_of(rows)
+    return encode_each(schema, [rows])[0]
+
+
+def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
+    """Return what `encode` returns for each batch; together they cost less than one by one."""
+    rows = join(batches)
+    n, found, counts = len(rows), cells_of(rows), _Counts(batches)
     dense = np.full((n, schema.width), np.nan, np.float32)
-    missing = np.full(len(schema.columns), n, np.int64)
+    missing = np.diff(counts.ends)[:, None].repeat(len(schema.columns), axis=1)
     features: list[Feature] = []
     ragged: list[Sparse] = []
     for index, column in enumerate(schema.columns):
@@ -76,25 +83,25 @@ def encode(schema: Schema, rows: Rows) -> Encoded:
                 place = dense[:, schema.place[index]]
                 _fill(place, cells)
                 absent = np.flatnonzero(np.isnan(place))
-                missing[index] = len(absent)
+                missing[:, index] = counts.of(absent)
                 if len(absent):
                     ragged.append(_flags(column.name, absent))
             case Kind.TIME:
                 at, times = moments(cells)
                 dense[at, schema.place[index]] = age(times)
-                missing[index] -= len(at)
+                missing[:, index] -= counts.of(at)
                 features.extend(parts(column, at, times))
             case Kind.CATEGORY:
                 features.append(categories(column.name, cells))
-                missing[index] -= features[-1].present()
+                missing[:, index] -= counts.of_feature(features[-1])
             case Kind.BOOL:
                 features.append(bools(column.name, cells))
-                missing[index] -= features[-1].present()
+                missing[:, index] -= counts.of_feature(features[-1])
             case Kind.TEXT:
                 absent = np.setdiff1d(
                     np.arange(n), np.concatenate([NONE, *(c.rows for c in cells)])
                 )
-                missing[index] = len(absent)
+                missing[:, index] = counts.of(absent)
                 ragged += [words(column.name, cells)[0], _flags(column.name, absent)]
             case None:
                 pass
@@ -103,15 +110,45 @@ def encode(schema: Schema, rows: Rows) -> Encoded:
     sparse = _by_row(np.concatenate([single, crosses(schema, single)]), ragged)
     labels, labelled = np.full(n, -1, np.int64), labels_of(rows)
     labels[labelled.rows] = schema.codes(labelled.values)
-    return Encoded(
-        dense,
-        sparse.rows.astype(np.int32),
-        sparse.keys,
-        sparse.values,
-        labels,
-        missing,
-        sum(len(c) for name, cells in found.items() if name not in schema.index for c in cells),
+    ignored = sum(
+        (counts.of(c.rows) for name, own in found.items() if name not in schema.index for c in own),
+        np.zeros(len(batches), np.int64),
     )
+    return [
+        Encoded(
+            dense[start:stop],
+            (sparse.rows[low:high] - start).astype(np.int32),
+            sparse.keys[low:high],
+            sparse.values[low:high],
+            labels[start:stop],
+            missing[k],
+            int(ignored[k]),
+        )
+        for k, ((start, stop), (low, high)) in enumerate(
+            zip(
+                pairwise(counts.ends),
+                pairwise(np.searchsorted(sparse.rows, counts.ends)),
+                strict=True,
+            )
+        )
+    ]
+
+
+class _Counts:
+    """Counts rows by the batch that they are in."""
+
+    def __init__(self, batches: Sequence[Rows]) -> None:
+        lengths = list(map(len, batches))
+        self.ends = np.cumsum([0, *lengths])
+        self._of = np.repeat(np.arange(len(batches)), lengths)
+
+    def of(self, rows: Indices) -> Indices:
+        """Return how many of the rows each batch has, int64 [batches]."""
+        return np.bincount(self._of[rows], minlength=len(self.ends) - 1)
+
+    def of_feature(self, feature: Feature) -> Indices:
+        """Return how many rows of each batch have a value, int64 [batches]."""
+        return sum((self.of(group.rows) for group in feature.groups), 0 * self.ends[1:])
 
 
 def _fill(place: Floats, found: Sequence[Cells]) -> None:

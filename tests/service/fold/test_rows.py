@@ -13,6 +13,7 @@ from service.fold.schema.changes import AddLabels
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
+from service.fold.step import Fold
 from service.log.position import Progress
 from service.trainer.checkpoint import Checkpoint, decode, encode
 from streams.rows.records import from_json
@@ -27,6 +28,13 @@ LEARNERS = (("logistic", "pool"), ("mlp", "pool"), ("logistic", "funnel"), ("log
 def fold(state: State, rows: Rows) -> None:
     extend(state, rows)
     step(state, rows)
+
+
+def rows_of_numbers(seed: int) -> Rows:
+    numbers = np.random.default_rng(seed).normal(size=(20, 2))
+    found = [{"age": a, "height": b} for a, b in numbers.tolist()]
+    labels = ["stay" if row["age"] > 0 else "churn" for row in found]
+    return from_json(orjson.dumps({"rows": found, "labels": labels}), True)
 
 
 def predicted(state: State, rows: Rows) -> tuple[list[str], np.ndarray]:
@@ -66,6 +74,42 @@ def test_columns_in_another_order_give_the_same_bits() -> None:
         fold(one, rows)
         extend(other, rows)
         step(other, Rows((Chunk(chunk.columns.select(names[::-1]), chunk.labels),)))
+    assert same_tensors(one.tensors(), other.tensors())
+
+
+def test_a_step_has_the_same_bits_whatever_was_foreseen() -> None:
+    """Whether the next batches came, came late, or met a schema that had grown meanwhile."""
+    one, other = a_row_state(), a_row_state()
+    batches = [some_rows(k, late=k > 4, classes=1 + k // 4) for k in range(9)]
+    for rows in batches:
+        fold(one, rows)
+    extend(other, batches[0])
+    folding = Fold(other)
+    for k, rows in enumerate(batches):
+        if k % 3 == 0:
+            folding.foresee([some_rows(99), *batches[k : k + 3]])
+        extend(other, rows)
+        folding.step(rows)
+    assert same_tensors(one.tensors(), other.tensors())
+
+
+def test_numbers_alone_are_learned_without_the_table_and_categories_with_it() -> None:
+    """A state saved while its table was empty goes on bit for bit when the first key comes."""
+    numbers = [rows_of_numbers(k) for k in range(6)]
+    one, other = a_row_state(), a_row_state()
+    for rows in numbers:
+        fold(one, rows)
+    assert one.served.table is not None
+    assert one.served.table.index.used == 0
+    copy = Checkpoint.of(one, Progress())
+    saved, _ = decode(encode(copy, copy.sha256(), {}))
+    other.load(saved.tensors, saved.version, saved.examples)
+    for state in (one, other):
+        for k in range(6):
+            fold(state, some_rows(k))
+            fold(state, rows_of_numbers(k))
+        assert state.served.table is not None
+        assert state.served.table.index.used > 0
     assert same_tensors(one.tensors(), other.tensors())
 
 

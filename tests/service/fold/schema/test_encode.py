@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.fold.schema.changes import SetKind
-from service.fold.schema.encode import Encoded, encode
+from service.fold.schema.encode import Encoded, encode, encode_each
 from service.fold.schema.keys import key_of, missing_key, prefix_of, scramble
 from service.fold.schema.kinds import Kind, LabelPolicy, Part
 from service.fold.schema.schema import Column, Schema
@@ -73,6 +73,17 @@ def test_rows_encode_alike_alone_and_together(made: tuple[Schema, Rows], other: 
     together = encode(schema, join([found, other]))
     parts = [encode(schema, found), encode(schema, other)]
     assert_equal(together, joined(parts, [len(found), len(other)]))
+
+
+@given(schemas(), st.lists(many_rows, max_size=3))
+def test_batches_encode_together_as_each_does_by_itself(
+    made: tuple[Schema, Rows], others: list[Rows]
+) -> None:
+    schema, found = made
+    for batch, encoded in zip(
+        batches := [found, *others], encode_each(schema, batches), strict=True
+    ):
+        assert_equal(encoded, encode(schema, batch))
 
 
 @given(schemas())
