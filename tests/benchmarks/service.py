@@ -1,6 +1,6 @@
 """The throughput of one service process on this machine, with clients and peers on the same cores.
 
-    python -m tests.benchmarks.service [--only learn peers latency memory recovery]
+    python -m tests.benchmarks.service [--only learn peers latency memory recovery rows]
 
 The model is logistic regression, 784 × 10, on the stream `abrupt`, with the pool unless a row
 names a single Funnel, on one thread. All contenders are measured in turn in each round, so that
@@ -20,6 +20,7 @@ of one round.
   can do, and the percentiles only show how long the load lasted.
 - **memory**: resident memory, with its median over each million of examples.
 - **recovery**: `funnel serve` and its log are killed and started again.
+- **rows**: named rows over HTTP, beside Vowpal Wabbit and beside dense features, and their memory.
 - **table**: whole steps on sparse inputs, 13 numbers and 26 categories in a table, in this process.
 
 What bounds the figures on two cores:
@@ -53,7 +54,7 @@ import sys
 import torch
 
 from tests.benchmarks.measure import Plan
-from tests.benchmarks.parts import latency, learning, memory, peers, recovery, table
+from tests.benchmarks.parts import latency, learning, memory, named, peers, recovery, table
 
 PARTS = {
     "learn": learning.run,
@@ -62,6 +63,7 @@ PARTS = {
     "memory": memory.run,
     "recovery": recovery.run,
     "table": table.run,
+    "rows": named.run,
 }
 
 

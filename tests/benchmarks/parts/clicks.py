@@ -76,7 +76,7 @@ class Clicks:
 
 
 def clicks(count: int, seed: int = 0) -> Clicks:
-    """Return rows of a stream; the drift is in their middle."""
+    """Return rows of a stream; the drift is in their middle, and the truth is always the same."""
     random = np.random.default_rng(seed)
     truth = np.random.default_rng(1_000)
     weights = truth.normal(0, 0.3, NUMBERS) * (np.arange(NUMBERS) % 2)

@@ -5,6 +5,7 @@ learns the same rows in this process, by its own driver; it reads text, or a cac
 examples that was written before the clock started.
 """
 
+import contextlib
 import functools
 import io
 import tempfile
@@ -30,7 +31,7 @@ from streams.rows.rows import Rows
 from tests.benchmarks.measure import Plan, flat_out, learned, ratios, show, table
 from tests.benchmarks.parts.clicks import Clicks, clicks
 from tests.benchmarks.parts.learning import DRAIN_SECONDS, rate_of
-from tests.benchmarks.parts.load import BYTES, JSON
+from tests.benchmarks.parts.load import BYTES, JSON, Client
 from tests.benchmarks.parts.memory import status
 from tests.support.harness import serving, wait_for
 
@@ -66,7 +67,7 @@ def json(rows: Rows) -> bytes:
 
 @functools.cache
 def stream() -> Clicks:
-    """Return the stream of the measurements of speed."""
+    """Return the stream of the measurements."""
     return clicks(COUNT)
 
 
@@ -188,14 +189,17 @@ def memory(plan: Plan) -> str:
     with (
         tempfile.TemporaryDirectory() as scratch,
         serving(
-            Path(scratch), schema="auto", table_bits=BITS, batch_size=1_000, max_backlog=BACKLOG
+            Path(scratch), schema="auto", table_bits=BITS, batch_size=1_000, max_backlog=COUNT
         ) as service,
         service.client() as client,
     ):
 
-        def resident(until: int) -> tuple[float, int]:
-            with flat_out(service.url, sent, ARROW, 1):
-                wait_for(lambda: learned(client) >= until, DRAIN_SECONDS)
+        def resident(bodies: Sequence[bytes]) -> tuple[float, int]:
+            before = learned(client)
+            with contextlib.closing(Client(service.url, "/learn", ARROW)) as sender:
+                for body in bodies:
+                    sender.post(body).expect(202)
+            wait_for(lambda: learned(client) == before + 1_000 * len(bodies), DRAIN_SECONDS)
             time.sleep(1)
             looks = []
             for _ in range(LOOKS):
@@ -203,7 +207,8 @@ def memory(plan: Plan) -> str:
                 time.sleep(0.1)
             return float(np.median(looks)), learned(client)
 
-        (before, first), (after, last) = resident(WARM_EXAMPLES), resident(COUNT)
+        warm = WARM_EXAMPLES // 1_000
+        (before, first), (after, last) = resident(sent[:warm]), resident(sent[warm:])
         peak = status(service.process.pid, "VmHWM")
     grown = (table_bytes(last) - table_bytes(first)) / MB
     line = (
