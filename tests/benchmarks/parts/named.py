@@ -28,7 +28,7 @@ from service.http.codecs.rows import ARROW
 from service.settings import load_settings
 from streams.batch import Batch
 from streams.rows.rows import Rows
-from tests.benchmarks.measure import Plan, flat_out, learned, ratios, show, table
+from tests.benchmarks.measure import Plan, learned, ratios, show, table
 from tests.benchmarks.parts.clicks import Clicks, clicks
 from tests.benchmarks.parts.learning import DRAIN_SECONDS, rate_of
 from tests.benchmarks.parts.load import BYTES, JSON, Client
