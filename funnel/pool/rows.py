@@ -80,13 +80,9 @@ class Rows:
         even = (mixed >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
         return torch.from_numpy(even * np.float32(self._scale)).repeat(1, self._experts)
 
-    @torch.no_grad()
     def set_scale(self, scale: float) -> None:
         """Let rows that are not in use yet start with weights in ±scale."""
-        if scale != self._scale:
-            self._scale = scale
-            unused = np.arange(self.used, len(self.weights))
-            self.weights[self.used :] = self.new_weights(unused)
+        self._scale = scale
 
     def use(self, count: int) -> None:
         """Have at least so many rows in use; new ones are fresh."""
