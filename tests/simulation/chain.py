@@ -21,6 +21,7 @@ from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import SERVED, State
 from service.log.position import Position
 from streams.batch import Batch
+from streams.examples import AnyBatch
 
 EXAMPLES = 1_024
 """Most examples in one run; each has a number of its own."""
@@ -158,6 +159,9 @@ class ChainFold:
 
     def can_replay(self, version: int) -> bool:
         return version <= FOLD_VERSION
+
+    def foresee(self, batches: Sequence[AnyBatch]) -> None:
+        """Nothing is prepared."""
 
     def step(self, batch: Batch) -> Report:
         state = self.state
