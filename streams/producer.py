@@ -183,7 +183,7 @@ def _request(batch: "AnyBatch") -> tuple[bytes, str, dict[str, str]]:
     """
     if isinstance(batch, Batch):
         return batch.to_bytes(), "application/octet-stream", {}
-    from streams.rows.arrow import to_ipc
+    from streams.rows.ipc.arrow import to_ipc
 
     [chunk] = batch.chunks
     content, label = to_ipc(chunk)

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from streams.batch import InvalidBatchError
-from streams.rows.arrow import from_ipc
 from streams.rows.delimited import columns_of, from_file
+from streams.rows.ipc.arrow import from_ipc
 from streams.rows.labels import labelled
 from streams.rows.records import from_json
 from streams.rows.rows import Chunk, Rows, join

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from funnel.pool.pool import Pool
-from funnel.pool.table import Table
+from funnel.pool.tables.table import Table
 
 
 @torch.no_grad()

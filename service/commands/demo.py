@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     if f"{PREFIX}SHADOW" not in os.environ:
         defaults["shadow"] = "adagrad"
 
-    from service.commands.demonstration import run_demo
+    from service.commands.demonstration.demonstration import run_demo
 
     try:
         folder = tempfile.TemporaryDirectory(prefix="funnel-demo-")

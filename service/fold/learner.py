@@ -19,7 +19,7 @@ from funnel.pool.growth import grown, grown_table
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Decision, Pool, Scored, most_likely, predicted
 from funnel.pool.sparse import Inputs, Sparse
-from funnel.pool.table import Table
+from funnel.pool.tables.table import Table
 from service.fold import networks
 from service.fold.optimizers import expert_name, experts_of
 from service.fold.schema.encode import Encoded

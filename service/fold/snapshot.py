@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from funnel.pool.published import Published
+from funnel.pool.tables.published import Published
 from service.fold.inputs import scaled, to_inputs
 from service.fold.learner import Learner
 from service.fold.schema.encode import encode

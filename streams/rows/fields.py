@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from streams.batch import InvalidBatchError
-from streams.rows import arrow, cells, entry
+from streams.rows import cells, entry
 from streams.rows.duplicates import check_duplicates
+from streams.rows.ipc import arrow
 from streams.rows.records import BOM, Loader, check_containers, parsed, rows_from
 from streams.rows.rows import Rows
 

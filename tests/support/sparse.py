@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from funnel import Pool
 from funnel.pool.expert import Expert, for_width
-from funnel.pool.index import Keys
 from funnel.pool.pool import Scored
 from funnel.pool.sparse import compacted
-from funnel.pool.table import Table
+from funnel.pool.tables.index import Keys
+from funnel.pool.tables.table import Table
 from service.fold import networks
 from tests.support.pools import KEEP
 

@@ -11,7 +11,8 @@ from typing import Any
 from service.http.codecs.codec import MAX_EXAMPLES, Codec, Wire
 from service.http.codecs.json import MAX_IN_PROCESS, MEDIA_TYPE
 from streams.batch import InvalidBatchError, TooManyError
-from streams.rows import arrow, delimited, entry, records
+from streams.rows import delimited, entry, records
+from streams.rows.ipc import arrow
 from streams.rows.rows import Rows
 
 CSV = "text/csv"

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from vowpalwabbit import Workspace
 
-from funnel.pool.index import KeyIndex
+from funnel.pool.tables.index import KeyIndex
 from service.fold.schema.encode import encode
 from service.fold.state import State
 from service.fold.step import Fold

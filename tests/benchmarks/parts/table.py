@@ -18,7 +18,7 @@ from funnel import Pool
 from funnel.pool.expert import for_width
 from funnel.pool.pool import Decision
 from funnel.pool.sparse import Inputs
-from funnel.pool.table import Table
+from funnel.pool.tables.table import Table
 from tests.benchmarks.measure import Plan, show, table
 from tests.support.pools import KEEP
 from tests.support.sparse import SparseBatch

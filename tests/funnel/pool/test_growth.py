@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from funnel import Pool
 from funnel.pool.expert import for_width
 from funnel.pool.growth import grown, grown_table
-from funnel.pool.table import Table
+from funnel.pool.tables.table import Table
 from tests.funnel.pool.test_classes import HIDDEN, OPEN, POOLS, batch, model
 from tests.support.pools import FEATURES, learn, made
 from tests.support.sparse import DENSE, learn_sparse, sparse_batches, state_of

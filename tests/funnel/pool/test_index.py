@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from funnel.pool.index import KeyIndex, Keys
+from funnel.pool.tables.index import KeyIndex, Keys
 
 KEYS = st.lists(st.integers(0, 2**64 - 1), max_size=60)
 STREAMS = st.lists(KEYS, max_size=6)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from funnel.pool.published import Published
-from funnel.pool.rows import CHUNK
-from funnel.pool.table import Table
+from funnel.pool.tables.published import Published
+from funnel.pool.tables.rows import CHUNK
+from funnel.pool.tables.table import Table
 from tests.support.sparse import DENSE, SparseBatch, learn_sparse, sparse_batches, table
 
 HIDDEN: list[tuple[int, ...]] = [(), (6,)]

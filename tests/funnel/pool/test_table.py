@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from funnel import SGD, Adagrad, Adam, Expert, Pool
 from funnel.pool.expert import for_width
-from funnel.pool.rows import CAPACITY
-from funnel.pool.table import COUNTS, KEYS, Table
+from funnel.pool.tables.rows import CAPACITY
+from funnel.pool.tables.table import COUNTS, KEYS, Table
 from service.fold import networks
 from tests.support.pools import EXPERTS, KEEP, made
 from tests.support.sparse import (

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from service.cli import main
-from service.commands.demo_report import lines
-from service.commands.demonstration import run_demo
+from service.commands.demonstration.demonstration import run_demo
+from service.commands.demonstration.report import lines
 from service.monitoring.recovery import ShiftRecovery
 from service.settings import load_settings
 from streams.batch import Batch

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.batch import InvalidBatchError, TooManyError
-from streams.rows.arrow import from_ipc
 from streams.rows.bounds import MAX_BYTES, MAX_ROWS
+from streams.rows.ipc.arrow import from_ipc
 from streams.rows.rows import TYPES
 
 

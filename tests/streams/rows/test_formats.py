@@ -10,9 +10,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.rows.arrow import from_ipc
 from streams.rows.delimited import from_csv
 from streams.rows.entry import from_bytes, to_bytes
+from streams.rows.ipc.arrow import from_ipc
 from streams.rows.names import canonical
 from streams.rows.records import from_json, from_ndjson
 from streams.rows.rows import Rows

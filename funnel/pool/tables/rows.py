@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from funnel.pool.index import GOLDEN, Numbers
 from funnel.pool.renewal import best_for
+from funnel.pool.tables.index import GOLDEN, Numbers
 
 CAPACITY = 1024
 """Rows that there is memory for at first."""

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 
-from service.commands import demo_view
-from service.commands.demo_report import Point, lines, plot
+from service.commands.demonstration.report import Point, lines, plot
+from service.commands.demonstration.view import line, panel
 from service.commands.picture import check_picture
 from service.http.routes.demo import demo_router
 from service.http.server import serve
@@ -117,7 +117,7 @@ class Demo:
                 for shift in self.history.shifts:
                     if seen < shift.example <= point.examples:
                         self.console.print(f"  ── shift at {shift.example}: {shift.what}")
-                self.console.print(demo_view.line(point), highlight=False)
+                self.console.print(line(point), highlight=False)
         if self.console.is_terminal:
             view.update(self._panel(url), refresh=True)
 
@@ -130,7 +130,7 @@ class Demo:
             "gain spread: from the 5 % to the 95 % quantile of p · Ctrl-C ends"
         )
         title = f"Funnel · {self.stream.name} · {url}"
-        return demo_view.panel(self.points, self.history.shifts, total, title, note)
+        return panel(self.points, self.history.shifts, total, title, note)
 
 
 class _Console(Console):

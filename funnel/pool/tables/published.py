@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from funnel.pool.backprop import expert_logits
-from funnel.pool.index import KeyIndex, Keys, Numbers
 from funnel.pool.pool import predicted
-from funnel.pool.rows import CHUNK
 from funnel.pool.sparse import arranged
+from funnel.pool.tables.index import KeyIndex, Keys, Numbers
+from funnel.pool.tables.rows import CHUNK
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,12 +30,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from funnel.pool.index import KeyIndex, Keys, Numbers
 from funnel.pool.pool import BY_INPUT, Pool
-from funnel.pool.published import Published
-from funnel.pool.rows import CHUNK, Field, Rows, scale_of
 from funnel.pool.sparse import LEAST_COLUMNS, Sparse, arranged, padded
 from funnel.pool.stacked import fresh_state
+from funnel.pool.tables.index import KeyIndex, Keys, Numbers
+from funnel.pool.tables.published import Published
+from funnel.pool.tables.rows import CHUNK, Field, Rows, scale_of
 
 KEYS, COUNTS = "table.keys", "table.counts"
 

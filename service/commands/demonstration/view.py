@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from service.commands.demo_report import Point
+from service.commands.demonstration.report import Point
 from service.monitoring.recovery import ShiftRecovery
 
 BLOCKS = "▁▂▃▄▅▆▇█"

@@ -21,7 +21,7 @@ from streams.rows.bounds import (
     SHOWN,
     check_names,
 )
-from streams.rows.flatbuffer import I8, I16, I64, U8, Table
+from streams.rows.ipc.flatbuffer import I8, I16, I64, U8, Table
 
 CONTINUES = b"\xff\xff\xff\xff"
 FILE = b"ARROW1"

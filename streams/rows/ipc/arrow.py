@@ -11,9 +11,9 @@ from streams.rows.bounds import (
     SHOWN,
     check_texts,
 )
-from streams.rows.flatbuffer import FlatbufferError
+from streams.rows.ipc.flatbuffer import FlatbufferError
+from streams.rows.ipc.messages import check_stream
 from streams.rows.labels import column_labels
-from streams.rows.messages import check_stream
 from streams.rows.rows import Chunk, Rows
 from streams.rows.table import place_of_label, rows_of
 from streams.rows.times import TIME, check_times

@@ -1,0 +1,1 @@
+"""The demonstration of `funnel demo`: what it does, shows and reports."""

@@ -1,0 +1,1 @@
+"""Arrow IPC streams: their metadata is checked before anything is decoded."""
