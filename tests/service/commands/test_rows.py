@@ -121,10 +121,10 @@ def test_a_service_of_dense_features_is_told_apart(
 def test_a_file_of_numbers_goes_as_rows_to_a_service_that_learns_rows(tmp_path: Path) -> None:
     path = tmp_path / "numbers.csv"
     path.write_text("a,b,label\n" + "".join(f"{k},{k % 3},{k % 2}\n" for k in range(200)))
-    with serving(tmp_path, **OPTIONS) as service, service.client() as client:
+    with serving(tmp_path, **OPTIONS | {"max_wait_ms": 20}) as service, service.client() as client:
         client.post("/learn", json={"row": {"a": 1, "b": 2}, "label": 0}).raise_for_status()
         assert main(["stream", str(path), "--to", service.url]) == 0
-        wait_for(lambda: client.get("/model").json()["examples_learned"] >= 200)
+        wait_for(lambda: client.get("/model").json()["examples_learned"] == 201)
 
 
 WRONG = {

@@ -22,8 +22,12 @@ def test_names_of_classes_do_not_reach_the_service(
     path.write_text("a,y\n" + "".join(f"1,{label}\n" for label in labels))
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # it answers 501 to any request
     with server, ThreadPoolExecutor(1) as answering:
-        answering.submit(server.handle_request)
-        assert main(["stream", str(path), "--to", f"http://127.0.0.1:{server.server_port}"]) == 1
+        answering.submit(server.serve_forever)
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            assert main(["stream", str(path), "--to", url]) == 1
+        finally:
+            server.shutdown()
     errors = capsys.readouterr().err
     warning = (
         "the service learns numbers, not names; send other files only if each has all of these"
