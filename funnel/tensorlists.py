@@ -139,6 +139,16 @@ def stacked_mean(stacked: Tensor, weights: Tensor) -> Tensor:
     return (weights @ _rows(stacked)).view(stacked.shape[1:])
 
 
+def weighted(values: Tensor, importance: Tensor | None) -> Tensor:
+    """Return values of n examples times the weights of the examples.
+
+    Args:
+        values: [..., n], or broadcast to that.
+        importance: the weights, fp32 [n]; None for 1.
+    """
+    return values if importance is None else values * importance
+
+
 def _rows(stacked: Tensor) -> Tensor:
     return stacked.reshape(len(stacked), -1)
 

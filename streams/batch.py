@@ -1,10 +1,11 @@
 """A batch of labelled examples and its byte format.
 
-The bytes are a safetensors file with the tensors ``features`` and ``labels``
-(https://github.com/huggingface/safetensors#format): on the wire, in the log and in files.
+The bytes are a safetensors file with the tensors ``features`` and ``labels``, and perhaps
+``weights`` (https://github.com/huggingface/safetensors#format): on the wire, in the log and in
+files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,11 @@ FEATURE_TYPES: Types = INTEGERS | {
     "U64": np.dtype("<u8"),
 }  # fmt: skip
 LABEL_TYPES: Types = INTEGERS | {"U8": np.dtype("u1")}
-KEPT = {"features": {"U8", "F16", "F32"}, "labels": {"I64"}}
-"""Types that stay as they are; other features become float32, other labels int64."""
+KEPT = {"features": {"U8", "F16", "F32"}, "labels": {"I64"}, "weights": {"F32"}}
+"""Types that stay as they are; other features and weights become float32, other labels int64."""
 EXACT = 1 << 24
 """Integers up to this magnitude are float32 too."""
-SHAPES = {"features": "[n, d]", "labels": "[n]"}
+SHAPES = {"features": "[n, d]", "labels": "[n]", "weights": "[n]"}
 BATCH = "batch"
 """Field of a log entry that holds the bytes."""
 HEADER_BYTES = 64 << 10
@@ -38,8 +39,12 @@ HEADER_BYTES = 64 << 10
 MAX_DIMENSION = 1 << 31
 """Largest dimension of a tensor. A tensor without elements may claim any; numpy takes fewer."""
 
+MAX_WEIGHT = 1e6
+"""Largest weight of an example; losses times it stay finite in float32."""
+
 Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
 
 
 def log_key(model: str) -> str:
@@ -51,7 +56,7 @@ class InvalidBatchError(FunnelError, ValueError):
     """A batch that cannot be learned or predicted.
 
     Attributes:
-        field: the part at fault, ``features`` or ``labels``, or None for the whole.
+        field: the part at fault, such as ``features`` or ``labels``, or None for the whole.
         index: the first example at fault, or None.
     """
 
@@ -72,6 +77,8 @@ class Batch:
     """[n, d]; uint8 0…255 stands for [0, 1]; float16 and float32 stand for themselves."""
     labels: Labels
     """int64 [n], from 0."""
+    weights: Weights | None = None
+    """How much each example counts when it is learned, float32 [n], in 0…MAX_WEIGHT; None for 1."""
 
     def __len__(self) -> int:
         """Return the number of examples, n."""
@@ -79,25 +86,29 @@ class Batch:
 
     def part(self, start: int, stop: int) -> "Batch":
         """Return the examples from ``start`` up to ``stop``, without a copy."""
-        return Batch(self.features[start:stop], self.labels[start:stop])
+        weights = None if self.weights is None else self.weights[start:stop]
+        return Batch(self.features[start:stop], self.labels[start:stop], weights)
 
     def to_bytes(self) -> bytes:
         """Return the safetensors file."""
-        return save({name: np.ascontiguousarray(getattr(self, name)) for name in SHAPES})
+        found = {name: getattr(self, name) for name in SHAPES}
+        return save({k: np.ascontiguousarray(v) for k, v in found.items() if v is not None})
 
 
 def decode(raw: bytes) -> Batch:
     """Return the batch in a safetensors file; its values are not checked (`check` does that).
 
-    Features of float64 and of integers other than uint8 become float32, labels become int64.
+    Features of float64 and of integers other than uint8 become float32, as weights do, and labels
+    become int64.
 
     Raises:
         InvalidBatchError: the bytes are not such a file, or have other tensors, dtypes or numbers
             of dimensions, no elements, or a dimension above MAX_DIMENSION; or a feature is a finite
             number beyond float32, or an integer that float32 cannot hold.
     """
-    tensors = _tensors(raw, {"features": FEATURE_TYPES, "labels": LABEL_TYPES})
-    return Batch(tensors["features"], tensors["labels"])
+    expected = {"features": FEATURE_TYPES, "labels": LABEL_TYPES}
+    tensors = _tensors(raw, expected, {"weights": FEATURE_TYPES})
+    return Batch(tensors["features"], tensors["labels"], tensors.get("weights"))
 
 
 def decode_features(raw: bytes) -> Features:
@@ -114,7 +125,7 @@ def check(batch: Batch, width: int, classes: int) -> None:
 
     Raises:
         InvalidBatchError: features are not [n, width] and finite, labels not [n] in
-            [0, classes), or n is 0.
+            [0, classes), weights not [n] in [0, MAX_WEIGHT], or n is 0.
     """
     check_features(batch.features, width)
     labels = batch.labels
@@ -129,6 +140,31 @@ def check(batch: Batch, width: int, classes: int) -> None:
         index = int(outside.argmax())
         raise InvalidBatchError(
             f"label {labels[index]} is outside 0…{classes - 1}", "labels", index
+        )
+    if batch.weights is not None:
+        check_weights(batch.weights, len(labels))
+
+
+def check_weights(weights: npt.NDArray[np.floating[Any]], examples: int) -> None:
+    """Check weights.
+
+    Args:
+        weights: of any shape.
+        examples: how many examples there are.
+
+    Raises:
+        InvalidBatchError: they are not [examples], or one is outside 0…MAX_WEIGHT.
+    """
+    if weights.shape != (examples,):
+        raise InvalidBatchError(
+            f"weights have shape {list(weights.shape)}, expected [{examples}], one an example",
+            "weights",
+        )
+    is_fine = (weights >= 0) & (weights <= MAX_WEIGHT)
+    if not is_fine.all():
+        index = int(is_fine.argmin())
+        raise InvalidBatchError(
+            f"weight {weights[index]:g} is outside 0…{MAX_WEIGHT:,.0f}", "weights", index
         )
 
 
@@ -159,8 +195,21 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     return Batch(
-        join_features([b.features for b in batches]), np.concatenate([b.labels for b in batches])
+        join_features([b.features for b in batches]),
+        np.concatenate([b.labels for b in batches]),
+        join_weights([(b.weights, len(b)) for b in batches]),
     )
+
+
+def join_weights(parts: Sequence[tuple[Weights | None, int]]) -> Weights | None:
+    """Join weights of parts, or return None if no part has any.
+
+    Args:
+        parts: the weights of each, and its number of examples.
+    """
+    if all(weights is None for weights, _ in parts):
+        return None
+    return np.concatenate([np.ones(n, np.float32) if w is None else w for w, n in parts])
 
 
 def join_features(parts: Sequence[Features]) -> Features:
@@ -199,7 +248,23 @@ def _singles(features: Features) -> Features:
     return singles
 
 
-def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[Any]]:
+def _single_weights(weights: npt.NDArray[Any]) -> Weights:
+    """Return weights as float32; one that is too large becomes infinite, which is refused."""
+    with np.errstate(over="ignore"):
+        return weights.astype(np.float32)
+
+
+CONVERSIONS: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+    "features": _singles,
+    "labels": lambda labels: labels.astype(np.int64),
+    "weights": _single_weights,
+}
+"""From the other types to those that are kept."""
+
+
+def _tensors(
+    raw: bytes, expected: dict[str, Types], optional: dict[str, Types] | None = None
+) -> dict[str, npt.NDArray[Any]]:
     if (length := int.from_bytes(raw[:8], "little")) > HEADER_BYTES:
         raise InvalidBatchError(
             f"not a safetensors file of a batch: its header has {length} bytes, at most "
@@ -209,6 +274,7 @@ def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[An
         found = dict(deserialize(raw))
     except (SafetensorError, ValueError, OverflowError) as error:
         raise InvalidBatchError(f"not a safetensors file: {error}") from error
+    expected = expected | {k: types for k, types in (optional or {}).items() if k in found}
     if found.keys() != expected.keys():
         message = f"expected the tensors {sorted(expected)}, got {sorted(found)[:8]}"
         raise InvalidBatchError(message, min(expected.keys() - found.keys(), default=None))
@@ -231,6 +297,6 @@ def _tensors(raw: bytes, expected: dict[str, Types]) -> dict[str, npt.NDArray[An
             raise InvalidBatchError(f"the batch has no examples: {name} have shape {shape}", name)
         array = np.frombuffer(tensor["data"], types[kind]).reshape(shape)
         if kind not in KEPT[name]:
-            array = _singles(array) if name == "features" else array.astype(np.int64)
+            array = CONVERSIONS[name](array)
         tensors[name] = array
     return tensors

@@ -1,5 +1,6 @@
 """Batches written as JSON or NDJSON, for people and for languages without safetensors."""
 
+from collections.abc import Set
 from io import BytesIO
 from struct import Struct
 from struct import error as StructError
@@ -8,7 +9,15 @@ from typing import Any
 import numpy as np
 import orjson
 
-from streams.batch import Batch, Features, InvalidBatchError, Labels, TooManyError
+from streams.batch import (
+    Batch,
+    Features,
+    InvalidBatchError,
+    Labels,
+    TooManyError,
+    Weights,
+    check_weights,
+)
 
 NUMBER = {int, float}
 INT64 = range(-(1 << 63), 1 << 63)
@@ -20,7 +29,8 @@ MAX_LISTS = 1 << 17
 def from_json(raw: bytes, width: int | None = None) -> Batch:
     """Read ``{"features": [[…], …], "labels": [3, …]}``; features become float32.
 
-    One example may be ``{"features": […], "label": 3}``.
+    One example may be ``{"features": […], "label": 3}``. ``weights``, or ``weight``, may be there
+    too.
 
     Numbers are read strictly: no booleans, no strings, no NaN, nothing that float32 cannot hold.
 
@@ -32,12 +42,37 @@ def from_json(raw: bytes, width: int | None = None) -> Batch:
         InvalidBatchError: the document is not a batch; message, field and index say why.
         MemoryError: the document is too large to parse.
     """
-    document = _object(raw, {"features", "labels"}, {"features", "label"})
-    rows, labels = document["features"], document.get("labels")
-    if "label" in document:
+    many, one = {"features", "labels"}, {"features", "label"}
+    document = _object(raw, many, one, {"weights"}, {"weight"})
+    rows, labels, weights = document["features"], document.get("labels"), document.get("weights")
+    if "labels" not in document:
         rows, labels = [rows], [document["label"]]
+        weights = [document["weight"]] if "weight" in document else None
     features = _features(rows, _may_hold_booleans(raw), width)
-    return Batch(features, _labels(labels, len(features)))
+    labels = _labels(labels, len(features))
+    has_weights = not document.keys().isdisjoint({"weights", "weight"})
+    return Batch(features, labels, weights_of(weights, len(labels)) if has_weights else None)
+
+
+def weights_of(values: object, examples: int) -> Weights:
+    """Return weights of JSON, float32 [examples].
+
+    Args:
+        values: should be a list of numbers.
+        examples: how many examples there are.
+
+    Raises:
+        InvalidBatchError: they are not numbers, or as for `streams.batch.check_weights`.
+    """
+    if type(values) is not list:
+        raise InvalidBatchError("weights must be a list of numbers", "weights")
+    for index, value in enumerate(values):
+        if type(value) not in NUMBER:
+            message = f"a weight must be a number, not {_json_name(type(value))}"
+            raise InvalidBatchError(message, "weights", index)
+    weights = np.array(values, np.float64)
+    check_weights(weights, examples)
+    return weights.astype(np.float32)
 
 
 def features_from_json(raw: bytes, width: int | None = None) -> Features:
@@ -57,31 +92,47 @@ def features_from_json(raw: bytes, width: int | None = None) -> Features:
 def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
     """Read one ``{"features": […], "label": 3}`` a line; blank lines are skipped.
 
-    Arguments as for `from_json`.
+    A line may have a ``weight``, too; in the others it is 1. Arguments as for `from_json`.
 
     Raises:
         InvalidBatchError: as for `from_json`; the index counts examples.
     """
     rows: list[Any] = []
     labels: list[Any] = []
-    booleans = False
+    weights: list[Any] = []
+    booleans = has_weights = False
     for line in BytesIO(raw):
         if not line.strip():
             continue
         if len(rows) == MAX_LISTS:
             raise TooManyError(f"more than {MAX_LISTS} examples; send several requests")
         try:
-            example = _object(line, {"features", "label"})
+            example = _object(line, {"features", "label"}, allowed={"weight"})
         except InvalidBatchError as error:
             raise InvalidBatchError(str(error), error.field, len(rows)) from error
         booleans = booleans or _may_hold_booleans(line)
         rows.append(example["features"])
         labels.append(example["label"])
-    return Batch(_features(rows, booleans, width), _labels(labels, len(rows)))
+        weights.append(example.get("weight", 1.0))
+        has_weights = has_weights or "weight" in example
+    found = weights_of(weights, len(rows)) if has_weights else None
+    return Batch(_features(rows, booleans, width), _labels(labels, len(rows)), found)
 
 
-def _object(raw: bytes, keys: set[str], of_one: set[str] | None = None) -> dict[str, Any]:
-    """Return an object with these keys, or with those of one example if it has a ``label``."""
+def _object(
+    raw: bytes,
+    keys: set[str],
+    of_one: set[str] | None = None,
+    allowed: Set[str] = frozenset(),
+    allowed_of_one: Set[str] = frozenset(),
+) -> dict[str, Any]:
+    """Return an object with these keys, or with those of one example if it has a ``label``.
+
+    Args:
+        raw: the document.
+        keys, of_one: what it must have.
+        allowed, allowed_of_one: what it may have.
+    """
     if len(raw) > MAX_LISTS and _lists(raw) > MAX_LISTS:
         raise TooManyError(f"more than {MAX_LISTS} lists and objects; send several requests")
     try:
@@ -93,13 +144,14 @@ def _object(raw: bytes, keys: set[str], of_one: set[str] | None = None) -> dict[
     if type(document) is not dict:
         raise InvalidBatchError(f"expected an object with {_names(keys)}")
     if of_one is not None and "label" in document and "labels" not in document:
-        keys = of_one
+        keys, allowed = of_one, allowed_of_one
     if missing := keys - document.keys():
         field = min(missing)
         raise InvalidBatchError(f"the field {field!r} is missing", field)
-    if unknown := document.keys() - keys:
+    if unknown := document.keys() - keys - allowed:
         field = min(unknown)
-        message = f"unknown field {field[:40]!r}, expected {_names(keys)}"
+        may = f", and perhaps {_names(allowed)}" if allowed else ""
+        message = f"unknown field {field[:40]!r}, expected {_names(keys)}{may}"
         raise InvalidBatchError(message, field[:40])
     return document
 
@@ -111,7 +163,11 @@ def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
         return InvalidBatchError(f"not JSON: {error}")
     rest, _, there = before.rpartition('"')  # only keys are text
     key = rest.rpartition('"')[2]
-    index = {"features": there.count("[") - 2, "labels": there.count(",")}.get(key, -1)
+    index = {
+        "features": there.count("[") - 2,
+        "labels": there.count(","),
+        "weights": there.count(","),
+    }.get(key, -1)
     return InvalidBatchError(
         f"numbers must be finite; JSON has no NaN and no infinity: {error}",
         key[:40] or None,
@@ -211,7 +267,7 @@ def _labels(labels: Any, count: int) -> Labels:
     return np.array(labels, dtype=np.int64)
 
 
-def _names(keys: set[str]) -> str:
+def _names(keys: Set[str]) -> str:
     return " and ".join(repr(key) for key in sorted(keys))
 
 

@@ -186,8 +186,8 @@ def _request(batch: "AnyBatch") -> tuple[bytes, str, dict[str, str]]:
     from streams.rows.ipc.arrow import to_ipc
 
     [chunk] = batch.chunks
-    content, label = to_ipc(chunk)
-    return content, "application/vnd.apache.arrow.stream", {"label": label}
+    content, query = to_ipc(chunk)
+    return content, "application/vnd.apache.arrow.stream", query
 
 
 def _without_secrets(url: str) -> str:

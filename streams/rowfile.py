@@ -20,7 +20,7 @@ import pyarrow.parquet
 from streams.batch import InvalidBatchError
 from streams.rows.delimited import columns_of, from_file
 from streams.rows.ipc.arrow import from_ipc
-from streams.rows.labels import labelled
+from streams.rows.labels import labelled, weighted
 from streams.rows.records import from_json
 from streams.rows.rows import Chunk, Rows, join
 from streams.sources.delimited import opened
@@ -66,13 +66,16 @@ class RowFile:
         )
 
 
-def read(path: str, label: str | None = None, drop: Sequence[str] = ()) -> RowFile:
+def read(
+    path: str, label: str | None = None, drop: Sequence[str] = (), weight: str | None = None
+) -> RowFile:
     """Read a whole file.
 
     Args:
         path: of a file of one of the kinds that the module names, or ``-``.
         label: name of the column of the labels; by default LABEL, otherwise the last column.
         drop: columns to remove.
+        weight: name of the column of the weights; None for no weights.
 
     Raises:
         TableError: the file cannot be read, or is no table of labelled rows.
@@ -80,6 +83,7 @@ def read(path: str, label: str | None = None, drop: Sequence[str] = ()) -> RowFi
     name = "standard input" if path == STANDARD_INPUT else Path(path).name
     try:
         rows, label = _read(path, label)
+        rows = rows if weight is None else weighted(rows, weight)
         return RowFile(name, _without(rows, drop), label)
     except (TableError, InvalidBatchError) as error:
         index = getattr(error, "index", None)
@@ -172,5 +176,5 @@ def _without(rows: Rows, drop: Sequence[str]) -> Rows:
     kept = []
     for chunk in rows.chunks:
         stay = [name for name in chunk.columns.schema.names if name not in drop]
-        kept.append(Chunk(chunk.columns.select(stay), chunk.labels))
+        kept.append(Chunk(chunk.columns.select(stay), chunk.labels, chunk.weights))
     return Rows(tuple(kept))

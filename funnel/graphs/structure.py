@@ -1,7 +1,8 @@
 """Typed results of traces and captures: tuples of tensors, taken apart and put together again.
 
-A trace and a CUDA graph know flat tuples of tensors alone. Here a value is a tensor, or a list, a
-tuple or a named tuple of values.
+A trace and a CUDA graph know flat tuples of tensors alone. Here a value is a tensor or None, or a
+list, a tuple or a named tuple of values. Two calls of one function whose tensors have the same
+shapes must have None in the same places.
 
     >>> tensors, build = taken_apart((torch.tensor(1), [torch.tensor(2), torch.tensor(3)]))
     >>> build([t + 1 for t in tensors])
@@ -28,6 +29,8 @@ def flat(value: object) -> list[Tensor]:
         return [value]
     if isinstance(value, (list, tuple)):
         return [tensor for part in value for tensor in flat(part)]
+    if value is None:
+        return []
     raise TypeError(f"expected tensors, and lists and tuples of them, got {value!r}")
 
 
@@ -41,13 +44,15 @@ def _shape(value: object) -> Any:
     """Return None for a tensor, and otherwise the type with the shapes of the parts."""
     if isinstance(value, (list, tuple)):
         return type(value), [_shape(part) for part in value]
-    return None
+    return (type(None), []) if value is None else None
 
 
 def _built(shape: Any, tensors: Iterator[Tensor]) -> Any:
     if shape is None:
         return next(tensors)
     kind, parts = shape
+    if kind is type(None):
+        return None
     if not any(parts):
         built: list[Any] = list(islice(tensors, len(parts)))
     else:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from funnel.pool.sparse import Inputs, gradient, product
+from funnel.tensorlists import weighted
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 """Weight [K, out, in] and bias [K, out] of each layer in turn."""
@@ -68,7 +69,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def differentiate_experts(
-    parameters: Sequence[Tensor], inputs: Inputs, labels: Tensor
+    parameters: Sequence[Tensor], inputs: Inputs, labels: Tensor, importance: Tensor | None = None
 ) -> Differentiated:
     """Score and differentiate a batch with K experts.
 
@@ -76,6 +77,7 @@ def differentiate_experts(
         parameters: weight [K, out, in] and bias [K, out] of each layer in turn.
         inputs: n of them.
         labels: int64 [n].
+        importance: weights of the examples, fp32 [n]; None for 1.
     """
     layers = _layers(parameters)
     outputs = _forward(layers, inputs)
@@ -83,8 +85,10 @@ def differentiate_experts(
     log_odds = logits.log_softmax(dim=1)
     losses = _own_losses(log_odds, labels)
     probabilities = log_odds.exp_()
-    gradients = _backward(layers, inputs, outputs, _error(probabilities.clone(), labels))
-    return Differentiated(logits.mT, probabilities.mT, losses, losses.mean(dim=-1), gradients)
+    error = weighted(_error(probabilities.clone(), labels), importance)
+    gradients = _backward(layers, inputs, outputs, error)
+    training = weighted(losses, importance).mean(dim=-1)
+    return Differentiated(logits.mT, probabilities.mT, losses, training, gradients)
 
 
 def affine_gradients(
@@ -96,7 +100,7 @@ def affine_gradients(
         layers: weight and bias of each, concatenated, [K, out, in + 1].
         inputs: of features + 1 columns; the last is 1.
         targets: the labels as `one_hot` returns them, [classes, n].
-        share: factor of each expert's losses before they are summed, [K, 1, 1].
+        share: factor of each expert's losses before they are summed, [K, 1, 1] or [K, 1, n].
     """
     first, *deeper = layers
     wide = first.flatten(0, 1)

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from funnel.checks import check_number
+from funnel.tensorlists import weighted
 
 RATE = 0.2
 """η, in 1 / nat."""
@@ -88,22 +89,25 @@ class FixedShare:
             "log_rate_weights": self.log_rate_weights,
         }
 
-    def update(self, losses: Tensor, healthy: Tensor, keep: Tensor) -> None:
+    def update(
+        self, losses: Tensor, healthy: Tensor, keep: Tensor, importance: Tensor | None = None
+    ) -> None:
         """Take the losses of a batch.
 
         Args:
             losses: of each expert and example [K, n], in nats.
             healthy: bool [K]; any other expert keeps only its share of the others' weight.
             keep: bool, 0-dim; where it is False nothing changes.
+            importance: weights of the examples, fp32 [n]; None for 1.
         """
         if len(self.log_weights) == 1:
             return  # one expert has all the weight
         n = losses.shape[1]
         log_weights = self.log_weights_at
-        mixtures = mixed_losses(log_weights, losses, healthy).sum(dim=1)
+        mixtures = weighted(mixed_losses(log_weights, losses, healthy), importance).sum(dim=1)
         log_rates = (self.log_rate_weights - self.rate * mixtures).log_softmax(dim=0)
         log_rates = _shared(log_rates, n * self.log_rates_kept)
-        own = losses.sum(dim=1)
+        own = weighted(losses, importance).sum(dim=1)
         evidence = torch.where(healthy, log_weights - self.rate * own, -math.inf)
         log_weights = _shared(evidence.log_softmax(dim=1), n * self.log_kept)
         mixture = torch.logsumexp(log_rates[:, None] + log_weights, dim=0)

@@ -14,8 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from funnel.pool.backprop import Differentiated, differentiate_experts, expert_logits, is_perceptron
+from funnel.pool.backprop import (
+    Differentiated,
+    differentiate_experts,
+    expert_logits,
+    is_perceptron,
+)
 from funnel.pool.sparse import Inputs
+from funnel.tensorlists import weighted
 
 logger = logging.getLogger("funnel")
 
@@ -82,24 +88,35 @@ class Experts:
         return torch.stack(each)
 
     def differentiate(
-        self, parameters: Tensors, buffers: Tensors, inputs: Inputs, labels: Tensor
+        self,
+        parameters: Tensors,
+        buffers: Tensors,
+        inputs: Inputs,
+        labels: Tensor,
+        importance: Tensor | None = None,
     ) -> Differentiated:
-        """Score and differentiate n inputs with labels [n]; ``buffers`` may change.
+        """Score and differentiate n inputs; ``buffers`` may change.
+
+        Args:
+            parameters, buffers: of all experts.
+            inputs: n of them.
+            labels: int64 [n].
+            importance: weights of the examples, fp32 [n]; None for 1.
 
         Raises:
             TypeError: the inputs are sparse, and the module is not plain.
         """
         if self.is_plain:
-            return differentiate_experts(list(parameters.values()), inputs, labels)
+            return differentiate_experts(list(parameters.values()), inputs, labels, importance)
         inputs = _written_out(inputs)
         logits = self.logits(parameters, buffers, inputs)
         log_odds = logits.log_softmax(dim=-1)
         losses = -log_odds.gather(-1, labels[:, None].expand(*log_odds.shape[:-1], 1))[..., 0]
         self.module.train()
         if self.is_vectorized:
-            training, gradients = self._vectorized(parameters, buffers, inputs, labels)
+            training, gradients = self._vectorized(parameters, buffers, inputs, labels, importance)
         else:
-            training, gradients = self._one_by_one(parameters, buffers, inputs, labels)
+            training, gradients = self._one_by_one(parameters, buffers, inputs, labels, importance)
         return Differentiated(logits, log_odds.exp_(), losses, training, gradients)
 
     def _vmap_can(self, features: int) -> bool:
@@ -136,30 +153,48 @@ class Experts:
         return logits
 
     def _loss(
-        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor
+        self,
+        parameters: Tensors,
+        buffers: Tensors,
+        inputs: Tensor,
+        labels: Tensor,
+        importance: Tensor | None = None,
     ) -> Tensor:
-        return F.cross_entropy(self._call(parameters, buffers, inputs), labels)
+        logits = self._call(parameters, buffers, inputs)
+        if importance is None:
+            return F.cross_entropy(logits, labels)
+        return weighted(F.cross_entropy(logits, labels, reduction="none"), importance).mean()
 
     def _vectorized(
-        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor
+        self,
+        parameters: Tensors,
+        buffers: Tensors,
+        inputs: Tensor,
+        labels: Tensor,
+        importance: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         each = grad_and_value(self._loss)
-        dims = (0, 0, self._inputs_in, None)
+        dims = (0, 0, self._inputs_in, None, None)
         of_all = vmap(each, in_dims=dims, randomness="different")
         if self._inputs_in is not None:
             inputs = inputs.expand(self.count, *inputs.shape)
-        gradients, losses = of_all(parameters, buffers, inputs, labels)
+        gradients, losses = of_all(parameters, buffers, inputs, labels, importance)
         return losses, list(gradients.values())
 
     def _one_by_one(
-        self, parameters: Tensors, buffers: Tensors, inputs: Tensor, labels: Tensor
+        self,
+        parameters: Tensors,
+        buffers: Tensors,
+        inputs: Tensor,
+        labels: Tensor,
+        importance: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         losses, gradients = [], []
         for k in range(self.count):
             own, own_buffers = self._of(k, parameters, buffers)
             with torch.enable_grad():
                 leaves = {name: p.detach().requires_grad_() for name, p in own.items()}
-                loss = self._loss(leaves, own_buffers, inputs, labels)
+                loss = self._loss(leaves, own_buffers, inputs, labels, importance)
                 found = torch.autograd.grad(
                     loss, list(leaves.values()), allow_unused=True, materialize_grads=True
                 )

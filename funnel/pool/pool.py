@@ -71,7 +71,10 @@ class Scored(NamedTuple):
     healthy: Tensor
     """True if an expert's losses and gradient are finite, bool [K]."""
     gradients: list[Tensor]
-    """Gradients of each expert's mean loss, [K, …], one for each parameter tensor."""
+    """Gradients of each expert's mean loss, [K, …], one for each parameter tensor; with weights,
+    they are those of Σ w ℓ / n."""
+    importance: Tensor | None = None
+    """Weights of the examples, fp32 [n]; None for 1."""
 
 
 class Decision(NamedTuple):
@@ -82,6 +85,8 @@ class Decision(NamedTuple):
     renewal, and for all experts if the batch changes nothing."""
     gradients: list[Tensor]
     """Capped gradients, [K, …], one for each parameter tensor."""
+    importance: Tensor | None = None
+    """Weights of the examples, fp32 [n]; None for 1."""
 
 
 class PoolTelemetry(TypedDict):
@@ -239,14 +244,16 @@ class Pool:
         return predicted(self.mixing.log_weights, logits)
 
     @torch.no_grad()
-    def score(self, inputs: Inputs, labels: Tensor) -> Scored:
+    def score(self, inputs: Inputs, labels: Tensor, importance: Tensor | None = None) -> Scored:
         """Score a batch with the weights as they are, and differentiate it.
 
         Args:
             inputs: fp32 [n, features], or sparse if the module is plain.
             labels: int64 [n].
+            importance: weights of the examples, fp32 [n], finite and not below 0; None for 1. An
+                example of weight 0 is scored, and nothing is learned from it.
         """
-        found = self.models.differentiate(self.parameters, self.buffers, inputs, labels)
+        found = self.models.differentiate(self.parameters, self.buffers, inputs, labels, importance)
         norm = norms_of(found.gradients)
         healthy = torch.isfinite(norm + found.training_losses + found.losses.sum(dim=1))
         log_weights = self.mixing.log_weights
@@ -259,6 +266,7 @@ class Pool:
             norm,
             healthy,
             found.gradients,
+            importance,
         )
 
     @torch.no_grad()
@@ -273,14 +281,15 @@ class Pool:
         keep = keep & scored.healthy.any()
         learned = scored.healthy & keep
         if not self.renewal.is_idle:
-            self.renewal.update(scored.expert_losses, self._log_classes(scored), learned)
+            log_classes = self._log_classes(scored)
+            self.renewal.update(scored.expert_losses, log_classes, learned, scored.importance)
             learned = learned & ~self.renewal.due()
-        self.mixing.update(scored.expert_losses, scored.healthy, keep)
+        self.mixing.update(scored.expert_losses, scored.healthy, keep, scored.importance)
         factor = torch.where(learned, self.cap.factor(scored.norms), math.nan)
         for gradient in scored.gradients:
             gradient.mul_(column(factor, gradient))
         self.cap.update(scored.norms, learned)
-        return Decision(factor, scored.gradients)
+        return Decision(factor, scored.gradients, scored.importance)
 
     @torch.no_grad()
     def update(self, inputs: Inputs, labels: Tensor, decision: Decision) -> None:
@@ -294,17 +303,17 @@ class Pool:
             labels: int64 [n].
             decision: as `decide` returned it.
         """
-        if self.execution.on_host and self._all_learn(inputs, labels, decision.factor):
-            self.alignment = self._take(decision.gradients)
+        factor, gradients, importance = decision
+        if self.execution.on_host and self._all_learn(inputs, labels, factor, importance):
+            self.alignment = self._take(gradients)
             return
-        factor, gradients = decision
         if not self.renewal.is_idle:
             due = self.renewal.due()
             self.renewal.forget(due)
             self._start_again(due)
             factor = torch.where(due, 1.0, factor)
             gradients = [torch.where(column(due, g), 0.0, g) for g in gradients]
-        learns = _walk(self, inputs, labels, factor)
+        learns = _walk(self, inputs, labels, factor, importance)
         last = _take(self, gradients, learns=learns)
         if len(self.experts) > 1:
             diverged = ~learns & learns.any()
@@ -346,10 +355,12 @@ class Pool:
         self.restart.from_the_start(which)
         self.classes.bias.masked_fill_(closed, CLOSED)
 
-    def _all_learn(self, inputs: Inputs, labels: Tensor, factor: Tensor) -> bool:
+    def _all_learn(
+        self, inputs: Inputs, labels: Tensor, factor: Tensor, importance: Tensor | None
+    ) -> bool:
         """Take the walks of a batch, and return whether all experts learn it; read on the host."""
         if self.walks:
-            return bool(self._walk(inputs, labels, factor).all())
+            return bool(self._walk(inputs, labels, factor, importance).all())
         return not bool(factor.isnan().any())
 
     @torch.no_grad()
@@ -424,11 +435,13 @@ def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
     return mixture.clamp(max=1.0)  # of rounded weights
 
 
-def _walk(pool: Pool, inputs: Inputs, labels: Tensor, factor: Tensor) -> Tensor:
+def _walk(
+    pool: Pool, inputs: Inputs, labels: Tensor, factor: Tensor, importance: Tensor | None
+) -> Tensor:
     """Take all walks through the batch, and return which experts learn it, bool [K]."""
     learns = ~factor.isnan()
     for walk in pool.walks:
-        learns[walk.own] &= walk.take(inputs, labels, factor)
+        learns[walk.own] &= walk.take(inputs, labels, factor, importance)
     return learns
 
 

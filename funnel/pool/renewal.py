@@ -27,6 +27,7 @@ from torch import Tensor
 
 from funnel.inner.interface import StateLists
 from funnel.pool.stacked import Grouped, column
+from funnel.tensorlists import weighted
 
 LIMIT = 30.0
 """Nats of S at which an expert is renewed: a chance of e^-30 if it knew nothing at all."""
@@ -52,15 +53,22 @@ class Renewal:
         """Return which experts are due for renewal, bool [K]."""
         return self.excess > LIMIT
 
-    def update(self, losses: Tensor, log_classes: Tensor | float, keep: Tensor) -> None:
+    def update(
+        self,
+        losses: Tensor,
+        log_classes: Tensor | float,
+        keep: Tensor,
+        importance: Tensor | None = None,
+    ) -> None:
         """Take the losses of a batch.
 
         Args:
             losses: of each expert and example, [K, n], in nats.
             log_classes: log C of the classes that are open, in nats; a tensor has one element.
             keep: which experts' losses count, bool [K].
+            importance: weights of the examples, fp32 [n]; None for 1.
         """
-        worse = (losses - log_classes).sum(dim=1)
+        worse = weighted(losses - log_classes, importance).sum(dim=1)
         counts = keep & self.renews & ((self.excess >= 0.0) | (worse < 0.0))
         moved = (self.excess + worse).clamp_(min=0.0)
         self.excess.copy_(torch.where(counts, moved, self.excess))

@@ -22,6 +22,7 @@ from funnel.pool.backprop import affine_gradients, one_hot
 from funnel.pool.expert import Expert
 from funnel.pool.sparse import Inputs, pieces, with_ones
 from funnel.pool.stacked import Grouped, column, norms_of, runs_of
+from funnel.tensorlists import weighted
 from funnel.update import State
 
 
@@ -72,13 +73,16 @@ class Walk:
         """Return the tensors in which it walks."""
         return [*self.weights, *self.total, *chain.from_iterable(self.moved.values())]
 
-    def take(self, inputs: Inputs, labels: Tensor, factor: Tensor) -> Tensor:
+    def take(
+        self, inputs: Inputs, labels: Tensor, factor: Tensor, importance: Tensor | None = None
+    ) -> Tensor:
         """Walk through a batch, and return which walks ended finite, bool [own experts].
 
         Args:
             inputs: n of them.
             labels: int64 [n].
             factor: of the gradients of each expert, [K]; NaN where it does not learn the batch.
+            importance: weights of the examples, fp32 [n]; None for 1.
         """
         own, state = self.own, self._state
         scaled = lists.mul([s[own].exp() for s in state.log_scale], self.lr)
@@ -113,10 +117,12 @@ class Walk:
         parts = zip(
             pieces(with_ones(inputs, self._features), count),
             one_hot(labels, self.weights[-1].shape[1]).tensor_split(count, dim=1),
+            [None] * count if importance is None else importance.tensor_split(count),
             strict=True,
         )
-        for number, (some, targets) in enumerate(parts):
-            gradients = affine_gradients(self.weights, some, targets, shares[len(targets[0])])
+        for number, (some, targets, own_importance) in enumerate(parts):
+            share = weighted(shares[len(targets[0])], own_importance)
+            gradients = affine_gradients(self.weights, some, targets, share)
             for run in runs:
                 run.step([g[run.own] for g in gradients], number)
         return torch.isfinite(norms_of(self.total))

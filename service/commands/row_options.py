@@ -33,6 +33,11 @@ def add_rows(parser: argparse.ArgumentParser, kinds: bool = True) -> None:
         metavar="COLUMNS",
         help="columns to remove, with commas",
     )
+    group.add_argument(
+        "--weight",
+        metavar="COLUMN",
+        help="column of weights: how much each row counts when it is learned [1]",
+    )
     if not kinds:
         parser.set_defaults(time=None, kind=[])
         return
@@ -63,7 +68,7 @@ def kinds_of(options: argparse.Namespace) -> dict[str, str]:
 
 def has_row_options(options: argparse.Namespace) -> bool:
     """Return whether options ask for rows."""
-    return bool(options.drop or options.time or options.kind)
+    return bool(options.drop or options.weight or options.time or options.kind)
 
 
 def rows_of(path: str, options: argparse.Namespace) -> "RowFile":
@@ -74,7 +79,7 @@ def rows_of(path: str, options: argparse.Namespace) -> "RowFile":
     """
     from streams import rowfile
 
-    return rowfile.read(path, options.label, options.drop)
+    return rowfile.read(path, options.label, options.drop, options.weight)
 
 
 def schema_of(file: "RowFile", kinds: dict[str, str]) -> "Schema":

@@ -28,18 +28,22 @@ class Upload:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return inputs, fp32 [n, d] with uint8 scaled to [0, 1], and labels, int64 [n]."""
-        features, labels = torch.from_numpy(batch.features), torch.from_numpy(batch.labels)
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return inputs, fp32 [n, d] with uint8 scaled to [0, 1], labels, int64 [n], and weights,
+        fp32 [n], or None."""
+        arrays = (batch.features, batch.labels, batch.weights)
+        held = [torch.from_numpy(array) for array in arrays if array is not None]
         if self._stream is None:
-            return scaled(features.to(self.device)), labels.to(self.device)
+            features, labels, *weights = (tensor.to(self.device) for tensor in held)
+            return scaled(features), labels, weights[0] if weights else None
         with torch.cuda.stream(self._stream):
-            copies = [t.pin_memory().to(self.device, non_blocking=True) for t in (features, labels)]
+            copies = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in held]
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
         for copy in copies:
             copy.record_stream(current)
-        return scaled(copies[0]), copies[1]
+        features, labels, *weights = copies
+        return scaled(features), labels, weights[0] if weights else None
 
 
 def labelled(encoded: Encoded) -> Encoded:
@@ -55,6 +59,7 @@ def labelled(encoded: Encoded) -> Encoded:
         keys=encoded.keys[kept],
         values=encoded.values[kept],
         labels=encoded.labels[known],
+        weights=None if encoded.weights is None else encoded.weights[known],
     )
 
 

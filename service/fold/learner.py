@@ -207,7 +207,9 @@ class Learner:
         if self.table is not None and chosen.rows is not None:
             self.table.scatter(chosen.rows, chosen.learner.pool)
 
-    def score(self, prepared: Inputs, labels: Tensor) -> ScoredBatch:
+    def score(
+        self, prepared: Inputs, labels: Tensor, importance: Tensor | None = None
+    ) -> ScoredBatch:
         """Score and differentiate a batch with the weights as they are.
 
         A user's module may hold randomness and buffers, and may raise. Whatever it raises for its
@@ -216,16 +218,17 @@ class Learner:
         Args:
             prepared: fp32 [n, d].
             labels: int64 [n].
+            importance: weights of the examples, fp32 [n]; None for 1.
 
         Raises:
             RuntimeError, MemoryError, OSError: the machine failed, not the module; another try may
                 succeed.
         """
         if self.is_plain:
-            return self._scored(self.pool.score(prepared, labels), [])
+            return self._scored(self.pool.score(prepared, labels, importance), [])
         before = [buffer.clone() for buffer in self.pool.buffers.values()]
         try:
-            scored = self.pool.score(prepared, labels)
+            scored = self.pool.score(prepared, labels, importance)
         except (Exception, SystemExit) as error:  # a user's code may raise anything
             if networks.is_of_machine(error):
                 for buffer, old in zip(self.pool.buffers.values(), before, strict=True):

@@ -127,10 +127,10 @@ class Fold:
             if isinstance(batch, Rows):
                 keep, accuracy, loss = self._learn_rows(batch)
             else:
-                inputs, labels = self._upload(batch)
+                inputs, labels, weights = self._upload(batch)
                 if state.spec.standardize and state.examples == 0:
                     state.standardizer.start(inputs)
-                keep, accuracy, loss = self._learn(inputs, labels)
+                keep, accuracy, loss = self._learn(inputs, labels, weights)
             state.version += 1
             state.examples += len(batch)
             if self.execution.on_host:
@@ -180,13 +180,16 @@ class Fold:
             dense = filled(dense, state.standardizer)
             state.standardizer.start_blank(dense)
         labels = torch.from_numpy(encoded.labels).to(state.device)
+        weights = None
+        if encoded.weights is not None:
+            weights = torch.from_numpy(encoded.weights).to(state.device)
         chosen = {name: learner.choose(encoded) for name, learner in state.learners().items()}
         learners = {name: one.learner for name, one in chosen.items()}
         pools = tuple(id(learner.pool) for learner in learners.values())
         if (passes := self._compact.get(pools)) is None:
             passes = self._compact[pools] = Passes(state, learners, self.execution)
         entries = {name: one.entries for name, one in chosen.items()}
-        outcome = self.learn(passes, dense, labels, entries)
+        outcome = self.learn(passes, dense, labels, weights, entries)
         for name, learner in state.learners().items():
             learner.give_back(chosen[name])
         return outcome
@@ -196,6 +199,7 @@ class Fold:
         passes: "Passes",
         inputs: Tensor,
         labels: Tensor,
+        importance: Tensor | None = None,
         entries: Mapping[str, Entries | None] | None = None,
     ) -> Outcome:
         """Pass a batch to all learners.
@@ -204,19 +208,22 @@ class Fold:
             passes: through the learners.
             inputs: fp32 [n, d].
             labels: int64 [n].
+            importance: weights of the examples, fp32 [n]; None for 1.
             entries: the keys of rows as inputs, by learner; None for dense features.
         """
         on_host, learners = self.execution.on_host, passes.learners
         of = entries or {}
-        more = () if (own := of.get(SERVED)) is None else (own,)
+        own = of.get(SERVED)
         self._seed()
-        keep, finite, accuracy, loss, dense, decision = passes.observe(inputs, labels, *more)
+        keep, finite, accuracy, loss, dense, decision = passes.observe(
+            inputs, labels, importance, own
+        )
         if not on_host or keep:
             learners[SERVED].update(with_entries(dense, own), labels, decision)
         for name, shadow in passes.shadows.items():
             self._seed()
             prepared = with_entries(dense, of.get(name))
-            learns, decision = shadow(prepared, labels, keep, finite)
+            learns, decision = shadow(prepared, labels, importance, keep, finite)
             if not on_host or learns:
                 learners[name].update(prepared, labels, decision)
         return Outcome(keep, accuracy, loss)
@@ -244,7 +251,9 @@ class Passes:
             partial(observe, state, served),
             [*state.shared().values(), *served.tensors().values()],
         )
-        self.shadows: dict[str, Callable[[Inputs, Tensor, Tensor, Tensor], Shadowed]] = {
+        self.shadows: dict[
+            str, Callable[[Inputs, Tensor, Tensor | None, Tensor, Tensor], Shadowed]
+        ] = {
             name: part(partial(observe_shadow, shadow), shadow.tensors().values())
             for name, shadow in learners.items()
             if name != SERVED
@@ -252,7 +261,12 @@ class Passes:
 
 
 def observe(
-    state: State, served: Learner, inputs: Tensor, labels: Tensor, entries: Entries | None = None
+    state: State,
+    served: Learner,
+    inputs: Tensor,
+    labels: Tensor,
+    importance: Tensor | None = None,
+    entries: Entries | None = None,
 ) -> Observed:
     """Score a batch with the served learner, decide on it, and update the standardizer.
 
@@ -261,6 +275,7 @@ def observe(
         served: the served learner, or its part for the keys that the batch touches.
         inputs: fp32 [n, d].
         labels: int64 [n].
+        importance: weights of the examples, fp32 [n]; None for 1.
         entries: the keys of rows as inputs; None for dense features.
     """
     prepared = inputs
@@ -268,7 +283,7 @@ def observe(
         prepared = state.standardizer.standardized(inputs)
     if state.spec.schema:
         prepared = prepared.nan_to_num()
-    batch = served.score(with_entries(prepared, entries), labels)
+    batch = served.score(with_entries(prepared, entries), labels, importance)
     scored, finite = batch.scored, batch.finite
     loss, width = scored.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
@@ -281,7 +296,12 @@ def observe(
 
 
 def observe_shadow(
-    shadow: Learner, prepared: Inputs, labels: Tensor, keep: Tensor, scored: Tensor
+    shadow: Learner,
+    prepared: Inputs,
+    labels: Tensor,
+    importance: Tensor | None,
+    keep: Tensor,
+    scored: Tensor,
 ) -> Shadowed:
     """Score a batch with a shadow, and decide on it.
 
@@ -289,11 +309,12 @@ def observe_shadow(
         shadow: the learner.
         prepared: the inputs of the served model, fp32 [n, d]; the keys of rows are its own.
         labels: int64 [n].
+        importance: weights of the examples, fp32 [n]; None for 1.
         keep: whether the served model learns the batch, bool, 0-dim.
         scored: whether the served model scores the batch. If so, the shadow is scored too, and a
             prediction that is not finite counts as wrong.
     """
-    batch = shadow.score(prepared, labels)
+    batch = shadow.score(prepared, labels, importance)
     learns = batch.finite & keep
     found = batch.scored.losses
     correct = (batch.scored.labels == labels) & torch.isfinite(found)

@@ -34,6 +34,12 @@ class RowBatch:
     labels: Codes
     """Numbers of the labels in the file, [n]."""
 
+    @property
+    def weights(self) -> list[float]:
+        """Weights of the rows, [n]."""
+        weights = self.rows.weights
+        return [1.0] * len(self) if weights is None else weights.tolist()
+
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.labels)
@@ -57,15 +63,15 @@ class Majority:
     """
 
     def __init__(self, classes: int) -> None:
-        self._counts = np.zeros(classes, np.int64)
+        self._counts = np.zeros(classes)
 
     def predict(self, batch: RowBatch) -> Codes:
         """Return the same label for each row."""
         return np.full(len(batch), self._counts.argmax())
 
     def learn(self, batch: RowBatch) -> None:
-        """Count the labels."""
-        np.add.at(self._counts, batch.labels, 1)
+        """Add the weights of the labels."""
+        np.add.at(self._counts, batch.labels, batch.weights)
 
 
 class NoChange:
@@ -102,7 +108,7 @@ class ScikitRows:
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch."""
-        self.model.partial_fit(_hashed(batch), batch.labels, self._classes)
+        self.model.partial_fit(_hashed(batch), batch.labels, self._classes, batch.weights)
 
 
 def _hashed(batch: RowBatch) -> csr_matrix:
@@ -141,8 +147,9 @@ class VowpalWabbitRows:
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch, one example at a time."""
-        for text, label in zip(_texts(batch), batch.labels.tolist(), strict=True):
-            self._workspace.learn(f"{label + 1} | {text}")
+        each = zip(_texts(batch), batch.labels.tolist(), batch.weights, strict=True)
+        for text, label, weight in each:
+            self._workspace.learn(f"{label + 1} {weight:g} | {text}")
 
 
 def _texts(batch: RowBatch) -> Iterator[str]:
@@ -177,8 +184,10 @@ class RiverRows:
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch."""
-        for row, label in zip(_dictionaries(batch), batch.labels.tolist(), strict=True):
-            self.model.learn_one(row, label)
+        each = zip(_dictionaries(batch), batch.labels.tolist(), batch.weights, strict=True)
+        for row, label, weight in each:
+            if weight:  # its statistics divide by the sum of the weights
+                self.model.learn_one(row, label, w=weight)
 
 
 def _dictionaries(batch: RowBatch) -> Iterator[dict[str, object]]:

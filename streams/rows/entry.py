@@ -4,7 +4,8 @@ After MAGIC, each chunk is a header and four sections. The header is a uint32 an
 JSON: ``{"n": rows, "names": […], "types": "fSb", "width": 1, "labels": true}``. A type is one of
 LETTERS; it is a capital if values of the column are missing. The sections are
 
-1. the values of integers, floats and times: int64 or float64 [columns, n];
+1. the values of integers, floats and times: int64 or float64 [columns, n]; weights come last, as
+   float64, if the header has ``"weights": true``;
 2. the lengths of texts in bytes: unsigned integers of ``width`` bytes, [columns, n]; those of the
    labels come last;
 3. bits, the first row's the lowest of its byte, [columns, ceil(n / 8)] bytes: the values of each
@@ -25,7 +26,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from streams.batch import InvalidBatchError, TooManyError
+from streams.batch import InvalidBatchError, TooManyError, check_weights
 from streams.rows.bounds import (
     EXACT,
     MAX_BYTES,
@@ -111,12 +112,15 @@ def _chunk_bytes(chunk: Chunk) -> bytes:
             texts.append(_filled(column, ""))
     if chunk.labels is not None:
         texts.append(chunk.labels)
+    if chunk.weights is not None:
+        numbers.append(chunk.weights.astype(np.float64).tobytes())
     lengths, text = _lengths_and_text(texts)
     longest = int(lengths.max(initial=0))
     width = next(width for width in WIDTHS if longest < 1 << 8 * width)
+    more = {} if chunk.weights is None else {"weights": True}
     header = orjson.dumps(
         {"n": n, "names": names, "types": types, "width": width,
-         "labels": chunk.labels is not None}
+         "labels": chunk.labels is not None} | more
     )  # fmt: skip
     sections = (
         LENGTH.pack(len(header)) + header,
@@ -144,6 +148,7 @@ class _Reader:
             header = orjson.loads(self._take(length).tobytes())
             n, names, types = header["n"], header["names"], header["types"]
             width, labelled = WIDTHS[header["width"]], header["labels"]
+            weighted = header.get("weights", False)
             if not (
                 type(n) is int
                 and type(names) is list
@@ -151,6 +156,7 @@ class _Reader:
                 and type(types) is str
                 and len(names) == len(types)
                 and type(labelled) is bool
+                and type(weighted) is bool
             ):
                 raise ValueError("a header has other types")
             check_size(n, len(names))
@@ -161,10 +167,16 @@ class _Reader:
                     f"{rows:,} rows, at most {MAX_ROWS:,}, with {cells:,} cells, at most "
                     f"{MAX_CELLS:,}"
                 )
-            yield self._chunk(n, names, types, width, labelled)
+            yield self._chunk(n, names, types, width, labelled, weighted)
 
     def _chunk(
-        self, n: int, names: list[str], types: str, width: np.dtype[Any], labelled: bool
+        self,
+        n: int,
+        names: list[str],
+        types: str,
+        width: np.dtype[Any],
+        labelled: bool,
+        weighted: bool,
     ) -> Chunk:
         lower = types.lower()
         if unknown := set(lower) - set(LETTERS):
@@ -172,7 +184,12 @@ class _Reader:
         byte = (n + 7) // 8
         capitals = sum(map(str.isupper, types)) - types.count("N")
         count = {letter: lower.count(letter) for letter in LETTERS}
-        values = self._take(8 * n * (count["i"] + count["f"] + count["t"]))
+        values = self._take(8 * n * (count["i"] + count["f"] + count["t"] + weighted))
+        weights = None
+        if weighted:
+            wide = values[-8 * n :].view("<f8")
+            check_weights(wide, n)
+            values, weights = values[: -8 * n], wide.astype(np.float32)
         lengths = self._take(width.itemsize * n * (count["s"] + labelled)).view(width)
         bits = self._take(byte * (count["b"] + capitals))
         ends = np.zeros(len(lengths) + 1, np.int64)
@@ -210,7 +227,7 @@ class _Reader:
         if labelled:
             own = places.slice(4 * start, 4 * (n + 1))
             labels = pa.Array.from_buffers(KINDS["s"], n, [None, own, text])
-        return Chunk(pa.RecordBatch.from_arrays(columns, names), labels)
+        return Chunk(pa.RecordBatch.from_arrays(columns, names), labels, weights)
 
     def _take(self, size: int, alignment: int = ALIGNMENT) -> Bytes:
         """Return the next bytes; the reader goes on where the next section begins."""

@@ -1,11 +1,13 @@
-"""Labels as canonical texts, from values of JSON and from columns of Arrow."""
+"""Labels as canonical texts, from values of JSON and columns of Arrow; weights from columns."""
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streams.batch import InvalidBatchError
+from streams.batch import InvalidBatchError, Weights, check_weights
 from streams.rows.bounds import MAX_TEXT
 from streams.rows.names import canonical
 from streams.rows.rows import Chunk, Rows
@@ -96,17 +98,70 @@ def labelled(rows: Rows, column: str) -> Rows:
     """
     chunks = []
     for chunk in rows.chunks:
-        names = chunk.columns.schema.names
-        if column not in names:
-            raise InvalidBatchError(
-                f"the rows have no column {column!r} that holds their labels, only "
-                f"{', '.join(map(repr, names[:20]))}; name it with ?label=COLUMN",
-                column,
-            )
-        place = names.index(column)
-        labels = column_labels(chunk.columns.column(place))
-        chunks.append(Chunk(chunk.columns.remove_column(place), labels))
+        found, rest = split_off(chunk.columns, column, "label")
+        chunks.append(Chunk(rest, column_labels(found), chunk.weights))
     return Rows(tuple(chunks))
+
+
+def weighted(rows: Rows, column: str) -> Rows:
+    """Return rows whose weights are one of their columns until now.
+
+    Args:
+        rows: without weights.
+        column: its name.
+
+    Raises:
+        InvalidBatchError: the column is not there, or it does not hold a weight in each row.
+    """
+    chunks = []
+    for chunk in rows.chunks:
+        found, rest = split_off(chunk.columns, column, "weight")
+        chunks.append(Chunk(rest, chunk.labels, column_weights(column, found)))
+    return Rows(tuple(chunks))
+
+
+def split_off(columns: pa.RecordBatch, column: str, use: str) -> tuple[pa.Array, pa.RecordBatch]:
+    """Return a column, and the others.
+
+    Args:
+        columns: all of them.
+        column: its name.
+        use: the parameter that names it, ``label`` or ``weight``.
+
+    Raises:
+        InvalidBatchError: it is not there.
+    """
+    names = columns.schema.names
+    if column not in names:
+        raise InvalidBatchError(
+            f"the rows have no column {column!r} that holds their {use}s, only "
+            f"{', '.join(map(repr, names[:20]))}; name it with ?{use}=COLUMN",
+            column,
+        )
+    place = names.index(column)
+    return columns.column(place), columns.remove_column(place)
+
+
+def column_weights(name: str, column: pa.Array) -> Weights:
+    """Return the weights in a column, float32 [n].
+
+    Args:
+        name: of the column.
+        column: of one of `streams.rows.rows.TYPES`, [n].
+
+    Raises:
+        InvalidBatchError: a value is missing, is no number, or as for `check_weights`.
+    """
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise InvalidBatchError(
+            f"column {name!r} holds weights, which must be numbers, not {column.type}", name
+        )
+    if column.null_count:
+        index = pc.index(column.is_null(), True).as_py()
+        raise InvalidBatchError("the weight is missing", name, index)
+    weights: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
+    check_weights(weights, len(column))
+    return weights.astype(np.float32)
 
 
 def check_not_empty(texts: pa.StringArray) -> None:

@@ -8,6 +8,7 @@ import orjson
 import pyarrow as pa
 
 from streams.batch import InvalidBatchError, TooManyError
+from streams.json_batch import weights_of
 from streams.rows.bounds import (
     MAX_COLUMNS,
     MAX_ROWS,
@@ -26,12 +27,15 @@ BOM = b"\xef\xbb\xbf"
 INT64_DIGITS = 18
 """Decimal digits that always fit int64."""
 Loader = Callable[[bytes], object]
+Read = tuple[list[object], list[object], object]
+"""Rows, labels and weights of JSON; no weights are None."""
 
 
 def from_json(raw: bytes, labelled: bool) -> Rows:
     """Read ``{"rows": [{…}, …], "labels": […]}``, or one row as ``{"row": {…}, "label": …}``.
 
-    A value is null, a boolean, a number or a string; a key that a row lacks is null.
+    With labels there may be ``weights``, or one ``weight``. A value is null, a boolean, a number or
+    a string; a key that a row lacks is null.
 
     Args:
         raw: the document, in UTF-8.
@@ -44,21 +48,22 @@ def from_json(raw: bytes, labelled: bool) -> Rows:
     raw = raw.removeprefix(BOM)
     check_containers(raw)
 
-    def read(load: Loader) -> tuple[list[object], list[object]]:
+    def read(load: Loader) -> Read:
         document = load(raw)
         is_one = isinstance(document, dict) and "row" in document
-        names = ("row", "label") if is_one else ("rows", "labels")
-        rows, labels = _members(document, *names, labelled)
+        names = ("row", "label", "weight") if is_one else ("rows", "labels", "weights")
+        rows, labels, weights = _members(document, *names, labelled)
         if is_one:
-            return [rows], [labels]
+            return [rows], [labels], None if weights is None else [weights]
         if not isinstance(rows, list):
             raise InvalidBatchError("rows must be a list of objects", "rows")
         if not isinstance(labels, list):
             raise InvalidBatchError("labels must be a list", "labels")
-        return rows, labels
+        return rows, labels, weights
 
     found, keys = rows_from(read, labelled)
-    check_duplicates(raw, keys + 1 + labelled, len(found))
+    own = 1 + labelled + (found.weights is not None)
+    check_duplicates(raw, keys + own, len(found))
     return found
 
 
@@ -72,24 +77,31 @@ def from_ndjson(raw: bytes, labelled: bool) -> Rows:
     """
     raw = raw.removeprefix(BOM)
 
-    def read(load: Loader) -> tuple[list[object], list[object]]:
+    has_weight: list[bool] = []
+
+    def read(load: Loader) -> Read:
         rows: list[object] = []
         labels: list[object] = []
+        weights: list[object] = []
+        has_weight.clear()
         for line in BytesIO(raw):
             if not line.strip():
                 continue
             if len(rows) == MAX_ROWS:
                 raise TooManyError(f"more than {MAX_ROWS:,} rows; send several requests")
             try:
-                row, label = _members(load(line), "row", "label", labelled)
+                row, label, weight = _members(load(line), "row", "label", "weight", labelled)
             except InvalidBatchError as error:
                 raise InvalidBatchError(str(error), error.field, len(rows)) from error
             rows.append(row)
             labels.append(label)
-        return rows, labels
+            weights.append(1.0 if weight is None else weight)
+            has_weight.append(weight is not None)
+        return rows, labels, weights if any(has_weight) else None
 
     found, keys = rows_from(read, labelled)
-    check_duplicates(raw, keys + len(found) * (1 + labelled), len(found), is_lines=True)
+    own = len(found) * (1 + labelled) + sum(has_weight)
+    check_duplicates(raw, keys + own, len(found), is_lines=True)
     return found
 
 
@@ -119,12 +131,18 @@ def exactly_parsed(raw: bytes) -> object:
     return json.loads(raw, parse_int=_integer)
 
 
-def chunk(rows: Sequence[object], labels: Sequence[object] | None, is_exact: bool = False) -> Chunk:
+def chunk(
+    rows: Sequence[object],
+    labels: Sequence[object] | None,
+    weights: object = None,
+    is_exact: bool = False,
+) -> Chunk:
     """Return rows as columns, in the order in which their names occur first.
 
     Args:
         rows: objects of JSON, [n].
         labels: values of JSON, [n].
+        weights: should be numbers of JSON, [n]; None for 1.
         is_exact: whether integers beyond 64 bits are `Digits`, not floats.
 
     Raises:
@@ -155,33 +173,37 @@ def chunk(rows: Sequence[object], labels: Sequence[object] | None, is_exact: boo
         if not is_exact:
             check_exact(labels)
         texts = label_texts(labels, len(records))
-    return Chunk(pa.RecordBatch.from_arrays(arrays, [*names]), texts)
+    own = None if weights is None else weights_of(weights, len(records))
+    return Chunk(pa.RecordBatch.from_arrays(arrays, [*names]), texts, own)
 
 
-def rows_from(
-    read: Callable[[Loader], tuple[list[object], list[object]]], labelled: bool
-) -> tuple[Rows, int]:
+def rows_from(read: Callable[[Loader], Read], labelled: bool) -> tuple[Rows, int]:
     """Return rows, and the number of their keys.
 
     Args:
-        read: returns rows and labels, given what parses a document. It is called again if the
-            digits of long integers may have been lost.
+        read: returns rows, labels and weights, given what parses a document. It is called again if
+            the digits of long integers may have been lost.
         labelled: whether there are labels.
 
     Raises:
         InvalidBatchError: as for `chunk`.
     """
-    rows, labels = read(parsed)
+    rows, labels, weights = read(parsed)
     try:
-        found = chunk(rows, labels if labelled else None)
+        found = chunk(rows, labels if labelled else None, weights)
     except InexactError:
-        rows, labels = read(exactly_parsed)
-        found = chunk(rows, labels if labelled else None, is_exact=True)
+        rows, labels, weights = read(exactly_parsed)
+        found = chunk(rows, labels if labelled else None, weights, is_exact=True)
     return Rows((found,)), sum(len(row) for row in rows if isinstance(row, dict))
 
 
-def _members(document: object, rows: str, labels: str, labelled: bool) -> tuple[object, object]:
-    """Return the two members of a document; without labels, the second is an empty list."""
+def _members(
+    document: object, rows: str, labels: str, weights: str, labelled: bool
+) -> tuple[object, object, object]:
+    """Return the members of a document; without labels, they are an empty list.
+
+    Weights are None if they are not there.
+    """
     expected = [rows, labels] if labelled else [rows]
     shown = " and ".join(map(repr, expected))
     if not isinstance(document, dict):
@@ -189,10 +211,14 @@ def _members(document: object, rows: str, labels: str, labelled: bool) -> tuple[
     for name in expected:
         if name not in document:
             raise InvalidBatchError(f"the field {name!r} is missing; expected {shown}", name)
-    if unknown := [name for name in document if name not in expected]:
+    allowed = [weights] if labelled else []
+    if unknown := [name for name in document if name not in expected + allowed]:
         name = unknown[0][:SHOWN]
-        raise InvalidBatchError(f"unknown field {name!r}, expected {shown}", name)
-    return document[rows], document[labels] if labelled else []
+        may = f", and perhaps {weights!r}" if labelled else ""
+        raise InvalidBatchError(f"unknown field {name!r}, expected {shown}{may}", name)
+    if weights in document and document[weights] is None:
+        raise InvalidBatchError("a weight must be a number, not null", weights)
+    return document[rows], document[labels] if labelled else [], document.get(weights)
 
 
 def check_containers(raw: bytes) -> None:

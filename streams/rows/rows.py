@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from streams.batch import Weights, join_weights
+
 TYPES = (
     pa.null(),
     pa.bool_(),
@@ -24,6 +26,9 @@ class Chunk:
     """n rows; the names are unique and not empty, each type is one of TYPES."""
     labels: pa.StringArray | None = None
     """n canonical texts (see `streams.rows.names.canonical`), none missing; None without labels."""
+
+    weights: Weights | None = None
+    """How much each row counts when it is learned, float32 [n]; see `streams.batch.Batch`."""
 
     def __len__(self) -> int:
         """Return the number of rows, n."""
@@ -45,6 +50,11 @@ class Rows:
         """Number of cells."""
         return sum(len(chunk) * chunk.columns.num_columns for chunk in self.chunks)
 
+    @property
+    def weights(self) -> Weights | None:
+        """Weights of all rows, float32; None if no chunk has any."""
+        return join_weights([(chunk.weights, len(chunk)) for chunk in self.chunks])
+
     def part(self, start: int, stop: int) -> "Rows":
         """Return the rows from ``start`` up to ``stop``, without a copy."""
         found: list[Chunk] = []
@@ -53,7 +63,8 @@ class Rows:
             low, high = max(start, 0), min(stop, n)
             if low < high:
                 labels = None if chunk.labels is None else chunk.labels.slice(low, high - low)
-                found.append(Chunk(chunk.columns.slice(low, high - low), labels))
+                weights = None if chunk.weights is None else chunk.weights[low:high]
+                found.append(Chunk(chunk.columns.slice(low, high - low), labels, weights))
             start, stop = start - n, stop - n
         return Rows(tuple(found))
 

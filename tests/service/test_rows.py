@@ -108,6 +108,39 @@ def test_every_format_is_learned(client: httpx.Client) -> None:
     assert one.json()["accepted"] == 1
 
 
+def test_a_column_of_weights_is_no_feature_in_any_format(client: httpx.Client) -> None:
+    found = frame(3_500).assign(w=0.0)
+    rows = orjson.loads(found.drop(columns="label").to_json(orient="records", date_format="iso"))
+    lines = [
+        orjson.dumps({"row": row, "label": label})
+        for row, label in zip(rows, found["label"], strict=True)
+    ]
+    bodies = {
+        "application/json": orjson.dumps({"rows": rows, "labels": [*found["label"]]}),
+        "application/x-ndjson": b"\n".join(lines),
+        "text/csv": found.to_csv(index=False).encode(),
+        ARROW: as_arrow(found),
+    }
+    question = {"rows": rows[:5]}
+    for row in question["rows"]:
+        del row["w"]
+    before = client.post("/predict", json=question).json()["probabilities"]
+    for kind, body in bodies.items():
+        headers = {"Content-Type": kind, "Idempotency-Key": f"weights {kind}"}
+        answer = client.post("/learn?wait=applied&weight=w", content=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+    after = client.post("/predict", json=question).json()["probabilities"]
+    for old, new in zip(before, after, strict=True):
+        # the statistics of the inputs follow all examples, whatever their weights
+        assert [*new.values()] == pytest.approx([*old.values()], abs=0.05)
+    assert "w" not in {column["name"] for column in client.get("/schema").json()["columns"]}
+    wrong = client.post("/learn?weight=plan", json={"rows": [{"plan": "pro"}], "labels": [7]})
+    assert wrong.status_code == 422
+    assert "must be numbers" in wrong.json()["error"]["message"]
+    none = client.post("/learn?weight=x", json={"rows": [{"plan": "pro"}], "labels": [7]})
+    assert "?weight=COLUMN" in none.json()["error"]["message"]
+
+
 REFUSED = {
     "a wrong kind": ("/learn", {"rows": [{"age": 3}, {"age": "old"}], "labels": [7, 7]}, "age", 1),
     "no label": ("/learn", {"rows": [{"age": 3}], "labels": [None]}, "label", 0),

@@ -5,6 +5,7 @@ import json
 import math
 import struct
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,47 @@ def test_a_batch_survives_its_bytes(dtype: Any) -> None:
     np.testing.assert_array_equal(
         decode_features(save({"features": batch.features})), batch.features
     )
+
+
+def test_weights_survive_the_bytes_the_parts_and_the_join() -> None:
+    one, plain = replace(a_batch(), weights=np.array([0, 0.5, 1e6], np.float32)), a_batch(2)
+    again = decode(one.to_bytes())
+    np.testing.assert_array_equal(again.weights, one.weights)
+    np.testing.assert_array_equal(again.part(1, 3).weights, [0.5, 1e6])
+    np.testing.assert_array_equal(concatenate([one, plain]).weights, [0, 0.5, 1e6, 1, 1])
+    assert concatenate([plain, plain]).weights is None
+    assert decode(plain.to_bytes()).weights is None
+
+
+@pytest.mark.parametrize("kind", ["f8", "f2", "i8", "u1"])
+def test_weights_of_other_types_become_float32(kind: str) -> None:
+    batch = a_batch()
+    raw = save({"weights": np.array([0, 1, 2], kind), **vars_of(batch)})
+    found = decode(raw).weights
+    assert found is not None
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("weights", "index"),
+    [
+        ([1, -1, 1], 1),
+        ([1, 1, math.nan], 2),
+        ([math.inf, 1, 1], 0),
+        ([1e300, 1, 1], 0),
+        ([1], None),
+    ],
+)
+def test_a_weight_that_cannot_be_learned_is_named(weights: list[float], index: int | None) -> None:
+    batch = decode(save({"weights": np.array(weights), **vars_of(a_batch())}))
+    with pytest.raises(InvalidBatchError) as caught:
+        check(batch, 4, 5)
+    assert (caught.value.field, caught.value.index) == ("weights", index)
+
+
+def vars_of(batch: Batch) -> dict[str, Any]:
+    return {"features": batch.features, "labels": batch.labels}
 
 
 OTHERS = ["f8", "i8", "i4", "i2", "i1", "u8", "u4", "u2"]
@@ -209,7 +251,11 @@ tensors = st.fixed_dictionaries(
 )
 headers = st.fixed_dictionaries(
     {"features": tensors, "labels": tensors},
-    optional={"more": tensors, "__metadata__": st.dictionaries(st.text(), st.text() | sizes)},
+    optional={
+        "weights": tensors,
+        "more": tensors,
+        "__metadata__": st.dictionaries(st.text(), st.text() | sizes),
+    },
 )
 
 
@@ -255,7 +301,7 @@ def wrong_tensors() -> dict[str, tuple[dict[str, Any], str | None]]:
         "features that are one number": (good | {"features": np.array(1, np.float32)}, "features"),
         "labels that are one number": (good | {"labels": np.array(1)}, "labels"),
         "labels in a column": (good | {"labels": np.zeros((2, 1), np.int64)}, "labels"),
-        "another tensor": (good | {"weights": np.zeros(1)}, None),
+        "another tensor": (good | {"others": np.zeros(1)}, None),
     }
 
 

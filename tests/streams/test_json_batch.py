@@ -294,3 +294,40 @@ def test_an_example_of_another_width_is_not_packed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(json_batch, "Struct", None)
     with pytest.raises(InvalidBatchError, match="has 4 features, expected 3"):
         from_json(b'{"features": [[1, 2, 3, 4]], "labels": [0]}', width=3)
+
+
+def test_weights_are_read_where_labels_are() -> None:
+    many = from_json(b'{"features": [[1], [2]], "labels": [0, 1], "weights": [0.5, 2]}')
+    one = from_json(b'{"features": [1], "label": 0, "weight": 3}')
+    lines = from_ndjson(
+        b'{"features": [1], "label": 0}\n{"features": [2], "label": 1, "weight": 0}\n'
+    )
+    found = [None if b.weights is None else b.weights.tolist() for b in (many, one, lines)]
+    assert found == [[0.5, 2.0], [3.0], [1.0, 0.0]]
+    assert from_json(b'{"features": [[1]], "labels": [0]}').weights is None
+    assert from_ndjson(b'{"features": [1], "label": 0}').weights is None
+
+
+BAD_WEIGHTS: list[tuple[str, int | None]] = [
+    ("[1]", None),
+    ("[1, 2, 3]", None),
+    ("[[1], [2]]", 0),
+    ("[1, null]", 1),
+    ("[1, true]", 1),
+    ('[1, "2"]', 1),
+    ("[1, -1e-9]", 1),
+    ("[1, 1000001]", 1),
+    ("[1, 1e300]", 1),
+    ("[1, 18446744073709551616]", 1),
+    ("[1, NaN]", 1),
+    ("null", None),
+    ("2", None),
+]
+
+
+@pytest.mark.parametrize(("weights", "index"), BAD_WEIGHTS)
+def test_a_weight_that_is_none_is_named(weights: str, index: int | None) -> None:
+    text = f'{{"features": [[1], [2]], "labels": [0, 1], "weights": {weights}}}'
+    with pytest.raises(InvalidBatchError) as caught:
+        from_json(text.encode())
+    assert (caught.value.field, caught.value.index) == ("weights", index)

@@ -57,6 +57,8 @@ class Encoded:
     """int64 [columns], missing values by column; values of a wrong kind are missing."""
     ignored: int
     """Values in columns that the schema does not have."""
+    weights: Floats | None = None
+    """float32 [n]; None for 1."""
 
 
 def encode(schema: Schema, rows: Rows) -> Encoded:
@@ -123,6 +125,7 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
             labels[start:stop],
             missing[k],
             int(ignored[k]),
+            batches[k].weights,
         )
         for k, ((start, stop), (low, high)) in enumerate(
             zip(

@@ -1,5 +1,7 @@
 """``application/json``: ``{"features": [[…], …], "labels": […]}``, and predictions."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -13,7 +15,7 @@ from service.http.codecs.codec import (
     checked,
     checked_features,
 )
-from streams.batch import Features
+from streams.batch import MAX_WEIGHT, Features
 from streams.json_batch import features_from_json, from_json
 
 MEDIA_TYPE = "application/json"
@@ -39,12 +41,17 @@ def _decode_features(body: bytes, features: int, _: int) -> Features:
     return checked_features(features_from_json(body, features), features)
 
 
-def _content(title: str, description: str, **properties: dict[str, Any]) -> dict[str, Any]:
+def _content(
+    title: str,
+    description: str,
+    optional: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    **properties: dict[str, Any],
+) -> dict[str, Any]:
     schema = {
         "title": title,
         "description": description,
         "type": "object",
-        "properties": properties,
+        "properties": properties | dict(optional),
         "required": list(properties),
     }
     return {"schema": schema}
@@ -56,10 +63,11 @@ def _array(title: str, items: dict[str, Any], example: object) -> dict[str, Any]
 
 ROWS = _array("Features", {"type": "array", "items": {"type": "number"}}, [[0.0, 0.5, 1.0]])
 LABELS = _array("Labels", {"type": "integer"}, [2])
+WEIGHTS = _array("Weights", {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT}, [1.0])
 EXAMPLES = Codec(
     MEDIA_TYPE,
     _decode_examples,
-    _content("Examples", "Labelled examples.", features=ROWS, labels=LABELS),
+    _content("Examples", "Labelled examples.", {"weights": WEIGHTS}, features=ROWS, labels=LABELS),
     max_in_process=MAX_IN_PROCESS,
     wire=EXAMPLES_WIRE,
 )

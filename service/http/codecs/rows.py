@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from service.http.codecs.codec import MAX_EXAMPLES, Codec, Wire
-from service.http.codecs.json import MAX_IN_PROCESS, MEDIA_TYPE
+from service.http.codecs.json import MAX_IN_PROCESS, MEDIA_TYPE, WEIGHTS
 from streams.batch import InvalidBatchError, TooManyError
 from streams.rows import delimited, entry, records
 from streams.rows.ipc import arrow
@@ -58,7 +58,10 @@ EXAMPLE = {"plan": "basic", "age": 41, "at": "2026-05-01T08:30:00Z"}
 
 
 def _json(labelled: bool) -> dict[str, Any]:
-    labels: dict[str, Any] = {"labels": {"type": "array", "items": {}, "examples": [["stay"]]}}
+    labels: dict[str, Any] = {
+        "labels": {"type": "array", "items": {}, "examples": [["stay"]]},
+        "weights": WEIGHTS,
+    }
     properties: dict[str, Any] = {
         "rows": {"type": "array", "items": {"type": "object"}, "examples": [[EXAMPLE]]}
     }

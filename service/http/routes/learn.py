@@ -25,7 +25,7 @@ from service.service import Service
 from service.trainer.waiters import Applied
 from streams.batch import InvalidBatchError
 from streams.rows.entry import to_bytes
-from streams.rows.labels import labelled
+from streams.rows.labels import labelled, weighted
 from streams.rows.rows import Rows
 
 WAIT_SECONDS = 60.0
@@ -85,6 +85,9 @@ async def learn(
     label: Annotated[
         str | None, Query(max_length=256, description="column of the labels, for CSV and Arrow")
     ] = None,
+    weight: Annotated[
+        str | None, Query(max_length=256, description="column of the weights of rows")
+    ] = None,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -103,7 +106,7 @@ async def learn(
     changed it.
     """
     _check_backlog(model)
-    async with _examples(request, bodies, model, label) as examples:
+    async with _examples(request, bodies, model, label, weight) as examples:
         count, changes_schema = examples.count, examples.changes_schema
         entry = await _append(model, examples, idempotency_key)
         del examples  # their memory is not held while they are waited for
@@ -119,7 +122,7 @@ async def learn(
 
 @asynccontextmanager
 async def _examples(
-    request: Request, bodies: Bodies, model: Model, label: str | None
+    request: Request, bodies: Bodies, model: Model, label: str | None, weight: str | None
 ) -> AsyncIterator[Examples]:
     """Return the examples of a request as the log takes them, whichever kind the model learns."""
     if (shape := model.spec.shape) is not None:
@@ -128,12 +131,12 @@ async def _examples(
         return
     async with bodies.rows(request, labelled=True) as rows:
         if rows.cells <= CELLS_AT_ONCE:
-            yield _encoded(model, rows, label)
+            yield _encoded(model, rows, label, weight)
         else:
-            yield await asyncio.to_thread(_encoded, model, rows, label)
+            yield await asyncio.to_thread(_encoded, model, rows, label, weight)
 
 
-def _encoded(model: Model, rows: Rows, label: str | None) -> Examples:
+def _encoded(model: Model, rows: Rows, label: str | None, weight: str | None) -> Examples:
     """Check rows against the schema; return them as the log takes them.
 
     Raises:
@@ -143,6 +146,8 @@ def _encoded(model: Model, rows: Rows, label: str | None) -> Examples:
     try:
         if any(chunk.labels is None for chunk in rows.chunks):
             rows = labelled(rows, label or schema.label)
+        if weight is not None:
+            rows = weighted(rows, weight)
         schema.check(rows)
     except InvalidBatchError as error:
         raise HTTPError(422, "invalid", str(error), error.field, error.index) from error

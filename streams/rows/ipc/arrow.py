@@ -177,17 +177,20 @@ def _times(name: str, column: pa.Array) -> pa.Array:
     return times
 
 
-def to_ipc(chunk: Chunk) -> tuple[bytes, str]:
-    """Return labelled rows as an Arrow IPC stream, and the name of its column of labels.
+def to_ipc(chunk: Chunk) -> tuple[bytes, dict[str, str]]:
+    """Return labelled rows as an Arrow IPC stream, and the query that names its own columns.
 
     Args:
         chunk: with labels.
     """
-    names = chunk.columns.schema.names
-    label = next(name for k in range(len(names) + 1) if (name := "label" + "_" * k) not in names)
-    batch = chunk.columns.append_column(label, chunk.labels)
+    batch, query = chunk.columns, {}
+    for use, values in (("label", chunk.labels), ("weight", chunk.weights)):
+        if values is not None:
+            names = batch.schema.names
+            query[use] = next(n for k in range(len(names) + 1) if (n := use + "_" * k) not in names)
+            batch = batch.append_column(query[use], pa.array(values))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
     raw: bytes = sink.getvalue().to_pybytes()
-    return raw, label
+    return raw, query

@@ -127,6 +127,33 @@ def test_a_file_of_numbers_goes_as_rows_to_a_service_that_learns_rows(tmp_path: 
         wait_for(lambda: client.get("/model").json()["examples_learned"] == 201)
 
 
+def test_weights_of_a_file_reach_funnel_and_its_peers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of ten rows, four have the right label and a weight of 3, six the other and no weight."""
+    path = tmp_path / "mostly_wrong.csv"
+    rng = np.random.default_rng(0)
+    with path.open("w") as file:
+        file.write("plan,age,w,label\n")
+        for k in range(1_000):
+            plan, age = ("pro", "vip")[rng.integers(2)], rng.normal(40, 10)
+            is_right = k % 10 in (0, 3, 5, 8)
+            label = "stay" if (plan == "vip") == is_right else "go"
+            file.write(f"{plan},{age:.1f},{3 * is_right},{label}\n")
+    learned = []
+    for options in (["--drop", "w"], ["--weight", "w"]):
+        peers = ["--peers", "scikit-learn,vw,river-tree", "--batch-size", "40"]
+        assert main(["compare", str(path), *peers, *options]) == 0
+        found = re.findall(r" (0\.\d{4})$", capsys.readouterr().out, re.MULTILINE)
+        learned.append(list(map(float, found)))
+    plain, weighted = learned
+    assert len(plain) == len(weighted) == 4
+    assert min(plain) > 0.55
+    assert max(weighted) < 0.45
+    assert main(["compare", str(path), "--weight", "x"]) == 1
+    assert "no column 'x'" in capsys.readouterr().err
+
+
 WRONG = {
     "a kind": (["--kind", "age=float"], "must be COLUMN=KIND with one of number, category"),
     "a column": (["--kind", "years=number"], "has no column 'years'"),

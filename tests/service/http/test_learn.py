@@ -6,7 +6,10 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import orjson
+import pytest
 
+from streams.batch import Batch
 from tests.service.fuzz import BYTES
 from tests.support.harness import ServiceProcess, serving, wait_for
 from tests.support.states import a_batch
@@ -64,3 +67,47 @@ def test_too_many_requests_that_wait_are_answered_early_with_the_reason(tmp_path
         for thread in waiting:
             thread.join()
         assert len(early) == most + 6
+
+
+def test_examples_of_weight_zero_are_not_learned_in_any_format(tmp_path: Path) -> None:
+    """Each example is sent with its label, and again with the other one and weight 0."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 3)).round(3).astype(np.float32)
+    right = (features[:, 0] > 0).astype(np.int64)
+    twice = Batch(
+        features.repeat(2, 0),
+        np.stack([right, 1 - right], 1).flatten(),
+        np.tile(np.array([1, 0], np.float32), 200),
+    )
+    assert twice.weights is not None
+    records = [
+        {"features": x, "label": y, "weight": w}
+        for x, y, w in zip(
+            twice.features.tolist(), twice.labels.tolist(), twice.weights.tolist(), strict=True
+        )
+    ]
+    document = {
+        "features": twice.features.tolist(),
+        "labels": twice.labels.tolist(),
+        "weights": twice.weights.tolist(),
+    }
+    bodies = {
+        "application/octet-stream": twice.to_bytes(),
+        "application/json": orjson.dumps(document),
+        "application/x-ndjson": b"\n".join(map(orjson.dumps, records)),
+    }
+    shas = set()
+    for number, (kind, body) in enumerate(bodies.items()):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        with serving(directory, features=3, classes=2) as service, service.client() as client:
+            for _ in range(5):
+                answer = client.post(
+                    "/learn?wait=applied", content=body, headers={"Content-Type": kind}
+                )
+                assert answer.status_code == 200, answer.text
+            found = client.post("/predict", json={"features": features.tolist()}).json()["labels"]
+            assert (np.array(found) == right).mean() > 0.95
+            assert client.get("/model").json()["accuracy"] == pytest.approx(0.5)
+            shas.add(client.post("/checkpoint").json()["sha256"])
+    assert len(shas) == 1

@@ -4,6 +4,7 @@ import struct
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
@@ -36,9 +37,11 @@ def chunks(draw: st.DrawFn) -> Chunk:
     names = [f"{'ü' * k}{k}" for k in range(len(kinds))]
     texts = st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=n, max_size=n)
     labels = draw(st.none() | texts)
+    weights = draw(st.none() | st.lists(st.floats(0, 1e6, width=32), min_size=n, max_size=n))
     return Chunk(
         pa.RecordBatch.from_arrays(arrays, names),
         None if labels is None else pa.array(labels, pa.string()),
+        None if weights is None else np.array(weights, np.float32),
     )
 
 
@@ -48,6 +51,8 @@ def assert_same(found: Rows, expected: Rows) -> None:
         assert chunk.columns.equals(was.columns)
         assert (chunk.labels is None) == (was.labels is None)
         assert chunk.labels is None or chunk.labels.equals(was.labels)
+        assert (chunk.weights is None) == (was.weights is None)
+        assert chunk.weights is None or np.array_equal(chunk.weights, was.weights)
 
 
 @given(st.lists(chunks(), min_size=1, max_size=3), st.data())

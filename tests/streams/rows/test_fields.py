@@ -8,6 +8,7 @@ import pytest
 from streams.batch import InvalidBatchError
 from streams.rows.entry import to_bytes
 from streams.rows.fields import from_fields
+from streams.rows.labels import weighted
 from streams.rows.records import from_json
 from streams.rows.rows import Rows
 
@@ -41,6 +42,27 @@ def shown(rows: Rows) -> list[tuple[object, object]]:
 )
 def test_all_forms_of_an_entry_hold_the_same_rows(fields: dict[bytes, bytes]) -> None:
     assert shown(from_fields(fields, "y")) == shown(ROWS)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {b"arrow": to_bytes(weighted(from_json(
+            b'{"rows": [{"a": 1, "w": 2}, {"a": 2, "w": 0.5}], "labels": ["x", "y"]}', True
+        ), "w"))},
+        {b"rows": b'[{"a": 1}, {"a": 2}]', b"labels": b'["x", "y"]', b"weights": b"[2, 0.5]"},
+    ],
+)  # fmt: skip
+def test_rows_by_hand_may_have_weights(fields: dict[bytes, bytes]) -> None:
+    found = from_fields(fields)
+    assert shown(found) == shown(ROWS)
+    assert found.weights is not None
+    assert found.weights.tolist() == [2.0, 0.5]
+    one = from_fields({b"row": b'{"a": 1}', b"label": b"x", b"weight": b"3"})
+    assert one.weights is not None
+    assert one.weights.tolist() == [3.0]
+    with pytest.raises(InvalidBatchError, match="a weight must be a number"):
+        from_fields({b"row": b'{"a": 1}', b"label": b"x", b"weight": b'"3"'})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streams.batch import InvalidBatchError, TooManyError
 from streams.rows.bounds import MAX_NAME, MAX_ROWS, MAX_TEXT
 from streams.rows.records import from_json, from_ndjson
-from streams.rows.rows import TYPES, Rows
+from streams.rows.rows import TYPES, Rows, join
 
 BAD: dict[str, tuple[str | bytes, str, str | None, int | None]] = {
     "nothing": ("", "not JSON", None, None),
@@ -25,6 +25,12 @@ BAD: dict[str, tuple[str | bytes, str, str | None, int | None]] = {
     "rows that are an object": ('{"rows": {"a": 1}, "labels": [1]}', "a list of objects", "rows",
         None),
     "labels that are a text": ('{"rows": [{"a": 1}], "labels": "1"}', "a list", "labels", None),
+    "weights of another number": (
+        '{"rows": [{"a": 1}], "labels": [1], "weights": [1, 1]}', "one an example", "weights",
+        None),
+    "a negative weight": (
+        '{"rows": [{"a": 1}], "labels": [1], "weights": [-1]}', "-1 is outside", "weights", 0),
+    "a null weight": ('{"row": {"a": 1}, "label": 1, "weight": null}', "not null", "weight", None),
     "no rows": ('{"rows": [], "labels": []}', "there are no rows", None, None),
     "rows without columns": ('{"rows": [{}], "labels": [1]}', "have no columns", None, None),
     "a row that is a list": ('{"rows": [{"a": 1}, [1]], "labels": [1, 1]}', "not a list", None, 1),
@@ -248,3 +254,18 @@ def test_no_bytes_raise_anything_but_a_refusal(raw: bytes) -> None:
     for read in (from_json, from_ndjson):
         with pytest.raises(InvalidBatchError):
             read(raw, True)
+
+
+def test_weights_are_read_where_labels_are() -> None:
+    many = from_json(b'{"rows": [{"a": 1}, {"a": 2}], "labels": [1, 2], "weights": [0, 2.5]}', True)
+    one = from_json(b'{"row": {"a": 1}, "label": 1, "weight": 3}', True)
+    lines = from_ndjson(
+        b'{"row": {"a": 1}, "label": 1}\n{"row": {"a": 2}, "label": 1, "weight": 2}\n', True
+    )
+    found = [None if rows.weights is None else rows.weights.tolist() for rows in (many, one, lines)]
+    assert found == [[0.0, 2.5], [3.0], [1.0, 2.0]]
+    assert join([many, from_json(b'{"row": {"a": 1}, "label": 1}', True)]).weights is not None
+    with pytest.raises(InvalidBatchError, match="'weights'"):
+        from_json(b'{"rows": [{"a": 1}], "weights": [1]}', False)
+    with pytest.raises(InvalidBatchError, match="'weight' occurs twice"):
+        from_json(b'{"row": {"a": 1}, "label": 1, "weight": 1, "weight": 2}', True)
