@@ -15,7 +15,7 @@ from funnel.graphs.compiled import CompiledStep
 from funnel.inner.foreign import Factory, ForeignInner, Proposed, bind_inner, load_inner
 from funnel.inner.native import Adagrad, Inner
 from funnel.inner.verbatim import load_verbatim
-from funnel.rows import Compact, check_layout, is_empty, touch, visits_of_rows
+from funnel.rows import Compact, check_rows, is_empty, touch, visits_of_rows
 from funnel.telemetry import TensorTelemetry, describe
 from funnel.update import Alignment, Rates, State, Variant, step_
 
@@ -71,8 +71,8 @@ class Funnel(Optimizer):
         traced: deprecated and without effect; the results are the same. `funnel.Pool` traces its
             steps, and a pool of one expert equals a Funnel bit for bit.
 
-    The step never reads a device tensor on the host, so it can be captured in a CUDA graph after
-    one step has allocated the state (pass ``lr`` as a tensor to change it afterwards).
+    A dense step never reads a device tensor on the host, so it can be captured in a CUDA graph
+    after one step has allocated the state (pass ``lr`` as a tensor to change it afterwards).
     A loaded ``state_dict`` resumes bit for bit. The state of a parameter is ``step``, ``log_gain``,
     ``log_scale``, ``velocity``, ``precond_ema``, ``nonfinite`` and ``inner``, the state of the
     inner optimizer.
@@ -277,8 +277,8 @@ class Funnel(Optimizer):
         The keys are the parameters' names if the optimizer was given names; a name that an earlier
         group has too is preceded by the group's index and a dot. Otherwise the keys are indices
         over all groups. This call alone computes the values, which are device tensors.
-        Quantiles of tensors above 65,536 elements come from a fixed sample. Of a table, only rows
-        that have been visited count; on a GPU this waits for the device.
+        Quantiles of tensors above 65,536 elements come from a fixed sample. A table is described
+        by the rows that have been visited; on a GPU this waits for the device.
         """
         report: dict[str | int, TensorTelemetry] = {}
         index = 0
@@ -337,10 +337,10 @@ class Funnel(Optimizer):
 
 def _check_gradients(group: dict[str, Any]) -> None:
     for i, p in enumerate(group["params"]):
-        if p.grad is None:
+        if p.grad is None or p.grad.layout is torch.strided:
             continue
-        check_layout(_name(group, i), p.grad)
-        if p.grad.is_sparse and isinstance(group["inner"], ForeignInner):
+        check_rows(_name(group, i), p.grad)
+        if isinstance(group["inner"], ForeignInner):
             raise RuntimeError(
                 f"parameter {_name(group, i)!r} has a sparse gradient, which only Funnel's own "
                 f"inner optimizers take, not {_kind(group['inner'].to_spec())}: use one of them "

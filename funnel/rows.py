@@ -33,9 +33,9 @@ def is_empty(grad: Tensor) -> bool:
     return grad.is_sparse and not grad._nnz()
 
 
-def check_layout(name: str | int, grad: Tensor) -> None:
-    """Raise RuntimeError, with the parameter's name, unless a gradient is dense or one of rows."""
-    if grad.layout is torch.strided or (grad.is_sparse and grad.sparse_dim() == 1):
+def check_rows(name: str | int, grad: Tensor) -> None:
+    """Raise RuntimeError, with the parameter's name, unless a sparse gradient is one of rows."""
+    if grad.is_sparse and grad.sparse_dim() == 1:
         return
     kind = f"{grad.sparse_dim()} sparse dimensions" if grad.is_sparse else f"layout {grad.layout}"
     raise RuntimeError(

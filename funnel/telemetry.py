@@ -16,7 +16,7 @@ class TensorTelemetry(TypedDict):
     """Report on one parameter tensor; floating entries have the dtype of the optimizer state."""
 
     step: Tensor
-    """Steps applied, int64, 0-dim; of a table, the most visits of a row."""
+    """Steps applied, int64, 0-dim; for a table, the most visits of a row."""
     nonfinite_steps: Tensor
     """Steps skipped because the gradient was not finite, int64, 0-dim."""
     scale: Tensor
@@ -34,7 +34,7 @@ class TensorTelemetry(TypedDict):
     update_norm: Tensor
     """‖s ν‖₂, the length of eq. (3)'s step (without Nesterov's look-ahead), 0-dim.
 
-    Of a table, it is that of the rows of the last step, 0 if there was none since start or load.
+    For a table, it is that of the rows of the last step, 0 if there was none since start or load.
     """
 
 
@@ -47,7 +47,7 @@ def describe(
 ) -> TensorTelemetry:
     """Summarize one tensor's state.
 
-    Of a table (`funnel.rows`), gains are those of the rows visited so far, and the step is that of
+    For a table (`funnel.rows`), gains are those of the rows visited so far, and the step is that of
     the row with most visits.
 
     Quantiles are exact up to 65,536 coordinates. For a larger tensor, the lowest and the highest

@@ -33,7 +33,7 @@ class State(NamedTuple):
     """The state of Algorithm 1 between steps, without that of the inner optimizer."""
 
     step: list[Tensor]
-    """Steps applied so far (t), int64, 0-dim; of a table, the visits of each row, [rows, 1, …]."""
+    """Steps applied so far (t), int64, 0-dim; for a table, the visits of each row, [rows, 1, …]."""
     log_gain: list[Tensor]
     log_scale: list[Tensor]
     velocity: list[Tensor]

@@ -62,7 +62,7 @@ class Inner(ABC):
         Args:
             grads: g, finite, in the dtype of the state; they are not changed.
             state: the tensors of each key that `init_state` returns.
-            step: the number of steps applied before this one (t-1), int64, 0-dim. Of the touched
+            step: the number of steps applied before this one (t-1), int64, 0-dim; for the touched
                 rows of a table, the visits of each, [rows, 1, …].
             active: where a flag is 0.0, the gradient is zero and the state must not change.
         """
