@@ -15,6 +15,7 @@ from funnel.graphs.compiled import CompiledStep
 from funnel.inner.foreign import Factory, ForeignInner, Proposed, bind_inner, load_inner
 from funnel.inner.native import Adagrad, Inner
 from funnel.inner.verbatim import load_verbatim
+from funnel.rows import Compact, check_rows, is_empty, touch, visits_of_rows
 from funnel.telemetry import TensorTelemetry, describe
 from funnel.update import Alignment, Rates, State, Variant, step_
 
@@ -70,11 +71,28 @@ class Funnel(Optimizer):
         traced: deprecated and without effect; the results are the same. `funnel.Pool` traces its
             steps, and a pool of one expert equals a Funnel bit for bit.
 
-    The step never reads a device tensor on the host, so it can be captured in a CUDA graph after
-    one step has allocated the state (pass ``lr`` as a tensor to change it afterwards).
+    A dense step never reads a device tensor on the host, so it can be captured in a CUDA graph
+    after one step has allocated the state (pass ``lr`` as a tensor to change it afterwards).
     A loaded ``state_dict`` resumes bit for bit. The state of a parameter is ``step``, ``log_gain``,
     ``log_scale``, ``velocity``, ``precond_ema``, ``nonfinite`` and ``inner``, the state of the
     inner optimizer.
+
+    Sparse gradients, of ``nn.Embedding(sparse=True)`` and ``nn.EmbeddingBag(sparse=True)``, change
+    the rows that they touch and nothing of the others. Time passes per visit of a row: steps (for
+    bias correction), averages, velocity and weight decay are as of its last visit. The cosine is
+    taken over the touched rows. A step costs in proportion to these, not to the size of the table.
+    Once a parameter has had a sparse gradient, its ``step`` is int64 [rows, 1, …], a count for each
+    row. It may have dense gradients before and after, which visit every row, and steps eagerly if
+    ``compiled``. Entries of one row are added up, in a fixed order and without atomics, so a step
+    is deterministic on a GPU too. There it waits for the device, and cannot be captured. Foreign
+    inner optimizers take no sparse gradients.
+
+        >>> table = torch.nn.Embedding(1000, 16, sparse=True)
+        >>> opt = Funnel(table.parameters())
+        >>> table(torch.tensor([3, 7, 3])).square().sum().backward()
+        >>> opt.step()
+        >>> opt.state[table.weight]["step"].nonzero()[:, 0]
+        tensor([3, 7])
 
     Raises:
         TypeError, ValueError: an argument is outside its range; the message names it.
@@ -127,10 +145,11 @@ class Funnel(Optimizer):
         super().__init__(params, defaults)
 
     def _reset(self, compiled: bool) -> None:
-        """Set up the executor of the step, and forget the last step's alignment."""
+        """Set up the executor of the step, and forget the last step's alignment and rows."""
         self.compiled = compiled
         self._run: Callable[..., Alignment] = CompiledStep() if compiled else step_
         self._last: dict[Tensor, tuple[Tensor, Tensor]] = {}
+        self._rows: dict[Tensor, Tensor | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"compiled": self.compiled}
@@ -180,51 +199,54 @@ class Funnel(Optimizer):
                 autograd enabled.
 
         Raises:
-            RuntimeError: a gradient is sparse (nothing has changed then), or a parameter takes its
-                first step inside a CUDA graph capture.
+            RuntimeError: a gradient is sparse in another way than by rows, or has a foreign inner
+                optimizer (nothing has changed then), or a parameter takes its first step inside a
+                CUDA graph capture.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            self._refuse_sparse(group)
+            _check_gradients(group)
         with torch.no_grad():
             for group in self.param_groups:
                 self._step_group(group)
         return loss
 
-    def _refuse_sparse(self, group: dict[str, Any]) -> None:
-        for i, p in enumerate(group["params"]):
-            if p.grad is not None and p.grad.layout is not torch.strided:
-                raise RuntimeError(
-                    f"Funnel does not support sparse gradients: parameter {_name(group, i)!r} has "
-                    f"one of layout {p.grad.layout}; use sparse=False in its module"
-                )
-
     def _step_group(self, group: dict[str, Any]) -> None:
-        buckets: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+        buckets: dict[tuple[torch.device, torch.dtype, bool], list[int]] = defaultdict(list)
         for i, p in enumerate(group["params"]):
-            if p.grad is not None:
-                buckets[p.device, _state_dtype(p)].append(i)
-        for indices in buckets.values():
+            if p.grad is None or is_empty(p.grad):
+                continue
+            state = self.state[p] or self._init_state(p, group["inner"])
+            if p.grad.is_sparse:
+                state["step"] = visits_of_rows(state["step"], p)
+            is_table = state["step"].dim() > 0
+            buckets[p.device, _state_dtype(p), is_table].append(i)
+        for (_, dtype, is_table), indices in buckets.items():
             params = [group["params"][i] for i in indices]
-            grads = [p.grad for p in params]
-            states = [self.state[p] or self._init_state(p, group["inner"]) for p in params]
+            states = [self.state[p] for p in params]
+            touched = [touch(p.grad, dtype) for p in params]
+            rows, grads = [t.rows for t in touched], [t.grad for t in touched]
             inner, inner_state = group["inner"], _transpose([s["inner"] for s in states])
             if isinstance(inner, ForeignInner):
                 signed = [-g for g in grads] if group["maximize"] else grads
                 precond = inner.propose(indices, signed, group["skip_nonfinite"])
                 inner, inner_state = Proposed(), {"precond": precond}
-            alignment = self._run(
-                params,
+            compact = Compact(rows)
+            run = step_ if is_table else self._run
+            alignment = run(
+                compact.gather(params),
                 grads,
-                State(*([s[field] for s in states] for field in State._fields)),
+                State(*(compact.gather([s[field] for s in states]) for field in State._fields)),
                 inner,
-                inner_state,
+                {key: compact.gather(tensors) for key, tensors in inner_state.items()},
                 _rates(group),
                 _variant(group),
             )
+            compact.scatter()
+            self._rows.update(zip(params, rows, strict=True))
             found = zip(alignment.cosine, alignment.gradient_norm, strict=True)
             for p, cosine_and_norm in zip(params, found, strict=True):
                 if p.is_cuda and p in self._last:  # a captured step must keep the address
@@ -255,7 +277,8 @@ class Funnel(Optimizer):
         The keys are the parameters' names if the optimizer was given names; a name that an earlier
         group has too is preceded by the group's index and a dot. Otherwise the keys are indices
         over all groups. This call alone computes the values, which are device tensors.
-        Quantiles of tensors above 65,536 elements come from a fixed sample.
+        Quantiles of tensors above 65,536 elements come from a fixed sample. A table is described
+        by the rows that have been visited; on a GPU this waits for the device.
         """
         report: dict[str | int, TensorTelemetry] = {}
         index = 0
@@ -265,7 +288,8 @@ class Funnel(Optimizer):
                 if state := self.state.get(p):
                     key = _name(group, i) if "param_names" in group else index
                     key = f"{number}.{key}" if key in report else key
-                    report[key] = describe(state, bounds, *self._last.get(p, (None, None)))
+                    alignment, norm = self._last.get(p, (None, None))
+                    report[key] = describe(state, bounds, alignment, norm, self._rows.get(p))
                 index += 1
         return report
 
@@ -287,6 +311,7 @@ class Funnel(Optimizer):
         """
         load_verbatim(self, super().load_state_dict, state_dict, self._check_matches)
         self._last.clear()
+        self._rows.clear()
 
     def _check_matches(self, state_dict: dict[str, Any]) -> None:
         saved_groups = state_dict["param_groups"]
@@ -308,6 +333,19 @@ class Funnel(Optimizer):
                         f"parameter {_name(mine, i)!r} has shape {tuple(p.shape)}, "
                         f"in the state to load it has {tuple(gain.shape)}"
                     )
+
+
+def _check_gradients(group: dict[str, Any]) -> None:
+    for i, p in enumerate(group["params"]):
+        if p.grad is None or p.grad.layout is torch.strided:
+            continue
+        check_rows(_name(group, i), p.grad)
+        if isinstance(group["inner"], ForeignInner):
+            raise RuntimeError(
+                f"parameter {_name(group, i)!r} has a sparse gradient, which only Funnel's own "
+                f"inner optimizers take, not {_kind(group['inner'].to_spec())}: use one of them "
+                "for its group, or sparse=False in its module"
+            )
 
 
 def _kind(spec: dict[str, Any]) -> str:

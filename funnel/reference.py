@@ -20,17 +20,17 @@ class ReferenceInner:
     """g̃ = D(g) for one tensor: sgd, adagrad, adagrad_ema, rmsprop or adam with their defaults."""
 
     name: str
-    t: int = 0
+    t: Tensor = field(default_factory=lambda: torch.tensor(0.0, dtype=torch.float64))
     a: Tensor | None = None
     e: Tensor | None = None
 
-    def precondition(self, g: Tensor) -> Tensor:
-        """Return g̃ of shape g, float64.
+    def precondition(self, g: Tensor, touched: Tensor) -> Tensor:
+        """Return g̃ of shape g, float64; what is not ``touched`` keeps its state.
 
         Raises:
             ValueError: the name is not one of the five.
         """
-        self.t += 1
+        self.t = self.t + touched
         a = torch.zeros_like(g) if self.a is None else self.a
         e = torch.zeros_like(g) if self.e is None else self.e
         match self.name:
@@ -49,10 +49,12 @@ class ReferenceInner:
             case "adam":
                 e = 0.9 * e + 0.1 * g
                 a = 0.999 * a + 0.001 * g**2
-                g_tilde = (e / (1 - 0.9**self.t)) / ((a / (1 - 0.999**self.t)) ** 0.5 + 1e-8)
+                t = self.t.clamp(min=1)  # 0 where a row has never been touched
+                g_tilde = (e / (1 - 0.9**t)) / ((a / (1 - 0.999**t)) ** 0.5 + 1e-8)
             case _:
                 raise ValueError(f"unknown inner optimizer {self.name!r}")
-        self.a, self.e = a, e
+        self.a = torch.where(touched, a, torch.zeros_like(g) if self.a is None else self.a)
+        self.e = torch.where(touched, e, torch.zeros_like(g) if self.e is None else self.e)
         return g_tilde
 
 
@@ -72,7 +74,7 @@ class ReferenceFunnel:
     gain_bounds: tuple[float, float] = (1e-3, 1e3)
     scale_bounds: tuple[float, float] = (1e-2, 1e2)
     weight_decay: float = 0.0
-    t: int = 0
+    t: Tensor = field(default_factory=lambda: torch.tensor(0.0, dtype=torch.float64))
     p: Tensor = field(default_factory=lambda: torch.tensor(1.0, dtype=torch.float64))
     s: Tensor = field(default_factory=lambda: torch.tensor(1.0, dtype=torch.float64))
     nu: Tensor = field(default_factory=lambda: torch.tensor(0.0, dtype=torch.float64))
@@ -81,27 +83,38 @@ class ReferenceFunnel:
     def __post_init__(self) -> None:
         self.D = ReferenceInner(self.inner)
 
-    def step(self, w: Tensor, g: Tensor) -> Tensor:
-        """Return w after one step with the gradient g, float64, and advance the state."""
+    def step(self, w: Tensor, g: Tensor, touched: Tensor | None = None) -> Tensor:
+        """Return w after one step with the gradient g, float64, and advance the state.
+
+        Args:
+            w: the weights before.
+            g: their gradient.
+            touched: the rows that a sparse gradient touches, bool [rows, 1, …]; g is 0 elsewhere.
+                For the others, no time passes.
+        """
+        touched = torch.tensor(True) if touched is None else touched
         w, g = w.double(), g.double()
-        g_tilde = self.D.precondition(g)
+        g_tilde = self.D.precondition(g, touched)
 
         # Gain (5) or (11), with the average from before this step; m̃ = 0 in the first.
-        m_tilde = self.m / (1 - self.beta**self.t) if self.t else torch.zeros_like(g)
+        m_tilde = self.m / (1 - self.beta ** self.t.clamp(min=1))
         u = g.sign() * m_tilde.sign() if self.normalize_gain else g * m_tilde
-        self.p = (self.p * torch.exp(self.gamma_p * u)).clamp(*self.gain_bounds)
+        p = (self.p * torch.exp(self.gamma_p * u)).clamp(*self.gain_bounds)
+        self.p = torch.where(touched, p, self.p)
 
         # Scale (6) or (12), with the velocity from before this step.
-        h = (g * self.nu).sum()
+        nu = torch.where(touched, self.nu, 0.0)
+        h = (g * nu).sum()
         if self.normalize_scale:
-            norms = g.norm() * self.nu.norm()
+            norms = g.norm() * nu.norm()
             h = h / norms if norms > 0 else torch.zeros_like(h)
         self.s = (self.s * torch.exp(self.gamma_s * h)).clamp(*self.scale_bounds)
 
-        self.m = self.beta * self.m + (1 - self.beta) * g_tilde
+        self.m = torch.where(touched, self.beta * self.m + (1 - self.beta) * g_tilde, self.m)
 
         # (3), with the new p and s; with Nesterov the step looks ahead once more.
-        self.nu = self.mu * self.nu + self.eta * self.p * g_tilde
+        nu = self.mu * self.nu + self.eta * self.p * g_tilde
+        self.nu = torch.where(touched, nu, self.nu)
         d = self.mu * self.nu + self.eta * self.p * g_tilde if self.nesterov else self.nu
-        self.t += 1
-        return w - self.eta * self.weight_decay * w - self.s * d
+        self.t = self.t + touched
+        return torch.where(touched, w - self.eta * self.weight_decay * w - self.s * d, w)

@@ -16,7 +16,7 @@ class TensorTelemetry(TypedDict):
     """Report on one parameter tensor; floating entries have the dtype of the optimizer state."""
 
     step: Tensor
-    """Steps applied, int64, 0-dim."""
+    """Steps applied, int64, 0-dim; for a table, the most visits of a row."""
     nonfinite_steps: Tensor
     """Steps skipped because the gradient was not finite, int64, 0-dim."""
     scale: Tensor
@@ -32,7 +32,10 @@ class TensorTelemetry(TypedDict):
     gradient_norm: Tensor
     """‖g‖₂ of the last step, 0-dim; it may be NaN or inf."""
     update_norm: Tensor
-    """‖s ν‖₂, the length of eq. (3)'s step (without Nesterov's look-ahead), 0-dim."""
+    """‖s ν‖₂, the length of eq. (3)'s step (without Nesterov's look-ahead), 0-dim.
+
+    For a table, it is that of the rows of the last step, 0 if there was none since start or load.
+    """
 
 
 def describe(
@@ -40,8 +43,12 @@ def describe(
     log_bounds: tuple[float, float],
     alignment: Tensor | None,
     gradient_norm: Tensor | None,
+    rows: Tensor | None = None,
 ) -> TensorTelemetry:
     """Summarize one tensor's state.
+
+    For a table (`funnel.rows`), gains are those of the rows visited so far, and the step is that of
+    the row with most visits.
 
     Quantiles are exact up to 65,536 coordinates. For a larger tensor, the lowest and the highest
     are exact; the others come from a fixed sample of 65,536 coordinates spread evenly over it.
@@ -52,11 +59,18 @@ def describe(
         alignment: cosine of the last step, 0-dim; None (no step since start or load) is
             reported as 0.
         gradient_norm: norm in the last step, 0-dim; None is reported as 0.
+        rows: the rows of a table that the last step touched, int64 [n]; None means all.
     """
-    log_gain, scale = state["log_gain"], state["log_scale"].exp()
+    log_gain, velocity, scale = state["log_gain"], state["velocity"], state["log_scale"].exp()
     zero = torch.zeros_like(scale)
+    if state["step"].dim():
+        log_gain = log_gain[state["step"].flatten() > 0]
+        if rows is not None:
+            velocity = velocity.index_select(0, rows)
+        elif gradient_norm is None:
+            velocity = velocity[:0]
     return {
-        "step": state["step"].clone(),
+        "step": state["step"].max().clone(),
         "nonfinite_steps": state["nonfinite"].clone(),
         "scale": scale,
         "gain_quantiles": gain_quantiles(log_gain),
@@ -64,7 +78,7 @@ def describe(
         "gain_at_upper_bound": _share(log_gain >= log_bounds[1], scale.dtype),
         "alignment": zero if alignment is None else alignment.clone(),
         "gradient_norm": zero if gradient_norm is None else gradient_norm.clone(),
-        "update_norm": scale * torch.linalg.vector_norm(state["velocity"]),
+        "update_norm": scale * torch.linalg.vector_norm(velocity),
     }
 
 

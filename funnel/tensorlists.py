@@ -104,6 +104,21 @@ def sub_product_(tensors: list[Tensor], xs: list[Tensor], ys: list[Tensor]) -> l
     return tensors
 
 
+def power(base: Any, exponents: Tensor) -> Tensor:
+    """Return base ** t for each exponent t, with the bits that it has alone.
+
+    A CPU's vector instructions round some powers differently from the scalar ones, which torch uses
+    for a single number and for numbers that lie apart in memory.
+
+    >>> power(0.5, torch.tensor([1.0, 2.0]))
+    tensor([0.5000, 0.2500])
+    """
+    if exponents.dim() and exponents.device.type == "cpu" and not torch.compiler.is_compiling():
+        exponents = torch.stack([exponents, exponents], dim=-1)[..., 0]
+    powers: Tensor = base**exponents
+    return powers
+
+
 def dot(xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
     """Return the inner product of each pair, 0-dim."""
     return [torch.dot(x.flatten(), y.flatten()) for x, y in zip(xs, ys, strict=True)]

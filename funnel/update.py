@@ -11,9 +11,11 @@ Every list holds one entry per parameter tensor, all on one device and of one dt
 for fp64 parameters); only ``params`` and the raw gradients may have a lower precision. Entries of
 ``log_scale``, of ``step``, of norms and of per-tensor rates are 0-dim. Where tensors are stacked,
 with K experts on a leading dimension, those entries are [K, 1, …, 1], with as many dimensions as
-their tensor, and each expert is updated as if it were alone. A trailing underscore means that the
-function changes its first argument in place, and nothing else. No function reads a tensor on the
-host or branches on one, so each can be captured in a CUDA graph or compiled.
+their tensor, and each expert is updated as if it were alone. A table, whose gradients are sparse,
+comes as its touched rows (`funnel.rows`), and ``step`` counts the visits of each. A trailing
+underscore means that the function changes its first argument in place, and nothing else. No
+function reads a tensor on the host or branches on one, so each can be captured in a CUDA graph or
+compiled.
 """
 
 from typing import NamedTuple
@@ -31,7 +33,7 @@ class State(NamedTuple):
     """The state of Algorithm 1 between steps, without that of the inner optimizer."""
 
     step: list[Tensor]
-    """Steps applied so far (t), int64, 0-dim."""
+    """Steps applied so far (t), int64, 0-dim; for a table, the visits of each row, [rows, 1, …]."""
     log_gain: list[Tensor]
     log_scale: list[Tensor]
     velocity: list[Tensor]
@@ -164,7 +166,7 @@ def bias_correction(step: list[Tensor], beta: Rate, dtype: torch.dtype) -> list[
     """Return 1-β^t with t at least 1, so that before the first step m̃ = m / (1-β) is 0, not 0/0."""
     if isinstance(beta, list):
         return lists.scalarwise(lambda t, b: 1.0 - b ** t.to(dtype).clamp(min=1.0), step, beta)
-    return lists.scalarwise(lambda t: 1.0 - beta ** t.to(dtype).clamp(min=1.0), step)
+    return lists.scalarwise(lambda t: 1.0 - lists.power(beta, t.to(dtype).clamp(min=1.0)), step)
 
 
 def gained_step(log_gain: list[Tensor], precond: list[Tensor], lr: Rate) -> list[Tensor]:

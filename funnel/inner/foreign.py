@@ -120,7 +120,7 @@ def _refuse(optimizer: Optimizer) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError(f"inner optimizer {kind} needs a closure, which Funnel does not give it")
     if isinstance(optimizer, torch.optim.SparseAdam):
-        raise TypeError(f"inner optimizer {kind} needs sparse gradients, which Funnel refuses")
+        raise TypeError(f"inner optimizer {kind} needs sparse gradients, which no proxy has")
     for group in optimizer.param_groups:
         # The key is "weight_decay", "weight_decay_rate" or the like. A flag such as Adam's
         # decoupled_weight_decay does nothing by itself.

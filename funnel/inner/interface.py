@@ -47,7 +47,10 @@ class Inner(ABC):
     """Keys of the state that start at zero."""
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the state of one tensor before its first gradient, in ``param``'s shape."""
+        """Return the state of one tensor before its first gradient, in ``param``'s shape.
+
+        A step of a table (`funnel.rows`) sees the touched rows of it.
+        """
         return {key: torch.zeros_like(param, dtype=dtype) for key in self.averages}
 
     @abstractmethod
@@ -59,7 +62,8 @@ class Inner(ABC):
         Args:
             grads: g, finite, in the dtype of the state; they are not changed.
             state: the tensors of each key that `init_state` returns.
-            step: the number of steps applied before this one (t-1), int64, 0-dim.
+            step: the number of steps applied before this one (t-1), int64, 0-dim; for the touched
+                rows of a table, the visits of each, [rows, 1, …].
             active: where a flag is 0.0, the gradient is zero and the state must not change.
         """
 

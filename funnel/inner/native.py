@@ -138,7 +138,7 @@ class Adam(Inner):
 
 def bias_correction(step: list[Tensor], beta: float, dtype: torch.dtype) -> list[Tensor]:
     """Return 1 - β^t for step t, where ``step`` holds t-1."""
-    return lists.scalarwise(lambda t: 1.0 - beta ** (t + 1).to(dtype), step)
+    return lists.scalarwise(lambda t: 1.0 - lists.power(beta, (t + 1).to(dtype)), step)
 
 
 def ema_(average: list[Tensor], values: list[Tensor], beta: float, active: Flags) -> None:

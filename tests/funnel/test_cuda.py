@@ -136,6 +136,38 @@ def test_state_saved_on_the_gpu_loads_on_the_cpu_and_back() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("inner", INNERS, ids=str)
+def test_a_sparse_step_at_all_visits_is_the_dense_one_bit_for_bit(inner: Inner) -> None:
+    dense, table = (nn.Parameter(torch.ones(300, 16, device="cuda")) for _ in range(2))
+    one, other = (Funnel([p], inner, momentum=0.9, normalize_gain=False) for p in (dense, table))
+    for _ in range(10):
+        dense.grad, order = torch.randn_like(dense), torch.randperm(300, device="cuda")
+        values = dense.grad[order]
+        table.grad = torch.sparse_coo_tensor(
+            order[None], values, table.shape, check_invariants=True
+        )
+        one.step()
+        other.step()
+    assert torch.equal(dense, table)
+    assert torch.equal(one.state[dense]["log_scale"], other.state[table]["log_scale"])
+
+
+@pytest.mark.parametrize("inner", INNERS, ids=str)
+def test_sparse_steps_with_many_duplicates_have_the_same_bits_again(inner: Inner) -> None:
+    ends = []
+    for _ in range(3):
+        torch.manual_seed(1)
+        embedding = nn.Embedding(5000, 16, sparse=True, device="cuda")
+        opt = Funnel(embedding.parameters(), inner, momentum=0.9)
+        for _ in range(10):
+            opt.zero_grad()
+            words = torch.randint(0, 50, (20_000,), device="cuda") ** 2
+            (embedding(words) * torch.randn(20_000, 16, device="cuda")).sum().backward()
+            opt.step()
+        ends.append(embedding.weight.detach().clone())
+    assert all(torch.equal(end, ends[0]) for end in ends)
+
+
 FEATURES, CLASSES = 40, 5
 EXPERTS = [
     Expert(Adagrad(initial_accumulator_value=0.01), 0.01, 0.1, 0.03),

@@ -93,7 +93,32 @@ def compare(state: dict[str, Tensor], twin: ReferenceFunnel, rtol: float) -> Non
     torch.testing.assert_close(state["log_scale"].exp().double(), twin.s, **tolerance)
     torch.testing.assert_close(state["velocity"].double(), twin.nu, **tolerance)
     torch.testing.assert_close(state["precond_ema"].double(), twin.m, **tolerance)
-    assert state["step"].item() == twin.t
+    assert torch.equal(state["step"].double(), twin.t)
+
+
+@pytest.mark.parametrize("momentum", MOMENTUM, ids=["plain", "momentum", "nesterov"])
+@pytest.mark.parametrize(("gain", "scale"), list(product([True, False], repeat=2)))
+@pytest.mark.parametrize("inner", INNERS)
+def test_sparse_steps_equal_the_reference_which_knows_no_compaction(
+    inner: str, gain: bool, scale: bool, momentum: tuple[float, bool]
+) -> None:
+    generator = torch.Generator().manual_seed(7)
+    w = torch.nn.Parameter(torch.randn(6, 3, generator=generator, dtype=torch.float64))
+    variant = {"normalize_gain": gain, "normalize_scale": scale, "weight_decay": 0.01}
+    mu, nesterov = momentum
+    opt = Funnel([w], INNERS[inner], momentum=mu, nesterov=nesterov, **SETTINGS, **variant)
+    eta, beta, gamma_p, gamma_s = SETTINGS.values()
+    twin = ReferenceFunnel(inner, eta, mu, nesterov, beta, gamma_p, gamma_s, **variant)
+    for _ in range(60):
+        touched = torch.rand(6, 1, generator=generator) < 0.4
+        touched[torch.randint(6, (), generator=generator)] = True
+        g = torch.randn(6, 3, generator=generator, dtype=torch.float64) * touched
+        [rows] = touched[:, 0].nonzero(as_tuple=True)
+        w.grad = torch.sparse_coo_tensor(rows[None], g[rows], w.shape, check_invariants=True)
+        expected = twin.step(w.detach(), g, touched)
+        opt.step()
+        compare(opt.state[w], twin, 1e-9)
+        torch.testing.assert_close(w.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("momentum", MOMENTUM, ids=["plain", "momentum", "nesterov"])

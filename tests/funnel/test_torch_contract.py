@@ -267,18 +267,6 @@ def test_own_state_and_inner_state_are_separate() -> None:
     assert set(opt.state[w]["inner"]) == {"exp_avg", "exp_avg_sq"}
 
 
-def test_a_sparse_gradient_is_refused_by_name_before_anything_changes() -> None:
-    dense, embedding = nn.Linear(2, 2), nn.Embedding(5, 2, sparse=True)
-    named = [*dense.named_parameters(), ("emb.weight", embedding.weight)]
-    opt = Funnel(named)
-    (dense(embedding(torch.tensor([1, 1]))).sum()).backward()
-    before = dense.weight.detach().clone()
-    with pytest.raises(RuntimeError, match=r"'emb\.weight'.*sparse=False"):
-        opt.step()
-    assert torch.equal(dense.weight.detach(), before)
-    assert not opt.state
-
-
 def test_scalars_empty_and_strided_parameters_work() -> None:
     scalar, empty = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.empty(0, 3))
     image = nn.Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))
