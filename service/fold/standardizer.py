@@ -68,6 +68,8 @@ UNKNOWN = -1.0
 """Magnitude of such a feature; its values then count in units of 1."""
 MAX_RATIO = 1e18
 """Largest ratio of a standard deviation to a new magnitude, so that its square is finite."""
+MAX_DISTANCE = 1e36
+"""Largest distance of the mean from the center in magnitudes, so that it is finite."""
 MAX_STEP = 80.0
 """Nats that the magnitude moves at most in one batch, so that it is finite."""
 
@@ -129,6 +131,8 @@ class Standardizer:
 
         Values of a feature that has none are NaN.
         """
+        if not bool(self.is_blank.any()):
+            return
         starts = self.is_blank & ~inputs.isnan().all(dim=0)
         if bool(starts.any()):
             fresh = Standardizer(inputs.shape[1], inputs.device)
@@ -195,7 +199,7 @@ class Standardizer:
         inverse = unit.reciprocal()
 
         # in units of the magnitude, from the center
-        old = (mean - center).mul_(inverse)
+        old = (mean - center).mul_(inverse).clamp_(-MAX_DISTANCE, MAX_DISTANCE)
         wide = (deviation * inverse).clamp_(max=MAX_RATIO)
         bound = wide.mul(FAR).add_(FAR * DEPTH)
         away = away.add(n).mul_(old.abs() > bound)

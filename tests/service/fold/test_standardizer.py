@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -155,7 +155,17 @@ SUBNORMAL = (1e-45, 1e-40, -1e-39)
 VALUES = st.floats(width=32) | st.sampled_from([0.0, *SUBNORMAL, 1e-30, 1.0, -1e18, 1e18])
 
 
+def test_a_mean_that_is_far_away_in_the_least_unit_stays_finite() -> None:
+    """4 is 3e38 times the smallest normal number, which is the unit here."""
+    batches = ([0.0, 1e-45], [4.0, 0.0, 4.0, 4.0, 0.0, 0.0, 0.0, 0.0], [4.0])
+    standardizer = fed([torch.tensor(batch)[:, None] for batch in batches])
+    assert torch.isfinite(standardizer.statistics).all()
+    fed(normal(2_000, 1).split(10), standardizer)
+    assert_near(standardizer, 0.0, 1.0)
+
+
 @given(st.lists(st.lists(VALUES, min_size=1, max_size=12), min_size=1, max_size=12), st.booleans())
+@settings(max_examples=500)
 def test_whatever_comes_the_statistics_stay_finite(
     batches: list[list[float]], is_known: bool
 ) -> None:
