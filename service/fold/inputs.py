@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from service.fold.schema.encode import Encoded
 from service.fold.standardizer import Standardizer
@@ -83,6 +84,16 @@ def filled(values: Tensor, standardizer: Standardizer) -> Tensor:
         mean = torch.where(first, values.nanmedian(dim=0).values, mean)
     mean = torch.where(absent, torch.nan, mean)
     return torch.where(is_missing, mean, values)
+
+
+def completed(inputs: Tensor, width: int) -> Tensor:
+    """Return the numbers of rows as a model takes them, fp32 [n, width].
+
+    Args:
+        inputs: standardized, fp32 [n, d]. A missing value is NaN and becomes 0, the mean.
+        width: at least d; columns beyond are 0.
+    """
+    return pad(inputs.nan_to_num(), (0, width - inputs.shape[1]))
 
 
 def to_inputs(features: Features, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from funnel.pool.tables.published import Published
-from service.fold.inputs import scaled, to_inputs
+from service.fold.inputs import completed, scaled, to_inputs
 from service.fold.learner import Learner
 from service.fold.schema.encode import encode
 from service.fold.schema.schema import Schema
@@ -97,11 +97,10 @@ class Evaluator:
         assert schema is not None, "the model takes dense features"
         encoded = encode(schema, rows)
         width = snapshot.weights[next(iter(snapshot.weights))].shape[2]
-        dense = torch.full((len(rows), width), torch.nan, device=self.device)
-        dense[:, : encoded.dense.shape[1]] = scaled(torch.from_numpy(encoded.dense))
+        dense = scaled(torch.from_numpy(encoded.dense).to(self.device))
         if snapshot.mean is not None and snapshot.scale is not None:
             dense = standardized(dense, snapshot.mean, snapshot.scale)
-        dense = dense.nan_to_num()
+        dense = completed(dense, width)
         if snapshot.table is None:
             labels, probabilities = self._evaluate(snapshot.weights, dense)
         else:

@@ -72,7 +72,8 @@ class State:
         column was added."""
         self.served = Learner(spec, spec.optimizer, hyperparameters, device, self.size)
         self.shadows: dict[str, Learner] = {}
-        self.standardizer = Standardizer(self.size.features, device)
+        width = self.schema.width if spec.schema else spec.features
+        self.standardizer = Standardizer(width, device)
         self.guard = LossGuard(device)
         self.version = 0
         """Batches folded in."""
@@ -112,8 +113,8 @@ class State:
         self.missing = functional.pad(
             self.missing, (0, 0, 0, len(schema.columns) - len(self.missing))
         )
-        if self.size.features > self.standardizer.width:
-            self.standardizer = self.standardizer.resized(self.size.features)
+        if schema.width > self.standardizer.width:
+            self.standardizer = self.standardizer.resized(schema.width)
         prior = -math.log(self.examples + 1)
         for learner in self.learners().values():
             learner.resize(self.size, prior)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from service.fold.inputs import scaled
+from service.fold.inputs import completed, scaled
 from service.fold.schema.encode import encode
 from service.fold.schema.names import dense_names, named_keys
 from service.fold.schema.schema import Schema
@@ -133,11 +133,10 @@ def reasons(
     schema = _schema(snapshot)
     weights, experts = _dense(snapshot)
     encoded, labels = encode(schema, rows), len(schema.labels)
-    inputs = torch.full((len(rows), weights.shape[1]), torch.nan)
-    inputs[:, : encoded.dense.shape[1]] = scaled(torch.from_numpy(encoded.dense))
+    inputs = scaled(torch.from_numpy(encoded.dense))
     if snapshot.mean is not None and snapshot.scale is not None:
         inputs = standardized(inputs, snapshot.mean.cpu(), snapshot.scale.cpu())
-    inputs = inputs.nan_to_num()
+    inputs = completed(inputs, weights.shape[1])
     weights = weights[:labels] - weights[:labels].mean(dim=0)
     titles = dense_names(schema)
     parts: list[list[Part]] = [

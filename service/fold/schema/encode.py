@@ -7,7 +7,15 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from service.fold.schema.cells import Cells, Indices, cells_of, labels_of
+from service.fold.schema.cells import (
+    LARGEST,
+    Cells,
+    Floats,
+    Indices,
+    Numbers,
+    cells_of,
+    labels_of,
+)
 from service.fold.schema.features import (
     Feature,
     Sparse,
@@ -25,10 +33,6 @@ from service.fold.schema.schema import Schema
 from service.fold.schema.values import age, numbers
 from streams.rows.rows import Rows, join
 
-Floats = npt.NDArray[np.float32]
-
-LARGEST = float(np.finfo(np.float32).max)
-"""Numbers are clamped to ±LARGEST, so that all of them are finite in float32."""
 NONE = np.empty(0, np.int64)
 
 
@@ -73,8 +77,13 @@ def encode(schema: Schema, rows: Rows) -> Encoded:
 def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
     """Return what `encode` returns for each batch; together they cost less than one by one."""
     rows = join(batches)
-    n, found, counts = len(rows), cells_of(rows), _Counts(batches)
+    n, counts = len(rows), _Counts(batches)
     dense = np.full((n, schema.width), np.nan, np.float32)
+    found = cells_of(rows, numbers=Numbers(dense, schema.numbers))
+    for name, place in schema.numbers.items():
+        _fill(dense[:, place], found.get(name, []))
+    is_absent = np.isnan(dense)
+    gaps = np.asarray(is_absent.any(axis=0))
     missing = np.diff(counts.ends)[:, None].repeat(len(schema.columns), axis=1)
     features: list[Feature] = []
     ragged: list[Sparse] = []
@@ -82,11 +91,10 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
         cells = found.get(column.name, [])
         match column.kind:
             case Kind.NUMBER:
-                place = dense[:, schema.place[index]]
-                _fill(place, cells)
-                absent = np.flatnonzero(np.isnan(place))
-                missing[:, index] = counts.of(absent)
-                if len(absent):
+                missing[:, index] = 0
+                if gaps[place := schema.place[index]]:
+                    absent = np.flatnonzero(is_absent[:, place])
+                    missing[:, index] = counts.of(absent)
                     ragged.append(_flags(column.name, absent))
             case Kind.TIME:
                 at, times = moments(cells)
@@ -175,6 +183,8 @@ def _by_row(fixed: Keys, ragged: Sequence[Sparse]) -> Sparse:
         ragged: further keys.
     """
     f, n = fixed.shape
+    if not (f or ragged):
+        return joined([])
     more = joined(ragged)
     order = np.argsort(more.rows, kind="stable")
     rows, counts = more.rows[order], np.bincount(more.rows, minlength=n)

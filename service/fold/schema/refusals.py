@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from service.fold.schema.cells import Cells, cells_of, labels_of
+from service.fold.schema.cells import Cells, cells_of, is_number, labels_of
 from service.fold.schema.kinds import Kind
 from service.fold.schema.values import Flags, numbers, texts, times, truths
 from streams.batch import InvalidBatchError
@@ -48,7 +48,10 @@ def check_cells(rows: Rows, kinds: Mapping[str, Kind]) -> None:
     Raises:
         InvalidBatchError: the first value of a wrong kind, by row, then in the order of ``kinds``.
     """
-    found = cells_of(rows, skip={name for name, kind in kinds.items() if kind not in WANTED})
+    doubtful = _doubtful(rows, kinds)
+    if not doubtful:
+        return
+    found = cells_of(rows, skip=kinds.keys() - doubtful)
     wrong: list[tuple[int, int, str, Kind, Cells, int]] = []
     for place, (name, kind) in enumerate(kinds.items()):
         for cells in found.get(name, ()):
@@ -65,6 +68,29 @@ def check_cells(rows: Rows, kinds: Mapping[str, Kind]) -> None:
             name,
             row,
         )
+
+
+def _doubtful(rows: Rows, kinds: Mapping[str, Kind]) -> set[str]:
+    """Return the columns that may hold values of a wrong kind, by the types of the columns."""
+    return {
+        field.name
+        for chunk in rows.chunks
+        for field in chunk.columns.schema
+        if not _fits(kinds.get(field.name), field.type)
+    }
+
+
+def _fits(kind: Kind | None, of: pa.DataType) -> bool:
+    """Return whether all values of a type have a kind."""
+    match kind:
+        case Kind.NUMBER:
+            return is_number(of) or pa.types.is_boolean(of)
+        case Kind.TIME:
+            return bool(pa.types.is_timestamp(of))
+        case Kind.BOOL:
+            return bool(pa.types.is_boolean(of))
+        case _:
+            return True
 
 
 def check_labels(rows: Rows, known: Mapping[str, int], limit: int) -> None:

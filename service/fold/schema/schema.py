@@ -111,6 +111,15 @@ class Schema:
         return {column: place for place, column in enumerate(self.dense)}
 
     @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Dense place of each column of numbers, by name."""
+        return {
+            column.name: self.place[k]
+            for k, column in enumerate(self.columns)
+            if column.kind is Kind.NUMBER
+        }
+
+    @cached_property
     def singles(self) -> tuple[Single, ...]:
         """Features of which every row has one value, in the order of the columns."""
         found: list[Single] = []
