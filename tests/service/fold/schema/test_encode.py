@@ -52,6 +52,7 @@ def joined(parts: list[Encoded], sizes: list[int]) -> Encoded:
         ).astype(np.int32),
         np.concatenate([part.keys for part in parts]),
         np.concatenate([part.values for part in parts]),
+        np.concatenate([part.columns for part in parts]),
         np.concatenate([part.labels for part in parts]),
         np.sum([part.missing for part in parts], axis=0, dtype=np.int64),
         sum(part.ignored for part in parts),
