@@ -36,8 +36,8 @@ class KeyIndex:
         self._visits = np.zeros(1024, dtype=np.int64)
         """Visits of each row, in the same places."""
         self.first = np.empty(0, dtype=np.int64)
-        """Of the keys that the last `admit` got, the places of those that own the rows which it
-        added, by row: int64 [added]."""
+        """Places, among the keys that the last `admit` got, of those that own the rows which it
+        added: int64 [added], by row."""
         self.used = 0
         """Number of rows."""
         self.visits = 0
