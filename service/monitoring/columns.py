@@ -14,10 +14,10 @@ column drifts while these differ by more than chance would explain, and by enoug
 where σ is the deviation of the blocks from the mean before, and λ = 1 / RECENT. This is a control
 chart of moving averages [S. W. Roberts, 'Control chart tests based on geometric moving averages',
 Technometrics 1, 1959]. σ is measured, as neighbouring rows are alike in most streams, and a share
-of independent rows would deviate less. LEAST silences what is certain but small. New keys only
+of independent rows would deviate less; and no block adds more than WILD deviations to it, so that a
+change does not hide itself. LEAST silences what is certain but small. New keys only
 drift upwards: they become fewer in any healthy stream. A column that has changed for good counts as
-drifting until the average before has moved half of the way (for means, a quarter of it): for
-some 200 blocks (80), or fewer in a young process.
+drifting until the average before has come within LEAST of it, after some hundred blocks.
 
 This is for people who watch: no decision of the fold depends on it, and it is not in the state. A
 process that starts knows nothing of the blocks before.
@@ -42,6 +42,9 @@ BEFORE = 300
 FIRST = 30
 """Blocks before a column can drift."""
 LIMIT = 4.0
+WILD = 2.0
+"""Deviations that a block adds to σ at most, if they are more than LEAST."""
+DIGITS = 6
 LEAST = np.array([0.05, 0.05, 0.25])[:, None]
 """Least differences: of a share of rows, of keys per row, of standard deviations."""
 LARGEST_SHIFT = 100.0
@@ -121,13 +124,19 @@ class ColumnWindows:
         self._recent += fast * (values - self._recent)
         off = values - self._before
         self._before += slow * off
-        self._variance = (1 - slow) * (self._variance + slow * off**2)
+        most = np.maximum(WILD**2 * self._variance, (LEAST * self._units()) ** 2)
+        square = np.where(self._blocks < FIRST, off**2, np.minimum(off**2, most))
+        self._variance = (1 - slow) * (self._variance + slow * square)
         has_scale = known[MEAN]
         self._log_scale += slow[MEAN] * (np.where(has_scale, log_scale, 0.0) - self._log_scale)
 
-    def _described(self, state: State) -> dict[str, ColumnDrift]:
+    def _units(self) -> Floats:
+        """Return the units of LEAST, [3, columns]: of means the standard deviation before."""
         scale = np.maximum(np.exp(self._log_scale), 1e-6 * np.abs(self._before[MEAN]))
-        unit = np.stack([np.ones_like(scale), np.ones_like(scale), scale])
+        return np.stack([np.ones_like(scale), np.ones_like(scale), scale])
+
+    def _described(self, state: State) -> dict[str, ColumnDrift]:
+        unit = self._units()
         moved = (self._recent - self._before) / unit
         noise = np.sqrt(self._variance / (2 * RECENT - 1)) / unit
         drifts = (np.abs(moved) > LIMIT * noise) & (np.abs(moved) >= LEAST)
@@ -136,15 +145,19 @@ class ColumnWindows:
         has_table = state.served.table is not None
         shift = np.clip(moved[MEAN], -LARGEST_SHIFT, LARGEST_SHIFT)
         found = {}
+
+        def shown(value: np.float64) -> float:
+            return round(float(value), DIGITS)
+
         for k, column in enumerate(state.schema.columns):
             seen = self._blocks[:, k] > 0
             has_keys, has_mean = seen[NEW_KEYS] and has_table, seen[MEAN]
             found[column.name] = ColumnDrift(
-                float(self._recent[MISSING, k]) if seen[MISSING] else None,
-                float(self._before[MISSING, k]) if seen[MISSING] else None,
-                float(self._recent[NEW_KEYS, k]) if has_keys else None,
-                float(self._before[NEW_KEYS, k]) if has_keys else None,
-                float(shift[k]) if has_mean else None,
+                shown(self._recent[MISSING, k]) if seen[MISSING] else None,
+                shown(self._before[MISSING, k]) if seen[MISSING] else None,
+                shown(self._recent[NEW_KEYS, k]) if has_keys else None,
+                shown(self._before[NEW_KEYS, k]) if has_keys else None,
+                shown(shift[k]) if has_mean else None,
                 bool(drifts[:, k].any()),
             )
         return found

@@ -113,6 +113,8 @@ def strongest(snapshot: Snapshot, names: dict[int, str], top: int) -> list[Weigh
     """
     schema = _schema(snapshot)
     dense, experts = _dense(snapshot)
+    if not schema.labels:
+        return []
     titles = list(dense_names(schema))
     places, numbers = list(range(len(titles))), len(titles)
     found = [dense[:, : len(titles)]]

@@ -201,6 +201,7 @@ def test_the_columns_show_what_is_missing_and_new_and_how_means_move(client: htt
 def test_a_model_with_hidden_layers_shows_its_columns_without_features(tmp_path: Path) -> None:
     options = OPTIONS | {"model": "mlp", "hidden": "4"}
     with serving(tmp_path, **options) as service, service.client() as client:
+        assert client.get("/features").json()["columns"] == []
         learn(client, 0)
         wait_for(lambda: client.get("/features").json()["columns"])
         shown = client.get("/features").raise_for_status().json()
@@ -222,6 +223,7 @@ def test_an_answer_is_explained_by_its_largest_parts(client: httpx.Client) -> No
 def test_a_request_that_changes_the_schema_is_answered_after_it_has_changed(tmp_path: Path) -> None:
     with serving(tmp_path, **OPTIONS | {"max_wait_ms": 200}) as service, service.client() as client:
         assert client.post("/predict", json={"rows": [{"age": 1}]}).status_code == 503
+        assert client.get("/features").raise_for_status().json()["features"] == []
         learn(client, 0)
         learn(client, 1, late=True, n=5)
         names = [column["name"] for column in client.get("/schema").json()["columns"]]

@@ -9,7 +9,8 @@ import pytest
 
 from service.fold.schema.schema import Column, Schema
 from service.fold.state import State
-from service.monitoring.columns import BEFORE, FIRST, ColumnDrift, ColumnWindows
+from service.monitoring import columns
+from service.monitoring.columns import FIRST, ColumnDrift, ColumnWindows
 from streams.rows.records import from_json
 from tests.support.named import a_row_spec, a_row_state, extend
 from tests.support.states import a_state, step
@@ -126,12 +127,17 @@ def test_a_silent_column_drifts_within_three_blocks_and_keeps_its_mean(steady: W
     assert found.shift == pytest.approx(mean, abs=1e-6)
 
 
-def test_drift_ends_once_the_new_is_normal(steady: Watched) -> None:
+def test_drift_ends_once_the_new_is_normal(
+    steady: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "BEFORE", 20)
     other = copied(steady)
     source = stream(4, lambda row, _: row.pop("plan"))
     other.learn(source, 5)
     assert other.drifting == {"plan"}
-    other.learn(source, BEFORE // 2)
+    other.learn(source, 20)
+    assert other.drifting == {"plan"}
+    other.learn(source, 60)
     assert other.drifting == set()
     assert other.windows.read()["plan"].missing == pytest.approx(1.0, abs=0.01)
 
