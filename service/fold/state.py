@@ -153,6 +153,11 @@ class State:
         """Numbers that stand for a row or example in memory, about."""
         return self.spec.features or active_of(self.schema)
 
+    def missing_counts(self) -> dict[str, int]:
+        """Return the number of rows without a usable value, by column."""
+        names = [column.name for column in self.schema.columns]
+        return dict(zip(names, self.missing[:, 0].tolist(), strict=True))
+
     def missing_ratios(self) -> dict[str, float]:
         """Return the share of rows without a usable value, by column."""
         pairs = self.missing.tolist()
