@@ -251,6 +251,10 @@ def test_kill_restart_and_takeover_across_schema_changes_leave_the_same_digest(
             with first.client() as client:
                 for k in range(6):
                     learn(client, k, late=k > 3)
+            with other.client() as client:
+                wait_for(lambda: client.get("/features").json()["features"])
+                shown = client.get("/features").json()["features"]
+                assert {feature["gain"] for feature in shown} == {None}, "a standby reads no state"
             first.kill(server=False)
             with other.client() as client:
                 wait_for(lambda: client.get("/model").json()["role"] == "learner")

@@ -9,7 +9,7 @@ const COLUMNS = 15;
 const byId = (id) => document.getElementById(id);
 const short = (value) => Number(value.toPrecision(3)).toString();
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+const signed = (value) => `${value <= -0.005 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 
 let isShown = false;
 
@@ -65,8 +65,8 @@ export function showColumns(columns) {
     + (more ? ` ${more} more do not drift.` : "");
   fill(byId("columns"), shown.map((column) => [
     column.is_drifting ? [column.name, " ", element("b", { class: "wrong" }, "drifts")] : column.name,
-    change(column.missing_before, column.missing, percent),
-    change(column.new_keys_before, column.new_keys, (keys) => keys.toFixed(2)),
+    change(column, "missing", percent),
+    change(column, "new_keys", (keys) => keys.toFixed(2)),
     column.shift === null ? "–" : `${signed(column.shift)} σ`,
   ]));
 }
@@ -79,10 +79,11 @@ function sayColumns(columns, drifting) {
   return `${names}${rest}: recent rows differ from those before.`;
 }
 
-function change(before, now, format) {
-  if (now === null) return "–";
-  const words = [before, now].map(format);
-  return words[0] === words[1] ? words[1] : words.join(" → ");
+// What a number is now; of a column that drifts also what it was before.
+function change(column, name, format) {
+  if (column[name] === null) return "–";
+  const [before, now] = [column[`${name}_before`], column[name]].map(format);
+  return column.is_drifting && before !== now ? `${before} → ${now}` : now;
 }
 
 // Writes rows of cells into the body of a table; a cell is text or a list of nodes.
