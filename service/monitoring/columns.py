@@ -14,10 +14,10 @@ column drifts while these differ by more than chance would explain, and by enoug
 where σ is the deviation of the blocks from the mean before, and λ = 1 / RECENT. This is a control
 chart of moving averages [S. W. Roberts, 'Control chart tests based on geometric moving averages',
 Technometrics 1, 1959]. σ is measured, as neighbouring rows are alike in most streams, and a share
-of independent rows would deviate less; and no block adds more than WILD deviations to it, so that a
-change does not hide itself. LEAST silences what is certain but small. New keys only
-drift upwards: they become fewer in any healthy stream. A column that has changed for good counts as
-drifting until the average before has come within LEAST of it, after some hundred blocks.
+of independent rows would deviate less. No block adds more than WILD deviations to it, so that a
+change does not hide itself. LEAST silences what is certain but small. New keys only drift upwards:
+they become fewer in any healthy stream. A column that has changed for good counts as drifting until
+the average before has come within LEAST of it, after some hundred blocks.
 
 This is for people who watch: no decision of the fold depends on it, and it is not in the state. A
 process that starts knows nothing of the blocks before.
@@ -95,12 +95,14 @@ class ColumnWindows:
         counts = np.concatenate([state.missing.numpy().T, state.new_keys.numpy()[None]])
         self._widen(counts.shape[1])
         if self._is_new:
-            self._is_new, self._counts = False, counts.copy()
+            self._is_new, self._counts = False, counts
         block = counts - self._counts
-        if block[1].max(initial=0) >= BLOCK_ROWS:
-            self._counts = counts.copy()
+        is_full = block[1].max(initial=0) >= BLOCK_ROWS
+        if is_full:
+            self._counts = counts
             self._take(block, state)
-        self._found = self._described(state)
+        if is_full or len(self._found) < len(state.schema.columns):
+            self._found = self._described(state)
 
     def _widen(self, columns: int) -> None:
         more = columns - self._counts.shape[1]
@@ -142,25 +144,19 @@ class ColumnWindows:
         drifts = (np.abs(moved) > LIMIT * noise) & (np.abs(moved) >= LEAST)
         drifts[NEW_KEYS] &= moved[NEW_KEYS] > 0
         drifts &= self._blocks >= FIRST
-        has_table = state.served.table is not None
         shift = np.clip(moved[MEAN], -LARGEST_SHIFT, LARGEST_SHIFT)
-        found = {}
-
-        def shown(value: np.float64) -> float:
-            return round(float(value), DIGITS)
-
-        for k, column in enumerate(state.schema.columns):
-            seen = self._blocks[:, k] > 0
-            has_keys, has_mean = seen[NEW_KEYS] and has_table, seen[MEAN]
-            found[column.name] = ColumnDrift(
-                shown(self._recent[MISSING, k]) if seen[MISSING] else None,
-                shown(self._before[MISSING, k]) if seen[MISSING] else None,
-                shown(self._recent[NEW_KEYS, k]) if has_keys else None,
-                shown(self._before[NEW_KEYS, k]) if has_keys else None,
-                shown(shift[k]) if has_mean else None,
-                bool(drifts[:, k].any()),
-            )
-        return found
+        known = self._blocks > 0
+        known[NEW_KEYS] &= state.served.table is not None
+        recent, before = self._recent, self._before
+        values = np.stack(
+            [recent[MISSING], before[MISSING], recent[NEW_KEYS], before[NEW_KEYS], shift]
+        )
+        of_values = known[[MISSING, MISSING, NEW_KEYS, NEW_KEYS, MEAN]]
+        shown: npt.NDArray[np.object_] = values.round(DIGITS).astype(np.object_)
+        shown[~of_values] = None
+        rows = np.vstack([shown, drifts.any(axis=0).astype(np.object_)]).T.tolist()
+        names = [column.name for column in state.schema.columns]
+        return {name: ColumnDrift(*row) for name, row in zip(names, rows, strict=True)}
 
 
 def _means(state: State) -> tuple[Floats, Floats]:

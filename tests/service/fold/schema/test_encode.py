@@ -116,6 +116,17 @@ def test_keys_are_sorted_by_row_and_numbers_are_finite_or_missing(
     assert ((encoded.missing >= 0) & (encoded.missing <= len(found))).all()
 
 
+@given(schemas())
+def test_every_key_tells_its_column_and_a_cross_has_none(made: tuple[Schema, Rows]) -> None:
+    schema, found = made
+    encoded = encode(schema, found)
+    for index, column in enumerate(schema.columns):
+        own, alone = encoded.columns == index, encode(Schema(columns=(column,)), found)
+        assert encoded.rows[own].tolist() == alone.rows.tolist()
+        assert encoded.keys[own].tolist() == alone.keys.tolist()
+    assert (encoded.columns == -1).sum() == len(found) * schema.pairs.shape[1]
+
+
 def expected(
     schema: Schema, values: dict[str, object]
 ) -> tuple[dict[str, float], dict[int, float]]:
