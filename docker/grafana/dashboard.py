@@ -229,8 +229,9 @@ def what_do_rows_hold() -> Row:
             "Share of the rows learned just now without a usable value. Good: level. Bad: a jump, "
             "most of all to 1: a producer no longer sends the column, or has renamed it.",
             Query(
-                f"sum by (column) (rate(funnel_missing_values_total[{rate}])) / on () group_left ()"
-                f" sum(rate(funnel_examples_total[{rate}]))",
+                f"sum by (instance, column) (rate(funnel_missing_values_total[{rate}]))"
+                " / on (instance) group_left ()"
+                f" sum by (instance) (rate(funnel_examples_total[{rate}]))",
                 "{{column}}",
             ),
             unit="percentunit", limits=(0, 1), width=12,
@@ -241,8 +242,9 @@ def what_do_rows_hold() -> Row:
             "towards 0, or level where values never end. Bad: a jump: codes were renamed, or ids "
             "have got into a category.",
             Query(
-                f"sum by (column) (rate(funnel_new_keys_total[{rate}])) / on () group_left ()"
-                f" sum(rate(funnel_examples_total[{rate}]))",
+                f"sum by (instance, column) (rate(funnel_new_keys_total[{rate}]))"
+                " / on (instance) group_left ()"
+                f" sum by (instance) (rate(funnel_examples_total[{rate}]))",
                 "{{column}}",
             ),
             limits=(0, None), width=12,
