@@ -37,7 +37,7 @@ def funnel() -> JSON:
     return dashboard(
         "Funnel",
         "Is it learning, what is Funnel doing, is it healthy?",
-        [is_it_learning(), what_is_funnel_doing(), is_it_healthy()],
+        [is_it_learning(), what_is_funnel_doing(), what_do_rows_hold(), is_it_healthy()],
         [
             variable("learner", "funnel_scored_total", several=True),
             variable("tensor", "funnel_scale", several=False),
@@ -216,6 +216,59 @@ def what_is_funnel_doing() -> Row:
             "shift they predicted worse than a model that knows nothing. Bad: they fall again and "
             "again; the labels are noise, or do not belong to these features.",
             Query("funnel_expert_age_batches", "{{expert}}"),
+        ),
+    ])  # fmt: skip
+
+
+def what_do_rows_hold() -> Row:
+    """Return the row on the columns of a model of rows; it is empty for dense features."""
+    rate = "$__rate_interval"
+    return Row("What do rows hold?", [
+        timeseries(
+            "Missing values by column",
+            "Share of the rows learned just now without a usable value. Good: level. Bad: a jump, "
+            "most of all to 1: a producer no longer sends the column, or has renamed it.",
+            Query(
+                f"sum by (instance, column) (rate(funnel_missing_values_total[{rate}]))"
+                " / on (instance) group_left ()"
+                f" sum by (instance) (rate(funnel_examples_total[{rate}]))",
+                "{{column}}",
+            ),
+            unit="percentunit", limits=(0, 1), width=12,
+        ),
+        timeseries(
+            "New keys by column",
+            "Values, words and missing values that came for the first time, per row. Good: falling "
+            "towards 0, or level where values never end. Bad: a jump: codes were renamed, or ids "
+            "have got into a category.",
+            Query(
+                f"sum by (instance, column) (rate(funnel_new_keys_total[{rate}]))"
+                " / on (instance) group_left ()"
+                f" sum by (instance) (rate(funnel_examples_total[{rate}]))",
+                "{{column}}",
+            ),
+            limits=(0, None), width=12,
+        ),
+        timeseries(
+            "Missing values by column, of all rows",
+            "Share of all rows since the column was added. Good: what the producers mean to send. "
+            "Bad: near 1: the column says nothing.",
+            Query("funnel_column_missing_ratio", "{{column}}"),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Columns",
+            "Columns of the schema. Good: level. Bad: rising: producers invent names, such as ids "
+            "as keys of their JSON. Declare the columns then, with new_columns = \"reject\".",
+            Query("funnel_columns", "columns"),
+            limits=(0, None),
+        ),
+        timeseries(
+            "Keys that share a slot",
+            "Share of the visits of keys that met the slot of another key. Good: below a few "
+            "percent. Bad: above a tenth: a larger TABLE_BITS, for a new model, helps.",
+            Query("funnel_key_collision_ratio", "collisions"),
+            unit="percentunit", limits=(0, 1),
         ),
     ])  # fmt: skip
 

@@ -60,7 +60,8 @@ def grown_table(table: Table, pool: Pool) -> Table:
         pool: as `grown` returned it.
     """
     larger = Table(pool, table.bits, table.active)
-    larger.index.restore(table.index.keys, table.index.visits, table.index.collided)
+    index = table.index
+    larger.index.restore(index.keys, index.row_visits, index.visits, index.collided)
     larger.rows.start(table.rows.used)
     after = larger.rows.named()
     for name, old in table.rows.named().items():

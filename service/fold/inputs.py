@@ -59,6 +59,7 @@ def labelled(encoded: Encoded) -> Encoded:
         rows=(known.cumsum() - 1)[encoded.rows[kept]].astype(np.int32),
         keys=encoded.keys[kept],
         values=encoded.values[kept],
+        columns=encoded.columns[kept],
         labels=encoded.labels[known],
         weights=None if encoded.weights is None else encoded.weights[known],
     )

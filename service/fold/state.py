@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from funnel.pool.tables.table import VISITS
 from service.fold.drift import PREFIX as DRIFT
 from service.fold.drift import Monitor
 from service.fold.learner import Learner
@@ -21,6 +22,7 @@ from service.log.position import Position
 
 SERVED = "served"
 """Name of the learner that answers predictions."""
+NEW_KEYS = "new_keys"
 SCHEMA = "schema"
 """Name of the tensor that holds the schema, uint8."""
 LEAST_FEATURES, LEAST_CLASSES = 16, 2
@@ -70,6 +72,8 @@ class State:
         self.missing = torch.zeros(len(self.schema.columns), 2, dtype=torch.int64)
         """By column, int64 [columns, 2]: rows without a usable value, and all rows, both since the
         column was added."""
+        self.new_keys = torch.zeros(len(self.schema.columns), dtype=torch.int64)
+        """By column, int64 [columns]: keys that got a row of the served learner's table."""
         self.served = Learner(spec, spec.optimizer, hyperparameters, device, self.size)
         self.shadows: dict[str, Learner] = {}
         width = self.schema.width if spec.schema else spec.features
@@ -110,9 +114,9 @@ class State:
     def _take(self, schema: Schema) -> None:
         """Continue with a larger schema."""
         self.schema, self.size = schema, size_of(schema)
-        self.missing = functional.pad(
-            self.missing, (0, 0, 0, len(schema.columns) - len(self.missing))
-        )
+        more = len(schema.columns) - len(self.missing)
+        self.missing = functional.pad(self.missing, (0, 0, 0, more))
+        self.new_keys = functional.pad(self.new_keys, (0, more))
         if schema.width > self.standardizer.width:
             self.standardizer = self.standardizer.resized(schema.width)
         prior = -math.log(self.examples + 1)
@@ -137,16 +141,39 @@ class State:
             own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
             learner.load_table(own)
 
+    def _counts_of_rows(self) -> dict[str, Tensor]:
+        """Return the counts that states of earlier versions lack, as they begin, by name."""
+        return {
+            name: torch.zeros_like(tensor)
+            for name, tensor in self.tensors().items()
+            if name.endswith((NEW_KEYS, VISITS))
+        }
+
     @property
     def width(self) -> int:
         """Numbers that stand for a row or example in memory, about."""
         return self.spec.features or active_of(self.schema)
+
+    def missing_counts(self) -> dict[str, int]:
+        """Return the number of rows without a usable value, by column."""
+        names = [column.name for column in self.schema.columns]
+        return dict(zip(names, self.missing[:, 0].tolist(), strict=True))
 
     def missing_ratios(self) -> dict[str, float]:
         """Return the share of rows without a usable value, by column."""
         pairs = self.missing.tolist()
         names = [column.name for column in self.schema.columns]
         return {name: none / max(all_, 1) for name, (none, all_) in zip(names, pairs, strict=True)}
+
+    def new_key_counts(self) -> dict[str, int] | None:
+        """Return how many keys of each column have a row of the table; None without a table.
+
+        Keys of crosses, and keys that share the row of another, are not among them.
+        """
+        if self.served.table is None:
+            return None
+        names = [column.name for column in self.schema.columns]
+        return dict(zip(names, self.new_keys.tolist(), strict=True))
 
     def key_collisions(self) -> float | None:
         """Return the share of the visits of keys that met another key's slot; None without a
@@ -171,7 +198,7 @@ class State:
         named = self.shared() | self.served.tensors()
         if self.spec.schema:
             named[SCHEMA] = _as_bytes(self.schema)
-            named["missing"] = self.missing
+            named["missing"], named[NEW_KEYS] = self.missing, self.new_keys
         for name, shadow in self.shadows.items():
             named |= {f"shadow.{name}.{k}": v for k, v in shadow.tensors().items()}
         return named
@@ -200,6 +227,7 @@ class State:
         tensors = {k: v for k, v in tensors.items() if k not in watched}
         if SCHEMA in tensors:
             self._make_room(tensors)
+            tensors = self._counts_of_rows() | tensors
         mine = self.tensors()
         if mine.keys() != tensors.keys():
             raise ValueError(f"tensors differ: {sorted(mine.keys() ^ tensors.keys())[:4]}")

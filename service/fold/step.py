@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -182,6 +183,10 @@ class Fold:
         if encoded.weights is not None:
             weights = torch.from_numpy(encoded.weights).to(state.device)
         chosen = {name: learner.choose(encoded) for name, learner in state.learners().items()}
+        if (table := state.served.table) is not None and len(new := table.index.first):
+            columns = encoded.columns[new]
+            counts = np.bincount(columns[columns >= 0], minlength=len(state.new_keys))
+            state.new_keys += torch.from_numpy(counts)
         learners = {name: one.learner for name, one in chosen.items()}
         pools = tuple(id(learner.pool) for learner in learners.values())
         if (passes := self._compact.get(pools)) is None:

@@ -1,8 +1,8 @@
-"""A model of rows, read back: its weights by feature, and the reasons for an answer.
+"""A model of rows, read back: its weights and gains by feature, and the reasons for an answer.
 
-Both are of the weighted mean of the experts' weights; the model mixes their probabilities, so the
-parts of an answer add up to its log odds only roughly. Names of keys are not in the state: they are
-noted from the batches that this process has learned.
+Weights and reasons are of the weighted mean of the experts' weights; the model mixes their
+probabilities, so the parts of an answer add up to its log odds only roughly. Names of keys are not
+in the state: they are noted from the batches that this process has learned.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from service.fold.schema.names import dense_names, named_keys
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Snapshot
 from service.fold.standardizer import standardized
+from service.fold.state import State
 from service.process import Clock
 from streams.errors import FunnelError
 from streams.examples import AnyBatch
@@ -45,6 +46,22 @@ class Weights:
     weights: dict[str, float]
     """By label, in nats for one unit: a standard deviation of a number, the presence of a key.
     They are relative to the mean of the labels."""
+    place: int
+    """Its dense place; of a key, the number of its row of the table."""
+    is_key: bool
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How a feature is learned."""
+
+    gain: float
+    """The factor of its steps: the geometric mean of the gains p over the labels, and over the
+    experts by their weights. Gains are factors and begin at 1, so their logarithms are averaged, as
+    in `funnel.pool.pool.Pool.telemetry`."""
+    count: int
+    """Rows that had the number, since its column was added, or the key; in the whole life of the
+    model."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,10 @@ def strongest(snapshot: Snapshot, names: dict[int, str], top: int) -> list[Weigh
     """
     schema = _schema(snapshot)
     dense, experts = _dense(snapshot)
+    if not schema.labels:
+        return []
     titles = list(dense_names(schema))
+    places, numbers = list(range(len(titles))), len(titles)
     found = [dense[:, : len(titles)]]
     if snapshot.table is not None and names:
         keys = np.fromiter(names, np.uint64, len(names))
@@ -105,15 +125,39 @@ def strongest(snapshot: Snapshot, names: dict[int, str], top: int) -> list[Weigh
         order = rows[known].argsort(kind="stable")
         texts = list(names.values())
         titles += [texts[k] for k in np.flatnonzero(known)[order].tolist()]
+        places += rows[known][order].tolist()
         found.append(_of_rows(snapshot, rows[known][order], experts))
     weights = torch.cat(found, dim=1)[: len(schema.labels)]
     weights = weights - weights.mean(dim=0)
     largest = weights.abs().amax(dim=0).argsort(descending=True, stable=True)[:top].tolist()
     columns = weights[:, largest].T.tolist()
     return [
-        Weights(titles[place], dict(zip(schema.labels, column, strict=True)))
-        for place, column in zip(largest, columns, strict=True)
+        Weights(titles[k], dict(zip(schema.labels, column, strict=True)), places[k], k >= numbers)
+        for k, column in zip(largest, columns, strict=True)
     ]
+
+
+@torch.no_grad()
+def learned(state: State, features: Sequence[Weights]) -> list[Learned]:
+    """Return how features are learned.
+
+    Args:
+        state: at least as new as the snapshot that the features are of; not changed.
+        features: as `strongest` found them.
+    """
+    pool, table, labels = state.served.pool, state.served.table, len(state.schema.labels)
+    experts, present = pool.mixing.log_weights.exp(), state.missing[:, 1] - state.missing[:, 0]
+    found = []
+    for feature in features:
+        if not feature.is_key:
+            log_gain = pool.columns()["log_gain"][:, :labels, feature.place]
+            count = int(present[state.schema.dense[feature.place]])
+        else:
+            assert table is not None, "there are no keys without a table"
+            log_gain = table.rows.named()["log_gain"][feature.place, :, :labels]
+            count = int(table.index.row_visits[feature.place])
+        found.append(Learned(float((experts @ log_gain).mean().exp()), count))
+    return found
 
 
 def reasons(

@@ -50,6 +50,8 @@ COUNTERS = {
     "dead_entries": "Entries discarded because they cannot be decoded",
     "drift_events": "Changes detected in the served model's error",
     "examples": "Examples learned, by the way they came",
+    "missing_values": "Rows without a usable value, by column",
+    "new_keys": "Keys that got a row of the table for the first time, by column",
     "nonfinite_batches": "Batches skipped because loss or gradient was not finite",
     "quarantined_batches": "Batches skipped because their loss was far above the recent ones",
     "scored": "Examples predicted before they were learned",
@@ -204,6 +206,11 @@ def _columns(statistics: Statistics) -> Iterable[Metric]:
     yield _single("columns", len(statistics.missing))
     missing = {(name,): statistics.missing[name] for name in shown}
     yield _family("column_missing_ratio", ["column"], missing)
+    values = {(name,): statistics.missing_values[name] for name in shown}
+    yield _family("missing_values", ["column"], values)
+    if statistics.new_keys is not None:
+        new = {(name,): statistics.new_keys[name] for name in shown}
+        yield _family("new_keys", ["column"], new)
     if statistics.key_collisions is not None:
         yield _single("key_collision_ratio", statistics.key_collisions)
 

@@ -70,6 +70,10 @@ class Statistics:
     """Unix time in seconds of the oldest entry that is read but not learned."""
     missing: Mapping[str, float]
     """Share of the rows without a usable value, by column; empty for dense features."""
+    missing_values: Mapping[str, int]
+    """Rows without a usable value, by column."""
+    new_keys: Mapping[str, int] | None
+    """Keys that have a row of the table, by column; None without a table."""
     key_collisions: float | None
     """Share of the visits of keys that met another key's slot; None without a table."""
     labels: tuple[str, ...]
@@ -107,6 +111,8 @@ def read_statistics(
         entries_added=extent.added,
         waiting_since=None if waiting_since_ms is None else waiting_since_ms / 1000,
         missing=state.missing_ratios(),
+        missing_values=state.missing_counts(),
+        new_keys=state.new_key_counts(),
         key_collisions=state.key_collisions(),
         labels=state.schema.labels,
         gains=read_gains(telemetry[SERVED]["log_gains"], state.spec),

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import uvloop
 
@@ -24,6 +26,7 @@ from service.log.extent import Extent, check_reach
 from service.log.lease import Lease, Lock
 from service.log.log import COUNTED_AT_ONCE, Log
 from service.log.position import EntryId
+from service.monitoring.columns import ColumnWindows
 from service.monitoring.features import FeatureNames
 from service.monitoring.history import History
 from service.monitoring.notify import DriftNews
@@ -41,6 +44,7 @@ from service.trainer.worker import Worker, give_way
 from service.trainer.writer import CheckpointWriter
 from streams.examples import AnyBatch
 
+T = TypeVar("T")
 logger = logging.getLogger("funnel")
 
 PUBLISH_SECONDS = 0.05
@@ -110,6 +114,7 @@ class Trainer:
         self._lease = Lease(log, lock, settings.lease_seconds, clock)
         self._drift_news = DriftNews(self.history, drifted)
         self.newest, self.feature_names = Newest(state, clock), FeatureNames(clock)
+        self.columns = ColumnWindows()
         self._condition, self._reason = Condition.STARTING, ""
         self._statistics: Statistics | None = None
         self._stopping = self._has_stalled = False
@@ -159,6 +164,13 @@ class Trainer:
         future = self._writer.request()
         self._poke()
         return future
+
+    def read(self, work: Callable[[State], T]) -> "Future[T]":
+        """Return a future of what a function reads off the state between two groups of batches.
+
+        Ask only while it learns; wait with a limit, as a trainer that ends meanwhile never answers.
+        """
+        return self._worker.start(partial(work, self._replica.state))
 
     def prepare(self) -> None:
         """Load the newest checkpoint, and publish it; raises as `start` does."""
@@ -464,6 +476,7 @@ class Trainer:
     def _show(self, extent: Extent, waiting_since_ms: int | None = None) -> None:
         """Read the statistics off the device, and add them to the history."""
         state, progress = self._replica.state, self._replica.progress
+        self.columns.note(state)
         self._statistics = read_statistics(state, progress, extent, waiting_since_ms)
         self._publish()
         self.history.add_point(self._statistics, self.status.backlog(), self._writer.age)

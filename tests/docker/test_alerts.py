@@ -85,6 +85,20 @@ def checkpoints(ok: str, failed: str) -> Series:
     }
 
 
+def column(missing: str, examples: str = "") -> Series:
+    return {
+        'funnel_missing_values_total{column="age"}': missing,
+        'funnel_examples_total{source="http"}': examples or rising(100),
+        'funnel_examples_total{source="redis"}': level(0),
+    }
+
+
+def turns(before: int, after: int, minutes: int) -> str:
+    """A counter whose rise a minute changes so many minutes before the end."""
+    first = MINUTES - minutes
+    return f"0+{before}x{first} {before * first + after}+{after}x{minutes - 1}"
+
+
 def doing(condition: str, for_minutes: int = MINUTES) -> Series:
     before = f"0+0x{MINUTES - for_minutes} " if for_minutes < MINUTES else ""
     now = f"1+0x{for_minutes - 1 if before else MINUTES}"
@@ -109,6 +123,8 @@ FIRE: list[tuple[str, str, Series]] = [
     ("FunnelLearnerStalled", "no batch", learning(level(7), 500) | doing("learning")),
     ("FunnelLagging", "two minutes", {"funnel_lag_seconds": level(120)}),
     ("FunnelAccuracyDropped", "no recovery", scores(90, 70, minutes=20)),
+    ("FunnelColumnSilent", "it never lacked one", column(turns(0, 100, minutes=15))),
+    ("FunnelColumnSilent", "it often lacked one", column(turns(60, 100, minutes=20))),
     ("FunnelCheckpointOld", "six minutes", {"funnel_checkpoint_age_seconds": level(360)}),
     ("FunnelCheckpointsFailing", "a full disk", checkpoints(level(9), rising(2))),
     ("FunnelDeadEntries", "one", {"funnel_dead_entries_total": jump(1, minutes=10)}),
@@ -145,6 +161,11 @@ SILENT: list[tuple[str, str, Series]] = [
         'funnel_scored_total{learner="served"}': level(9),
         'funnel_correct_total{learner="served"}': level(3),
     }),
+    ("FunnelColumnSilent", "always full", column(level(0))),
+    ("FunnelColumnSilent", "always empty", column(rising(100))),
+    ("FunnelColumnSilent", "more missing", column(turns(0, 90, minutes=20))),
+    ("FunnelColumnSilent", "a minute", column(turns(0, 100, minutes=1))),
+    ("FunnelColumnSilent", "nothing sent", column(level(5), level(9))),
     ("FunnelEntriesDamaged", "none", {"funnel_damaged_entries_total": level(0)}),
     ("FunnelCheckpointOld", "half a minute", {"funnel_checkpoint_age_seconds": level(30)}),
     ("FunnelCheckpointsFailing", "one failed", checkpoints(rising(2), jump(1, minutes=5))),

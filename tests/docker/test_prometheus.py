@@ -6,8 +6,9 @@ import math
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 
 from streams.batch import Batch
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
+from tests.support.named import records
 from tests.support.prometheus import prometheus, query
 from tests.support.states import a_batch
 
@@ -36,6 +38,7 @@ OPTIONS = {
     "max_backlog": 1,
     "shadow": "adagrad",
 }
+OF_ROWS = {"schema": "auto", "table_bits": 12, "batch_size": 20, "max_wait_ms": 50}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus"),
@@ -44,10 +47,10 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Watched:
-    """A Prometheus, and the address of the service that it scrapes."""
+    """A Prometheus, and the addresses of the services that it scrapes."""
 
     client: httpx.Client
-    instance: str
+    instances: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +58,24 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     directory = tmp_path_factory.mktemp("prometheus")
     rules = directory / "rules.yml"
     rules.write_text(yaml.safe_dump(wakened(yaml.safe_load(RULES.read_text()))))
-    with serving(directory, **OPTIONS) as service, recovered(service), busy(service):
-        instance = f"127.0.0.1:{service.port}"
-        with prometheus(directory, hurried(instance, rules)) as client:
-            yield Watched(client, instance)
+    with (
+        serving(directory / "dense", **OPTIONS) as service,
+        serving(directory / "rows", **OF_ROWS) as of_rows,
+        recovered(service),
+        busy(service),
+        busy_with_rows(of_rows),
+    ):
+        instances = [f"127.0.0.1:{one.port}" for one in (service, of_rows)]
+        with prometheus(directory, hurried(instances, rules)) as client:
+            yield Watched(client, instances)
 
 
-def hurried(instance: str, rules: Path) -> dict[str, Any]:
-    """Return the configuration of the containers, for another address and with less patience."""
+def hurried(instances: list[str], rules: Path) -> dict[str, Any]:
+    """Return the configuration of the containers, for other addresses and with less patience."""
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
     config["rule_files"] = [str(rules)]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [instance]}]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": instances}]
     return config
 
 
@@ -74,13 +83,14 @@ def wakened(rules: dict[str, Any]) -> dict[str, Any]:
     """Return the rules such that an alert fires as soon as all that it compares is there.
 
     With ``bool`` a comparison is 0 or 1 instead of nothing where it does not hold; what is but
-    excepted, whatever it is, would then except all.
+    excepted, whatever it is, would then except all. There is no data from minutes ago.
     """
     for rule in rules["groups"][0]["rules"]:
+        expr = re.split(r"\sunless on ", rule["expr"])[0]
         rule["expr"] = re.sub(
             r"\{[^}]*\}|([=!]=|[<>]=?)",
             lambda found: found[0] + (" bool" if found[1] else ""),
-            re.split(r"\sunless on ", rule["expr"])[0],
+            re.sub(r" offset \w+", "", expr),
         )
         rule.pop("for", None)
     return rules
@@ -106,19 +116,44 @@ def recovered(service: ServiceProcess) -> Iterator[None]:
 @contextlib.contextmanager
 def busy(service: ServiceProcess) -> Iterator[None]:
     """Learn, predict, and refuse what is wrong (422) or too much (429), until somebody is done."""
+
+    def work(client: httpx.Client, k: int) -> None:
+        batch, few = a_batch(k), a_batch(k, n=5)
+        client.post("/predict", json={"features": batch.features.tolist()})
+        for body in (b"x", few.to_bytes(), few.to_bytes()):
+            client.post("/learn", content=body, headers=SAFETENSORS)
+        client.post("/learn?wait=applied", content=batch.to_bytes(), headers=SAFETENSORS)
+
+    with repeated(service, work):
+        yield
+
+
+@contextlib.contextmanager
+def busy_with_rows(service: ServiceProcess) -> Iterator[None]:
+    """Learn rows until somebody is done."""
+
+    def work(client: httpx.Client, k: int) -> None:
+        rows, labels = records(k)
+        client.post("/learn?wait=applied", json={"rows": rows, "labels": labels})
+
+    with repeated(service, work):
+        yield
+
+
+@contextlib.contextmanager
+def repeated(
+    service: ServiceProcess, work: Callable[[httpx.Client, int], object]
+) -> Iterator[None]:
     done = threading.Event()
 
-    def work() -> None:
+    def run() -> None:
         with service.client() as client:
-            k = 0
-            while not done.wait(0.05):
-                batch, few = a_batch(k := k + 1), a_batch(k, n=5)
-                client.post("/predict", json={"features": batch.features.tolist()})
-                for body in (b"x", few.to_bytes(), few.to_bytes()):
-                    client.post("/learn", content=body, headers=SAFETENSORS)
-                client.post("/learn?wait=applied", content=batch.to_bytes(), headers=SAFETENSORS)
+            for k in count(1):
+                if done.wait(0.05):
+                    return
+                work(client, k)
 
-    worker = threading.Thread(target=work)
+    worker = threading.Thread(target=run)
     worker.start()
     try:
         yield
@@ -181,6 +216,6 @@ def test_every_alert_has_data_to_judge_by(watched: Watched) -> None:
         wait_for(all_are_active, 20)
     assert {alert["labels"]["alertname"] for alert in active} == names
     for alert in active:
-        assert watched.instance in alert["annotations"]["summary"]
+        assert any(one in alert["annotations"]["summary"] for one in watched.instances)
         assert "no value" not in str(alert["annotations"])
         assert "error" not in str(alert["annotations"])

@@ -4,13 +4,13 @@
 
 A table stands between ``<!-- settings: … -->`` and ``<!-- end -->``. Descriptions of settings are
 those of `service.settings`; the metrics come from a service that has learned, drifted and
-recovered, with the help texts that Prometheus gets.
+recovered, and from one that has learned rows, with the help texts that Prometheus gets.
 """
 
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -27,6 +27,7 @@ from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 SETTINGS = ROOT / "service/docs/settings.md"
 METRICS = ROOT / "service/docs/metrics.md"
 SERVICE = {"features": 3, "classes": 2, "batch_size": 100, "shadow": "adagrad"}
+OF_ROWS = {"schema": "auto", "table_bits": 10, "batch_size": 2}
 MAX_BATCHES = 400
 """Batches of 100 in which the drift must have been found and recovered from."""
 
@@ -49,10 +50,11 @@ def _shown(default: object) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def metrics_table(text: str) -> str:
-    """Return a row for every metric in an answer of ``GET /metrics``."""
+def metrics_table(texts: Sequence[str]) -> str:
+    """Return a row for every metric in answers of ``GET /metrics``, each as the first has it."""
     lines = ["| metric | labels | type | |", "|---|---|---|---|"]
-    for name, labels, kind, meaning in sorted(_metrics(text)):
+    found = {row[0]: row for text in reversed(texts) for row in _metrics(text)}
+    for name, labels, kind, meaning in sorted(found.values()):
         named = ", ".join(f"`{label}`" for label in labels)
         lines.append(f"| `{name}` | {named} | {kind} | {meaning} |")
     return "\n".join(lines)
@@ -73,6 +75,25 @@ def _labels(family: Metric) -> list[str]:
     for sample in family.samples:
         found |= dict.fromkeys(label for label in sample.labels if label != "le")
     return list(found)
+
+
+def scrape_all() -> list[str]:
+    """Return ``/metrics`` of a service of dense features, and of one of rows."""
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as directory,  # short enough for a socket
+        serving(Path(directory) / "dense", **SERVICE) as dense,
+        serving(Path(directory) / "rows", **OF_ROWS) as of_rows,
+    ):
+        return [scrape(dense), scrape_rows(of_rows)]
+
+
+def scrape_rows(service: ServiceProcess) -> str:
+    """Return ``/metrics`` once the service has the metrics of columns."""
+    rows, labels = [{"plan": "basic", "age": 41}, {"plan": "vip", "age": None}], ["churn", "stay"]
+    with service.client() as client:
+        client.post("/learn", json={"rows": rows, "labels": labels})
+        wait_for(lambda: "\nfunnel_key_collision_ratio " in client.get("/metrics").text)
+        return client.get("/metrics").text
 
 
 def scrape(service: ServiceProcess) -> str:
@@ -121,11 +142,7 @@ def _parts(document: Path) -> tuple[str, str, str]:
 def main() -> None:
     """Write both tables."""
     write(SETTINGS, settings_table())
-    with (
-        tempfile.TemporaryDirectory(dir="/tmp") as directory,  # short enough for a socket
-        serving(Path(directory), **SERVICE) as service,
-    ):
-        write(METRICS, metrics_table(scrape(service)))
+    write(METRICS, metrics_table(scrape_all()))
     sys.stdout.write(f"{SETTINGS.name} and {METRICS.name} are as the code says\n")
 
 

@@ -1,8 +1,6 @@
 """The tables of settings and metrics are those of the code; `make docs` writes them."""
 
 import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,26 +8,16 @@ import pytest
 from service.settings import Settings
 from tests.docs import tables
 from tests.docs.documents import DOCUMENTS, ROOT, name_of
-from tests.support.harness import serving
 
 WRITE = "run `make docs`"
-
-
-@pytest.fixture(scope="module")
-def text() -> Iterator[str]:
-    with (
-        tempfile.TemporaryDirectory(dir="/tmp") as directory,  # short enough for a socket
-        serving(Path(directory), **tables.SERVICE) as service,
-    ):
-        yield tables.scrape(service)
 
 
 def test_the_table_of_settings_is_up_to_date() -> None:
     assert tables.table_in(tables.SETTINGS) == tables.settings_table(), WRITE
 
 
-def test_the_table_of_metrics_is_up_to_date(text: str) -> None:
-    assert tables.table_in(tables.METRICS) == tables.metrics_table(text), WRITE
+def test_the_table_of_metrics_is_up_to_date() -> None:
+    assert tables.table_in(tables.METRICS) == tables.metrics_table(tables.scrape_all()), WRITE
 
 
 def test_every_setting_has_its_default_in_the_table() -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support.harness import RedisProcess, ServiceProcess, free_port, serving, wait_for
+from tests.support.metrics import sample, samples
 from tests.support.named import records
 
 OPTIONS = {"schema": "auto", "table_bits": 12, "batch_size": 50, "lease_seconds": 1.0}
@@ -177,6 +178,8 @@ def test_the_schema_and_the_columns_are_shown(client: httpx.Client) -> None:
     metrics = client.get("/metrics").text
     assert "funnel_columns 4.0" in metrics
     assert re.search(r'funnel_column_missing_ratio\{column="age"\} 0\.\d+', metrics)
+    new = sample(samples(metrics), "funnel_new_keys_total", column="plan")
+    assert new == len({"basic", "pro", "vip"}), "the key of a missing plan has not come yet"
     assert re.search(r'funnel_class_recall\{class="stay"\} 0\.\d+', metrics)
     assert "funnel_key_collision_ratio" in metrics
 
@@ -189,6 +192,54 @@ def test_the_features_that_matter_are_named_with_their_weights(client: httpx.Cli
     assert weights["age"]["stay"] > 0.2
     assert sum(weights["plan=vip"].values()) == pytest.approx(0.0, abs=1e-4)
     assert client.get("/features?top=0").status_code == 422
+
+
+def test_features_tell_how_often_they_came_and_their_gain(client: httpx.Client) -> None:
+    shown = client.get("/features?top=1000").raise_for_status().json()
+    features = {feature["name"]: feature for feature in shown["features"]}
+    learned = client.get("/model").json()["examples_learned"]
+    plans = [features[f"plan={plan}"]["count"] for plan in ("basic", "pro", "vip")]
+    assert min(plans) > 0.2 * learned
+    assert sum(plans) == learned
+    assert features["age"]["count"] + features["age is missing"]["count"] == learned
+    assert features["at:age"]["count"] == learned
+    assert 0.01 < features["age"]["gain"] < 100
+    assert len({feature["gain"] for feature in shown["features"]}) > 10
+
+
+def test_the_columns_show_what_is_missing_and_new_and_how_means_move(client: httpx.Client) -> None:
+    def block() -> dict[str, dict[str, object]]:
+        learn(client, 4_000)
+        learn(client, 4_001)
+        columns = client.get("/features?top=1").raise_for_status().json()["columns"]
+        return {column["name"]: column for column in columns}
+
+    wait_for(lambda: block()["age"]["missing"] is not None)
+    found = block()
+    assert list(found) == ["plan", "city", "at", "age"]
+    assert [column["kind"] for column in found.values()] == [
+        "category",
+        "category",
+        "time",
+        "number",
+    ]
+    assert 0 < found["age"]["missing"] < 0.3
+    assert 0 < found["age"]["missing_before"] < 0.3
+    assert found["plan"]["new_keys"] is not None
+    assert (found["plan"]["shift"], found["at"]["shift"]) == (None, None)
+    assert found["age"]["shift"] is not None
+    assert not any(column["is_drifting"] for column in found.values())
+
+
+def test_a_model_with_hidden_layers_shows_its_columns_without_features(tmp_path: Path) -> None:
+    options = OPTIONS | {"model": "mlp", "hidden": "4"}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        assert client.get("/features").json()["columns"] == []
+        learn(client, 0)
+        wait_for(lambda: client.get("/features").json()["columns"])
+        shown = client.get("/features").raise_for_status().json()
+        assert shown["features"] == []
+        assert {"plan", "age"} <= {column["name"] for column in shown["columns"]}
 
 
 def test_an_answer_is_explained_by_its_largest_parts(client: httpx.Client) -> None:
@@ -205,6 +256,7 @@ def test_an_answer_is_explained_by_its_largest_parts(client: httpx.Client) -> No
 def test_a_request_that_changes_the_schema_is_answered_after_it_has_changed(tmp_path: Path) -> None:
     with serving(tmp_path, **OPTIONS | {"max_wait_ms": 200}) as service, service.client() as client:
         assert client.post("/predict", json={"rows": [{"age": 1}]}).status_code == 503
+        assert client.get("/features").raise_for_status().json()["features"] == []
         learn(client, 0)
         learn(client, 1, late=True, n=5)
         names = [column["name"] for column in client.get("/schema").json()["columns"]]
@@ -232,6 +284,10 @@ def test_kill_restart_and_takeover_across_schema_changes_leave_the_same_digest(
             with first.client() as client:
                 for k in range(6):
                     learn(client, k, late=k > 3)
+            with other.client() as client:
+                wait_for(lambda: client.get("/features").json()["features"])
+                shown = client.get("/features").json()["features"]
+                assert {feature["gain"] for feature in shown} == {None}, "a standby reads no state"
             first.kill(server=False)
             with other.client() as client:
                 wait_for(lambda: client.get("/model").json()["role"] == "learner")

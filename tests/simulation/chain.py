@@ -115,6 +115,7 @@ class ChainState(State):
         self.spec, self.device, self.hyperparameters = spec, torch.device("cpu"), hyperparameters
         self.stepped, self.schema = stepped, Schema()
         self.missing = torch.zeros(0, 2, dtype=torch.int64)
+        self.new_keys = torch.zeros(0, dtype=torch.int64)
         self.chain = bytes(32)
         self.learned = np.zeros(EXAMPLES, dtype=np.int16)
         """How often each example was learned or skipped."""

@@ -43,6 +43,15 @@ CONTRACT = {
     "funnel_http_request_seconds_bucket": {"route", "code", "le"},
 }
 
+CONTRACT_OF_ROWS = {
+    "funnel_columns": set(),
+    "funnel_column_missing_ratio": {"column"},
+    "funnel_missing_values_total": {"column"},
+    "funnel_new_keys_total": {"column"},
+    "funnel_key_collision_ratio": set(),
+}
+"""The series that a model of rows has besides."""
+
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

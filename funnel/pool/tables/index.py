@@ -33,6 +33,11 @@ class KeyIndex:
         """Row of each slot; -1 if no key owns it."""
         self._keys = np.empty(1024, dtype=np.uint64)
         """Owner of each row, in the first ``used`` places."""
+        self._visits = np.zeros(1024, dtype=np.int64)
+        """Visits of each row, in the same places."""
+        self.first = np.empty(0, dtype=np.int64)
+        """Places, among the keys that the last `admit` got, of those that own the rows which it
+        added: int64 [added], by row."""
         self.used = 0
         """Number of rows."""
         self.visits = 0
@@ -44,6 +49,11 @@ class KeyIndex:
     def keys(self) -> Keys:
         """The key that owns each row, uint64 [used]; it is not to be changed."""
         return self._keys[: self.used]
+
+    @property
+    def row_visits(self) -> Numbers:
+        """The visits of each row that were counted, int64 [used]; it is not to be changed."""
+        return self._visits[: self.used]
 
     @property
     def collision_ratio(self) -> float:
@@ -67,25 +77,41 @@ class KeyIndex:
             keys: uint64 [e].
         """
         slots = self._slots(keys)
-        rows = self._rows[slots]
-        if (rows < 0).any():
-            self._own(np.unique(keys[rows < 0]))
+        rows, before = self._rows[slots], self.used
+        new = np.flatnonzero(rows < 0)
+        if len(new):
+            self._own(np.unique(keys[new]))
             rows = self._rows[slots]
+        is_other = self._keys[rows] != keys
+        new = new[~is_other[new]]
+        self.first = np.empty(self.used - before, dtype=np.int64)
+        self.first[rows[new[::-1]] - before] = new[::-1]
         self.visits += len(keys)
-        self.collided += int((self._keys[rows] != keys).sum())
+        self.collided += int(is_other.sum())
         return rows.astype(np.int64)
 
-    def restore(self, keys: Keys, visits: int, collided: int) -> None:
+    def count(self, rows: Numbers, visits: Numbers) -> None:
+        """Count visits of rows.
+
+        Args:
+            rows: int64 [U], all different.
+            visits: of each row, int64 [U].
+        """
+        self._visits[rows] += visits
+
+    def restore(self, keys: Keys, row_visits: Numbers, visits: int, collided: int) -> None:
         """Continue from what another index of as many bits held.
 
         Args:
             keys: its `keys`.
+            row_visits: its `row_visits`.
             visits: its count.
             collided: its count.
         """
         self._rows.fill(-1)
         self.used = 0
         self._append(keys)
+        self._visits[: self.used] = row_visits
         self.visits, self.collided = visits, collided
 
     def _own(self, new: Keys) -> None:
@@ -96,10 +122,12 @@ class KeyIndex:
     def _append(self, owners: Keys) -> None:
         used = self.used + len(owners)
         if used > len(self._keys):
-            larger = np.empty(max(used, 2 * len(self._keys)), dtype=np.uint64)
-            larger[: self.used] = self.keys
-            self._keys = larger
+            room = max(used, 2 * len(self._keys))
+            keys, visits = np.empty(room, dtype=np.uint64), np.empty(room, dtype=np.int64)
+            keys[: self.used], visits[: self.used] = self.keys, self.row_visits
+            self._keys, self._visits = keys, visits
         self._keys[self.used : used] = owners
+        self._visits[self.used : used] = 0
         self._rows[self._slots(owners)] = np.arange(self.used, used, dtype=np.int32)
         self.used = used
 

@@ -37,7 +37,7 @@ from funnel.pool.tables.index import KeyIndex, Keys, Numbers
 from funnel.pool.tables.published import Published
 from funnel.pool.tables.rows import CHUNK, Field, Rows, scale_of
 
-KEYS, COUNTS = "table.keys", "table.counts"
+KEYS, VISITS, COUNTS = "table.keys", "table.visits", "table.counts"
 
 
 class Chosen(NamedTuple):
@@ -111,7 +111,11 @@ class Table:
         """
         numbers = self.index.admit(keys)
         self.rows.use(self.index.used)
-        return self._chosen(dense, examples, numbers, values)
+        chosen = self._chosen(dense, examples, numbers, values)
+        named = chosen.rows.numpy()
+        places = self._positions[numbers] - self.dense
+        self.index.count(named, np.bincount(places, minlength=len(named)))
+        return chosen
 
     def find(
         self,
@@ -155,24 +159,26 @@ class Table:
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, beyond those of the pool.
 
-        Keys are uint64 as int64 of the same bits, [rows]; counts are int64 [2], visits and
-        collisions; the others are views, [rows, …].
+        Keys are uint64 as int64 of the same bits, [rows]; visits are int64 [rows]; counts are int64
+        [2], all visits and collisions; the others are views, [rows, …].
         """
         keys = torch.from_numpy(self.index.keys.view(np.int64).copy())
+        visits = torch.from_numpy(self.index.row_visits.copy())
         counts = torch.tensor([self.index.visits, self.index.collided])
         named = {f"table.{name}": tensor for name, tensor in self.rows.named().items()}
-        return {KEYS: keys, COUNTS: counts} | named
+        return {KEYS: keys, VISITS: visits, COUNTS: counts} | named
 
     def load(self, named: Mapping[str, Tensor]) -> None:
         """Continue from the tensors of another table of the same kind, bit for bit.
 
         Args:
-            named: what `tensors` returned.
+            named: what `tensors` returned. An older version did not count the visits of each row;
+                they begin at 0 then.
 
         Raises:
             ValueError: a name is missing, or a tensor has another shape; nothing has changed then.
         """
-        missing = sorted(self.tensors().keys() - named.keys())
+        missing = sorted(self.tensors().keys() - named.keys() - {VISITS})
         if missing:
             raise ValueError(
                 f"the state has no {missing[0]!r}: it is not that of a table like this"
@@ -185,8 +191,11 @@ class Table:
                     f"table.{field.name} has the shape {tuple(found)}, expected {expected}: the"
                     " state belongs to another number of experts or units"
                 )
+        row_visits = named[VISITS].numpy() if VISITS in named else np.zeros(len(keys), np.int64)
+        if len(row_visits) != len(keys):
+            raise ValueError(f"{VISITS} has {len(row_visits)} numbers, expected {len(keys)}")
         visits, collided = named[COUNTS].tolist()
-        self.index.restore(keys, visits, collided)
+        self.index.restore(keys, row_visits, visits, collided)
         self.rows.start(len(keys))
         for name, tensor in self.rows.named().items():
             tensor.copy_(named[f"table.{name}"])

@@ -54,6 +54,8 @@ class Encoded:
     """uint64 [m], as `service.fold.schema.keys` defines them."""
     values: Floats
     """float32 [m]: 1, and less for words."""
+    columns: npt.NDArray[np.int16]
+    """int16 [m], index of the column that each key is of; -1 for a cross."""
     labels: Indices
     """int64 [n], index into the schema's labels; -1 for a row without a label, and for a label that
     the schema has no room for."""
@@ -86,7 +88,7 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
     gaps = np.asarray(is_absent.any(axis=0))
     missing = np.diff(counts.ends)[:, None].repeat(len(schema.columns), axis=1)
     features: list[Feature] = []
-    ragged: list[Sparse] = []
+    ragged: list[tuple[int, Sparse]] = []
     for index, column in enumerate(schema.columns):
         cells = found.get(column.name, [])
         match column.kind:
@@ -95,7 +97,7 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
                 if gaps[place := schema.place[index]]:
                     absent = np.flatnonzero(is_absent[:, place])
                     missing[:, index] = counts.of(absent)
-                    ragged.append(_flags(column.name, absent))
+                    ragged.append((index, _flags(column.name, absent)))
             case Kind.TIME:
                 at, times = moments(cells)
                 dense[at, schema.place[index]] = age(times)
@@ -112,12 +114,15 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
                     np.arange(n), np.concatenate([NONE, *(c.rows for c in cells)])
                 )
                 missing[:, index] = counts.of(absent)
-                ragged += [words(column.name, cells)[0], _flags(column.name, absent)]
+                ragged.append((index, words(column.name, cells)[0]))
+                ragged.append((index, _flags(column.name, absent)))
             case None:
                 pass
     single = np.array([feature.keys(n) for feature in features], np.uint64)
     single = single.reshape(len(features), n)
-    sparse = _by_row(np.concatenate([single, crosses(schema, single)]), ragged)
+    own = [feature.column for feature in schema.singles]
+    of_fixed = np.array([*own, *[-1] * schema.pairs.shape[1]], np.int16)
+    sparse, of_keys = _by_row(np.concatenate([single, crosses(schema, single)]), of_fixed, ragged)
     labels, labelled = np.full(n, -1, np.int64), labels_of(rows)
     labels[labelled.rows] = schema.codes(labelled.values)
     ignored = sum(
@@ -130,6 +135,7 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
             (sparse.rows[low:high] - start).astype(np.int32),
             sparse.keys[low:high],
             sparse.values[low:high],
+            of_keys[low:high],
             labels[start:stop],
             missing[k],
             int(ignored[k]),
@@ -175,25 +181,32 @@ def _flags(column: str, rows: Indices) -> Sparse:
     return Sparse(rows, np.full(n, missing_key(column)), np.ones(n, np.float32))
 
 
-def _by_row(fixed: Keys, ragged: Sequence[Sparse]) -> Sparse:
-    """Return all keys by row; within a row, in their order.
+def _by_row(
+    fixed: Keys, of_fixed: npt.NDArray[np.int16], ragged: Sequence[tuple[int, Sparse]]
+) -> tuple[Sparse, npt.NDArray[np.int16]]:
+    """Return all keys by row, and the column of each; within a row, in their order.
 
     Args:
         fixed: uint64 [f, n], the keys of which every row has one, of value 1.
-        ragged: further keys.
+        of_fixed: int16 [f], their columns.
+        ragged: further keys, each part with its column.
     """
     f, n = fixed.shape
     if not (f or ragged):
-        return joined([])
-    more = joined(ragged)
+        return joined([]), np.empty(0, np.int16)
+    more = joined([part for _, part in ragged])
+    sizes = np.array([len(part.rows) for _, part in ragged], np.int64)
+    of_more = np.array([column for column, _ in ragged], np.int16).repeat(sizes)
     order = np.argsort(more.rows, kind="stable")
     rows, counts = more.rows[order], np.bincount(more.rows, minlength=n)
     before = counts.cumsum() - counts
     starts = np.arange(n) * f + before
     places = starts[rows] + f + np.arange(len(rows)) - before[rows]
     keys = np.empty(f * n + len(rows), np.uint64)
-    keys[starts[:, None] + np.arange(f)] = fixed.T
-    keys[places] = more.keys[order]
+    columns = np.empty(len(keys), np.int16)
+    first = starts[:, None] + np.arange(f)
+    keys[first], columns[first] = fixed.T, of_fixed
+    keys[places], columns[places] = more.keys[order], of_more[order]
     values = np.ones(len(keys), np.float32)
     values[places] = more.values[order]
-    return Sparse(np.repeat(np.arange(n), f + counts), keys, values)
+    return Sparse(np.repeat(np.arange(n), f + counts), keys, values), columns

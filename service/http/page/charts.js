@@ -4,7 +4,8 @@ const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { top: 20, right: 10, bottom: 20, left: 46 };
 const HEIGHT = 210;
 const MAX_POINTS = 600;
-const LABEL_WIDTH = 96;
+const FONT = "11px system-ui, sans-serif";
+const LABEL_GAP = 6;
 
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -125,17 +126,22 @@ export class Chart {
   drawMarks(marks, across) {
     const right = this.width - MARGIN.right;
     const within = marks.filter(({ x }) => across(x) >= MARGIN.left && across(x) <= right + 1);
-    let free = -Infinity;
-    return within.map(({ x, kind, label: words }) => {
+    const taken = [];
+    return within.reverse().map(({ x, kind, label: words }) => {  // the newest labels have room first
       const at = across(x);
       const group = shape("g", { class: `mark ${kind}` });
       group.append(shape("line", { x1: at, x2: at, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }));
       if (kind === "drift") {
         group.append(shape("path", { d: `M${at - 5} ${MARGIN.top - 7}h10l-5 7z` }));
-      } else if (at > free) {
-        const flip = at > right - LABEL_WIDTH;
-        group.append(label(at + (flip ? -3 : 3), MARGIN.top - 8, words, flip ? "end" : "start"));
-        free = at + LABEL_WIDTH;
+      } else {
+        const length = textWidth(words), spots = [[at + 3, "start"], [at - 3 - length, "end"]];
+        const fits = ([from]) => from >= 0 && from + length <= this.width
+          && taken.every(([a, b]) => from > b + LABEL_GAP || from + length < a - LABEL_GAP);
+        const spot = spots.find(fits);
+        if (spot) {
+          taken.push([spot[0], spot[0] + length]);
+          group.append(label(spot[1] === "start" ? at + 3 : at - 3, MARGIN.top - 8, words, spot[1]));
+        }
       }
       return group;
     });
@@ -185,6 +191,14 @@ export class Chart {
     event.preventDefault();
     this.moveTo(to === null ? null : Math.max(0, Math.min(last, to)));
   }
+}
+
+// The width of a label in pixels: a shape that is not drawn yet has none.
+const canvas = document.createElement("canvas").getContext("2d");
+
+function textWidth(words) {
+  canvas.font = FONT;
+  return canvas.measureText(words).width;
 }
 
 function look(k) {

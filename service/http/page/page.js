@@ -3,6 +3,7 @@
 import { address } from "./address.js";
 import { Chart, compact, element } from "./charts.js";
 import { showPictures } from "./pictures.js";
+import { showRows } from "./rows.js";
 
 const MAX_POINTS = 3600;
 const SPACING_SECONDS = 0.9; // as in history.py
@@ -98,6 +99,7 @@ async function askModel() {
     return; // the stream of events fails too, and shows it
   }
   if (model === null) return;
+  if (model.inputs === "rows") showRows(isLive);
   const condition = model.condition === "learning" ? "" : ` · ${model.condition} ${model.reason}`;
   byId("model").textContent = `${model.model}, learned with ${model.optimizer}${condition}`;
 }

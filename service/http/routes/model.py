@@ -26,6 +26,8 @@ class ModelAnswer(BaseModel):
     """The served model."""
 
     model: str
+    inputs: str
+    """rows or features: the field of a request that holds the examples."""
     model_version: int
     examples_learned: int
     position: str
@@ -84,6 +86,7 @@ async def model(model: Running) -> ModelAnswer:
     scores = status.statistics.served.scores if status.statistics else None
     return ModelAnswer(
         model=settings.model,
+        inputs=model.inputs,
         model_version=status.version,
         examples_learned=status.examples,
         position=str(status.progress.position),

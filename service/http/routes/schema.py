@@ -1,6 +1,8 @@
 """``GET /schema``, ``GET /features``: the columns of a model of rows, and what it has learned."""
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -9,8 +11,18 @@ from pydantic import BaseModel
 from service.http.dependencies import Running
 from service.http.errors import ErrorBody, HTTPError
 from service.model import Model
-from service.monitoring.features import UnreadableModelError, strongest
+from service.monitoring.features import (
+    Learned,
+    UnreadableModelError,
+    Weights,
+    learned,
+    strongest,
+)
+from service.monitoring.status import Role
 from streams.rows.names import answered
+
+READ_SECONDS = 2.0
+"""Longest wait for a pause between batches."""
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 404, 503)})
 
@@ -75,6 +87,29 @@ class FeatureAnswer(BaseModel):
     weights: dict[str, float]
     """By label, relative to the mean of the labels, in nats for one unit: a standard deviation of a
     number, the presence of a value."""
+    gain: float | None
+    """The factor of its weights' steps now: the geometric mean over the labels, and over
+    the experts by their weights. null unless this process learns."""
+    count: int | None
+    """Rows learned that had it. null unless this process learns."""
+
+
+class DriftOfColumn(BaseModel):
+    """A column in the rows learned recently, and before; null where nothing is known yet."""
+
+    name: str
+    kind: str | None
+    missing: float | None
+    """Share of the recent rows without a usable value."""
+    missing_before: float | None
+    new_keys: float | None
+    """Keys per recent row that were new; null without a table."""
+    new_keys_before: float | None
+    shift: float | None
+    """Standard deviations from the mean before to the recent one; of numbers that are standardized,
+    otherwise null."""
+    is_drifting: bool
+    """True while one of the three differs from before by more than chance explains."""
 
 
 class FeaturesAnswer(BaseModel):
@@ -84,6 +119,20 @@ class FeaturesAnswer(BaseModel):
     named_keys: int
     """Keys whose names this process knows: it notes those of recent batches."""
     features: list[FeatureAnswer]
+    """Empty for a model with hidden layers, whose weights belong to no feature."""
+    columns: list[DriftOfColumn]
+    """In the order of the schema."""
+
+
+async def _learned(model: Model, found: list[Weights]) -> list[Learned] | None:
+    """Return how features are learned; None if that cannot be read off the state now."""
+    if model.status.role is not Role.LEARNER:
+        return None
+    reading = asyncio.wrap_future(model.trainer.read(partial(learned, features=found)))
+    try:
+        return await asyncio.wait_for(reading, READ_SECONDS)
+    except TimeoutError:  # a batch takes long, or the trainer has just ended
+        return None
 
 
 @router.get("/features", responses={422: {"model": ErrorBody}})
@@ -91,17 +140,37 @@ async def features(
     model: Running,
     top: Annotated[int, Query(ge=1, le=1_000, description="number of features")] = 50,
 ) -> FeaturesAnswer:
-    """Show the features that matter most now; the weights are means over the pool's experts."""
+    """Show the features that matter most now, and which columns drift.
+
+    The weights are means over the pool's experts.
+    """
     _check_named(model)
     snapshot, names = model.trainer.snapshot, model.trainer.feature_names.read()
     try:
         found = await asyncio.to_thread(strongest, snapshot, names, top)
-    except UnreadableModelError as error:
-        raise HTTPError(422, "no_explanation", str(error)) from error
+    except UnreadableModelError:
+        found = []
+    details: Sequence[Learned | None] | None = await _learned(model, found)
+    if details is None:
+        details = [None] * len(found)
+    drift = model.trainer.columns.read()
     return FeaturesAnswer(
         model_version=snapshot.version,
         named_keys=len(names),
-        features=[FeatureAnswer(name=one.name, weights=one.weights) for one in found],
+        features=[
+            FeatureAnswer(
+                name=one.name,
+                weights=one.weights,
+                gain=None if how is None else how.gain,
+                count=None if how is None else how.count,
+            )
+            for one, how in zip(found, details, strict=True)
+        ],
+        columns=[
+            DriftOfColumn(name=column.name, kind=column.kind, **vars(drift[column.name]))
+            for column in model.schema.columns
+            if column.name in drift
+        ],
     )
 
 

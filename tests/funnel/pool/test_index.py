@@ -42,7 +42,9 @@ class Twin:
 def test_rows_and_collisions_are_those_of_a_dictionary(stream: list[list[int]], bits: int) -> None:
     index, twin = KeyIndex(bits), Twin(bits)
     for keys in stream:
+        known = len(twin.owners)
         assert index.admit(as_keys(keys)).tolist() == twin.admit(keys)
+        assert index.first.tolist() == [keys.index(owner) for owner in twin.owners[known:]]
         assert index.keys.tolist() == twin.owners
         assert index.find(as_keys(keys)).tolist() == [twin.rows[twin.slot(k)] for k in keys]
     assert index.used == len(twin.owners)
@@ -70,11 +72,13 @@ def test_a_restored_index_goes_on_as_the_first(
     index, restored = KeyIndex(bits), KeyIndex(bits)
     restored.admit(as_keys(more))
     for keys in stream:
-        index.admit(as_keys(keys))
-    restored.restore(index.keys.copy(), index.visits, index.collided)
+        rows, visits = np.unique(index.admit(as_keys(keys)), return_counts=True)
+        index.count(rows, visits)
+    restored.restore(index.keys.copy(), index.row_visits, index.visits, index.collided)
     assert restored.admit(as_keys(more)).tolist() == index.admit(as_keys(more)).tolist()
     assert restored.keys.tolist() == index.keys.tolist()
     assert (restored.visits, restored.collided) == (index.visits, index.collided)
+    assert restored.row_visits.tolist() == index.row_visits.tolist()
 
 
 def test_keys_in_a_row_spread_over_the_slots() -> None:

@@ -1,5 +1,6 @@
 """A pool that learns sparse inputs by compaction is the dense pool; a row changes by its visits."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from funnel import SGD, Adagrad, Adam, Expert, Pool
 from funnel.pool.expert import for_width
+from funnel.pool.growth import grown_table
 from funnel.pool.tables.rows import CAPACITY
-from funnel.pool.tables.table import COUNTS, KEYS, Table
+from funnel.pool.tables.table import COUNTS, KEYS, VISITS, Table
 from service.fold import networks
 from tests.support.pools import EXPERTS, KEEP, made
 from tests.support.sparse import (
@@ -321,3 +323,21 @@ def test_a_batch_that_is_not_kept_changes_no_row() -> None:
     pool.decide(pool.score(inputs, last.labels), ~KEEP)
     learner.scatter(rows, pool)
     assert_same(state_of(learner), before)
+
+
+def test_every_row_counts_its_visits_and_keeps_them_when_it_is_restored_or_grows() -> None:
+    learner, found = table(bits=5), Counter[int]()
+    for batch in sparse_batches(4):
+        examples, keys = batch.examples, batch.keys
+        learner.admit(batch.dense, examples, keys, batch.values)
+        found.update(learner.index.find(keys).tolist())
+    expected = [found[row] for row in range(learner.index.used)]
+    assert learner.index.row_visits.tolist() == expected
+    assert sum(expected) == learner.index.visits
+    restored = table(bits=5)
+    restored.load(learner.tensors())
+    assert restored.index.row_visits.tolist() == expected
+    assert grown_table(learner, learner.pool).index.row_visits.tolist() == expected
+    short = learner.tensors() | {VISITS: torch.zeros(1, dtype=torch.int64)}
+    with pytest.raises(ValueError, match="visits has 1 numbers"):
+        restored.load(short)

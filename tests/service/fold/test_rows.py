@@ -1,5 +1,6 @@
 """The fold of named rows: growth, missing values, keys, and the same bits after a restart."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.fold.schema.changes import AddLabels
+from service.fold.schema.keys import keys_of, prefix_of
+from service.fold.schema.names import named_keys
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
@@ -199,6 +202,64 @@ def test_a_column_without_any_value_changes_no_statistics() -> None:
     fold(state, from_json(orjson.dumps({"rows": rows, "labels": labels}), True))
     assert torch.equal(state.standardizer.statistics[:, place], before)
     assert state.missing_ratios()["age"] > 0.1
+
+
+@pytest.mark.parametrize("bits", [3, 14])
+def test_keys_that_get_a_row_are_counted_once_by_their_column(bits: int) -> None:
+    crosses = (("plan", "city"),)
+    state, seen = a_row_state(a_row_spec(Schema(crosses=crosses), bits=bits)), set()
+    of_key = {}
+    for k in range(8):
+        rows = some_rows(k, late=k > 4)
+        fold(state, rows)
+        for key, name in named_keys(state.schema, rows).items():
+            of_key[key] = name
+        table = state.served.table
+        assert table is not None
+        seen |= set(table.index.keys.tolist())
+    column_of = {
+        key: name.split("=")[0].split(" is ")[0].split(":")[0]
+        for key, name in of_key.items()
+        if " × " not in name
+    }
+    counts = Counter(column_of[key] for key in seen if key in column_of)
+    assert state.new_key_counts() == {
+        column.name: counts[column.name] for column in state.schema.columns
+    }
+    assert sum(counts.values()) < table.index.used, "keys of the cross have rows too"
+
+
+def test_visits_count_the_rows_that_had_a_key() -> None:
+    state, found = a_row_state(a_row_spec(bits=16)), Counter()
+    for k in range(5):
+        rows, labels = records(k)
+        fold(state, from_json(orjson.dumps({"rows": rows, "labels": labels}), True))
+        found.update(str(row["plan"]) for row in rows)
+    assert state.served.table is not None
+    index = state.served.table.index
+    for plan, count in found.items():
+        [row] = index.find(keys_of(prefix_of("plan", "category"), [plan.encode()])).tolist()
+        assert index.row_visits[row] == count
+
+
+def test_a_state_from_before_keys_were_counted_loads_with_counts_of_zero() -> None:
+    state = a_row_state(a_row_spec(optimizer="funnel"), replace(HYPERPARAMETERS, shadow=("sgd",)))
+    for k in range(5):
+        fold(state, some_rows(k))
+    added = {"new_keys", "table.visits", "shadow.sgd.table.visits"}
+    old = {name: tensor for name, tensor in state.tensors().items() if name not in added}
+    assert len(old) == len(state.tensors()) - 3
+    loaded = a_row_state(a_row_spec(optimizer="funnel"), state.hyperparameters)
+    loaded.load(old, state.version, state.examples)
+    assert set((loaded.new_key_counts() or {}).values()) == {0}
+    for k in range(5, 8):
+        fold(state, some_rows(k))
+        fold(loaded, some_rows(k))
+    before, after = (
+        {name: tensor for name, tensor in one.tensors().items() if name not in added}
+        for one in (state, loaded)
+    )
+    assert same_tensors(before, after)
 
 
 def test_a_table_of_few_slots_shows_its_collisions() -> None:

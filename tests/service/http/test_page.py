@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -100,6 +101,38 @@ def test_a_turn_by_the_button_shows_as_a_mark_and_a_recovery(demo: Demo) -> None
         f"{SHIFTS}.some(t => /turned by 90°; within 2 points of .*: served after [\\d,]+/.test(t))",
         60,
     )
+
+
+CROWDED = """import('/page/charts.js').then(({ Chart }) => {
+  const chart = new Chart(document.body, { id: 'crowded', title: 'Crowded', format: String });
+  const marks = [
+    ...[5, 12, 40, 41, 60, 88].map((x) => (
+      { x, kind: 'shift', label: `permuted features at ${x}` }
+    )),
+    { x: 30, kind: 'shift', label: 'an endless name of a shift '.repeat(9) },
+    { x: 99, kind: 'shift', label: '45°' },
+  ].sort((a, b) => a.x - b.x);
+  const lines = [{ name: 'a', values: Array(100).fill(1) }];
+  chart.show({ x: [...Array(100).keys()], lines, marks }, '');
+  const inside = chart.svg.getBoundingClientRect();
+  const texts = [...chart.svg.querySelectorAll('.shift text')].map((text) => {
+    const { left, right } = text.getBoundingClientRect();
+    return [text.textContent, left - inside.left, inside.right - right, left, right];
+  });
+  chart.figure.remove();
+  return texts;
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_labels_of_shifts_overlap_nowhere_and_the_newest_are_shown(demo: Demo, width: int) -> None:
+    demo.page.resize(width, 800)
+    found = sorted(demo.page.evaluate(CROWDED), key=lambda one: one[3])
+    shown = [name for name, *_ in found]
+    assert {"45°", "permuted features at 88"} <= set(shown)
+    assert len(shown) >= width // 200
+    assert all(left >= 0 and right >= 0 for _, left, right, *_ in found)
+    assert all(one[4] < other[3] for one, other in pairwise(found))
 
 
 def test_the_page_loads_nothing_from_other_hosts_and_logs_no_errors(demo: Demo) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from service.monitoring.metrics import MAX_CLASSES, MAX_TENSORS, _optimizer
 from tests.support.harness import SAFETENSORS, serving, wait_for
-from tests.support.metrics import CONTRACT, sample, samples, scrape
+from tests.support.metrics import CONTRACT, CONTRACT_OF_ROWS, sample, samples, scrape
+from tests.support.named import records
 from tests.support.prometheus import prometheus, query
 from tests.support.states import a_batch, a_state, statistics_of
 
@@ -41,6 +42,25 @@ def test_every_name_and_label_of_the_contract_exists(text: str) -> None:
     for name, labels in samples(text):
         found.setdefault(name, set()).update(key for key, _ in labels)
     assert {name: found.get(name) for name in CONTRACT} == CONTRACT
+
+
+def test_a_model_of_rows_has_series_of_its_columns(tmp_path: Path, text: str) -> None:
+    rows, labels = records(0, 50)
+    with (
+        serving(tmp_path, schema="auto", table_bits=12, batch_size=50) as service,
+        service.client() as client,
+    ):
+        client.post("/learn?wait=applied", json={"rows": rows, "labels": labels})
+        wait_for(lambda: sample(scrape(client), "funnel_model_version") == 1)
+        found = scrape(client)
+    names = {name: {key for key, _ in labels} for name, labels in found}
+    assert {name: names.get(name) for name in CONTRACT_OF_ROWS} == CONTRACT_OF_ROWS
+    missing = sum("age" not in row for row in rows)
+    assert sample(found, "funnel_missing_values_total", column="age") == missing
+    assert sample(found, "funnel_column_missing_ratio", column="age") == missing / 50
+    cities = len({row["city"] for row in rows})
+    assert sample(found, "funnel_new_keys_total", column="city") == cities
+    assert not any(name in text for name in CONTRACT_OF_ROWS), "dense features have no columns"
 
 
 def test_experts_share_all_the_weight_and_shadows_are_series_of_their_own(text: str) -> None:

@@ -52,6 +52,7 @@ def joined(parts: list[Encoded], sizes: list[int]) -> Encoded:
         ).astype(np.int32),
         np.concatenate([part.keys for part in parts]),
         np.concatenate([part.values for part in parts]),
+        np.concatenate([part.columns for part in parts]),
         np.concatenate([part.labels for part in parts]),
         np.sum([part.missing for part in parts], axis=0, dtype=np.int64),
         sum(part.ignored for part in parts),
@@ -113,6 +114,17 @@ def test_keys_are_sorted_by_row_and_numbers_are_finite_or_missing(
     assert not np.isinf(encoded.dense).any()
     assert encoded.dense.shape == (len(found), schema.width)
     assert ((encoded.missing >= 0) & (encoded.missing <= len(found))).all()
+
+
+@given(schemas())
+def test_every_key_tells_its_column_and_a_cross_has_none(made: tuple[Schema, Rows]) -> None:
+    schema, found = made
+    encoded = encode(schema, found)
+    for index, column in enumerate(schema.columns):
+        own, alone = encoded.columns == index, encode(Schema(columns=(column,)), found)
+        assert encoded.rows[own].tolist() == alone.rows.tolist()
+        assert encoded.keys[own].tolist() == alone.keys.tolist()
+    assert (encoded.columns == -1).sum() == len(found) * schema.pairs.shape[1]
 
 
 def expected(
