@@ -178,22 +178,15 @@ def test_blocks_that_changed_since_a_look_are_known_exactly(hidden: tuple[int, .
             learner.rows.from_the_start(torch.tensor([True] + 5 * [False]))
         if number % 3 == 0:
             continue
-        blocks = learner.rows.changed_since(seen)
-        now, rows = state_of(learner), copy[KEYS].shape[0]
-        same = torch.ones(learner.index.used, dtype=torch.bool)
-        same[rows:] = False
-        for name in learner.copied(blocks):
-            different = (now[name][:rows] != copy[name]).view(rows, -1).any(dim=1)
-            same[:rows] &= ~different
-        differing = np.unique((~same).nonzero()[:, 0].numpy() // BLOCK)
-        assert set(differing) <= set(blocks)
-        named = np.zeros(learner.index.used, dtype=bool)
-        copied = learner.copied(blocks)
-        for block in blocks:
-            named[block * BLOCK : (block + 1) * BLOCK] = True
-        for name, rows_of in copied.items():
-            assert torch.equal(rows_of, now[name][torch.from_numpy(named)]), name
-        copy, seen = now, learner.rows.look()
+        blocks, copied = learner.rows.changed_since(seen), state_of(learner)
+        is_copied = np.isin(np.arange(learner.index.used) // BLOCK, blocks)
+        old = torch.from_numpy(~is_copied)[: len(copy[KEYS])]
+        assert is_copied[len(copy[KEYS]) :].all(), "new rows have changed"
+        for name, rows in learner.copied(blocks).items():
+            assert torch.equal(rows, copied[name][torch.from_numpy(is_copied)]), name
+            kept = copied[name][: len(old)][old]
+            assert torch.equal(kept, copy[name][old]), f"{name} of other rows has not changed"
+        copy, seen = copied, learner.rows.look()
     assert len(learner.rows.changed_since(-1)) == -(-learner.index.used // BLOCK)
     assert len(learner.rows.changed_since(seen)) == 0
 
