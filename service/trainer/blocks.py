@@ -21,7 +21,8 @@ LEAST_BYTES = 4 << 20
 """Bytes of the rows of a table from which on it is large."""
 Bytes = npt.NDArray[np.uint8]
 
-KEY_BYTES, NUMBER_BYTES, DIGEST_BYTES = 8, 4, 32
+KEY_NUMBERS, NUMBER_BYTES, DIGEST_BYTES = 2, 4, 32
+"""A key has the bytes of two numbers."""
 
 
 class Layout(NamedTuple):
@@ -47,7 +48,8 @@ class Layout(NamedTuple):
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        return KEY_BYTES + NUMBER_BYTES * sum(experts * units for _, experts, units in self.fields)
+        numbers = sum(experts * units for _, experts, units in self.fields)
+        return NUMBER_BYTES * (KEY_NUMBERS + numbers)
 
     @property
     def block_bytes(self) -> int:
@@ -64,13 +66,13 @@ class Layout(NamedTuple):
         """
         keys = tensors[KEYS][first * BLOCK : stop * BLOCK]
         blocks = np.zeros((stop - first, self.block_bytes), dtype=np.uint8)
-        rows = blocks.reshape(-1, self.row_bytes)[: len(keys)]
-        rows[:, :KEY_BYTES] = _bytes_of(keys)
-        at = KEY_BYTES
+        numbers = blocks.view(np.float32).reshape(-1, self.row_bytes // NUMBER_BYTES)[: len(keys)]
+        numbers[:, :KEY_NUMBERS] = keys.numpy().view(np.float32).reshape(-1, KEY_NUMBERS)
+        at = KEY_NUMBERS
         for name, experts, units in self.fields:
-            part = _bytes_of(tensors[name][first * BLOCK : stop * BLOCK])
-            end = at + NUMBER_BYTES * experts * units
-            rows[:, at:end] = part
+            end = at + experts * units
+            part = tensors[name][first * BLOCK : stop * BLOCK].numpy()
+            numbers[:, at:end] = part.reshape(-1, experts * units)
             at = end
         return blocks
 
@@ -84,19 +86,18 @@ class Layout(NamedTuple):
 
         Args:
             blocks: [b, block_bytes].
-            numbers: of the blocks, int64 [b].
+            numbers: of the blocks, int64 [b], ascending.
             tensors: as `empty` returned them.
         """
         own = (numbers[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
-        is_row = own < len(tensors[KEYS])
-        rows = blocks.reshape(-1, self.row_bytes)[is_row]
-        places = torch.from_numpy(own[is_row])
-        tensors[KEYS][places] = _numbers(rows[:, :KEY_BYTES], torch.int64).view(-1)
-        at = KEY_BYTES
+        own = own[own < len(tensors[KEYS])]
+        rows = blocks.view(np.float32).reshape(-1, self.row_bytes // NUMBER_BYTES)[: len(own)]
+        keys = np.ascontiguousarray(rows[:, :KEY_NUMBERS]).view(np.int64)
+        tensors[KEYS].numpy()[own] = keys[:, 0]
+        at = KEY_NUMBERS
         for name, experts, units in self.fields:
-            end = at + NUMBER_BYTES * experts * units
-            part = _numbers(rows[:, at:end], torch.float32).view(-1, experts, units)
-            tensors[name][places] = part
+            end = at + experts * units
+            tensors[name].numpy()[own] = rows[:, at:end].reshape(-1, experts, units)
             at = end
 
 
@@ -116,10 +117,8 @@ def digests_of(blocks: Bytes) -> Bytes:
     return np.frombuffer(found, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def _bytes_of(tensor: Tensor) -> Bytes:
-    """Return the bytes of each row, [rows, bytes]."""
-    return tensor.reshape(len(tensor), -1).contiguous().view(torch.uint8).numpy()
-
-
-def _numbers(rows: Bytes, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rows)).view(dtype)
+def differing(digests: Bytes, others: Bytes) -> npt.NDArray[np.bool_]:
+    """Return which of some digests differ from others, bool [b]."""
+    one, other = (np.ascontiguousarray(each).view(np.uint64) for each in (digests, others))
+    found: npt.NDArray[np.bool_] = (one != other).any(axis=1)
+    return found

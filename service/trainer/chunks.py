@@ -8,7 +8,8 @@ in turn. So a checkpoint and the one before it share no file, and whatever singl
 one of them is good.
 
 A chunk's name has its side and its SHA-256. A chunk of which less than half is still in use is
-given up: the blocks that are, are written again.
+given up: the blocks that are, are written again. So they take at most about twice the bytes of the
+table on each side.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from service.trainer.blocks import (
     Bytes,
     Layout,
     count_of,
+    differing,
     digests_of,
     is_large,
 )
@@ -97,11 +99,14 @@ class Base:
         own = self.chunk[: len(wanted)]
         used = np.bincount(own[~wanted], minlength=len(self.chunks))
         sizes = np.array(self.sizes, dtype=np.int64)
-        is_sparse = 2 * used < sizes
-        is_small = ~is_sparse & (2 * sizes * self.layout.block_bytes < CHUNK_BYTES)
+        found: npt.NDArray[np.bool_] = np.zeros(len(sizes), dtype=np.bool_)
+        sparsest = np.argsort(used / sizes, kind="stable")
+        sparse = sparsest[: (2 * used < sizes).sum()]
+        more = used[sparse].cumsum() - used[sparse]  # at most as much again as is written anyway
+        found[sparse[more <= wanted.sum()]] = True
+        is_small = ~found & (used > 0) & (2 * sizes * self.layout.block_bytes < CHUNK_BYTES)
         if is_small.sum() > MOST_SMALL:
-            is_sparse |= is_small
-        found: npt.NDArray[np.bool_] = is_sparse & (used > 0)
+            found |= is_small
         return found
 
 
@@ -233,7 +238,7 @@ class TableCopy:
             changed = chunk[own] < 0
             if self.base is not None:
                 known = own[~changed]
-                changed[~changed] = (digests[known] != self.base.digests[known]).any(axis=1)
+                changed[~changed] = differing(digests[known], self.base.digests[known])
             if sum(map(len, waiting)) + changed.sum() > self._most:
                 flush()
             if changed.any():
@@ -295,7 +300,7 @@ class Ledger:
         given_up = np.zeros(0, dtype=np.bool_)
         if base is not None:
             n = min(count, len(base.chunk))
-            wanted[:n] |= (known[:n] != base.digests[:n]).any(axis=1)
+            wanted[:n] |= differing(known[:n], base.digests[:n])
             wanted[n:] = True
             given_up = base.given_up(wanted[: len(base.chunk)])
             wanted[:n] |= given_up[base.chunk[:n]]

@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funnel.pool.tables.index import KeyIndex, Numbers
+from funnel.pool.tables.published import Published
+from funnel.pool.tables.rows import Field, Rows
+from funnel.pool.tables.table import Table
 from service.fold.drift import Monitor
 from service.fold.report import Report
 from service.fold.schema.schema import Schema
@@ -23,10 +27,10 @@ from service.log.position import Position
 from streams.batch import Batch
 from streams.examples import AnyBatch
 
-EXAMPLES = 1_024
-"""Most examples in one run; each has a number of its own."""
 BAD = 1.0
 """Second feature of an example whose batch is skipped."""
+BITS = 12
+"""Of the slots of a chain's table: enough that no two numbers of examples share one."""
 SCORES = ScoreSummary(0, 0, 0.0, 0.0, 0.0, 0.0, ())
 
 
@@ -66,6 +70,32 @@ class _StillMonitor(Monitor):
         return ()
 
 
+class _ChainTable(Table):
+    """A row for each example that was learned or skipped: how often it was.
+
+    Its key is its number; numbers are small and from 1 on.
+    """
+
+    def __init__(self) -> None:
+        self.index = KeyIndex(BITS)
+        fresh = torch.zeros(1, 1)
+        self.rows = Rows([Field(k, slice(0, 1), fresh, False) for k in ("count", "zero")], 0.0)
+
+    def learn(self, numbers: Numbers) -> None:
+        found, counts = np.unique(numbers, return_counts=True)
+        rows = torch.from_numpy(self.index.admit(found.astype(np.uint64)))
+        self.rows.use(self.index.used)
+        more = torch.from_numpy(counts.astype(np.float32))
+        self.rows.write(rows, self.rows.weights[rows] + more[:, None], self.rows.state[rows])
+
+    def published(self) -> Published:
+        return Published((), torch.zeros(0), (), 0, self.index)
+
+    def learned(self) -> dict[int, int]:
+        counts = self.rows.weights[: self.rows.used, 0].int().tolist()
+        return dict(zip(self.index.keys.tolist(), counts, strict=True))
+
+
 class _ChainLearner:
     """The served learner, as far as statistics and snapshots look at it."""
 
@@ -75,7 +105,7 @@ class _ChainLearner:
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.size, self.experts = spec, spec.size, ("chain",)
-        self.table = None
+        self.table = _ChainTable()
         self.pool = self.scores = self
 
     def telemetry(self) -> dict[str, object]:
@@ -116,14 +146,27 @@ class ChainState(State):
         self.stepped, self.schema = stepped, Schema()
         self.missing = torch.zeros(0, 2, dtype=torch.int64)
         self.chain = bytes(32)
-        self.learned = np.zeros(EXAMPLES, dtype=np.int16)
-        """How often each example was learned or skipped."""
         self.version = self.examples = 0
         self.served = _ChainLearner(spec)  # type: ignore[assignment]
         self.shadows = {}
         self.guard = self  # type: ignore[assignment]
         self.quarantined = 0
         self.drift = _StillMonitor()
+
+    @property
+    def learned(self) -> dict[int, int]:
+        """How often each example was learned or skipped."""
+        return self._table.learned()
+
+    def learn(self, numbers: Numbers) -> None:
+        """Count examples."""
+        self._table.learn(numbers)
+
+    @property
+    def _table(self) -> _ChainTable:
+        table = self.served.table
+        assert isinstance(table, _ChainTable)
+        return table
 
     def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
         self.hyperparameters = hyperparameters
@@ -133,7 +176,7 @@ class ChainState(State):
 
     def tensors(self) -> dict[str, Tensor]:
         chain = torch.from_numpy(np.frombuffer(self.chain, dtype=np.uint8).copy())
-        return {"chain": chain, "learned": torch.from_numpy(self.learned)}
+        return {"chain": chain, **self._table.tensors()}
 
     def load(
         self,
@@ -143,7 +186,7 @@ class ChainState(State):
         drifts: Sequence[Position] = (),
     ) -> None:
         self.chain = tensors["chain"].numpy().tobytes()
-        self.learned = tensors["learned"].numpy().copy()
+        self._table.load(tensors)
         self.version, self.examples = version, examples
 
 
@@ -168,7 +211,7 @@ class ChainFold:
         numbers, is_bad = batch.features[:, 0].astype(int), bool(BAD in batch.features[:, 1])
         fold, lr = state.drift.fold_version, state.hyperparameters.lr
         state.chain = link(state.chain, numbers.tolist(), is_bad, fold, lr)
-        np.add.at(state.learned, numbers, 1)
+        state.learn(numbers)
         state.version += 1
         state.examples += len(batch)
         state.stepped(state)
