@@ -158,6 +158,8 @@ class CheckpointStore:
             self._seen = []  # so that they count as news
             raise _unreadable(next(iter(self._unread.values())))
         if files and newest is None:
+            if self.files() != files:
+                return self.load()  # they were removed when others had been written
             raise DamagedError(
                 f"none of the {len(files)} checkpoints in {self.directory} is good. Put back one "
                 "from a backup, or move them away to learn again from what the log still holds"

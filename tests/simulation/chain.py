@@ -29,8 +29,8 @@ from streams.examples import AnyBatch
 
 BAD = 1.0
 """Second feature of an example whose batch is skipped."""
-BITS = 12
-"""Of the slots of a chain's table: enough that no two numbers of examples share one."""
+BITS, IN_ROW = 12, 4
+"""Of a chain's table: slots, so many that no two rows share one, and examples in a row."""
 SCORES = ScoreSummary(0, 0, 0.0, 0.0, 0.0, 0.0, ())
 
 
@@ -71,29 +71,33 @@ class _StillMonitor(Monitor):
 
 
 class _ChainTable(Table):
-    """A row for each example that was learned or skipped: how often it was.
-
-    Its key is its number; numbers are small and from 1 on.
-    """
+    """How often each example was learned or skipped; a row counts IN_ROW neighbours."""
 
     def __init__(self) -> None:
         self.index = KeyIndex(BITS)
-        fresh = torch.zeros(1, 1)
+        fresh = torch.zeros(1, IN_ROW)
         self.rows = Rows([Field(k, slice(0, 1), fresh, False) for k in ("count", "zero")], 0.0)
 
     def learn(self, numbers: Numbers) -> None:
-        found, counts = np.unique(numbers, return_counts=True)
-        rows = torch.from_numpy(self.index.admit(found.astype(np.uint64)))
+        keys, place = np.unique(numbers // IN_ROW, return_inverse=True)
+        more = np.zeros((len(keys), IN_ROW), dtype=np.float32)
+        np.add.at(more, (place, numbers % IN_ROW), 1)
+        rows = torch.from_numpy(self.index.admit(keys.astype(np.uint64)))
         self.rows.use(self.index.used)
-        more = torch.from_numpy(counts.astype(np.float32))
-        self.rows.write(rows, self.rows.weights[rows] + more[:, None], self.rows.state[rows])
+        counts = self.rows.weights[rows] + torch.from_numpy(more)
+        self.rows.write(rows, counts, self.rows.state[rows])
 
     def published(self) -> Published:
         return Published((), torch.zeros(0), (), 0, self.index)
 
     def learned(self) -> dict[int, int]:
-        counts = self.rows.weights[: self.rows.used, 0].int().tolist()
-        return dict(zip(self.index.keys.tolist(), counts, strict=True))
+        counts = self.rows.weights[: self.rows.used].int().tolist()
+        return {
+            IN_ROW * key + k: n
+            for key, row in zip(self.index.keys.tolist(), counts, strict=True)
+            for k, n in enumerate(row)
+            if n
+        }
 
 
 class _ChainLearner:
