@@ -295,7 +295,8 @@ class Ledger:
         wanted, known = np.ones(count, dtype=np.bool_), np.zeros((count, DIGEST_BYTES), np.uint8)
         origin, look, seen = self._known.get(start, (None, -1, known))
         if origin is not None and origin() is rows:
-            wanted[: len(seen)], known[: len(seen)] = False, seen
+            n = min(count, len(seen))
+            wanted[:n], known[:n] = False, seen[:n]
             wanted[rows.changed_since(look)] = True
         given_up = np.zeros(0, dtype=np.bool_)
         if base is not None:
