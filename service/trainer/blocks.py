@@ -26,7 +26,7 @@ KEY_NUMBERS, NUMBER_BYTES, DIGEST_BYTES = 2, 4, 32
 
 
 class Layout(NamedTuple):
-    """What the bytes of a row are."""
+    """The meaning of the bytes of a row."""
 
     fields: tuple[tuple[str, int, int], ...]
     """Name, experts and units of each, in the order of the names."""

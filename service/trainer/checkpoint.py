@@ -9,9 +9,9 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 - ``fold``: version of the arithmetic that made the state; 1 where it is missing.
 - ``state``: spec, hyperparameters (``rates``), and the counts of batches and examples. Together
   with the tensors this is all of it.
-- ``sha256``: of the state alone, without progress, epoch or clock: equal states, equal digests. Of
-  a large table it has the digests of its blocks, so that those that have not changed need not be
-  looked at.
+- ``sha256``: of the state alone, without progress, epoch or clock: equal states, equal digests.
+  Large tables are in it by the digests of their blocks, so that those that have not changed need
+  not be looked at.
 - ``chunks``: where the rows of large tables are, if there are any.
 - ``log``: which log the state has learned from, and how far.
 - ``drifts``: positions of the drift events in the log.
@@ -202,7 +202,7 @@ def encode(
 
 
 class Decoded(NamedTuple):
-    """What is in the bytes of a checkpoint."""
+    """The content of the bytes of a checkpoint."""
 
     copy: Checkpoint
     """Without the rows of tables that are in chunks."""

@@ -1,7 +1,7 @@
 """The rows of large tables in files of their own, called chunks, which checkpoints share.
 
 A chunk holds blocks of one table that had changed. It is never overwritten. A checkpoint names, for
-each block, a chunk and a place in it, so its chunks are the base that it needs beside its own file.
+each block, a chunk and a place in it, so its chunks are the base that it needs, apart from its own file.
 
 There are two sides, each with chunks of its own, and checkpoints are written to one and the other
 in turn. So a checkpoint and the one before it share no file, and whatever single file is damaged,
@@ -272,7 +272,7 @@ class TableCopy:
 
 @dataclass
 class Ledger:
-    """What the chunks in a directory hold, and what is known of the tables of a state."""
+    """The content of the chunks in a directory, and what is known of the tables of a state."""
 
     side: str = SIDES[0]
     """Side of the next checkpoint."""

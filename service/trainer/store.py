@@ -1,6 +1,6 @@
 """The checkpoints of one model in one directory, each written whole or not at all.
 
-Files are named by epoch and cut and never overwritten. The chunks that they need lie beside them
+Files are named by epoch and cut and never overwritten. The chunks that they need are next to them
 (see `service.trainer.chunks`): they are written before, and removed after the last checkpoint that
 needs them.
 """
@@ -75,7 +75,7 @@ class CheckpointStore:
         self._seen: list[Path] = []
         self._unread: dict[Path, OSError] = {}
         self.ledger = Ledger()
-        """What the chunks hold."""
+        """The content of the chunks."""
         self._good: set[str] = set()
         """Chunks that were read or written, and were good."""
         self._unneeded: set[str] = set()
