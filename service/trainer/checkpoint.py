@@ -133,7 +133,7 @@ class Checkpoint:
 
     def sha256(self, digests: Mapping[str, Bytes] | None = None) -> str:
         """Return the digest of the state: names, dtypes, shapes and bytes of all tensors, sorted,
-        and `summary`; nothing of the progress. Of large tables, it has the digests of the blocks.
+        and `summary`; nothing of the progress. Large tables are in it by their blocks' digests.
 
         Args:
             digests: of the blocks of ``tables``, if they are known.

@@ -1,7 +1,7 @@
 """The rows of large tables in files of their own, called chunks, which checkpoints share.
 
 A chunk holds blocks of one table that had changed. It is never overwritten. A checkpoint names, for
-each block, a chunk and a place in it, so its chunks are the base that it needs, apart from its own file.
+each block, a chunk and a place in it: the chunks are the base that it needs.
 
 There are two sides, each with chunks of its own, and checkpoints are written to one and the other
 in turn. So a checkpoint and the one before it share no file, and whatever single file is damaged,

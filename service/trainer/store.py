@@ -80,6 +80,8 @@ class CheckpointStore:
         """Chunks that were read or written, and were good."""
         self._unneeded: set[str] = set()
         """Chunks that no checkpoint needed when the last one was written."""
+        self._turn = 0
+        """Number of the chunk that was checked last."""
 
     def files(self) -> list[Path]:
         """Return the paths of all checkpoints, oldest first.
@@ -247,18 +249,37 @@ class CheckpointStore:
         if copy.tables:
             manifest = self.ledger.write(copy.tables, write)
             digests = {start: base.digests for start, base in manifest.tables.items()}
-            if missing := manifest.chunks - {each.name for each in self._paths()}:
-                self.ledger.manifests.pop(manifest.side, None)
-                raise FileNotFoundError(
-                    f"{min(missing)}, which earlier checkpoints have written, is missing; "
-                    "the next one writes all of its side again"
-                )
+            self._check_base(manifest, written)
         sha256 = copy.sha256(digests)
         raw = encode(copy, sha256, self.numerics, manifest)
         write_atomically(self._disk, path, raw)
         if manifest:
             self.ledger.take(manifest)
         return _info(path, copy, sha256, manifest, len(raw))
+
+    def _check_base(self, manifest: Manifest, written: list[str]) -> None:
+        """Check that the chunks of earlier checkpoints are there, and that one of them is good.
+
+        Args:
+            manifest: of the checkpoint to come.
+            written: names of its new chunks.
+
+        Raises:
+            OSError: they are not, or it is not; the next checkpoint will do without all of them.
+        """
+        missing = manifest.chunks - {each.name for each in self._paths()}
+        older, what = sorted(manifest.chunks - set(written)), ""
+        if missing:
+            what = f"{min(missing)} is missing"
+        elif older:
+            self._turn += 1
+            try:
+                self._read_chunk(older[self._turn % len(older)])
+            except (DamagedChunkError, FileNotFoundError) as error:
+                what = str(error)
+        if what:
+            self.ledger.manifests.pop(manifest.side, None)
+            raise OSError(f"of earlier checkpoints, {what}; the next one writes it again")
 
     def _clear_chunks(self) -> None:
         """Remove the chunks that no checkpoint needs, and needed when the last one was written.

@@ -43,7 +43,7 @@ def all_are_large() -> Iterator[None]:
     """Let every table be large, and let chunks be small."""
     with (
         patch.object(blocks, "LEAST_BYTES", 0),
-        patch.object(chunks, "CHUNK_BYTES", 4_000),
+        patch.object(chunks, "CHUNK_BYTES", 1_500),
         patch.object(chunks, "MOST_SMALL", 3),
     ):
         yield
@@ -285,11 +285,32 @@ def test_a_base_that_another_process_has_removed_is_written_again(tmp_path: Path
         (tmp_path / name).unlink()
     for cut in (3, 4):  # one of each side
         before = set(tmp_path.iterdir())
-        with pytest.raises(FileNotFoundError, match=r"chunk-[ab]-.*writes all of its side again"):
+        with pytest.raises(OSError, match=r"chunk-[ab]-.* is missing; the next"):
             store.write(copy_of(state, cut, store))
         assert set(tmp_path.iterdir()) == before, "nothing has changed"
         store.write(copy_of(state, cut, store))
         assert same_tensors(resumed(kept(tmp_path)[0]).tensors(), state.tensors())
+
+
+@pytest.mark.usefixtures("large")
+def test_a_chunk_that_rots_is_found_by_later_checkpoints_and_written_again(tmp_path: Path) -> None:
+    state, (store, _) = a_state(), kept(tmp_path)
+    learn(state, 0, n=40)
+    for cut in (1, 2):
+        store.write(copy_of(state, cut, store))
+    [chunk, *others] = sorted(chunks_in(tmp_path))
+    assert len(others) > 3
+    raw = bytearray((tmp_path / chunk).read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / chunk).write_bytes(raw)
+    with pytest.raises(OSError, match=f"{chunk} does not match; the next one writes it again"):
+        for cut in range(3, 3 + 2 * len(others)):
+            store.write(copy_of(state, cut, store))
+    for cut in (50, 51):
+        store.write(copy_of(state, cut, store))
+    again, said = kept(tmp_path)
+    assert same_tensors(resumed(again).tensors(), state.tensors())
+    assert said == []
 
 
 @pytest.mark.usefixtures("large")
