@@ -1,7 +1,7 @@
 """Large tables: a checkpoint writes the blocks that changed, and has all the chunks it needs."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -303,11 +303,14 @@ def test_a_chunk_that_rots_is_found_by_later_checkpoints_and_written_again(tmp_p
     raw = bytearray((tmp_path / chunk).read_bytes())
     raw[-1] ^= 1
     (tmp_path / chunk).write_bytes(raw)
-    with pytest.raises(OSError, match=f"{chunk} does not match; the next one writes it again"):
-        for cut in range(3, 3 + 2 * len(others)):
+
+    def write(cuts: Iterable[int]) -> None:
+        for cut in cuts:
             store.write(copy_of(state, cut, store))
-    for cut in (50, 51):
-        store.write(copy_of(state, cut, store))
+
+    with pytest.raises(OSError, match=f"{chunk} does not match; the next one writes it again"):
+        write(range(3, 3 + 2 * len(others)))
+    write((50, 51))
     again, said = kept(tmp_path)
     assert same_tensors(resumed(again).tensors(), state.tensors())
     assert said == []
