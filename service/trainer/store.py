@@ -22,7 +22,7 @@ from service.trainer.checkpoint import (
     encode,
 )
 from service.trainer.chunks import NAME as CHUNK_NAME
-from service.trainer.chunks import DamagedChunkError, Ledger, Manifest, checked
+from service.trainer.chunks import SIDES, DamagedChunkError, Ledger, Manifest, checked
 from service.trainer.disk import Disk, SystemDisk
 from streams.errors import FunnelError
 
@@ -81,7 +81,7 @@ class CheckpointStore:
         self._unneeded: set[str] = set()
         """Chunks that no checkpoint needed when the last one was written."""
         self._turn = 0
-        """Number of the chunk that was checked last."""
+        """How often a chunk of a base was checked; sides take turns."""
 
     def files(self) -> list[Path]:
         """Return the paths of all checkpoints, oldest first.
@@ -274,7 +274,7 @@ class CheckpointStore:
         elif older:
             self._turn += 1
             try:
-                self._read_chunk(older[self._turn % len(older)])
+                self._read_chunk(older[self._turn // len(SIDES) % len(older)])
             except (DamagedChunkError, FileNotFoundError) as error:
                 what = str(error)
         if what:

@@ -22,7 +22,7 @@ from service.trainer.store import KEPT, SCRAP, CheckpointStore
 from tests.simulation.disk import Platter, SimulatedDisk
 from tests.support.checkpoints import NUMERICS, PROGRESS, kept
 from tests.support.named import a_row_spec, a_row_state, extend, some_rows
-from tests.support.states import same_tensors
+from tests.support.states import HYPERPARAMETERS, same_tensors
 
 ROWS = 30_000
 
@@ -57,11 +57,13 @@ def large() -> Iterator[None]:
 
 def a_state() -> State:
     """Return a state of rows with two learners, both of which have a table."""
-    return a_row_state(a_row_spec(optimizer="sgd", bits=10))
+    shadowed = replace(HYPERPARAMETERS, shadow=("adagrad",))
+    return a_row_state(a_row_spec(optimizer="sgd", bits=10), shadowed)
 
 
 def learn(state: State, seed: int, n: int = 12, late: bool = False) -> None:
-    rows = some_rows(seed, n, late)
+    """Learn rows; late ones have a column and a label more, so that the tables grow."""
+    rows = some_rows(seed, n, late, classes=3 if late else 2)
     extend(state, rows)
     Fold(state).step(rows)
 
@@ -128,6 +130,22 @@ def test_a_checkpoint_writes_only_the_blocks_that_changed(tmp_path: Path) -> Non
         assert info.bytes == disk.written - before
         assert disk.written - before < 0.25 * whole, "digests and places, and few blocks"
         assert store.newest_bytes == info.bytes, "the default distance of checkpoints follows it"
+    assert same_tensors(resumed(store).tensors(), state.tensors())
+
+
+def test_the_bytes_that_are_kept_and_written_are_bounded(tmp_path: Path) -> None:
+    """Blocks that changed lie in more and more chunks; those that are half empty are given up."""
+    disk, random = CountingDisk(), np.random.default_rng(0)
+    store, state = CheckpointStore(tmp_path, NUMERICS, print, disk), a_large_state()
+    with patch.object(chunks, "CHUNK_BYTES", 400_000):
+        for cut in range(60):
+            touch(state, random.choice(ROWS - 1, 100, replace=False).tolist())
+            store.write(copy_of(state, cut, store))
+            if cut == 1:
+                whole, disk.written = disk.written / 2, 0
+            there = sum((tmp_path / name).stat().st_size for name in chunks_in(tmp_path))
+            assert cut < 1 or there < 2 * 2.5 * whole
+    assert disk.written / 58 < 0.3 * whole
     assert same_tensors(resumed(store).tensors(), state.tensors())
 
 
