@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from funnel.pool.tables.table import VISITS
+from funnel.pool.tables.table import VISITS, Table
 from service.fold.drift import PREFIX as DRIFT
 from service.fold.drift import Monitor
 from service.fold.learner import Learner
@@ -184,6 +184,11 @@ class State:
     def learners(self) -> dict[str, Learner]:
         """Return all learners by name, the served one first."""
         return {SERVED: self.served, **self.shadows}
+
+    def tables(self) -> dict[str, Table]:
+        """Return the tables of the learners, by the start of the names of their tensors."""
+        named = {"" if k == SERVED else f"shadow.{k}.": v for k, v in self.learners().items()}
+        return {start: one.table for start, one in named.items() if one.table is not None}
 
     def shared(self) -> dict[str, Tensor]:
         """Return the tensors that belong to no learner, by name, the tensors themselves."""

@@ -1,13 +1,18 @@
 """Checkpoints: the state and its progress along the log in one file.
 
+The rows of large tables are in other files, which checkpoints share (see `service.trainer.chunks`).
+
 A file is a safetensors file whose metadata, ``funnel``, is JSON:
 
 - ``format``: of names, shapes and metadata. Formats 1 and 2 are read, too (see
-  `service.trainer.formats`).
+  `service.trainer.formats`). It is 4 with chunks, and 3 without, which older versions read.
 - ``fold``: version of the arithmetic that made the state; 1 where it is missing.
 - ``state``: spec, hyperparameters (``rates``), and the counts of batches and examples. Together
   with the tensors this is all of it.
 - ``sha256``: of the state alone, without progress, epoch or clock: equal states, equal digests.
+  Large tables are in it by the digests of their blocks, so that those that have not changed need
+  not be looked at.
+- ``chunks``: where the rows of large tables are, if there are any.
 - ``log``: which log the state has learned from, and how far.
 - ``drifts``: positions of the drift events in the log.
 - ``numerics``: the versions and hardware on which the bits depend.
@@ -19,8 +24,9 @@ Nothing is pickled.
 
 import hashlib
 import platform
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import orjson
 import torch
@@ -29,13 +35,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from funnel.pool.tables.table import COUNTS, KEYS
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.log.position import Position, Progress
+from service.trainer.blocks import Bytes
+from service.trainer.chunks import Ledger, Manifest, Read, TableCopy
 from service.trainer.formats import from_format_1, from_format_2
 from streams.errors import FunnelError
 
-FORMAT = 3
+FORMAT, WHOLE = 4, 3
+"""Formats of files with and without chunks."""
+TABLE = KEYS.partition(".")[0] + "."
+"""The start of the names of a table's tensors, after that of its learner."""
 BLANK = "~" * 64
 
 
@@ -61,12 +73,29 @@ class Checkpoint:
     """Positions of the drift events."""
     fold: int = FOLD_VERSION
     """Version of the arithmetic that made the state."""
+    tables: Mapping[str, TableCopy] = field(default_factory=dict)
+    """Large tables, of which only blocks were copied, by the start of their names; their other
+    tensors are not among ``tensors``."""
 
     @classmethod
-    def of(cls, state: State, progress: Progress) -> "Checkpoint":
-        """Copy the state; waits for the device."""
+    def of(cls, state: State, progress: Progress, ledger: Ledger | None = None) -> "Checkpoint":
+        """Copy the state; waits for the device.
+
+        Args:
+            state: the state.
+            progress: its own.
+            ledger: of large tables, only what the next checkpoint has to look at is copied; without
+                it, everything.
+        """
+        tables = {}
+        if ledger is not None:
+            for start, table in state.tables().items():
+                if (one := ledger.copy(start, table)) is not None:
+                    tables[start] = one
         tensors = {
-            k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors().items()
+            k: v.detach().to("cpu", copy=True).contiguous()
+            for k, v in state.tensors().items()
+            if not _is_of(k, tables)
         }
         state.drift.settle()
         return cls(
@@ -77,7 +106,21 @@ class Checkpoint:
             tensors | state.drift.tensors(),
             progress,
             state.drift.positions(),
+            tables=tables,
         )
+
+    def apart(self, ledger: Ledger) -> "Checkpoint":
+        """Return this checkpoint with its large tables apart."""
+        tables = dict(self.tables)
+        for name in self.tensors:
+            if name.endswith(KEYS) and (start := name.removesuffix(KEYS)) not in tables:
+                own = {
+                    k.removeprefix(start): v for k, v in self.tensors.items() if _is_of(k, [start])
+                }
+                if (one := ledger.whole(start, own)) is not None:
+                    tables[start] = one
+        tensors = {k: v for k, v in self.tensors.items() if not _is_of(k, tables)}
+        return replace(self, tensors=tensors, tables=tables)
 
     def summary(self) -> dict[str, Any]:
         """Return the part of the state that is not tensors."""
@@ -88,15 +131,31 @@ class Checkpoint:
             "examples": self.examples,
         }
 
-    def sha256(self) -> str:
+    def sha256(self, digests: Mapping[str, Bytes] | None = None) -> str:
         """Return the digest of the state: names, dtypes, shapes and bytes of all tensors, sorted,
-        and `summary`; nothing of the progress."""
+        and `summary`; nothing of the progress. Large tables are in it by their blocks' digests.
+
+        Args:
+            digests: of the blocks of ``tables``, if they are known.
+        """
+        if digests is None:
+            whole = self.apart(Ledger())
+            return whole.sha256({start: one.digests() for start, one in whole.tables.items()})
         digest = hashlib.sha256(orjson.dumps(self.summary(), option=orjson.OPT_SORT_KEYS))
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             if tensor.numel():  # torch cannot view nothing as bytes
                 digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for start, own in sorted(digests.items()):
+            one = self.tables[start]
+            digest.update(f"\n{start}{TABLE} {one.rows} {list(one.layout.fields)}\n".encode())
+            digest.update(own.tobytes())
         return digest.hexdigest()
+
+
+def _is_of(name: str, starts: Collection[str]) -> bool:
+    """Return whether a tensor has the rows of a table, or their keys."""
+    return any(name.startswith(start + TABLE) and name != start + COUNTS for start in starts)
 
 
 def numerics(device: torch.device) -> dict[str, str]:
@@ -111,11 +170,20 @@ def numerics(device: torch.device) -> dict[str, str]:
     }
 
 
-def encode(copy: Checkpoint, sha256: str, numerics: dict[str, str]) -> bytes:
-    """Return the bytes of a checkpoint."""
+def encode(
+    copy: Checkpoint, sha256: str, numerics: dict[str, str], manifest: Manifest | None = None
+) -> bytes:
+    """Return the bytes of a checkpoint.
+
+    Args:
+        copy: the checkpoint.
+        sha256: its digest.
+        numerics: see `numerics`.
+        manifest: where the blocks of its large tables are; None if it has none apart.
+    """
     progress = asdict(copy.progress) | {"position": str(copy.progress.position)}
     metadata = {
-        "format": FORMAT,
+        "format": FORMAT if manifest else WHOLE,
         "fold": copy.fold,
         "state": copy.summary(),
         "log": progress,
@@ -124,13 +192,47 @@ def encode(copy: Checkpoint, sha256: str, numerics: dict[str, str]) -> bytes:
         "sha256": sha256,
         "digest": BLANK,
     }
+    tensors = copy.tensors
+    if manifest:
+        metadata["chunks"] = manifest.to_json()
+        tensors = tensors | manifest.tensors()
     text = orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode()
-    raw = save_tensors(copy.tensors, {"funnel": text})
+    raw = save_tensors(tensors, {"funnel": text})
     return raw.replace(BLANK.encode(), hashlib.sha256(raw).hexdigest().encode(), 1)
 
 
-def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
-    """Return the copy in the bytes of a checkpoint, and its metadata.
+class Decoded(NamedTuple):
+    """The content of the bytes of a checkpoint."""
+
+    copy: Checkpoint
+    """Without the rows of tables that are in chunks."""
+    metadata: dict[str, Any]
+    manifest: Manifest | None
+    """Where those are; None if there are none."""
+
+    def whole(self, read: Read) -> Checkpoint:
+        """Return the checkpoint with all rows.
+
+        Args:
+            read: of chunks.
+
+        Raises:
+            DamagedError: a chunk is damaged.
+            OSError: a chunk cannot be read.
+        """
+        tensors = dict(self.copy.tensors)
+        if self.manifest:
+            for start, base in self.manifest.tables.items():
+                try:
+                    rows = base.read(read)
+                except (SafetensorError, ValueError, KeyError, IndexError) as error:
+                    raise DamagedError(str(error)) from error
+                tensors |= {start + name: tensor for name, tensor in rows.items()}
+        return replace(self.copy, tensors=tensors)
+
+
+def decode(raw: bytes) -> Decoded:
+    """Return what is in the bytes of a checkpoint.
 
     Raises:
         DamagedError: a bit is wrong.
@@ -151,6 +253,7 @@ def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
         state, log = metadata["state"], metadata["log"]
         spec, rates = Spec.of(state["spec"]), Hyperparameters.of(state["rates"])
         tensors = load_tensors(raw)
+        manifest = Manifest.of(metadata["chunks"], tensors) if "chunks" in metadata else None
         if kind == 1:
             tensors = from_format_1(tensors, spec, rates)
         if kind <= 2:
@@ -163,4 +266,4 @@ def decode(raw: bytes) -> tuple[Checkpoint, dict[str, Any]]:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"it cannot be read ({error})") from error
-    return copy, metadata
+    return Decoded(copy, metadata, manifest)

@@ -1,8 +1,11 @@
 """The checkpoints of one model in one directory, each written whole or not at all.
 
-Files are named by epoch and cut and never overwritten.
+Files are named by epoch and cut and never overwritten. The chunks that they need are next to them
+(see `service.trainer.chunks`): they are written before, and removed after the last checkpoint that
+needs them.
 """
 
+import contextlib
 import re
 import uuid
 from collections.abc import Callable
@@ -10,7 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.log.position import Progress
-from service.trainer.checkpoint import Checkpoint, DamagedError, NewerError, decode, encode
+from service.trainer.blocks import Bytes
+from service.trainer.checkpoint import (
+    Checkpoint,
+    DamagedError,
+    NewerError,
+    decode,
+    encode,
+)
+from service.trainer.chunks import NAME as CHUNK_NAME
+from service.trainer.chunks import SIDES, DamagedChunkError, Ledger, Manifest, checked
 from service.trainer.disk import Disk, SystemDisk
 from streams.errors import FunnelError
 
@@ -33,7 +45,10 @@ class Info:
     version: int
     progress: Progress
     bytes: int
+    """Bytes that were written for it."""
     sha256: str
+    chunks: frozenset[str] = frozenset()
+    """Names of the chunks that it needs."""
 
 
 class CheckpointStore:
@@ -59,6 +74,14 @@ class CheckpointStore:
         self._infos: dict[Path, Info] = {}
         self._seen: list[Path] = []
         self._unread: dict[Path, OSError] = {}
+        self.ledger = Ledger()
+        """The content of the chunks."""
+        self._good: set[str] = set()
+        """Chunks that were read or written, and were good."""
+        self._unneeded: set[str] = set()
+        """Chunks that no checkpoint needed when the last one was written."""
+        self._turn = 0
+        """How often a chunk of a base was checked; sides take turns."""
 
     def files(self) -> list[Path]:
         """Return the paths of all checkpoints, oldest first.
@@ -86,6 +109,8 @@ class CheckpointStore:
         for path in self._paths():
             if path.name.startswith(SCRAP):
                 self._disk.remove(path)
+        self._unneeded |= {each.name for each in self._paths()}  # nobody has just written them
+        self._clear_chunks()
 
     def load(self) -> Checkpoint | None:
         """Return the newest good checkpoint, or None if there never was one.
@@ -97,12 +122,21 @@ class CheckpointStore:
         newest: Checkpoint | None = None
         known, self._unread = self._unread, {}
         files = self._seen = self.files()
+        found: list[Manifest] = []
         for path in reversed(files):
             try:
                 raw = self._disk.read(path)
-                copy, metadata = decode(raw)
-            except FileNotFoundError:
-                continue  # the trainer that this process stands by for has removed it
+                decoded = decode(raw)
+                if newest is None:
+                    copy = decoded.whole(self._read_chunk)
+                else:
+                    copy = decoded.copy
+                    self._look_at_chunks(decoded.manifest)
+            except FileNotFoundError as error:
+                if path in self.files():
+                    name = Path(error.filename or "").name
+                    self._warn(f"checkpoint {path.name} is damaged and skipped: {name} is missing")
+                # otherwise the trainer that this process stands by for has removed it
             except DamagedError as error:
                 self._warn(f"checkpoint {path.name} is damaged and skipped: {error}")
             except NewerError as error:
@@ -115,20 +149,47 @@ class CheckpointStore:
                     self._warn(f"checkpoint {path.name} cannot be read and is skipped: {error}")
                 self._unread[path] = error
             else:
-                sha256 = metadata["sha256"]
-                self._infos[path] = Info(path, copy.version, copy.progress, len(raw), sha256)
+                self._infos[path] = _info(
+                    path, copy, decoded.metadata["sha256"], decoded.manifest, len(raw)
+                )
+                found += [decoded.manifest] if decoded.manifest else []
                 if newest is None:
                     newest = copy
-                    self._compare(metadata["numerics"], path)
+                    self._compare(decoded.metadata["numerics"], path)
         if self._unread and newest is None:
             self._seen = []  # so that they count as news
             raise _unreadable(next(iter(self._unread.values())))
         if files and newest is None:
+            if self.files() != files:
+                return self.load()  # they were removed when others had been written
             raise DamagedError(
                 f"none of the {len(files)} checkpoints in {self.directory} is good. Put back one "
                 "from a backup, or move them away to learn again from what the log still holds"
             )
+        self.ledger.manifests = {}  # what is damaged is written again
+        for manifest in reversed(found):
+            self.ledger.take(manifest)
         return newest
+
+    def _read_chunk(self, name: str) -> bytes:
+        raw = self._disk.read(self.directory / name)
+        self._good.discard(name)
+        checked(name, raw)
+        self._good.add(name)
+        return raw
+
+    def _look_at_chunks(self, manifest: Manifest | None) -> None:
+        """Read the chunks of a checkpoint that were not read yet.
+
+        Raises:
+            DamagedError, OSError: one of them is not good.
+        """
+        self._good &= {each.name for each in self._paths()}
+        try:
+            for name in (manifest.chunks if manifest else frozenset[str]()) - self._good:
+                self._read_chunk(name)
+        except DamagedChunkError as error:
+            raise DamagedError(str(error)) from error
 
     def _compare(self, theirs: dict[str, str], path: Path) -> None:
         if different := [k for k in self.numerics if self.numerics[k] != theirs.get(k)]:
@@ -139,7 +200,7 @@ class CheckpointStore:
             )
 
     def write(self, copy: Checkpoint) -> Info:
-        """Write a checkpoint, and remove those before the last KEPT.
+        """Write a checkpoint, and remove those before the last KEPT, and the chunks of others.
 
         Raises:
             OSError: the disk is full, or cannot be written; then nothing has changed.
@@ -149,16 +210,102 @@ class CheckpointStore:
         )
         if path in self._infos and path in self.files():
             return self._infos[path]
-        sha256 = copy.sha256()
-        raw = encode(copy, sha256, self.numerics)
-        write_atomically(self._disk, path, raw)
-        info = self._infos[path] = Info(path, copy.version, copy.progress, len(raw), sha256)
+        before = {each.name for each in self._paths()}
+        written: list[str] = []
+        try:
+            info = self._infos[path] = self._write(copy.apart(self.ledger), path, written)
+        except OSError:
+            with contextlib.suppress(OSError):
+                if path not in self.files():
+                    for name in set(written) - before:
+                        self._disk.remove(self.directory / name)
+            raise
         outdated = self.files()[:-KEPT]  # its own too, if a later trainer has written that many
         for old in outdated:
             self._disk.remove(old)
             self._infos.pop(old, None)
         self._seen = sorted({*self._seen, path} - set(outdated))
+        self._clear_chunks()
         return info
+
+    def _write(self, copy: Checkpoint, path: Path, written: list[str]) -> Info:
+        """Write what has changed of large tables, and then the checkpoint.
+
+        Args:
+            copy: with these tables apart.
+            path: its name.
+            written: the names of the chunks are added.
+
+        Raises:
+            OSError: as `write`; or another process has removed chunks that are still needed.
+        """
+
+        def write(name: str, raw: bytes) -> None:
+            written.append(name)
+            write_atomically(self._disk, self.directory / name, raw)
+            self._good.add(name)
+
+        manifest, digests = None, dict[str, Bytes]()
+        if copy.tables:
+            manifest = self.ledger.write(copy.tables, write)
+            digests = {start: base.digests for start, base in manifest.tables.items()}
+            self._check_base(manifest, written)
+        sha256 = copy.sha256(digests)
+        raw = encode(copy, sha256, self.numerics, manifest)
+        write_atomically(self._disk, path, raw)
+        if manifest:
+            self.ledger.take(manifest)
+        return _info(path, copy, sha256, manifest, len(raw))
+
+    def _check_base(self, manifest: Manifest, written: list[str]) -> None:
+        """Check that the chunks of earlier checkpoints are there, and that one of them is good.
+
+        Args:
+            manifest: of the checkpoint to come.
+            written: names of its new chunks.
+
+        Raises:
+            OSError: they are not, or it is not; the next checkpoint will do without all of them.
+        """
+        missing = manifest.chunks - {each.name for each in self._paths()}
+        older, what = sorted(manifest.chunks - set(written)), ""
+        if missing:
+            what = f"{min(missing)} is missing"
+        elif older:
+            self._turn += 1
+            try:
+                self._read_chunk(older[self._turn // len(SIDES) % len(older)])
+            except (DamagedChunkError, FileNotFoundError) as error:
+                what = str(error)
+        if what:
+            self.ledger.manifests.pop(manifest.side, None)
+            raise OSError(f"of earlier checkpoints, {what}; the next one writes it again")
+
+    def _clear_chunks(self) -> None:
+        """Remove the chunks that no checkpoint needs, and needed when the last one was written.
+
+        A chunk that is not needed yet may be one that another trainer has just written.
+        """
+        chunks = {each.name for each in self._paths() if CHUNK_NAME.fullmatch(each.name)}
+        if not chunks:
+            return
+        needed: set[str] = set()
+        for path in self.files():
+            try:
+                needed |= self._chunks_of(path)
+            except (OSError, FunnelError):  # it may need any
+                return
+        unneeded = chunks - needed
+        for name in unneeded & self._unneeded:
+            self._disk.remove(self.directory / name)
+            self._good.discard(name)
+        self._unneeded = unneeded - self._unneeded
+
+    def _chunks_of(self, path: Path) -> frozenset[str]:
+        if path in self._infos:
+            return self._infos[path].chunks
+        manifest = decode(self._disk.read(path)).manifest  # of another trainer
+        return manifest.chunks if manifest else frozenset()
 
     @property
     def newest_bytes(self) -> int:
@@ -177,6 +324,13 @@ class CheckpointStore:
         found = [info.progress for info in known if info]
         lowest = min((progress.position for progress in found), key=lambda at: at.entry)
         return replace(min(found, key=lambda progress: progress.cut), position=lowest)
+
+
+def _info(path: Path, copy: Checkpoint, sha256: str, manifest: Manifest | None, size: int) -> Info:
+    if manifest is None:
+        return Info(path, copy.version, copy.progress, size, sha256)
+    written = size + manifest.written
+    return Info(path, copy.version, copy.progress, written, sha256, manifest.chunks)
 
 
 def _unreadable(error: OSError) -> UnreadableError:

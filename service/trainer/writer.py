@@ -135,7 +135,7 @@ class CheckpointWriter:
 
     def _begin(self, replica: Replica) -> "asyncio.Future[Info]":
         requested = self._take_requests()
-        copy = Checkpoint.of(replica.state, replica.progress)
+        copy = Checkpoint.of(replica.state, replica.progress, self.checkpoints.ledger)
         self._begun_at = begun_at = self._clock.monotonic()
         self._begun_bytes = replica.read_bytes
 

@@ -21,6 +21,7 @@ of one round.
 - **memory**: resident memory, with its median over each million of examples.
 - **recovery**: `funnel serve` and its log are killed and started again.
 - **rows**: named rows over HTTP, beside Vowpal Wabbit and beside dense features, and their memory.
+- **checkpoints**: of a table of a million rows, of which one in a hundred changes, in this process.
 - **table**: whole steps on sparse inputs, 13 numbers and 26 categories in a table, in this process.
 
 What bounds the figures on two cores:
@@ -54,7 +55,16 @@ import sys
 import torch
 
 from tests.benchmarks.measure import Plan
-from tests.benchmarks.parts import latency, learning, memory, named, peers, recovery, table
+from tests.benchmarks.parts import (
+    checkpoints,
+    latency,
+    learning,
+    memory,
+    named,
+    peers,
+    recovery,
+    table,
+)
 
 PARTS = {
     "learn": learning.run,
@@ -63,6 +73,7 @@ PARTS = {
     "memory": memory.run,
     "recovery": recovery.run,
     "table": table.run,
+    "checkpoints": checkpoints.run,
     "rows": named.run,
 }
 

@@ -119,7 +119,7 @@ def fresh(name: str) -> Golden:
 
 def opened(raw: bytes) -> Golden:
     """Return the state in the bytes of a checkpoint."""
-    copy, _ = decode(raw)
+    copy = decode(raw).copy
     state = State(copy.spec, copy.hyperparameters, CPU)
     state.load(copy.tensors, copy.version, copy.examples, copy.drifts)
     return Golden(state)

@@ -304,3 +304,48 @@ def test_kill_restart_and_takeover_across_schema_changes_leave_the_same_digest(
             learn(client, k, late=k > 3)
         wait_for(lambda: client.get("/model").json()["examples_learned"] == 500)
         assert client.post("/checkpoint").json()["sha256"] == survived
+
+
+def test_a_large_table_survives_a_kill_in_chunks_of_which_a_standby_reads_on(
+    tmp_path: Path,
+) -> None:
+    redis = RedisProcess(tmp_path / "redis").start()
+    options = OPTIONS | {"table_bits": 18, "batch_size": 1_000, "max_wait_ms": 600_000}
+
+    def learn_users(client: httpx.Client, first: int, count: int, learned: int) -> None:
+        numbers = range(first, first + count)
+        users = pd.DataFrame({"user": [f"user {k}" for k in numbers]})
+        labels = [("stay", "churn")[k % 2] for k in numbers]
+        body = as_arrow(users.assign(label=labels))
+        headers = {"Content-Type": ARROW}
+        client.post("/learn", content=body, headers=headers).raise_for_status()
+        wait_for(lambda: client.get("/model").json()["examples_learned"] == learned)
+
+    try:
+        with serving(tmp_path / "one", **options, redis_url=redis.url) as first:
+            other = ServiceProcess(first.directory, first.options, free_port()).start()
+            with first.client() as client:
+                learn_users(client, 0, 20_000, 20_000)
+                base = [client.post("/checkpoint").json()["bytes"]]
+                learn_users(client, 0, 1_000, 21_000)
+                base.append(client.post("/checkpoint").json()["bytes"])
+                assert min(base) > 20_000 * 200, "both sides are written whole"
+                learn_users(client, 500, 1_000, 22_000)
+                assert client.post("/checkpoint").json()["bytes"] < 0.3 * min(base)
+                learn_users(client, 20_000, 1_000, 23_000)
+            first.kill(server=False)
+            with other.client() as client:
+                wait_for(lambda: client.get("/model").json()["role"] == "learner")
+                learn_users(client, 0, 1_000, 24_000)
+                survived = client.post("/checkpoint").json()
+            other.kill(server=False)
+            assert list((first.directory / "data/checkpoints").rglob("chunk-*"))
+    finally:
+        redis.kill()
+    with serving(tmp_path / "alone", **options) as alone, alone.client() as client:
+        for first_user, count, learned in (
+            (0, 20_000, 20_000), (0, 1_000, 21_000), (500, 1_000, 22_000),
+            (20_000, 1_000, 23_000), (0, 1_000, 24_000),
+        ):  # fmt: skip
+            learn_users(client, first_user, count, learned)
+        assert client.post("/checkpoint").json()["sha256"] == survived["sha256"]

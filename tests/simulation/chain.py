@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funnel.pool.tables.index import KeyIndex, Numbers
+from funnel.pool.tables.published import Published
+from funnel.pool.tables.rows import Field, Rows
+from funnel.pool.tables.table import Table
 from service.fold.drift import Monitor
 from service.fold.report import Report
 from service.fold.schema.schema import Schema
@@ -23,10 +27,10 @@ from service.log.position import Position
 from streams.batch import Batch
 from streams.examples import AnyBatch
 
-EXAMPLES = 1_024
-"""Most examples in one run; each has a number of its own."""
 BAD = 1.0
 """Second feature of an example whose batch is skipped."""
+BITS, IN_ROW = 12, 4
+"""Of a chain's table: slots, so many that no two rows share one, and examples in a row."""
 SCORES = ScoreSummary(0, 0, 0.0, 0.0, 0.0, 0.0, ())
 
 
@@ -66,6 +70,36 @@ class _StillMonitor(Monitor):
         return ()
 
 
+class _ChainTable(Table):
+    """How often each example was learned or skipped; a row counts IN_ROW neighbours."""
+
+    def __init__(self) -> None:
+        self.index = KeyIndex(BITS)
+        fresh = torch.zeros(1, IN_ROW)
+        self.rows = Rows([Field(k, slice(0, 1), fresh, False) for k in ("count", "zero")], 0.0)
+
+    def learn(self, numbers: Numbers) -> None:
+        keys, place = np.unique(numbers // IN_ROW, return_inverse=True)
+        more = np.zeros((len(keys), IN_ROW), dtype=np.float32)
+        np.add.at(more, (place, numbers % IN_ROW), 1)
+        rows = torch.from_numpy(self.index.admit(keys.astype(np.uint64)))
+        self.rows.use(self.index.used)
+        counts = self.rows.weights[rows] + torch.from_numpy(more)
+        self.rows.write(rows, counts, self.rows.state[rows])
+
+    def published(self) -> Published:
+        return Published((), torch.zeros(0), (), 0, self.index)
+
+    def learned(self) -> dict[int, int]:
+        counts = self.rows.weights[: self.rows.used].int().tolist()
+        return {
+            IN_ROW * key + k: n
+            for key, row in zip(self.index.keys.tolist(), counts, strict=True)
+            for k, n in enumerate(row)
+            if n
+        }
+
+
 class _ChainLearner:
     """The served learner, as far as statistics and snapshots look at it."""
 
@@ -75,7 +109,7 @@ class _ChainLearner:
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.size, self.experts = spec, spec.size, ("chain",)
-        self.table = None
+        self.table = _ChainTable()
         self.pool = self.scores = self
 
     def telemetry(self) -> dict[str, object]:
@@ -117,14 +151,27 @@ class ChainState(State):
         self.missing = torch.zeros(0, 2, dtype=torch.int64)
         self.new_keys = torch.zeros(0, dtype=torch.int64)
         self.chain = bytes(32)
-        self.learned = np.zeros(EXAMPLES, dtype=np.int16)
-        """How often each example was learned or skipped."""
         self.version = self.examples = 0
         self.served = _ChainLearner(spec)  # type: ignore[assignment]
         self.shadows = {}
         self.guard = self  # type: ignore[assignment]
         self.quarantined = 0
         self.drift = _StillMonitor()
+
+    @property
+    def learned(self) -> dict[int, int]:
+        """How often each example was learned or skipped."""
+        return self._table.learned()
+
+    def learn(self, numbers: Numbers) -> None:
+        """Count examples."""
+        self._table.learn(numbers)
+
+    @property
+    def _table(self) -> _ChainTable:
+        table = self.served.table
+        assert isinstance(table, _ChainTable)
+        return table
 
     def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
         self.hyperparameters = hyperparameters
@@ -134,7 +181,7 @@ class ChainState(State):
 
     def tensors(self) -> dict[str, Tensor]:
         chain = torch.from_numpy(np.frombuffer(self.chain, dtype=np.uint8).copy())
-        return {"chain": chain, "learned": torch.from_numpy(self.learned)}
+        return {"chain": chain, **self._table.tensors()}
 
     def load(
         self,
@@ -144,7 +191,7 @@ class ChainState(State):
         drifts: Sequence[Position] = (),
     ) -> None:
         self.chain = tensors["chain"].numpy().tobytes()
-        self.learned = tensors["learned"].numpy().copy()
+        self._table.load(tensors)
         self.version, self.examples = version, examples
 
 
@@ -169,7 +216,7 @@ class ChainFold:
         numbers, is_bad = batch.features[:, 0].astype(int), bool(BAD in batch.features[:, 1])
         fold, lr = state.drift.fold_version, state.hyperparameters.lr
         state.chain = link(state.chain, numbers.tolist(), is_bad, fold, lr)
-        np.add.at(state.learned, numbers, 1)
+        state.learn(numbers)
         state.version += 1
         state.examples += len(batch)
         state.stepped(state)

@@ -23,12 +23,18 @@ class Platter:
     Args:
         rng: draws what a power cut spares.
         created: called with the path and the bytes of each file that gets a new name.
+        removed: called with the name of each file that is removed.
     """
 
-    def __init__(self, rng: random.Random, created: Callable[[Path, bytes], object]) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        created: Callable[[Path, bytes], object],
+        removed: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self.files: dict[str, _Inode] = {}
         """By name, as processes see them."""
-        self.created = created
+        self.created, self.removed = created, removed
         self._durable: dict[str, _Inode] = {}
         self._journal: list[dict[str, _Inode | None]] = []
         """Names that were given and taken since the folder was synced; the disk keeps the order."""
@@ -172,6 +178,7 @@ class SimulatedDisk(Disk):
         self.before("remove")
         if path.name in self._platter.files:
             self._platter.name({path.name: None})
+            self._platter.removed(path.name)
         self.after("remove")
 
     def sync(self, folder: Path) -> None:

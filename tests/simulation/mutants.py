@@ -73,6 +73,36 @@ MUTANTS = (
         "if hashlib.sha256(raw.replace(digest.encode(), BLANK.encode(), 1)).hexdigest() != digest:",
         "if not digest:",
     ),
+    Mutant(
+        "a chunk is not synced before the checkpoint that needs it",
+        STORE,
+        "            write_atomically(self._disk, self.directory / name, raw)\n",
+        """            with self._disk.create(self.directory / name) as file:
+                file.write(raw)
+""",
+    ),
+    Mutant(
+        "a chunk that an older checkpoint needs is removed",
+        STORE,
+        """        for path in self.files():
+            try:
+                needed |=""",
+        """        for path in self.files()[-1:]:
+            try:
+                needed |=""",
+    ),
+    Mutant(
+        "the digest of a chunk is not checked",
+        "service/trainer/chunks.py",
+        "(found := NAME.fullmatch(name)) is None or hashlib.sha256(raw).hexdigest() != found[2]",
+        "NAME.fullmatch(name) is None",
+    ),
+    Mutant(
+        "rows that were learned do not count as changed",
+        "funnel/pool/tables/rows.py",
+        "        self._changed[rows.numpy() // BLOCK] = self._looks\n",
+        "",
+    ),
     Mutant("one checkpoint is kept", STORE, "KEPT = 3", "KEPT = 1"),
     Mutant(
         "the log is trimmed to the newest checkpoint",

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from service.fold.spec import Hyperparameters, Spec
@@ -26,7 +28,9 @@ from service.log.cuts import Begin, Cut
 from service.log.position import BEGINNING, TOP, Position, Progress
 from service.monitoring.status import Condition
 from service.settings import Settings, load_settings
-from service.trainer.checkpoint import Checkpoint, DamagedError, decode, encode
+from service.trainer.checkpoint import Checkpoint, DamagedError, Decoded, decode, encode
+from service.trainer.chunks import NAME as CHUNK_NAME
+from service.trainer.chunks import DamagedChunkError, checked
 from service.trainer.store import NAME
 from streams.batch import decode as decode_batch
 from streams.examples import AnyBatch, joined
@@ -44,6 +48,8 @@ from tests.support.named import a_row_spec
 
 SPEC = Spec("logistic", FEATURES, CLASSES, (), "sgd", False, 0)
 NAMED = a_row_spec(optimizer="sgd", bits=6)
+MOST_SMALL = 2
+"""Small chunks that a table may have in a run, so that they become one in a run."""
 SETTLE_SECONDS = 60.0
 """Simulated time within which all must be learned once no more faults happen."""
 KILLING = ("kill", "restart", "power", "tune", "crash", "step")
@@ -111,7 +117,9 @@ class World:
             self._reach,
             self.violate,
         )
-        self.platter = Platter(random.Random(f"{plan.seed}/disk"), self._created)
+        self.platter = Platter(random.Random(f"{plan.seed}/disk"), self._created, self._removed)
+        self._rotten: set[str] = set()
+        """Chunks of which a bit has flipped."""
         self.locks: dict[int, Owner | None] = {}
         self.states: dict[Owner, State] = {}
         self._rng = random.Random(f"{plan.seed}/faults")
@@ -165,12 +173,15 @@ class World:
 
     def _created(self, path: Path, raw: bytes) -> None:
         """Check a new checkpoint."""
-        try:
-            copy, _ = decode(raw)
-        except DamagedError as error:
-            self.violate(ViolationError(f"{path.name} is written damaged: {error}"))
+        if CHUNK_NAME.fullmatch(path.name):
             return
+        found = _decoded(raw)
+        if found is None:
+            self.violate(ViolationError(f"{path.name} is written damaged"))
+            return
+        copy = found.copy
         self.note("the disk", f"{path.name}: version {copy.version} at {copy.progress}")
+        self._check_chunks(path.name, found)
         if self.plan.is_real:
             return
         try:
@@ -180,6 +191,38 @@ class World:
             return
         if missing := self._unrecorded(fold):
             self.violate(ViolationError(f"{path.name} lies after {missing}, not among the dead"))
+        if not self._needs(found) & self._rotten:
+            self._check_rows(path.name, found, fold)
+
+    def _removed(self, name: str) -> None:
+        """Check that nothing needs a file that is removed."""
+        if CHUNK_NAME.fullmatch(name):
+            for other, inode in self.platter.files.items():
+                if NAME.fullmatch(other) and (found := _decoded(inode.raw)):
+                    self._check_chunks(other, found)
+
+    @staticmethod
+    def _needs(found: Decoded) -> frozenset[str]:
+        return found.manifest.chunks if found.manifest else frozenset()
+
+    def _check_chunks(self, name: str, found: Decoded) -> None:
+        """Check that the chunks that a checkpoint needs are there."""
+        for chunk in self._needs(found) - self._rotten:
+            inode = self.platter.files.get(chunk)
+            if inode is None or not _is_good(chunk, inode.raw):
+                self.violate(ViolationError(f"{name} needs {chunk}, which is not there or damaged"))
+
+    def _check_rows(self, name: str, found: Decoded, fold: Folded) -> None:
+        """Check how often a checkpoint has learned each example."""
+        state = ChainState(SPEC, hyperparameters(0.0), lambda _: None)
+        try:
+            copy = found.whole(lambda chunk: self.platter.files[chunk].raw)
+        except DamagedError as error:
+            self.violate(ViolationError(f"{name} is not whole: {error}"))
+            return
+        state.load(copy.tensors, copy.version, copy.examples)
+        if state.learned != Counter(k for one in fold.history() for k in one.numbers):
+            self.violate(ViolationError(f"{name} counts other examples than the fold"))
 
     def _unrecorded(self, fold: Folded) -> list[str]:
         """Return what a fold has skipped or discarded without a dead letter."""
@@ -280,7 +323,7 @@ class World:
         state = ChainState(SPEC, hyperparameters(fold.lr), lambda _: None)
         state.chain, state.version, state.examples = fold.digest, fold.version, fold.examples
         for one in fold.history():
-            state.learned[list(one.numbers)] += 1
+            state.learn(np.array(one.numbers, dtype=np.int64))
         progress = Progress(
             "inherited", 1, fold.cut, fold.position, fold.entries, fold.dead, fold.http, fold.redis
         )
@@ -465,11 +508,18 @@ class World:
         self.server.is_down = False
 
     def _rot(self) -> None:
-        """Damage the newest checkpoint, if there are others."""
-        files = sorted(name for name in self.platter.files if NAME.fullmatch(name))
-        if len(files) > 1:
-            self.note("the disk", f"a bit of {files[-1]} flips")
-            self.platter.rot(files[-1])
+        """Damage the newest checkpoint or a chunk that it needs, if another can be loaded."""
+        files = {name: inode.raw for name, inode in self.platter.files.items()}
+        checkpoints = sorted(filter(NAME.fullmatch, files))
+        if len(checkpoints) < 2 or self._rotten:  # a chunk that rots damages the next ones, too
+            return
+        newest = checkpoints[-1]
+        found = _decoded(files[newest])
+        name = self._rng.choice([newest, *(sorted(self._needs(found)) if found else ())])
+        if name == newest or list(_cuts({k: v for k, v in files.items() if k != name})):
+            self.note("the disk", f"a bit of {name} flips")
+            self.platter.rot(name)
+            self._rotten |= {name} - {newest}
 
     def _damage(self, fault: Fault) -> None:
         """Do to the log what other programs may."""
@@ -514,7 +564,7 @@ class World:
         numbers = Counter(k for one in tip.history() for k in one.numbers)
         if twice := [k for k, n in numbers.items() if n > 1 and k not in server.forgotten]:
             raise ViolationError(f"examples {twice} are learned twice")
-        if {k: int(n) for k, n in enumerate(state.learned) if n} != numbers:
+        if state.learned != numbers:
             raise ViolationError("the state and the fold have learned other examples")
         acknowledged = set(self.producers.acknowledged)
         if lost := sorted(acknowledged - numbers.keys() - server.forgiven):
@@ -552,19 +602,30 @@ class World:
 
 
 @lru_cache(maxsize=64)
-def _cut_of(raw: bytes) -> int | None:
-    """Return the cut of a checkpoint, or None if it is damaged."""
+def _decoded(raw: bytes) -> Decoded | None:
+    """Return what is in the bytes of a checkpoint, or None if it is damaged."""
     try:
-        return decode(raw)[0].progress.cut
+        return decode(raw)
     except DamagedError:
         return None
+
+
+@lru_cache(maxsize=256)
+def _is_good(name: str, raw: bytes) -> bool:
+    """Return whether a chunk is what its name says."""
+    try:
+        return bool(checked(name, raw))
+    except DamagedChunkError:
+        return False
 
 
 def _cuts(files: dict[str, bytes]) -> Iterator[int]:
     """Yield the cuts of the good checkpoints among some files."""
     for name, raw in files.items():
-        if NAME.fullmatch(name) and (cut := _cut_of(raw)) is not None:
-            yield cut
+        if NAME.fullmatch(name) and (found := _decoded(raw)) is not None:
+            chunks = found.manifest.chunks if found.manifest else ()
+            if all(chunk in files and _is_good(chunk, files[chunk]) for chunk in chunks):
+                yield found.copy.progress.cut
 
 
 class _Trace(logging.Handler):
@@ -592,7 +653,12 @@ def simulate(plan: Plan, trace: list[str] | None = None) -> Outcome:
     clock = SimulatedClock()
     loop = SimulatedLoop(clock)
     world = World(plan, clock, trace is not None)
-    with _logging_to(world), contextlib.nullcontext() if plan.is_real else chained():
+    with (
+        _logging_to(world),
+        contextlib.nullcontext() if plan.is_real else chained(),
+        patch("service.trainer.blocks.LEAST_BYTES", 0),
+        patch("service.trainer.chunks.MOST_SMALL", MOST_SMALL),
+    ):
         try:
             return loop.run_until_complete(world.run())
         finally:

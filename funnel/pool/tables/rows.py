@@ -20,6 +20,9 @@ CAPACITY = 1024
 """Rows that there is memory for at first."""
 CHUNK = 4096
 """Rows that are published together."""
+BLOCK = 8
+"""Rows of which it is known together whether they have changed. Half of the blocks stay as they
+are if a batch names 8 % of the rows, evenly spread."""
 
 SHARE = 0.1
 
@@ -54,8 +57,9 @@ class Rows:
         self.used = 0
         self._blank = torch.cat([field.fresh.flatten() for field in fields[1:]])
         self._experts, self._out = fields[0].fresh.shape
-        self.touched = np.zeros(0, dtype=np.bool_)
-        """Chunks that have changed since they were last published."""
+        self._changed = np.zeros(0, dtype=np.int64)
+        """By block, the number of looks before its last change."""
+        self._looks = 0
         self.start(0)
 
     @property
@@ -84,6 +88,19 @@ class Rows:
         """Let rows that are not in use yet start with weights in ±scale."""
         self._scale = scale
 
+    def look(self) -> int:
+        """Return a number by which `changed_since` tells later changes from those until now."""
+        self._looks += 1
+        return self._looks - 1
+
+    def changed_since(self, look: int) -> Numbers:
+        """Return the blocks that have changed since a look, int64, ascending; since -1, all.
+
+        A block is the rows from BLOCK times its number on; the last one may be shorter.
+        """
+        found: Numbers = (self._changed[: -(-self.used // BLOCK)] > look).nonzero()[0]
+        return found
+
     def use(self, count: int) -> None:
         """Have at least so many rows in use; new ones are fresh."""
         capacity = len(self.weights)
@@ -93,17 +110,18 @@ class Rows:
         if count > self.used:
             self.weights[self.used : count] = self.new_weights(np.arange(self.used, count))
             self.state[self.used : count] = self._blank
-        self.touched[self.used // CHUNK : -(-count // CHUNK)] = True
-        self.used = max(self.used, count)
+            self._changed[self.used // BLOCK : -(-count // BLOCK)] = self._looks
+            self.used = count
 
     def start(self, count: int) -> None:
         """Have exactly so many rows in use, all fresh."""
         self.used = 0
         self.weights = torch.zeros(0, self._experts * self._out)
         self.state = self._blank.repeat(0, 1)
+        self._changed = self._changed[:0]
         self._allocate(CAPACITY)
         self.use(count)
-        self.touched.fill(True)
+        self._changed.fill(self._looks)
 
     def write(self, rows: Tensor, weights: Tensor, state: Tensor) -> None:
         """Replace some rows.
@@ -115,11 +133,21 @@ class Rows:
         """
         self.weights.index_copy_(0, rows, weights)
         self.state.index_copy_(0, rows, state)
-        self.touched[rows.numpy() // CHUNK] = True
+        self._changed[rows.numpy() // BLOCK] = self._looks
 
     def named(self) -> dict[str, Tensor]:
         """Return the fields of the rows in use by name, [used, its experts, out], as views."""
-        return {field.name: self._of(index) for index, field in enumerate(self.fields)}
+        return self._split(self.weights[: self.used], self.state[: self.used])
+
+    def copied(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return copies of the fields of some rows by name, [r, its experts, out].
+
+        Args:
+            rows: numbers of rows in use, int64 [r], ascending and different.
+        """
+        if len(rows) == self.used:
+            return self._split(self.weights[: self.used].clone(), self.state[: self.used].clone())
+        return self._split(self.weights.index_select(0, rows), self.state.index_select(0, rows))
 
     def from_the_start(self, which: Tensor) -> None:
         """Set all rows of some experts, bool [K], back to how they started; read on the host."""
@@ -131,7 +159,7 @@ class Rows:
             if self._scale:
                 new = self.new_weights(np.arange(self.used))
                 self._of(0)[:, k] = new.view(self.used, self._experts, self._out)[:, k]
-            self.touched.fill(True)
+            self._changed.fill(self._looks)
 
     def from_best(self, which: Tensor, log_weights: Tensor) -> None:
         """Make all rows of some experts copies of those of the best of the others.
@@ -150,7 +178,7 @@ class Rows:
             source = best_for(bad, log_weights[field.experts])
             for k in bad.nonzero().flatten().tolist():
                 held[:, k] = held[:, int(source[k])]
-        self.touched.fill(True)
+        self._changed.fill(self._looks)
 
     def _allocate(self, capacity: int) -> None:
         """Have memory for at least so many rows; the system gives what is written."""
@@ -162,19 +190,27 @@ class Rows:
             self.weights = torch.empty(capacity, weights.shape[1])
             self.state = torch.empty(capacity, state.shape[1])
             self.weights[: self.used], self.state[: self.used] = weights, state
-        chunks = np.ones(-(-capacity // CHUNK), dtype=np.bool_)
-        chunks[: len(self.touched)] = self.touched
-        self.touched = chunks
+        changed = np.zeros(-(-capacity // BLOCK), dtype=np.int64)
+        changed[: len(self._changed)] = self._changed
+        self._changed = changed
 
     def _of(self, index: int) -> Tensor:
         """Return a field of the rows in use as a view, [used, its experts, out]."""
-        if index == 0:
-            return self.weights[: self.used].view(-1, self._experts, self._out)
-        start = sum(field.fresh.numel() for field in self.fields[1:index])
-        fresh = self.fields[index].fresh
-        held = self.state[: self.used, start : start + fresh.numel()]
-        split: Tensor = held.unflatten(1, fresh.shape)
-        return split
+        return self.named()[self.fields[index].name]
+
+    def _split(self, weights: Tensor, state: Tensor) -> dict[str, Tensor]:
+        """Return the fields of rows by name as views, [r, its experts, out].
+
+        Args:
+            weights: [r, K · out].
+            state: [r, S].
+        """
+        sizes = [field.fresh.numel() for field in self.fields[1:]]
+        parts = [weights, *state.split(sizes, dim=1)]
+        return {
+            field.name: part.unflatten(1, field.fresh.shape)
+            for field, part in zip(self.fields, parts, strict=True)
+        }
 
 
 def scale_of(active: float) -> float:

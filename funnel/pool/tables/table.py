@@ -35,7 +35,7 @@ from funnel.pool.sparse import LEAST_COLUMNS, Sparse, arranged, padded
 from funnel.pool.stacked import fresh_state
 from funnel.pool.tables.index import KeyIndex, Keys, Numbers
 from funnel.pool.tables.published import Published
-from funnel.pool.tables.rows import CHUNK, Field, Rows, scale_of
+from funnel.pool.tables.rows import BLOCK, CHUNK, Field, Rows, scale_of
 
 KEYS, VISITS, COUNTS = "table.keys", "table.visits", "table.counts"
 
@@ -80,6 +80,8 @@ class Table:
         self._positions = np.zeros(0, dtype=np.int64)
         """Scratch: the column of each row of a batch."""
         self._chunks: list[Tensor] = []
+        self._published = -1
+        """The look at the rows when they were last published."""
 
     @property
     def _scale(self) -> float:
@@ -159,14 +161,29 @@ class Table:
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, beyond those of the pool.
 
-        Keys are uint64 as int64 of the same bits, [rows]; visits are int64 [rows]; counts are int64
-        [2], all visits and collisions; the others are views, [rows, …].
+        Keys are uint64 as int64 of the same bits, [rows], and visits are int64 [rows], both not to
+        be changed; counts are int64 [2], all visits and collisions; the others are views,
+        [rows, …].
         """
-        keys = torch.from_numpy(self.index.keys.view(np.int64).copy())
-        visits = torch.from_numpy(self.index.row_visits.copy())
+        keys = torch.from_numpy(self.index.keys.view(np.int64))
+        visits = torch.from_numpy(self.index.row_visits)
         counts = torch.tensor([self.index.visits, self.index.collided])
         named = {f"table.{name}": tensor for name, tensor in self.rows.named().items()}
         return {KEYS: keys, VISITS: visits, COUNTS: counts} | named
+
+    def copied(self, blocks: Numbers) -> dict[str, Tensor]:
+        """Return copies of what `tensors` has of some rows, by the same names.
+
+        Args:
+            blocks: their blocks, int64, ascending and different.
+        """
+        rows = (blocks[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
+        rows = rows[rows < self.rows.used]
+        keys = torch.from_numpy(self.index.keys[rows].view(np.int64))
+        named = self.rows.copied(torch.from_numpy(rows))
+        visits = torch.from_numpy(self.index.row_visits[rows])
+        found = {f"table.{name}": tensor for name, tensor in named.items()}
+        return {KEYS: keys, VISITS: visits} | found
 
     def load(self, named: Mapping[str, Tensor]) -> None:
         """Continue from the tensors of another table of the same kind, bit for bit.
@@ -205,14 +222,15 @@ class Table:
 
         Chunks of rows that have not changed since the last call are shared with its result.
         """
-        weights, touched = self.rows.weights, self.rows.touched
+        weights = self.rows.weights
         count = -(-self.rows.used // CHUNK)
         self._chunks += [weights[:0]] * (count - len(self._chunks))
         del self._chunks[count:]
-        for number in touched[:count].nonzero()[0].tolist():
+        changed = self.rows.changed_since(self._published)
+        self._published = self.rows.look()
+        for number in np.unique(changed // (CHUNK // BLOCK)).tolist():
             stop = min((number + 1) * CHUNK, self.rows.used)
             self._chunks[number] = weights[number * CHUNK : stop].clone()
-        touched[:count] = False
         return Published(
             tuple(p.clone() for p in self.pool.parameters.values()),
             self.pool.mixing.log_weights.clone(),

@@ -85,7 +85,7 @@ class Program:
     def _checkpointed(self) -> int:
         """Return the number of examples in the newest checkpoint."""
         files = sorted(self.directory.glob("checkpoints/logistic/*.safetensors"))
-        return decode(files[-1].read_bytes())[0].examples if files else 0
+        return decode(files[-1].read_bytes()).copy.examples if files else 0
 
 
 def restarts(directory: Path, repeats: int) -> list[Restart]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from funnel import SGD, Adagrad, Adam, Expert, Pool
 from funnel.pool.expert import for_width
 from funnel.pool.growth import grown_table
-from funnel.pool.tables.rows import CAPACITY
+from funnel.pool.tables.rows import BLOCK, CAPACITY, CHUNK
 from funnel.pool.tables.table import COUNTS, KEYS, VISITS, Table
 from service.fold import networks
 from tests.support.pools import EXPERTS, KEEP, made
@@ -157,6 +157,40 @@ def test_a_table_resumes_bit_for_bit(hidden: tuple[int, ...], cut: int) -> None:
         learn_sparse(resumed, batch)
     assert whole.index.used > CAPACITY
     assert_same(state_of(resumed), state_of(whole))
+
+
+def test_a_large_table_takes_the_rows_of_another_again() -> None:
+    """A standby does so whenever the trainer has written a checkpoint."""
+    learner = table(bits=16)
+    for batch in sparse_batches(40, n=400):
+        learn_sparse(learner, batch)
+    assert learner.index.used > CHUNK
+    saved = state_of(learner)
+    learner.load(saved)
+    assert_same(state_of(learner), saved)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_blocks_that_changed_since_a_look_are_known_exactly(hidden: tuple[int, ...]) -> None:
+    learner = table(hidden, bits=16)
+    copy, seen = state_of(learner), learner.rows.look()
+    for number, batch in enumerate(sparse_batches(30, n=200)):
+        learn_sparse(learner, batch)
+        if number == 20:
+            learner.rows.from_the_start(torch.tensor([True] + 5 * [False]))
+        if number % 3 == 0:
+            continue
+        blocks, copied = learner.rows.changed_since(seen), state_of(learner)
+        is_copied = np.isin(np.arange(learner.index.used) // BLOCK, blocks)
+        old = torch.from_numpy(~is_copied)[: len(copy[KEYS])]
+        assert is_copied[len(copy[KEYS]) :].all(), "new rows have changed"
+        for name, rows in learner.copied(blocks).items():
+            assert torch.equal(rows, copied[name][torch.from_numpy(is_copied)]), name
+            kept = copied[name][: len(old)][old]
+            assert torch.equal(kept, copy[name][old]), f"{name} of other rows has not changed"
+        copy, seen = copied, learner.rows.look()
+    assert len(learner.rows.changed_since(-1)) == -(-learner.index.used // BLOCK)
+    assert len(learner.rows.changed_since(seen)) == 0
 
 
 def test_a_state_of_another_shape_is_refused_and_changes_nothing() -> None:
