@@ -130,7 +130,9 @@ def build_state(settings: Settings) -> State:
 
     Raises:
         ModelError: the settings describe no model that can be built here.
+        SettingsError: the file of the schema cannot be read.
     """
+    _ = settings.declared
     torch.set_num_threads(settings.threads)
     # `funnel.graphs.traced` ignores it too, but another thread may undo what that sets.
     warnings.filterwarnings("ignore", category=TracerWarning)

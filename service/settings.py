@@ -5,8 +5,9 @@ import ipaddress
 import re
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
@@ -25,6 +26,9 @@ from pydantic import (
 from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Hyperparameters, Shadow, Spec
 from streams.environment import PREFIX, PathError, home, read_secret, variables
 from streams.errors import FunnelError
+
+if TYPE_CHECKING:
+    from service.fold.schema.schema import Schema
 
 FILE = "_file"
 """Suffix of a setting that names a file with the value of another one."""
@@ -316,11 +320,7 @@ class Settings(BaseModel):
 
     @property
     def spec(self) -> Spec:
-        """The spec of the model, for its whole life.
-
-        Raises:
-            SettingsError: the file of the schema cannot be read.
-        """
+        """The spec of the model, for its whole life."""
         is_named = bool(self.schema)
         return Spec(
             self.model,
@@ -331,23 +331,36 @@ class Settings(BaseModel):
             self.standardize,
             self.seed,
             self.experts if self.optimizer == "pool" else 0,
-            self._schema_text() if is_named else "",
+            self._undeclared() if is_named else "",
             self.table_bits if is_named else 0,
         )
 
-    def _schema_text(self) -> str:
-        """Return the schema that rows begin with, as canonical JSON."""
+    @staticmethod
+    def _undeclared() -> str:
+        """Return the schema that every model of rows begins with, as canonical JSON."""
         from service.fold.schema.schema import Schema  # pyarrow takes 0.1 s to import
+
+        text: bytes = orjson.dumps(Schema().to_json(), option=orjson.OPT_SORT_KEYS)
+        return text.decode()
+
+    @cached_property
+    def declared(self) -> "Schema | None":
+        """What is declared of the schema of rows, and may change; None for dense features.
+
+        Raises:
+            SettingsError: the file of the schema cannot be read.
+        """
+        if not self.schema:
+            return None
+        from service.fold.schema.schema import Schema
         from service.fold.schema.toml import from_toml
 
-        found = Schema(max_classes=self.max_classes)
-        if self.schema != AUTO:
-            try:
-                found = from_toml(home(self.schema).read_text())
-            except (OSError, UnicodeDecodeError, ValueError) as error:
-                raise SettingsError(f"{PREFIX}SCHEMA: {self.schema}: {error}") from error
-        text: bytes = orjson.dumps(found.to_json(), option=orjson.OPT_SORT_KEYS)
-        return text.decode()
+        if self.schema == AUTO:
+            return Schema(max_classes=self.max_classes)
+        try:
+            return from_toml(home(self.schema).read_text())
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise SettingsError(f"{PREFIX}SCHEMA: {self.schema}: {error}") from error
 
     @property
     def hyperparameters(self) -> Hyperparameters:

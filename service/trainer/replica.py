@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, replace
 import orjson
 
 from service.fold.report import Report
+from service.fold.schema.changes import Change as SchemaChange
 from service.fold.schema.changes import from_json, to_json
+from service.fold.schema.schema import Schema
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
@@ -58,10 +60,15 @@ class Replica:
         state: as built.
         observe: called after each batch, with the batch itself.
         clock: times the steps.
+        declared: what the settings declare of the schema of rows; None for nothing.
     """
 
     def __init__(
-        self, state: State, observe: Callable[[AppliedBatch, AnyBatch], None], clock: Clock
+        self,
+        state: State,
+        observe: Callable[[AppliedBatch, AnyBatch], None],
+        clock: Clock,
+        declared: Schema | None = None,
     ) -> None:
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
@@ -75,8 +82,12 @@ class Replica:
         self._newest_damaged = ORIGIN
         self.has_recovered = False
         """True once it is where the recorded cuts end, and may record more."""
-        self.schema = state.schema
-        """The schema of rows after the last recorded cut, which may not be applied yet."""
+        self._declared = declared or state.schema
+        self.schema: Schema
+        """The schema of rows for the next batch."""
+        self._undecided: tuple[SchemaChange, ...]
+        """Changes that are declared, and are recorded before the next batch."""
+        self._take_schema()
         self._hyperparameters = state.hyperparameters
         """The hyperparameters of the settings; the log may still have others."""
         self._is_loaded = False
@@ -113,7 +124,7 @@ class Replica:
         self._check_spec(newest.spec, f"the checkpoint in {checkpoints.directory}")
         self.state.set_hyperparameters(newest.hyperparameters)
         self.state.load(newest.tensors, newest.version, newest.examples, newest.drifts)
-        self.schema = self.state.schema
+        self._take_schema()
         self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
         return True
 
@@ -189,7 +200,8 @@ class Replica:
             accepted = True
         self._enter_epoch()
         self.state.drift.set_version(FOLD_VERSION)
-        self._recorded, self.schema = self.progress.cut, self.state.schema
+        self._recorded = self.progress.cut
+        self._take_schema()
         await log.forget_skipped(self.state.version)
         if self._version != FOLD_VERSION:
             logger.info("from now on version %d of the fold learns", FOLD_VERSION)
@@ -406,10 +418,17 @@ class Replica:
 
         The command counts as recorded from now on: record it with the next cuts.
         """
-        if not isinstance(batch, Rows) or not (changes := self.schema.changes_for(batch)):
+        if not isinstance(batch, Rows):
             return None
-        self.schema = self.schema.after(changes)
-        return Reshape(list(map(to_json, changes)))
+        new = self.schema.changes_for(batch)
+        changes, self._undecided = (*self._undecided, *new), ()
+        self.schema = self.schema.after(new)
+        return Reshape(list(map(to_json, changes))) if changes else None
+
+    def _take_schema(self) -> None:
+        """Let what is declared hold from the next batch on: its changes are recorded with it."""
+        self._undecided = self.state.schema.changes_to(self._declared)
+        self.schema = self.state.schema.after(self._undecided)
 
     def foresee(self, batches: Sequence[AnyBatch]) -> None:
         """Prepare for batches that `apply` will get, in their order; they need not come."""

@@ -99,7 +99,7 @@ class Trainer:
         self._clock = clock = clock or SystemClock()
         self.history = History(clock)
         self._log, self._settings, self._observe = log, settings, observe
-        self._replica = Replica(state, self._on_batch, clock)
+        self._replica = Replica(state, self._on_batch, clock, settings.declared)
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()

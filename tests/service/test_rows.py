@@ -349,3 +349,34 @@ def test_a_large_table_survives_a_kill_in_chunks_of_which_a_standby_reads_on(
         ):  # fmt: skip
             learn_users(client, first_user, count, learned)
         assert client.post("/checkpoint").json()["sha256"] == survived["sha256"]
+
+
+def test_a_declaration_may_be_edited_and_the_service_started_again(tmp_path: Path) -> None:
+    declared = tmp_path / "shop.toml"
+    declared.write_text('new_columns = "reject"\n[columns]\nplan = "category"\nage = "number"\n')
+    options = OPTIONS | {"schema": str(declared), "max_wait_ms": 20}
+    rows = [{"plan": "vip", "age": 30}, {"plan": "pro", "age": 50}] * 25
+    body = {"rows": rows, "labels": ["stay", "go"] * 25}
+    with serving(tmp_path, **options) as service:
+        with service.client() as client:
+            named = [column["name"] for column in client.get("/schema").json()["columns"]]
+            assert named == ["plan", "age"]
+            assert client.post("/learn?wait=applied", json=body).status_code == 200
+            more = {"rows": [{"plan": "vip", "city": "Ulm"}], "labels": ["stay"]}
+            assert client.post("/learn", json=more).status_code == 422
+        service.terminate()
+        declared.write_text('[columns]\nplan = "category"\nage = "category"\ncity = "category"\n')
+        service.start()
+        with service.client() as client:
+            wait_for(lambda: client.get("/health/ready").status_code == 200)
+            assert client.get("/model").json()["examples_learned"] == 50
+            assert client.post("/learn?wait=applied", json=more).status_code == 200
+            shown = client.get("/schema").json()
+            assert shown["new_columns"] == "add"
+            assert {column["name"]: column["kind"] for column in shown["columns"]} == {
+                "plan": "category",
+                "age": "category",
+                "city": "category",
+            }
+            text = {"rows": [{"plan": "vip", "age": "unknown"}], "labels": ["stay"]}
+            assert client.post("/learn?wait=applied", json=text).status_code == 200

@@ -5,6 +5,8 @@
 | `AddColumn` | ``{"add": "age", "kind": "number", "late": false}``; an undecided kind is null |
 | `SetKind` | ``{"set": "age", "kind": "number"}`` |
 | `AddLabels` | ``{"labels": ["stay", "churn"]}`` |
+| `SetParts` | ``{"set": "at", "parts": ["hour"]}`` |
+| `SetPolicies` | ``{"policies": {"new_columns": "reject", "crosses": [["plan", "city"]]}}`` |
 
 These forms may not change: old cuts are read with them.
 """
@@ -15,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from service.fold.schema.kinds import Kind
+from service.fold.schema.kinds import Kind, Part
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,23 @@ class AddLabels:
     names: tuple[str, ...]
 
 
-Change = AddColumn | SetKind | AddLabels
+@dataclass(frozen=True)
+class SetParts:
+    """Other parts of a time (an operator's decision)."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class SetPolicies:
+    """Other values of the fields `service.fold.schema.schema.POLICIES` (an operator's decision)."""
+
+    values: Mapping[str, Any]
+    """As JSON shows them, by field."""
+
+
+Change = AddColumn | SetKind | AddLabels | SetParts | SetPolicies
 
 
 def to_json(change: Change) -> dict[str, Any]:
@@ -56,6 +74,10 @@ def to_json(change: Change) -> dict[str, Any]:
             return {"set": name, "kind": kind.value}
         case AddLabels(names):
             return {"labels": list(names)}
+        case SetParts(name, parts):
+            return {"set": name, "parts": [part.value for part in parts]}
+        case SetPolicies(values):
+            return {"policies": dict(values)}
 
 
 def from_json(found: Mapping[str, Any]) -> Change:
@@ -73,6 +95,10 @@ def from_json(found: Mapping[str, Any]) -> Change:
             return SetKind(name, _kind(kind))
         case {"labels": [*names], **rest} if not rest and all(isinstance(n, str) for n in names):
             return AddLabels(tuple(names))
+        case {"set": str(name), "parts": [*parts], **rest} if not rest:
+            return SetParts(name, tuple(map(Part, parts)))
+        case {"policies": {**values}, **rest} if not rest:
+            return SetPolicies({str(name): value for name, value in values.items()})
     text = orjson.dumps(found, default=repr).decode()
     raise ValueError(f"{text[:200]} is no change of a schema")
 

@@ -12,7 +12,14 @@ import pyarrow as pa
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from service.fold.schema.cells import Indices, cells_of, labels_of
-from service.fold.schema.changes import AddColumn, AddLabels, Change, SetKind
+from service.fold.schema.changes import (
+    AddColumn,
+    AddLabels,
+    Change,
+    SetKind,
+    SetParts,
+    SetPolicies,
+)
 from service.fold.schema.inference import infer
 from service.fold.schema.kinds import ColumnPolicy, Kind, LabelPolicy, Part
 from service.fold.schema.refusals import check_cells, check_labels, unknown_column
@@ -26,6 +33,8 @@ ALL = "*"
 """The cross (ALL, ALL) stands for all pairs of category columns."""
 MAX_CROSSED = 64
 """Category columns that ALL crosses, the first ones."""
+POLICIES = ("crosses", "label", "new_columns", "new_labels", "max_classes", "max_columns")
+"""Fields of a schema that an operator may change."""
 OTHER = "other"
 """The label of all labels beyond the limit, under the policy of that name."""
 
@@ -191,6 +200,7 @@ class Schema:
             return self
         columns, labels, dense = list(self.columns), dict(self.label_index), dict(self.place)
         index = dict(self.index)
+        policies: dict[str, Any] = {}
         for change in changes:
             match change:
                 case AddColumn(name, _, late):
@@ -207,17 +217,55 @@ class Schema:
                             raise ValueError(f"label {label!r} cannot be added: the schema has it")
                         labels[label] = len(labels)
                     continue
+                case SetParts(name, parts):
+                    columns[index[name]] = replace(columns[index[name]], parts=parts)
+                    continue
+                case SetPolicies(values):
+                    policies.update(values)
+                    continue
             k = index[change.name]
             columns[k] = replace(columns[k], kind=change.kind)
             if change.kind in DENSE:
                 dense.setdefault(k, len(dense))
         return replace(
-            self,
+            self.with_policies(policies),
             columns=tuple(columns),
             labels=tuple(labels),
             dense=tuple(dense),
             version=self.version + len(changes),
         )
+
+    def with_policies(self, values: Mapping[str, Any]) -> "Schema":
+        """Return the schema with other values of some of POLICIES, given as JSON.
+
+        Raises:
+            ValueError: a field is not one of them, or has no such value.
+        """
+        if unknown := values.keys() - set(POLICIES):
+            raise ValueError(f"{min(unknown)!r} is no policy of a schema")
+        return Schema.from_json(self.to_json() | dict(values)) if values else self
+
+    def changes_to(self, declared: "Schema") -> tuple[Change, ...]:
+        """Return the changes after which the schema has all that an operator declares.
+
+        Columns and labels that are not declared stay, and so does a kind that is not declared.
+        """
+        found: list[Change] = []
+        for column in declared.columns:
+            k = self.index.get(column.name)
+            own = Column(column.name) if k is None else self.columns[k]
+            if k is None:
+                found.append(AddColumn(column.name, column.kind))
+            elif column.kind not in (None, own.kind):
+                found.append(SetKind(column.name, column.kind))
+            if column.parts != own.parts:
+                found.append(SetParts(column.name, column.parts))
+        if new := tuple(name for name in declared.labels if name not in self.label_index):
+            found.append(AddLabels(new))
+        mine, theirs = self.to_json(), declared.to_json()
+        if values := {name: theirs[name] for name in POLICIES if mine[name] != theirs[name]}:
+            found.append(SetPolicies(values))
+        return tuple(found)
 
     def changes_for(self, rows: Rows) -> tuple[Change, ...]:
         """Return the changes by which rows extend the schema; none if it has all they need.

@@ -107,7 +107,7 @@ async def _inputs(request: Request, bodies: Bodies, model: Model) -> AsyncIterat
         async with bodies.features(request, shape) as features:
             yield features
         return
-    if not model.schema.labels:
+    if not model.trainer.snapshot.names:
         raise unavailable("starting", "the model has learned nothing yet, and knows no label")
     async with bodies.rows(request, labelled=False) as rows:
         try:

@@ -7,7 +7,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from service.fold.schema.kinds import ColumnPolicy, Kind
 from service.fold.schema.schema import Schema
+from service.fold.schema.toml import from_toml
 from service.log.cuts import Cut, Gap, Pending, Reshape
 from service.log.position import EntryId
 from service.trainer.checkpoint import Checkpoint
@@ -169,3 +171,86 @@ async def test_a_model_of_dense_features_discards_rows(
     await learn_dense(replica, log, await replica.recover(log, False, keep_lease), 20)
     assert replica.progress.dead == 1
     assert b"dense features" in memory.dead[0][b"reason"]
+
+
+def declaring(text: str, replica: Replica | None = None) -> Replica:
+    """Return a replica whose settings declare a schema as TOML."""
+    state = a_row_state(a_row_spec(None, optimizer="sgd", bits=8), HYPERPARAMETERS)
+    return Replica(state, lambda *_: None, StillClock(), from_toml(text))
+
+
+FIRST = """
+new_columns = "ignore"
+[columns]
+plan = "category"
+age = "number"
+at = { type = "time", parts = ["hour"] }
+"""
+SECOND = """
+label = "outcome"
+[columns]
+plan = "category"
+age = "category"
+city = "category"
+at = { type = "time", parts = ["hour", "weekday"] }
+[cross]
+pairs = [["plan", "at:hour"]]
+[labels]
+names = ["stay", "left"]
+max = 5
+"""
+
+
+async def test_a_declaration_that_is_edited_holds_from_the_next_batch_on_and_is_replayed(
+    memory: MemoryServer, log: MemoryLog, tmp_path: Path
+) -> None:
+    first, store = declaring(FIRST), kept(tmp_path)[0]
+    pending = await first.recover(log, False, keep_lease)
+    assert [column.name for column in first.schema.columns] == ["plan", "age", "at"]
+    assert first.state.schema == Schema(), "nothing is recorded before the first batch"
+    for k in range(3):
+        send(memory, k, 20)
+        await learn(first, log, pending, 20)
+    assert "city" not in first.state.schema.index, "new columns are ignored"
+    store.write(Checkpoint.of(first.state, first.progress))
+
+    second = declaring(SECOND)
+    second.load(store)
+    pending = await second.recover(log, False, keep_lease)
+    found = second.schema
+    assert first.state.schema == second.state.schema
+    assert {column.name: column.kind for column in found.columns} == {
+        "plan": Kind.CATEGORY, "age": Kind.CATEGORY, "at": Kind.TIME, "city": Kind.CATEGORY,
+    }  # fmt: skip
+    assert [*found.index][:3] == ["plan", "age", "at"], "places never move"
+    assert set(first.schema.labels) < set(found.labels)
+    assert (found.label, found.max_classes, found.new_columns) == ("outcome", 5, ColumnPolicy.ADD)
+    assert found.pairs.shape[1] == 1
+    for k in range(3, 6):
+        send(memory, k, 20)
+        await learn(second, log, pending, 20)
+    assert second.state.schema == second.schema
+
+    third = declaring(SECOND)  # without a checkpoint, and with nothing to change
+    pending = await third.recover(log, False, keep_lease)
+    assert same_tensors(third.state.tensors(), second.state.tensors())
+    count = len(await commands(log))
+    send(memory, 6, 20)
+    await learn(third, log, pending, 20)
+    assert len(await commands(log)) == count + 1, "only the batch is recorded"
+
+
+async def test_a_declaration_is_recorded_once_though_the_process_dies_before_its_batch(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    replica = declaring(FIRST)
+    await replica.recover(log, False, keep_lease)
+    other = declaring(FIRST)
+    pending = await other.recover(log, False, keep_lease)
+    send(memory, 0, 20)
+    await learn(other, log, pending, 20)
+    shapes = [command for command in await commands(log) if isinstance(command, Reshape)]
+    assert len(shapes) == 1
+    again = declaring(FIRST)
+    await again.recover(log, False, keep_lease)
+    assert same_tensors(again.state.tensors(), other.state.tensors())

@@ -10,15 +10,19 @@ from service.fold.schema.changes import (
     AddLabels,
     Change,
     SetKind,
+    SetParts,
+    SetPolicies,
     from_json,
     to_json,
 )
-from service.fold.schema.kinds import Kind
+from service.fold.schema.kinds import Kind, Part
 
 CHANGES = (
     st.builds(AddColumn, st.text(), st.none() | st.sampled_from(Kind), st.booleans())
     | st.builds(SetKind, st.text(), st.sampled_from(Kind))
     | st.builds(AddLabels, st.lists(st.text()).map(tuple))
+    | st.builds(SetParts, st.text(), st.lists(st.sampled_from(Part)).map(tuple))
+    | st.builds(SetPolicies, st.dictionaries(st.text(), st.integers() | st.text()))
 )
 
 
@@ -32,6 +36,8 @@ def test_the_json_of_changes_does_not_change() -> None:
     assert to_json(AddColumn("age", None, late=True)) == {"add": "age", "kind": None, "late": True}
     assert to_json(SetKind("age", Kind.BOOL)) == {"set": "age", "kind": "bool"}
     assert to_json(AddLabels(("stay", "churn"))) == {"labels": ["stay", "churn"]}
+    assert to_json(SetParts("at", (Part.HOUR,))) == {"set": "at", "parts": ["hour"]}
+    assert to_json(SetPolicies({"max_classes": 5})) == {"policies": {"max_classes": 5}}
 
 
 @pytest.mark.parametrize(

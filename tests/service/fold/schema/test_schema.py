@@ -200,3 +200,22 @@ def test_crosses_name_columns_and_parts_of_times() -> None:
 def test_all_pairs_are_those_of_64_categories() -> None:
     schema = Schema(tuple(Column(f"c{k}", CATEGORY) for k in range(70)), crosses=(("*", "*"),))
     assert schema.pairs.shape == (2, 64 * 63 // 2)
+
+
+@given(schemas(), schemas())
+def test_after_the_changes_to_a_declaration_nothing_is_left_to_change(
+    made: tuple[Schema, Rows], other: tuple[Schema, Rows]
+) -> None:
+    schema, declared = made[0], other[0]
+    found = schema.after(schema.changes_to(declared))
+    assert found.changes_to(declared) == ()
+    assert [*found.index][: len(schema.columns)] == [*schema.index]
+    assert found.labels[: len(schema.labels)] == schema.labels
+    assert found.dense[: schema.width] == schema.dense
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="'columns' is no policy"):
+        Schema().with_policies({"columns": []})
+    with pytest.raises(ValueError, match="no schema: max_classes"):
+        Schema().with_policies({"max_classes": "many"})
