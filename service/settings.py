@@ -345,7 +345,7 @@ class Settings(BaseModel):
 
     @cached_property
     def declared(self) -> "Schema | None":
-        """What is declared of the schema of rows, and may change; None for dense features.
+        """The declared part of the schema of rows, which may change; None for dense features.
 
         Raises:
             SettingsError: the file of the schema cannot be read.
