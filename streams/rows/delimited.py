@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+import numpy as np
 import pyarrow as pa
 
 from streams.batch import InvalidBatchError, TooManyError
@@ -25,7 +26,7 @@ from streams.rows.rows import Rows
 from streams.rows.table import place_of_label, rows_of
 from streams.sources.encodings import encoding
 from streams.sources.faults import TableError, encoding_fault, name_fault, width_fault
-from streams.sources.header import Split, counts, may_be_data, split
+from streams.sources.header import UNNAMED, Split, counts, may_be_data, split
 from streams.sources.records import Record, records
 
 HEAD = 1 << 17
@@ -40,7 +41,8 @@ def from_csv(raw: bytes, label: str | None, labelled: bool) -> Rows:
     """Read rows of text with delimiters; the first line names the columns.
 
     Cells of the spellings `streams.sources.faults.MISSING` are null; `streams.rows.cells` tells the
-    kinds of the columns. In a file with semicolons, a comma is a decimal point.
+    kinds of the columns. In a file with semicolons, a comma is a decimal point. A first column
+    without a name that counts the rows, as pandas and R write it, is no column of the rows.
 
     Args:
         raw: the text, in UTF-8 or with the byte order mark of UTF-16 or UTF-32.
@@ -107,6 +109,13 @@ def _read(file: io.TextIOBase, label: str | None, labelled: bool, is_bounded: bo
     comma = header.delimiter == ";"
     for k, name in enumerate(header.names):
         whole = pa.concat_arrays([block[k] for block in blocks])
+        if k == 0 != place and UNNAMED.fullmatch(name) and _counts_rows(whole):
+            continue
+        if not name:
+            raise InvalidBatchError(
+                f"column {k + 1} has no name, and does not count the rows: name it in the header, "
+                "or remove it (to_csv(index=False))"
+            )
         try:
             if k != place:
                 names.append(name)
@@ -121,13 +130,22 @@ def _read(file: io.TextIOBase, label: str | None, labelled: bool, is_bounded: bo
     return rows_of(names, columns, labels, is_bounded)
 
 
+def _counts_rows(cells: pa.StringArray) -> bool:
+    """Return whether cells are whole numbers, each one more than the cell before."""
+    try:
+        numbers = cells.cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid:
+        return False
+    return bool((np.diff(numbers) == 1).all())
+
+
 def _check_header(header: Split, label: str | None) -> None:
     names = header.names
     if fault := next(filter(None, map(name_fault, names)), ""):
         raise InvalidBatchError(f"line {header.lines}: {fault}")
     if len(names) > MAX_COLUMNS:
         raise TooManyError(f"{len(names):,} columns, at most {MAX_COLUMNS:,}; send fewer")
-    check_names(names)
+    check_names(names[1:] if names[:1] == [""] and len(names) > 1 else names)
     if label not in names and may_be_data(names) and not counts(names):
         raise InvalidBatchError("the text begins with data; its first line must name the columns")
 

@@ -190,3 +190,20 @@ def test_any_bytes_are_a_table_or_refused(raw: bytes) -> None:
         except InvalidBatchError:
             continue
         assert len(found) > 0
+
+
+@pytest.mark.parametrize("name", ["", '""', "Unnamed: 0"])
+@pytest.mark.parametrize("first", [0, 1, 700])
+def test_a_first_column_that_counts_the_rows_is_no_feature(name: str, first: int) -> None:
+    text = f"{name},plan,y\n" + "".join(f"{first + k},pro,{k % 2}\n" for k in range(5))
+    for raw in (text, "\n".join(text.split("\n")[:2]) + "\n"):
+        rows = from_csv(raw.encode(), "y", True)
+        assert rows.chunks[0].columns.schema.names == ["plan"]
+
+
+@pytest.mark.parametrize(
+    "text", [",plan,y\n3,pro,1\n1,pro,0\n", ",plan,y\nx,pro,1\n", "plan,,y\npro,1,1\n"]
+)
+def test_another_column_without_a_name_is_refused_with_what_to_do(text: str) -> None:
+    with pytest.raises(InvalidBatchError, match="has no name"):
+        from_csv(text.encode(), "y", True)
