@@ -181,7 +181,7 @@ def _lasting(seed: int) -> Lasting:
     return Lasting(
         rng.normal(0, 1.2, (labels, PRODUCTS)),
         rng.normal(0, 0.6, (labels, CUSTOMERS)),
-        rng.normal(0, 1.0, (labels, 2, len(COUNTRIES))),
+        rng.normal(0, 1.5, (labels, 2, len(COUNTRIES))),
         rng.normal(3.0, 0.8, PRODUCTS),
     )
 
