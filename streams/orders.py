@@ -47,7 +47,7 @@ GAP_SECONDS = 40.0
 BIAS = (1.8, 0.2, -0.4)
 """Log odds of the labels without any effect."""
 FAVOURITE = np.array([[1.0], [-0.5], [-0.5]])
-"""What a positive effect favours, in effects of one sign."""
+"""Effects on the labels of one that is in favour of an order, [3, 1]."""
 
 Numbers = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
@@ -69,7 +69,7 @@ class Truth(NamedTuple):
 
 
 class Lasting(NamedTuple):
-    """What no season changes."""
+    """Effects that no season changes."""
 
     products: Numbers
     """[3, PRODUCTS]."""

@@ -59,7 +59,9 @@ def test_a_learner_that_stops_falls_slowly_and_then_at_once() -> None:
         going.learn(batch)
         if k < 50:
             frozen.learn(batch)
-    early, late, after = (np.mean(right[a:b], axis=0) for a, b in ((40, 60), (130, 150), (150, 170)))
+    early, late, after = (
+        np.mean(right[a:b], axis=0) for a, b in ((40, 60), (130, 150), (150, 170))
+    )
     assert early[0] > late[0] + 0.03
     assert late[0] > after[0] + 0.06
     assert late[1] > late[0] + 0.03
