@@ -16,7 +16,7 @@ class RowStream:
     label: str
     """Name of the column that holds the labels in a file."""
     labels: tuple[str, ...]
-    """All labels that may occur."""
+    """Every label that may occur."""
     examples: int
     shifts: tuple[Shift, ...]
     blocks: Callable[[int], Iterator[Rows]]
