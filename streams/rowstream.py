@@ -22,7 +22,7 @@ class RowStream:
     blocks: Callable[[int], Iterator[Rows]]
     """Yields the rows of a seed in blocks of any size, at least ``examples`` of them."""
     is_drawn: bool = False
-    """Whether another seed gives other rows."""
+    """True if another seed gives other rows."""
 
     def batches(self, size: int, seed: int = 0) -> Iterator[Rows]:
         """Yield the rows in batches of ``size``; the last may be smaller."""
