@@ -23,6 +23,8 @@ from streams.rows.ipc.arrow import from_ipc
 from streams.rows.labels import labelled, weighted
 from streams.rows.records import from_json
 from streams.rows.rows import Chunk, Rows, join
+from streams.rowstream import RowStream
+from streams.sources.catalog import Shift
 from streams.sources.delimited import opened
 from streams.sources.faults import TableError
 from streams.sources.names import ARROW, LINED, PARQUET, STANDARD_INPUT
@@ -52,10 +54,13 @@ class RowFile:
             seen.update(dict.fromkeys(chunk.labels.unique().to_pylist()))
         return [*seen]
 
-    def batches(self, size: int) -> Iterator[Rows]:
-        """Yield the rows in batches of ``size``; the last may be smaller."""
-        for start in range(0, len(self.rows), size):
-            yield self.rows.part(start, start + size)
+    def stream(self, examples: int | None = None) -> RowStream:
+        """Return the rows as a stream; the first ``examples`` of them if that is given."""
+        length = min(examples or len(self.rows), len(self.rows))
+        order = (Shift(0, "in the order of the file"),)
+        return RowStream(
+            self.name, self.label, tuple(self.labels), length, order, lambda _: iter([self.rows])
+        )
 
     def __str__(self) -> str:
         """Return a line that describes the file."""

@@ -39,6 +39,7 @@ def funnel() -> JSON:
         "Is it learning, what is Funnel doing, is it healthy?",
         [is_it_learning(), what_is_funnel_doing(), what_do_rows_hold(), is_it_healthy()],
         [
+            variable("instance", "funnel_ready", several=True),
             variable("learner", "funnel_scored_total", several=True),
             variable("tensor", "funnel_scale", several=False),
         ],

@@ -4,6 +4,7 @@ Plain dicts, as in Grafana's reference of the dashboard JSON model; whatever is 
 Grafana's default.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -12,6 +13,8 @@ from typing import Any
 JSON = dict[str, Any]
 
 DATASOURCE = {"type": "prometheus", "uid": "prometheus"}
+METRIC = re.compile(r"\b(funnel_\w+)(\{)?")
+"""A metric of the service in an expression, and the brace of its labels if it names any."""
 COLUMNS = 24
 """Width of Grafana's grid."""
 
@@ -22,6 +25,14 @@ class Query:
 
     expr: str
     legend: str
+
+    @property
+    def of_instance(self) -> str:
+        """The expression on the services that the variable ``instance`` chooses."""
+        return METRIC.sub(
+            lambda found: f'{found[1]}{{instance=~"$instance"{"," if found[2] else "}"}',
+            self.expr,
+        )
 
 
 @dataclass(frozen=True)
@@ -152,13 +163,18 @@ def variable(name: str, metric: str, several: bool) -> JSON:
 
 def annotation(name: str, description: str, query: Query, color: str) -> JSON:
     """Mark the times at which an expression is above 0 in all panels."""
-    target = {"datasource": DATASOURCE, "refId": "Anno", "expr": query.expr, "interval": "5s"}
+    target = {
+        "datasource": DATASOURCE,
+        "refId": "Anno",
+        "expr": query.of_instance,
+        "interval": "5s",
+    }
     return {
         "name": name,
         "datasource": DATASOURCE,
         "enable": True,
         "iconColor": color,
-        "expr": query.expr,
+        "expr": query.of_instance,
         "step": "5s",
         "target": target,
         "titleFormat": name,
@@ -198,7 +214,7 @@ def _panel(
         {
             "datasource": DATASOURCE,
             "refId": letter,
-            "expr": query.expr,
+            "expr": query.of_instance,
             "legendFormat": query.legend,
             "range": True,
         }

@@ -15,9 +15,7 @@ from streams.peers.row_peers import ROW_PEERS
 from streams.sources.names import EXAMPLES
 
 if TYPE_CHECKING:
-    from streams.rowfile import RowFile
-
-    pass
+    from streams.rowstream import RowStream
 
 DESCRIPTION = (
     "Learn a stream with the service's learner and with others, each batch predicted before it is "
@@ -80,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     return comparison.run(stream, settings, peers, range(options.seeds), options.plot)
 
 
-def _compare_rows(file: "RowFile", options: argparse.Namespace) -> int:
+def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:
     """Compare on rows with names."""
     if options.plot:
         raise FunnelError("--plot draws streams of dense features alone; it cannot draw rows")
@@ -95,8 +93,8 @@ def _compare_rows(file: "RowFile", options: argparse.Namespace) -> int:
     peers, skipped = find_row_peers(names)
     kinds = kinds_of(options)
     schema = (
-        replace(schema_of(file, kinds), labels=())
+        replace(schema_of(stream, kinds), labels=())
         if kinds
-        else Schema(max_classes=max(settings.max_classes, len(file.labels)))
+        else Schema(max_classes=max(settings.max_classes, len(stream.labels)))
     )
-    return row_comparison.run(file, settings, schema, peers, skipped, range(options.seeds))
+    return row_comparison.run(stream, settings, schema, peers, skipped, range(options.seeds))

@@ -17,7 +17,7 @@ from streams.peers.peers import Peer
 from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
 from streams.progress import progress_bar
 from streams.recovery import WINDOW, recoveries
-from streams.sources.catalog import Stream
+from streams.sources.catalog import Shift, Stream
 
 ACCURACY = """\
 Accuracy is prequential: each batch is predicted before it is learned; ± is the 95 % interval of
@@ -75,16 +75,21 @@ def examples_shown(examples: float) -> str:
     return f"{examples:,.0f}" if math.isfinite(examples) else "never"
 
 
-def table(runs: Sequence[Run], stream: Stream) -> str:
-    """Return the runs as aligned lines, the best accuracy first; with recoveries if there are
-    any."""
-    taken = _taken(runs, stream)
+def table(runs: Sequence[Run], shifts: Sequence[Shift], digits: int = 3) -> str:
+    """Return the runs as aligned lines, the best accuracy first; with recoveries if there are any.
+
+    Args:
+        runs: over the same seeds.
+        shifts: of the stream.
+        digits: of accuracies, after the point.
+    """
+    taken = taken_of(runs, shifts)
     shown_columns = 4 if any(taken) else 3
     lines = [("learner", "setting", "accuracy", "recovery")]
     for run, own in sorted(zip(runs, taken, strict=True), key=lambda found: -found[0].accuracy):
         setting = f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting
         recovered = examples_shown(median_recovery(own))
-        lines.append((run.learner, setting, shown(run.accuracies), recovered))
+        lines.append((run.learner, setting, shown(run.accuracies, digits), recovered))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:shown_columns]
     return "".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)).rstrip()
@@ -93,10 +98,10 @@ def table(runs: Sequence[Run], stream: Stream) -> str:
     )
 
 
-def _taken(runs: Sequence[Run], stream: Stream) -> list[list[int | None]]:
+def taken_of(runs: Sequence[Run], shifts: Sequence[Shift]) -> list[list[int | None]]:
     """Return the recoveries of each run; empty where the stream has no shift to recover from."""
-    shifts = [shift.example for shift in stream.shifts]
-    return recoveries_of([[curve(found) for found in run.outcomes] for run in runs], shifts)
+    curves = [[curve(found) for found in run.outcomes] for run in runs]
+    return recoveries_of(curves, [shift.example for shift in shifts])
 
 
 def plot(runs: Sequence[Run], stream: Stream, path: Path) -> None:
@@ -155,10 +160,10 @@ def run(
     passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
         runs = evaluate(stream, settings, taken, seeds, bar.update)
-    explanation = ACCURACY + RECOVERY * any(_taken(runs, stream))
+    explanation = ACCURACY + RECOVERY * any(taken_of(runs, stream.shifts))
     sys.stdout.write(
         f"{stream.name}: {stream.examples:,} examples, {len(seeds)} "
-        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream)}\n{explanation}"
+        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream.shifts)}\n{explanation}"
     )
     if picture is not None:
         plot(runs, stream, picture)

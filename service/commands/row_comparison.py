@@ -1,4 +1,4 @@
-"""The service's learner compared with its peers on a file of rows, test-then-train."""
+"""The service's learner compared with its peers on a stream of rows, test-then-train."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import torch
 
-from service.commands.comparison import shown
+from service.commands.comparison import RECOVERY, table, taken_of
 from service.commands.evaluation import CPU, Run
 from service.fold.inputs import filled, scaled
 from service.fold.schema.encode import encode
@@ -21,13 +21,13 @@ from service.settings import Settings
 from streams.peers.row_learners import Codes, RowBatch, RowLearner
 from streams.peers.row_peers import RowPeer
 from streams.progress import progress_bar
-from streams.rowfile import RowFile
 from streams.rows.rows import Rows
+from streams.rowstream import RowStream
 
 EXPLANATION = """\
 Accuracy is prequential: each batch is predicted before it is learned. Peers get the same numbers,
 standardized, and the same keys (river's trees the rows themselves), and are shown at the best of
-their settings, chosen for this file in hindsight.
+their settings, chosen for this stream in hindsight.
 """
 
 
@@ -37,7 +37,7 @@ class ServedRows:
     Args:
         settings: of the service.
         schema: with which it begins.
-        labels: of the file, by number.
+        labels: of the stream, by number.
     """
 
     def __init__(self, settings: Settings, schema: Schema, labels: Sequence[str]) -> None:
@@ -98,7 +98,7 @@ def outcomes_of(
 
 
 def run(
-    file: RowFile,
+    stream: RowStream,
     settings: Settings,
     schema: Schema,
     peers: Mapping[str, RowPeer],
@@ -108,40 +108,40 @@ def run(
     """Compare, and print the table.
 
     Args:
-        file: the rows.
+        stream: the rows.
         settings: of the service.
         schema: with which all begin.
         peers: that run, by name.
         skipped: why other peers do not, by name.
-        seeds: of the peers; Funnel draws nothing.
+        seeds: of the stream, if it is drawn, and of the peers; Funnel draws nothing.
     """
     torch.set_num_threads(settings.threads)
     for name, reason in skipped.items():
         sys.stderr.write(f"{name} is skipped: {reason}\n")
-    labels = file.labels
-    passes = 1 + len(seeds) * sum(len(peer.settings) for peer in peers.values())
-    with progress_bar(f"{file.name}, {passes} runs", passes * len(file.rows)) as bar:
-        batches = prepared(list(file.batches(settings.batch_size)), schema, labels)
-        own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
-        served = ServedRows(settings, schema, labels)
-        own.outcomes.append(outcomes_of(served, batches, bar.update))
-        runs = [own]
-        for peer in peers.values():
-            tried = [Run(peer.title, name, len(peer.settings)) for name in peer.settings]
-            for one, make in zip(tried, peer.settings.values(), strict=True):
-                for seed in seeds:
+    labels = stream.labels
+    own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
+    tried = {
+        name: [Run(peer.title, setting, len(peer.settings)) for setting in peer.settings]
+        for name, peer in peers.items()
+    }
+    own_runs = len(seeds) if stream.is_drawn else 1
+    passes = own_runs + len(seeds) * sum(map(len, tried.values()))
+    batches: list[RowBatch] = []
+    with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
+        for seed in seeds:
+            if stream.is_drawn or not batches:
+                batches = prepared(list(stream.batches(settings.batch_size, seed)), schema, labels)
+                served = ServedRows(settings, schema, labels)
+                outcomes = outcomes_of(served, batches, bar.update)
+            own.outcomes.append(outcomes)
+            for name, peer in peers.items():
+                for one, make in zip(tried[name], peer.settings.values(), strict=True):
                     learner = make(len(labels), seed)
                     one.outcomes.append(outcomes_of(learner, batches, bar.update))
-            runs.append(max(tried, key=lambda one: one.accuracy))
-    lines = [("learner", "setting", "accuracy")]
-    for one in sorted(runs, key=lambda one: -one.accuracy):
-        setting = f"{one.setting} (best of {one.tuned})" if one.tuned > 1 else one.setting
-        lines.append((one.learner, setting, shown(one.accuracies, 4)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = "".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        + "\n"
-        for line in lines
+    best = [max(runs, key=lambda one: one.accuracy) for runs in tried.values()]
+    shown, shifts = [own, *best], stream.shifts
+    explanation = EXPLANATION + RECOVERY * any(taken_of(shown, shifts))
+    sys.stdout.write(
+        f"{stream.name}: {stream.examples:,} rows\n\n{table(shown, shifts, 4)}\n{explanation}"
     )
-    sys.stdout.write(f"{file.name}: {len(file.rows):,} rows\n\n{table}\n{EXPLANATION}")
     return 0

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from service.commands.stream_options import stream_of
 from streams.errors import FunnelError
-from streams.sources.names import ARROW, LINED, PARQUET, STANDARD_INPUT
+from streams.sources.names import ARROW, LINED, PARQUET, ROW_NAMES, STANDARD_INPUT
 
 if TYPE_CHECKING:
     from service.fold.schema.schema import Schema
     from streams.rowfile import RowFile
+    from streams.rowstream import RowStream
     from streams.sources.catalog import Stream
 
 KINDS = ("number", "category", "time", "text", "bool")
@@ -82,24 +83,26 @@ def rows_of(path: str, options: argparse.Namespace) -> "RowFile":
     return rowfile.read(path, options.label, options.drop, options.weight)
 
 
-def schema_of(file: "RowFile", kinds: dict[str, str]) -> "Schema":
-    """Return the schema of a whole file.
+def schema_of(stream: "RowStream", kinds: dict[str, str]) -> "Schema":
+    """Return the schema of a whole stream.
 
     Args:
-        file: with labels.
+        stream: of rows.
         kinds: of columns, where the inferred ones are wrong.
 
     Raises:
-        FunnelError: a column is not in the file.
+        FunnelError: a column is not in the stream.
     """
     from service.fold.schema.kinds import Kind
     from service.fold.schema.schema import Schema
+    from streams.rows.rows import join
 
-    empty = Schema(label=file.label, max_classes=max(1_000, len(file.labels)))
-    found = empty.after(empty.changes_for(file.rows))
+    empty = Schema(label=stream.label, max_classes=max(1_000, len(stream.labels)))
+    rows = join(list(stream.batches(stream.examples)))
+    found = empty.after(empty.changes_for(rows))
     if unknown := [name for name in kinds if name not in found.index]:
         raise FunnelError(
-            f"{file.name} has no column {unknown[0]!r}, only {', '.join(found.index)}"
+            f"{stream.name} has no column {unknown[0]!r}, only {', '.join(found.index)}"
         )
     columns = tuple(
         replace(column, kind=Kind(kinds[column.name])) if column.name in kinds else column
@@ -108,8 +111,8 @@ def schema_of(file: "RowFile", kinds: dict[str, str]) -> "Schema":
     return replace(found, columns=columns, dense=(), version=0)
 
 
-def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream | RowFile":
-    """Return the stream that the options name, or a file of rows; print what a file holds.
+def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream | RowStream":
+    """Return the stream that the options name, dense or of rows; print what a file holds.
 
     A file of numbers alone is a stream of dense features, unless rows are asked for.
 
@@ -122,6 +125,8 @@ def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream 
     """
     from streams.sources.faults import TableError
 
+    if options.stream in ROW_NAMES:
+        return _made(options)
     path, why = Path(options.stream), None
     is_file = options.stream == STANDARD_INPUT or path.exists()
     endings = {*map(str.lower, path.suffixes)}
@@ -143,4 +148,18 @@ def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream 
     sys.stderr.write(f"{found}\n")
     if why is not None:
         sys.stderr.write(f"{found.name}: the rows keep their names, because {why}\n")
-    return found
+    return found.stream(options.examples)
+
+
+def _made(options: argparse.Namespace) -> "RowStream":
+    """Return a stream of rows that is made while it is read.
+
+    Raises:
+        FunnelError: an option is for files.
+    """
+    from streams.orders import orders
+
+    for name in ("label", "drop", "weight"):
+        if getattr(options, name):
+            raise FunnelError(f"--{name} is for a file, but {options.stream} is a stream")
+    return orders(options.examples or options.usual_examples)

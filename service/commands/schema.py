@@ -33,5 +33,5 @@ def run(options: argparse.Namespace) -> int:
 
     found = rows_of(options.file, options)
     sys.stderr.write(f"{found}\n")
-    sys.stdout.write(to_toml(schema_of(found, kinds_of(options))))
+    sys.stdout.write(to_toml(schema_of(found.stream(), kinds_of(options))))
     return 0

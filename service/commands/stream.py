@@ -14,8 +14,6 @@ from streams.sources.names import EXAMPLES, NAMES
 
 if TYPE_CHECKING:
     from streams.examples import AnyBatch
-    from streams.rowfile import RowFile
-    from streams.rows.rows import Rows
 
 DESCRIPTION = (
     "Send a stream, or a file of your own, with a progress bar. A file with strings, missing "
@@ -69,8 +67,12 @@ def run(options: argparse.Namespace) -> int:
                 f"all of these {len(source.names)} names and no other\n"
             )
     else:
-        name, examples = source.name, len(source.rows)
-        batches = chunks(source, options.batch_size)
+        name, examples = source.name, source.examples
+        batches = (
+            part
+            for rows in source.batches(options.batch_size, options.seed)
+            for part in rows.split()
+        )
     bar = progress_bar(name, examples)
     with bar, closing(target):
         sent = produce(
@@ -88,12 +90,3 @@ def run(options: argparse.Namespace) -> int:
         f"({sent.examples / sent.seconds:,.0f} a second), {sent.retries} retries\n"
     )
     return 0
-
-
-def chunks(file: "RowFile", size: int) -> "Iterator[Rows]":
-    """Yield the rows of a file in batches of up to ``size``, each in one chunk."""
-    from streams.rows.rows import Rows
-
-    for rows in file.batches(size):
-        for chunk in rows.chunks:
-            yield Rows((chunk,))

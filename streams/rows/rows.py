@@ -1,6 +1,6 @@
 """Rows with named columns, as they are sent, stored in the log, learned and predicted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -67,6 +67,11 @@ class Rows:
                 found.append(Chunk(chunk.columns.slice(low, high - low), labels, weights))
             start, stop = start - n, stop - n
         return Rows(tuple(found))
+
+    def split(self) -> Iterator["Rows"]:
+        """Yield the rows of each chunk, as one request or entry can hold them."""
+        for chunk in self.chunks:
+            yield Rows((chunk,))
 
 
 def join(parts: Sequence[Rows]) -> Rows:

@@ -1,4 +1,5 @@
-"""The names of the streams, for help that must not wait for numpy; `catalog` has the streams."""
+"""The names of the streams, for help that must not wait for numpy; `catalog` has those of dense
+features, and `streams.orders` those of rows."""
 
 EXAMPLES = 60_000
 """Usual length of a stream."""
@@ -7,6 +8,8 @@ NAMES = (
     "sea", "agrawal", "hyperplane", "rbf", "led",
     "bananas", "phishing", "segments", "shuttle",
 )  # fmt: skip
+ROW_NAMES = ("orders",)
+"""Streams of rows with names."""
 IMAGES = ("digits", "mnist")
 """Sources of images."""
 

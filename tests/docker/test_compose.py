@@ -9,16 +9,20 @@ import pytest
 import yaml
 
 from service.settings import Settings
+from streams.sources.names import ROW_NAMES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+SERVICES = yaml.safe_load(COMPOSE)["services"]
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose")
+@pytest.mark.parametrize("profile", ["standby", "tabular"])
 @pytest.mark.parametrize("override", [[], ["-f", "docker/docker-compose.gpu.yml"]])
-def test_the_compose_files_are_valid(override: list[str]) -> None:
-    command = ["docker-compose", "-f", "docker-compose.yml", *override, "config", "--quiet"]
+def test_the_compose_files_are_valid(override: list[str], profile: str) -> None:
+    files = ["-f", "docker-compose.yml", *override]
+    command = ["docker-compose", *files, "--profile", profile, "config", "--quiet"]
     checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
 
@@ -48,12 +52,12 @@ def test_every_setting_but_those_of_the_container_is_passed_on() -> None:
 
 def test_containers_are_given_the_keys_they_need() -> None:
     def keys(service: str) -> set[str]:
-        environment = yaml.safe_load(COMPOSE)["services"][service]["environment"]
+        environment = SERVICES[service]["environment"]
         return {name for name in environment if name.endswith("_KEY")}
 
-    assert keys("service") == keys("standby")
+    assert keys("service") == keys("standby") == keys("tabular")
     assert keys("service") == {"FUNNEL_API_KEY", "FUNNEL_LEARN_KEY", "FUNNEL_PREDICT_KEY"}
-    assert keys("generator") == {"FUNNEL_LEARN_KEY"}
+    assert keys("generator") == keys("orders") == {"FUNNEL_LEARN_KEY"}
 
 
 def test_every_image_is_pinned() -> None:
@@ -72,9 +76,6 @@ def test_the_programs_that_we_build_run_as_nobody_in_particular() -> None:
     """Neither as root nor in its group, which owns files of the image."""
     (user,) = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, re.MULTILINE)
     assert "0" not in user
-
-
-SERVICES = yaml.safe_load(COMPOSE)["services"]
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -101,7 +102,7 @@ def test_the_log_server_refuses_entries_before_its_container_is_killed() -> None
 def test_only_containers_that_write_to_the_log_share_its_network() -> None:
     networks = yaml.safe_load(COMPOSE)["networks"]
     shared = {name for name, container in SERVICES.items() if "log" in container["networks"]}
-    assert shared == {"redis", "service", "standby", "generator"}
+    assert shared == {"redis", "service", "standby", "generator", "tabular"}
     assert SERVICES["redis"]["networks"] == ["log"]
     assert networks["log"] == {"internal": True}
     assert SERVICES["grafana"]["networks"] == ["dashboards"]
@@ -121,7 +122,7 @@ def test_make_installs_the_pinned_versions() -> None:
     assert installs == ["INSTALL := $(BIN)/pip install --quiet --constraint docker/constraints.txt"]
 
 
-@pytest.mark.parametrize("service", ["service", "standby", "generator"])
+@pytest.mark.parametrize("service", ["service", "standby", "generator", "tabular", "orders"])
 def test_containers_of_ours_stop_when_told_to(service: str) -> None:
     """Without an init the generator stands through SIGTERM, until it is killed."""
     assert yaml.safe_load(COMPOSE)["services"][service]["init"]
@@ -139,3 +140,30 @@ def test_all_that_the_image_copies_is_sent_to_its_build() -> None:
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
     assert sent == {name for names in copied for name in names.split()}
+
+
+def test_a_profile_adds_a_demo_of_rows_that_drift() -> None:
+    """A service that learns rows, with a log and checkpoints of its own, and a stream to it."""
+    profiles = {name: container.get("profiles", []) for name, container in SERVICES.items()}
+    assert {name for name, own in profiles.items() if own == ["tabular"]} == {"tabular", "orders"}
+    tabular, service = SERVICES["tabular"], SERVICES["service"]
+    environment = tabular["environment"]
+    assert environment["FUNNEL_SCHEMA"] == "auto"
+    assert environment["FUNNEL_REDIS_URL"] != service["environment"]["FUNNEL_REDIS_URL"]
+    assert environment.keys() == service["environment"].keys()
+    assert not set(tabular["volumes"]) & set(service["volumes"])
+    assert not set(tabular["ports"]) & set(service["ports"])
+    subcommand, stream, *options = SERVICES["orders"]["command"]
+    assert subcommand == "stream"
+    assert stream in ROW_NAMES
+    assert "--to=http://tabular:8000" in options
+
+
+def test_prometheus_scrapes_the_services_of_all_profiles() -> None:
+    config = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())
+    [job] = config["scrape_configs"]
+    [static], [lookup] = job["static_configs"], job["dns_sd_configs"]
+    scraped = {target.partition(":")[0] for target in static["targets"]} | {*lookup["names"]}
+    assert scraped == {
+        name for name, own in SERVICES.items() if "FUNNEL_REDIS_URL" in own.get("environment", {})
+    }

@@ -22,17 +22,21 @@ from service.monitoring.status import Status
 from service.service import Service
 from service.settings import Settings
 from streams.producer import HTTPTarget, produce
-from streams.sources.catalog import IMAGE_STREAMS, Stream
-from streams.sources.steering import Steered
+from streams.rowstream import RowStream
+from streams.sources.catalog import Stream
+from streams.steering import Steered
 
 FRAME_SECONDS = 0.25
+NO_IMAGES = (
+    "This stream has no images, so the page has no buttons that turn it, and no pictures of inputs."
+)
 
 
 class Demo:
     """One run of the demo.
 
     Args:
-        stream: the stream to send.
+        stream: the stream to send, dense or of rows.
         rate: examples a second.
         settings: settings of the service.
         console: where the view is drawn; if it is not a terminal, as plain lines.
@@ -41,7 +45,9 @@ class Demo:
     history: History
     """The service's, once it has started; it measures the recoveries."""
 
-    def __init__(self, stream: Stream, rate: float, settings: Settings, console: Console) -> None:
+    def __init__(
+        self, stream: Stream | RowStream, rate: float, settings: Settings, console: Console
+    ) -> None:
         self.stream, self.rate, self.settings = stream, rate, settings
         self.console = console
         self.steered = Steered(stream, lambda shift: self.history.add_shift(*shift), settings.seed)
@@ -58,7 +64,9 @@ class Demo:
         """
         self.console.print("Starting the log and the service …")
         watching: list[asyncio.Task[None]] = []
-        has_hand = self.stream.name in IMAGE_STREAMS
+        has_hand = self.steered.images is not None
+        if not has_hand:
+            self.console.print(NO_IMAGES, highlight=False)
 
         def started(service: Service, url: str) -> None:
             watching.append(asyncio.create_task(self._watch(service, url)))
@@ -154,16 +162,19 @@ def _point(status: Status) -> Point | None:
     return Point(
         statistics.examples,
         {name: one.scores.rolling_accuracy for name, one in statistics.learners.items()},
+        {name: one.scores.accuracy for name, one in statistics.learners.items()},
         tensor.scale,
         tuple(tensor.gain_quantiles.values()),
     )
 
 
-def run_demo(stream: Stream, rate: float, settings: Settings, picture: Path | None) -> int:
+def run_demo(
+    stream: Stream | RowStream, rate: float, settings: Settings, picture: Path | None
+) -> int:
     """Run the demo; return the exit status.
 
     Args:
-        stream: the stream to send.
+        stream: the stream to send, dense or of rows.
         rate: examples a second.
         settings: settings of the service.
         picture: where to write the run as a picture; None for no picture.
@@ -184,6 +195,8 @@ def run_demo(stream: Stream, rate: float, settings: Settings, picture: Path | No
         f"{last.examples:,} examples learned in {time.monotonic() - began:.0f} s; "
         f"rolling accuracy {last.accuracy:.1%}"
     )
+    overall = ", ".join(f"{name} {share:.2%}" for name, share in last.overall.items())
+    console.print(f"Accuracy of all examples: {overall}", highlight=False)
     for text in lines(shifts):
         console.print(text, highlight=False, soft_wrap=True)
     if picture is not None:

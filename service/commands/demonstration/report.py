@@ -16,6 +16,8 @@ class Point:
     examples: int
     accuracies: dict[str, float]
     """Rolling prequential accuracies by learner, the served learner's first."""
+    overall: dict[str, float]
+    """Prequential accuracies of all examples so far, by learner."""
     scale: float
     """Scale of the served model's weights."""
     gains: tuple[float, ...]

@@ -40,7 +40,7 @@ def panel(
 
     rows = (
         ("shift", _marks(shifts, now.examples, total), ""),
-        ("accuracy", spark(lambda p: p.accuracy, (0.0, 1.0)), f"{now.accuracy:.1%}"),
+        ("accuracy", spark(lambda p: p.accuracy, (0.0, 1.0)), _accuracies(now)),
         ("scale s", spark(lambda p: math.log(p.scale)), f"{now.scale:.3f}"),
         (
             "gain spread",
@@ -56,9 +56,16 @@ def panel(
 def line(point: Point) -> str:
     """Return a point as a line of text."""
     return (
-        f"{point.examples:>7,} examples  accuracy {point.accuracy:6.1%}  scale {point.scale:6.3f}  "
-        f"gains {point.gains[1]:6.2f} … {point.gains[5]:6.2f}"
+        f"{point.examples:>7,} examples  accuracy {_accuracies(point):>6}  "
+        f"scale {point.scale:6.3f}  gains {point.gains[1]:6.2f} … {point.gains[5]:6.2f}"
     )
+
+
+def _accuracies(point: Point) -> str:
+    """Return the served learner's rolling accuracy, and those of its shadows in brackets."""
+    shadows = [*point.accuracies.items()][1:]
+    shown = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in shadows)
+    return f"{point.accuracy:.1%}" + (f" ({shown})" if shadows else "")
 
 
 def _column(example: int, total: int) -> int:

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
 from service.http.errors import ErrorBody
-from streams.sources.steering import KINDS, Steered
+from streams.steering import KINDS, Steered
 
 
 class Control(BaseModel):

@@ -67,7 +67,7 @@ def test_the_table_shows_funnel_losing_where_it_does() -> None:
     stream = get("labels", 12_000)
     funnel = Run("Funnel", "as served", 0, [outcomes((6_000, 0.8), (3_000, 0.2), (3_000, 0.6))])
     peer = Run("SGD", "lr 1", 6, [outcomes((6_000, 0.8), (1_000, 0.4), (5_000, 0.7))])
-    head, first, second = table([funnel, peer], stream).splitlines()
+    head, first, second = table([funnel, peer], stream.shifts).splitlines()
     assert "recovery" in head
     assert first.split("  ")[0] == "SGD"
     assert first.split()[-1] == "1,000"

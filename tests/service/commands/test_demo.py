@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from service.monitoring.recovery import ShiftRecovery
 from service.settings import load_settings
 from streams.batch import Batch
 from streams.sources.catalog import Stream
+from tests.service.commands.test_rows import accuracy_of, write
 from tests.support.harness import free_port, processes_naming, wait_for
 from tests.support.states import a_batch
 
@@ -181,3 +183,41 @@ def test_the_demo_without_a_folder_for_its_files_is_one_line(
     shown = capsys.readouterr().err
     assert shown.startswith("funnel: the demo cannot keep its files: ")
     assert shown.endswith("; set TMPDIR\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [[], ["--drop", "plan", "--kind", "city=text", "--examples", "700"]]
+)
+def test_the_demo_of_a_file_with_strings_ends_at_the_accuracy_of_compare(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "shop.csv", 0, 1_500)
+    assert main(["compare", str(path), "--peers", "", *options]) == 0
+    offline = accuracy_of(capsys.readouterr().out)
+    command = [*COMMAND[:4], str(path), "--port", "0", "--rate", "3000", *options]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120,
+        env=os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    [shown] = re.findall(r"Accuracy of all examples: served (\S+)%, adagrad \S+%", ran.stdout)
+    assert float(shown) == pytest.approx(100 * offline, abs=0.005001)
+    assert "no buttons that turn it" in ran.stdout
+    assert processes_naming(tmp_path) == set()
+
+
+REFUSED = {
+    "a schema for numbers": (["sea", "--schema", "auto"], "--schema is for rows, but sea"),
+    "a column of a stream": (["orders", "--drop", "price"], "--drop is for a file"),
+    "kinds beside a schema": (["orders", "--time", "at", "--schema", "x.toml"], "edit x.toml"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_options_that_do_not_belong_to_a_stream_are_refused(
+    case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = REFUSED[case]
+    assert main(["demo", *arguments]) == 1
+    assert message in capsys.readouterr().err

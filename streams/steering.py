@@ -1,15 +1,20 @@
-"""A stream that a user shifts while it is read."""
+"""A stream that tells its shifts while it is read, and that a user may shift if it has images."""
 
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from streams.batch import Batch
-from streams.sources.catalog import Shift, Stream
+from streams.sources.catalog import IMAGE_STREAMS, Shift, Stream
 from streams.sources.images import rotate
+
+if TYPE_CHECKING:  # dense features need no pyarrow
+    from streams.examples import AnyBatch
+    from streams.rowstream import RowStream
 
 NOISE = 0.3
 """Share of pixels that noise replaces."""
@@ -36,18 +41,24 @@ class _Hand:
 
 
 class Steered:
-    """A stream of images that runs as planned until the first `shift`, and then without end.
+    """A stream that runs as planned until the first `shift`, and then without end.
 
     One thread reads it; any thread may shift it.
 
     Args:
-        stream: a stream of square uint8 images.
+        stream: any; one of square uint8 images can be shifted.
         shifted: called in the reader's thread with each shift when the stream reaches it.
         seed: seed of the stream and of the shifts.
     """
 
-    def __init__(self, stream: Stream, shifted: Callable[[Shift], object], seed: int = 0) -> None:
+    def __init__(
+        self, stream: "Stream | RowStream", shifted: Callable[[Shift], object], seed: int = 0
+    ) -> None:
         self.stream, self._shifted, self._seed = stream, shifted, seed
+        self.images = None
+        """The stream, if it can be shifted."""
+        if isinstance(stream, Stream) and stream.name in IMAGE_STREAMS:
+            self.images = stream
         self.is_steered = False
         self._hand = _Hand()
         self._waiting: list[str] = []
@@ -61,14 +72,18 @@ class Steered:
         Args:
             kind: one of `KINDS`.
         """
+        assert self.images is not None, "only streams of images can be shifted"
         with self._lock:
-            self._hand, what = _shifted(self._hand, kind, self.stream, self._rng)
+            self._hand, what = _shifted(self._hand, kind, self.images, self._rng)
             self._waiting.append(what)
             self.is_steered = True
             return what
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Yield batches of ``size``; the last of a stream that was not shifted may be smaller."""
+    def batches(self, size: int) -> "Iterator[AnyBatch]":
+        """Yield batches of ``size``; the last of a stream that was not shifted may be smaller.
+
+        Rows come in one chunk each, so that a batch of them may be smaller, too.
+        """
         made = 0
         planned = list(self.stream.shifts)
         for batch in self.stream.batches(size, self._seed):
@@ -76,11 +91,14 @@ class Steered:
                 break
             while planned and planned[0].example < made + len(batch):
                 self._shifted(planned.pop(0))
-            yield batch
+            if isinstance(batch, Batch):
+                yield batch
+            else:
+                yield from batch.split()
             made += len(batch)
-        if not self.is_steered:
+        if self.images is None or not self.is_steered:
             return
-        for batch in self.stream.held(size, self._seed, max(0, made - 1)):
+        for batch in self.images.held(size, self._seed, max(0, made - 1)):
             with self._lock:
                 hand, waiting, self._waiting = self._hand, self._waiting, []
             for what in waiting:
