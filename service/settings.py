@@ -77,8 +77,10 @@ class Settings(BaseModel):
     model: str = Field("logistic", description="logistic, mlp, or package.module:factory")
     features: int = Field(784, ge=1, le=1_000_000, description="numbers in an example")
     classes: int = Field(
-        10, ge=2, le=100_000, description="number of classes; labels are whole numbers from 0"
-    )
+        10, ge=2, le=100_000,
+        description="number of classes; labels are whole numbers from 0. Rows need none: auto lets "
+        "theirs grow with the labels that come",
+    )  # fmt: skip
     schema: str = Field(  # type: ignore[assignment]  # pydantic's own `schema` is deprecated
         "",
         description="rows with named columns instead of dense features: auto infers their kinds "
@@ -201,6 +203,19 @@ class Settings(BaseModel):
             except PathError as error:
                 raise ValueError(f"{variable}: {error}") from error
         return given | read
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grow(cls, given: Given) -> Given:
+        """Read ``auto`` classes, which those of rows are without it, too."""
+        if given.get("classes") != AUTO:
+            return given
+        if not given.get("schema"):
+            raise ValueError(
+                f"{PREFIX}CLASSES: auto is for rows, whose labels may be anything "
+                f"({PREFIX}SCHEMA); dense features need a number"
+            )
+        return {name: value for name, value in given.items() if name != "classes"}
 
     @field_validator("data_dir", mode="before")
     @classmethod

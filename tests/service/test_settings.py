@@ -189,6 +189,14 @@ def test_settings_without_effect_are_found(options: dict[str, str], idle: list[s
     assert load_settings(options).without_effect == idle
 
 
+def test_classes_of_rows_are_auto_and_those_of_dense_features_a_number() -> None:
+    grown = load_settings({"schema": "auto", "classes": "auto"})
+    assert grown.spec == load_settings({"schema": "auto"}).spec
+    assert grown.without_effect == []
+    with pytest.raises(SettingsError, match="FUNNEL_CLASSES: auto is for rows"):
+        load_settings({"classes": "auto"})
+
+
 def test_a_schema_makes_the_spec_one_of_rows(tmp_path: Path) -> None:
     declared = tmp_path / "shop.toml"
     declared.write_text('label = "churn"\n[columns]\nage = "number"\nplan = "category"\n')
