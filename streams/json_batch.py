@@ -17,6 +17,7 @@ from streams.batch import (
     TooManyError,
     Weights,
     check_weights,
+    refuse_integers,
 )
 
 NUMBER = {int, float}
@@ -26,7 +27,7 @@ MAX_LISTS = 1 << 17
 1 GB, and would block all other threads for seconds."""
 
 
-def from_json(raw: bytes, width: int | None = None) -> Batch:
+def from_json(raw: bytes, width: int | None = None, expects_bytes: bool = False) -> Batch:
     """Read ``{"features": [[…], …], "labels": [3, …]}``; features become float32.
 
     One example may be ``{"features": […], "label": 3}``. ``weights``, or ``weight``, may be there
@@ -37,6 +38,8 @@ def from_json(raw: bytes, width: int | None = None) -> Batch:
     Args:
         raw: the document.
         width: features of an example; None takes that of the first example.
+        expects_bytes: whether the model has learned uint8 features alone, so that integers are
+            refused (see `streams.batch.refuse_integers`).
 
     Raises:
         InvalidBatchError: the document is not a batch; message, field and index say why.
@@ -48,7 +51,7 @@ def from_json(raw: bytes, width: int | None = None) -> Batch:
     if "labels" not in document:
         rows, labels = [rows], [document["label"]]
         weights = [document["weight"]] if "weight" in document else None
-    features = _features(rows, _may_hold_booleans(raw), width)
+    features = _features(rows, _may_hold_booleans(raw), width, expects_bytes)
     labels = _labels(labels, len(features))
     has_weights = not document.keys().isdisjoint({"weights", "weight"})
     return Batch(features, labels, weights_of(weights, len(labels)) if has_weights else None)
@@ -75,7 +78,9 @@ def weights_of(values: object, examples: int) -> Weights:
     return weights.astype(np.float32)
 
 
-def features_from_json(raw: bytes, width: int | None = None) -> Features:
+def features_from_json(
+    raw: bytes, width: int | None = None, expects_bytes: bool = False
+) -> Features:
     """Read ``{"features": [[…], …]}`` as float32 [n, d]; arguments as for `from_json`.
 
     One example may be ``{"features": […]}``.
@@ -86,10 +91,10 @@ def features_from_json(raw: bytes, width: int | None = None) -> Features:
     rows = _object(raw, {"features"})["features"]
     if type(rows) is list and rows and type(rows[0]) in NUMBER:
         rows = [rows]
-    return _features(rows, _may_hold_booleans(raw), width)
+    return _features(rows, _may_hold_booleans(raw), width, expects_bytes)
 
 
-def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
+def from_ndjson(raw: bytes, width: int | None = None, expects_bytes: bool = False) -> Batch:
     """Read one ``{"features": […], "label": 3}`` a line; blank lines are skipped.
 
     A line may have a ``weight``, too; in the others it is 1. Arguments as for `from_json`.
@@ -116,7 +121,8 @@ def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
         weights.append(example.get("weight", 1.0))
         has_weights = has_weights or "weight" in example
     found = weights_of(weights, len(rows)) if has_weights else None
-    return Batch(_features(rows, booleans, width), _labels(labels, len(rows)), found)
+    features = _features(rows, booleans, width, expects_bytes)
+    return Batch(features, _labels(labels, len(rows)), found)
 
 
 def _object(
@@ -175,7 +181,7 @@ def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
     )
 
 
-def _features(rows: Any, booleans: bool, width: int | None) -> Features:
+def _features(rows: Any, booleans: bool, width: int | None, expects_bytes: bool) -> Features:
     if type(rows) is not list:
         raise InvalidBatchError("features must be a list of lists of numbers", "features")
     if not rows:
@@ -189,6 +195,8 @@ def _features(rows: Any, booleans: bool, width: int | None) -> Features:
         raise InvalidBatchError(
             "this example has a number too large for float32", "features", int(finite.argmin())
         )
+    if expects_bytes:
+        refuse_integers(features)
     return features
 
 

@@ -67,6 +67,8 @@ class Status:
     """Batches folded into the model."""
     examples: int
     """Examples folded into the model."""
+    expects_bytes: bool
+    """True if it has learned examples, and all of them with uint8 features."""
     progress: Progress
     hyperparameters: Hyperparameters
     optimizer: Mapping[str, object]

@@ -281,6 +281,7 @@ class Trainer:
             role=Role.LEARNER if replica.has_recovered else Role.STANDBY,
             version=state.version,
             examples=state.examples,
+            expects_bytes=state.expects_bytes,
             progress=replica.progress,
             hyperparameters=state.hyperparameters,
             optimizer=state.served.shown_hyperparameters(),
