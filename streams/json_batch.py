@@ -1,5 +1,6 @@
 """Batches written as JSON or NDJSON, for people and for languages without safetensors."""
 
+import re
 from collections.abc import Set
 from io import BytesIO
 from struct import Struct
@@ -22,6 +23,8 @@ from streams.batch import (
 
 NUMBER = {int, float}
 INT64 = range(-(1 << 63), 1 << 63)
+KEY = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")\s*:', re.DOTALL)
+"""A text before a colon, in valid JSON."""
 MAX_LISTS = 1 << 17
 """Most lists and objects in a document. The parser would turn ten million empty ones, 32 MB, into
 1 GB, and would block all other threads for seconds."""
@@ -159,7 +162,21 @@ def _object(
         may = f", and perhaps {_names(allowed)}" if allowed else ""
         message = f"unknown field {field[:40]!r}, expected {_names(keys)}{may}"
         raise InvalidBatchError(message, field[:40])
+    if raw.count(b'"') != 2 * len(document):  # keys are the only texts of a good document
+        _refuse_duplicate(raw, document)
     return document
+
+
+def _refuse_duplicate(raw: bytes, document: dict[str, Any]) -> None:
+    """Refuse a valid document that has one of its keys twice; the parser kept the last."""
+    seen: set[str] = set()
+    for found in KEY.finditer(raw):
+        name = orjson.loads(found[1])  # it may be written with escapes
+        if name in seen:
+            message = f"the key {name!r} occurs twice in one object; send it once"
+            raise InvalidBatchError(message, name)
+        if name in document:
+            seen.add(name)
 
 
 def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
