@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.fold.drift import Event
+from service.fold.scores import ScoreSummary
 from service.fold.spec import Hyperparameters
 from service.log.backlog import Backlog, Learned
 from service.log.position import Progress
@@ -69,6 +70,9 @@ class Status:
     """Examples folded into the model."""
     expects_bytes: bool
     """True if it has learned examples, and all of them with uint8 features."""
+    scores: ScoreSummary | None
+    """Scores of the served learner: on a CPU after the same batches, otherwise about a second old;
+    None before the first."""
     progress: Progress
     hyperparameters: Hyperparameters
     optimizer: Mapping[str, object]
