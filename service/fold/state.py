@@ -233,7 +233,7 @@ class State:
             version: batches folded in.
             examples: examples folded in.
             drifts: positions of the drift events.
-            byte_examples: see the attribute.
+            byte_examples: those of them with uint8 features; None if that is not known.
 
         Raises:
             ValueError: names, shapes or dtypes differ; nothing is changed then.

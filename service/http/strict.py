@@ -1,4 +1,4 @@
-"""What no route may overlook: unknown queries, and queries and headers with two values."""
+"""Refuses unknown queries, and queries and headers with two values."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -78,7 +78,7 @@ class Checkpoint:
     """Large tables, of which only blocks were copied, by the start of their names; their other
     tensors are not among ``tensors``."""
     byte_examples: int | None = None
-    """See `service.fold.state.State`."""
+    """Examples with uint8 features (see `service.fold.state.State`); None if that is not known."""
 
     @classmethod
     def of(cls, state: State, progress: Progress, ledger: Ledger | None = None) -> "Checkpoint":

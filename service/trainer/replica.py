@@ -327,8 +327,8 @@ class Replica:
             pending: takes them.
             block_ms: longest wait for the first one; None does not wait.
             is_new: whether no cut has decided on them yet: then producers' entries that the state
-                refuses become dead letters, as they would be refused over HTTP: rows that do not
-                fit the schema, and integers where uint8 features alone were learned.
+                refuses become dead letters, as they would be refused over HTTP. They are rows that
+                do not fit the schema, and integers where uint8 features alone were learned.
 
         Raises:
             GapError: an entry that is learned in part is gone, or the log is full.

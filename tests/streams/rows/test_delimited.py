@@ -199,9 +199,7 @@ def test_a_line_that_names_the_delimiter_is_skipped(first: str) -> None:
         table(first + "a;b\n1;2\n1;2;3\n")
 
 
-@pytest.mark.parametrize(
-    "first", ["# on Monday, by hand\n", "#comment\n", "## x\n", "# a,b\n"]
-)
+@pytest.mark.parametrize("first", ["# on Monday, by hand\n", "#comment\n", "## x\n", "# a,b\n"])
 def test_a_comment_in_place_of_the_header_is_refused_with_what_to_do(first: str) -> None:
     with pytest.raises(InvalidBatchError, match=r"begins with a comment.*remove the lines"):
         table(first + "a,b\n1,2\n")
