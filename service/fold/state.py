@@ -84,7 +84,7 @@ class State:
         self.examples = 0
         """Examples folded in."""
         self.byte_examples: int | None = 0
-        """Those of them that came in batches of uint8 features alone; None if the checkpoint of an
+        """Examples folded in that came in batches of uint8 features; None if the checkpoint of an
         earlier version did not say."""
         self.drift = Monitor()
         """The replica feeds it each step's report, with its log position."""
