@@ -95,11 +95,16 @@ class Batch:
         return save({k: np.ascontiguousarray(v) for k, v in found.items() if v is not None})
 
 
-def decode(raw: bytes) -> Batch:
+def decode(raw: bytes, expects_bytes: bool = False) -> Batch:
     """Return the batch in a safetensors file; its values are not checked (`check` does that).
 
     Features of float64 and of integers other than uint8 become float32, as weights do, and labels
     become int64.
+
+    Args:
+        raw: the bytes.
+        expects_bytes: whether the model has learned uint8 features alone, so that other integers
+            are refused (see `refuse_integers`).
 
     Raises:
         InvalidBatchError: the bytes are not such a file, or have other tensors, dtypes or numbers
@@ -107,17 +112,44 @@ def decode(raw: bytes) -> Batch:
             number beyond float32, or an integer that float32 cannot hold.
     """
     expected = {"features": FEATURE_TYPES, "labels": LABEL_TYPES}
-    tensors = _tensors(raw, expected, {"weights": FEATURE_TYPES})
+    tensors = _tensors(raw, expected, {"weights": FEATURE_TYPES}, expects_bytes)
     return Batch(tensors["features"], tensors["labels"], tensors.get("weights"))
 
 
-def decode_features(raw: bytes) -> Features:
+def decode_features(raw: bytes, expects_bytes: bool = False) -> Features:
     """Return the features in a safetensors file with the one tensor ``features``.
+
+    Arguments as for `decode`.
 
     Raises:
         InvalidBatchError: as for `decode`.
     """
-    return _tensors(raw, {"features": FEATURE_TYPES})["features"]
+    return _tensors(raw, {"features": FEATURE_TYPES}, expects_bytes=expects_bytes)["features"]
+
+
+def refuse_integers(features: Features) -> None:
+    """Refuse whole numbers for a model that has learned uint8 features alone.
+
+    Bytes stand for [0, 1]. The same bytes as numbers would count 255 times as much.
+
+    Args:
+        features: of any shape.
+
+    Raises:
+        InvalidBatchError: all of them are whole, and one is above 1.
+    """
+    if not features.size or features.max() <= 1:
+        return
+    is_whole = (features[:1] == np.rint(features[:1])).all()  # most others differ in the first row
+    if is_whole and (features == np.rint(features)).all():
+        index = int(np.argwhere(features > 1)[0, 0])
+        raise InvalidBatchError(
+            "these features are whole numbers above 1, and this service has learned uint8 features "
+            "alone, which stand for [0, 1]: such numbers would count 255 times as much. Divide "
+            "them by 255, or send uint8 as safetensors",
+            "features",
+            index,
+        )
 
 
 def check(batch: Batch, width: int, classes: int) -> None:
@@ -263,7 +295,10 @@ CONVERSIONS: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 
 
 def _tensors(
-    raw: bytes, expected: dict[str, Types], optional: dict[str, Types] | None = None
+    raw: bytes,
+    expected: dict[str, Types],
+    optional: dict[str, Types] | None = None,
+    expects_bytes: bool = False,
 ) -> dict[str, npt.NDArray[Any]]:
     if (length := int.from_bytes(raw[:8], "little")) > HEADER_BYTES:
         raise InvalidBatchError(
@@ -296,6 +331,8 @@ def _tensors(
         if 0 in shape:
             raise InvalidBatchError(f"the batch has no examples: {name} have shape {shape}", name)
         array = np.frombuffer(tensor["data"], types[kind]).reshape(shape)
+        if expects_bytes and name == "features" and array.dtype.kind in "iu" and kind != "U8":
+            refuse_integers(array)
         if kind not in KEPT[name]:
             array = CONVERSIONS[name](array)
         tensors[name] = array

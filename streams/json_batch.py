@@ -1,5 +1,6 @@
 """Batches written as JSON or NDJSON, for people and for languages without safetensors."""
 
+import re
 from collections.abc import Set
 from io import BytesIO
 from struct import Struct
@@ -17,16 +18,19 @@ from streams.batch import (
     TooManyError,
     Weights,
     check_weights,
+    refuse_integers,
 )
 
 NUMBER = {int, float}
 INT64 = range(-(1 << 63), 1 << 63)
+KEY = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")\s*:', re.DOTALL)
+"""A text before a colon, in valid JSON."""
 MAX_LISTS = 1 << 17
 """Most lists and objects in a document. The parser would turn ten million empty ones, 32 MB, into
 1 GB, and would block all other threads for seconds."""
 
 
-def from_json(raw: bytes, width: int | None = None) -> Batch:
+def from_json(raw: bytes, width: int | None = None, expects_bytes: bool = False) -> Batch:
     """Read ``{"features": [[…], …], "labels": [3, …]}``; features become float32.
 
     One example may be ``{"features": […], "label": 3}``. ``weights``, or ``weight``, may be there
@@ -37,6 +41,8 @@ def from_json(raw: bytes, width: int | None = None) -> Batch:
     Args:
         raw: the document.
         width: features of an example; None takes that of the first example.
+        expects_bytes: whether the model has learned uint8 features alone, so that integers are
+            refused (see `streams.batch.refuse_integers`).
 
     Raises:
         InvalidBatchError: the document is not a batch; message, field and index say why.
@@ -48,7 +54,7 @@ def from_json(raw: bytes, width: int | None = None) -> Batch:
     if "labels" not in document:
         rows, labels = [rows], [document["label"]]
         weights = [document["weight"]] if "weight" in document else None
-    features = _features(rows, _may_hold_booleans(raw), width)
+    features = _features(rows, _may_hold_booleans(raw), width, expects_bytes)
     labels = _labels(labels, len(features))
     has_weights = not document.keys().isdisjoint({"weights", "weight"})
     return Batch(features, labels, weights_of(weights, len(labels)) if has_weights else None)
@@ -75,7 +81,9 @@ def weights_of(values: object, examples: int) -> Weights:
     return weights.astype(np.float32)
 
 
-def features_from_json(raw: bytes, width: int | None = None) -> Features:
+def features_from_json(
+    raw: bytes, width: int | None = None, expects_bytes: bool = False
+) -> Features:
     """Read ``{"features": [[…], …]}`` as float32 [n, d]; arguments as for `from_json`.
 
     One example may be ``{"features": […]}``.
@@ -86,10 +94,10 @@ def features_from_json(raw: bytes, width: int | None = None) -> Features:
     rows = _object(raw, {"features"})["features"]
     if type(rows) is list and rows and type(rows[0]) in NUMBER:
         rows = [rows]
-    return _features(rows, _may_hold_booleans(raw), width)
+    return _features(rows, _may_hold_booleans(raw), width, expects_bytes)
 
 
-def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
+def from_ndjson(raw: bytes, width: int | None = None, expects_bytes: bool = False) -> Batch:
     """Read one ``{"features": […], "label": 3}`` a line; blank lines are skipped.
 
     A line may have a ``weight``, too; in the others it is 1. Arguments as for `from_json`.
@@ -116,7 +124,8 @@ def from_ndjson(raw: bytes, width: int | None = None) -> Batch:
         weights.append(example.get("weight", 1.0))
         has_weights = has_weights or "weight" in example
     found = weights_of(weights, len(rows)) if has_weights else None
-    return Batch(_features(rows, booleans, width), _labels(labels, len(rows)), found)
+    features = _features(rows, booleans, width, expects_bytes)
+    return Batch(features, _labels(labels, len(rows)), found)
 
 
 def _object(
@@ -153,7 +162,21 @@ def _object(
         may = f", and perhaps {_names(allowed)}" if allowed else ""
         message = f"unknown field {field[:40]!r}, expected {_names(keys)}{may}"
         raise InvalidBatchError(message, field[:40])
+    if raw.count(b'"') != 2 * len(document):  # keys are the only texts of a good document
+        _refuse_duplicate(raw, document)
     return document
+
+
+def _refuse_duplicate(raw: bytes, document: dict[str, Any]) -> None:
+    """Refuse a valid document that has one of its keys twice; the parser kept the last."""
+    seen: set[str] = set()
+    for found in KEY.finditer(raw):
+        name = orjson.loads(found[1])  # it may be written with escapes
+        if name in seen:
+            message = f"the key {name!r} occurs twice in one object; send it once"
+            raise InvalidBatchError(message, name)
+        if name in document:
+            seen.add(name)
 
 
 def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
@@ -175,7 +198,7 @@ def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
     )
 
 
-def _features(rows: Any, booleans: bool, width: int | None) -> Features:
+def _features(rows: Any, booleans: bool, width: int | None, expects_bytes: bool) -> Features:
     if type(rows) is not list:
         raise InvalidBatchError("features must be a list of lists of numbers", "features")
     if not rows:
@@ -189,6 +212,8 @@ def _features(rows: Any, booleans: bool, width: int | None) -> Features:
         raise InvalidBatchError(
             "this example has a number too large for float32", "features", int(finite.argmin())
         )
+    if expects_bytes:
+        refuse_integers(features)
     return features
 
 

@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from streams.batch import BATCH, Batch, log_key
 from streams.errors import FunnelError
-from streams.proxies import transport
+from streams.proxies import proxy_for, transport
 
 if TYPE_CHECKING:  # dense features need no pyarrow
     from streams.examples import AnyBatch
@@ -94,6 +94,9 @@ class HTTPTarget:
             base_url=url, headers=headers, timeout=timeout, transport=transport(url)
         )
         self._shown = _without_secrets(url)
+        self._way = ""
+        if proxy := proxy_for(url):
+            self._way = f" through the proxy {_without_secrets(proxy)} of the environment"
 
     def send(self, batch: "AnyBatch", key: str) -> None:
         """Send one batch, as `Target` demands."""
@@ -107,7 +110,7 @@ class HTTPTarget:
             )
         except httpx.TransportError as error:
             is_absent = isinstance(error, httpx.ConnectError | httpx.TimeoutException)
-            reason = f"{self._shown}: {str(error) or type(error).__name__}"
+            reason = f"{self._shown}{self._way}: {str(error) or type(error).__name__}"
             raise RetryLaterError(reason, is_absent=is_absent) from error
         if answer.status_code in BUSY:
             after = answer.headers.get("Retry-After", "")

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from service.fold.schema.encode import Encoded
 from service.fold.standardizer import Standardizer
 from streams.batch import Batch, Features
+from streams.examples import AnyBatch
 
 MAX_INPUT = 1e18
 """Inputs are clamped to ±MAX_INPUT, so that their squares stay finite in fp32."""
@@ -100,6 +101,11 @@ def completed(inputs: Tensor, width: int) -> Tensor:
 def to_inputs(features: Features, device: torch.device) -> Tensor:
     """Return features as inputs, fp32 [n, d], on the device."""
     return scaled(torch.from_numpy(features).to(device))
+
+
+def holds_bytes(batch: AnyBatch) -> bool:
+    """Return whether the features of a batch are uint8, so that they stand for [0, 1]."""
+    return isinstance(batch, Batch) and batch.features.dtype == np.uint8
 
 
 def scaled(features: Tensor) -> Tensor:

@@ -83,6 +83,9 @@ class State:
         """Batches folded in."""
         self.examples = 0
         """Examples folded in."""
+        self.byte_examples: int | None = 0
+        """Examples folded in that came in batches of uint8 features; None if the checkpoint of an
+        earlier version did not say."""
         self.drift = Monitor()
         """The replica feeds it each step's report, with its log position."""
         self.set_hyperparameters(hyperparameters)
@@ -150,6 +153,11 @@ class State:
         }
 
     @property
+    def expects_bytes(self) -> bool:
+        """True if it has learned examples, and all of them with uint8 features."""
+        return self.byte_examples == self.examples > 0
+
+    @property
     def width(self) -> int:
         """Numbers that stand for a row or example in memory, about."""
         return self.spec.features or active_of(self.schema)
@@ -215,6 +223,7 @@ class State:
         version: int,
         examples: int,
         drifts: Sequence[Position] = (),
+        byte_examples: int | None = None,
     ) -> None:
         """Load a saved state of the same spec and baselines.
 
@@ -224,6 +233,7 @@ class State:
             version: batches folded in.
             examples: examples folded in.
             drifts: positions of the drift events.
+            byte_examples: those of them with uint8 features; None if that is not known.
 
         Raises:
             ValueError: names, shapes or dtypes differ; nothing is changed then.
@@ -246,3 +256,4 @@ class State:
         for name, tensor in tensors.items():
             mine[name].copy_(tensor)
         self.version, self.examples = version, examples
+        self.byte_examples = byte_examples

@@ -16,7 +16,7 @@ from torch import Tensor
 from funnel.graphs.execution import Execution
 from funnel.pool.pool import Decision
 from funnel.pool.sparse import Inputs
-from service.fold.inputs import Upload, completed, filled, labelled, scaled
+from service.fold.inputs import Upload, completed, filled, holds_bytes, labelled, scaled
 from service.fold.learner import Entries, Learner, with_entries
 from service.fold.networks import BUILT_IN
 from service.fold.report import Report
@@ -134,6 +134,8 @@ class Fold:
                 keep, accuracy, loss = self._learn(inputs, labels, weights)
             state.version += 1
             state.examples += len(batch)
+            if state.byte_examples is not None and holds_bytes(batch):
+                state.byte_examples += len(batch)
             if self.execution.on_host:
                 least = max(float(loss), 0.0)  # rounding may give less; NaN stays
                 return Report(state.version, float(accuracy), least, bool(keep))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -29,6 +29,7 @@ from service.http.routes import (
     schema,
 )
 from service.http.sites import Sites
+from service.http.strict import check
 from service.http.waits import Waits
 from service.service import Service
 
@@ -64,7 +65,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     app.state.waits = Waits()
     modules = (learn, predict, model, schema, drift, history, pictures, health, page)
     for router in (*(module.router for module in modules), *more):
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(check)])
 
     async def answer(_: Request, error: Exception) -> Response:
         refusal = as_http_error(error)

@@ -52,8 +52,15 @@ class Bodies:
         }
         self._processes = JSONProcesses()
 
-    def examples(self, request: Request, shape: Shape) -> AbstractAsyncContextManager[Examples]:
+    def examples(
+        self, request: Request, shape: Shape, expects_bytes: bool
+    ) -> AbstractAsyncContextManager[Examples]:
         """Return the labelled examples of a request; they count towards the budget meanwhile.
+
+        Args:
+            request: with the body.
+            shape: of the model's examples.
+            expects_bytes: whether it has learned uint8 features alone.
 
         Raises:
             HTTPError: 400 the client went away; 408 the body took longer than BODY_SECONDS, or
@@ -61,11 +68,15 @@ class Bodies:
                 compressed, or in no format of `LEARN`; 422 it is invalid; 503 the budget is used
                 up, or the process that decoded the body ended.
         """
-        return self._decoded(request, shape, LEARN, lambda examples: len(examples.payload))
+        model = *shape, expects_bytes
+        return self._decoded(request, model, LEARN, lambda examples: len(examples.payload))
 
-    def features(self, request: Request, shape: Shape) -> AbstractAsyncContextManager[Features]:
+    def features(
+        self, request: Request, shape: Shape, expects_bytes: bool
+    ) -> AbstractAsyncContextManager[Features]:
         """Return the examples without labels of a request, as `examples` does."""
-        return self._decoded(request, shape, PREDICT, lambda features: features.nbytes)
+        model = *shape, expects_bytes
+        return self._decoded(request, model, PREDICT, lambda features: features.nbytes)
 
     def rows(self, request: Request, labelled: bool) -> AbstractAsyncContextManager[Rows]:
         """Return the rows of a request, as `examples` does.
@@ -77,19 +88,19 @@ class Bodies:
             labelled: whether the rows have labels.
         """
         codecs = LEARN_ROWS if labelled else PREDICT_ROWS
-        return self._decoded(request, (0, 0), codecs, lambda rows: 8 * rows.cells)
+        return self._decoded(request, (0, 0, False), codecs, lambda rows: 8 * rows.cells)
 
     @asynccontextmanager
     async def _decoded(
         self,
         request: Request,
-        shape: Shape,
+        model: tuple[int, int, bool],
         codecs: Mapping[str, Codec[T]],
         size_of: Callable[[T], int],
     ) -> AsyncIterator[T]:
         codec = _codec(request, codecs)
         with self._budget.reserve() as held:
-            decoded = await self._decode(codec, await self._read(request, held), shape)
+            decoded = await self._decode(codec, await self._read(request, held), model)
             held.change(size_of(decoded))
             yield decoded
 
@@ -126,15 +137,15 @@ class Bodies:
             f"the body has more than {self._max_bytes} bytes (FUNNEL_MAX_BODY_BYTES); send several",
         )
 
-    async def _decode(self, codec: Codec[T], body: bytes, shape: Shape) -> T:
+    async def _decode(self, codec: Codec[T], body: bytes, model: tuple[int, int, bool]) -> T:
         size, decode = len(body), codec.decode
         if codec.max_in_process < size:
             decode = partial(self._processes.decode, codec)
         lane = next(thread for most, thread in self._lanes.items() if size <= most)
         try:
             if size <= codec.max_at_once:
-                return decode(body, *shape)
-            return await asyncio.get_running_loop().run_in_executor(lane, decode, body, *shape)
+                return decode(body, *model)
+            return await asyncio.get_running_loop().run_in_executor(lane, decode, body, *model)
         except JSONProcessError as error:
             raise unavailable("reader_lost", str(error)) from error
         except TooManyError as error:

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.http.errors import HTTPError, unavailable
 
@@ -77,6 +77,8 @@ class Connection(HttpToolsProtocol):
     """Bytes that have arrived but are not parsed yet."""
     _idle_since = 0.0
     """When the client's turn began, by the loop's clock."""
+    _answered: RequestResponseCycle | None = None
+    """The request before the newest, whose answer may not be complete: uvicorn forgets it."""
     _unread: int | None = None
     """Bytes of answers that waited for the client at the last check."""
 
@@ -99,6 +101,9 @@ class Connection(HttpToolsProtocol):
         self._timer.cancel()
         self._unset_keepalive_if_required()
         self._ahead = b""
+        self.pipeline.clear()  # the next request would be answered on a closed connection
+        if self._answered is not None:
+            self._answered.disconnected = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -134,6 +139,7 @@ class Connection(HttpToolsProtocol):
         is_chunked = b"transfer-encoding" in headers
         self._left = None if is_chunked else int(headers.get(b"content-length", 0))
         self._idle_since = self.loop.time()
+        self._answered = self.cycle
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -25,8 +25,9 @@ from streams.batch import InvalidBatchError, TooManyError
 NICENESS = 5
 """The same as the trainer's: the threads that answer requests go first."""
 
-ASKED = Struct("<BIIQ")
-"""Sent before a body: the index of its codec, the model's features and classes, its length."""
+ASKED = Struct("<BII?Q")
+"""Sent before a body: the index of its codec, the model's features and classes, whether it expects
+bytes, the body's length."""
 ANSWERED = Struct("<IQ")
 """Sent before an answer: the number of examples, 0 for a refusal, and its length."""
 CODECS: list[Codec[Any]] = [
@@ -58,8 +59,15 @@ class JSONProcess:
                 start_new_session=True,  # Ctrl-C is for the service, which answers first
             )
 
-    def decode(self, codec: Codec[T], body: bytes, features: int, classes: int) -> T:
-        """Return what a body holds.
+    def decode(
+        self,
+        codec: Codec[T],
+        body: bytes,
+        features: int,
+        classes: int,
+        expects_bytes: bool = False,
+    ) -> T:
+        """Return what a body holds; arguments as for `service.http.codecs.codec.Decode`.
 
         Raises:
             DecoderError: the decoder has a defect.
@@ -68,7 +76,8 @@ class JSONProcess:
         """
         assert codec.wire is not None, "the codec decodes in this process only"
         try:
-            asked = ASKED.pack(CODECS.index(codec), features, classes, len(body))
+            number, length = CODECS.index(codec), len(body)
+            asked = ASKED.pack(number, features, classes, expects_bytes, length)
             self._socket.sendall(asked)
             self._socket.sendall(body)
             count, length = ANSWERED.unpack(_receive(self._socket, ANSWERED.size))
@@ -103,8 +112,17 @@ class JSONProcesses:
     def __init__(self) -> None:
         self.idle: list[JSONProcess] = []
 
-    def decode(self, codec: Codec[T], body: bytes, features: int, classes: int) -> T:
+    def decode(
+        self,
+        codec: Codec[T],
+        body: bytes,
+        features: int,
+        classes: int,
+        expects_bytes: bool = False,
+    ) -> T:
         """Return what a body holds; may be called in any thread.
+
+        Arguments as for `service.http.codecs.codec.Decode`.
 
         Raises:
             DecoderError: the decoder has a defect.
@@ -113,7 +131,7 @@ class JSONProcesses:
         """
         process = self._take()
         try:
-            return process.decode(codec, body, features, classes)
+            return process.decode(codec, body, features, classes, expects_bytes)
         finally:
             if process.is_alive():
                 self.idle.append(process)
@@ -151,13 +169,13 @@ def _serve(parent: socket.socket) -> None:
     """Decode bodies until the parent closes its end."""
     while True:
         try:
-            number, features, classes, length = ASKED.unpack(_receive(parent, ASKED.size))
+            number, *model, length = ASKED.unpack(_receive(parent, ASKED.size))
         except ConnectionError:
             return
         body, codec = bytes(_receive(parent, length)), CODECS[number]
         assert codec.wire is not None
         try:
-            count, answer = codec.wire.pack(codec.decode(body, features, classes))
+            count, answer = codec.wire.pack(codec.decode(body, *model))
         except InvalidBatchError as error:
             refusal = {"message": str(error), "field": error.field, "index": error.index}
             refusal["is_too_many"] = isinstance(error, TooManyError)

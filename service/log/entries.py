@@ -51,7 +51,9 @@ def is_damaged(fields: Fields, name: bytes) -> bool:
     return CRC32 in fields and fields[CRC32] != b"%d" % crc32(fields[name])
 
 
-def read_entry(entry: EntryId, fields: Fields, shape: Shape | None) -> Entry:
+def read_entry(
+    entry: EntryId, fields: Fields, shape: Shape | None, expects_bytes: bool = False
+) -> Entry:
     """Decode and check an entry; what is wrong with it becomes its reason.
 
     Whatever a decoder raises makes the entry a dead letter, so that no entry can stop learning.
@@ -62,6 +64,8 @@ def read_entry(entry: EntryId, fields: Fields, shape: Shape | None) -> Entry:
         entry: its id.
         fields: its content.
         shape: of the model's examples; None if they are rows with named columns.
+        expects_bytes: whether the model has learned uint8 features alone, so that a producer's
+            integers are refused (see `streams.batch.refuse_integers`).
 
     Raises:
         LogUnavailable: the entry may be good; try again later.
@@ -71,7 +75,8 @@ def read_entry(entry: EntryId, fields: Fields, shape: Shape | None) -> Entry:
     if content is not None and is_damaged(fields, content):
         return Entry(entry, None, source, 0, DAMAGED, is_damaged=True)
     try:
-        batch = _rows(fields) if shape is None else _dense(fields, *shape)
+        expects_bytes = expects_bytes and source == "redis"  # HTTP has refused its own
+        batch = _rows(fields) if shape is None else _dense(fields, *shape, expects_bytes)
     except InvalidBatchError as error:
         where = "" if error.index is None else f" (example {error.index})"
         return Entry(entry, None, source, 0, f"{error}{where}"[:500])
@@ -84,12 +89,12 @@ def read_entry(entry: EntryId, fields: Fields, shape: Shape | None) -> Entry:
     return Entry(entry, batch, source, len(batch))
 
 
-def _dense(fields: Fields, width: int, classes: int) -> Batch:
+def _dense(fields: Fields, width: int, classes: int, expects_bytes: bool) -> Batch:
     if BATCH in fields:
-        batch = decode(fields[BATCH])
+        batch = decode(fields[BATCH], expects_bytes)
     elif JSON in fields:
         _check_length(fields[JSON])
-        batch = from_json(fields[JSON], width)
+        batch = from_json(fields[JSON], width, expects_bytes)
     elif any(name in fields for name in NAMED):
         raise InvalidBatchError(
             f"rows with named columns, but this model takes {width} dense features"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.fold.drift import Event
+from service.fold.scores import ScoreSummary
 from service.fold.spec import Hyperparameters
 from service.log.backlog import Backlog, Learned
 from service.log.position import Progress
@@ -67,6 +68,11 @@ class Status:
     """Batches folded into the model."""
     examples: int
     """Examples folded into the model."""
+    expects_bytes: bool
+    """True if it has learned examples, and all of them with uint8 features."""
+    scores: ScoreSummary | None
+    """Scores of the served learner: on a CPU after the same batches, otherwise about a second old;
+    None before the first."""
     progress: Progress
     hyperparameters: Hyperparameters
     optimizer: Mapping[str, object]

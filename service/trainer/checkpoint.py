@@ -15,6 +15,7 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 - ``chunks``: where the rows of large tables are, if there are any.
 - ``log``: which log the state has learned from, and how far.
 - ``drifts``: positions of the drift events in the log.
+- ``byte_examples``: how many of the examples had uint8 features; missing if that is not known.
 - ``numerics``: the versions and hardware on which the bits depend.
 - ``digest``: SHA-256 of the whole file with this value replaced by 64 tildes, so that any damaged
   bit is detected, in the metadata, too.
@@ -76,6 +77,8 @@ class Checkpoint:
     tables: Mapping[str, TableCopy] = field(default_factory=dict)
     """Large tables, of which only blocks were copied, by the start of their names; their other
     tensors are not among ``tensors``."""
+    byte_examples: int | None = None
+    """Examples with uint8 features (see `service.fold.state.State`); None if that is not known."""
 
     @classmethod
     def of(cls, state: State, progress: Progress, ledger: Ledger | None = None) -> "Checkpoint":
@@ -107,6 +110,7 @@ class Checkpoint:
             progress,
             state.drift.positions(),
             tables=tables,
+            byte_examples=state.byte_examples,
         )
 
     def apart(self, ledger: Ledger) -> "Checkpoint":
@@ -193,6 +197,8 @@ def encode(
         "digest": BLANK,
     }
     tensors = copy.tensors
+    if copy.byte_examples is not None:
+        metadata["byte_examples"] = copy.byte_examples
     if manifest:
         metadata["chunks"] = manifest.to_json()
         tensors = tensors | manifest.tensors()
@@ -261,7 +267,17 @@ def decode(raw: bytes) -> Decoded:
         progress = Progress(**log | {"position": Position.parse(log["position"])})
         version, examples = state["version"], state["examples"]
         drifts = tuple(map(Position.parse, metadata.get("drifts", ())))
-        copy = Checkpoint(spec, rates, version, examples, tensors, progress, drifts, fold)
+        copy = Checkpoint(
+            spec,
+            rates,
+            version,
+            examples,
+            tensors,
+            progress,
+            drifts,
+            fold,
+            byte_examples=metadata.get("byte_examples"),
+        )
     except (DamagedError, NewerError):
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:

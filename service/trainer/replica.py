@@ -123,7 +123,8 @@ class Replica:
             return True
         self._check_spec(newest.spec, f"the checkpoint in {checkpoints.directory}")
         self.state.set_hyperparameters(newest.hyperparameters)
-        self.state.load(newest.tensors, newest.version, newest.examples, newest.drifts)
+        counts = newest.version, newest.examples
+        self.state.load(newest.tensors, *counts, newest.drifts, newest.byte_examples)
         self._take_schema()
         self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
         return True
@@ -337,13 +338,14 @@ class Replica:
             log: that it follows.
             pending: takes them.
             block_ms: longest wait for the first one; None does not wait.
-            is_new: whether no cut has decided on them yet: then rows of producers that the schema
-                refuses become dead letters, as they would be refused over HTTP.
+            is_new: whether no cut has decided on them yet: then producers' entries that the state
+                refuses become dead letters, as they would be refused over HTTP. They are rows that
+                do not fit the schema, and integers where uint8 features alone were learned.
 
         Raises:
             GapError: an entry that is learned in part is gone, or the log is full.
         """
-        spec = self.state.spec
+        spec, expects_bytes = self.state.spec, is_new and self.state.expects_bytes
         if not pending and pending.position.taken is not None:
             one = await log.read_one(pending.position.entry)
             if one is None:
@@ -357,7 +359,7 @@ class Replica:
         sizes = [sum(map(len, fields.values())) for _, fields in found]
 
         def decode() -> list[Entry]:
-            return [read_entry(*one, spec.shape) for one in found]
+            return [read_entry(*one, spec.shape, expects_bytes) for one in found]
 
         # Large entries are decoded in another thread, so that the lease is renewed meanwhile.
         is_large = sum(sizes) > READ_BYTES

@@ -19,6 +19,7 @@ import uvloop
 
 from service.fold.drift import Event
 from service.fold.schema.schema import Schema
+from service.fold.scores import ScoreSummary
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
@@ -117,6 +118,7 @@ class Trainer:
         self.columns = ColumnWindows()
         self._condition, self._reason = Condition.STARTING, ""
         self._statistics: Statistics | None = None
+        self._scores: ScoreSummary | None = None
         self._stopping = self._has_stalled = False
         self._statistics_at = self._checked_at = self._published_at = clock.monotonic()
         self._publishing_seconds = 0.0
@@ -269,6 +271,11 @@ class Trainer:
         if self.snapshot.version != self._replica.state.version:
             self.snapshot = Snapshot.of(self._replica.state)
             self._publishing_seconds = self._clock.monotonic() - self._published_at
+        served = self._replica.state.served
+        if served.device.type == "cpu":  # elsewhere, to read them would wait for the device
+            self._scores = served.scores.read()
+        elif self._statistics is not None:
+            self._scores = self._statistics.served.scores
         self._update_status()
         self._waiters.answer(self._replica.progress.position)
 
@@ -281,6 +288,8 @@ class Trainer:
             role=Role.LEARNER if replica.has_recovered else Role.STANDBY,
             version=state.version,
             examples=state.examples,
+            expects_bytes=state.expects_bytes,
+            scores=self._scores,
             progress=replica.progress,
             hyperparameters=state.hyperparameters,
             optimizer=state.served.shown_hyperparameters(),

@@ -265,8 +265,9 @@ class DelimitedFile:
     def line(self, row: int) -> int:
         """Return the line in which the row of that index begins."""
         with opened(self._path) as file:
-            rows = records(file, self.header.delimiter)
-            line, _ = next(islice(rows, row + 1, None))
+            after = islice(file, self.header.lines, None)
+            rows = records(after, self.header.delimiter, self.header.lines + 1)
+            line, _ = next(islice(rows, row, None))
         return line
 
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import length_hint
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ LABEL = "label"
 """Name of the label's column; without a column of that name, the last one is taken."""
 USUAL_LABELS = frozenset((LABEL, "labels", "class", "target", "y"))
 DELIMITERS = ",;\t|"
+SEPARATOR = re.compile(rf'"?sep=([{DELIMITERS}])"?\s*', re.IGNORECASE)
+PARTS = re.compile(f"[{DELIMITERS}]")
 COUNTED = 3
 """As many names that count the columns are hardly a row of data."""
 UNNAMED = re.compile(r"(Unnamed: \d+)?")
@@ -108,20 +111,27 @@ class Split(NamedTuple):
 def split(lines: Sequence[str], preferred: str = "", fewest: int = 2) -> Split:
     """Return the header by the delimiter that parts it, and the first row, into most columns.
 
+    A first line ``sep=;``, as Excel reads and writes it, names the delimiter and is skipped.
+
     Args:
         lines: the first lines.
         preferred: delimiter to take if it occurs.
         fewest: columns that there must be, 1 or 2.
 
     Raises:
-        TableError: there is no such header, or two delimiters do equally well.
+        TableError: there is no such header, a comment is in its place, or two delimiters do equally
+            well.
     """
+    named = SEPARATOR.fullmatch(lines[0]) if lines else None
+    skipped = 1 if named else 0
+    _refuse_comment(lines[skipped : skipped + 2])
     found: dict[tuple[bool, bool, int], list[Split]] = {}
     narrow: list[Split] = []
     faults: list[TableError] = []
-    for delimiter in DELIMITERS:
+    delimiters = named[1] if named else DELIMITERS
+    for delimiter in delimiters:
         rest = iter(lines)
-        rows = records(rest, delimiter)
+        rows = records(islice(rest, skipped, None), delimiter, skipped + 1)
         try:
             _, cells = next(rows, (0, []))
         except TableError as error:
@@ -140,7 +150,7 @@ def split(lines: Sequence[str], preferred: str = "", fewest: int = 2) -> Split:
     if narrow and not found:
         return narrow[0]
     if not found:
-        raise faults[0] if len(faults) == len(DELIMITERS) else TableError(_too_few(lines))
+        raise faults[0] if len(faults) == len(delimiters) else TableError(_too_few(lines))
     best, *others = found[max(found)]
     if others:
         raise TableError(
@@ -148,6 +158,21 @@ def split(lines: Sequence[str], preferred: str = "", fewest: int = 2) -> Split:
             f"{len(best.names)} columns; put names that contain one into quotes"
         )
     return best
+
+
+def _refuse_comment(lines: Sequence[str]) -> None:
+    """Refuse a comment where the header should be; ``#`` may begin the name of a column.
+
+    Raises:
+        TableError: the first of the lines is one.
+    """
+    first, *rest = lines or [""]
+    is_alone = not PARTS.search(first) and any(map(PARTS.search, rest))
+    if first.startswith(("# ", "##", "#!")) or (first.startswith("#") and is_alone):
+        raise TableError(
+            f"the file begins with a comment, {first.strip()[:80]!r}; its first line must name the "
+            "columns: remove the lines with '#' before it, and a '#' before the names"
+        )
 
 
 def _too_few(lines: Sequence[str]) -> str:

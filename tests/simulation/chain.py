@@ -151,7 +151,7 @@ class ChainState(State):
         self.missing = torch.zeros(0, 2, dtype=torch.int64)
         self.new_keys = torch.zeros(0, dtype=torch.int64)
         self.chain = bytes(32)
-        self.version = self.examples = 0
+        self.version = self.examples = self.byte_examples = 0
         self.served = _ChainLearner(spec)  # type: ignore[assignment]
         self.shadows = {}
         self.guard = self  # type: ignore[assignment]
@@ -189,10 +189,12 @@ class ChainState(State):
         version: int,
         examples: int,
         drifts: Sequence[Position] = (),
+        byte_examples: int | None = None,
     ) -> None:
         self.chain = tensors["chain"].numpy().tobytes()
         self._table.load(tensors)
         self.version, self.examples = version, examples
+        self.byte_examples = byte_examples
 
 
 class ChainFold:

@@ -331,3 +331,32 @@ def test_a_weight_that_is_none_is_named(weights: str, index: int | None) -> None
     with pytest.raises(InvalidBatchError) as caught:
         from_json(text.encode())
     assert (caught.value.field, caught.value.index) == ("weights", index)
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        (b'{"features": [[1]], "features": [[2]], "labels": [0]}', "features"),
+        (b'{"features": [[1]], "labels": [0], "labels" : [1]}', "labels"),
+        (b'{"features": [[1]], "labels": [0], "weights": [1], "weights": [2]}', "weights"),
+        (b'{"features": [1], "label": 0, "label": 1}', "label"),
+        (b'{"\\u0066eatures": [[1]], "features": [[2]], "labels": [0]}', "features"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused_by_name(raw: bytes, field: str) -> None:
+    with pytest.raises(InvalidBatchError, match=f"'{field}' occurs twice") as caught:
+        from_json(raw)
+    assert caught.value.field == field
+
+
+def test_a_key_that_comes_twice_is_refused_in_predictions_and_in_lines() -> None:
+    with pytest.raises(InvalidBatchError, match="'features' occurs twice"):
+        features_from_json(b'{"features": [[1]], "features": [[2]]}')
+    good, bad = b'{"features": [1], "label": 0}\n', b'{"features": [1], "label": 0, "label": 1}'
+    with pytest.raises(InvalidBatchError, match="'label' occurs twice") as caught:
+        from_ndjson(good + bad)
+    assert caught.value.index == 1
+
+
+def test_a_key_with_escapes_is_taken() -> None:
+    assert len(from_json(b'{"\\u0066eatures": [[1]], "labels": [0]}')) == 1

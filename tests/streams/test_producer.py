@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from service.cli import main
@@ -303,3 +304,17 @@ def test_the_command_sends_and_sums_up(capsys: pytest.CaptureFixture[str]) -> No
         assert main(["stream", "sea", "--to", server.url, "--examples", "250"]) == 0
         assert len(server.seen) == 3
     assert "250 examples in" in capsys.readouterr().out
+
+
+def test_a_dead_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = f"127.0.0.1:{free_port()}"
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://user:secret@{proxy}")
+    batch = Batch(np.zeros((1, 1), np.float32), np.zeros(1, np.int64))
+    target = make_target("http://funnel.example:8000")
+    with closing(target), pytest.raises(RetryLaterError) as caught:
+        target.send(batch, "key")
+    message = str(caught.value)
+    assert f"through the proxy http://{proxy} of the environment" in message
+    assert "secret" not in message

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ MAX_EXAMPLES = 65_536
 """Most examples in a request: a body of narrow rows unfolds into logits many times its size."""
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,32 @@ FEATURES_WIRE = Wire[Features](
 )
 
 
+class Decode(Protocol[T_co]):
+    """Decodes and checks a body."""
+
+    def __call__(
+        self, body: bytes, features: int, classes: int, expects_bytes: bool = False, /
+    ) -> T_co:
+        """Return what a body holds.
+
+        Args:
+            body: the bytes.
+            features, classes: of the model.
+            expects_bytes: whether it has learned uint8 features alone (see
+                `streams.batch.refuse_integers`).
+
+        Raises:
+            InvalidBatchError: the examples cannot be learned or predicted.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Codec(Generic[T]):
     """One format of request bodies that hold a ``T``: `Examples`, or features."""
 
     media_type: str
-    decode: Callable[[bytes, int, int], T]
-    """Decode and check a body, given the numbers of features and classes of the model.
-
-    Raises InvalidBatchError if the examples cannot be learned or predicted.
-    """
+    decode: Decode[T]
     content: Mapping[str, Any]
     """OpenAPI's description of the body."""
     max_at_once: int = 4 << 10

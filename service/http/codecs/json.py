@@ -33,12 +33,14 @@ def text(content: object) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _decode_examples(body: bytes, features: int, classes: int) -> Examples:
-    return checked(from_json(body, features), features, classes)
+def _decode_examples(
+    body: bytes, features: int, classes: int, expects_bytes: bool = False
+) -> Examples:
+    return checked(from_json(body, features, expects_bytes), features, classes)
 
 
-def _decode_features(body: bytes, features: int, _: int) -> Features:
-    return checked_features(features_from_json(body, features), features)
+def _decode_features(body: bytes, features: int, _: int, expects_bytes: bool = False) -> Features:
+    return checked_features(features_from_json(body, features, expects_bytes), features)
 
 
 def _content(

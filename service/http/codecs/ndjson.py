@@ -5,8 +5,8 @@ from service.http.codecs.json import MAX_IN_PROCESS
 from streams.json_batch import from_ndjson
 
 
-def _decode(body: bytes, features: int, classes: int) -> Examples:
-    return checked(from_ndjson(body, features), features, classes)
+def _decode(body: bytes, features: int, classes: int, expects_bytes: bool = False) -> Examples:
+    return checked(from_ndjson(body, features, expects_bytes), features, classes)
 
 
 EXAMPLES = Codec(

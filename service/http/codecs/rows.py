@@ -26,7 +26,13 @@ WIRE = Wire[Rows](
 )
 
 
-def _checked(read: Callable[[bytes], Rows], body: bytes, features: int, classes: int) -> Rows:
+def _checked(
+    read: Callable[[bytes], Rows],
+    body: bytes,
+    features: int,
+    classes: int,
+    expects_bytes: bool = False,
+) -> Rows:
     rows = read(body)
     if (count := len(rows)) > MAX_EXAMPLES:
         raise TooManyError(

@@ -11,12 +11,14 @@ MAX_AT_ONCE = 1 << 20
 TENSORS = "safetensors: features [n, d] uint8, float16 or float32"
 
 
-def _decode_examples(body: bytes, features: int, classes: int) -> Examples:
-    return checked(decode(body), features, classes, payload=body)
+def _decode_examples(
+    body: bytes, features: int, classes: int, expects_bytes: bool = False
+) -> Examples:
+    return checked(decode(body, expects_bytes), features, classes, payload=body)
 
 
-def _decode_features(body: bytes, features: int, _: int) -> Features:
-    return checked_features(decode_features(body), features)
+def _decode_features(body: bytes, features: int, _: int, expects_bytes: bool = False) -> Features:
+    return checked_features(decode_features(body, expects_bytes), features)
 
 
 def _content(description: str) -> dict[str, Any]:

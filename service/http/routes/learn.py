@@ -126,7 +126,7 @@ async def _examples(
 ) -> AsyncIterator[Examples]:
     """Return the examples of a request as the log takes them, whichever kind the model learns."""
     if (shape := model.spec.shape) is not None:
-        async with bodies.examples(request, shape) as examples:
+        async with bodies.examples(request, shape, model.status.expects_bytes) as examples:
             yield examples
         return
     async with bodies.rows(request, labelled=True) as rows:

@@ -83,7 +83,7 @@ class CheckpointAnswer(BaseModel):
 async def model(model: Running) -> ModelAnswer:
     """Show which model is served and how far it has learned."""
     settings, status = model.settings, model.status
-    scores = status.statistics.served.scores if status.statistics else None
+    scores = status.scores
     return ModelAnswer(
         model=settings.model,
         inputs=model.inputs,

@@ -104,7 +104,7 @@ async def predict(
 async def _inputs(request: Request, bodies: Bodies, model: Model) -> AsyncIterator[AnyInputs]:
     """Return the examples of a request, whichever kind the model learns."""
     if (shape := model.spec.shape) is not None:
-        async with bodies.features(request, shape) as features:
+        async with bodies.features(request, shape, model.status.expects_bytes) as features:
             yield features
         return
     if not model.trainer.snapshot.names:

@@ -50,7 +50,7 @@ def rows(n: int) -> bytes:
 
 
 async def read(bodies: Bodies, asked: Request) -> Features:
-    async with bodies.features(asked, SHAPE) as features:
+    async with bodies.features(asked, SHAPE, False) as features:
         return features
 
 
@@ -99,7 +99,7 @@ def test_what_a_body_holds_counts_while_it_is_handled() -> None:
     bodies = Bodies(MEMORY, budget)
 
     async def use() -> None:
-        async with bodies.features(request(rows(3)), SHAPE) as features:
+        async with bodies.features(request(rows(3)), SHAPE, False) as features:
             assert budget.held == features.nbytes
 
     asyncio.run(use())

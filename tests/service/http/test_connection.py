@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import resource
 import socket
+import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -19,7 +21,7 @@ from service.http.connection import (
     Connection,
     most_connections,
 )
-from tests.support.harness import wait_for
+from tests.support.harness import serving, wait_for
 from tests.support.servers import running
 
 HEAD_SECONDS = 1.0
@@ -323,3 +325,17 @@ def test_uploads_that_do_not_end_make_room_before_a_client_is_turned_away(
             assert b"too_many_connections" in refused
         busy.told.set()
         assert all(answers(one).startswith(b"HTTP/1.1 200") for one in others)
+
+
+def test_a_connection_reset_behind_two_requests_leaves_no_traceback(tmp_path: Path) -> None:
+    body = b'{"features": [[0, 0, 0, 0, 0, 0]], "labels": [0]}'
+    head = "POST /learn?wait=applied HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json"
+    one = f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    with serving(tmp_path, features=6, classes=3) as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        for _ in range(20):
+            with socket.create_connection((host, int(port))) as client:
+                client.sendall(one + one)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert service.terminate() == 0
+        assert "Traceback" not in service.log

@@ -378,3 +378,16 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def test_the_accuracy_of_the_model_is_of_the_examples_that_it_shows(tmp_path: Path) -> None:
+    """Each batch is learned at once, and no statistics are read in between."""
+    options = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 5}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        right = 0.0
+        for seed in range(10):
+            answer = client.post("/learn?wait=applied", json=as_json(seed)).json()
+            right += 20 * answer["accuracy"]
+            shown = client.get("/model").json()
+            assert shown["examples_learned"] == 20 * (seed + 1)
+            assert shown["accuracy"] == pytest.approx(right / shown["examples_learned"])

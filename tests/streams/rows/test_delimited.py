@@ -207,3 +207,17 @@ def test_a_first_column_that_counts_the_rows_is_no_feature(name: str, first: int
 def test_another_column_without_a_name_is_refused_with_what_to_do(text: str) -> None:
     with pytest.raises(InvalidBatchError, match="has no name"):
         from_csv(text.encode(), "y", True)
+
+
+@pytest.mark.parametrize("first", ["sep=;\r\n", "SEP=;\n", '"sep=;"\n'])
+def test_a_line_that_names_the_delimiter_is_skipped(first: str) -> None:
+    assert table(first + "a;b,c\n1;2,5\n") == {"a": [1], "b,c": [2.5]}
+    with pytest.raises(InvalidBatchError, match="line 4"):
+        table(first + "a;b\n1;2\n1;2;3\n")
+
+
+@pytest.mark.parametrize("first", ["# on Monday, by hand\n", "#comment\n", "## x\n", "# a,b\n"])
+def test_a_comment_in_place_of_the_header_is_refused_with_what_to_do(first: str) -> None:
+    with pytest.raises(InvalidBatchError, match=r"begins with a comment.*remove the lines"):
+        table(first + "a,b\n1,2\n")
+    assert table("#,#b\n1,2\n").keys() == {"#", "#b"}

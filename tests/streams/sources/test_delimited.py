@@ -148,7 +148,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "ragged": ("a,b,y\n1,2,0\n\n1,2\n", "line 4 has 2 columns, expected 3"),
     "ragged after quotes": ('a,b,y\n1,2,"0"\n\n1,2\n', "line 4 has 2 columns, expected 3"),
     "row of delimiters": ("a,y\n1,0\n,\n", "line 3, column 'a': '' is not a finite number; fill"),
-    "comment before the header": ("# mine\na,y\n1,0\n", "header of two columns or more, got '# m"),
+    "comment before the header": ("# mine\na,y\n1,0\n", "begins with a comment, '# mine'"),
     "comment among rows": ("a,y\n1,0\n# x\n2,1\n", "line 3 has 1 columns, expected 2; remove comm"),
     "comment with delimiters": ("a,y\n# 1,0\n2,1\n", "line 2, column 'a': '# 1' is not a finite"),
     "blank alone": (" \n\n", "the table needs a header of two columns or more, got ''"),
@@ -349,3 +349,18 @@ def test_numbers_keep_the_bits_of_their_nearest_float32(tmp_path: Path) -> None:
         (tmp_path / "mine.csv").write_text(text)
         found: Table = read(tmp_path / "mine.csv")
         np.testing.assert_array_equal(found.batch.features[:500], drawn.astype(np.float32))
+
+
+def test_a_line_that_names_the_delimiter_is_skipped(tmp_path: Path) -> None:
+    text = "a;b;label\n1;2.5;x\n3;4;y\n"
+    assert not isinstance(of(tmp_path, text), str)
+    assert of(tmp_path, "sep=;\r\n" + text) == of(tmp_path, text)
+    fault = of(tmp_path, "sep=;\n" + text + "5;q;y\n")
+    assert isinstance(fault, str)
+    assert "line 5" in fault
+
+
+def test_a_comment_in_place_of_the_header_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    fault = of(tmp_path, "# by hand\na,b,label\n1,2,x\n3,4,y\n")
+    assert isinstance(fault, str)
+    assert "begins with a comment" in fault
