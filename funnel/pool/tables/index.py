@@ -7,6 +7,8 @@ this slot shares the owner's row; that is a collision, and each visit of it is c
 import numpy as np
 import numpy.typing as npt
 
+from funnel.pool.tables.pages import paged
+
 Keys = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 
@@ -123,7 +125,7 @@ class KeyIndex:
         used = self.used + len(owners)
         if used > len(self._keys):
             room = max(used, 2 * len(self._keys))
-            keys, visits = np.empty(room, dtype=np.uint64), np.empty(room, dtype=np.int64)
+            keys, visits = paged((room,), np.uint64), paged((room,), np.int64)
             keys[: self.used], visits[: self.used] = self.keys, self.row_visits
             self._keys, self._visits = keys, visits
         self._keys[self.used : used] = owners

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from funnel.pool.renewal import best_for
 from funnel.pool.tables.index import GOLDEN, Numbers
+from funnel.pool.tables.pages import paged
 
 CAPACITY = 1024
 """Rows that there is memory for at first."""
@@ -181,14 +182,14 @@ class Rows:
         self._changed.fill(self._looks)
 
     def _allocate(self, capacity: int) -> None:
-        """Have memory for at least so many rows; the system gives what is written."""
+        """Have memory for at least so many rows."""
         before = len(self.weights)
         if capacity <= before:
             return
         weights, state = self.weights[: self.used], self.state[: self.used]
         with torch.inference_mode(False), torch.no_grad():  # others change it outside of that mode
-            self.weights = torch.empty(capacity, weights.shape[1])
-            self.state = torch.empty(capacity, state.shape[1])
+            self.weights = torch.from_numpy(paged((capacity, weights.shape[1]), np.float32))
+            self.state = torch.from_numpy(paged((capacity, state.shape[1]), np.float32))
             self.weights[: self.used], self.state[: self.used] = weights, state
         changed = np.zeros(-(-capacity // BLOCK), dtype=np.int64)
         changed[: len(self._changed)] = self._changed
