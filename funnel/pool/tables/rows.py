@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -124,6 +125,14 @@ class Rows:
         self.use(count)
         self._changed.fill(self._looks)
 
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return copies of the weights, [U, K · out], and the state, [U, S], of some rows.
+
+        Args:
+            rows: numbers, int64 [U].
+        """
+        return self.weights.index_select(0, rows), self.state.index_select(0, rows)
+
     def write(self, rows: Tensor, weights: Tensor, state: Tensor) -> None:
         """Replace some rows.
 
@@ -132,9 +141,10 @@ class Rows:
             weights: [U, K · out].
             state: [U, S].
         """
-        self.weights.index_copy_(0, rows, weights)
-        self.state.index_copy_(0, rows, state)
-        self._changed[rows.numpy() // BLOCK] = self._looks
+        numbers = rows.numpy()
+        _records(self.weights)[numbers] = _records(weights)
+        _records(self.state)[numbers] = _records(state)
+        self._changed[numbers // BLOCK] = self._looks
 
     def named(self) -> dict[str, Tensor]:
         """Return the fields of the rows in use by name, [used, its experts, out], as views."""
@@ -225,3 +235,10 @@ def scale_of(active: float) -> float:
         active: number of inputs that are not zero in a typical example.
     """
     return SHARE * math.sqrt(6.0 / active)
+
+
+def _records(tensor: Tensor) -> npt.NDArray[np.void]:
+    """Return the rows of a tensor, fp32 [r, numbers], as one element each: numpy writes such rows
+    in half of the time that torch takes."""
+    records: npt.NDArray[np.void] = tensor.numpy().view(f"V{4 * tensor.shape[1]}")[:, 0]
+    return records
