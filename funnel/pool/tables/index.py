@@ -7,6 +7,8 @@ this slot shares the owner's row; that is a collision, and each visit of it is c
 import numpy as np
 import numpy.typing as npt
 
+from funnel.pool.tables.pages import paged
+
 Keys = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 
@@ -66,7 +68,7 @@ class KeyIndex:
         Args:
             keys: uint64 [e].
         """
-        return self._rows[self._slots(keys)].astype(np.int64)
+        return self._rows.take(self._slots(keys)).astype(np.int64)
 
     def admit(self, keys: Keys) -> Numbers:
         """Return the row of each key, int64 [e]; keys without one get the next numbers.
@@ -76,19 +78,19 @@ class KeyIndex:
         Args:
             keys: uint64 [e].
         """
-        slots = self._slots(keys)
-        rows, before = self._rows[slots], self.used
+        slots, before = self._slots(keys), self.used
+        rows = self._rows.take(slots).astype(np.int64)
         new = np.flatnonzero(rows < 0)
         if len(new):
-            self._own(np.unique(keys[new]))
-            rows = self._rows[slots]
-        is_other = self._keys[rows] != keys
+            self._own(keys[new])
+            rows[new] = self._rows.take(slots[new])
+        is_other = self._keys.take(rows) != keys
         new = new[~is_other[new]]
         self.first = np.empty(self.used - before, dtype=np.int64)
         self.first[rows[new[::-1]] - before] = new[::-1]
         self.visits += len(keys)
         self.collided += int(is_other.sum())
-        return rows.astype(np.int64)
+        return rows
 
     def count(self, rows: Numbers, visits: Numbers) -> None:
         """Count visits of rows.
@@ -115,15 +117,16 @@ class KeyIndex:
         self.visits, self.collided = visits, collided
 
     def _own(self, new: Keys) -> None:
-        """Give rows to keys that have none, all different and ascending."""
-        _, first = np.unique(self._slots(new), return_index=True)
-        self._append(new[np.sort(first)])
+        """Give rows to keys that have none; of those with one slot, the smallest owns it."""
+        ascending = np.sort(new)
+        _, first = np.unique(self._slots(ascending), return_index=True)
+        self._append(ascending[np.sort(first)])
 
     def _append(self, owners: Keys) -> None:
         used = self.used + len(owners)
         if used > len(self._keys):
             room = max(used, 2 * len(self._keys))
-            keys, visits = np.empty(room, dtype=np.uint64), np.empty(room, dtype=np.int64)
+            keys, visits = paged((room,), np.uint64), paged((room,), np.int64)
             keys[: self.used], visits[: self.used] = self.keys, self.row_visits
             self._keys, self._visits = keys, visits
         self._keys[self.used : used] = owners
@@ -131,5 +134,5 @@ class KeyIndex:
         self._rows[self._slots(owners)] = np.arange(self.used, used, dtype=np.int32)
         self.used = used
 
-    def _slots(self, keys: Keys) -> Keys:
-        return (keys * GOLDEN) >> self._shift
+    def _slots(self, keys: Keys) -> Numbers:
+        return ((keys * GOLDEN) >> self._shift).view(np.int64)

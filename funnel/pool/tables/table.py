@@ -34,6 +34,7 @@ from funnel.pool.pool import BY_INPUT, Pool
 from funnel.pool.sparse import LEAST_COLUMNS, Sparse, arranged, padded
 from funnel.pool.stacked import fresh_state
 from funnel.pool.tables.index import KeyIndex, Keys, Numbers
+from funnel.pool.tables.pages import paged
 from funnel.pool.tables.published import Published
 from funnel.pool.tables.rows import BLOCK, CHUNK, Field, Rows, scale_of
 
@@ -230,7 +231,8 @@ class Table:
         self._published = self.rows.look()
         for number in np.unique(changed // (CHUNK // BLOCK)).tolist():
             stop = min((number + 1) * CHUNK, self.rows.used)
-            self._chunks[number] = weights[number * CHUNK : stop].clone()
+            own = weights[number * CHUNK : stop]
+            self._chunks[number] = torch.from_numpy(paged(own.shape, np.float32)).copy_(own)
         return Published(
             tuple(p.clone() for p in self.pool.parameters.values()),
             self.pool.mixing.log_weights.clone(),
@@ -247,8 +249,8 @@ class Table:
         values: npt.NDArray[np.float32],
     ) -> Chosen:
         if len(self._named) < self.rows.used:
-            self._named = np.zeros(len(self.rows.weights), dtype=np.bool_)
-            self._positions = np.zeros(len(self.rows.weights), dtype=np.int64)
+            self._named = paged((len(self.rows.weights),), np.bool_)
+            self._positions = paged((len(self.rows.weights),), np.int64)
         self._named[numbers] = True
         rows = self._named.nonzero()[0]
         self._named[rows] = False
@@ -293,9 +295,11 @@ class _Compact:
             self.pool.set_experts(main.experts)
         start, stop = self._dense, self._dense + len(rows)
         self._copy_dense(main, self.pool)
-        self._weights[:, start:stop] = self._rows.weights.index_select(0, rows).t()
+        weights, state = self._rows.read(rows)
+        # numpy copies across in half of torch's time
+        self._weights.numpy()[:, start:stop] = weights.numpy().T
         self._weights[:, stop:] = 0.0
-        self._state[:, start:stop] = self._rows.state.index_select(0, rows).t()
+        self._state.numpy()[:, start:stop] = state.numpy().T
         self._state[:, stop:] = self._rows.blank[:, None]
         self._gathered = rows
 

@@ -86,7 +86,7 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
         _fill(dense[:, place], found.get(name, []))
     is_absent = np.isnan(dense)
     gaps = np.asarray(is_absent.any(axis=0))
-    missing = np.diff(counts.ends)[:, None].repeat(len(schema.columns), axis=1)
+    missing = counts.lengths[:, None].repeat(len(schema.columns), axis=1)
     features: list[Feature] = []
     ragged: list[tuple[int, Sparse]] = []
     for index, column in enumerate(schema.columns):
@@ -156,7 +156,7 @@ class _Counts:
 
     def __init__(self, batches: Sequence[Rows]) -> None:
         lengths = list(map(len, batches))
-        self.ends = np.cumsum([0, *lengths])
+        self.ends, self.lengths = np.cumsum([0, *lengths]), np.array(lengths)
         self._of = np.repeat(np.arange(len(batches)), lengths)
 
     def of(self, rows: Indices) -> Indices:
@@ -165,7 +165,9 @@ class _Counts:
 
     def of_feature(self, feature: Feature) -> Indices:
         """Return how many rows of each batch have a value, int64 [batches]."""
-        return sum((self.of(group.rows) for group in feature.groups), 0 * self.ends[1:])
+        if feature.present() == len(self._of):
+            return self.lengths
+        return sum((self.of(group.rows) for group in feature.groups), 0 * self.lengths)
 
 
 def _fill(place: Floats, found: Sequence[Cells]) -> None:

@@ -51,8 +51,12 @@ class Feature:
 
     def keys(self, n: int) -> Keys:
         """Return the key of each of n rows, uint64 [n]."""
-        found = np.full(n, self._missing(), np.uint64)
         prefix = prefix_of(self.column, self.tag)
+        if len(self.groups) == 1 and len(self.groups[0].rows) == n:
+            [group] = self.groups
+            whole: Keys = keys_of(prefix, group.texts)[group.codes]
+            return whole
+        found = np.full(n, self._missing(), np.uint64)
         for group in self.groups:
             found[group.rows] = keys_of(prefix, group.texts)[group.codes]
         return found

@@ -14,6 +14,7 @@ definitions may not change: states hold keys.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,13 @@ import xxhash
 
 Keys = npt.NDArray[np.uint64]
 
+MOST_PREFIXES = 4_096
+"""Prefixes that are remembered: those of the columns of a batch are needed again in the next."""
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
+@lru_cache(MOST_PREFIXES)
 def prefix_of(column: str, *tags: str) -> bytes:
     """Return the bytes before the text of a value: names, each with a zero byte after it."""
     return "".join(f"{name}\0" for name in (column, *tags)).encode()
@@ -40,6 +44,7 @@ def key_of(prefix: bytes, value: bytes) -> int:
     return xxhash.xxh3_64_intdigest(prefix + value)
 
 
+@lru_cache(MOST_PREFIXES)
 def missing_key(column: str, *tags: str) -> np.uint64:
     """Return the key of a missing value."""
     return np.uint64(key_of(prefix_of(column, *tags), b"missing"))

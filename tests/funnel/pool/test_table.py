@@ -1,7 +1,9 @@
 """A pool that learns sparse inputs by compaction is the dense pool; a row changes by its visits."""
 
+import mmap
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +32,8 @@ from tests.support.sparse import (
 
 HIDDEN: list[tuple[int, ...]] = [(), (6,)]
 WALKS = for_width(8)
+
+STATM = Path("/proc/self/statm")
 
 
 def everything_at_once(width: int, seed: int) -> SparseBatch:
@@ -168,6 +172,26 @@ def test_a_large_table_takes_the_rows_of_another_again() -> None:
     saved = state_of(learner)
     learner.load(saved)
     assert_same(state_of(learner), saved)
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="the system does not say what is resident")
+def test_memory_is_that_of_the_rows_in_use_and_of_one_copy_for_predictions() -> None:
+    def resident() -> int:
+        return int(STATM.read_text().split()[1]) * mmap.PAGESIZE
+
+    learner = table(bits=18)
+    own = learner.rows.weights.shape[1] + learner.rows.state.shape[1]
+    everyone = torch.arange(100_000)
+    learner.rows.write(everyone[:0], *learner.rows.read(everyone[:0]))
+    published, before = learner.published(), resident()
+    for count in range(10_000, 100_001, 10_000):
+        learner.rows.use(count)
+        for first in range(0, count, 5_000):
+            part = everyone[first : first + 5_000]
+            learner.rows.write(part, *learner.rows.read(part))
+        published = learner.published()
+    copied = sum(chunk.numel() for chunk in published.chunks)
+    assert resident() - before < 1.2 * 4 * (len(everyone) * own + copied)
 
 
 @pytest.mark.parametrize("hidden", HIDDEN, ids=str)

@@ -7,7 +7,8 @@ import torch
 from service.fold.schema.keys import keys_of, prefix_of
 from service.fold.schema.names import named_keys
 from service.fold.snapshot import Snapshot
-from service.monitoring.features import Weights, learned, strongest
+from service.monitoring.features import FeatureNames, Names, Weights, learned, strongest
+from tests.support.clock import StillClock
 from tests.support.named import a_row_spec, a_row_state, extend, some_rows
 from tests.support.states import step
 
@@ -24,7 +25,7 @@ def test_a_gain_is_the_geometric_mean_over_labels_and_experts_by_weight(optimize
         extend(state, rows)
         step(state, rows)
         names |= named_keys(state.schema, rows)
-    found = strongest(Snapshot.of(state), names, 1_000)
+    found = strongest(Snapshot.of(state), Names.of(names), 1_000)
     age, vip = weights_of(found, "age"), weights_of(found, "plan=vip")
     table, labels = state.served.table, len(state.schema.labels)
     assert table is not None
@@ -43,7 +44,7 @@ def test_reading_gains_and_counts_changes_nothing() -> None:
     state, rows = a_row_state(), some_rows(0, 50)
     extend(state, rows)
     step(state, rows)
-    found = strongest(Snapshot.of(state), named_keys(state.schema, rows), 1_000)
+    found = strongest(Snapshot.of(state), Names.of(named_keys(state.schema, rows)), 1_000)
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     counts = {one.name: how.count for one, how in zip(found, learned(state, found), strict=True)}
     assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())
@@ -52,4 +53,21 @@ def test_reading_gains_and_counts_changes_nothing() -> None:
 
 
 def test_a_model_without_labels_yet_has_no_features() -> None:
-    assert strongest(Snapshot.of(a_row_state()), {}, 10) == []
+    assert strongest(Snapshot.of(a_row_state()), Names.of({}), 10) == []
+
+
+def test_names_are_noted_once_a_second_and_those_that_were_read_stay_as_they_are() -> None:
+    state, clock = a_row_state(), StillClock()
+    names, known, first = FeatureNames(clock), dict[int, str](), FeatureNames(clock).read()
+    for k in range(3):
+        rows = some_rows(k, 50)
+        extend(state, rows)
+        names.note(state.schema, rows)
+        names.note(state.schema, some_rows(100, 50))  # within the same second
+        known |= named_keys(state.schema, rows)
+        if k == 0:
+            first, count = names.read(), len(known)
+        clock.now += 1.5
+    last = names.read()
+    assert dict(zip(last.keys.tolist(), last.texts.to_pylist(), strict=True)) == known
+    assert len(first) == count < len(last)
