@@ -100,7 +100,7 @@ MUTANTS = (
     Mutant(
         "rows that were learned do not count as changed",
         "funnel/pool/tables/rows.py",
-        "        self._changed[rows.numpy() // BLOCK] = self._looks\n",
+        "        self._changed[numbers // BLOCK] = self._looks\n",
         "",
     ),
     Mutant("one checkpoint is kept", STORE, "KEPT = 3", "KEPT = 1"),
@@ -153,8 +153,8 @@ MUTANTS = (
     Mutant(
         "cuts are recorded with numbers off by one after a recovery",
         REPLICA,
-        "        self._recorded, self.schema = self.progress.cut, self.state.schema\n",
-        "        self._recorded, self.schema = self.progress.cut + 1, self.state.schema\n",
+        "        self._recorded = self.progress.cut\n",
+        "        self._recorded = self.progress.cut + 1\n",
     ),
     Mutant(
         "progress counts one entry too many",
