@@ -378,6 +378,18 @@ class Settings(BaseModel):
             raise SettingsError(f"{PREFIX}SCHEMA: {self.schema}: {error}") from error
 
     @property
+    def declared_policies(self) -> tuple[str, ...]:
+        """The fields of the schema that are declared, other than columns and labels.
+
+        A file declares all of them. ``auto`` keeps what is recorded, except for a limit that is set.
+        """
+        if self.schema in ("", AUTO):
+            return ("max_classes",) if "max_classes" in self.model_fields_set else ()
+        from service.fold.schema.schema import POLICIES
+
+        return POLICIES
+
+    @property
     def hyperparameters(self) -> Hyperparameters:
         """The hyperparameters, which may change while the model lives."""
         return Hyperparameters(

@@ -284,7 +284,12 @@ def produce(
     for index, batch in enumerate(batches):
         if rate is not None:
             sleep(max(0.0, began + examples / rate - time.monotonic()))
-        retries += send(batch, f"{name}-{index}")
+        try:
+            retries += send(batch, f"{name}-{index}")
+        except ProducerError as error:
+            if not examples:
+                raise
+            raise ProducerError(f"{error} ({examples:,} examples before it were sent)") from error
         examples += len(batch)
         progress(len(batch))
     return Sent(examples, time.monotonic() - began, retries)

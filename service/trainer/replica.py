@@ -6,7 +6,7 @@ A replica does not decide where a batch ends; its pipeline does.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import orjson
@@ -14,7 +14,7 @@ import orjson
 from service.fold.report import Report
 from service.fold.schema.changes import Change as SchemaChange
 from service.fold.schema.changes import from_json, to_json
-from service.fold.schema.schema import Schema
+from service.fold.schema.schema import POLICIES, Schema
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
@@ -61,6 +61,7 @@ class Replica:
         observe: called after each batch, with the batch itself.
         clock: times the steps.
         declared: what the settings declare of the schema of rows; None for nothing.
+        policies: the fields of POLICIES that they declare.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Replica:
         observe: Callable[[AppliedBatch, AnyBatch], None],
         clock: Clock,
         declared: Schema | None = None,
+        policies: Collection[str] = POLICIES,
     ) -> None:
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
@@ -82,7 +84,7 @@ class Replica:
         self._newest_damaged = ORIGIN
         self.has_recovered = False
         """True once it is where the recorded cuts end, and may record more."""
-        self._declared = declared or state.schema
+        self._declared, self._policies = declared or state.schema, policies
         self.schema: Schema
         """The schema of rows for the next batch."""
         self._undecided: tuple[SchemaChange, ...]
@@ -203,6 +205,11 @@ class Replica:
         self.state.drift.set_version(FOLD_VERSION)
         self._recorded = self.progress.cut
         self._take_schema()
+        if self._undecided and self.state.schema.columns:
+            logger.warning(
+                "the schema is declared otherwise, and changes before the next batch: %s",
+                orjson.dumps(list(map(to_json, self._undecided))).decode(),
+            )
         await log.forget_skipped(self.state.version)
         if self._version != FOLD_VERSION:
             logger.info("from now on version %d of the fold learns", FOLD_VERSION)
@@ -429,7 +436,7 @@ class Replica:
 
     def _take_schema(self) -> None:
         """Let what is declared hold from the next batch on: its changes are recorded with it."""
-        self._undecided = self.state.schema.changes_to(self._declared)
+        self._undecided = self.state.schema.changes_to(self._declared, self._policies)
         self.schema = self.state.schema.after(self._undecided)
 
     def foresee(self, batches: Sequence[AnyBatch]) -> None:

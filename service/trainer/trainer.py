@@ -100,7 +100,8 @@ class Trainer:
         self._clock = clock = clock or SystemClock()
         self.history = History(clock)
         self._log, self._settings, self._observe = log, settings, observe
-        self._replica = Replica(state, self._on_batch, clock, settings.declared)
+        declared, policies = settings.declared, settings.declared_policies
+        self._replica = Replica(state, self._on_batch, clock, declared, policies)
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()
@@ -137,6 +138,11 @@ class Trainer:
     def schema(self) -> Schema:
         """The schema of rows after the newest recorded cut."""
         return self._replica.schema
+
+    @property
+    def knows_schema(self) -> bool:
+        """True if `schema` is that of all recorded cuts; during replay it is an older one."""
+        return self._replica.has_recovered
 
     def start(self) -> None:
         """Load the newest checkpoint and start the thread.

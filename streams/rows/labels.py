@@ -1,6 +1,6 @@
 """Labels as canonical texts, from values of JSON and columns of Arrow; weights from columns."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -115,8 +115,25 @@ def weighted(rows: Rows, column: str) -> Rows:
     """
     chunks = []
     for chunk in rows.chunks:
+        if chunk.weights is not None:
+            raise InvalidBatchError(
+                "weights are given twice, in the body and as a column; give one", "weights"
+            )
         found, rest = split_off(chunk.columns, column, "weight")
         chunks.append(Chunk(rest, chunk.labels, column_weights(column, found)))
+    return Rows(tuple(chunks))
+
+
+def without(rows: Rows, names: Collection[str]) -> Rows:
+    """Return rows without some columns, which need not be there."""
+    chunks = []
+    for chunk in rows.chunks:
+        own = chunk.columns.schema.names
+        if not names or set(names).isdisjoint(own) or set(own) <= set(names):
+            chunks.append(chunk)
+            continue
+        stay = [name for name in own if name not in names]
+        chunks.append(Chunk(chunk.columns.select(stay), chunk.labels, chunk.weights))
     return Rows(tuple(chunks))
 
 

@@ -380,3 +380,63 @@ def test_a_declaration_may_be_edited_and_the_service_started_again(tmp_path: Pat
             }
             text = {"rows": [{"plan": "vip", "age": "unknown"}], "labels": ["stay"]}
             assert client.post("/learn?wait=applied", json=text).status_code == 200
+
+
+def test_rows_that_come_during_replay_wait_for_the_schema_that_is_replayed(tmp_path: Path) -> None:
+    """Before, they were checked against the declared schema alone, and refused for good."""
+    declared = tmp_path / "shop.toml"
+    declared.write_text('[columns]\nplan = "category"\n')
+    rows = [{"plan": ("pro", "vip")[k % 2], "n": k} for k in range(1_000)]
+    labels = ["stay", "go"] * 500
+    with serving(tmp_path, **OPTIONS | {"schema": str(declared), "max_wait_ms": 20}) as service:
+        with service.client() as client:
+            for _ in range(10):
+                client.post("/learn", json={"rows": rows, "labels": labels}).raise_for_status()
+            wait_for(lambda: client.get("/model").json()["examples_learned"] == 10_000)
+        service.kill()
+        declared.write_text('new_columns = "reject"\n[columns]\nplan = "category"\n')
+        service.start()
+        answers: list[httpx.Response] = []
+        good = {"row": {"plan": "pro", "n": 1}, "label": "stay"}
+        wrong = {"row": {"plan": "pro", "n": "abc"}, "label": "stay"}
+        with service.client() as client:
+
+            def is_taken() -> bool:
+                assert client.post("/learn", json=wrong).status_code in (422, 503)
+                answers.append(client.post("/learn", json=good))
+                return answers[-1].status_code == 202
+
+            wait_for(is_taken)
+            assert {answer.status_code for answer in answers} <= {202, 503}
+            assert all("Retry-After" in a.headers for a in answers if a.status_code == 503)
+            assert client.post("/learn", json=wrong).status_code == 422
+            extra = {"row": {"plan": "pro", "city": "Ulm"}, "label": "stay"}
+            assert client.post("/learn", json=extra).status_code == 422
+
+
+def test_what_is_given_twice_or_names_no_column_of_the_model_is_refused(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    body = {"rows": [{"plan": "pro", "w": 1}], "labels": [7], "weights": [1]}
+    twice = client.post("/learn?weight=w", json=body)
+    assert (twice.status_code, twice.json()["error"]["field"]) == (422, "weights")
+    del body["weights"]
+    labels = client.post("/learn?label=plan", json=body)
+    assert (labels.status_code, labels.json()["error"]["field"]) == (422, "label")
+    dense = {"features": [[0.5, 0.5]], "labels": [1]}
+    with serving(tmp_path, features=2, classes=2) as service, service.client() as other:
+        for query in ("weight=w", "label=w"):
+            assert other.post(f"/learn?{query}", json=dense).status_code == 422
+        assert other.post("/learn", json=dense).status_code == 202
+
+
+def test_the_label_column_may_be_in_a_table_that_is_predicted(tmp_path: Path) -> None:
+    declared = tmp_path / "shop.toml"
+    declared.write_text('new_columns = "reject"\n[columns]\nplan = "category"\n')
+    table = "plan,label\npro,stay\nvip,go\n"
+    options = OPTIONS | {"schema": str(declared), "max_wait_ms": 20}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        client.headers["Content-Type"] = "text/csv"
+        assert client.post("/learn?wait=applied", content=table).status_code == 200
+        assert client.post("/predict", content=table).status_code == 200
+        assert client.post("/predict", content="plan,x\npro,1\n").status_code == 422

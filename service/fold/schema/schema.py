@@ -1,6 +1,6 @@
 """The schema: the names and kinds of columns, the labels, and how both may grow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -245,10 +245,16 @@ class Schema:
             raise ValueError(f"{min(unknown)!r} is no policy of a schema")
         return Schema.from_json(self.to_json() | dict(values)) if values else self
 
-    def changes_to(self, declared: "Schema") -> tuple[Change, ...]:
+    def changes_to(
+        self, declared: "Schema", policies: Collection[str] = POLICIES
+    ) -> tuple[Change, ...]:
         """Return the changes after which the schema has all that an operator declares.
 
         Columns and labels that are not declared stay, and so does a kind that is not declared.
+
+        Args:
+            declared: what is declared.
+            policies: the fields of POLICIES that are; others stay, too.
         """
         found: list[Change] = []
         for column in declared.columns:
@@ -263,7 +269,7 @@ class Schema:
         if new := tuple(name for name in declared.labels if name not in self.label_index):
             found.append(AddLabels(new))
         mine, theirs = self.to_json(), declared.to_json()
-        if values := {name: theirs[name] for name in POLICIES if mine[name] != theirs[name]}:
+        if values := {name: theirs[name] for name in policies if mine[name] != theirs[name]}:
             found.append(SetPolicies(values))
         return tuple(found)
 

@@ -127,8 +127,15 @@ async def _examples(
     """Return the examples of a request as the log takes them, whichever kind the model learns."""
     if (shape := model.spec.shape) is not None:
         async with bodies.examples(request, shape, model.status.expects_bytes) as examples:
+            for name, query in (("label", label), ("weight", weight)):
+                if query is not None:
+                    message = f"the query {name} is for rows; this model takes dense features"
+                    raise HTTPError(422, "invalid", message, name)
             yield examples
         return
+    if not model.trainer.knows_schema:
+        message = "the log is replayed, and the schema is not known yet; send these again later"
+        raise unavailable("starting", message)
     async with bodies.rows(request, labelled=True) as rows:
         if rows.cells <= CELLS_AT_ONCE:
             yield _encoded(model, rows, label, weight)
@@ -146,6 +153,9 @@ def _encoded(model: Model, rows: Rows, label: str | None, weight: str | None) ->
     try:
         if any(chunk.labels is None for chunk in rows.chunks):
             rows = labelled(rows, label or schema.label)
+        elif label is not None:
+            message = "labels are given twice, in the body and as a column; give one"
+            raise InvalidBatchError(message, "label")
         if weight is not None:
             rows = weighted(rows, weight)
         schema.check(rows)

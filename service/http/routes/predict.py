@@ -21,6 +21,7 @@ from service.monitoring.features import UnreadableModelError, reasons, shown
 from service.predictor import NoPredictionError, Prediction, PredictionFailed
 from streams.batch import InvalidBatchError
 from streams.examples import AnyInputs
+from streams.rows.labels import without
 from streams.rows.names import answered
 from streams.rows.rows import Rows
 
@@ -111,7 +112,9 @@ async def _inputs(request: Request, bodies: Bodies, model: Model) -> AsyncIterat
         raise unavailable("starting", "the model has learned nothing yet, and knows no label")
     async with bodies.rows(request, labelled=False) as rows:
         try:
-            model.schema.check(rows)
+            if model.trainer.knows_schema:  # a standby's is that of a checkpoint
+                rows = without(rows, {model.schema.label} - model.schema.index.keys())
+                model.schema.check(rows)
         except InvalidBatchError as error:
             raise HTTPError(422, "invalid", str(error), error.field, error.index) from error
         yield rows

@@ -1,5 +1,7 @@
 """Rows written as an Arrow IPC stream, and the conversion of Arrow's columns."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +19,9 @@ from streams.rows.labels import column_labels
 from streams.rows.rows import Chunk, Rows
 from streams.rows.table import place_of_label, rows_of
 from streams.rows.times import TIME, check_times
+
+INDEX = re.compile(r"__index_level_\d+__")
+"""Names that pandas gives to its index, which is no column of the rows."""
 
 
 def from_ipc(raw: bytes, label: str | None, labelled: bool) -> Rows:
@@ -41,13 +46,15 @@ def from_ipc(raw: bytes, label: str | None, labelled: bool) -> Rows:
         with pa.ipc.open_stream(pa.py_buffer(raw)) as reader:
             names = reader.schema.names
             batches = [batch for batch in reader if len(batch)]
-        place = place_of_label(names, label, labelled)
         for batch in batches:
             batch.validate(full=True)
         budget = _Budget()
+        kept = [k for k, name in enumerate(names) if name == label or not INDEX.fullmatch(name)]
+        names = [names[k] for k in kept]
+        place = place_of_label(names, label, labelled)
         columns = [
             _column(name, [budget.decoded(name, batch.column(k)) for batch in batches])
-            for k, name in enumerate(names)
+            for k, name in zip(kept, names, strict=True)
         ]
     except InvalidBatchError:
         raise

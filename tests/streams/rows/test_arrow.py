@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -345,3 +346,14 @@ def test_any_metadata_is_refused(metadata: bytes, rest: bytes) -> None:
     for raw in (rest, b"\xff" * 4 + struct.pack("<i", len(metadata)) + metadata + rest):
         with pytest.raises(InvalidBatchError):
             from_ipc(raw, None, False)
+
+
+def test_the_index_of_pandas_is_no_column_of_the_rows() -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3], "y": ["p", "q", "p"]})
+    table = pa.Table.from_pandas(frame.iloc[[2, 0, 1]])
+    assert "__index_level_0__" in table.column_names
+    sink = BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    rows = from_ipc(sink.getvalue(), "y", True)
+    assert rows.chunks[0].columns.schema.names == ["a"]

@@ -22,7 +22,7 @@ CHANGES = (
     | st.builds(SetKind, st.text(), st.sampled_from(Kind))
     | st.builds(AddLabels, st.lists(st.text()).map(tuple))
     | st.builds(SetParts, st.text(), st.lists(st.sampled_from(Part)).map(tuple))
-    | st.builds(SetPolicies, st.dictionaries(st.text(), st.integers() | st.text()))
+    | st.builds(SetPolicies, st.dictionaries(st.text(), st.integers(0, 1 << 53) | st.text()))
 )
 
 
