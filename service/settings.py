@@ -381,7 +381,8 @@ class Settings(BaseModel):
     def declared_policies(self) -> tuple[str, ...]:
         """The fields of the schema that are declared, other than columns and labels.
 
-        A file declares all of them. ``auto`` keeps what is recorded, except for a limit that is set.
+        A file declares all of them. ``auto`` keeps what is recorded, except for a limit that is
+        set.
         """
         if self.schema in ("", AUTO):
             return ("max_classes",) if "max_classes" in self.model_fields_set else ()

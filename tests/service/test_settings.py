@@ -325,3 +325,18 @@ def test_a_failure_is_one_line_and_a_status(
     assert errors.startswith("funnel: ")
     assert errors.count("\n") == 1
     assert re.search(message, errors)
+
+
+def test_auto_keeps_the_policies_that_are_recorded(tmp_path: Path) -> None:
+    declared = tmp_path / "shop.toml"
+    declared.write_text('label = "churn"\nnew_columns = "reject"\n[columns]\nage = "number"\n')
+    own, auto = load_settings({"schema": str(declared)}), load_settings({"schema": "auto"})
+    assert own.declared is not None
+    assert auto.declared is not None
+    recorded = Schema().after(Schema().changes_to(own.declared, own.declared_policies))
+    assert recorded.label == "churn"
+    assert recorded.changes_to(auto.declared, auto.declared_policies) == ()
+    limited = load_settings({"schema": "auto", "max_classes": 7})
+    assert limited.declared is not None
+    [change] = recorded.changes_to(limited.declared, limited.declared_policies)
+    assert recorded.after([change]).max_classes == 7
