@@ -104,11 +104,15 @@ def sub_product_(tensors: list[Tensor], xs: list[Tensor], ys: list[Tensor]) -> l
     return tensors
 
 
-def power(base: Any, exponents: Tensor) -> Tensor:
+def power(base: float | Tensor, exponents: Tensor) -> Tensor:
     """Return base ** t for each exponent t, with the bits that it has alone.
 
     A CPU's vector instructions round some powers differently from the scalar ones, which torch uses
     for a single number and for numbers that lie apart in memory.
+
+    Args:
+        base: a number, or a 0-dim tensor.
+        exponents: of any shape; so is the result.
 
     >>> power(0.5, torch.tensor([1.0, 2.0]))
     tensor([0.5000, 0.2500])

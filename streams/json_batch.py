@@ -198,7 +198,7 @@ def _not_json(error: orjson.JSONDecodeError) -> InvalidBatchError:
     )
 
 
-def _features(rows: Any, booleans: bool, width: int | None, expects_bytes: bool) -> Features:
+def _features(rows: object, booleans: bool, width: int | None, expects_bytes: bool) -> Features:
     if type(rows) is not list:
         raise InvalidBatchError("features must be a list of lists of numbers", "features")
     if not rows:

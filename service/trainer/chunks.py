@@ -146,7 +146,7 @@ class Manifest:
         return {"side": self.side, "written": self.written, "tables": tables}
 
     @classmethod
-    def of(cls, json: Any, tensors: dict[str, Tensor]) -> "Manifest":
+    def of(cls, json: Mapping[str, Any], tensors: dict[str, Tensor]) -> "Manifest":
         """Return what a checkpoint's file holds, and remove its tensors from the others.
 
         Raises:

@@ -201,11 +201,11 @@ def memory(plan: Plan) -> str:
                 for body in bodies:
                     sender.post(body).expect(202)
             wait_for(lambda: learned(client) == before + 1_000 * len(bodies), DRAIN_SECONDS)
-            time.sleep(1)
+            time.sleep(1)  # what learning has freed goes back to the system meanwhile
             looks = []
             for _ in range(LOOKS):
                 looks.append(status(service.process.pid, "VmRSS"))
-                time.sleep(0.1)
+                time.sleep(0.1)  # apart, as memory is taken and given back between the looks
             return float(np.median(looks))
 
         warm = WARM_EXAMPLES // 1_000
