@@ -13,13 +13,13 @@ Outputs of layers are kept as [K, out, n], examples last: sums over few classes 
 long rows, and no product needs a copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from funnel.pool.loss import CROSS_ENTROPY, Held, Loss
 from funnel.pool.sparse import Inputs, gradient, product
 from funnel.tensorlists import weighted
 
@@ -30,16 +30,18 @@ Layers = Sequence[tuple[Tensor, Tensor]]
 class Differentiated(NamedTuple):
     """A batch, scored and differentiated by K experts."""
 
-    logits: Tensor
-    """[K, n, classes]."""
-    probabilities: Tensor
-    """[K, n, classes]."""
+    outputs: Tensor
+    """[K, n, out], such as logits."""
+    answers: Tensor
+    """[K, n, A], such as probabilities; see `funnel.pool.loss`."""
     losses: Tensor
-    """Cross-entropy of each example [K, n], in nats."""
+    """Loss of each example, [K, n]."""
     training_losses: Tensor
     """The losses that were differentiated, [K]."""
     gradients: list[Tensor]
     """Gradients of each expert's training loss, shaped and ordered as the parameters."""
+    summary: Tensor | None = None
+    """What `funnel.pool.loss.Loss.learn` takes."""
 
 
 def is_perceptron(module: nn.Module) -> bool:
@@ -69,38 +71,49 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def differentiate_experts(
-    parameters: Sequence[Tensor], inputs: Inputs, labels: Tensor, importance: Tensor | None = None
+    parameters: Sequence[Tensor],
+    inputs: Inputs,
+    labels: Tensor,
+    importance: Tensor | None = None,
+    loss: Loss = CROSS_ENTROPY,
+    held: Held | None = None,
 ) -> Differentiated:
     """Score and differentiate a batch with K experts.
 
     Args:
         parameters: weight [K, out, in] and bias [K, out] of each layer in turn.
         inputs: n of them.
-        labels: int64 [n].
+        labels: [n], as the loss takes them.
         importance: weights of the examples, fp32 [n]; None for 1.
+        loss: what is differentiated.
+        held: what the loss has learned.
     """
     layers = _layers(parameters)
     outputs = _forward(layers, inputs)
-    logits = outputs.pop()
-    log_odds = logits.log_softmax(dim=1)
-    losses = _own_losses(log_odds, labels)
-    probabilities = log_odds.exp_()
-    error = weighted(_error(probabilities.clone(), labels), importance)
+    last = outputs.pop()
+    judged = loss.judge(held or {}, last, labels, importance)
+    error = weighted(judged.error, importance)
     gradients = _backward(layers, inputs, outputs, error)
-    training = weighted(losses, importance).mean(dim=-1)
-    return Differentiated(logits.mT, probabilities.mT, losses, training, gradients)
+    training = weighted(judged.losses, importance).mean(dim=-1)
+    return Differentiated(
+        last.mT, judged.answers.mT, judged.losses, training, gradients, judged.summary
+    )
 
 
 def affine_gradients(
-    layers: Sequence[Tensor], inputs: Inputs, targets: Tensor, share: Tensor
+    layers: Sequence[Tensor],
+    inputs: Inputs,
+    share: Tensor,
+    error_by_output: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
     """Return only the gradients of K experts; biases are a column of the weights.
 
     Args:
         layers: weight and bias of each, concatenated, [K, out, in + 1].
         inputs: of features + 1 columns; the last is 1.
-        targets: the labels as `one_hot` returns them, [classes, n].
         share: factor of each expert's losses before they are summed, [K, 1, 1] or [K, 1, n].
+        error_by_output: maps outputs [K, out, n], which it may overwrite, to the gradient of each
+            example's loss by them.
     """
     first, *deeper = layers
     wide = first.flatten(0, 1)
@@ -112,7 +125,7 @@ def affine_gradients(
     for layer in deeper:
         below.append(F.pad(outputs.relu_(), (0, 0, 0, 1), value=1.0))
         outputs = layer @ below[-1]
-    error = outputs.softmax(dim=1).sub_(targets).mul_(share)
+    error = error_by_output(outputs).mul_(share)
     gradients = []
     for layer, hidden in zip(reversed(deeper), reversed(below), strict=True):
         gradients.append(error @ hidden.mT)
@@ -122,14 +135,8 @@ def affine_gradients(
     return gradients[::-1]
 
 
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Return labels [n] as probabilities of 0 and 1, fp32 [classes, n]."""
-    targets = torch.zeros(classes, len(labels), device=labels.device)
-    return targets.scatter_(0, labels[None], 1.0)
-
-
-def expert_logits(parameters: Sequence[Tensor], inputs: Inputs) -> Tensor:
-    """Return the logits of K experts, [K, n, classes]; arguments as for `differentiate_experts`."""
+def expert_outputs(parameters: Sequence[Tensor], inputs: Inputs) -> Tensor:
+    """Return the outputs of K experts, [K, n, out]; arguments as for `differentiate_experts`."""
     return _forward(_layers(parameters), inputs)[-1].mT
 
 
@@ -153,7 +160,7 @@ def _forward(layers: Layers, inputs: Inputs) -> list[Tensor]:
 def _backward(
     layers: Layers, inputs: Inputs, hidden: Sequence[Tensor], error: Tensor
 ) -> list[Tensor]:
-    """Return the gradients, from those by the logits, ``error`` [K, classes, n]."""
+    """Return the gradients, from those by the outputs, ``error`` [K, out, n]."""
     gradients: list[Tensor] = []
     for (weight, _), below in zip(reversed(layers[1:]), reversed(hidden), strict=True):
         gradients += [error.sum(dim=2), error @ below.mT]
@@ -161,18 +168,3 @@ def _backward(
     by_weight = gradient(error.flatten(0, 1), inputs, layers[0][0].shape[2])
     gradients += [error.sum(dim=2), by_weight.unflatten(0, error.shape[:2])]
     return gradients[::-1]
-
-
-def _own_losses(log_odds: Tensor, labels: Tensor) -> Tensor:
-    return -log_odds.gather(1, _as_index(labels, log_odds))[:, 0]
-
-
-def _error(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of the mean loss by the logits; it overwrites the probabilities."""
-    targets = one_hot(labels, probabilities.shape[1])
-    return probabilities.sub_(targets).div_(len(labels))
-
-
-def _as_index(labels: Tensor, like: Tensor) -> Tensor:
-    """Return the labels [n] as an index into the classes of [K, classes, n]."""
-    return labels.expand(len(like), 1, -1)

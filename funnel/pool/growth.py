@@ -27,7 +27,9 @@ def grown(pool: Pool, module: nn.Module, features: int) -> Pool:
     Raises:
         ValueError: one of the modules is of another kind, or a layer is smaller than the pool's.
     """
-    larger = Pool(module, features, pool.experts, pool.mixing.rate, pool.mixing.switch_rates)
+    larger = Pool(
+        module, features, pool.experts, pool.mixing.rate, pool.mixing.switch_rates, pool.loss
+    )
     if not (pool.models.is_plain and larger.models.is_plain):
         raise ValueError("only linear layers with ReLU between them can grow")
     before, after = pool.tensors(), larger.tensors()

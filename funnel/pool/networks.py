@@ -17,9 +17,10 @@ from torch.func import functional_call, grad_and_value, vmap
 from funnel.pool.backprop import (
     Differentiated,
     differentiate_experts,
-    expert_logits,
+    expert_outputs,
     is_perceptron,
 )
+from funnel.pool.loss import CROSS_ENTROPY, Held, Loss
 from funnel.pool.sparse import Inputs
 from funnel.tensorlists import weighted
 
@@ -72,14 +73,14 @@ class Experts:
         held = frozen | dict(self.module.named_buffers())
         return _stacked(learned, self.count), _stacked(held, self.count)
 
-    def logits(self, parameters: Tensors, buffers: Tensors, inputs: Inputs) -> Tensor:
-        """Return the logits in evaluation mode, [K, n, classes].
+    def outputs(self, parameters: Tensors, buffers: Tensors, inputs: Inputs) -> Tensor:
+        """Return the outputs in evaluation mode, such as logits, [K, n, out].
 
         Raises:
             TypeError: the inputs are sparse, and the module is not plain.
         """
         if self.is_plain:
-            return expert_logits(list(parameters.values()), inputs)
+            return expert_outputs(list(parameters.values()), inputs)
         inputs = _written_out(inputs)
         self.module.eval()
         if self.is_vectorized:
@@ -94,22 +95,28 @@ class Experts:
         inputs: Inputs,
         labels: Tensor,
         importance: Tensor | None = None,
+        loss: Loss = CROSS_ENTROPY,
+        held: Held | None = None,
     ) -> Differentiated:
         """Score and differentiate n inputs; ``buffers`` may change.
 
         Args:
             parameters, buffers: of all experts.
             inputs: n of them.
-            labels: int64 [n].
+            labels: [n], as the loss takes them.
             importance: weights of the examples, fp32 [n]; None for 1.
+            loss: what is differentiated; the cross-entropy unless the module is plain.
+            held: what the loss has learned.
 
         Raises:
             TypeError: the inputs are sparse, and the module is not plain.
         """
         if self.is_plain:
-            return differentiate_experts(list(parameters.values()), inputs, labels, importance)
+            return differentiate_experts(
+                list(parameters.values()), inputs, labels, importance, loss, held
+            )
         inputs = _written_out(inputs)
-        logits = self.logits(parameters, buffers, inputs)
+        logits = self.outputs(parameters, buffers, inputs)
         log_odds = logits.log_softmax(dim=-1)
         losses = -log_odds.gather(-1, labels[:, None].expand(*log_odds.shape[:-1], 1))[..., 0]
         self.module.train()

@@ -33,6 +33,7 @@ from funnel.pool import mixing
 from funnel.pool.classes import CLOSED, Classes
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
+from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Held, Loss
 from funnel.pool.mixing import FixedShare
 from funnel.pool.networks import Experts
 from funnel.pool.renewal import Renewal, Restart
@@ -58,10 +59,11 @@ BY_INPUT = ("log_gain", "velocity", "precond_ema")
 class Scored(NamedTuple):
     """A scored batch, before anything has changed but the buffers of a module."""
 
-    probabilities: Tensor
-    """The mixture's probabilities, fp32 [n, classes]; always finite."""
+    answers: Tensor
+    """The mixture's answers, such as probabilities, fp32 [n, A]; always finite. See
+    `funnel.pool.loss`."""
     labels: Tensor
-    """Predicted labels, int64 [n]."""
+    """Predicted labels: classes, int64 [n], or numbers, fp32 [n]."""
     losses: Tensor
     """The mixture's losses, fp32 [n], in nats; not finite if no expert is healthy."""
     expert_losses: Tensor
@@ -75,6 +77,10 @@ class Scored(NamedTuple):
     they are those of Σ w ℓ / n."""
     importance: Tensor | None = None
     """Weights of the examples, fp32 [n]; None for 1."""
+    ignorance: Tensor | float = math.nan
+    """Losses of a model that knows nothing, [n], or [1] for all; a number where it is constant."""
+    summary: Tensor | None = None
+    """What `funnel.pool.loss.Loss.learn` takes."""
 
 
 class Decision(NamedTuple):
@@ -115,13 +121,16 @@ class Pool:
     batch. If not, and on a GPU always, it masks the experts that do not, and then restarts them.
 
     Args:
-        module: fp32, maps [n, features] to logits [n, classes]; every expert starts as it is.
+        module: fp32, maps [n, features] to the outputs that the loss takes, such as logits
+            [n, classes]; every expert starts as it is.
         features: width of the inputs.
         experts: their hyperparameters; by default those of `funnel.pool.expert.for_width`. Experts
             with equal ``steps`` should be neighbours, and among them those with equal inner
             optimizers.
         rate: how much an example's evidence weighs (see `funnel.pool.mixing`).
         switch_rates: shares of the weight that are redistributed per example.
+        loss: what the experts answer, and how they are judged; the cross-entropy of classes unless
+            the module is linear layers with ReLU between them.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or the module cannot be learned;
@@ -135,16 +144,25 @@ class Pool:
         experts: Sequence[Expert] | None = None,
         rate: float = mixing.RATE,
         switch_rates: Sequence[float] = mixing.SWITCH_RATES,
+        loss: Loss = CROSS_ENTROPY,
     ) -> None:
         experts = for_width(features) if experts is None else tuple(experts)
         if not experts:
             raise ValueError("a pool needs at least one expert")
         self.models = Experts(module, len(experts), features)
+        if not (self.models.is_plain or type(loss) is CrossEntropy):
+            raise ValueError(
+                "only linear layers with ReLU between them can learn another loss than the "
+                "cross-entropy of classes"
+            )
         self.parameters, self.buffers = self.models.stack()
         first = next(iter(self.parameters.values()))
         self.device = first.device
         self.execution = Execution.of(first.device, self.models.is_plain)
         self.mixing = FixedShare(len(experts), first.device, rate, switch_rates)
+        self.loss = loss
+        self.held: Held = loss.fresh(len(experts), first.device)
+        """What the loss has learned."""
         self.cap = NormCap.fresh((len(experts),), first.device)
         self.renewal = Renewal(torch.tensor([e.renews for e in experts], device=first.device))
         self.inner = Grouped(runs_of(experts))
@@ -158,8 +176,9 @@ class Pool:
         """Alignment of the last step."""
         shared = chain(parameters, self.buffers.values(), *self.state, [self.cap.level])
         self.restart = Restart(list(shared), self.inner, self.inner_state)
-        self.classes = Classes(parameters[-1]) if self.models.is_plain else None
-        """Which classes are open; None for a module whose classes are all open."""
+        has_classes = self.models.is_plain and type(loss) is CrossEntropy
+        self.classes = Classes(parameters[-1]) if has_classes else None
+        """Which classes are open; None where all are, or there are none."""
         if self.classes is not None:  # a class that is opened later starts like the others
             blank = self.restart.blank_of(self.classes.bias)
             blank.masked_fill_(self.classes.closed(), 0.0)
@@ -170,7 +189,9 @@ class Pool:
         self.experts = experts
         parameters = list(self.parameters.values())
         self.rates = rates_of(experts, parameters)
-        walks = walks_of(experts, self.rates.lr, parameters, self.state, self.inner_state)
+        walks = walks_of(
+            experts, self.rates.lr, parameters, self.state, self.inner_state, self.loss, self.held
+        )
         self.walks = list(walks) if self.models.is_plain else []
         pulls = torch.tensor([expert.pull for expert in experts], device=self.device)
         self.pulls = pulls if any(expert.pull for expert in experts) else None
@@ -199,6 +220,7 @@ class Pool:
         """
         named = {f"model.{k}": v for k, v in (self.parameters | self.buffers).items()}
         named |= {f"mixing.{k}": v for k, v in self.mixing.tensors().items()}
+        named |= {f"loss.{k}": v for k, v in self.held.items()}
         named["norm_level"] = self.cap.level
         named["excess"] = self.renewal.excess
         for i, name in enumerate(self.parameters):
@@ -235,13 +257,13 @@ class Pool:
 
     @torch.no_grad()
     def predict(self, inputs: Inputs) -> Tensor:
-        """Return the mixture's probabilities, fp32 [n, classes], always finite and in [0, 1].
+        """Return the mixture's answers, such as probabilities, fp32 [n, A], always finite.
 
         Args:
             inputs: fp32 [n, features], or sparse if the module is plain.
         """
-        logits = self.models.logits(self.parameters, self.buffers, inputs)
-        return predicted(self.mixing.log_weights, logits)
+        outputs = self.models.outputs(self.parameters, self.buffers, inputs)
+        return predicted(self.loss, self.held, self.mixing.log_weights, outputs)
 
     @torch.no_grad()
     def score(self, inputs: Inputs, labels: Tensor, importance: Tensor | None = None) -> Scored:
@@ -249,24 +271,29 @@ class Pool:
 
         Args:
             inputs: fp32 [n, features], or sparse if the module is plain.
-            labels: int64 [n].
+            labels: [n], as the loss takes them: classes, int64, or standardized numbers, fp32.
             importance: weights of the examples, fp32 [n], finite and not below 0; None for 1. An
                 example of weight 0 is scored, and nothing is learned from it.
         """
-        found = self.models.differentiate(self.parameters, self.buffers, inputs, labels, importance)
+        loss, held = self.loss, self.held
+        found = self.models.differentiate(
+            self.parameters, self.buffers, inputs, labels, importance, loss, held
+        )
         norm = norms_of(found.gradients)
         healthy = torch.isfinite(norm + found.training_losses + found.losses.sum(dim=1))
         log_weights = self.mixing.log_weights
-        probabilities = mixing.mixed(log_weights, found.probabilities, healthy)
+        answers = loss.mixed(log_weights, found.answers, healthy)
         return Scored(
-            probabilities,
-            most_likely(found.logits, probabilities),
-            mixing.mixed_losses(log_weights, found.losses, healthy),
+            answers,
+            loss.chosen(found.outputs, answers),
+            loss.mixed_losses(log_weights, found.losses, healthy, answers, held, labels),
             found.losses,
             norm,
             healthy,
             found.gradients,
             importance,
+            self._ignorance(labels, answers.shape[1]),
+            found.summary,
         )
 
     @torch.no_grad()
@@ -281,10 +308,11 @@ class Pool:
         keep = keep & scored.healthy.any()
         learned = scored.healthy & keep
         if not self.renewal.is_idle:
-            log_classes = self._log_classes(scored)
-            self.renewal.update(scored.expert_losses, log_classes, learned, scored.importance)
+            self.renewal.update(scored.expert_losses, scored.ignorance, learned, scored.importance)
             learned = learned & ~self.renewal.due()
         self.mixing.update(scored.expert_losses, scored.healthy, keep, scored.importance)
+        n = scored.losses.shape[0] if scored.importance is None else scored.importance.sum()
+        self.loss.learn(self.held, scored.summary, n, learned)
         factor = torch.where(learned, self.cap.factor(scored.norms), math.nan)
         for gradient in scored.gradients:
             gradient.mul_(column(factor, gradient))
@@ -340,11 +368,12 @@ class Pool:
             raise ValueError("classes of this module cannot be closed")
         self.classes.open_(first, stop, bias)
 
-    def _log_classes(self, scored: Scored) -> Tensor | float:
-        """Return log C of the open classes, in nats."""
-        if self.classes is None:
-            return math.log(scored.probabilities.shape[1])
-        return self.classes.log_count()
+    def _ignorance(self, labels: Tensor, answers: int) -> Tensor | float:
+        """Return the losses of a model that knows nothing, where renewal asks for them."""
+        if self.renewal.is_idle:
+            return math.nan
+        log_classes = math.log(answers) if self.classes is None else self.classes.log_count()
+        return self.loss.ignorance(self.held, labels, log_classes)
 
     def _start_again(self, which: Tensor) -> None:
         """Set experts, bool [K], back to how all of them started; closed classes stay closed."""
@@ -410,29 +439,19 @@ class Pool:
                 parameter.copy_(torch.where(pulled, parameter.lerp(mean, share), parameter))
 
 
-def most_likely(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Return the predicted labels, int64 [n].
+def predicted(loss: Loss, held: Held, log_weights: Tensor, outputs: Tensor) -> Tensor:
+    """Return the mixture's answers, fp32 [n, A], always finite; probabilities are in [0, 1].
 
     Args:
-        logits: of the experts, fp32 [K, n, classes].
-        probabilities: of the mixture, fp32 [n, classes]. A single expert's may be equal where
-            its logits are not.
-    """
-    return (logits[0] if len(logits) == 1 else probabilities).argmax(dim=1)
-
-
-def predicted(log_weights: Tensor, logits: Tensor) -> Tensor:
-    """Return the mixture's probabilities, fp32 [n, classes], always finite and in [0, 1].
-
-    Args:
+        loss: what the experts answer.
+        held: what the loss has learned.
         log_weights: of the experts, fp32 [K].
-        logits: of the experts, fp32 [K, n, classes]; an expert does not count for an example for
-            which one of its logits is not finite.
+        outputs: of the experts, fp32 [K, n, out]; an expert does not count for an example for
+            which its answer is not finite.
     """
-    probabilities = logits.softmax(dim=-1)
-    healthy = torch.isfinite(probabilities).all(dim=-1)
-    mixture = mixing.mixed_each(log_weights, probabilities, healthy)
-    return mixture.clamp(max=1.0)  # of rounded weights
+    answers = loss.answers(held, outputs)
+    healthy = torch.isfinite(answers).all(dim=-1)
+    return loss.mixed(log_weights, answers, healthy)
 
 
 def _walk(

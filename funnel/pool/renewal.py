@@ -2,7 +2,8 @@
 
 After an abrupt shift, what was learned is in the way, not only useless: weights must be unlearned,
 and AdaGrad's steps have grown short. A model that gives each of C classes the same probability
-loses log C an example. Page's cumulative sum of an expert's losses beyond that,
+loses log C an example; a model of numbers that knows nothing gives each the distribution of all of
+them (`funnel.pool.loss.Loss.ignorance`). Page's cumulative sum of an expert's losses beyond that,
 
     S ← max(0, S + Σ (ℓ - log C)),
 
@@ -56,7 +57,7 @@ class Renewal:
     def update(
         self,
         losses: Tensor,
-        log_classes: Tensor | float,
+        ignorance: Tensor | float,
         keep: Tensor,
         importance: Tensor | None = None,
     ) -> None:
@@ -64,11 +65,12 @@ class Renewal:
 
         Args:
             losses: of each expert and example, [K, n], in nats.
-            log_classes: log C of the classes that are open, in nats; a tensor has one element.
+            ignorance: loss of a model that knows nothing, in nats; a tensor is [n], or [1] for
+                all examples.
             keep: which experts' losses count, bool [K].
             importance: weights of the examples, fp32 [n]; None for 1.
         """
-        worse = weighted(losses - log_classes, importance).sum(dim=1)
+        worse = weighted(losses - ignorance, importance).sum(dim=1)
         counts = keep & self.renews & ((self.excess >= 0.0) | (worse < 0.0))
         moved = (self.excess + worse).clamp_(min=0.0)
         self.excess.copy_(torch.where(counts, moved, self.excess))

@@ -10,6 +10,7 @@ batch, which is less noisy than those of pieces, and once a batch, which costs l
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain, groupby
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from funnel import tensorlists as lists
 from funnel.inner.interface import Inner, Rate, StateLists
-from funnel.pool.backprop import affine_gradients, one_hot
+from funnel.pool.backprop import affine_gradients
 from funnel.pool.expert import Expert
+from funnel.pool.loss import CROSS_ENTROPY, Held, Loss
 from funnel.pool.sparse import Inputs, pieces, with_ones
 from funnel.pool.stacked import Grouped, column, norms_of, runs_of
 from funnel.tensorlists import weighted
@@ -40,6 +42,8 @@ class Walk:
         parameters: of all of them.
         state: Funnel's.
         inner_state: of the inner optimizers; `accept` changes it.
+        loss: what is differentiated.
+        held: what the loss has learned.
     """
 
     def __init__(
@@ -51,7 +55,10 @@ class Walk:
         parameters: Sequence[Tensor],
         state: State,
         inner_state: StateLists,
+        loss: Loss = CROSS_ENTROPY,
+        held: Held | None = None,
     ) -> None:
+        self._loss, self._held = loss, held or {}
         self._parameters, self._state, self._inner_state = parameters, state, inner_state
         self.own = own = slice(start, start + len(experts))
         self.steps = experts[0].steps
@@ -80,7 +87,7 @@ class Walk:
 
         Args:
             inputs: n of them.
-            labels: int64 [n].
+            labels: [n], as the loss takes them.
             factor: of the gradients of each expert, [K]; NaN where it does not learn the batch.
             importance: weights of the examples, fp32 [n]; None for 1.
         """
@@ -116,13 +123,14 @@ class Walk:
         shares = {s: (factor[own] / s).view(-1, 1, 1) for s in (n // count, -(-n // count))}
         parts = zip(
             pieces(with_ones(inputs, self._features), count),
-            one_hot(labels, self.weights[-1].shape[1]).tensor_split(count, dim=1),
+            self._loss.targets(labels, self.weights[-1].shape[1]).tensor_split(count, dim=1),
             [None] * count if importance is None else importance.tensor_split(count),
             strict=True,
         )
         for number, (some, targets, own_importance) in enumerate(parts):
             share = weighted(shares[len(targets[0])], own_importance)
-            gradients = affine_gradients(self.weights, some, targets, share)
+            by_output = partial(self._loss.error_, self._held, targets=targets, own=own)
+            gradients = affine_gradients(self.weights, some, share, by_output)
             for run in runs:
                 run.step([g[run.own] for g in gradients], number)
         return torch.isfinite(norms_of(self.total))
@@ -156,6 +164,8 @@ def walks_of(
     parameters: Sequence[Tensor],
     state: State,
     inner_state: StateLists,
+    loss: Loss = CROSS_ENTROPY,
+    held: Held | None = None,
 ) -> Iterator[Walk]:
     """Yield the walks of a pool: one for each row of experts that take equally many steps.
 
@@ -166,7 +176,7 @@ def walks_of(
     for steps, group in groupby(experts, key=lambda expert: expert.steps):
         row = list(group)
         if steps > 1:
-            yield Walk(row, start, first_run, lr, parameters, state, inner_state)
+            yield Walk(row, start, first_run, lr, parameters, state, inner_state, loss, held)
         start, first_run = start + len(row), first_run + len(runs_of(row))
 
 

@@ -31,8 +31,8 @@ class Upload:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return inputs, fp32 [n, d] with uint8 scaled to [0, 1], labels, int64 [n], and weights,
-        fp32 [n], or None."""
+        """Return inputs, fp32 [n, d] with uint8 scaled to [0, 1], labels, [n], and weights, fp32
+        [n], or None."""
         arrays = (batch.features, batch.labels, batch.weights)
         held = [torch.from_numpy(array) for array in arrays if array is not None]
         if self._stream is None:
@@ -50,7 +50,8 @@ class Upload:
 
 def labelled(encoded: Encoded) -> Encoded:
     """Return the rows whose label the schema knows."""
-    known = encoded.labels >= 0
+    is_number = encoded.labels.dtype.kind == "f"
+    known = np.isfinite(encoded.labels) if is_number else encoded.labels >= 0
     if known.all():
         return encoded
     kept = known[encoded.rows]

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from funnel.pool.classes import close_
 from funnel.pool.growth import grown, grown_table
 from funnel.pool.networks import Experts
-from funnel.pool.pool import Decision, Pool, Scored, most_likely, predicted
+from funnel.pool.pool import Decision, Pool, Scored, predicted
 from funnel.pool.sparse import Inputs, Sparse
 from funnel.pool.tables.table import Table
 from service.fold import networks
-from service.fold.optimizers import expert_name, experts_of
+from service.fold.optimizers import expert_name, experts_of, loss_of
 from service.fold.schema.encode import Encoded
 from service.fold.scores import Scores
 from service.fold.spec import Hyperparameters, Size, Spec
@@ -30,8 +30,8 @@ from service.fold.trial import Trial
 logger = logging.getLogger("funnel")
 
 Evaluate = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
-"""Maps the tensors of `Learner.frozen` and inputs [n, d] to labels, int64 [n], and probabilities,
-fp32 [n, classes]."""
+"""Maps the tensors of `Learner.frozen` and inputs [n, d] to labels, [n], and answers, fp32 [n, A]
+(see `funnel.pool.loss`)."""
 
 WEIGHTS = "mixing.log_weights"
 
@@ -107,7 +107,8 @@ class Learner:
             trial = Trial(spec, module, device)
             trial.run(experts)
             self.writes_inputs = trial.writes_inputs
-        self.pool = Pool(module.to(device).train(), size.features, experts)
+        loss = loss_of(spec.predicts)
+        self.pool = Pool(module.to(device).train(), size.features, experts, loss=loss)
         self.table: Table | None = None
         """Rows for the keys of categories and words; None without."""
         if spec.table_bits:
@@ -147,9 +148,10 @@ class Learner:
 
     def _module(self, opened: int) -> nn.Module:
         """Return a module of its size, whose classes from ``opened`` on are closed."""
-        spec, size = self.spec, self.size
-        module = networks.build(spec.model, size.features, size.classes, spec.hidden, spec.seed)
-        if opened < size.classes:
+        spec, size, task = self.spec, self.size, self.spec.predicts
+        outputs = task.outputs(size.classes)
+        module = networks.build(spec.model, size.features, outputs, spec.hidden, spec.seed)
+        if opened < size.classes and task.kind == "multiclass":
             close_(module, opened)
         return module
 
@@ -168,7 +170,7 @@ class Learner:
                 self.table = grown_table(self.table, self.pool)
         if self.table is not None:
             self.table.set_active(size.active)
-        if size.opened > before.opened:
+        if size.opened > before.opened and self.pool.classes is not None:
             self.pool.open_classes(before.opened, size.opened, prior)
         self.scores.classes = size.opened
         self.set_hyperparameters(self.hyperparameters)
@@ -248,7 +250,7 @@ class Learner:
         experts = len(self.pool.experts)
         losses = torch.full((experts, n), math.nan, device=self.device)
         return Scored(
-            probabilities=losses.new_full((n, self.size.classes), math.nan),
+            answers=losses.new_full((n, self.size.classes), math.nan),  # a user's module has them
             labels=torch.zeros(n, dtype=torch.int64, device=self.device),
             losses=losses[0],
             expert_losses=losses,
@@ -286,26 +288,28 @@ class Learner:
     def frozen(self) -> dict[str, Tensor]:
         """Return copies of what prediction needs, on the device."""
         named = self.pool.parameters | self.pool.buffers | {WEIGHTS: self.pool.mixing.log_weights}
+        named |= {f"loss.{name}": tensor for name, tensor in self.pool.held.items()}
         return {k: v.detach().clone() for k, v in named.items()}
 
     def evaluator(self) -> Evaluate:
         """Return a function that predicts from `frozen` tensors, with a module of its own.
 
-        Call it in one thread. A single expert's probabilities are NaN where its answer is not
-        finite. The mixture of several experts ignores experts whose answers are not finite.
+        Call it in one thread. A single expert's answers are NaN where its outputs are not finite.
+        The mixture of several experts ignores experts whose answers are not finite.
         """
-        count = len(self.pool.experts)
+        count, loss, held_names = len(self.pool.experts), self.pool.loss, list(self.pool.held)
         models = Experts(self.pool.models.unused, count, self.size.features)
         parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
 
         def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
-            logits = models.logits(
+            outputs = models.outputs(
                 {k: frozen[k] for k in parameters}, {k: frozen[k] for k in buffers}, inputs
             )
+            held = {name: frozen[f"loss.{name}"] for name in held_names}
             if count == 1:
-                probabilities = logits[0].softmax(dim=1)
+                answers = loss.answers(held, outputs)[0]
             else:
-                probabilities = predicted(frozen[WEIGHTS], logits)
-            return most_likely(logits, probabilities), probabilities
+                answers = predicted(loss, held, frozen[WEIGHTS], outputs)
+            return loss.chosen(outputs, answers), answers
 
         return evaluate

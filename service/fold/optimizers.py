@@ -1,8 +1,11 @@
-"""The optimizers by name, each as the experts of a pool; Funnel and the plain ones have one."""
+"""The optimizers by name, each as the experts of a pool; Funnel and the plain ones have one. The
+losses by task."""
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
 from funnel.pool.expert import MATTER_MOST, Expert, for_width
+from funnel.pool.loss import CROSS_ENTROPY, Binary, Gaussian, Loss, Pinball
 from service.fold.spec import MAX_EXPERTS, Hyperparameters, Spec
+from service.fold.task import Task
 
 INNER: dict[str, Inner] = {
     "sgd": SGD(),
@@ -11,6 +14,19 @@ INNER: dict[str, Inner] = {
     "rmsprop": RMSprop(),
     "adam": Adam(),
 }
+
+
+def loss_of(task: Task) -> Loss:
+    """Return the loss by which the experts of a task learn."""
+    match task.kind:
+        case "multiclass":
+            return CROSS_ENTROPY
+        case "binary":
+            return Binary()
+        case "regression":
+            return Gaussian()
+        case "quantile":
+            return Pinball(task.quantiles)
 
 
 def experts_of(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from funnel.pool.loss import Gaussian, Pinball
 from funnel.pool.tables.published import Published
 from service.fold.inputs import completed, scaled, to_inputs
 from service.fold.learner import Learner
@@ -12,6 +13,7 @@ from service.fold.schema.encode import encode
 from service.fold.schema.schema import Schema
 from service.fold.standardizer import standardized
 from service.fold.state import State
+from service.fold.target import restored
 from streams.examples import AnyInputs
 from streams.rows.rows import Rows
 
@@ -36,6 +38,8 @@ class Snapshot:
     """The schema of rows; None for dense features."""
     table: Published | None = None
     """Weights of the keys of rows; None without a table."""
+    unit: Tensor | None = None
+    """Unit of the numbers that are predicted (`service.fold.target`); None for classes."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -53,6 +57,7 @@ class Snapshot:
             state.standardizer.scale if keeps else None,
             state.schema if state.spec.schema else None,
             state.served.table.published() if state.served.table is not None else None,
+            state.target.unit.clone() if state.target is not None else None,
         )
 
 
@@ -65,11 +70,12 @@ class Evaluator:
 
     def __init__(self, learner: Learner) -> None:
         self.device, self._evaluate = learner.device, learner.evaluator()
+        self._loss = learner.pool.loss
         layers = [tensor for tensor in learner.frozen().values() if tensor.dim() > 1]
         self._products = sum(layer.numel() for layer in layers)
         self._may_be_quick = learner.is_plain and learner.device.type == "cpu"
         widths = [layer.shape[1] for layer in layers] if learner.is_plain else []
-        widest = len(learner.pool.experts) * max([learner.size.classes, *widths])
+        widest = len(learner.pool.experts) * max([learner.size.classes, 2, *widths])
         self.most_rows = min(MOST_ROWS, max(1, MOST_NUMBERS // widest))
         """Rows that a pass may have, so that its memory is bounded."""
 
@@ -82,14 +88,28 @@ class Evaluator:
 
     @torch.inference_mode()
     def __call__(self, snapshot: Snapshot, inputs: AnyInputs) -> tuple[Tensor, Tensor]:
-        """Return the labels, int64 [n], and the probabilities, fp32 [n, classes], on the host."""
+        """Return the labels, [n], and the answers, fp32 [n, A], on the host.
+
+        Labels are classes, int64, and answers their probabilities. Where numbers are predicted,
+        labels are fp32, and answers their mean and standard deviation, or their quantiles.
+        """
         if isinstance(inputs, Rows):
             return self._of_rows(snapshot, inputs)
         prepared = to_inputs(inputs, self.device)
         if snapshot.mean is not None and snapshot.scale is not None:
             prepared = standardized(prepared, snapshot.mean, snapshot.scale)
-        labels, probabilities = self._evaluate(snapshot.weights, prepared)
-        return labels.cpu(), probabilities.cpu()
+        labels, answers = self._evaluate(snapshot.weights, prepared)
+        return self._restored(snapshot, labels, answers)
+
+    def _restored(
+        self, snapshot: Snapshot, labels: Tensor, answers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return answers on the host, in the unit of the numbers that were sent."""
+        if snapshot.unit is not None:
+            assert isinstance(self._loss, Gaussian | Pinball), "numbers have a loss of numbers"
+            labels = restored(labels[:, None], snapshot.unit, has_deviation=False)[:, 0]
+            answers = restored(answers, snapshot.unit, self._loss.has_deviation)
+        return labels.cpu(), answers.cpu()
 
     def _of_rows(self, snapshot: Snapshot, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the answers for rows; a missing number is the mean of its column."""
@@ -102,9 +122,10 @@ class Evaluator:
             dense = standardized(dense, snapshot.mean, snapshot.scale)
         dense = completed(dense, width)
         if snapshot.table is None:
-            labels, probabilities = self._evaluate(snapshot.weights, dense)
+            labels, answers = self._evaluate(snapshot.weights, dense)
         else:
             keyed = encoded.rows, encoded.keys, encoded.values
-            probabilities = snapshot.table.predict(dense, *keyed)
-            labels = probabilities.argmax(dim=1)
-        return labels.cpu(), probabilities[:, : len(schema.labels)].cpu()
+            labels, answers = snapshot.table.predict(dense, *keyed)
+        if snapshot.unit is None:
+            answers = answers[:, : len(schema.labels)]
+        return self._restored(snapshot, labels, answers)

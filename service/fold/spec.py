@@ -6,6 +6,8 @@ Settings and the command line read this module, so it imports neither torch nor 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from service.fold.task import Task
+
 SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
 """The plain optimizers, with the learning rates of shadows that name none."""
 OPTIMIZERS = ("pool", "funnel", *SHADOW_LR)
@@ -56,6 +58,14 @@ class Spec:
     With a schema, ``features`` and ``classes`` are 0: they grow."""
     table_bits: int = 0
     """2^table_bits slots for the keys of categories; 0 without rows, or for none."""
+    task: str = "multiclass"
+    """What is predicted, as `service.fold.task.Task` parses it. Where labels are numbers, there are
+    0 classes."""
+
+    @property
+    def predicts(self) -> Task:
+        """What is predicted."""
+        return Task.parse(self.task)
 
     @property
     def size(self) -> Size:
@@ -68,10 +78,13 @@ class Spec:
         return None if self.schema else (self.features, self.classes)
 
     def fields(self) -> dict[str, Any]:
-        """Return the spec as JSON shows it. Dense features have no schema, and show none."""
+        """Return the spec as JSON shows it. Dense features have no schema, and show none; nor is
+        a task shown that earlier versions did not have."""
         found = asdict(self)
         if not self.schema:
             del found["schema"], found["table_bits"]
+        if self.task == "multiclass":
+            del found["task"]
         return found
 
     @classmethod

@@ -18,6 +18,7 @@ from service.fold.schema.kinds import Kind
 from service.fold.schema.schema import Schema
 from service.fold.spec import Hyperparameters, Shadow, Size, Spec
 from service.fold.standardizer import Standardizer
+from service.fold.target import Target
 from service.log.position import Position
 
 SERVED = "served"
@@ -38,9 +39,8 @@ def active_of(schema: Schema) -> int:
 def size_of(schema: Schema) -> Size:
     """Return how large the learners of rows with a schema are."""
     labels = len(schema.labels)
-    return Size(
-        _room(schema.width, LEAST_FEATURES), _room(labels, LEAST_CLASSES), active_of(schema), labels
-    )
+    room = 0 if schema.numeric_labels else _room(labels, LEAST_CLASSES)
+    return Size(_room(schema.width, LEAST_FEATURES), room, active_of(schema), labels)
 
 
 def _room(needed: int, least: int) -> int:
@@ -79,6 +79,8 @@ class State:
         width = self.schema.width if spec.schema else spec.features
         self.standardizer = Standardizer(width, device)
         self.guard = LossGuard(device)
+        self.target = Target(device) if spec.predicts.is_numeric else None
+        """The unit of the numbers that are predicted; None for classes."""
         self.version = 0
         """Batches folded in."""
         self.examples = 0
@@ -201,6 +203,8 @@ class State:
     def shared(self) -> dict[str, Tensor]:
         """Return the tensors that belong to no learner, by name, the tensors themselves."""
         named = {f"standardizer.{k}": v for k, v in self.standardizer.tensors().items()}
+        if self.target is not None:
+            named |= {f"target.{k}": v for k, v in self.target.tensors().items()}
         return named | {f"guard.{k}": v for k, v in self.guard.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:

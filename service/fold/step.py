@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from funnel.graphs.execution import Execution
-from funnel.pool.pool import Decision
+from funnel.pool.loss import Gaussian, Pinball
+from funnel.pool.pool import Decision, Scored
 from funnel.pool.sparse import Inputs
 from service.fold.inputs import Upload, completed, filled, holds_bytes, labelled, scaled
 from service.fold.learner import Entries, Learner, with_entries
@@ -41,7 +42,7 @@ class Observed(NamedTuple):
     accuracy: Tensor
     """Accuracy of the predictions, 0-dim, in [0, 1]."""
     loss: Tensor
-    """Mean cross-entropy, 0-dim, in nats."""
+    """Mean loss (see `judged`), 0-dim."""
     prepared: Tensor
     """The dense inputs of the learners, fp32 [n, d]."""
     decision: Decision
@@ -131,6 +132,10 @@ class Fold:
                 inputs, labels, weights = self._upload(batch)
                 if state.spec.standardize and state.examples == 0:
                     state.standardizer.start(inputs)
+                if state.target is not None:
+                    labels = labels.float()
+                    if state.examples == 0:
+                        state.target.start(labels)
                 keep, accuracy, loss = self._learn(inputs, labels, weights)
             state.version += 1
             state.examples += len(batch)
@@ -181,6 +186,8 @@ class Fold:
             dense = filled(dense, state.standardizer)
             state.standardizer.start_blank(dense)
         labels = torch.from_numpy(encoded.labels).to(state.device)
+        if state.target is not None:
+            state.target.start_blank(labels)
         weights = None
         if encoded.weights is not None:
             weights = torch.from_numpy(encoded.weights).to(state.device)
@@ -212,10 +219,13 @@ class Fold:
         Args:
             passes: through the learners.
             inputs: fp32 [n, d].
-            labels: int64 [n].
+            labels: [n], classes, int64, or numbers, fp32.
             importance: weights of the examples, fp32 [n]; None for 1.
             entries: the keys of rows as inputs, by learner; None for dense features.
         """
+        target, numbers = self.state.target, labels
+        if target is not None:
+            labels = target.scaled(numbers)
         on_host, learners = self.execution.on_host, passes.learners
         of = entries or {}
         own = of.get(SERVED)
@@ -231,6 +241,8 @@ class Fold:
             learns, decision = shadow(prepared, labels, importance, keep, finite)
             if not on_host or learns:
                 learners[name].update(prepared, labels, decision)
+        if target is not None:
+            target.update(numbers, keep)
         return Outcome(keep, accuracy, loss)
 
     def _seed(self) -> None:
@@ -259,7 +271,10 @@ class Passes:
         self.shadows: dict[
             str, Callable[[Inputs, Tensor, Tensor | None, Tensor, Tensor], Shadowed]
         ] = {
-            name: part(partial(observe_shadow, shadow), shadow.tensors().values())
+            name: part(
+                partial(observe_shadow, state, shadow),
+                [*state.shared().values(), *shadow.tensors().values()],
+            )
             for name, shadow in learners.items()
             if name != SERVED
         }
@@ -279,7 +294,7 @@ def observe(
         state: its standardizer and guard.
         served: the served learner, or its part for the keys that the batch touches.
         inputs: fp32 [n, d]; the numbers of rows may be fewer than the learner has room for.
-        labels: int64 [n].
+        labels: [n], classes, int64, or standardized numbers, fp32.
         importance: weights of the examples, fp32 [n]; None for 1.
         entries: the keys of rows as inputs; None for dense features.
     """
@@ -289,18 +304,47 @@ def observe(
     if state.spec.schema:
         prepared = completed(prepared, state.size.features)
     batch = served.score(with_entries(prepared, entries), labels, importance)
-    scored, finite = batch.scored, batch.finite
-    loss, width = scored.losses.mean(), state.hyperparameters.loss_guard
+    finite = batch.finite
+    correct, losses = judged(state, served, batch.scored, labels)
+    loss, width = losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
-    correct = scored.labels == labels
-    served.scores.update(correct, scored.losses, labels, finite)
+    served.scores.update(correct, losses, _classes(labels), finite)
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
     decision = served.decide(batch, keep)
     return Observed(keep, finite, correct.float().mean(), loss, prepared, decision)
 
 
+def judged(state: State, learner: Learner, scored: Scored, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which predictions are right, bool [n], and their losses as they are shown, fp32 [n].
+
+    A class is right or wrong, and its loss is the cross-entropy in nats. A number is right if the
+    model is nearer to it than the mean of the numbers before (or their quantiles), and its loss is
+    the absolute error (or the pinball loss), in the unit of the numbers that were sent.
+
+    Args:
+        state: its target.
+        learner: whose loss it is.
+        scored: the batch.
+        labels: as it was scored.
+    """
+    if state.target is None:
+        return scored.labels == labels, scored.losses
+    loss = learner.pool.loss
+    assert isinstance(loss, Gaussian | Pinball), "numbers have a loss of numbers"
+    mine, floor = loss.distances(learner.pool.held, scored.answers, labels)
+    is_known = torch.isfinite(scored.losses)
+    mine = torch.where(is_known, mine, math.nan)
+    return mine < floor, mine * state.target.unit[1]
+
+
+def _classes(labels: Tensor) -> Tensor:
+    """Return labels as the scores count them; numbers are of one class."""
+    return labels if labels.dtype == torch.int64 else torch.zeros_like(labels, dtype=torch.int64)
+
+
 def observe_shadow(
+    state: State,
     shadow: Learner,
     prepared: Inputs,
     labels: Tensor,
@@ -311,9 +355,10 @@ def observe_shadow(
     """Score a batch with a shadow, and decide on it.
 
     Args:
+        state: its target.
         shadow: the learner.
         prepared: the inputs of the served model, fp32 [n, d]; the keys of rows are its own.
-        labels: int64 [n].
+        labels: [n], as for `observe`.
         importance: weights of the examples, fp32 [n]; None for 1.
         keep: whether the served model learns the batch, bool, 0-dim.
         scored: whether the served model scores the batch. If so, the shadow is scored too, and a
@@ -321,8 +366,8 @@ def observe_shadow(
     """
     batch = shadow.score(prepared, labels, importance)
     learns = batch.finite & keep
-    found = batch.scored.losses
-    correct = (batch.scored.labels == labels) & torch.isfinite(found)
+    is_right, found = judged(state, shadow, batch.scored, labels)
+    correct = is_right & torch.isfinite(found)
     losses = found.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
-    shadow.scores.update(correct, losses, labels, scored)
+    shadow.scores.update(correct, losses, _classes(labels), scored)
     return Shadowed(learns, shadow.decide(batch, learns))

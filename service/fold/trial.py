@@ -346,8 +346,8 @@ class Trial:
         found = [self._step(pool, k, batches[k]) for k in range(1, len(batches))]
         models = Experts(pool.models.unused, len(pool.experts), self.spec.features)
         with torch.inference_mode():
-            logits = models.logits(pool.parameters, pool.buffers, batches[0])
-            found.append(predicted(pool.mixing.log_weights, logits).clone())
+            outputs = models.outputs(pool.parameters, pool.buffers, batches[0])
+            found.append(predicted(pool.loss, {}, pool.mixing.log_weights, outputs).clone())
         return found + [tensor.clone() for tensor in pool.tensors().values()]
 
     @torch.no_grad()

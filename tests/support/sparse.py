@@ -70,7 +70,7 @@ def learn_sparse(table: Table, batch: SparseBatch, written_out: bool = False) ->
     features = pool.columns()["weight"].shape[2]
     found = compacted(inputs, features) if written_out else inputs
     scored = pool.score(found, batch.labels)
-    kept = scored._replace(probabilities=scored.probabilities.clone())
+    kept = scored._replace(answers=scored.answers.clone())
     pool.update(found, batch.labels, pool.decide(scored, KEEP))
     table.scatter(rows, pool)
     return kept

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from funnel.pool.backprop import expert_logits
+from funnel.pool.backprop import expert_outputs
+from funnel.pool.loss import Held, Loss
 from funnel.pool.pool import predicted
 from funnel.pool.sparse import arranged
 from funnel.pool.tables.index import KeyIndex, Keys, Numbers
@@ -29,18 +30,22 @@ class Published:
     """Weights of the rows, fp32 [CHUNK, K · out] each; the last may be shorter."""
     used: int
     """Number of rows."""
+    loss: Loss
+    """What the experts answer."""
+    held: Held
+    """What the loss had learned."""
     index: KeyIndex
     """Rows by key: it goes on learning, but only adds rows."""
 
     @torch.no_grad()
-    def logits(
+    def outputs(
         self,
         dense: Tensor,
         examples: npt.NDArray[np.integer],
         rows: Numbers,
         values: npt.NDArray[np.float32],
     ) -> Tensor:
-        """Return the logits of each expert, fp32 [K, n, classes].
+        """Return the outputs of each expert, such as logits, fp32 [K, n, out].
 
         Args:
             dense: fp32 [n, d].
@@ -54,9 +59,9 @@ class Published:
         weight = torch.cat([first.flatten(0, 1), self.columns(named)], dim=1)
         d = dense.shape[1]
         if not len(named):
-            return expert_logits(self.parameters, dense)
+            return expert_outputs(self.parameters, dense)
         inputs = arranged(dense, examples[known], columns + d, values[known], spare=d)
-        return expert_logits([weight.unflatten(0, first.shape[:2]), *others], inputs)
+        return expert_outputs([weight.unflatten(0, first.shape[:2]), *others], inputs)
 
     def predict(
         self,
@@ -64,8 +69,8 @@ class Published:
         examples: npt.NDArray[np.integer],
         keys: Keys,
         values: npt.NDArray[np.float32],
-    ) -> Tensor:
-        """Return the mixture's probabilities, fp32 [n, classes], always finite and in [0, 1].
+    ) -> tuple[Tensor, Tensor]:
+        """Return a label for each row, [n], and the mixture's answers, fp32 [n, A], always finite.
 
         Args:
             dense: fp32 [n, d].
@@ -73,8 +78,9 @@ class Published:
             keys: uint64 [e].
             values: fp32 [e].
         """
-        logits = self.logits(dense, examples, self.index.find(keys), values)
-        return predicted(self.log_weights, logits)
+        outputs = self.outputs(dense, examples, self.index.find(keys), values)
+        answers = predicted(self.loss, self.held, self.log_weights, outputs)
+        return self.loss.chosen(outputs, answers), answers
 
     def columns(self, rows: Numbers) -> Tensor:
         """Return the weights of ascending rows, [K · out, U]."""

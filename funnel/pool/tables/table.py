@@ -238,6 +238,8 @@ class Table:
             self.pool.mixing.log_weights.clone(),
             tuple(self._chunks),
             self.rows.used,
+            self.pool.loss,
+            {name: tensor.clone() for name, tensor in self.pool.held.items()},
             self.index,
         )
 

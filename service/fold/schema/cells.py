@@ -1,5 +1,6 @@
 """The values in rows, by column and type, whatever the chunks and the order of their columns."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -7,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from streams.rows.rows import Rows
 
@@ -111,6 +113,28 @@ def labels_of(rows: Rows) -> Cells:
     has = np.array([chunk.labels is not None for chunk in rows.chunks], np.bool_)
     labelled = np.flatnonzero(np.repeat(has, [len(chunk) for chunk in rows.chunks]))
     return Cells(pa.concat_arrays(found) if found else pa.array([], pa.string()), labelled)
+
+
+def label_numbers(labels: pa.StringArray) -> Floats:
+    """Return the numbers that labels are, float32 [n]; NaN for a text that is none, or not finite.
+
+    Args:
+        labels: canonical texts, [n].
+    """
+    try:
+        found = pc.cast(labels, pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        found = np.array([_number_in(text) for text in labels.to_pylist()], np.float64)
+    with np.errstate(over="ignore"):
+        numbers: Floats = found.astype(np.float32)
+    return np.where(np.isfinite(numbers), numbers, np.float32(np.nan))
+
+
+def _number_in(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _alike(rows: Rows) -> list[tuple[list[pa.RecordBatch], Indices]]:

@@ -14,6 +14,7 @@ from service.fold.schema.cells import (
     Indices,
     Numbers,
     cells_of,
+    label_numbers,
     labels_of,
 )
 from service.fold.schema.features import (
@@ -56,9 +57,9 @@ class Encoded:
     """float32 [m]: 1, and less for words."""
     columns: npt.NDArray[np.int16]
     """int16 [m], index of the column that each key is of; -1 for a cross."""
-    labels: Indices
+    labels: Indices | Floats
     """int64 [n], index into the schema's labels; -1 for a row without a label, and for a label that
-    the schema has no room for."""
+    the schema has no room for. Where labels are numbers, float32 [n], NaN for a row without."""
     missing: Indices
     """int64 [columns], missing values by column; values of a wrong kind are missing."""
     ignored: int
@@ -123,8 +124,13 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
     own = [feature.column for feature in schema.singles]
     of_fixed = np.array([*own, *[-1] * schema.pairs.shape[1]], np.int16)
     sparse, of_keys = _by_row(np.concatenate([single, crosses(schema, single)]), of_fixed, ragged)
-    labels, labelled = np.full(n, -1, np.int64), labels_of(rows)
-    labels[labelled.rows] = schema.codes(labelled.values)
+    labels: Indices | Floats = np.full(n, -1, np.int64)
+    labelled = labels_of(rows)
+    if schema.numeric_labels:
+        labels = np.full(n, np.nan, np.float32)
+        labels[labelled.rows] = label_numbers(labelled.values)
+    else:
+        labels[labelled.rows] = schema.codes(labelled.values)
     ignored = sum(
         (counts.of(c.rows) for name, own in found.items() if name not in schema.index for c in own),
         np.zeros(len(batches), np.int64),

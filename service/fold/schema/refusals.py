@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from service.fold.schema.cells import Cells, cells_of, is_number, labels_of
+from service.fold.schema.cells import Cells, cells_of, is_number, label_numbers, labels_of
 from service.fold.schema.kinds import Kind
 from service.fold.schema.values import Flags, numbers, texts, times, truths
 from streams.batch import InvalidBatchError
@@ -113,6 +113,24 @@ def check_labels(rows: Rows, known: Mapping[str, int], limit: int) -> None:
             f"unknown label {_short(name)}{_close(name, known)} {why}, or correct it",
             "labels",
             int(found.rows[found.values.index(name).as_py()]),
+        )
+
+
+def check_numeric_labels(rows: Rows) -> None:
+    """Check that every label is a number, for a model that predicts numbers.
+
+    Raises:
+        InvalidBatchError: the first label that float32 does not hold; its field is ``labels``.
+    """
+    found = labels_of(rows)
+    wrong = np.isnan(label_numbers(found.values))
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise InvalidBatchError(
+            f"the label {_short(found.values[place].as_py())} is no finite number that float32 "
+            "holds, and this model predicts numbers",
+            "labels",
+            int(found.rows[place]),
         )
 
 

@@ -22,7 +22,12 @@ from service.fold.schema.changes import (
 )
 from service.fold.schema.inference import infer
 from service.fold.schema.kinds import ColumnPolicy, Kind, LabelPolicy, Part
-from service.fold.schema.refusals import check_cells, check_labels, unknown_column
+from service.fold.schema.refusals import (
+    check_cells,
+    check_labels,
+    check_numeric_labels,
+    unknown_column,
+)
 from streams.rows.rows import Rows
 
 DENSE = (Kind.NUMBER, Kind.TIME)
@@ -91,6 +96,9 @@ class Schema:
     dense: tuple[int, ...] = ()
     """Indices of the columns that have a dense place, by place, in the order in which they became
     NUMBER or TIME. A column that gets another kind keeps its place, which is NaN from then on."""
+
+    numeric_labels: bool = False
+    """True if labels are numbers to predict, of which there is no list."""
 
     def __post_init__(self) -> None:
         if len(self.index) < len(self.columns) or len(self.label_index) < len(self.labels):
@@ -174,6 +182,8 @@ class Schema:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of the schema; checkpoints and cuts store it."""
         found: dict[str, Any] = _SCHEMA.dump_python(self, mode="json")
+        if not self.numeric_labels:  # earlier versions did not have it
+            del found["numeric_labels"]
         return found
 
     @classmethod
@@ -304,7 +314,9 @@ class Schema:
         if closed:
             unknown_column(rows, self.index)
         check_cells(rows, self._kinds)
-        if self.new_labels is not LabelPolicy.OTHER:
+        if self.numeric_labels:
+            check_numeric_labels(rows)
+        elif self.new_labels is not LabelPolicy.OTHER:
             limit = self.max_classes if self.new_labels is LabelPolicy.GROW else 0
             check_labels(rows, self.label_index, limit)
 
@@ -330,7 +342,7 @@ class Schema:
         return min(MAX_LATE - late, self.max_columns - len(self.columns))
 
     def _new_labels(self, rows: Rows) -> tuple[str, ...]:
-        if self.new_labels is LabelPolicy.REJECT:
+        if self.numeric_labels or self.new_labels is LabelPolicy.REJECT:
             return ()
         seen = labels_of(rows).values.unique().to_pylist()
         new = [name for name in seen if name not in self.label_index]

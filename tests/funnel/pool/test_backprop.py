@@ -23,7 +23,7 @@ def test_logits_losses_and_gradients_are_autograds(hidden: tuple[int, ...], n: i
     gradients = torch.autograd.grad(losses.mean(), parameters)
     with torch.no_grad():
         mine = differentiate_experts([p[None] for p in parameters], inputs, labels)
-    torch.testing.assert_close(mine.probabilities[0], expected.detach().softmax(dim=1))
+    torch.testing.assert_close(mine.answers[0], expected.detach().softmax(dim=1))
     torch.testing.assert_close(mine.losses[0], losses.detach())
     for ours, theirs in zip(mine.gradients, gradients, strict=True):
         torch.testing.assert_close(ours[0], theirs)

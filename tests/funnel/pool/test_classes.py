@@ -49,7 +49,7 @@ def test_a_closed_class_gets_no_probability_gradient_or_state(
     for seed in range(40):
         inputs, labels = batch(seed)
         scored = pool.score(inputs, labels)
-        assert (scored.probabilities[:, OPEN:] == 0.0).all()
+        assert (scored.answers[:, OPEN:] == 0.0).all()
         assert all((gradient[:, OPEN:] == 0.0).all() for gradient in scored.gradients[-2:])
         pool.update(inputs, labels, pool.decide(scored, KEEP))
     assert (pool.predict(batch(99)[0])[:, OPEN:] == 0.0).all()

@@ -45,7 +45,7 @@ def batch(seed: int, n: int = 20) -> tuple[Tensor, Tensor]:
 def learn(pool: Pool, inputs: Tensor, labels: Tensor, importance: Tensor | None = None) -> Tensor:
     scored = pool.score(inputs, labels, importance)
     pool.update(inputs, labels, pool.decide(scored, KEEP))
-    return scored.probabilities
+    return scored.answers
 
 
 def assert_equal(one: Pool, other: Pool) -> None:

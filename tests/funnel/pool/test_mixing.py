@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from funnel.pool.loss import CROSS_ENTROPY
 from funnel.pool.mixing import (
     RATE_SWITCH_RATE,
     SWITCH_RATES,
@@ -166,6 +167,6 @@ def test_a_prediction_is_a_probability_however_the_weights_are_rounded() -> None
     for _ in range(200):
         log_weights = torch.randn(6, generator=generator).log_softmax(dim=0)
         most = max(most, float(mixed(log_weights, logits.softmax(dim=-1), healthy).max()))
-        shown = predicted(log_weights, logits)
+        shown = predicted(CROSS_ENTROPY, {}, log_weights, logits)
         assert 0.0 <= float(shown.min()) <= float(shown.max()) <= 1.0
     assert most > 1.0, "no weights were rounded up"

@@ -96,7 +96,7 @@ def test_a_pool_of_one_is_the_single_funnel_bit_for_bit(name: str, expert: Exper
         assert torch.equal(tensor.flatten(), expected[key].flatten()), key
     inputs = torch.randn(5, FEATURES)
     with torch.no_grad():
-        logits = pool.models.logits(pool.parameters, pool.buffers, inputs)[0]
+        logits = pool.models.outputs(pool.parameters, pool.buffers, inputs)[0]
     assert torch.equal(pool.predict(inputs), logits.softmax(dim=1))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from funnel import Pool
+from funnel.pool.loss import CROSS_ENTROPY
 from funnel.pool.pool import predicted
 from tests.funnel.pool.trained_pool import EXPERTS, KEEP, batch, learn, trained
 
@@ -27,7 +28,7 @@ def test_the_mixture_goes_on_without_those_and_they_restart_from_the_best(
         parameter[victims] = poison
     others = [k for k in range(4) if k not in victims]
     inputs, _ = batch(50)
-    logits = pool.models.logits(pool.parameters, pool.buffers, inputs)
+    logits = pool.models.outputs(pool.parameters, pool.buffers, inputs)
     counts = logits.softmax(dim=-1).isfinite().all(dim=-1)
     assert counts[others].all()
     assert not counts[victims].all()
@@ -51,10 +52,10 @@ def test_the_mixture_goes_on_without_those_and_they_restart_from_the_best(
 def test_an_example_without_a_finite_answer_changes_no_other_answer() -> None:
     weights = torch.tensor([0.6, 0.3, 0.1]).log()
     logits = torch.randn(3, 20, 5, generator=torch.Generator().manual_seed(0))
-    expected = predicted(weights, logits)
+    expected = predicted(CROSS_ENTROPY, {}, weights, logits)
     logits[0, 3, 1] = torch.nan
     logits[:, 7] = torch.inf
-    found = predicted(weights, logits)
+    found = predicted(CROSS_ENTROPY, {}, weights, logits)
     others = [k for k in range(20) if k not in (3, 7)]
     assert torch.equal(found[others], expected[others])
     torch.testing.assert_close(found[3], torch.tensor([0.75, 0.25]) @ logits[1:, 3].softmax(-1))
@@ -98,7 +99,7 @@ def test_a_batch_at_which_all_diverge_or_that_is_held_back_changes_nothing(keep:
         inputs[0, 0] = torch.nan
     before = everything(pool)
     seen = pool.score(inputs, labels)
-    assert seen.probabilities.isfinite().all()
+    assert seen.answers.isfinite().all()
     assert seen.losses.isfinite().all() != keep
     pool.update(inputs, labels, pool.decide(seen, torch.tensor(keep)))
     counted = {k for k, v in pool.tensors().items() if k.endswith("nonfinite")}
@@ -127,7 +128,9 @@ def test_one_that_has_diverged_draws_nobody_along_while_batches_are_held_back() 
 
 def test_predictions_of_no_healthy_expert_are_uniform() -> None:
     logits = torch.full((4, 5, 3), torch.nan)
-    assert torch.equal(predicted(torch.zeros(4), logits), torch.full((5, 3), 1 / 3))
+    assert torch.equal(
+        predicted(CROSS_ENTROPY, {}, torch.zeros(4), logits), torch.full((5, 3), 1 / 3)
+    )
 
 
 def test_one_wild_batch_does_not_end_the_pool() -> None:

@@ -84,7 +84,7 @@ def test_at_all_visits_sparse_is_dense_bit_for_bit(
         inputs = torch.from_numpy(batch.values).view(-1, width)[:, order]
         inputs = torch.cat([batch.dense, inputs], dim=1)
         scored = dense.score(inputs, batch.labels)
-        assert torch.equal(found.probabilities, scored.probabilities)
+        assert torch.equal(found.answers, scored.answers)
         dense.update(inputs, batch.labels, dense.decide(scored, KEEP))
     for name, tensor in sparse.rows.named().items():
         mine = dense.columns()[name]

@@ -33,7 +33,7 @@ def trained(hidden: bool = False, on_host: bool = True) -> Pool:
 
 def learn(pool: Pool, seed: int) -> Tensor:
     seen = pool.score(*batch(seed))
-    assert seen.probabilities.isfinite().all()
+    assert seen.answers.isfinite().all()
     decision = pool.decide(seen, KEEP)
     pool.update(*batch(seed), decision)
     return decision.factor.isnan()

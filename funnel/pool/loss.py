@@ -1,0 +1,500 @@
+"""Losses: what the experts of a pool answer, how an answer is judged, and how answers are mixed.
+
+A loss is a value without state; what it has learned about the stream is in tensors that the pool
+holds for it (`Loss.fresh`). Every method is a function of tensors without a host read, and can be
+traced. A model's outputs come as [K, out, n], examples last, as `funnel.pool.backprop` keeps them.
+
+| loss | outputs | an answer |
+|---|---|---|
+| `CrossEntropy` | a logit for each class | probabilities of the classes |
+| `Binary` | one | probabilities of two classes |
+| `Gaussian` | one | mean and standard deviation of a number |
+| `Pinball` | one for each quantile | the quantiles of a number, ascending |
+
+Experts are weighed by their losses in Fixed Share (`funnel.pool.mixing`), whose bound holds for
+losses that are -log of a probability or density, so of the first three. The pinball loss is convex:
+the loss of a mean of answers is at most the mean of their losses, and the weights are those of
+exponential weighting [N. Littlestone, M. K. Warmuth, 'The weighted majority algorithm', 1994].
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from funnel.pool import mixing
+from funnel.tensorlists import weighted
+
+Held = Mapping[str, Tensor]
+"""What a loss has learned about a stream, by name."""
+
+HUBER = 3.0
+"""Standard deviations at which an error begins to count linearly."""
+MEMORY = 300.0
+"""Examples that running means of errors remember."""
+LEAST_DEVIATION = 1e-3
+"""Least standard deviation of an answer, in standardized units."""
+SOFTNESS = 0.05
+"""Width over which the slope of the pinball loss turns, in standardized units."""
+
+
+class Judged(NamedTuple):
+    """A batch of n examples, judged for K experts."""
+
+    answers: Tensor
+    """[K, A, n]."""
+    losses: Tensor
+    """[K, n]."""
+    error: Tensor
+    """Gradients of the mean loss by the outputs, [K, out, n]."""
+    summary: Tensor | None
+    """What `Loss.learn` takes; None for a loss that learns nothing."""
+
+
+class Loss(Protocol):
+    """What experts answer, how it is judged, and how answers are mixed."""
+
+    def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
+        """Return what the loss has learned before the first batch, by name."""
+        ...
+
+    def judge(
+        self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
+    ) -> Judged:
+        """Judge a batch.
+
+        Args:
+            held: what the loss has learned.
+            outputs: [K, out, n]; they may be overwritten.
+            labels: [n], int64 for classes, fp32 for numbers.
+            importance: weights of the examples, fp32 [n]; None for 1. Losses are not weighted.
+        """
+        ...
+
+    def targets(self, labels: Tensor, outputs: int) -> Tensor:
+        """Return labels [n] as `error_` takes them, fp32 [outputs, n] or [1, n]."""
+        ...
+
+    def error_(self, held: Held, outputs: Tensor, targets: Tensor, own: slice) -> Tensor:
+        """Return the gradient of each example's loss by the outputs of some experts.
+
+        Args:
+            held: what the loss has learned.
+            outputs: [own, out, n]; they are overwritten.
+            targets: as `targets` returned them.
+            own: which experts.
+        """
+        ...
+
+    def answers(self, held: Held, outputs: Tensor) -> Tensor:
+        """Return the answers of K experts, [K, n, A], from outputs [K, n, out]."""
+        ...
+
+    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
+        """Return the mixture's answers, [n, A], always finite.
+
+        Args:
+            log_weights: [K].
+            answers: [K, n, A], of any values where an expert is not healthy.
+            healthy: bool [K], or [K, n].
+        """
+        ...
+
+    def mixed_losses(
+        self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
+        labels: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Return the losses of the mixture, [n]; infinite if no expert is healthy.
+
+        Args:
+            log_weights: [K].
+            losses: of the experts, [K, n].
+            healthy: bool [K].
+            mixed: the mixture's answers, [n, A].
+            held: what the loss has learned.
+            labels: [n].
+        """
+        ...
+
+    def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
+        """Return one label for each example: int64 classes, or fp32 numbers, [n].
+
+        Args:
+            outputs: of the experts, [K, n, out].
+            mixed: the mixture's answers, [n, A].
+        """
+        ...
+
+    def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
+        """Return the loss of a model that knows nothing, of each example [n] or of all.
+
+        Args:
+            held: what the loss has learned.
+            labels: [n].
+            log_classes: log C of the classes that are open, in nats, if there are classes.
+        """
+        ...
+
+    def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
+        """Learn from a batch, in place.
+
+        Args:
+            held: what the loss has learned.
+            summary: as `judge` returned it.
+            n: number of examples, or the sum of their weights.
+            learned: which experts learn the batch, bool [K].
+        """
+        ...
+
+
+class NumericLoss(Loss, Protocol):
+    """A loss of standardized numbers."""
+
+    has_deviation: bool
+    """True if the last column of an answer is a standard deviation."""
+
+    def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far off answers are, and how far off those of a model that knows nothing.
+
+        Args:
+            held: what the loss has learned.
+            mixed: answers, [n, A].
+            labels: [n].
+
+        Returns:
+            Two tensors [n], not below 0, in standardized units.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-log of the probability of the label, in nats; probabilities are the softmax of logits."""
+
+    def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
+        """Return nothing: the loss learns nothing."""
+        return {}
+
+    def judge(
+        self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
+    ) -> Judged:
+        """See `Loss.judge`."""
+        log_odds = outputs.log_softmax(dim=1)
+        losses = -log_odds.gather(1, labels.expand(len(log_odds), 1, -1))[:, 0]
+        probabilities = log_odds.exp_()
+        error = probabilities.clone().sub_(one_hot(labels, probabilities.shape[1]))
+        return Judged(probabilities, losses, error.div_(len(labels)), None)
+
+    def targets(self, labels: Tensor, outputs: int) -> Tensor:
+        """Return the labels as probabilities of 0 and 1."""
+        return one_hot(labels, outputs)
+
+    def error_(self, held: Held, outputs: Tensor, targets: Tensor, own: slice) -> Tensor:
+        """See `Loss.error_`."""
+        return outputs.softmax(dim=1).sub_(targets)
+
+    def answers(self, held: Held, outputs: Tensor) -> Tensor:
+        """See `Loss.answers`."""
+        return outputs.softmax(dim=-1)
+
+    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
+        """See `Loss.mixed`; probabilities are uniform where no expert is healthy."""
+        if healthy.dim() == 1:
+            return mixing.mixed(log_weights, answers, healthy)
+        return mixing.mixed_each(log_weights, answers, healthy).clamp(max=1.0)  # rounded weights
+
+    def mixed_losses(
+        self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
+        labels: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """See `Loss.mixed_losses`."""
+        return mixing.mixed_losses(log_weights, losses, healthy)
+
+    def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
+        """See `Loss.chosen`. A single expert's probabilities may be equal where its logits are
+        not."""
+        return (outputs[0] if len(outputs) == 1 else mixed).argmax(dim=1)
+
+    def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
+        """Return log C: every class is as likely."""
+        return log_classes
+
+    def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
+        """Learn nothing."""
+
+
+class Binary(CrossEntropy):
+    """Cross-entropy of two classes from one output u, as the softmax of (-u, u).
+
+    A softmax of two logits that start equal keeps them opposite for ever. One of the two, with the
+    gradient by it alone, is half the memory and work, and takes the same steps up to rounding.
+    """
+
+    def judge(
+        self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
+    ) -> Judged:
+        """See `Loss.judge`."""
+        found = super().judge(held, torch.cat([-outputs, outputs], dim=1), labels)
+        return found._replace(error=found.error[:, 1:].contiguous())
+
+    def targets(self, labels: Tensor, outputs: int) -> Tensor:
+        """Return the labels 0 and 1, fp32 [1, n]."""
+        return labels[None].float()
+
+    def error_(self, held: Held, outputs: Tensor, targets: Tensor, own: slice) -> Tensor:
+        """See `Loss.error_`."""
+        return outputs.mul_(2.0).sigmoid_().sub_(targets)
+
+    def answers(self, held: Held, outputs: Tensor) -> Tensor:
+        """See `Loss.answers`."""
+        return torch.cat([-outputs, outputs], dim=-1).softmax(dim=-1)
+
+    def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
+        """See `Loss.chosen`."""
+        return (outputs[0, :, 0] > 0).long() if len(outputs) == 1 else mixed.argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """-log of a normal density around the output, in nats, for standardized numbers.
+
+    Each expert has a running standard deviation σ of its errors, of at least LEAST_DEVIATION. An
+    error beyond HUBER σ counts linearly [P. Huber, 'Robust estimation of a location parameter',
+    1964], so that a wild number moves an expert no further than one at HUBER σ. The gradient is the
+    error itself, within ± HUBER σ: that of σ² times the loss.
+
+    It learns ``mean``, [1], of the numbers; ``variance``, [K + 1], of the experts' errors and,
+    last, of the numbers around their mean; and ``seen``, 0-dim, the examples behind them.
+    """
+
+    has_deviation: ClassVar[bool] = True
+
+    def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return absolute errors of the mean; see `NumericLoss.distances`."""
+        return (mixed[:, 0] - labels).abs(), (held["mean"] - labels).abs()
+
+    def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
+        """See `Loss.fresh`: numbers are standardized, so mean 0 and variance 1."""
+        return {
+            "mean": torch.zeros(1, device=device),
+            "variance": torch.ones(experts + 1, device=device),
+            "seen": torch.zeros((), device=device),
+        }
+
+    def judge(
+        self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
+    ) -> Judged:
+        """See `Loss.judge`."""
+        deviation = held["variance"].sqrt()[:-1, None, None]
+        error = outputs - labels
+        losses = _gaussian(error / deviation, deviation)[:, 0]
+        answers = torch.cat([outputs, deviation.expand_as(outputs)], dim=1)
+        bound = HUBER * deviation
+        clipped = error.clamp(-bound, bound)
+        around = (labels - held["mean"]).clamp(*_range(held["variance"][-1]))
+        squares = torch.cat([clipped[:, 0].square(), around.square()[None]])
+        summary = _means(torch.cat([squares, labels[None]]), importance)
+        return Judged(answers, losses, clipped.div_(len(labels)), summary)
+
+    def targets(self, labels: Tensor, outputs: int) -> Tensor:
+        """Return the numbers, fp32 [1, n]."""
+        return labels[None]
+
+    def error_(self, held: Held, outputs: Tensor, targets: Tensor, own: slice) -> Tensor:
+        """See `Loss.error_`."""
+        bound = HUBER * held["variance"][:-1].sqrt()[own, None, None]
+        return outputs.sub_(targets).clamp_(-bound, bound)
+
+    def answers(self, held: Held, outputs: Tensor) -> Tensor:
+        """See `Loss.answers`: mean and standard deviation."""
+        deviation = held["variance"][:-1].sqrt()[:, None, None]
+        return torch.cat([outputs, deviation.expand_as(outputs)], dim=-1)
+
+    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
+        """See `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1 where
+        no expert is healthy."""
+        if len(answers) == 1:
+            whole = healthy[0, :, None] if healthy.dim() == 2 else healthy[0]
+            return torch.where(whole, answers[0], answers.new_tensor([0.0, 1.0]))
+        weights, known = _among(log_weights, answers, healthy)
+        mean, deviation = known.unbind(dim=-1)
+        center = (weights * mean).sum(dim=0)
+        spread = (weights * (deviation.square() + (mean - center).square())).sum(dim=0)
+        found = torch.stack([center, spread.sqrt()], dim=-1)
+        return torch.where(weights.sum(dim=0)[..., None] > 0.0, found, found.new_tensor([0.0, 1.0]))
+
+    def mixed_losses(
+        self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
+        labels: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """See `Loss.mixed_losses`."""
+        return mixing.mixed_losses(log_weights, losses, healthy)
+
+    def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
+        """See `Loss.chosen`: the mean."""
+        return mixed[:, 0]
+
+    def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
+        """Return the losses of the normal distribution of all numbers so far, [n]."""
+        deviation = held["variance"][-1].sqrt()
+        return _gaussian((labels - held["mean"]) / deviation, deviation)
+
+    def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
+        """See `Loss.learn`."""
+        assert summary is not None, "a summary of the errors is needed"
+        rate = _rate(held["seen"], n) * learned.any()
+        each = torch.cat([learned, learned.any()[None]])
+        variance = held["variance"].lerp(summary[:-1], rate).clamp_(min=LEAST_DEVIATION**2)
+        held["variance"].copy_(torch.where(each, variance, held["variance"]))
+        held["mean"].lerp_(summary[-1:], rate)
+        held["seen"].add_(n * learned.any())
+
+
+@dataclass(frozen=True)
+class Pinball:
+    """The mean over quantiles of the pinball loss, for standardized numbers.
+
+    An output q for the quantile τ loses max(τ (y - q), (τ - 1) (y - q)) [R. Koenker, G. Bassett,
+    'Regression quantiles', Econometrica 46, 1978]; its slope turns within SOFTNESS. Answers are
+    the outputs in ascending order, which loses no more than the outputs as they are
+    [V. Chernozhukov, I. Fernández-Val, A. Galichon, 'Quantile and probability curves without
+    crossing', Econometrica 78, 2010]. Losses are in units of the mean loss of the quantiles of all
+    numbers so far, so that a model that knows nothing loses about 1.
+
+    It learns ``floor``, [Q], these quantiles; ``unit``, 0-dim, their mean loss; and ``seen``,
+    0-dim, the examples behind them.
+    """
+
+    quantiles: tuple[float, ...]
+    """Ascending, each within (0, 1)."""
+    has_deviation: ClassVar[bool] = False
+
+    def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pinball losses; see `NumericLoss.distances`."""
+        return self.pinball(mixed.mT, labels), self.pinball(held["floor"][:, None], labels)
+
+    def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
+        """See `Loss.fresh`: the quantiles of a normal distribution."""
+        levels = torch.tensor(self.quantiles, dtype=torch.float64)
+        return {
+            "floor": torch.special.ndtri(levels).float().to(device),
+            "unit": torch.full((), 0.3, device=device),
+            "seen": torch.zeros((), device=device),
+        }
+
+    def _levels(self, like: Tensor) -> Tensor:
+        return like.new_tensor(self.quantiles)
+
+    def pinball(self, answers: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over quantiles of the losses, [..., n], of answers [..., Q, n]."""
+        missed = labels - answers
+        levels = self._levels(answers)[:, None]
+        return torch.maximum(levels * missed, (levels - 1.0) * missed).mean(dim=-2)
+
+    def judge(
+        self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
+    ) -> Judged:
+        """See `Loss.judge`."""
+        answers = outputs.sort(dim=1).values
+        losses = self.pinball(answers, labels) / held["unit"]
+        floor = held["floor"][:, None]
+        below = self._levels(labels)[:, None] - (labels < floor).float()
+        mine = self.pinball(floor, labels)[None]
+        summary = _means(torch.cat([below, mine]), importance)
+        error = self.error_(held, outputs.clone(), labels[None], slice(None))
+        return Judged(answers, losses, error.div_(len(labels)), summary)
+
+    def targets(self, labels: Tensor, outputs: int) -> Tensor:
+        """Return the numbers, fp32 [1, n]."""
+        return labels[None]
+
+    def error_(self, held: Held, outputs: Tensor, targets: Tensor, own: slice) -> Tensor:
+        """See `Loss.error_`."""
+        levels = self._levels(outputs)[:, None]
+        return outputs.sub_(targets).div_(SOFTNESS).sigmoid_().sub_(levels)
+
+    def answers(self, held: Held, outputs: Tensor) -> Tensor:
+        """See `Loss.answers`."""
+        return outputs.sort(dim=-1).values
+
+    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
+        """See `Loss.mixed`: weighted means, which ascend as the answers do; 0 where no expert is
+        healthy."""
+        if len(answers) == 1:
+            whole = healthy[0, :, None] if healthy.dim() == 2 else healthy[0]
+            return torch.where(whole, answers[0], 0.0)
+        weights, known = _among(log_weights, answers, healthy)
+        return (weights[..., None] * known).sum(dim=0)
+
+    def mixed_losses(
+        self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
+        labels: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """See `Loss.mixed_losses`."""
+        found = self.pinball(mixed.mT, labels) / held["unit"]
+        return torch.where(healthy.any(), found, math.inf)
+
+    def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
+        """See `Loss.chosen`: the middle quantile."""
+        return mixed[:, len(self.quantiles) // 2]
+
+    def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
+        """Return the losses of the quantiles of all numbers so far, [n]."""
+        return self.pinball(held["floor"][:, None], labels) / held["unit"]
+
+    def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
+        """See `Loss.learn`."""
+        assert summary is not None, "a summary of the errors is needed"
+        rate = _rate(held["seen"], n) * learned.any()
+        moved = held["floor"] + 2.0 * rate * summary[:-1]
+        held["floor"].copy_(moved.sort().values)
+        held["unit"].lerp_(summary[-1].clamp(min=LEAST_DEVIATION), rate)
+        held["seen"].add_(n * learned.any())
+
+
+CROSS_ENTROPY = CrossEntropy()
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Return labels [n] as probabilities of 0 and 1, fp32 [classes, n]."""
+    targets = torch.zeros(classes, len(labels), device=labels.device)
+    return targets.scatter_(0, labels[None], 1.0)
+
+
+def _gaussian(z: Tensor, deviation: Tensor) -> Tensor:
+    """Return -log density of numbers z = e / σ, whose tails are exponential beyond HUBER."""
+    size = z.abs()
+    tail = HUBER * (size - 0.5 * HUBER)
+    return torch.where(size <= HUBER, 0.5 * z.square(), tail) + deviation.log() + _HALF_LOG_TAU
+
+
+_HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
+
+
+def _range(variance: Tensor) -> tuple[Tensor, Tensor]:
+    bound = HUBER * variance.sqrt()
+    return -bound, bound
+
+
+def _means(values: Tensor, importance: Tensor | None) -> Tensor:
+    """Return the weighted means over examples of values [m, n], fp32 [m]; 0 without weight."""
+    if importance is None:
+        return values.mean(dim=-1)
+    return weighted(values, importance).sum(dim=-1) / importance.sum().clamp(min=1e-12)
+
+
+def _rate(seen: Tensor, n: Tensor | float) -> Tensor:
+    """Return the weight of a batch in running means: plain averages up to MEMORY examples."""
+    return n / (seen.clamp(max=MEMORY) + n).clamp(min=1.0)
+
+
+def _among(log_weights: Tensor, answers: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights of the healthy experts, [K, 1] or [K, n], summing to 1 or, where none is
+    healthy, to 0; and answers [K, n, A] with 0 for the others."""
+    each = healthy if healthy.dim() == 2 else healthy[:, None]
+    weights = torch.where(each, log_weights.softmax(dim=0)[:, None], 0.0)
+    weights = weights / weights.sum(dim=0).clamp(min=1e-30)
+    return weights, torch.where(each[..., None], answers, 0.0)
