@@ -95,8 +95,10 @@ class Model:
 
     @property
     def classes(self) -> int:
-        """Number of classes of an answer."""
-        shape = self.spec.shape
+        """Numbers in an answer: the probabilities of the classes, or mean and deviation."""
+        shape, task = self.spec.shape, self.spec.predicts
+        if task.is_numeric:
+            return max(2, len(task.quantiles))
         return len(self.schema.labels) if shape is None else shape[1]
 
     @property
@@ -140,6 +142,15 @@ def build_state(settings: Settings) -> State:
     if spec.schema and spec.model not in BUILT_IN:
         raise ModelError(
             f"model {spec.model!r} takes dense features; a model of rows is {' or '.join(BUILT_IN)}"
+        )
+    if spec.task != "multiclass" and spec.model not in BUILT_IN:
+        raise ModelError(
+            f"model {spec.model!r} predicts classes (FUNNEL_TASK=multiclass); for the task "
+            f"{spec.task} choose {' or '.join(BUILT_IN)}"
+        )
+    if spec.task == "binary" and not spec.schema and spec.classes != 2:
+        raise ModelError(
+            f"FUNNEL_TASK=binary is for two classes: set FUNNEL_CLASSES=2, not {spec.classes}"
         )
     if spec.table_bits and device.type != "cpu":
         if settings.device != "auto":

@@ -26,8 +26,8 @@ PART_SECONDS = 0.05
 LEAST_ROWS = 16
 """Rows of the smallest part, unless memory bounds it further."""
 
-Answers = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
-"""Labels [n] and probabilities [n, classes]."""
+Answers = tuple[npt.NDArray[np.int64 | np.float32], npt.NDArray[np.float32]]
+"""Labels [n], and answers [n, A] (see `service.fold.snapshot.Evaluator`)."""
 
 
 class NoPredictionError(FunnelError):
@@ -50,10 +50,11 @@ class PredictionFailed(FunnelError):
 class Prediction:
     """The answer to one request."""
 
-    labels: npt.NDArray[np.int64]
-    """[n]."""
+    labels: npt.NDArray[np.int64 | np.float32]
+    """Classes or numbers, [n]."""
     probabilities: npt.NDArray[np.float32]
-    """[n, classes]."""
+    """[n, classes]; where numbers are predicted, their mean and standard deviation, [n, 2], or
+    their quantiles, [n, Q]."""
     version: int
     names: tuple[str, ...] | None = None
     """Canonical texts of the classes, in the order of the probabilities; None if labels are their

@@ -5,6 +5,7 @@ import ipaddress
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Hyperparameters, Shadow, Spec
+from service.fold.task import AUTO, CLASSES, Task
 from streams.environment import PREFIX, PathError, home, read_secret, variables
 from streams.errors import FunnelError
 
@@ -46,8 +48,6 @@ def _file_of(name: str) -> Any:
 
 
 MAX_SHADOWS = 8
-AUTO = "auto"
-"""The schema that is inferred."""
 MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -81,6 +81,11 @@ class Settings(BaseModel):
         description="number of classes; labels are whole numbers from 0. Rows need none: auto lets "
         "theirs grow with the labels that come",
     )  # fmt: skip
+    task: str = Field(
+        AUTO,
+        description="what is predicted: binary or multiclass (classes), regression (numbers) or "
+        "quantile:0.1,0.5,0.9; auto: classes",
+    )
     schema: str = Field(  # type: ignore[assignment]  # pydantic's own `schema` is deprecated
         "",
         description="rows with named columns instead of dense features: auto infers their kinds "
@@ -256,6 +261,11 @@ class Settings(BaseModel):
             raise ValueError("choose logistic, mlp or package.module:factory")
         return value
 
+    @field_validator("task")
+    @classmethod
+    def _predicted(cls, value: str) -> str:
+        return value if value == AUTO else str(Task.parse(value))
+
     @field_validator("optimizer")
     @classmethod
     def _known(cls, value: str) -> str:
@@ -323,6 +333,8 @@ class Settings(BaseModel):
         learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
         idle = set() if self.model == "mlp" else {"hidden"}
         idle |= {"features", "classes"} if self.schema else {"max_classes", "table_bits"}
+        if self.predicts.is_numeric:
+            idle |= {"classes", "max_classes"}
         if self.schema not in ("", AUTO):  # the file has its own limit
             idle.add("max_classes")
         if self.optimizer != "pool":
@@ -334,13 +346,19 @@ class Settings(BaseModel):
         return sorted(PREFIX + name.upper() for name in idle & self.model_fields_set)
 
     @property
+    def predicts(self) -> Task:
+        """What is predicted."""
+        return CLASSES if self.task == AUTO else Task.parse(self.task)
+
+    @property
     def spec(self) -> Spec:
         """The spec of the model, for its whole life."""
         is_named = bool(self.schema)
+        has_count = not (is_named or self.predicts.is_numeric)
         return Spec(
             self.model,
             0 if is_named else self.features,
-            0 if is_named else self.classes,
+            self.classes if has_count else 0,
             self.hidden if self.model == "mlp" else (),
             self.optimizer,
             self.standardize,
@@ -348,15 +366,21 @@ class Settings(BaseModel):
             self.experts if self.optimizer == "pool" else 0,
             self._undeclared() if is_named else "",
             self.table_bits if is_named else 0,
+            str(self.predicts),
         )
 
-    @staticmethod
-    def _undeclared() -> str:
+    def _undeclared(self) -> str:
         """Return the schema that every model of rows begins with, as canonical JSON."""
+        text: bytes = orjson.dumps(self._of_task().to_json(), option=orjson.OPT_SORT_KEYS)
+        return text.decode()
+
+    def _of_task(self) -> "Schema":
+        """Return the empty schema of the task."""
         from service.fold.schema.schema import Schema  # pyarrow takes 0.1 s to import
 
-        text: bytes = orjson.dumps(Schema().to_json(), option=orjson.OPT_SORT_KEYS)
-        return text.decode()
+        if self.predicts.kind == "binary":
+            return Schema(max_classes=2)
+        return Schema(numeric_labels=self.predicts.is_numeric)
 
     @cached_property
     def declared(self) -> "Schema | None":
@@ -367,15 +391,24 @@ class Settings(BaseModel):
         """
         if not self.schema:
             return None
-        from service.fold.schema.schema import Schema
         from service.fold.schema.toml import from_toml
 
+        empty = self._of_task()
         if self.schema == AUTO:
-            return Schema(max_classes=self.max_classes)
+            is_binary = self.predicts.kind == "binary"
+            return empty if is_binary else replace(empty, max_classes=self.max_classes)
         try:
-            return from_toml(home(self.schema).read_text())
+            found = from_toml(home(self.schema).read_text())
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise SettingsError(f"{PREFIX}SCHEMA: {self.schema}: {error}") from error
+        most = {"multiclass": found.max_classes, "binary": 2}.get(self.predicts.kind, 0)
+        if len(found.labels) > most:
+            raise SettingsError(
+                f"{PREFIX}SCHEMA: {self.schema} declares {len(found.labels)} labels, and "
+                f"{PREFIX}TASK={self.task} has {most or 'none'}"
+            )
+        most = max(most, empty.max_classes if self.predicts.is_numeric else 2)
+        return replace(found, max_classes=most, numeric_labels=empty.numeric_labels)
 
     @property
     def declared_policies(self) -> tuple[str, ...]:

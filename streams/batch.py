@@ -26,9 +26,12 @@ FEATURE_TYPES: Types = INTEGERS | {
     "U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
     "U64": np.dtype("<u8"),
 }  # fmt: skip
-LABEL_TYPES: Types = INTEGERS | {"U8": np.dtype("u1")}
-KEPT = {"features": {"U8", "F16", "F32"}, "labels": {"I64"}, "weights": {"F32"}}
-"""Types that stay as they are; other features and weights become float32, other labels int64."""
+LABEL_TYPES: Types = INTEGERS | {
+    "U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
+}  # fmt: skip
+KEPT = {"features": {"U8", "F16", "F32"}, "labels": {"I64", "F32"}, "weights": {"F32"}}
+"""Types that stay as they are; other features, weights and labels that are no integers become
+float32, other integers as labels int64."""
 EXACT = 1 << 24
 """Integers up to this magnitude are float32 too."""
 SHAPES = {"features": "[n, d]", "labels": "[n]", "weights": "[n]"}
@@ -43,7 +46,7 @@ MAX_WEIGHT = 1e6
 """Largest weight of an example; losses times it stay finite in float32."""
 
 Features = npt.NDArray[Any]
-Labels = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float32]
 
 
@@ -76,7 +79,7 @@ class Batch:
     features: Features
     """[n, d]; uint8 0…255 stands for [0, 1]; float16 and float32 stand for themselves."""
     labels: Labels
-    """int64 [n], from 0."""
+    """[n]: classes, int64, from 0; or numbers to predict, float32 or int64."""
     weights: Weights | None = None
     """How much each example counts when it is learned, float32 [n], in 0…MAX_WEIGHT; None for 1."""
 
@@ -98,8 +101,8 @@ class Batch:
 def decode(raw: bytes, expects_bytes: bool = False) -> Batch:
     """Return the batch in a safetensors file; its values are not checked (`check` does that).
 
-    Features of float64 and of integers other than uint8 become float32, as weights do, and labels
-    become int64.
+    Features of float64 and of integers other than uint8 become float32, as weights do. Labels
+    become int64, or float32 if they are no integers.
 
     Args:
         raw: the bytes.
@@ -109,7 +112,8 @@ def decode(raw: bytes, expects_bytes: bool = False) -> Batch:
     Raises:
         InvalidBatchError: the bytes are not such a file, or have other tensors, dtypes or numbers
             of dimensions, no elements, or a dimension above MAX_DIMENSION; or a feature is a finite
-            number beyond float32, or an integer that float32 cannot hold.
+            number beyond float32, or an integer that float32 cannot hold; or a label is a finite
+            number beyond float32.
     """
     expected = {"features": FEATURE_TYPES, "labels": LABEL_TYPES}
     tensors = _tensors(raw, expected, {"weights": FEATURE_TYPES}, expects_bytes)
@@ -155,9 +159,14 @@ def refuse_integers(features: Features) -> None:
 def check(batch: Batch, width: int, classes: int) -> None:
     """Check that every example can be learned.
 
+    Args:
+        batch: the examples.
+        width: of their features.
+        classes: number of classes; 0 where labels are numbers.
+
     Raises:
-        InvalidBatchError: features are not [n, width] and finite, labels not [n] in
-            [0, classes), weights not [n] in [0, MAX_WEIGHT], or n is 0.
+        InvalidBatchError: features are not [n, width] and finite, labels not [n] integers in
+            [0, classes), or finite numbers, weights not [n] in [0, MAX_WEIGHT], or n is 0.
     """
     check_features(batch.features, width)
     labels = batch.labels
@@ -167,8 +176,20 @@ def check(batch: Batch, width: int, classes: int) -> None:
             "one label an example",
             "labels",
         )
+    if labels.dtype.kind == "f":
+        if classes:
+            raise InvalidBatchError(
+                f"labels are {labels.dtype}, and this model predicts classes: send integers from 0 "
+                f"to {classes - 1}, or start a service with FUNNEL_TASK=regression to predict "
+                "numbers",
+                "labels",
+            )
+        is_finite = np.isfinite(labels)
+        if not is_finite.all():
+            index = int(is_finite.argmin())
+            raise InvalidBatchError(f"label {labels[index]} is not finite", "labels", index)
     outside = (labels < 0) | (labels >= classes)
-    if outside.any():
+    if classes and outside.any():
         index = int(outside.argmax())
         raise InvalidBatchError(
             f"label {labels[index]} is outside 0…{classes - 1}", "labels", index
@@ -280,6 +301,25 @@ def _singles(features: Features) -> Features:
     return singles
 
 
+def _plain_labels(labels: npt.NDArray[Any]) -> Labels:
+    """Return labels as int64, or as float32 if they are no integers.
+
+    Raises:
+        InvalidBatchError: a finite number is beyond float32.
+    """
+    if labels.dtype.kind != "f":
+        return labels.astype(np.int64)
+    with np.errstate(over="ignore"):
+        singles = labels.astype(np.float32)
+    is_lost = np.isinf(singles) & np.isfinite(labels)
+    if is_lost.any():
+        index = int(is_lost.argmax())
+        raise InvalidBatchError(
+            f"label {labels[index]} is too large for float32; rescale it", "labels", index
+        )
+    return singles
+
+
 def _single_weights(weights: npt.NDArray[Any]) -> Weights:
     """Return weights as float32; one that is too large becomes infinite, which is refused."""
     with np.errstate(over="ignore"):
@@ -288,7 +328,7 @@ def _single_weights(weights: npt.NDArray[Any]) -> Weights:
 
 CONVERSIONS: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
     "features": _singles,
-    "labels": lambda labels: labels.astype(np.int64),
+    "labels": _plain_labels,
     "weights": _single_weights,
 }
 """From the other types to those that are kept."""

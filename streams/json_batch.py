@@ -8,6 +8,7 @@ from struct import error as StructError
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from streams.batch import (
@@ -30,7 +31,12 @@ MAX_LISTS = 1 << 17
 1 GB, and would block all other threads for seconds."""
 
 
-def from_json(raw: bytes, width: int | None = None, expects_bytes: bool = False) -> Batch:
+def from_json(
+    raw: bytes,
+    width: int | None = None,
+    expects_bytes: bool = False,
+    numeric_labels: bool = False,
+) -> Batch:
     """Read ``{"features": [[…], …], "labels": [3, …]}``; features become float32.
 
     One example may be ``{"features": […], "label": 3}``. ``weights``, or ``weight``, may be there
@@ -43,6 +49,8 @@ def from_json(raw: bytes, width: int | None = None, expects_bytes: bool = False)
         width: features of an example; None takes that of the first example.
         expects_bytes: whether the model has learned uint8 features alone, so that integers are
             refused (see `streams.batch.refuse_integers`).
+        numeric_labels: whether labels are numbers to predict, and become float32; otherwise they
+            are integers.
 
     Raises:
         InvalidBatchError: the document is not a batch; message, field and index say why.
@@ -55,7 +63,7 @@ def from_json(raw: bytes, width: int | None = None, expects_bytes: bool = False)
         rows, labels = [rows], [document["label"]]
         weights = [document["weight"]] if "weight" in document else None
     features = _features(rows, _may_hold_booleans(raw), width, expects_bytes)
-    labels = _labels(labels, len(features))
+    labels = _labels(labels, len(features), numeric_labels)
     has_weights = not document.keys().isdisjoint({"weights", "weight"})
     return Batch(features, labels, weights_of(weights, len(labels)) if has_weights else None)
 
@@ -97,7 +105,12 @@ def features_from_json(
     return _features(rows, _may_hold_booleans(raw), width, expects_bytes)
 
 
-def from_ndjson(raw: bytes, width: int | None = None, expects_bytes: bool = False) -> Batch:
+def from_ndjson(
+    raw: bytes,
+    width: int | None = None,
+    expects_bytes: bool = False,
+    numeric_labels: bool = False,
+) -> Batch:
     """Read one ``{"features": […], "label": 3}`` a line; blank lines are skipped.
 
     A line may have a ``weight``, too; in the others it is 1. Arguments as for `from_json`.
@@ -125,7 +138,7 @@ def from_ndjson(raw: bytes, width: int | None = None, expects_bytes: bool = Fals
         has_weights = has_weights or "weight" in example
     found = weights_of(weights, len(rows)) if has_weights else None
     features = _features(rows, booleans, width, expects_bytes)
-    return Batch(features, _labels(labels, len(rows)), found)
+    return Batch(features, _labels(labels, len(rows), numeric_labels), found)
 
 
 def _object(
@@ -273,13 +286,16 @@ def _recurs(raw: bytes, letter: bytes) -> bool:
     return raw.find(letter) != raw.rfind(letter)
 
 
-def _labels(labels: Any, count: int) -> Labels:
+def _labels(labels: Any, count: int, are_numbers: bool) -> Labels:
     if type(labels) is not list:
-        raise InvalidBatchError("labels must be a list of integers", "labels")
+        kind = "numbers" if are_numbers else "integers"
+        raise InvalidBatchError(f"labels must be a list of {kind}", "labels")
     if len(labels) != count:
         raise InvalidBatchError(
             f"labels have shape [{len(labels)}], expected [{count}], one label an example", "labels"
         )
+    if are_numbers:
+        return _numbers(labels)
     for index, label in enumerate(labels):
         if type(label) is not int:
             raise InvalidBatchError(
@@ -290,6 +306,25 @@ def _labels(labels: Any, count: int) -> Labels:
         if label not in INT64:
             raise InvalidBatchError(f"label {label} does not fit int64", "labels", index)
     return np.array(labels, dtype=np.int64)
+
+
+def _numbers(labels: list[Any]) -> npt.NDArray[np.float32]:
+    for index, label in enumerate(labels):
+        if type(label) not in NUMBER:
+            raise InvalidBatchError(
+                f"a label must be a number, got {_json_name(type(label))} {str(label)[:40]}",
+                "labels",
+                index,
+            )
+    with np.errstate(over="ignore"):
+        found = np.array(labels, np.float64).astype(np.float32)
+    is_finite = np.isfinite(found)
+    if not is_finite.all():
+        index = int(is_finite.argmin())
+        raise InvalidBatchError(
+            f"label {labels[index]} is too large for float32; rescale it", "labels", index
+        )
+    return found
 
 
 def _names(keys: Set[str]) -> str:

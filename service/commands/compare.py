@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from service.commands.options import add_settings, settings_of
 from service.commands.row_options import add_rows, kinds_of, schema_of, source_of
 from service.commands.stream_options import add_stream, positive_int
-from service.settings import AUTO, SettingsError
+from service.fold.task import AUTO
+from service.settings import SettingsError
 from streams.environment import PREFIX, home
 from streams.errors import FunnelError
 from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers

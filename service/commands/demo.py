@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from service.commands.options import add_settings, settings_of
 from service.commands.row_options import add_rows, kinds_of, schema_of, source_of
 from service.commands.stream_options import add_rate, add_stream
-from service.settings import AUTO, Settings
+from service.fold.task import AUTO
+from service.settings import Settings
 from streams.environment import PREFIX, home
 from streams.errors import FunnelError
 

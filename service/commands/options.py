@@ -11,7 +11,7 @@ from streams.environment import PREFIX
 
 TOPICS = {
     "model": (
-        "model", "features", "classes", "schema", "max_classes", "table_bits", "hidden",
+        "model", "task", "features", "classes", "schema", "max_classes", "table_bits", "hidden",
         "standardize", "seed",
     ),
     "optimizer": (

@@ -14,6 +14,7 @@ from service.fold.schema.schema import Schema
 from service.fold.standardizer import standardized
 from service.fold.state import State
 from service.fold.target import restored
+from service.fold.task import CLASSES, Task
 from streams.examples import AnyInputs
 from streams.rows.rows import Rows
 
@@ -38,13 +39,15 @@ class Snapshot:
     """The schema of rows; None for dense features."""
     table: Published | None = None
     """Weights of the keys of rows; None without a table."""
+    task: Task = CLASSES
+    """What is predicted."""
     unit: Tensor | None = None
     """Unit of the numbers that are predicted (`service.fold.target`); None for classes."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
         """Labels by class; None if they are the numbers of the classes."""
-        return None if self.schema is None else self.schema.labels
+        return None if self.schema is None or self.task.is_numeric else self.schema.labels
 
     @classmethod
     def of(cls, state: State) -> "Snapshot":
@@ -57,6 +60,7 @@ class Snapshot:
             state.standardizer.scale if keeps else None,
             state.schema if state.spec.schema else None,
             state.served.table.published() if state.served.table is not None else None,
+            state.spec.predicts,
             state.target.unit.clone() if state.target is not None else None,
         )
 

@@ -74,3 +74,7 @@ class Task:
         if self.kind == "multiclass":
             return classes
         return len(self.quantiles) or 1
+
+
+CLASSES = Task()
+"""The task of a model that names none."""

@@ -24,7 +24,8 @@ CRC32 = Field.CRC32.encode()
 DENSE, NAMED = (BATCH, JSON), (ARROW, ROWS, ROW)
 """Fields that hold the examples of a model of dense features, and of one of named rows."""
 Shape = tuple[int, int]
-"""Numbers of features and classes of a model of dense features."""
+"""Numbers of features and classes of a model of dense features; of classes, 0 where labels are
+numbers."""
 DAMAGED = "its CRC-32 does not match: the log was damaged after the entry was written"
 """The reason of a damaged entry."""
 
@@ -94,7 +95,7 @@ def _dense(fields: Fields, width: int, classes: int, expects_bytes: bool) -> Bat
         batch = decode(fields[BATCH], expects_bytes)
     elif JSON in fields:
         _check_length(fields[JSON])
-        batch = from_json(fields[JSON], width, expects_bytes)
+        batch = from_json(fields[JSON], width, expects_bytes, numeric_labels=not classes)
     elif any(name in fields for name in NAMED):
         raise InvalidBatchError(
             f"rows with named columns, but this model takes {width} dense features"

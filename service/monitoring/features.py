@@ -71,7 +71,8 @@ class Part:
 
     name: str
     nats: float
-    """Contribution to the log odds of the predicted label, compared with the mean of all labels."""
+    """Contribution to the log odds of the predicted label, compared with the mean of all labels;
+    or to the predicted number, in its unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,8 @@ def strongest(snapshot: Snapshot, names: Names, top: int) -> list[Weights]:
     """
     schema = _schema(snapshot)
     dense, experts = _dense(snapshot)
-    if not schema.labels:
+    outputs = _outputs(snapshot)
+    if not outputs:
         return []
     titles = list(dense_names(schema))
     places, numbers = list(range(len(titles))), len(titles)
@@ -149,12 +151,11 @@ def strongest(snapshot: Snapshot, names: Names, top: int) -> list[Weights]:
         titles += names.texts.take(pa.array(np.flatnonzero(known)[order])).to_pylist()
         places += rows[known][order].tolist()
         found.append(_of_rows(snapshot, rows[known][order], experts))
-    weights = torch.cat(found, dim=1)[: len(schema.labels)]
-    weights = weights - weights.mean(dim=0)
+    weights = _by_output(snapshot, torch.cat(found, dim=1))
     largest = weights.abs().amax(dim=0).argsort(descending=True, stable=True)[:top].tolist()
     columns = weights[:, largest].T.tolist()
     return [
-        Weights(titles[k], dict(zip(schema.labels, column, strict=True)), places[k], k >= numbers)
+        Weights(titles[k], dict(zip(outputs, column, strict=True)), places[k], k >= numbers)
         for k, column in zip(largest, columns, strict=True)
     ]
 
@@ -167,7 +168,8 @@ def learned(state: State, features: Sequence[Weights]) -> list[Learned]:
         state: at least as new as the snapshot that the features are of; not changed.
         features: as `strongest` found them.
     """
-    pool, table, labels = state.served.pool, state.served.table, len(state.schema.labels)
+    pool, table = state.served.pool, state.served.table
+    labels = state.spec.predicts.outputs(len(state.schema.labels))
     experts, present = pool.mixing.log_weights.exp(), state.missing[:, 1] - state.missing[:, 0]
     found = []
     for feature in features:
@@ -183,14 +185,14 @@ def learned(state: State, features: Sequence[Weights]) -> list[Learned]:
 
 
 def reasons(
-    snapshot: Snapshot, rows: Rows, predicted: npt.NDArray[np.int64], top: int
+    snapshot: Snapshot, rows: Rows, predicted: npt.NDArray[np.int64 | np.float32], top: int
 ) -> list[list[Part]]:
     """Return the largest parts of each answer, the largest first.
 
     Args:
         snapshot: that has answered.
         rows: the questions, n of them.
-        predicted: the answers, int64 [n].
+        predicted: the answers, [n]: classes, or numbers.
         top: number of parts of each.
 
     Raises:
@@ -198,12 +200,14 @@ def reasons(
     """
     schema = _schema(snapshot)
     weights, experts = _dense(snapshot)
-    encoded, labels = encode(schema, rows), len(schema.labels)
+    encoded = encode(schema, rows)
     inputs = scaled(torch.from_numpy(encoded.dense))
     if snapshot.mean is not None and snapshot.scale is not None:
         inputs = standardized(inputs, snapshot.mean.cpu(), snapshot.scale.cpu())
     inputs = completed(inputs, weights.shape[1])
-    weights = weights[:labels] - weights[:labels].mean(dim=0)
+    weights = _by_output(snapshot, weights)
+    if snapshot.task.is_numeric:
+        predicted = np.full(len(rows), len(weights) // 2)
     titles = dense_names(schema)
     parts: list[list[Part]] = [
         [Part(name, float(x * w)) for name, x, w in zip(titles, row, weights[label], strict=False)]
@@ -214,10 +218,9 @@ def reasons(
         distinct, place = np.unique(encoded.keys, return_inverse=True)
         numbers = snapshot.table.index.find(distinct)
         known = (numbers >= 0) & (numbers < snapshot.table.used)
-        own = torch.zeros(labels, len(distinct))
+        own = torch.zeros(len(weights), len(distinct))
         order = np.flatnonzero(known)[numbers[known].argsort(kind="stable")]
-        own[:, order] = _of_rows(snapshot, numbers[order], experts)[:labels]
-        own = own - own.mean(dim=0)
+        own[:, order] = _by_output(snapshot, _of_rows(snapshot, numbers[order], experts))
         each = zip(encoded.rows.tolist(), place.tolist(), encoded.values.tolist(), strict=True)
         for row, key, value in each:
             nats = value * float(own[predicted[row], key])
@@ -231,13 +234,36 @@ def _schema(snapshot: Snapshot) -> Schema:
     return snapshot.schema
 
 
+def _outputs(snapshot: Snapshot) -> tuple[str, ...]:
+    """Return the labels, or what else the weights belong to: the number, or its quantiles."""
+    if not snapshot.task.is_numeric:
+        return _schema(snapshot).labels
+    return tuple(f"{level:g}" for level in snapshot.task.quantiles) or ("value",)
+
+
+def _by_output(snapshot: Snapshot, weights: Tensor) -> Tensor:
+    """Return weights by output, [outputs, m]: of labels relative to their mean, in nats; of
+    numbers in their unit.
+
+    Args:
+        snapshot: whose weights they are.
+        weights: [out, m], with room for more classes.
+    """
+    if snapshot.unit is not None:
+        return weights * snapshot.unit[1].cpu()
+    if snapshot.task.kind == "binary":
+        weights = torch.cat([-weights, weights])
+    weights = weights[: len(_schema(snapshot).labels)]
+    return weights - weights.mean(dim=0)
+
+
 def _dense(snapshot: Snapshot) -> tuple[Tensor, Tensor]:
     """Return the mean weights of the dense inputs, [classes, features], and the experts' weights.
 
     Raises:
         UnreadableModelError: they do not belong to features alone.
     """
-    found = dict(snapshot.weights)
+    found = {k: v for k, v in snapshot.weights.items() if not k.startswith("loss.")}
     experts = found.pop("mixing.log_weights").exp().cpu()
     if found.keys() != {"weight", "bias"}:
         raise UnreadableModelError(

@@ -59,7 +59,7 @@ class Decode(Protocol[T_co]):
 
         Args:
             body: the bytes.
-            features, classes: of the model.
+            features, classes: of the model; 0 classes where labels are numbers.
             expects_bytes: whether it has learned uint8 features alone (see
                 `streams.batch.refuse_integers`).
 

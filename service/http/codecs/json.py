@@ -36,7 +36,8 @@ def text(content: object) -> bytes:
 def _decode_examples(
     body: bytes, features: int, classes: int, expects_bytes: bool = False
 ) -> Examples:
-    return checked(from_json(body, features, expects_bytes), features, classes)
+    batch = from_json(body, features, expects_bytes, numeric_labels=not classes)
+    return checked(batch, features, classes)
 
 
 def _decode_features(body: bytes, features: int, _: int, expects_bytes: bool = False) -> Features:
@@ -64,7 +65,7 @@ def _array(title: str, items: dict[str, Any], example: object) -> dict[str, Any]
 
 
 ROWS = _array("Features", {"type": "array", "items": {"type": "number"}}, [[0.0, 0.5, 1.0]])
-LABELS = _array("Labels", {"type": "integer"}, [2])
+LABELS = _array("Labels", {"type": "number"}, [2])
 WEIGHTS = _array("Weights", {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT}, [1.0])
 EXAMPLES = Codec(
     MEDIA_TYPE,

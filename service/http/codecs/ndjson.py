@@ -6,7 +6,8 @@ from streams.json_batch import from_ndjson
 
 
 def _decode(body: bytes, features: int, classes: int, expects_bytes: bool = False) -> Examples:
-    return checked(from_ndjson(body, features, expects_bytes), features, classes)
+    batch = from_ndjson(body, features, expects_bytes, numeric_labels=not classes)
+    return checked(batch, features, classes)
 
 
 EXAMPLES = Codec(

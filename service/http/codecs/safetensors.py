@@ -28,7 +28,7 @@ def _content(description: str) -> dict[str, Any]:
 EXAMPLES = Codec(
     MEDIA_TYPE,
     _decode_examples,
-    _content(f"{TENSORS}; labels [n] int64; weights [n], if any"),
+    _content(f"{TENSORS}; labels [n] int64, or floats to predict; weights [n], if any"),
     MAX_AT_ONCE,
 )
 FEATURES = Codec(MEDIA_TYPE, _decode_features, _content(TENSORS), MAX_AT_ONCE)

@@ -26,6 +26,9 @@ class ModelAnswer(BaseModel):
     """The served model."""
 
     model: str
+    task: str
+    """What is predicted: classes (multiclass or binary), or numbers (regression, or quantile with
+    its quantiles)."""
     inputs: str
     """rows or features: the field of a request that holds the examples."""
     model_version: int
@@ -40,7 +43,8 @@ class ModelAnswer(BaseModel):
     """starting, standby, replaying, learning, waiting (for the log) or halted."""
     reason: str
     accuracy: Finite
-    """Prequential accuracy over all examples."""
+    """Prequential accuracy over all examples. Where numbers are predicted, the share of examples to
+    which the prediction was nearer than the mean, or the quantiles, of the numbers before."""
     rolling_accuracy: Finite
 
 
@@ -86,6 +90,7 @@ async def model(model: Running) -> ModelAnswer:
     scores = status.scores
     return ModelAnswer(
         model=settings.model,
+        task=model.spec.task,
         inputs=model.inputs,
         model_version=status.version,
         examples_learned=status.examples,
@@ -98,6 +103,7 @@ async def model(model: Running) -> ModelAnswer:
             "hidden": list(model.spec.hidden),
             **settings.model_dump(include=SHOWN),
             **({} if model.spec.shape else _sizes(model)),
+            **({"classes": 0} if model.spec.predicts.is_numeric else {}),
         },
         device=model.device,
         role=status.role,

@@ -1,4 +1,4 @@
-"""``POST /predict``: labels and probabilities from the newest snapshot."""
+"""``POST /predict``: labels and probabilities, or numbers, from the newest snapshot."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from service.fold.task import Task
 from service.http.body import Bodies
 from service.http.budget import Reservation
 from service.http.codecs import json
@@ -46,8 +47,15 @@ class Contribution(BaseModel):
 class Predictions(BaseModel):
     """Predictions in the order of the examples."""
 
-    labels: list[int | str]
-    """Numbers of classes; the labels as they were sent if the model learns rows."""
+    labels: list[int | str] | None = None
+    """Numbers of classes; the labels as they were sent if the model learns rows. A model that
+    predicts numbers has `values` instead."""
+    values: list[float] | None = None
+    """Predicted numbers: means, or the middle quantile."""
+    std: list[float] | None = None
+    """Standard deviation of each number, with the task `regression`."""
+    quantiles: dict[str, list[float]] | None = None
+    """Quantiles of each number, with the task `quantile`."""
     probabilities: list[list[float]] | list[dict[str, float]] | None = None
     """[n, classes], or by label if the model learns rows."""
     explanations: list[list[Contribution]] | None = None
@@ -67,7 +75,9 @@ async def predict(
     bodies: BodiesOf,
     model: Running,
     memory: AnswerMemory,
-    probabilities: Annotated[bool, Query(description="false omits them")] = True,
+    probabilities: Annotated[
+        bool, Query(description="false omits them, and deviations and quantiles")
+    ] = True,
     names: Annotated[
         bool,
         Query(description="false lists probabilities in the order of `GET /schema`; for rows"),
@@ -91,6 +101,9 @@ async def predict(
             "features",
             int(finite.argmin()),
         )
+    if model.spec.predicts.is_numeric:
+        found = _numbers(prediction, model.spec.predicts, probabilities)
+        return json.answer({**found, **why, "model_version": prediction.version})
     is_named = names and prediction.names is not None
     if probabilities and not explain and prediction.probabilities.size > PIECE_NUMBERS:
         return StreamingResponse(_pieces(prediction, is_named), media_type=json.MEDIA_TYPE)
@@ -108,7 +121,8 @@ async def _inputs(request: Request, bodies: Bodies, model: Model) -> AsyncIterat
         async with bodies.features(request, shape, model.status.expects_bytes) as features:
             yield features
         return
-    if not model.trainer.snapshot.names:
+    learns_classes = not model.spec.predicts.is_numeric
+    if not (model.trainer.snapshot.names if learns_classes else model.trainer.snapshot.version):
         raise unavailable("starting", "the model has learned nothing yet, and knows no label")
     async with bodies.rows(request, labelled=False) as rows:
         try:
@@ -145,6 +159,24 @@ def _labels(prediction: Prediction) -> object:
         return prediction.labels
     shown = list(map(answered, prediction.names))
     return [shown[label] for label in prediction.labels.tolist()]
+
+
+def _numbers(prediction: Prediction, task: Task, shows_more: bool) -> dict[str, object]:
+    """Return predicted numbers as answers show them.
+
+    Args:
+        prediction: of a model of numbers.
+        task: of the model.
+        shows_more: whether deviations or quantiles are shown.
+    """
+    columns = prediction.probabilities.T
+    found: dict[str, object] = {"values": prediction.labels}
+    if shows_more and task.kind == "regression":
+        found["std"] = np.ascontiguousarray(columns[1])
+    elif shows_more:
+        pairs = zip(task.quantiles, columns, strict=True)
+        found["quantiles"] = {f"{level:g}": np.ascontiguousarray(own) for level, own in pairs}
+    return found
 
 
 def _shown(prediction: Prediction, rows: slice, is_named: bool) -> object:
