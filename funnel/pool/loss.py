@@ -32,7 +32,7 @@ Held = Mapping[str, Tensor]
 """What a loss has learned about a stream, by name."""
 
 HUBER = 3.0
-"""Standard deviations at which an error begins to count linearly."""
+"""Standard deviations beyond which an error counts as one of so many."""
 MEMORY = 300.0
 """Examples that running means of errors remember."""
 LEAST_DEVIATION = 1e-3
@@ -261,10 +261,10 @@ class Binary(CrossEntropy):
 class Gaussian:
     """-log of a normal density around the output, in nats, for standardized numbers.
 
-    Each expert has a running standard deviation σ of its errors, of at least LEAST_DEVIATION. An
-    error beyond HUBER σ counts linearly [P. Huber, 'Robust estimation of a location parameter',
-    1964], so that a wild number moves an expert no further than one at HUBER σ. The gradient is the
-    error itself, within ± HUBER σ: that of σ² times the loss.
+    Each expert has a running standard deviation σ of its errors, of at least LEAST_DEVIATION. The
+    gradient is the error within ± HUBER σ, that of σ² times the loss of P. Huber ('Robust
+    estimation of a location parameter', 1964), so that a wild number moves an expert no further
+    than one at HUBER σ. The loss by which experts are weighed has the tails of `_gaussian`.
 
     It learns ``mean``, [1], of the numbers; ``variance``, [K + 1], of the experts' errors and,
     last, of the numbers around their mean; and ``seen``, 0-dim, the examples behind them.
@@ -465,9 +465,13 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def _gaussian(z: Tensor, deviation: Tensor) -> Tensor:
-    """Return -log density of numbers z = e / σ, whose tails are exponential beyond HUBER."""
+    """Return -log density of numbers z = e / σ, normal within ±HUBER and ~ |z|^-9 beyond.
+
+    Value and slope are continuous. A number that is far from all experts says little about which
+    of them is better: its losses differ by 9 times the logarithms of their errors.
+    """
     size = z.abs()
-    tail = HUBER * (size - 0.5 * HUBER)
+    tail = HUBER**2 * (0.5 + (size / HUBER).clamp(min=1.0).log())
     return torch.where(size <= HUBER, 0.5 * z.square(), tail) + deviation.log() + _HALF_LOG_TAU
 
 

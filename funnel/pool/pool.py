@@ -311,7 +311,7 @@ class Pool:
             self.renewal.update(scored.expert_losses, scored.ignorance, learned, scored.importance)
             learned = learned & ~self.renewal.due()
         self.mixing.update(scored.expert_losses, scored.healthy, keep, scored.importance)
-        n = scored.losses.shape[0] if scored.importance is None else scored.importance.sum()
+        n = len(scored.losses) if scored.importance is None else scored.importance.sum()
         self.loss.learn(self.held, scored.summary, n, learned)
         factor = torch.where(learned, self.cap.factor(scored.norms), math.nan)
         for gradient in scored.gradients:
