@@ -256,7 +256,7 @@ class Passes:
     """The parts of a step that score batches, for learners of one width, and how they run.
 
     Args:
-        state: its standardizer and guard.
+        state: its standardizer, guard and floors.
         learners: by name, the served one first.
         execution: of the steps.
     """
@@ -288,10 +288,10 @@ def observe(
     importance: Tensor | None = None,
     entries: Entries | None = None,
 ) -> Observed:
-    """Score a batch with the served learner, decide on it, and update the standardizer.
+    """Score a batch with the served learner, decide on it; update standardizer and floors.
 
     Args:
-        state: its standardizer and guard.
+        state: its standardizer, guard and floors.
         served: the served learner, or its part for the keys that the batch touches.
         inputs: fp32 [n, d]; the numbers of rows may be fewer than the learner has room for.
         labels: [n], classes, int64, or standardized numbers, fp32.
@@ -311,6 +311,8 @@ def observe(
     served.scores.update(correct, losses, _classes(labels), finite)
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
+    if state.target is None:
+        state.floors.learn(labels, keep)
     decision = served.decide(batch, keep)
     return Observed(keep, finite, correct.float().mean(), loss, prepared, decision)
 
