@@ -130,6 +130,11 @@ class Settings(BaseModel):
         description="skip a batch whose loss is this many deviations above the recent ones, "
         "unless two were just skipped; 0: learn all",
     )  # fmt: skip
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="balanced: an example counts as its class is rare, as if all classes were as "
+        "frequent; probabilities are those of such data",
+    )
     momentum: float = Field(0.0, ge=0, lt=1, description="μ; the pool does not use it")
     standardize: bool = Field(True, description="standardize the inputs online")
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
@@ -334,7 +339,7 @@ class Settings(BaseModel):
         idle = set() if self.model == "mlp" else {"hidden"}
         idle |= {"features", "classes"} if self.schema else {"max_classes", "table_bits"}
         if self.predicts.is_numeric:
-            idle |= {"classes", "max_classes"}
+            idle |= {"classes", "max_classes", "class_weights"}
         if self.schema not in ("", AUTO):  # the file has its own limit
             idle.add("max_classes")
         if self.optimizer != "pool":
@@ -427,7 +432,13 @@ class Settings(BaseModel):
     def hyperparameters(self) -> Hyperparameters:
         """The hyperparameters, which may change while the model lives."""
         return Hyperparameters(
-            self.lr, self.momentum, self.gain_lr, self.scale_lr, self.loss_guard, self.shadow
+            self.lr,
+            self.momentum,
+            self.gain_lr,
+            self.scale_lr,
+            self.loss_guard,
+            self.shadow,
+            self.class_weights,
         )
 
 

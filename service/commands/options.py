@@ -16,7 +16,7 @@ TOPICS = {
     ),
     "optimizer": (
         "optimizer", "experts", "lr", "gain_lr", "scale_lr", "momentum", "loss_guard", "shadow",
-        "batch_size",
+        "class_weights", "batch_size",
     ),
     "computing": ("device", "threads"),
     "log and checkpoints": (

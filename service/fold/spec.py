@@ -22,6 +22,7 @@ cuts give the same bits.
    direction and its accuracies from where the change was seen, and a user's module that changes
    its inputs in place changes a copy of them.
 """
+CLASS_WEIGHTS = ("none", "balanced")
 MAX_EXPERTS = 6
 """Experts of the default pool."""
 
@@ -128,6 +129,17 @@ class Hyperparameters:
     """Width of the loss guard (`service.fold.loss_guard`), in spreads; 0 for none."""
     shadow: tuple[str, ...] = ()
     """Baselines that learn from the same batches as the served model; `Shadow` parses them."""
+    class_weights: str = "none"
+    """One of CLASS_WEIGHTS: ``balanced`` lets an example count as its class is rare
+    (`service.fold.scoring.floors.Floors.balance`)."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return them as JSON shows them, without class weights that are as before there were
+        any."""
+        found = asdict(self)
+        if self.class_weights == "none":
+            del found["class_weights"]
+        return found
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Hyperparameters":

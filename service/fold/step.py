@@ -17,6 +17,7 @@ from funnel.graphs.execution import Execution
 from funnel.pool.loss import Gaussian, Pinball
 from funnel.pool.pool import Decision, Scored
 from funnel.pool.sparse import Inputs
+from funnel.tensorlists import weighted
 from service.fold.inputs import Upload, completed, filled, holds_bytes, labelled, scaled
 from service.fold.learner import Entries, Learner, with_entries
 from service.fold.networks import BUILT_IN
@@ -226,6 +227,8 @@ class Fold:
         target, numbers = self.state.target, labels
         if target is not None:
             labels = target.scaled(numbers)
+        elif self.state.hyperparameters.class_weights == "balanced":
+            importance = weighted(self.state.floors.balance()[labels], importance)
         on_host, learners = self.execution.on_host, passes.learners
         of = entries or {}
         own = of.get(SERVED)

@@ -130,7 +130,7 @@ class Checkpoint:
         """Return the part of the state that is not tensors."""
         return {
             "spec": self.spec.fields(),
-            "rates": asdict(self.hyperparameters),
+            "rates": self.hyperparameters.fields(),
             "version": self.version,
             "examples": self.examples,
         }

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -218,7 +218,7 @@ class Replica:
             await self._carry_out(log, self._command_cut(Upgrade(FOLD_VERSION, refused)))
         begins_again = accepted and is_blank  # and the cut `Begin` may be gone
         if begins_again or self.state.hyperparameters != self._hyperparameters:
-            change = Change(asdict(self._hyperparameters))
+            change = Change(self._hyperparameters.fields())
             await self._carry_out(log, self._command_cut(change))
         self.has_recovered = True
         return Pending(self.progress.position, self.progress.entries)
@@ -411,7 +411,7 @@ class Replica:
         assert self._epoch is not None, "only an owner records"
         begin: list[Cut] = []
         if self._recorded == 0:
-            spec, hyperparameters = self.state.spec.fields(), asdict(self.state.hyperparameters)
+            spec, hyperparameters = self.state.spec.fields(), self.state.hyperparameters.fields()
             begin = [self._command_cut(Begin(spec, hyperparameters))]
         versioned = [replace(cut, fold=FOLD_VERSION) for cut in (*begin, *cuts)]
         changes = any(isinstance(cut.command, Reshape) for cut in cuts)

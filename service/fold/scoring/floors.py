@@ -17,6 +17,8 @@ from torch.nn.functional import pad
 
 FLOORS = ("majority", "no_change")
 """Names of the floors, as the label ``learner`` of metrics shows them."""
+MAX_BALANCE = 100.0
+"""Largest weight of an example of a rare class."""
 UNKNOWN = -1
 """The last label before the first."""
 
@@ -80,6 +82,19 @@ class Floors:
         spread = others * ((1.0 - rate) / others.sum())
         no_change = torch.where(self.last < 0, majority, torch.where(is_last, rate, spread))
         return torch.stack([majority, no_change]).float()
+
+    def balance(self) -> Tensor:
+        """Return how much an example of each class counts so that all classes count alike.
+
+        An open class has the weight 1 / (C p) where ``majority`` gives it the probability p, at
+        most MAX_BALANCE; so the mean weight of an example is about 1.
+
+        Returns:
+            fp32 [classes]; 1 for classes that are closed.
+        """
+        smoothed = (self.counts + (self._classes < self.opened)).float()
+        share = smoothed * (max(self.opened, 1) / smoothed.sum())
+        return torch.where(share > 0.0, share.reciprocal(), 1.0).clamp(max=MAX_BALANCE)
 
     def learn(self, labels: Tensor, keep: Tensor) -> None:
         """Take the labels of a batch.

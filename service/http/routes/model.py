@@ -100,6 +100,7 @@ async def model(model: Running) -> ModelAnswer:
             **status.optimizer,
             "loss_guard": status.hyperparameters.loss_guard,
             "shadow": list(status.hyperparameters.shadow),
+            "class_weights": status.hyperparameters.class_weights,
             "hidden": list(model.spec.hidden),
             **settings.model_dump(include=SHOWN),
             **({} if model.spec.shape else _sizes(model)),

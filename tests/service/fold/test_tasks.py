@@ -229,3 +229,29 @@ def test_a_task_is_part_of_the_spec_and_shown_only_where_it_is_new() -> None:
     assert Spec.of(spec.fields()) == spec
     assert "task" not in replace(spec, task="multiclass").fields()
     assert spec.differences(replace(spec, task="binary")) == [("task", "binary", "regression")]
+
+
+def rare(seed: int, n: int = 100) -> Batch:
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < 0.05).astype(np.int64)
+    inputs = rng.normal(size=(n, 3)) + labels[:, None] * 0.8
+    return Batch(inputs.astype(np.float32), labels)
+
+
+def test_balanced_classes_let_a_rare_one_be_recalled() -> None:
+    recalls = {}
+    for weights in ("none", "balanced"):
+        hyperparameters = replace(HYPERPARAMETERS, class_weights=weights)
+        state = State(a_spec("binary"), hyperparameters, CPU)
+        for k in range(60):
+            step(state, rare(k))
+        fresh = rare(1_000, 4_000)
+        recalls[weights] = (answers(state, fresh)[0][fresh.labels == 1] == 1).mean()
+    assert recalls["none"] < 0.4
+    assert recalls["balanced"] > 0.7
+
+
+def test_class_weights_are_recorded_only_where_they_are_set() -> None:
+    assert "class_weights" not in HYPERPARAMETERS.fields()
+    balanced = replace(HYPERPARAMETERS, class_weights="balanced")
+    assert type(balanced).of(balanced.fields()) == balanced
