@@ -22,7 +22,6 @@ cuts give the same bits.
    direction and its accuracies from where the change was seen, and a user's module that changes
    its inputs in place changes a copy of them.
 """
-CLASS_WEIGHTS = ("none", "balanced")
 MAX_EXPERTS = 6
 """Experts of the default pool."""
 
@@ -130,7 +129,7 @@ class Hyperparameters:
     shadow: tuple[str, ...] = ()
     """Baselines that learn from the same batches as the served model; `Shadow` parses them."""
     class_weights: str = "none"
-    """One of CLASS_WEIGHTS: ``balanced`` lets an example count as its class is rare
+    """``none``, or ``balanced``, which lets an example count as its class is rare
     (`service.fold.scoring.floors.Floors.balance`)."""
 
     def fields(self) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def test_balanced_classes_let_a_rare_one_be_recalled() -> None:
         fresh = rare(1_000, 4_000)
         recalls[weights] = (answers(state, fresh)[0][fresh.labels == 1] == 1).mean()
     assert recalls["none"] < 0.4
-    assert recalls["balanced"] > 0.7
+    assert recalls["balanced"] > 0.6
 
 
 def test_class_weights_are_recorded_only_where_they_are_set() -> None:

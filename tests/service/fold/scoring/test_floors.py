@@ -1,5 +1,7 @@
 """The floors predict what counting by hand predicts, and begin then in older checkpoints."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def by_hand(batches: list[list[int]], classes: int = CLASSES) -> np.ndarray:
     labels = np.concatenate([[], *batches]).astype(int)
     majority = (np.bincount(labels, minlength=classes) + 1) / (len(labels) + classes)
     known = [
-        (before[-1], label) for before, after in zip(batches, batches[1:], strict=False)
+        (before[-1], label) for before, after in pairwise(batches)
         for label in after
     ]  # fmt: skip
     rate = (sum(a == b for a, b in known) + 1) / (len(known) + 2)
