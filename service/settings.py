@@ -352,7 +352,7 @@ class Settings(BaseModel):
 
     @property
     def predicts(self) -> Task:
-        """What is predicted."""
+        """The task of the model."""
         return CLASSES if self.task == AUTO else Task.parse(self.task)
 
     @property

@@ -41,7 +41,7 @@ class Differentiated(NamedTuple):
     gradients: list[Tensor]
     """Gradients of each expert's training loss, shaped and ordered as the parameters."""
     summary: Tensor | None = None
-    """What `funnel.pool.loss.Loss.learn` takes."""
+    """The argument of `funnel.pool.loss.Loss.learn`."""
 
 
 def is_perceptron(module: nn.Module) -> bool:

@@ -29,7 +29,7 @@ from funnel.pool import mixing
 from funnel.tensorlists import weighted
 
 Held = Mapping[str, Tensor]
-"""What a loss has learned about a stream, by name."""
+"""Tensors that a loss has learned from a stream, by name."""
 
 HUBER = 3.0
 """Standard deviations beyond which an error counts as one of so many."""
@@ -51,11 +51,11 @@ class Judged(NamedTuple):
     error: Tensor
     """Gradients of the mean loss by the outputs, [K, out, n]."""
     summary: Tensor | None
-    """What `Loss.learn` takes; None for a loss that learns nothing."""
+    """The argument of `Loss.learn`; None for a loss that learns nothing."""
 
 
 class Loss(Protocol):
-    """What experts answer, how it is judged, and how answers are mixed."""
+    """A loss decides what experts answer, how an answer is judged, and how answers are mixed."""
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Return what the loss has learned before the first batch, by name."""

@@ -80,7 +80,7 @@ class Scored(NamedTuple):
     ignorance: Tensor | float = math.nan
     """Losses of a model that knows nothing, [n], or [1] for all; a number where it is constant."""
     summary: Tensor | None = None
-    """What `funnel.pool.loss.Loss.learn` takes."""
+    """The argument of `funnel.pool.loss.Loss.learn`."""
 
 
 class Decision(NamedTuple):
@@ -162,7 +162,7 @@ class Pool:
         self.mixing = FixedShare(len(experts), first.device, rate, switch_rates)
         self.loss = loss
         self.held: Held = loss.fresh(len(experts), first.device)
-        """What the loss has learned."""
+        """Tensors that the loss has learned."""
         self.cap = NormCap.fresh((len(experts),), first.device)
         self.renewal = Renewal(torch.tensor([e.renews for e in experts], device=first.device))
         self.inner = Grouped(runs_of(experts))

@@ -40,7 +40,7 @@ class Snapshot:
     table: Published | None = None
     """Weights of the keys of rows; None without a table."""
     task: Task = CLASSES
-    """What is predicted."""
+    """The task of the model."""
     unit: Tensor | None = None
     """Unit of the numbers that are predicted (`service.fold.target`); None for classes."""
 

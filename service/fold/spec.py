@@ -59,12 +59,12 @@ class Spec:
     table_bits: int = 0
     """2^table_bits slots for the keys of categories; 0 without rows, or for none."""
     task: str = "multiclass"
-    """What is predicted, as `service.fold.task.Task` parses it. Where labels are numbers, there are
-    0 classes."""
+    """The task, as `service.fold.task.Task` parses it. Where labels are numbers, there are 0
+    classes."""
 
     @property
     def predicts(self) -> Task:
-        """What is predicted."""
+        """The task of the model."""
         return Task.parse(self.task)
 
     @property

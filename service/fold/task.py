@@ -17,7 +17,7 @@ MAX_QUANTILES = 99
 
 @dataclass(frozen=True)
 class Task:
-    """What a model predicts.
+    """A task: what a model predicts.
 
     >>> Task.parse("quantile:0.1,0.9").quantiles
     (0.1, 0.9)

@@ -23,6 +23,10 @@ OF_ROWS = "http://127.0.0.1:8010"
 SOCKET = "funnel-data/log/valkey.sock"
 SERVE = "funnel serve --features 3 --classes 2 --batch-size 2"
 SERVE_ROWS = "funnel serve --schema auto --data-dir shop --port 8010"
+OF_NUMBERS = "http://127.0.0.1:8011"
+SERVE_NUMBERS = (
+    "funnel serve --task regression --features 3 --batch-size 2 --data-dir prices --port 8011"
+)
 WITH_OPTIONS = re.compile(r"(?:[A-Z_]+=\S+ )*funnel [a-z]+ .*--")
 
 
@@ -43,6 +47,16 @@ def of_rows() -> Iterator[ServiceProcess]:
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as directory,
         serving(Path(directory), schema="auto") as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="module")
+def of_numbers() -> Iterator[ServiceProcess]:
+    assert SERVE_NUMBERS in spans(USE)
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as directory,
+        serving(Path(directory), task="regression", features=3, batch_size=2) as running,
     ):
         yield running
 
@@ -95,15 +109,16 @@ def test_every_block_of_python_runs(
 
 @pytest.mark.parametrize("document", [README, USE], ids=name_of)
 def test_every_block_with_curl_runs(
-    document: Path, service: ServiceProcess, of_rows: ServiceProcess
+    document: Path, service: ServiceProcess, of_rows: ServiceProcess, of_numbers: ServiceProcess
 ) -> None:
     found = [block for block in blocks(document, "sh") if "curl" in block]
     assert found
+    addresses = {ADDRESS: service.url, OF_ROWS: of_rows.url, OF_NUMBERS: of_numbers.url}
     for block in found:
-        ran = subprocess.run(
-            ["bash", "-ec", block.replace(ADDRESS, service.url).replace(OF_ROWS, of_rows.url)],
-            capture_output=True, check=True, text=True,
-        )  # fmt: skip
+        addressed = block
+        for there, here in addresses.items():
+            addressed = addressed.replace(there, here)
+        ran = subprocess.run(["bash", "-ec", addressed], capture_output=True, check=True, text=True)
         assert ran.stdout.startswith("{")
         assert '"error"' not in ran.stdout
 

@@ -31,9 +31,9 @@ class Published:
     used: int
     """Number of rows."""
     loss: Loss
-    """What the experts answer."""
+    """The loss, which decides what an answer is."""
     held: Held
-    """What the loss had learned."""
+    """Tensors that the loss had learned."""
     index: KeyIndex
     """Rows by key: it goes on learning, but only adds rows."""
 

@@ -42,7 +42,7 @@ class Floors:
         self.predicted = torch.zeros((), dtype=torch.int64, device=device)
         """Examples that had a last label before them."""
         self.repeated = torch.zeros((), dtype=torch.int64, device=device)
-        """Those of them that had the same label."""
+        """Examples that had the same label as the last one before them."""
         self._classes = torch.arange(room, device=device)
 
     def tensors(self) -> dict[str, Tensor]:

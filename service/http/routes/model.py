@@ -27,8 +27,8 @@ class ModelAnswer(BaseModel):
 
     model: str
     task: str
-    """What is predicted: classes (multiclass or binary), or numbers (regression, or quantile with
-    its quantiles)."""
+    """Classes are predicted (multiclass or binary), or numbers (regression, or quantile with its
+    quantiles)."""
     inputs: str
     """rows or features: the field of a request that holds the examples."""
     model_version: int
