@@ -55,7 +55,7 @@ class Judged(NamedTuple):
 
 
 class Loss(Protocol):
-    """A loss decides what experts answer, how an answer is judged, and how answers are mixed."""
+    """It decides what experts answer, how an answer is judged, and how answers are mixed."""
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Return what the loss has learned before the first batch, by name."""
@@ -181,7 +181,7 @@ class CrossEntropy:
     def judge(
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
     ) -> Judged:
-        """See `Loss.judge`."""
+        """Implement `Loss.judge`."""
         log_odds = outputs.log_softmax(dim=1)
         losses = -log_odds.gather(1, labels.expand(len(log_odds), 1, -1))[:, 0]
         probabilities = log_odds.exp_()
@@ -193,15 +193,15 @@ class CrossEntropy:
         return one_hot(labels, outputs)
 
     def error_(self, held: Held, outputs: Tensor, targets: Tensor, own: slice) -> Tensor:
-        """See `Loss.error_`."""
+        """Implement `Loss.error_`."""
         return outputs.softmax(dim=1).sub_(targets)
 
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
-        """See `Loss.answers`."""
+        """Implement `Loss.answers`."""
         return outputs.softmax(dim=-1)
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
-        """See `Loss.mixed`; probabilities are uniform where no expert is healthy."""
+        """Implement `Loss.mixed`; probabilities are uniform where no expert is healthy."""
         if healthy.dim() == 1:
             return mixing.mixed(log_weights, answers, healthy)
         return mixing.mixed_each(log_weights, answers, healthy).clamp(max=1.0)  # rounded weights
@@ -210,11 +210,11 @@ class CrossEntropy:
         self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
         labels: Tensor,
     ) -> Tensor:  # fmt: skip
-        """See `Loss.mixed_losses`."""
+        """Implement `Loss.mixed_losses`."""
         return mixing.mixed_losses(log_weights, losses, healthy)
 
     def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
-        """See `Loss.chosen`. A single expert's probabilities may be equal where its logits are
+        """Implement `Loss.chosen`. A single expert's probabilities may be equal where its logits are
         not."""
         return (outputs[0] if len(outputs) == 1 else mixed).argmax(dim=1)
 
@@ -229,14 +229,14 @@ class CrossEntropy:
 class Binary(CrossEntropy):
     """Cross-entropy of two classes from one output u, as the softmax of (-u, u).
 
-    A softmax of two logits that start equal keeps them opposite for ever. One of the two, with the
+    A softmax of two logits that start equal keeps them opposite. One of the two, with the
     gradient by it alone, is half the memory and work, and takes the same steps up to rounding.
     """
 
     def judge(
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
     ) -> Judged:
-        """See `Loss.judge`."""
+        """Implement `Loss.judge`."""
         found = super().judge(held, torch.cat([-outputs, outputs], dim=1), labels)
         return found._replace(error=found.error[:, 1:].contiguous())
 
@@ -245,15 +245,15 @@ class Binary(CrossEntropy):
         return labels[None].float()
 
     def error_(self, held: Held, outputs: Tensor, targets: Tensor, own: slice) -> Tensor:
-        """See `Loss.error_`."""
+        """Implement `Loss.error_`."""
         return outputs.mul_(2.0).sigmoid_().sub_(targets)
 
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
-        """See `Loss.answers`."""
+        """Implement `Loss.answers`."""
         return torch.cat([-outputs, outputs], dim=-1).softmax(dim=-1)
 
     def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
-        """See `Loss.chosen`."""
+        """Implement `Loss.chosen`."""
         return (outputs[0, :, 0] > 0).long() if len(outputs) == 1 else mixed.argmax(dim=1)
 
 
@@ -277,7 +277,7 @@ class Gaussian:
         return (mixed[:, 0] - labels).abs(), (held["mean"] - labels).abs()
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
-        """See `Loss.fresh`: numbers are standardized, so mean 0 and variance 1."""
+        """Implement `Loss.fresh`: numbers are standardized, so mean 0 and variance 1."""
         return {
             "mean": torch.zeros(1, device=device),
             "variance": torch.ones(experts + 1, device=device),
@@ -287,7 +287,7 @@ class Gaussian:
     def judge(
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
     ) -> Judged:
-        """See `Loss.judge`."""
+        """Implement `Loss.judge`."""
         deviation = held["variance"].sqrt()[:-1, None, None]
         error = outputs - labels
         losses = _gaussian(error / deviation, deviation)[:, 0]
@@ -304,17 +304,17 @@ class Gaussian:
         return labels[None]
 
     def error_(self, held: Held, outputs: Tensor, targets: Tensor, own: slice) -> Tensor:
-        """See `Loss.error_`."""
+        """Implement `Loss.error_`."""
         bound = HUBER * held["variance"][:-1].sqrt()[own, None, None]
         return outputs.sub_(targets).clamp_(-bound, bound)
 
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
-        """See `Loss.answers`: mean and standard deviation."""
+        """Implement `Loss.answers`: mean and standard deviation."""
         deviation = held["variance"][:-1].sqrt()[:, None, None]
         return torch.cat([outputs, deviation.expand_as(outputs)], dim=-1)
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
-        """See `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1 where
+        """Implement `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1 where
         no expert is healthy."""
         if len(answers) == 1:
             whole = healthy[0, :, None] if healthy.dim() == 2 else healthy[0]
@@ -330,11 +330,11 @@ class Gaussian:
         self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
         labels: Tensor,
     ) -> Tensor:  # fmt: skip
-        """See `Loss.mixed_losses`."""
+        """Implement `Loss.mixed_losses`."""
         return mixing.mixed_losses(log_weights, losses, healthy)
 
     def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
-        """See `Loss.chosen`: the mean."""
+        """Implement `Loss.chosen`: the mean."""
         return mixed[:, 0]
 
     def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
@@ -343,7 +343,7 @@ class Gaussian:
         return _gaussian((labels - held["mean"]) / deviation, deviation)
 
     def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
-        """See `Loss.learn`."""
+        """Implement `Loss.learn`."""
         assert summary is not None, "a summary of the errors is needed"
         rate = _rate(held["seen"], n) * learned.any()
         each = torch.cat([learned, learned.any()[None]])
@@ -377,7 +377,7 @@ class Pinball:
         return self.pinball(mixed.mT, labels), self.pinball(held["floor"][:, None], labels)
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
-        """See `Loss.fresh`: the quantiles of a normal distribution."""
+        """Implement `Loss.fresh`: the quantiles of a normal distribution."""
         levels = torch.tensor(self.quantiles, dtype=torch.float64)
         return {
             "floor": torch.special.ndtri(levels).float().to(device),
@@ -397,7 +397,7 @@ class Pinball:
     def judge(
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
     ) -> Judged:
-        """See `Loss.judge`."""
+        """Implement `Loss.judge`."""
         answers = outputs.sort(dim=1).values
         losses = self.pinball(answers, labels) / held["unit"]
         floor = held["floor"][:, None]
@@ -412,16 +412,16 @@ class Pinball:
         return labels[None]
 
     def error_(self, held: Held, outputs: Tensor, targets: Tensor, own: slice) -> Tensor:
-        """See `Loss.error_`."""
+        """Implement `Loss.error_`."""
         levels = self._levels(outputs)[:, None]
         return outputs.sub_(targets).div_(SOFTNESS).sigmoid_().sub_(levels)
 
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
-        """See `Loss.answers`."""
+        """Implement `Loss.answers`."""
         return outputs.sort(dim=-1).values
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
-        """See `Loss.mixed`: weighted means, which ascend as the answers do; 0 where no expert is
+        """Implement `Loss.mixed`: weighted means, which ascend as the answers do; 0 where no expert is
         healthy."""
         if len(answers) == 1:
             whole = healthy[0, :, None] if healthy.dim() == 2 else healthy[0]
@@ -433,12 +433,12 @@ class Pinball:
         self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
         labels: Tensor,
     ) -> Tensor:  # fmt: skip
-        """See `Loss.mixed_losses`."""
+        """Implement `Loss.mixed_losses`."""
         found = self.pinball(mixed.mT, labels) / held["unit"]
         return torch.where(healthy.any(), found, math.inf)
 
     def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
-        """See `Loss.chosen`: the middle quantile."""
+        """Implement `Loss.chosen`: the middle quantile."""
         return mixed[:, len(self.quantiles) // 2]
 
     def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
@@ -446,7 +446,7 @@ class Pinball:
         return self.pinball(held["floor"][:, None], labels) / held["unit"]
 
     def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
-        """See `Loss.learn`."""
+        """Implement `Loss.learn`."""
         assert summary is not None, "a summary of the errors is needed"
         rate = _rate(held["seen"], n) * learned.any()
         moved = held["floor"] + 2.0 * rate * summary[:-1]
