@@ -214,8 +214,8 @@ class CrossEntropy:
         return mixing.mixed_losses(log_weights, losses, healthy)
 
     def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
-        """Implement `Loss.chosen`. A single expert's probabilities may be equal where its logits are
-        not."""
+        """Implement `Loss.chosen`. A single expert's probabilities may be equal where its logits
+        are not."""
         return (outputs[0] if len(outputs) == 1 else mixed).argmax(dim=1)
 
     def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
@@ -267,7 +267,7 @@ class Gaussian:
     than one at HUBER σ. The loss by which experts are weighed has the tails of `_gaussian`.
 
     It learns ``mean``, [1], of the numbers; ``variance``, [K + 1], of the experts' errors and,
-    last, of the numbers around their mean; and ``seen``, 0-dim, the examples behind them.
+    last, of the numbers around their mean; and ``seen``, 0-dim, the examples so far.
     """
 
     has_deviation: ClassVar[bool] = True
@@ -314,8 +314,8 @@ class Gaussian:
         return torch.cat([outputs, deviation.expand_as(outputs)], dim=-1)
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
-        """Implement `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1 where
-        no expert is healthy."""
+        """Implement `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1
+        where no expert is healthy."""
         if len(answers) == 1:
             whole = healthy[0, :, None] if healthy.dim() == 2 else healthy[0]
             return torch.where(whole, answers[0], answers.new_tensor([0.0, 1.0]))
@@ -365,7 +365,7 @@ class Pinball:
     numbers so far, so that a model that knows nothing loses about 1.
 
     It learns ``floor``, [Q], these quantiles; ``unit``, 0-dim, their mean loss; and ``seen``,
-    0-dim, the examples behind them.
+    0-dim, the examples so far.
     """
 
     quantiles: tuple[float, ...]
@@ -421,8 +421,8 @@ class Pinball:
         return outputs.sort(dim=-1).values
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
-        """Implement `Loss.mixed`: weighted means, which ascend as the answers do; 0 where no expert is
-        healthy."""
+        """Implement `Loss.mixed`: weighted means, which ascend as the answers do; 0 where no expert
+        is healthy."""
         if len(answers) == 1:
             whole = healthy[0, :, None] if healthy.dim() == 2 else healthy[0]
             return torch.where(whole, answers[0], 0.0)
