@@ -35,7 +35,7 @@ ARROW, CRC32 = "arrow", "crc32"
 """Fields of an entry: rows, and their checksum."""
 NO_ROWS = (
     "the service learns dense features, and these are rows with names; start one for them: "
-    "funnel serve --schema auto --data-dir DIRECTORY"
+    "funnel serve --data-dir DIRECTORY"
 )
 BUSY = (408, 409, 429, 502, 503, 504)
 

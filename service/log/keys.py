@@ -36,6 +36,15 @@ class Field:
     producers need not have it, and those of older versions do not."""
 
 
+class Inputs:
+    """What a model learns from, as `Keys.inputs` holds it and ``GET /model`` shows it."""
+
+    FEATURES = "features"
+    """Dense features."""
+    ROWS = "rows"
+    """Rows with named columns."""
+
+
 class Keys:
     """The keys of one model.
 
@@ -63,6 +72,9 @@ class Keys:
         """Holder of the lease, for some seconds (see `service.log.lease`)."""
         self.schema = f"{self._start}schema"
         """The schema of rows after the newest cut that changed it, as JSON."""
+        self.inputs = f"{self._start}inputs"
+        """What the first examples of an open model were (see `Inputs`); whoever was first wrote it.
+        A recorded cut decides instead, once there is one."""
         self.newest = f"{self._start}keys"
         """Stream of the newest Idempotency-Keys, by their digests, oldest first."""
 
