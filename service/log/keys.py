@@ -37,7 +37,7 @@ class Field:
 
 
 class Inputs:
-    """What a model learns from, as `Keys.inputs` holds it and ``GET /model`` shows it."""
+    """The kinds of examples, as the key ``inputs`` and ``GET /model`` name them."""
 
     FEATURES = "features"
     """Dense features."""
@@ -73,8 +73,8 @@ class Keys:
         self.schema = f"{self._start}schema"
         """The schema of rows after the newest cut that changed it, as JSON."""
         self.inputs = f"{self._start}inputs"
-        """What the first examples of an open model were (see `Inputs`); whoever was first wrote it.
-        A recorded cut decides instead, once there is one."""
+        """Kind of the first examples of an open model (see `Inputs`), which is set only once. A
+        recorded cut decides instead, once there is one."""
         self.newest = f"{self._start}keys"
         """Stream of the newest Idempotency-Keys, by their digests, oldest first."""
 

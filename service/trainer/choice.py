@@ -1,8 +1,8 @@
 """The choice between dense features and rows, while the settings leave it to the log.
 
 A model whose settings name neither a schema nor a shape is *open* until something is recorded: the
-first examples decide. The log's server keeps what they were (`service.log.keys.Keys.inputs`), so
-that no two clients are both accepted. A recorded spec, in a checkpoint or in the first cut, decides
+first examples decide. The log's server keeps their kind (see `service.log.keys.Inputs`), so that
+clients of both kinds are never both accepted. A recorded spec, in a checkpoint or in the first cut, decides
 before that.
 """
 
@@ -50,7 +50,7 @@ async def is_unclaimed(log: Log, found: Sequence[RawEntry] = ()) -> bool:
 
     Args:
         log: without a recorded cut.
-        found: its first entries. Those without examples claim nothing.
+        found: its first entries; those without examples claim nothing.
 
     Raises:
         AnotherModelError: it is claimed for rows.
