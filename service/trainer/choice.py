@@ -2,8 +2,8 @@
 
 A model whose settings name neither a schema nor a shape is *open* until something is recorded: the
 first examples decide. The log's server keeps their kind (see `service.log.keys.Inputs`), so that
-clients of both kinds are never both accepted. A recorded spec, in a checkpoint or in the first cut, decides
-before that.
+clients of both kinds are never both accepted. A recorded spec, in a checkpoint or in the first cut,
+decides before that.
 """
 
 from collections.abc import Sequence

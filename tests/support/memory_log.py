@@ -190,12 +190,10 @@ class MemoryLog(Log):
         def claim() -> str:
             server = self.server
             first = next(iter(server.entries.values()), {})
-            if claimed := server.inputs or inputs_of(first) or inputs:
-                server.check_writable()
-                server.inputs = claimed
-            return claimed
+            server.inputs = server.inputs or inputs_of(first) or inputs
+            return server.inputs
 
-        return await self._ask("claim", claim)
+        return await self._write("claim", claim)
 
     async def read(
         self, after: EntryId, count: int, size: int, block_ms: int | None
