@@ -15,9 +15,11 @@ from service.fold.snapshot import Evaluator
 from service.fold.state import State
 from service.log.backlog import Backlog, Load
 from service.log.intake import Intake
+from service.log.keys import Inputs
 from service.log.lease import Lock
 from service.log.log import RedisLog
 from service.log.server import connect
+from service.monitoring.history import History
 from service.monitoring.status import Condition, Role, Status
 from service.predictor import Predictor
 from service.process import memory_bytes
@@ -41,6 +43,7 @@ class Model:
         url: address of the log's server.
         observe: called with the seconds and the examples of each step.
         drifted: called with each new drift event, in the trainer's thread.
+        before: the model whose place it takes; its trainer has ended.
 
     Raises:
         DamagedError, LogError, UnreadableError, OSError: the checkpoints cannot be used; the
@@ -54,7 +57,11 @@ class Model:
         url: str,
         observe: Callable[[float, int], None],
         drifted: Callable[[Event], object],
+        before: "Model | None" = None,
     ) -> None:
+        self._lock: Lock
+        self.intake: Intake
+        self.history: History
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
         name = settings.model
         store = CheckpointStore(
@@ -62,7 +69,7 @@ class Model:
             numerics(state.device),
             logger.error,
         )
-        self._lock = Lock(store.directory / "lock")
+        self._lock = before._lock if before else Lock(store.directory / "lock")
         self.trainer = Trainer(
             state,
             RedisLog(connect(url), name),
@@ -71,16 +78,23 @@ class Model:
             settings,
             observe,
             drifted,
+            history=before.history if before else None,
         )
         self.history, self.newest = self.trainer.history, self.trainer.newest
-        most = Load(settings.max_backlog, settings.max_backlog_bytes or memory_bytes() // 4)
-        backlog = Backlog(most, lambda: self.status.learned)
-        self.intake = Intake(connect(url), name, backlog)
+        self._rows_to_come = settings.taking(None).declared if settings.is_open else None
+        if before:
+            self.intake = before.intake
+            self.intake.backlog.follow(lambda: self.status.learned)
+        else:
+            most = Load(settings.max_backlog, settings.max_backlog_bytes or memory_bytes() // 4)
+            backlog = Backlog(most, lambda: self.status.learned)
+            self.intake = Intake(connect(url), name, backlog)
         self.predictor = Predictor(Evaluator(state.served), lambda: self.trainer.snapshot)
         try:
             self.trainer.start()
         except BaseException:
-            self._lock.close()
+            if not before:
+                self._lock.close()
             raise
 
     @property
@@ -91,7 +105,14 @@ class Model:
     @property
     def schema(self) -> Schema:
         """The schema of rows after the newest cut; of dense features, an empty one."""
+        if self.is_open and self._rows_to_come is not None:
+            return self._rows_to_come
         return self.trainer.schema
+
+    @property
+    def is_open(self) -> bool:
+        """True while rows would make it another model (see `service.trainer.choice`)."""
+        return self.trainer.is_open
 
     @property
     def classes(self) -> int:
@@ -104,7 +125,7 @@ class Model:
     @property
     def inputs(self) -> str:
         """The field of a request that holds the examples."""
-        return "rows" if self.spec.shape is None else "features"
+        return Inputs.ROWS if self.spec.shape is None else Inputs.FEATURES
 
     def backlog(self) -> Load:
         """Estimate what is in the log and not learned yet."""

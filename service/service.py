@@ -4,18 +4,21 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from service.fold.drift import Event
+from service.fold.state import State
 from service.log.backlog import Load
 from service.log.embedded import EmbeddedServer
 from service.log.errors import Stopped
-from service.model import Model, build_state
+from service.model import DRAIN_SECONDS, Model, build_state
 from service.monitoring.metrics import Metrics, Reading
 from service.monitoring.notify import Webhook
 from service.process import lacks_descriptors
 from service.settings import Settings, SettingsError
+from service.trainer.choice import AnotherModelError
 from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
@@ -43,6 +46,10 @@ class Service:
         """The essential task that failed, and how; the service then stops."""
         self.viewers = 0
         """Open streams of events."""
+        self._replaced = asyncio.Event()
+        """Set once another model has taken the first one's place, which can happen once."""
+        self._following: asyncio.Task[None] | None = None
+        """Waits for that."""
         self._server: EmbeddedServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -85,17 +92,70 @@ class Service:
         url = await self._start_server()  # it reads its file meanwhile
         state, notify = await self.unless_stopped(building), self._notify()
 
-        async def connect() -> Model:
-            with _writing(settings.data_dir):
-                return await asyncio.to_thread(
-                    Model, settings, state, url, self.metrics.observe_step, notify
-                )
+        def make(settings: Settings, state: State, before: Model | None = None) -> Model:
+            return Model(settings, state, url, self.metrics.observe_step, notify, before)
 
-        model = await self._with_descriptors(connect)
+        def start() -> Model:
+            try:
+                return make(settings, state)
+            except AnotherModelError as error:
+                taken = settings.taking(error.spec)
+                return make(taken, build_state(taken))
+
+        def replace(before: Model, taken: Settings) -> Model:
+            state = build_state(taken)
+            before.trainer.stop(DRAIN_SECONDS)
+            return make(taken, state, before)
+
+        model = self.model = await self._begun(start)
         self.keep_up("the intake", model.intake.run())
-        self.keep_up("prediction", model.predictor.run())
-        self.model = model
+        following = self._follow(model, replace)
+        self._following = self.keep_up("the watch over the model", following)
         return model
+
+    async def _begun(self, begin: Callable[[], Model]) -> Model:
+        """Return a model that a function starts, which can answer predictions then."""
+
+        async def start() -> Model:
+            with _writing(self.settings.data_dir):
+                return await asyncio.to_thread(begin)
+
+        model = await self._with_descriptors(start)
+        self.keep_up("prediction", model.predictor.run())
+        return model
+
+    async def _follow(self, model: Model, replace: Callable[[Model, Settings], Model]) -> None:
+        """Replace the model by another one if the log is of that."""
+        taken = await asyncio.wrap_future(model.trainer.ended)
+        if taken is None or self.draining.is_set():
+            return
+        with contextlib.suppress(Stopped):
+            self.model = await self._begun(partial(replace, model, taken))
+            self._replaced.set()
+
+    async def newest(self, model: Model) -> Model:
+        """Return the model that takes another's place, once it has started; itself if none does.
+
+        Raises:
+            Stopped: the service began to stop first.
+        """
+        ended = model.trainer.ended
+        if not ended.done() or ended.result() is None:
+            return model
+        await self.unless_stopped(self._replaced.wait())
+        return self.model or model
+
+    async def caught_up(self, model: Model) -> Model:
+        """Return the model, or the one that takes its place, once it has caught up with its log.
+
+        Raises:
+            Stopped: the service began to stop first.
+        """
+        while True:
+            await self.unless_stopped(asyncio.to_thread(model.trainer.caught_up.wait))
+            if (newest := await self.newest(model)) is model:
+                return model
+            model = newest
 
     async def _with_descriptors(self, start: Callable[[], Awaitable[T]]) -> T:
         """Start a part; while clients hold all descriptors of the process, wait and try again.
@@ -145,11 +205,12 @@ class Service:
         self.keep_up("the watch over the embedded server", server.watch())
         return server.url
 
-    def keep_up(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def keep_up(self, name: str, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run an essential task until the end; the service stops if it fails before."""
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._check)
         self._tasks.append(task)
+        return task
 
     def _check(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or (error := task.exception()) is None:
@@ -171,6 +232,9 @@ class Service:
         that started it if no other is connected.
         """
         self.draining.set()
+        ended = self.model is not None and self.model.trainer.ended.done()
+        if ended and self._following is not None:  # another model may be about to start
+            await asyncio.wait({self._following})
         model, server = self.model, self._server
         held = model is not None and await model.stop()
         for task in self._tasks:

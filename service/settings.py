@@ -5,7 +5,7 @@ import ipaddress
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -88,8 +88,9 @@ class Settings(BaseModel):
     )
     schema: str = Field(  # type: ignore[assignment]  # pydantic's own `schema` is deprecated
         "",
-        description="rows with named columns instead of dense features: auto infers their kinds "
-        "from the first batch; a TOML file declares them (see funnel schema)",
+        description="rows with named columns: auto infers their kinds from the first batch; a TOML "
+        "file declares them (see funnel schema). Without it, FEATURES and CLASSES, the first "
+        "examples decide between auto and dense features",
     )  # fmt: skip
     max_classes: int = Field(
         1_000, ge=2, le=100_000,
@@ -220,12 +221,13 @@ class Settings(BaseModel):
         """Read ``auto`` classes, which those of rows are without it, too."""
         if given.get("classes") != AUTO:
             return given
-        if not given.get("schema"):
+        if not given.get("schema") and "features" in given:
             raise ValueError(
                 f"{PREFIX}CLASSES: auto is for rows, whose labels may be anything "
                 f"({PREFIX}SCHEMA); dense features need a number"
             )
-        return {name: value for name, value in given.items() if name != "classes"}
+        rest = {name: value for name, value in given.items() if name != "classes"}
+        return rest | {"schema": given.get("schema") or AUTO}
 
     @field_validator("data_dir", mode="before")
     @classmethod
@@ -337,7 +339,8 @@ class Settings(BaseModel):
         """Variables that were set although the model and its optimizers do not use them."""
         learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
         idle = set() if self.model == "mlp" else {"hidden"}
-        idle |= {"features", "classes"} if self.schema else {"max_classes", "table_bits"}
+        if not self.is_open:
+            idle |= {"features", "classes"} if self.schema else {"max_classes", "table_bits"}
         if self.predicts.is_numeric:
             idle |= {"classes", "max_classes", "class_weights"}
         if self.schema not in ("", AUTO):  # the file has its own limit
@@ -354,6 +357,38 @@ class Settings(BaseModel):
     def predicts(self) -> Task:
         """The task of the model."""
         return CLASSES if self.task == AUTO else Task.parse(self.task)
+
+    @property
+    def is_open(self) -> bool:
+        """True if the log decides between dense features and rows, which nothing here does.
+
+        A module of the user's takes dense features, and keys of rows are learned on the CPU alone.
+        """
+        can_be_rows = ":" not in self.model and (
+            self.device in (AUTO, "cpu") or self.table_bits == 0
+        )
+        return can_be_rows and not self.model_fields_set & {"schema", "features", "classes"}
+
+    def taking(self, spec: Spec | None) -> "Settings":
+        """Return these settings, and those that are not set as a recorded model has them.
+
+        Args:
+            spec: of that model; None for one of rows that begins.
+        """
+        taken: Given = {"schema": AUTO}
+        if spec is not None:
+            found = asdict(spec)
+            names = {"optimizer", "standardize", "seed"}
+            names |= {name for name in ("hidden", "experts") if found[name]}
+            names |= {"features", "classes"} if spec.shape else {"table_bits"}
+            taken = {name: found[name] for name in names if found[name] or name != "classes"}
+            taken["task"] = spec.task
+            if spec.shape is None:
+                taken["schema"] = AUTO
+        own = {k: getattr(self, k) for k in self.model_fields_set if not k.endswith(FILE)}
+        if own.get("task") == AUTO:
+            del own["task"]
+        return Settings.model_validate(taken | own)
 
     @property
     def spec(self) -> Spec:

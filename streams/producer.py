@@ -31,11 +31,13 @@ PATIENCE = 3
 """Tries of a batch before the user is notified: a busy receiver refuses one now and then."""
 REMINDER_SECONDS = 10.0
 """From one notice of a batch to the next."""
+OPEN = "undecided"
+"""Error code of ``GET /schema`` while the first examples decide what a service learns."""
 ARROW, CRC32 = "arrow", "crc32"
 """Fields of an entry: rows, and their checksum."""
 NO_ROWS = (
     "the service learns dense features, and these are rows with names; start one for them: "
-    "funnel serve --schema auto --data-dir DIRECTORY"
+    "funnel serve --data-dir DIRECTORY"
 )
 BUSY = (408, 409, 429, 502, 503, 504)
 
@@ -71,6 +73,9 @@ class Target(Protocol):
 
     def takes_rows(self) -> bool:
         """Return whether it is known to take rows with names alone."""
+
+    def prefers_rows(self, width: int) -> bool:
+        """Return whether it is known to take both, but not so many dense features."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -130,6 +135,21 @@ class HTTPTarget:
         except httpx.TransportError:
             return False
 
+    def prefers_rows(self, width: int) -> bool:
+        """Return whether the service has learned nothing, and expects another number of features.
+
+        It takes rows then, if it was not told otherwise.
+        """
+        try:
+            answer = self._client.get("/model")
+            schema = self._client.get("/schema")
+        except httpx.TransportError:
+            return False
+        if answer.status_code != 200 or schema.json().get("error", {}).get("code") != OPEN:
+            return False
+        expected: int = answer.json()["hyperparameters"]["features"]
+        return expected != width
+
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
@@ -173,6 +193,10 @@ class RedisTarget:
             return bool(self._redis.exists(self._key.removesuffix("log") + "schema"))
         except RedisError:
             return False
+
+    def prefers_rows(self, width: int) -> bool:
+        """Return False: the log does not say what its service expects."""
+        return False
 
     def close(self) -> None:
         """Close the connection."""

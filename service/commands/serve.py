@@ -9,7 +9,8 @@ from streams.environment import PREFIX
 
 DESCRIPTION = (
     "Learn and serve one model over HTTP until Ctrl-C or SIGTERM. Every option is also an "
-    f"environment variable: --batch-size is {PREFIX}BATCH_SIZE."
+    f"environment variable: --batch-size is {PREFIX}BATCH_SIZE. Without --schema, --features and "
+    "--classes, the first examples decide whether it learns rows with names or 784 numbers."
 )
 
 

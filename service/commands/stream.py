@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Send a stream, or a file of your own, with a progress bar. A file with strings, missing "
-    "values or times goes to a service that learns rows (funnel serve --schema auto). Batches that "
-    "a busy or absent service does not take are sent again. For http://, the key is "
-    "FUNNEL_LEARN_KEY or FUNNEL_API_KEY of the environment, or in the file that one of them with "
-    "_FILE names."
+    "values or times goes as rows, which a service without settings learns. Batches that a busy or "
+    "absent service does not take are sent again. For http://, the key is FUNNEL_LEARN_KEY or "
+    "FUNNEL_API_KEY of the environment, or in the file that one of them with _FILE names."
 )
 
 
@@ -57,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
     target = make_target(options.to, options.model, key)
     is_file = options.stream not in NAMES
     source = source_of(options, is_file and target.takes_rows())
+    if is_file and isinstance(source, Stream) and target.prefers_rows(source.width):
+        source = source_of(options, wants_rows=True)
     batches: Iterator[AnyBatch]
     if isinstance(source, Stream):
         name, examples = source.name, source.examples

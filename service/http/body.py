@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -15,7 +15,7 @@ from starlette.types import Message, Receive
 
 from service.http.budget import MEDIUM, SMALL, Budget, Reservation
 from service.http.codecs.codec import Codec, Examples
-from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS
+from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS, holds_rows
 from service.http.codecs.table import LEARN, PREDICT
 from service.http.errors import HTTPError, unavailable
 from service.http.json_process import JSONProcessError, JSONProcesses
@@ -89,6 +89,35 @@ class Bodies:
         """
         codecs = LEARN_ROWS if labelled else PREDICT_ROWS
         return self._decoded(request, (0, 0, False), codecs, lambda rows: 8 * rows.cells)
+
+    @asynccontextmanager
+    async def either(
+        self, request: Request, shape: Shape, labelled: bool
+    ) -> AsyncIterator[Examples | Features | Rows]:
+        """Return what a request to an open model holds: as `examples` or `features`, or `rows`.
+
+        Args:
+            request: with the body.
+            shape: of the model's examples, as long as it takes dense features.
+            labelled: whether they have labels.
+        """
+        dense = (LEARN if labelled else PREDICT).keys()
+        rows = LEARN_ROWS if labelled else PREDICT_ROWS
+        kind = _media_type(request, [*dense, *(rows.keys() - dense)])
+        with self._budget.reserve() as held:
+            body = await self._read(request, held)
+            if kind not in dense or (kind in rows and holds_rows(body)):
+                found = await self._decode(rows[kind], body, (0, 0, False))
+                held.change(8 * found.cells)
+                yield found
+            elif labelled:
+                examples = await self._decode(LEARN[kind], body, (*shape, False))
+                held.change(len(examples.payload))
+                yield examples
+            else:
+                features = await self._decode(PREDICT[kind], body, (*shape, False))
+                held.change(features.nbytes)
+                yield features
 
     @asynccontextmanager
     async def _decoded(
@@ -206,14 +235,19 @@ def _extend(limit: asyncio.Timeout, size: int) -> None:
 
 def _codec(request: Request, codecs: Mapping[str, Codec[T]]) -> Codec[T]:
     """Return the codec of the body's media type."""
-    headers, known = request.headers, ", ".join(codecs)
+    return codecs[_media_type(request, codecs)]
+
+
+def _media_type(request: Request, known: Collection[str]) -> str:
+    """Return the body's media type, which must be a known one."""
+    headers, names = request.headers, ", ".join(known)
     if headers.get("content-encoding", "").lower() not in ("", "identity"):
         raise HTTPError(415, "unsupported_encoding", "send the body without Content-Encoding")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not kind:
         raise HTTPError(
-            415, "unsupported_type", f"the header Content-Type is missing: send one of {known}"
+            415, "unsupported_type", f"the header Content-Type is missing: send one of {names}"
         )
-    if (codec := codecs.get(kind)) is None:
-        raise HTTPError(415, "unsupported_type", f"Content-Type {kind[:80]!r}: send one of {known}")
-    return codec
+    if kind not in known:
+        raise HTTPError(415, "unsupported_type", f"Content-Type {kind[:80]!r}: send one of {names}")
+    return kind

@@ -9,6 +9,7 @@ from service.http.body import Bodies
 from service.http.budget import Reservation
 from service.http.errors import unavailable
 from service.http.waits import Waits
+from service.log.errors import Stopped
 from service.model import Model
 from service.monitoring.status import Condition
 from service.service import Service
@@ -49,7 +50,13 @@ async def _running(service: Annotated[Service, Depends(_service)]) -> Model:
     return service.model
 
 
-async def _learning(model: Annotated[Model, Depends(_running)]) -> Model:
+async def _learning(
+    service: Annotated[Service, Depends(_service)], model: Annotated[Model, Depends(_running)]
+) -> Model:
+    try:
+        model = await service.newest(model)
+    except Stopped as error:
+        raise unavailable("draining", str(error)) from error
     status = model.status
     if code := CODES.get(status.condition):
         raise unavailable(code, f"this service is not learning: {status.reason}")

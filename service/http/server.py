@@ -210,8 +210,7 @@ async def _start(service: Service, url: str) -> None:
         LogError: learning is halted.
         Stopped: the service began to stop first.
     """
-    model = await service.start()
-    await service.unless_stopped(asyncio.to_thread(model.trainer.caught_up.wait))
+    model = await service.caught_up(await service.start())
     status = model.status
     if status.condition == Condition.HALTED:
         raise LogError(status.reason)

@@ -100,6 +100,10 @@ class Backlog:
         examples = own.examples + others.examples - (learned.position.taken or 0)
         return Load(max(0, examples), own.bytes + others.bytes)
 
+    def follow(self, learned: Callable[[], Learned]) -> None:
+        """Ask another trainer from now on how far it is."""
+        self._learned = learned
+
     def check(self) -> None:
         """Make sure that there is room for more.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from service.log.errors import LogUnavailable
-from service.log.keys import Field
+from service.log.keys import Field, Inputs
 from service.log.position import EntryId
 from streams.batch import Batch, InvalidBatchError, check, decode
 from streams.examples import AnyBatch
@@ -50,6 +50,13 @@ class Entry(NamedTuple):
 def is_damaged(fields: Fields, name: bytes) -> bool:
     """Return whether a field does not match its checksum; without one, it is trusted."""
     return CRC32 in fields and fields[CRC32] != b"%d" % crc32(fields[name])
+
+
+def inputs_of(fields: Fields) -> str:
+    """Return what an entry holds (see `service.log.keys.Inputs`); nothing if that is no example."""
+    if any(name in fields for name in DENSE):
+        return Inputs.FEATURES
+    return Inputs.ROWS if any(name in fields for name in NAMED) else ""
 
 
 def read_entry(

@@ -16,7 +16,7 @@ from service.log.errors import LogError, LogFullError, LogUnavailable
 from service.log.extent import Extent
 from service.log.keys import Field, Keys
 from service.log.position import TOP, EntryId
-from service.log.scripts import APPEND_ONCE, DESCRIBE
+from service.log.scripts import APPEND_ONCE, CLAIM_INPUTS, DESCRIBE
 from streams.errors import FunnelError
 
 GROUP_BYTES = 8 << 20
@@ -113,6 +113,19 @@ class Intake:
         if accepted == TOP:
             raise LogFullError
         return accepted
+
+    async def claim(self, inputs: str) -> str:
+        """Claim the log as `service.log.log.Log.claim` does; return what it is claimed for.
+
+        Raises:
+            LogUnavailable: the server did not confirm.
+        """
+        keys = (self.keys.inputs, self.keys.log)
+        try:
+            found: bytes = await self.redis.eval(CLAIM_INPUTS, len(keys), *keys, inputs)
+        except (RedisError, OSError) as error:
+            raise LogUnavailable(f"the log did not confirm: {error}") from error
+        return found.decode(errors="replace")
 
     async def run(self) -> None:
         """Write until cancelled."""

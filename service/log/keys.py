@@ -36,6 +36,15 @@ class Field:
     producers need not have it, and those of older versions do not."""
 
 
+class Inputs:
+    """The kinds of examples, as the key ``inputs`` and ``GET /model`` name them."""
+
+    FEATURES = "features"
+    """Dense features."""
+    ROWS = "rows"
+    """Rows with named columns."""
+
+
 class Keys:
     """The keys of one model.
 
@@ -63,6 +72,9 @@ class Keys:
         """Holder of the lease, for some seconds (see `service.log.lease`)."""
         self.schema = f"{self._start}schema"
         """The schema of rows after the newest cut that changed it, as JSON."""
+        self.inputs = f"{self._start}inputs"
+        """Kind of the first examples of an open model (see `Inputs`), which is set only once. A
+        recorded cut decides instead, once there is one."""
         self.newest = f"{self._start}keys"
         """Stream of the newest Idempotency-Keys, by their digests, oldest first."""
 

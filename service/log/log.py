@@ -23,10 +23,11 @@ from service.log.errors import (
     damaged,
 )
 from service.log.extent import Extent
-from service.log.keys import Keys
+from service.log.keys import Inputs, Keys
 from service.log.position import EntryId, Position
 from service.log.server import check_server
 
+KNOWN_INPUTS = (Inputs.FEATURES, Inputs.ROWS)
 DEAD_KEPT = 10_000
 """Number of dead letters that are kept, approximately."""
 DEAD_BYTES = 4_096
@@ -55,6 +56,16 @@ class Log(Protocol):
 
     async def take_epoch(self, at_least: int) -> int:
         """Return a new epoch above ``at_least``; every trainer of an earlier one is fenced off."""
+
+    async def claim(self, inputs: str) -> str:
+        """Claim the log for dense features or rows, unless that was done before.
+
+        Args:
+            inputs: one of `service.log.keys.Inputs`; or nothing, to ask.
+
+        Returns:
+            What the log is claimed for; nothing if it is for neither.
+        """
 
     async def read(
         self, after: EntryId, count: int, size: int, block_ms: int | None
@@ -172,6 +183,11 @@ class RedisLog(Log):
     async def take_epoch(self, at_least: int) -> int:
         return int(await self._eval(scripts.TAKE_EPOCH, [self.keys.epoch], at_least))
 
+    async def claim(self, inputs: str) -> str:
+        keys = [self.keys.inputs, self.keys.log]
+        found: bytes = await self._eval(scripts.CLAIM_INPUTS, keys, inputs)
+        return found.decode(errors="replace")
+
     async def read(
         self, after: EntryId, count: int, size: int, block_ms: int | None
     ) -> list[RawEntry]:
@@ -282,7 +298,7 @@ class RedisLog(Log):
         """Raise ForeignError if a key holds what no service writes there."""
         keys = self.keys
         streams, numbers = (keys.log, keys.cuts, keys.dead, keys.newest), (keys.aside, keys.epoch)
-        strings = (*numbers, keys.uuid, keys.lease)
+        strings = (*numbers, keys.uuid, keys.lease, keys.inputs)
         expected = dict.fromkeys(streams, "stream") | dict.fromkeys(strings, "string")
         async with self.redis.pipeline(transaction=False) as pipe:
             for key in expected:
@@ -297,6 +313,9 @@ class RedisLog(Log):
         for key in numbers:
             if values[key] and not (values[key].isdigit() and len(values[key]) <= DIGITS):
                 raise _foreign(key, repr(values[key][:40]), "a number")
+        if values[keys.inputs].decode(errors="replace") not in ("", *KNOWN_INPUTS):
+            expected_inputs = " or ".join(KNOWN_INPUTS)
+            raise _foreign(keys.inputs, repr(values[keys.inputs][:40]), expected_inputs)
         if not values[keys.uuid].isascii():
             raise _foreign(keys.uuid, repr(values[keys.uuid][:40]), "the name of the log")
 

@@ -28,6 +28,21 @@ keys kept, field of the payload. The newest keys are remembered whatever the ser
 the others for so many seconds longer. An entry with the highest id is not accepted, so its key is
 not remembered."""
 
+CLAIM_INPUTS = """#!lua flags=allow-oom
+local inputs = redis.call('GET', KEYS[1])
+if inputs then return inputs end
+inputs = ARGV[1]
+local kinds = {batch = 'features', json = 'features', arrow = 'rows', rows = 'rows', row = 'rows'}
+local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+for i = 1, first and #first[2] or 0, 2 do
+  if kinds[first[2][i]] then inputs = kinds[first[2][i]] break end
+end
+if inputs ~= '' then redis.call('SET', KEYS[1], inputs) end
+return inputs
+"""
+"""KEYS: inputs, log. ARGV: what the caller has, or '' to ask. The first claim stays, and the first
+entry of the log claims before anybody. It returns what is claimed, or ''."""
+
 APPEND_CUTS = """#!lua flags=allow-oom
 local epoch = redis.call('GET', KEYS[1])
 if epoch ~= ARGV[1] then return tostring(epoch) end

@@ -141,18 +141,21 @@ class Pipeline:
 
     def _rest_due_in(self) -> float:
         """Return the seconds until fewer examples than a batch have waited long enough."""
-        if not self.pending or not self.is_quiet:
+        if not self.pending or not self.is_quiet or self.replica.is_open:
             return float("inf")
         waited = self._clock.monotonic() - self._waits_since
         return max(0.0, self._max_wait - waited)
 
     def _cut(self) -> Group:
-        """Take the next full batches; take the rest if it has waited long enough or is all dead."""
+        """Take the next full batches; take the rest if it has waited long enough or is all dead.
+
+        While the replica is open, there are no examples, and nothing is recorded for a while.
+        """
         most = max(1, round(min(GROUP, GROUP_SECONDS / self._step_seconds)))
         group: Group = []
         while self._is_full and len(group) < most:
             group += self._take(self._batch_size)
-        has_rest = self.pending and self.is_quiet and not group
+        has_rest = self.pending and self.is_quiet and not group and not self.replica.is_open
         if has_rest and (not self.pending.examples or self._rest_due_in() == 0):
             group += self._take(self.pending.examples)
         return group

@@ -25,6 +25,7 @@ from service.log.extent import check_reach
 from service.log.log import COUNTED_AT_ONCE, Log, drop_from
 from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.process import Clock
+from service.trainer.choice import check_spec, is_unclaimed
 from service.trainer.store import CheckpointStore
 from streams.batch import InvalidBatchError
 from streams.examples import AnyBatch
@@ -62,6 +63,7 @@ class Replica:
         clock: times the steps.
         declared: what the settings declare of the schema of rows; None for nothing.
         policies: the fields of POLICIES that they declare.
+        is_open: whether the log may make it another model (see `service.trainer.choice`).
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Replica:
         clock: Clock,
         declared: Schema | None = None,
         policies: Collection[str] = POLICIES,
+        is_open: bool = False,
     ) -> None:
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
@@ -92,6 +95,8 @@ class Replica:
         self._take_schema()
         self._hyperparameters = state.hyperparameters
         """The hyperparameters of the settings; the log may still have others."""
+        self.is_open = is_open
+        """True while the log may still make it another model."""
         self._is_loaded = False
         self._is_compared = False
         """True once the spec of the log's first cut is known to be its own, or that cut is gone."""
@@ -123,7 +128,10 @@ class Replica:
             return False
         if newest.progress.cut <= self.progress.cut and self.progress.log:
             return True
+        if newest.progress.cut == 0 and newest.spec != self.state.spec and not self.is_open:
+            return False  # an open model wrote it, which had learned nothing
         self._check_spec(newest.spec, f"the checkpoint in {checkpoints.directory}")
+        self.is_open = self.is_open and newest.progress.cut == 0
         self.state.set_hyperparameters(newest.hyperparameters)
         counts = newest.version, newest.examples
         self.state.load(newest.tensors, *counts, newest.drifts, newest.byte_examples)
@@ -143,16 +151,10 @@ class Replica:
             command = cuts[0][1].command
             if isinstance(command, Begin):
                 self._check_spec(Spec.of(dict(command.spec)), "the log")
-            self._is_compared = True
+            self._is_compared, self.is_open = True, False
 
     def _check_spec(self, spec: Spec, what: str) -> None:
-        if differing := self.state.spec.differences(spec):
-            listed = ", ".join(
-                f"{k} is {there} there and {here} here" for k, there, here in differing
-            )
-            raise LogError(
-                f"{what} is of another model: {listed}. Use its settings, or another --data-dir"
-            )
+        check_spec(self.state.spec, spec, what, self.is_open)
 
     async def recover(self, log: Log, accept_gap: bool, keep_lease: KeepLease) -> Pending:
         """Check that the log reaches back, take it over, and apply every recorded cut.
@@ -169,8 +171,11 @@ class Replica:
             GapError: the log does not reach back to the replica's position.
             BlankError: it does not reach back to its beginning, and nothing was learned yet.
             LogError: a recorded cut cannot be applied by this version.
+            AnotherModelError: it is open, and the log is of another model.
         """
         extent = await log.extent()
+        if self.is_open and not (await log.cut_range())[1]:
+            self.is_open = await is_unclaimed(log)
         is_blank, accepted = self.progress.cut == 0 and not self._is_loaded, False
         if not self.progress.log:
             self.progress = Progress(extent.uuid)
@@ -351,6 +356,7 @@ class Replica:
 
         Raises:
             GapError: an entry that is learned in part is gone, or the log is full.
+            AnotherModelError: it is open, and the first examples are rows.
         """
         spec, expects_bytes = self.state.spec, is_new and self.state.expects_bytes
         if not pending and pending.position.taken is not None:
@@ -363,6 +369,8 @@ class Replica:
 
         if found and found[-1][0] == TOP:
             raise LogFullError  # its sender got an error
+        if is_new and self.is_open:
+            self.is_open = await is_unclaimed(log, found)
         sizes = [sum(map(len, fields.values())) for _, fields in found]
 
         def decode() -> list[Entry]:
@@ -460,6 +468,7 @@ class Replica:
                 self.state.set_hyperparameters(Hyperparameters.of(dict(hyperparameters)))
             case Reshape(changes):
                 self.state.reshape(list(map(from_json, changes)))
+        self.is_open = False
         self.progress = replace(
             at,
             cut=at.cut + 1,

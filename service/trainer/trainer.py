@@ -36,12 +36,13 @@ from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Condition, Drift, Role, Status
 from service.process import Clock, SystemClock
 from service.settings import Settings
+from service.trainer.choice import AnotherModelError
 from service.trainer.pipeline import Pipeline
 from service.trainer.rejections import Rejections
 from service.trainer.replica import AppliedBatch, Replica
 from service.trainer.store import CheckpointStore, Info, UnreadableError
 from service.trainer.waiters import Applied, Waiters
-from service.trainer.worker import Worker, give_way
+from service.trainer.worker import Worker, give_way, promise
 from service.trainer.writer import CheckpointWriter
 from streams.examples import AnyBatch
 
@@ -81,6 +82,7 @@ class Trainer:
         drifted: called, in the trainer's thread, with each drift event detected while learning.
         clock: the time.
         workers: makes a worker with a given name.
+        history: of the trainer whose place it takes; None begins one.
     """
 
     def __init__(
@@ -94,14 +96,18 @@ class Trainer:
         drifted: Callable[[Event], object] = lambda _: None,
         clock: Clock | None = None,
         workers: Callable[[str], Worker] = Worker,
+        history: History | None = None,
     ) -> None:
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._clock = clock = clock or SystemClock()
-        self.history = History(clock)
+        self.ended: Future[Settings | None] = promise()
+        """Done when it ends: with the settings of the model that takes its place, or None."""
+        self.history = history or History(clock)
         self._log, self._settings, self._observe = log, settings, observe
         declared, policies = settings.declared, settings.declared_policies
-        self._replica = Replica(state, self._on_batch, clock, declared, policies)
+        is_open = settings.is_open
+        self._replica = Replica(state, self._on_batch, clock, declared, policies, is_open)
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()
@@ -144,13 +150,19 @@ class Trainer:
         """True if `schema` is that of all recorded cuts; during replay it is an older one."""
         return self._replica.has_recovered
 
+    @property
+    def is_open(self) -> bool:
+        """True while the log may make it another model (see `service.trainer.choice`)."""
+        return self._replica.is_open
+
     def start(self) -> None:
         """Load the newest checkpoint and start the thread.
 
         Raises:
             DamagedError: there are checkpoints, but no good one.
             UnreadableError: they cannot be read.
-            LogError: the newest is of another model.
+            LogError: the newest is of another model; AnotherModelError if its settings may be
+                taken.
         """
         self.prepare()
         self._thread.start()
@@ -199,6 +211,11 @@ class Trainer:
                     await self._take_part()
                 except Stopped:
                     break
+                except AnotherModelError as error:
+                    logger.info("%s; a model of that kind takes this one's place", error)
+                    self._become(Condition.STARTING, "the model takes the kind of the log")
+                    self.ended.set_result(self._settings.taking(error.spec))
+                    break
                 except (LogUnavailable, UnreadableError) as error:
                     self._wait_for(str(error))
                     if isinstance(error, UnreadableError):  # another process may be able to
@@ -225,12 +242,14 @@ class Trainer:
             self._replica.resign()
             await self._attempt(self._lease.release(), "the lease was not given back")
             await self._log.close()
-            if self._condition == Condition.HALTED:
-                self._become(Condition.HALTED, self._reason)
+            if not self.ended.done():
+                self.ended.set_result(None)
+            if self._condition == Condition.HALTED or self.ended.result() is not None:
+                self._become(self._condition, self._reason)
             else:
                 self._become(Condition.STOPPED, "the service is shutting down")
             reason = f"the trainer is {self._condition}: {self._reason}"
-            self._waiters.give_up(reason)
+            self._waiters.close(reason)
             self._writer.close(reason)
             self.caught_up.set()
 

@@ -32,7 +32,7 @@ class Waiters:
     """Futures of entries; any thread may ask, the trainer's thread answers."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._ended = threading.Lock(), ""
         self._waiting: list[tuple[EntryId, Future[Applied | None]]] = []
         self._recent: deque[AppliedBatch] = deque(maxlen=RECENT)
 
@@ -47,7 +47,10 @@ class Waiters:
         """
         future: Future[Applied | None] = promise()
         with self._lock:
-            self._waiting.append((entry, future))
+            if self._ended:
+                future.set_exception(Stopped(self._ended))
+            else:
+                self._waiting.append((entry, future))
         return future
 
     def remember(self, applied: AppliedBatch) -> None:
@@ -68,6 +71,12 @@ class Waiters:
             if not batch.begin.covers(entry):
                 return _read(batch.report) if batch.end.covers(entry) else None
         return None
+
+    def close(self, reason: str) -> None:
+        """Fail all futures, and those to come."""
+        with self._lock:
+            self._ended = reason
+        self.give_up(reason)
 
     def give_up(self, reason: str) -> None:
         """Fail all futures."""

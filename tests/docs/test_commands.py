@@ -22,7 +22,7 @@ ADDRESS = "http://127.0.0.1:8000"
 OF_ROWS = "http://127.0.0.1:8010"
 SOCKET = "funnel-data/log/valkey.sock"
 SERVE = "funnel serve --features 3 --classes 2 --batch-size 2"
-SERVE_ROWS = "funnel serve --schema auto --data-dir shop --port 8010"
+SERVE_ROWS = "funnel serve --data-dir shop --port 8010"
 OF_NUMBERS = "http://127.0.0.1:8011"
 SERVE_NUMBERS = (
     "funnel serve --task regression --features 3 --batch-size 2 --data-dir prices --port 8011"
@@ -46,7 +46,7 @@ def of_rows() -> Iterator[ServiceProcess]:
     assert SERVE_ROWS in spans(USE)
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as directory,
-        serving(Path(directory), schema="auto") as running,
+        serving(Path(directory)) as running,
     ):
         yield running
 

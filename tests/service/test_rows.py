@@ -268,7 +268,7 @@ def test_a_model_of_dense_features_has_no_schema(tmp_path: Path) -> None:
     with serving(tmp_path, features=2, classes=2) as service, service.client() as client:
         answer = client.get("/schema")
         assert answer.status_code == 404
-        assert "--schema auto" in answer.json()["error"]["message"]
+        assert "another --data-dir" in answer.json()["error"]["message"]
         rows = client.post("/learn", json={"rows": [{"age": 1}], "labels": [1]})
         assert rows.status_code == 422
 

@@ -1,6 +1,7 @@
 """Settings come from the environment or from options; an error names the setting."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -181,7 +182,8 @@ def test_a_variable_that_is_not_a_setting_is_refused(monkeypatch: pytest.MonkeyP
         ({"lr": "0.1", "gain_lr": "0.1", "optimizer": "adam"}, ["FUNNEL_GAIN_LR"]),
         ({"experts": "3", "optimizer": "sgd"}, ["FUNNEL_EXPERTS"]),
         ({"experts": "3", "model": "mlp", "hidden": "8"}, []),
-        ({"table_bits": "4"}, ["FUNNEL_TABLE_BITS"]),
+        ({"table_bits": "4"}, []),
+        ({"table_bits": "4", "features": "3"}, ["FUNNEL_TABLE_BITS"]),
         ({"table_bits": "4", "schema": "auto", "features": "3"}, ["FUNNEL_FEATURES"]),
     ],
 )
@@ -193,8 +195,40 @@ def test_classes_of_rows_are_auto_and_those_of_dense_features_a_number() -> None
     grown = load_settings({"schema": "auto", "classes": "auto"})
     assert grown.spec == load_settings({"schema": "auto"}).spec
     assert grown.without_effect == []
+    alone = load_settings({"classes": "auto"})
+    assert (alone.schema, alone.is_open) == ("auto", False)
     with pytest.raises(SettingsError, match="FUNNEL_CLASSES: auto is for rows"):
-        load_settings({"classes": "auto"})
+        load_settings({"classes": "auto", "features": "3"})
+
+
+@pytest.mark.parametrize(
+    ("options", "is_open"),
+    [
+        ({}, True),
+        ({"batch_size": "5", "table_bits": "4", "model": "mlp"}, True),
+        ({"schema": "auto"}, False),
+        ({"features": "784"}, False),
+        ({"classes": "10"}, False),
+        ({"model": "own.module:build"}, False),
+        ({"device": "cuda"}, False),
+        ({"device": "cuda", "table_bits": "0"}, True),
+    ],
+)
+def test_the_log_decides_if_no_setting_does(options: dict[str, str], is_open: bool) -> None:
+    assert load_settings(options).is_open == is_open
+
+
+def test_a_recorded_model_fills_in_what_is_not_set(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret")
+    plain = load_settings({"api_key_file": str(key), "seed": "4"})
+    rows = load_settings({"schema": "auto", "table_bits": "7", "seed": "3", "optimizer": "adam"})
+    taken = plain.taking(rows.spec)
+    assert taken.spec == replace(rows.spec, seed=4)
+    assert (taken.is_open, taken.api_key.get_secret_value()) == (False, "secret")
+    dense = load_settings({"features": "5", "model": "mlp", "hidden": "6", "experts": "2"})
+    assert load_settings({"model": "mlp"}).taking(dense.spec).spec == dense.spec
+    assert plain.taking(None).spec == load_settings({"schema": "auto", "seed": "4"}).spec
 
 
 def test_a_schema_makes_the_spec_one_of_rows(tmp_path: Path) -> None:

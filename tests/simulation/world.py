@@ -80,7 +80,7 @@ _SETTINGS: list[Settings] = []
 
 def _settings(plan: Plan) -> Settings:
     if not _SETTINGS:  # reading them takes longer than a short run
-        _SETTINGS.append(load_settings({}))
+        _SETTINGS.append(load_settings({"schema": ""}))  # the plan has chosen what is learned
     return _SETTINGS[0].model_copy(
         update={
             "batch_size": plan.batch_size,

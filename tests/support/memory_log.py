@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from service.log.cuts import Cut
-from service.log.entries import Fields, RawEntry
+from service.log.entries import Fields, RawEntry, inputs_of
 from service.log.errors import FencedError, LogUnavailable
 from service.log.extent import Extent
 from service.log.keys import Keys
@@ -68,6 +68,8 @@ class MemoryServer:
         self.uuid: str | None = None
         self.schema = ""
         """The schema of rows, as JSON."""
+        self.inputs = ""
+        """What the log is claimed for."""
         self.epoch = self.aside = 0
         self.lease: _Lease | None = None
         self.keys: dict[str, bytes] = {}
@@ -183,6 +185,15 @@ class MemoryLog(Log):
 
     async def take_epoch(self, at_least: int) -> int:
         return await self._write("take_epoch", lambda: self.server.take_epoch(at_least))
+
+    async def claim(self, inputs: str) -> str:
+        def claim() -> str:
+            server = self.server
+            first = next(iter(server.entries.values()), {})
+            server.inputs = server.inputs or inputs_of(first) or inputs
+            return server.inputs
+
+        return await self._write("claim", claim)
 
     async def read(
         self, after: EntryId, count: int, size: int, block_ms: int | None

@@ -4,6 +4,7 @@ CSV and Arrow hold the labels as a column, which `streams.rows.labels.labelled` 
 schema has named it.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 HELD_AS_COLUMN = (CSV, ARROW)
 """Formats in which the labels are a column."""
+KEY = re.compile(rb'"(features|rows?)"\s*:')
+"""The first of these keys is the body's own: what comes before it are labels and weights."""
 WIRE = Wire[Rows](
     lambda rows: (len(rows), entry.to_bytes(rows)),
     lambda count, packed: entry.from_bytes(bytes(packed)),
@@ -106,6 +109,12 @@ def _from_csv(body: bytes) -> Rows:
 
 def _from_ipc(body: bytes) -> Rows:
     return arrow.from_ipc(body, None, False)
+
+
+def holds_rows(body: bytes) -> bool:
+    """Return whether a body of JSON or NDJSON that holds either has rows, and no features."""
+    found = KEY.search(body)
+    return found is not None and found[1] != b"features"
 
 
 LEARN_ROWS, PREDICT_ROWS = _codecs(labelled=True), _codecs(labelled=False)

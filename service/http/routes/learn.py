@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated, Literal
 
@@ -18,12 +18,12 @@ from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.log.backlog import BacklogFullError
 from service.log.errors import LogFullError, LogUnavailable, Stopped
 from service.log.intake import KeyInFlightError, KeyReusedError
-from service.log.keys import Field
+from service.log.keys import Field, Inputs
 from service.log.position import EntryId
 from service.model import Model
 from service.service import Service
 from service.trainer.waiters import Applied
-from streams.batch import InvalidBatchError
+from streams.batch import Features, InvalidBatchError
 from streams.rows.entry import to_bytes
 from streams.rows.labels import labelled, weighted
 from streams.rows.rows import Rows
@@ -125,22 +125,54 @@ async def _examples(
     request: Request, bodies: Bodies, model: Model, label: str | None, weight: str | None
 ) -> AsyncIterator[Examples]:
     """Return the examples of a request as the log takes them, whichever kind the model learns."""
-    if (shape := model.spec.shape) is not None:
-        async with bodies.examples(request, shape, model.status.expects_bytes) as examples:
-            for name, query in (("label", label), ("weight", weight)):
-                if query is not None:
-                    message = f"the query {name} is for rows; this model takes dense features"
-                    raise HTTPError(422, "invalid", message, name)
-            yield examples
-        return
-    if not model.trainer.knows_schema:
+    shape, is_open = model.spec.shape, model.is_open
+    if (is_open or shape is None) and not model.trainer.knows_schema:
         message = "the log is replayed, and the schema is not known yet; send these again later"
         raise unavailable("starting", message)
-    async with bodies.rows(request, labelled=True) as rows:
-        if rows.cells <= CELLS_AT_ONCE:
-            yield _encoded(model, rows, label, weight)
+    found: AbstractAsyncContextManager[Examples | Features | Rows]
+    if shape is None:
+        found = bodies.rows(request, labelled=True)
+    elif is_open:
+        found = bodies.either(request, shape, labelled=True)
+    else:
+        found = bodies.examples(request, shape, model.status.expects_bytes)
+    async with found as examples:
+        if isinstance(examples, Rows):
+            if examples.cells <= CELLS_AT_ONCE:
+                examples = _encoded(model, examples, label, weight)
+            else:
+                examples = await asyncio.to_thread(_encoded, model, examples, label, weight)
         else:
-            yield await asyncio.to_thread(_encoded, model, rows, label, weight)
+            _refuse_columns(label=label, weight=weight)
+        assert isinstance(examples, Examples), "they have labels"
+        if is_open:
+            await _claim(model, examples)
+        yield examples
+
+
+def _refuse_columns(**queries: str | None) -> None:
+    """Refuse the queries that name columns, which dense features do not have."""
+    for name, query in queries.items():
+        if query is not None:
+            message = f"the query {name} is for rows; this model takes dense features"
+            raise HTTPError(422, "invalid", message, name)
+
+
+async def _claim(model: Model, examples: Examples) -> None:
+    """Let the log be of these examples' kind, unless others have come first.
+
+    Raises:
+        HTTPError: 422 they were of the other kind; 503 the log cannot be reached.
+    """
+    own = Inputs.ROWS if examples.field == Field.ARROW else Inputs.FEATURES
+    try:
+        claimed = await model.intake.claim(own)
+    except LogUnavailable as error:
+        message = f"{error}. It does not hold the examples"
+        raise unavailable("log_unavailable", message) from error
+    if claimed != own:
+        message = f"{claimed} came first, and this service learns those; it takes no {own}"
+        raise HTTPError(422, "invalid", message, own)
 
 
 def _encoded(model: Model, rows: Rows, label: str | None, weight: str | None) -> Examples:
@@ -197,9 +229,15 @@ async def _append(model: Model, examples: Examples, key: str | None) -> EntryId:
 
 async def _applied(service: Service, model: Model, entry: EntryId) -> Applied | None:
     """Wait until an entry is learned; None if that takes too long or learning ends first."""
-    learned = asyncio.wrap_future(model.trainer.applied(entry))
     try:
         async with asyncio.timeout(WAIT_SECONDS):
-            return await service.unless_stopped(learned)
+            while True:
+                try:
+                    learned = asyncio.wrap_future(model.trainer.applied(entry))
+                    return await service.unless_stopped(learned)
+                except Stopped:
+                    if (newest := await service.newest(model)) is model:
+                        return None
+                    model = newest
     except (TimeoutError, Stopped):
         return None

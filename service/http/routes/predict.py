@@ -14,6 +14,7 @@ from service.fold.task import Task
 from service.http.body import Bodies
 from service.http.budget import Reservation
 from service.http.codecs import json
+from service.http.codecs.codec import Examples
 from service.http.codecs.table import PREDICT, described
 from service.http.dependencies import AnswerMemory, AnyService, BodiesOf, Running
 from service.http.errors import ErrorBody, HTTPError, unavailable
@@ -26,6 +27,7 @@ from streams.rows.labels import without
 from streams.rows.names import answered
 from streams.rows.rows import Rows
 
+NOTHING_LEARNED = "the model has learned nothing yet, and knows no label"
 NUMBER_BYTES = 8
 """Memory of a probability while its answer is made and sent."""
 MAX_EXPLAINED = 1_000
@@ -117,13 +119,21 @@ async def predict(
 @asynccontextmanager
 async def _inputs(request: Request, bodies: Bodies, model: Model) -> AsyncIterator[AnyInputs]:
     """Return the examples of a request, whichever kind the model learns."""
-    if (shape := model.spec.shape) is not None:
+    shape = model.spec.shape
+    if shape is not None and model.is_open:
+        async with bodies.either(request, shape, labelled=False) as found:
+            if isinstance(found, Rows):
+                raise unavailable("starting", NOTHING_LEARNED)
+            assert not isinstance(found, Examples), "they have no labels"
+            yield found
+        return
+    if shape is not None:
         async with bodies.features(request, shape, model.status.expects_bytes) as features:
             yield features
         return
     learns_classes = not model.spec.predicts.is_numeric
     if not (model.trainer.snapshot.names if learns_classes else model.trainer.snapshot.version):
-        raise unavailable("starting", "the model has learned nothing yet, and knows no label")
+        raise unavailable("starting", NOTHING_LEARNED)
     async with bodies.rows(request, labelled=False) as rows:
         try:
             if model.trainer.knows_schema:  # a standby's is that of a checkpoint

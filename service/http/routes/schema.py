@@ -177,6 +177,8 @@ async def features(
 def _check_named(model: Model) -> None:
     """Refuse a model of dense features."""
     if model.spec.shape is not None:
-        raise HTTPError(
-            404, "no_schema", "this model takes dense features; start one with --schema auto"
-        )
+        if model.is_open:
+            message = "nothing is learned yet; the first examples decide between rows and features"
+            raise HTTPError(404, "undecided", message)
+        message = "this model takes dense features; rows need a service with another --data-dir"
+        raise HTTPError(404, "no_schema", message)

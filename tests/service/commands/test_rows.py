@@ -101,9 +101,33 @@ def test_two_unlike_files_are_streamed_to_one_service_which_agrees_with_compare(
         assert answer["labels"] == ["stay", "ask", "go"]
 
 
+def test_rows_are_streamed_to_a_service_without_settings(tmp_path: Path) -> None:
+    path = write(tmp_path / "shop.csv", 0, 500)
+    with serving(tmp_path, batch_size=100) as service, service.client() as client:
+        assert main(["stream", str(path), "--to", service.url]) == 0
+        wait_for(lambda: client.get("/model").json()["examples_learned"] == 500)
+        assert client.get("/model").json()["inputs"] == "rows"
+
+
+@pytest.mark.parametrize("columns", [2, 784])
+def test_a_file_of_numbers_goes_as_rows_where_nothing_is_learned_unless_it_fits(
+    tmp_path: Path, columns: int
+) -> None:
+    path = tmp_path / "numbers.csv"
+    lines = [",".join([*(f"c{k}" for k in range(columns)), "label"])]
+    lines += [
+        ",".join([*(str((k * n) % 7) for n in range(columns)), str(k % 2)]) for k in range(60)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    with serving(tmp_path, max_wait_ms=20) as service, service.client() as client:
+        assert main(["stream", str(path), "--to", service.url]) == 0
+        wait_for(lambda: client.get("/model").json()["examples_learned"] == 60)
+        assert client.get("/model").json()["inputs"] == ("features" if columns == 784 else "rows")
+
+
 def test_rows_are_streamed_into_the_log_too(tmp_path: Path) -> None:
     path = write(tmp_path / "shop.csv", 0, 500)
-    with serving(tmp_path, **OPTIONS) as service, service.client() as client:
+    with serving(tmp_path, batch_size=100) as service, service.client() as client:
         socket = service.directory / "data/log/valkey.sock"
         assert main(["stream", str(path), "--to", f"unix://{socket}"]) == 0
         wait_for(lambda: client.get("/model").json()["examples_learned"] == 500)
@@ -115,7 +139,7 @@ def test_a_service_of_dense_features_is_told_apart(
     path = write(tmp_path / "shop.csv", 0, 100)
     with serving(tmp_path, features=4, classes=2) as service:
         assert main(["stream", str(path), "--to", service.url]) == 1
-    assert "funnel serve --schema auto" in capsys.readouterr().err
+    assert "funnel serve --data-dir" in capsys.readouterr().err
 
 
 def test_a_file_of_numbers_goes_as_rows_to_a_service_that_learns_rows(tmp_path: Path) -> None:

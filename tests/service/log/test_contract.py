@@ -33,6 +33,7 @@ WRITES: dict[str, Call] = {
     "append_cuts": lambda log: log.append_cuts(1, 2, [Cut(Position(EntryId(1, 0)), 0, 1)]),
     "record_skipped": lambda log: log.record_skipped(SKIPPED),
     "forget_skipped": lambda log: log.forget_skipped(0),
+    "claim": lambda log: log.claim("rows"),
     "trim": lambda log: log.trim(Position(ORIGIN), 1),
     "take_lease": lambda log: log.take_lease("a", 90_000, ""),
     "release_lease": lambda log: log.release_lease("a"),
@@ -56,6 +57,25 @@ async def begin(store: Store) -> None:
     [entry] = await fill(store, 1)
     await store.log.extent()
     await store.log.append_cuts(await store.log.take_epoch(0), 1, [Cut(Position(entry), 0, 1)])
+
+
+@pytest.mark.parametrize("kind", ["features", "rows"])
+async def test_the_first_claim_stays(store: Store, kind: str) -> None:
+    other = "rows" if kind == "features" else "features"
+    assert await store.log.claim("") == ""
+    await store.add({b"nonsense": b"1"})
+    assert await store.log.claim("") == ""
+    assert await store.log.claim(kind) == kind
+    await store.add({b"row": b"{}"} if other == "rows" else {b"json": b"{}"})
+    assert await store.log.claim(other) == kind
+    assert await store.log.claim("") == kind
+
+
+async def test_the_first_entry_claims_a_log_before_anybody(store: Store) -> None:
+    await store.add({b"source": b"http", b"arrow": b"x"})
+    assert await store.log.claim("features") == "rows"
+    await store.lose()
+    assert await store.log.claim("features") == "rows", "it is kept"
 
 
 @pytest.mark.parametrize("call", READS | WRITES)
