@@ -81,7 +81,7 @@ class Model:
             history=before.history if before else None,
         )
         self.history, self.newest = self.trainer.history, self.trainer.newest
-        self._rows_to_come = settings.taking(None).declared if settings.is_open else None
+        self._rows_to_come = settings.taking(None, Inputs.ROWS).declared
         if before:
             self.intake = before.intake
             self.intake.backlog.follow(lambda: self.status.learned)

@@ -99,7 +99,7 @@ class Service:
             try:
                 return make(settings, state)
             except AnotherModelError as error:
-                taken = settings.taking(error.spec)
+                taken = settings.taking(error.spec, error.claimed)
                 return make(taken, build_state(taken))
 
         def replace(before: Model, taken: Settings) -> Model:

@@ -48,6 +48,8 @@ def _file_of(name: str) -> Any:
 
 
 MAX_SHADOWS = 8
+INPUTS, TASK = "inputs", "task"
+"""The choices that settings can leave open; see `Settings.opens`."""
 MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -339,7 +341,7 @@ class Settings(BaseModel):
         """Variables that were set although the model and its optimizers do not use them."""
         learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
         idle = set() if self.model == "mlp" else {"hidden"}
-        if not self.is_open:
+        if INPUTS not in self.opens:
             idle |= {"features", "classes"} if self.schema else {"max_classes", "table_bits"}
         if self.predicts.is_numeric:
             idle |= {"classes", "max_classes", "class_weights"}
@@ -359,24 +361,36 @@ class Settings(BaseModel):
         return CLASSES if self.task == AUTO else Task.parse(self.task)
 
     @property
-    def is_open(self) -> bool:
-        """True if the log decides between dense features and rows, which nothing here does.
+    def opens(self) -> frozenset[str]:
+        """The choices that are left to the log (see `service.trainer.choice`).
 
-        A module of the user's takes dense features, and keys of rows are learned on the CPU alone.
+        A module of the user's takes dense features and learns classes, and keys of rows are learned
+        on the CPU alone.
         """
-        can_be_rows = ":" not in self.model and (
-            self.device in (AUTO, "cpu") or self.table_bits == 0
-        )
-        return can_be_rows and not self.model_fields_set & {"schema", "features", "classes"}
+        is_users = ":" in self.model
+        can_be_rows = self.device in (AUTO, "cpu") or self.table_bits == 0
+        closed = {
+            INPUTS: is_users or not can_be_rows or self._sets("schema", "features", "classes"),
+            TASK: is_users or self.task != AUTO or self._sets("classes", "max_classes"),
+        }
+        return frozenset(name for name, is_closed in closed.items() if not is_closed)
 
-    def taking(self, spec: Spec | None) -> "Settings":
-        """Return these settings, and those that are not set as a recorded model has them.
+    def _sets(self, *names: str) -> bool:
+        return not self.model_fields_set.isdisjoint(names)
+
+    def taking(self, spec: Spec | None, claimed: str = "") -> "Settings":
+        """Return these settings, and those that are not set as another model has them.
 
         Args:
-            spec: of that model; None for one of rows that begins.
+            spec: of that model, if it is recorded.
+            claimed: what the model learns from if it begins, as `service.log.log.Log.claim` has it.
         """
-        taken: Given = {"schema": AUTO}
-        if spec is not None:
+        taken: Given = {}
+        if spec is None:
+            kind, _, end = claimed.partition(":")
+            taken = {"schema": AUTO} if kind == "rows" else {}
+            taken["task"] = "regression" if end else "multiclass"
+        else:
             found = asdict(spec)
             names = {"optimizer", "standardize", "seed"}
             names |= {name for name in ("hidden", "experts") if found[name]}

@@ -8,7 +8,6 @@ from struct import error as StructError
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
 from streams.batch import (
@@ -49,8 +48,8 @@ def from_json(
         width: features of an example; None takes that of the first example.
         expects_bytes: whether the model has learned uint8 features alone, so that integers are
             refused (see `streams.batch.refuse_integers`).
-        numeric_labels: whether labels are numbers to predict, and become float32; otherwise they
-            are integers.
+        numeric_labels: whether labels may be numbers with a fraction, which then become float32;
+            otherwise they are integers.
 
     Raises:
         InvalidBatchError: the document is not a batch; message, field and index say why.
@@ -308,7 +307,7 @@ def _labels(labels: Any, count: int, are_numbers: bool) -> Labels:
     return np.array(labels, dtype=np.int64)
 
 
-def _numbers(labels: list[Any]) -> npt.NDArray[np.float32]:
+def _numbers(labels: list[Any]) -> Labels:
     for index, label in enumerate(labels):
         if type(label) not in NUMBER:
             raise InvalidBatchError(
@@ -316,6 +315,8 @@ def _numbers(labels: list[Any]) -> npt.NDArray[np.float32]:
                 "labels",
                 index,
             )
+    if all(type(label) is int and label in INT64 for label in labels):
+        return np.array(labels, np.int64)
     with np.errstate(over="ignore"):
         found = np.array(labels, np.float64).astype(np.float32)
     is_finite = np.isfinite(found)

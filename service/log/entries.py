@@ -11,6 +11,7 @@ from streams.batch import Batch, InvalidBatchError, check, decode
 from streams.examples import AnyBatch
 from streams.json_batch import from_json
 from streams.rows.fields import from_fields
+from streams.rows.labels import has_fractions
 from streams.rows.rows import Rows
 
 MAX_JSON = 32 << 20
@@ -53,10 +54,24 @@ def is_damaged(fields: Fields, name: bytes) -> bool:
 
 
 def inputs_of(fields: Fields) -> str:
-    """Return what an entry holds (see `service.log.keys.Inputs`); nothing if that is no example."""
-    if any(name in fields for name in DENSE):
-        return Inputs.FEATURES
-    return Inputs.ROWS if any(name in fields for name in NAMED) else ""
+    """Return what an entry holds, as `service.log.log.Log.claim` takes it; nothing if that is no
+    example.
+
+    Labels are numbers to predict if they are no integers: floats in safetensors, a number with a
+    point in JSON; in rows, if all are numbers and one has a fraction.
+    """
+    try:
+        if any(name in fields for name in DENSE):
+            raw = fields.get(BATCH)
+            batch = from_json(fields[JSON], numeric_labels=True) if raw is None else decode(raw)
+            are_numbers = batch.labels.dtype.kind == "f"
+            return Inputs.FEATURES + (Inputs.OF_NUMBERS if are_numbers else "")
+        if any(name in fields for name in NAMED):
+            are_numbers = has_fractions(from_fields(fields))
+            return Inputs.ROWS + (Inputs.OF_NUMBERS if are_numbers else "")
+    except InvalidBatchError:
+        logger.debug("an entry that cannot be decoded claims nothing")
+    return ""
 
 
 def read_entry(

@@ -43,6 +43,8 @@ class Inputs:
     """Dense features."""
     ROWS = "rows"
     """Rows with named columns."""
+    OF_NUMBERS = ":numbers"
+    """The end of either, as `Keys.inputs` holds it, where labels are numbers with fractions."""
 
 
 class Keys:

@@ -27,7 +27,9 @@ from service.log.keys import Inputs, Keys
 from service.log.position import EntryId, Position
 from service.log.server import check_server
 
-KNOWN_INPUTS = (Inputs.FEATURES, Inputs.ROWS)
+KNOWN_INPUTS = tuple(
+    inputs + end for inputs in (Inputs.FEATURES, Inputs.ROWS) for end in ("", Inputs.OF_NUMBERS)
+)
 DEAD_KEPT = 10_000
 """Number of dead letters that are kept, approximately."""
 DEAD_BYTES = 4_096
@@ -61,7 +63,7 @@ class Log(Protocol):
         """Claim the log for dense features or rows, unless that was done before.
 
         Args:
-            inputs: one of `service.log.keys.Inputs`; or nothing, to ask.
+            inputs: one of KNOWN_INPUTS; or nothing, to ask.
 
         Returns:
             What the log is claimed for; nothing if it is for neither.

@@ -35,13 +35,18 @@ inputs = ARGV[1]
 local kinds = {batch = 'features', json = 'features', arrow = 'rows', rows = 'rows', row = 'rows'}
 local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
 for i = 1, first and #first[2] or 0, 2 do
-  if kinds[first[2][i]] then inputs = kinds[first[2][i]] break end
+  local kind = kinds[first[2][i]]
+  if kind then
+    if string.sub(inputs, 1, #kind) ~= kind then inputs = kind end
+    break
+  end
 end
 if inputs ~= '' then redis.call('SET', KEYS[1], inputs) end
 return inputs
 """
 """KEYS: inputs, log. ARGV: what the caller has, or '' to ask. The first claim stays, and the first
-entry of the log claims before anybody. It returns what is claimed, or ''."""
+entry of the log claims before anybody, though it does not say whether its labels are numbers. It
+returns what is claimed, or ''."""
 
 APPEND_CUTS = """#!lua flags=allow-oom
 local epoch = redis.call('GET', KEYS[1])

@@ -1,18 +1,20 @@
-"""The choice between dense features and rows, while the settings leave it to the log.
+"""The choice of inputs and task, while the settings leave them to the log.
 
-A model whose settings name neither a schema nor a shape is *open* until something is recorded: the
-first examples decide. The log's server keeps their kind (see `service.log.keys.Inputs`), so that
-clients of both kinds are never both accepted. A recorded spec, in a checkpoint or in the first cut,
-decides before that.
+A model is *open* until something is recorded. If its settings name neither a schema nor a shape,
+the first examples decide between dense features and rows. If they name neither a task nor classes,
+the first labels decide between classes and numbers. The log's server keeps what they were (see
+`service.log.keys.Inputs`), so that clients of two kinds are never both accepted. A recorded spec,
+in a checkpoint or in the first cut, decides before that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from service.fold.spec import Spec
 from service.log.entries import RawEntry, inputs_of
 from service.log.errors import LogError
 from service.log.keys import Inputs
 from service.log.log import Log
+from service.settings import INPUTS, TASK
 
 
 class AnotherModelError(LogError):
@@ -20,12 +22,14 @@ class AnotherModelError(LogError):
 
     Args:
         message: says how it differs.
-        spec: of the other model; None for one of rows that begins.
+        spec: of the other model, if it is recorded.
+        claimed: what the other model learns from if it begins, as `service.log.log.Log.claim` has
+            it.
     """
 
-    def __init__(self, message: str, spec: Spec | None = None) -> None:
+    def __init__(self, message: str, spec: Spec | None = None, claimed: str = "") -> None:
         super().__init__(message)
-        self.spec = spec
+        self.spec, self.claimed = spec, claimed
 
 
 def check_spec(own: Spec, recorded: Spec, what: str, is_open: bool) -> None:
@@ -45,18 +49,37 @@ def check_spec(own: Spec, recorded: Spec, what: str, is_open: bool) -> None:
         raise AnotherModelError(message, recorded) if is_open else LogError(message)
 
 
-async def is_unclaimed(log: Log, found: Sequence[RawEntry] = ()) -> bool:
+async def is_unclaimed(
+    log: Log, own: Spec, opens: Collection[str], found: Sequence[RawEntry]
+) -> bool:
     """Claim a log for an open model; return whether nobody has claimed it.
 
     Args:
         log: without a recorded cut.
+        own: the spec of the model.
+        opens: what the settings leave open, of INPUTS and TASK.
         found: its first entries; those without examples claim nothing.
 
     Raises:
-        AnotherModelError: it is claimed for rows.
+        AnotherModelError: it is claimed for another kind of model.
     """
     inputs = next(filter(None, (inputs_of(fields) for _, fields in found)), "")
-    claimed = await log.claim(inputs) if inputs or not found else ""
-    if claimed == Inputs.ROWS:
-        raise AnotherModelError("the first examples are rows with named columns")
-    return not claimed
+    if not (claimed := await log.claim(inputs)):
+        return True
+    mine = Inputs.FEATURES if own.shape else Inputs.ROWS
+    kind, _, end = claimed.partition(Inputs.OF_NUMBERS[0])
+    kind = kind if INPUTS in opens else mine
+    are_numbers = bool(end) if TASK in opens else own.predicts.is_numeric
+    if (kind, are_numbers) != (mine, own.predicts.is_numeric):
+        claimed = kind + (Inputs.OF_NUMBERS if are_numbers else "")
+        raise AnotherModelError(f"the first examples are {SHOWN[claimed]}", claimed=claimed)
+    return False
+
+
+SHOWN = {
+    Inputs.FEATURES: "dense features",
+    Inputs.ROWS: "rows with named columns",
+    Inputs.FEATURES + Inputs.OF_NUMBERS: "dense features whose labels are numbers",
+    Inputs.ROWS + Inputs.OF_NUMBERS: "rows with named columns whose labels are numbers",
+}
+"""Words for what the log can be claimed for."""

@@ -63,7 +63,7 @@ class Replica:
         clock: times the steps.
         declared: what the settings declare of the schema of rows; None for nothing.
         policies: the fields of POLICIES that they declare.
-        is_open: whether the log may make it another model (see `service.trainer.choice`).
+        opens: what the log may still choose (see `service.trainer.choice`).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Replica:
         clock: Clock,
         declared: Schema | None = None,
         policies: Collection[str] = POLICIES,
-        is_open: bool = False,
+        opens: Collection[str] = (),
     ) -> None:
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
@@ -95,7 +95,7 @@ class Replica:
         self._take_schema()
         self._hyperparameters = state.hyperparameters
         """The hyperparameters of the settings; the log may still have others."""
-        self.is_open = is_open
+        self._opens, self.is_open = opens, bool(opens)
         """True while the log may still make it another model."""
         self._is_loaded = False
         self._is_compared = False
@@ -175,7 +175,8 @@ class Replica:
         """
         extent = await log.extent()
         if self.is_open and not (await log.cut_range())[1]:
-            self.is_open = await is_unclaimed(log)
+            found = await log.read(ORIGIN, READ_ENTRIES, READ_BYTES, None)
+            self.is_open = await is_unclaimed(log, self.state.spec, self._opens, found)
         is_blank, accepted = self.progress.cut == 0 and not self._is_loaded, False
         if not self.progress.log:
             self.progress = Progress(extent.uuid)
@@ -356,7 +357,7 @@ class Replica:
 
         Raises:
             GapError: an entry that is learned in part is gone, or the log is full.
-            AnotherModelError: it is open, and the first examples are rows.
+            AnotherModelError: it is open, and the first examples are of another kind.
         """
         spec, expects_bytes = self.state.spec, is_new and self.state.expects_bytes
         if not pending and pending.position.taken is not None:
@@ -370,7 +371,7 @@ class Replica:
         if found and found[-1][0] == TOP:
             raise LogFullError  # its sender got an error
         if is_new and self.is_open:
-            self.is_open = await is_unclaimed(log, found)
+            self.is_open = await is_unclaimed(log, spec, self._opens, found)
         sizes = [sum(map(len, fields.values())) for _, fields in found]
 
         def decode() -> list[Entry]:

@@ -106,8 +106,8 @@ class Trainer:
         self.history = history or History(clock)
         self._log, self._settings, self._observe = log, settings, observe
         declared, policies = settings.declared, settings.declared_policies
-        is_open = settings.is_open
-        self._replica = Replica(state, self._on_batch, clock, declared, policies, is_open)
+        opens = settings.opens
+        self._replica = Replica(state, self._on_batch, clock, declared, policies, opens)
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()
@@ -214,7 +214,7 @@ class Trainer:
                 except AnotherModelError as error:
                     logger.info("%s; a model of that kind takes this one's place", error)
                     self._become(Condition.STARTING, "the model takes the kind of the log")
-                    self.ended.set_result(self._settings.taking(error.spec))
+                    self.ended.set_result(self._settings.taking(error.spec, error.claimed))
                     break
                 except (LogUnavailable, UnreadableError) as error:
                     self._wait_for(str(error))

@@ -86,6 +86,23 @@ def column_labels(column: pa.Array) -> pa.StringArray:
     return column
 
 
+def has_fractions(rows: Rows) -> bool:
+    """Return whether all labels are numbers, and one of them is no integer.
+
+    Args:
+        rows: with labels, canonical texts.
+    """
+    found = [chunk.labels for chunk in rows.chunks if chunk.labels is not None]
+    texts = pa.chunked_array(found, pa.string()).unique()
+    if not pc.any(pc.match_substring_regex(texts, r"[.eE]")).as_py():
+        return False
+    try:
+        values = pc.cast(texts, pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return bool(pc.all(pc.is_finite(values)).as_py())
+
+
 def labelled(rows: Rows, column: str) -> Rows:
     """Return rows whose labels are one of their columns until now, as in CSV and Arrow.
 
