@@ -30,6 +30,10 @@ class Examples:
     changes_schema: bool = False
     """True if rows bring columns, kinds or classes that the schema does not have yet."""
 
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return self.count
+
 
 @dataclass(frozen=True)
 class Wire(Generic[T]):

@@ -17,7 +17,7 @@ from service.http.dependencies import AnyService, BodiesOf, Learning, WaitsOf
 from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.log.backlog import BacklogFullError
 from service.log.errors import LogFullError, LogUnavailable, Stopped
-from service.log.intake import KeyInFlightError, KeyReusedError
+from service.log.intake import KeyInFlightError, KeyReusedError, is_small
 from service.log.keys import Field
 from service.log.position import EntryId
 from service.model import Model
@@ -55,10 +55,10 @@ class AppliedAnswer(InLog):
     """The examples are learned."""
 
     model_version: int
-    """The first version that has learned all of them."""
+    """The first version that has learned the whole entry."""
     accuracy: float | None
-    """Accuracy on the batch that holds the last of them, before it was learned; null if that batch
-    was skipped because its loss or gradient is not finite."""
+    """Accuracy on the batch that holds the entry's last example, before it was learned; null if
+    that batch was skipped because its loss or gradient is not finite."""
     loss: float | None
     """Cross-entropy on the same batch, in nats."""
 
@@ -106,8 +106,10 @@ async def learn(
     changed it.
     """
     _check_backlog(model)
-    async with _examples(request, bodies, model, label, weight) as examples:
-        count, changes_schema = examples.count, examples.changes_schema
+    is_keyed = idempotency_key is not None
+    async with _examples(request, bodies, model, label, weight, is_keyed) as examples:
+        count = len(examples)
+        changes_schema = isinstance(examples, Examples) and examples.changes_schema
         entry = await _append(model, examples, idempotency_key)
         del examples  # their memory is not held while they are waited for
     accepted = {"accepted": count, "entry": str(entry)}
@@ -122,9 +124,16 @@ async def learn(
 
 @asynccontextmanager
 async def _examples(
-    request: Request, bodies: Bodies, model: Model, label: str | None, weight: str | None
-) -> AsyncIterator[Examples]:
-    """Return the examples of a request as the log takes them, whichever kind the model learns."""
+    request: Request,
+    bodies: Bodies,
+    model: Model,
+    label: str | None,
+    weight: str | None,
+    is_keyed: bool,
+) -> AsyncIterator[Examples | Rows]:
+    """Return the examples of a request as the log takes them, whichever kind the model learns.
+
+    Rows are small ones, which change no schema and may share an entry."""
     if (shape := model.spec.shape) is not None:
         async with bodies.examples(request, shape, model.status.expects_bytes) as examples:
             for name, query in (("label", label), ("weight", weight)):
@@ -138,12 +147,14 @@ async def _examples(
         raise unavailable("starting", message)
     async with bodies.rows(request, labelled=True) as rows:
         if rows.cells <= CELLS_AT_ONCE:
-            yield _encoded(model, rows, label, weight)
+            yield _encoded(model, rows, label, weight, is_keyed)
         else:
-            yield await asyncio.to_thread(_encoded, model, rows, label, weight)
+            yield await asyncio.to_thread(_encoded, model, rows, label, weight, is_keyed)
 
 
-def _encoded(model: Model, rows: Rows, label: str | None, weight: str | None) -> Examples:
+def _encoded(
+    model: Model, rows: Rows, label: str | None, weight: str | None, is_keyed: bool
+) -> Examples | Rows:
     """Check rows against the schema; return them as the log takes them.
 
     Raises:
@@ -162,6 +173,8 @@ def _encoded(model: Model, rows: Rows, label: str | None, weight: str | None) ->
     except InvalidBatchError as error:
         raise HTTPError(422, "invalid", str(error), error.field, error.index) from error
     changes = bool(schema.changes_for(rows))
+    if not (changes or is_keyed) and is_small(rows):
+        return rows
     return Examples(len(rows), to_bytes(rows), Field.ARROW, changes)
 
 
@@ -178,9 +191,11 @@ def _backlog_full(error: BacklogFullError) -> HTTPError:
     return HTTPError(429, "backlog_full", message, retry=RETRY_SECONDS)
 
 
-async def _append(model: Model, examples: Examples, key: str | None) -> EntryId:
+async def _append(model: Model, examples: Examples | Rows, key: str | None) -> EntryId:
     """Return the entry that holds the examples."""
     try:
+        if isinstance(examples, Rows):
+            return await model.intake.append_small(examples)
         return await model.intake.append(examples.payload, key, examples.count, examples.field)
     except BacklogFullError as error:
         raise _backlog_full(error) from error
