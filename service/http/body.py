@@ -15,7 +15,7 @@ from starlette.types import Message, Receive
 
 from service.http.budget import MEDIUM, SMALL, Budget, Reservation
 from service.http.codecs.codec import Codec, Examples
-from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS
+from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS, Named, Packed
 from service.http.codecs.table import LEARN, PREDICT
 from service.http.errors import HTTPError, unavailable
 from service.http.json_process import JSONProcessError, JSONProcesses
@@ -33,6 +33,9 @@ PATIENCE_SECONDS = 5.0
 """The longest pause in such a body; shorter ones add up, less what a faster rate makes good."""
 LANES = {SMALL: 1, MEDIUM: 1, math.inf: 2}
 """Threads that decode bodies of up to so many bytes: a body never waits for larger ones."""
+
+ROWS = (0, 0, False)
+"""What stands for the model if its examples are rows: its schema checks them."""
 
 T = TypeVar("T")
 
@@ -78,17 +81,23 @@ class Bodies:
         model = *shape, expects_bytes
         return self._decoded(request, model, PREDICT, lambda features: features.nbytes)
 
-    def rows(self, request: Request, labelled: bool) -> AbstractAsyncContextManager[Rows]:
-        """Return the rows of a request, as `examples` does.
+    def rows(self, request: Request) -> AbstractAsyncContextManager[Rows]:
+        """Return the rows without labels of a request, as `examples` does."""
+        return self._decoded(request, ROWS, PREDICT_ROWS, lambda rows: 8 * rows.cells)
 
-        In CSV and Arrow the labels are still a column.
+    def labelled_rows(
+        self, request: Request, named: Named
+    ) -> AbstractAsyncContextManager[Rows | Packed]:
+        """Return the labelled rows of a request, as `examples` does.
+
+        Another process has set the labels and weights of `Packed` rows apart. Others are as they
+        were read: in CSV and Arrow the labels are still a column.
 
         Args:
             request: with the body.
-            labelled: whether the rows have labels.
+            named: its columns of labels and weights.
         """
-        codecs = LEARN_ROWS if labelled else PREDICT_ROWS
-        return self._decoded(request, (0, 0, False), codecs, lambda rows: 8 * rows.cells)
+        return self._decoded(request, ROWS, LEARN_ROWS, _size, named.to_bytes())
 
     @asynccontextmanager
     async def _decoded(
@@ -97,10 +106,11 @@ class Bodies:
         model: tuple[int, int, bool],
         codecs: Mapping[str, Codec[T]],
         size_of: Callable[[T], int],
+        options: bytes = b"",
     ) -> AsyncIterator[T]:
         codec = _codec(request, codecs)
         with self._budget.reserve() as held:
-            decoded = await self._decode(codec, await self._read(request, held), model)
+            decoded = await self._decode(codec, await self._read(request, held), model, options)
             held.change(size_of(decoded))
             yield decoded
 
@@ -137,10 +147,12 @@ class Bodies:
             f"the body has more than {self._max_bytes} bytes (FUNNEL_MAX_BODY_BYTES); send several",
         )
 
-    async def _decode(self, codec: Codec[T], body: bytes, model: tuple[int, int, bool]) -> T:
+    async def _decode(
+        self, codec: Codec[T], body: bytes, model: tuple[int, int, bool], options: bytes
+    ) -> T:
         size, decode = len(body), codec.decode
         if codec.max_in_process < size:
-            decode = partial(self._processes.decode, codec)
+            decode = partial(self._processes.decode, codec, options=options)
         lane = next(thread for most, thread in self._lanes.items() if size <= most)
         try:
             if size <= codec.max_at_once:
@@ -195,6 +207,10 @@ def bounded(receive: Receive) -> Receive:
         return message
 
     return next_message
+
+
+def _size(rows: Rows | Packed) -> int:
+    return 8 * rows.cells if isinstance(rows, Rows) else len(rows.payload)
 
 
 def _extend(limit: asyncio.Timeout, size: int) -> None:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -140,6 +141,33 @@ def test_a_column_of_weights_is_no_feature_in_any_format(client: httpx.Client) -
     assert "must be numbers" in wrong.json()["error"]["message"]
     none = client.post("/learn?weight=x", json={"rows": [{"plan": "pro"}], "labels": [7]})
     assert "?weight=COLUMN" in none.json()["error"]["message"]
+
+
+def has_learned(client: httpx.Client, examples: int) -> bool:
+    return bool(client.get("/model").json()["examples_learned"] == examples)
+
+
+def test_large_requests_are_learned_and_refused_like_small_ones(tmp_path: Path) -> None:
+    found = frame(5_000, 3_000).assign(w=0.5)
+    sent = [found, found.assign(device="desk"), found]
+    wrong = found.assign(age="old")
+    headers, digests = {"Content-Type": ARROW}, []
+    for size in (3_000, 100):
+        options = OPTIONS | {"max_wait_ms": 600_000}
+        with serving(tmp_path / f"{size}", **options) as service, service.client() as client:
+            for whole in sent:
+                for start in range(0, 3_000, size):
+                    body = as_arrow(whole.iloc[start : start + size])
+                    answer = client.post("/learn?weight=w", content=body, headers=headers)
+                    assert answer.status_code == 202, answer.text
+                body = as_arrow(wrong.iloc[:size])
+                error = client.post("/learn?weight=w", content=body, headers=headers)
+                assert error.status_code == 422
+                shown = error.json()["error"]
+                assert (shown["field"], shown["index"]) == ("age", 0)
+            wait_for(partial(has_learned, client, 9_000))
+            digests.append(client.post("/checkpoint").json()["sha256"])
+    assert digests[0] == digests[1]
 
 
 REFUSED = {

@@ -22,7 +22,7 @@ from service.fold.schema.changes import (
 )
 from service.fold.schema.inference import infer
 from service.fold.schema.kinds import ColumnPolicy, Kind, LabelPolicy, Part
-from service.fold.schema.refusals import check_cells, check_labels, unknown_column
+from service.fold.schema.refusals import check_cells, check_labels, fits, unknown_column
 from streams.rows.rows import Rows
 
 DENSE = (Kind.NUMBER, Kind.TIME)
@@ -307,6 +307,18 @@ class Schema:
         if self.new_labels is not LabelPolicy.OTHER:
             limit = self.max_classes if self.new_labels is LabelPolicy.GROW else 0
             check_labels(rows, self.label_index, limit)
+
+    def takes(self, columns: Mapping[str, pa.DataType], labels: Collection[str]) -> bool:
+        """Return whether `check` passes and `changes_for` is empty, whatever the rows' values.
+
+        Args:
+            columns: the type of each column of the rows.
+            labels: all labels of the rows.
+        """
+        kinds = self._kinds
+        return all(name in kinds and fits(kinds[name], of) for name, of in columns.items()) and all(
+            label in self.label_index for label in labels
+        )
 
     def codes(self, labels: pa.StringArray) -> Indices:
         """Return the index of each of n labels, int64 [n]; -1 where the schema has none for it."""

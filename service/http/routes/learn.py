@@ -1,17 +1,19 @@
 """``POST /learn``: append labelled examples to the log."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from service.fold.schema.schema import Schema
 from service.http.body import Bodies
 from service.http.codecs.codec import Examples
+from service.http.codecs.rows import Named, Packed
 from service.http.codecs.table import LEARN, described
 from service.http.dependencies import AnyService, BodiesOf, Learning, WaitsOf
 from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
@@ -24,13 +26,14 @@ from service.model import Model
 from service.service import Service
 from service.trainer.waiters import Applied
 from streams.batch import InvalidBatchError
-from streams.rows.entry import to_bytes
-from streams.rows.labels import labelled, weighted
+from streams.rows.entry import from_bytes, to_bytes
 from streams.rows.rows import Rows
 
 WAIT_SECONDS = 60.0
 CELLS_AT_ONCE = 20_000
 """Cells of rows that are checked and encoded on the event loop, in about a millisecond."""
+
+T = TypeVar("T", Rows, bytes)
 
 router = APIRouter()
 
@@ -145,37 +148,44 @@ async def _examples(
     if not model.trainer.knows_schema:
         message = "the log is replayed, and the schema is not known yet; send these again later"
         raise unavailable("starting", message)
-    async with bodies.rows(request, labelled=True) as rows:
-        if rows.cells <= CELLS_AT_ONCE:
-            yield _encoded(model, rows, label, weight, is_keyed)
+    named, may_share = Named(label, weight, model.schema.label), not is_keyed
+    async with bodies.labelled_rows(request, named) as rows:
+        schema = model.schema
+        if isinstance(rows, Packed):
+            if rows.labels is not None and schema.takes(rows.columns, rows.labels):
+                yield Examples(len(rows), rows.payload, Field.ARROW)
+            else:
+                yield await asyncio.to_thread(_checked, schema, from_bytes, rows.payload, may_share)
+        elif rows.cells <= CELLS_AT_ONCE:
+            yield _checked(schema, named.apart, rows, may_share)
         else:
-            yield await asyncio.to_thread(_encoded, model, rows, label, weight, is_keyed)
+            yield await asyncio.to_thread(_checked, schema, named.apart, rows, may_share)
 
 
-def _encoded(
-    model: Model, rows: Rows, label: str | None, weight: str | None, is_keyed: bool
+def _checked(
+    schema: Schema, labelled: Callable[[T], Rows], found: T, may_share: bool
 ) -> Examples | Rows:
     """Check rows against the schema; return them as the log takes them.
+
+    Args:
+        schema: of the model.
+        labelled: returns the rows with their labels.
+        found: its argument.
+        may_share: whether the rows may share an entry.
 
     Raises:
         HTTPError: 422 a row cannot be learned.
     """
-    schema = model.schema
     try:
-        if any(chunk.labels is None for chunk in rows.chunks):
-            rows = labelled(rows, label or schema.label)
-        elif label is not None:
-            message = "labels are given twice, in the body and as a column; give one"
-            raise InvalidBatchError(message, "label")
-        if weight is not None:
-            rows = weighted(rows, weight)
+        rows = labelled(found)
         schema.check(rows)
     except InvalidBatchError as error:
         raise HTTPError(422, "invalid", str(error), error.field, error.index) from error
     changes = bool(schema.changes_for(rows))
-    if not (changes or is_keyed) and is_small(rows):
+    if may_share and not changes and is_small(rows):
         return rows
-    return Examples(len(rows), to_bytes(rows), Field.ARROW, changes)
+    payload = found if isinstance(found, bytes) else to_bytes(rows)
+    return Examples(len(rows), payload, Field.ARROW, changes)
 
 
 def _check_backlog(model: Model) -> None:

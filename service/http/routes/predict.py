@@ -110,7 +110,7 @@ async def _inputs(request: Request, bodies: Bodies, model: Model) -> AsyncIterat
         return
     if not model.trainer.snapshot.names:
         raise unavailable("starting", "the model has learned nothing yet, and knows no label")
-    async with bodies.rows(request, labelled=False) as rows:
+    async with bodies.rows(request) as rows:
         try:
             if model.trainer.knows_schema:  # a standby's is that of a checkpoint
                 rows = without(rows, {model.schema.label} - model.schema.index.keys())
