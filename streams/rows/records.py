@@ -208,7 +208,13 @@ def _members(
     expected = [rows, labels] if labelled else [rows]
     shown = " and ".join(map(repr, expected))
     if not isinstance(document, dict):
-        raise InvalidBatchError(f"expected an object with {shown}")
+        form = ", ".join(f'"{name}": […]' for name in ("rows", *["labels"] * labelled))
+        hint = (
+            f"; send this list as {{{form}}}"
+            if rows == "rows" and isinstance(document, list)
+            else ""
+        )
+        raise InvalidBatchError(f"expected an object with {shown}{hint}")
     for name in expected:
         if name not in document:
             raise InvalidBatchError(f"the field {name!r} is missing; expected {shown}", name)

@@ -49,7 +49,11 @@ class Named:
             InvalidBatchError: a column is missing, holds no labels or weights, or is one too many.
         """
         if any(chunk.labels is None for chunk in rows.chunks):
-            rows = labelled(rows, self.label or self.otherwise)
+            column = self.label or self.otherwise
+            if column == self.weight:
+                message = f"column {column!r} cannot hold both the labels and the weights"
+                raise InvalidBatchError(f"{message}; name others with ?label= and ?weight=", column)
+            rows = labelled(rows, column)
         elif self.label is not None:
             message = "labels are given twice, in the body and as a column; give one"
             raise InvalidBatchError(message, "label")

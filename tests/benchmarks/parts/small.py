@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.log.keys import Field, Keys
+from streams.rows.entry import from_bytes
 from tests.benchmarks.measure import Plan, flat_out, learned, ratios, show, table
 from tests.benchmarks.parts.clicks import clicks
 from tests.benchmarks.parts.learning import drain
@@ -18,7 +19,7 @@ from tests.support.harness import RedisProcess, serving, wait_for
 COUNT = 4_000
 """Different rows."""
 SHOWN_ENTRIES = 500
-"""Newest entries whose bytes are counted."""
+"""Newest entries whose rows and bytes are counted."""
 
 
 class Found(NamedTuple):
@@ -82,7 +83,8 @@ def _measured(bodies: Sequence[bytes], connections: int, seconds: float) -> Foun
         spent = time.perf_counter() - began
         log = redis.client()
         key = Keys(client.get("/model").json()["model"]).log
-        rows, entries = learned(client) - 2_000, int(log.xlen(key)) - 1
-        newest = log.xrevrange(key, count=min(SHOWN_ENTRIES, entries))
-        size = sum(len(fields[Field.ARROW.encode()]) for _, fields in newest) / len(newest)
-    return Found((rows + 2_000 - before) / spent, rows / entries, size * entries / rows)
+        count = learned(client) - before
+        newest = log.xrevrange(key, count=min(SHOWN_ENTRIES, int(log.xlen(key)) - 1))
+    written = [fields[Field.ARROW.encode()] for _, fields in newest]
+    rows = sum(len(from_bytes(payload)) for payload in written)
+    return Found(count / spent, rows / len(written), sum(map(len, written)) / rows)
