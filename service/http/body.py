@@ -35,7 +35,7 @@ LANES = {SMALL: 1, MEDIUM: 1, math.inf: 2}
 """Threads that decode bodies of up to so many bytes: a body never waits for larger ones."""
 
 ROWS = (0, 0, False)
-"""What stands for the model if its examples are rows: its schema checks them."""
+"""This stands for a model of rows, which its schema checks."""
 
 T = TypeVar("T")
 

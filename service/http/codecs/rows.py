@@ -70,7 +70,7 @@ class Packed:
 
     count: int
     payload: bytes
-    """See `streams.rows.entry`; the process has read them back."""
+    """Bytes of `streams.rows.entry`, which the process has read back."""
     types: dict[str, str]
     """The letter of each column's type, see `streams.rows.entry.LETTERS`."""
     labels: list[str] | None
