@@ -23,7 +23,7 @@ from service.monitoring.history import History
 from service.monitoring.status import Condition, Role, Status
 from service.predictor import Predictor
 from service.process import memory_bytes
-from service.settings import Settings
+from service.settings import INPUTS, Settings
 from service.trainer.checkpoint import numerics
 from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
@@ -81,7 +81,8 @@ class Model:
             history=before.history if before else None,
         )
         self.history, self.newest = self.trainer.history, self.trainer.newest
-        self._rows_to_come = settings.taking(None, Inputs.ROWS).declared
+        may_be_rows = INPUTS in settings.opens
+        self._rows_to_come = settings.taking(None, Inputs.ROWS).declared if may_be_rows else None
         if before:
             self.intake = before.intake
             self.intake.backlog.follow(lambda: self.status.learned)
@@ -111,7 +112,7 @@ class Model:
 
     @property
     def is_open(self) -> bool:
-        """True while rows would make it another model (see `service.trainer.choice`)."""
+        """True while examples may make it another model (see `service.trainer.choice`)."""
         return self.trainer.is_open
 
     @property

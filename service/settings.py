@@ -86,7 +86,7 @@ class Settings(BaseModel):
     task: str = Field(
         AUTO,
         description="what is predicted: binary or multiclass (classes), regression (numbers) or "
-        "quantile:0.1,0.5,0.9; auto: classes",
+        "quantile:0.1,0.5,0.9; auto: regression if the first labels have fractions, else classes",
     )
     schema: str = Field(  # type: ignore[assignment]  # pydantic's own `schema` is deprecated
         "",
@@ -397,7 +397,7 @@ class Settings(BaseModel):
             names |= {"features", "classes"} if spec.shape else {"table_bits"}
             taken = {name: found[name] for name in names if found[name] or name != "classes"}
             taken["task"] = spec.task
-            if spec.shape is None:
+            if spec.shape is None and INPUTS in self.opens:
                 taken["schema"] = AUTO
         own = {k: getattr(self, k) for k in self.model_fields_set if not k.endswith(FILE)}
         if own.get("task") == AUTO:

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive
 
 from service.http.budget import MEDIUM, SMALL, Budget, Reservation
 from service.http.codecs.codec import Codec, Examples
-from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS, holds_rows
+from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS, Named, Packed, holds_rows
 from service.http.codecs.table import LEARN, PREDICT
 from service.http.errors import HTTPError, unavailable
 from service.http.json_process import JSONProcessError, JSONProcesses
@@ -33,6 +33,9 @@ PATIENCE_SECONDS = 5.0
 """The longest pause in such a body; shorter ones add up, less what a faster rate makes good."""
 LANES = {SMALL: 1, MEDIUM: 1, math.inf: 2}
 """Threads that decode bodies of up to so many bytes: a body never waits for larger ones."""
+
+ROWS = (0, 0, False)
+"""This stands for a model of rows, which its schema checks."""
 
 T = TypeVar("T")
 
@@ -78,46 +81,72 @@ class Bodies:
         model = *shape, expects_bytes
         return self._decoded(request, model, PREDICT, lambda features: features.nbytes)
 
-    def rows(self, request: Request, labelled: bool) -> AbstractAsyncContextManager[Rows]:
-        """Return the rows of a request, as `examples` does.
+    def rows(self, request: Request) -> AbstractAsyncContextManager[Rows]:
+        """Return the rows without labels of a request, as `examples` does."""
+        return self._decoded(request, ROWS, PREDICT_ROWS, lambda rows: 8 * rows.cells)
 
-        In CSV and Arrow the labels are still a column.
+    def labelled_rows(
+        self, request: Request, named: Named
+    ) -> AbstractAsyncContextManager[Rows | Packed]:
+        """Return the labelled rows of a request, as `examples` does.
+
+        Another process has set the labels and weights of `Packed` rows apart. Others are as they
+        were read: in CSV and Arrow the labels are still a column.
 
         Args:
             request: with the body.
-            labelled: whether the rows have labels.
+            named: its columns of labels and weights.
         """
-        codecs = LEARN_ROWS if labelled else PREDICT_ROWS
-        return self._decoded(request, (0, 0, False), codecs, lambda rows: 8 * rows.cells)
+        return self._decoded(request, ROWS, LEARN_ROWS, _size, named.to_bytes())
 
     @asynccontextmanager
-    async def either(
-        self, request: Request, shape: Shape, labelled: bool
-    ) -> AsyncIterator[Examples | Features | Rows]:
-        """Return what a request to an open model holds: as `examples` or `features`, or `rows`.
+    async def labelled_either(
+        self, request: Request, shape: Shape, named: Named
+    ) -> AsyncIterator[Examples | Rows | Packed]:
+        """Return what a request to an open model holds: as `examples`, or as `labelled_rows`.
 
         Args:
             request: with the body.
             shape: of the model's examples, as long as it takes dense features.
-            labelled: whether they have labels.
+            named: the columns of labels and weights, if it holds rows.
         """
-        dense = (LEARN if labelled else PREDICT).keys()
-        rows = LEARN_ROWS if labelled else PREDICT_ROWS
-        kind = _media_type(request, [*dense, *(rows.keys() - dense)])
         with self._budget.reserve() as held:
-            body = await self._read(request, held)
-            if kind not in dense or (kind in rows and holds_rows(body)):
-                found = await self._decode(rows[kind], body, (0, 0, False))
-                held.change(8 * found.cells)
-                yield found
-            elif labelled:
-                examples = await self._decode(LEARN[kind], body, (*shape, False))
+            kind, body, has_rows = await self._read_either(request, held, LEARN, LEARN_ROWS)
+            if has_rows:
+                rows = await self._decode(LEARN_ROWS[kind], body, ROWS, named.to_bytes())
+                held.change(_size(rows))
+                yield rows
+            else:
+                examples = await self._decode(LEARN[kind], body, (*shape, False), b"")
                 held.change(len(examples.payload))
                 yield examples
+
+    @asynccontextmanager
+    async def either(self, request: Request, shape: Shape) -> AsyncIterator[Features | Rows]:
+        """Return what a request to an open model holds: as `features`, or as `rows`.
+
+        Args:
+            request: with the body.
+            shape: of the model's examples, as long as it takes dense features.
+        """
+        with self._budget.reserve() as held:
+            kind, body, has_rows = await self._read_either(request, held, PREDICT, PREDICT_ROWS)
+            if has_rows:
+                rows = await self._decode(PREDICT_ROWS[kind], body, ROWS, b"")
+                held.change(8 * rows.cells)
+                yield rows
             else:
-                features = await self._decode(PREDICT[kind], body, (*shape, False))
+                features = await self._decode(PREDICT[kind], body, (*shape, False), b"")
                 held.change(features.nbytes)
                 yield features
+
+    async def _read_either(
+        self, request: Request, held: Reservation, dense: Collection[str], rows: Collection[str]
+    ) -> tuple[str, bytes, bool]:
+        """Return the media type of a body, the body, and whether it holds rows."""
+        kind = _media_type(request, [*dense, *(name for name in rows if name not in dense)])
+        body = await self._read(request, held)
+        return kind, body, kind not in dense or (kind in rows and holds_rows(body))
 
     @asynccontextmanager
     async def _decoded(
@@ -126,10 +155,11 @@ class Bodies:
         model: tuple[int, int, bool],
         codecs: Mapping[str, Codec[T]],
         size_of: Callable[[T], int],
+        options: bytes = b"",
     ) -> AsyncIterator[T]:
         codec = _codec(request, codecs)
         with self._budget.reserve() as held:
-            decoded = await self._decode(codec, await self._read(request, held), model)
+            decoded = await self._decode(codec, await self._read(request, held), model, options)
             held.change(size_of(decoded))
             yield decoded
 
@@ -166,10 +196,12 @@ class Bodies:
             f"the body has more than {self._max_bytes} bytes (FUNNEL_MAX_BODY_BYTES); send several",
         )
 
-    async def _decode(self, codec: Codec[T], body: bytes, model: tuple[int, int, bool]) -> T:
+    async def _decode(
+        self, codec: Codec[T], body: bytes, model: tuple[int, int, bool], options: bytes
+    ) -> T:
         size, decode = len(body), codec.decode
         if codec.max_in_process < size:
-            decode = partial(self._processes.decode, codec)
+            decode = partial(self._processes.decode, codec, options=options)
         lane = next(thread for most, thread in self._lanes.items() if size <= most)
         try:
             if size <= codec.max_at_once:
@@ -224,6 +256,10 @@ def bounded(receive: Receive) -> Receive:
         return message
 
     return next_message
+
+
+def _size(rows: Rows | Packed) -> int:
+    return 8 * rows.cells if isinstance(rows, Rows) else len(rows.payload)
 
 
 def _extend(limit: asyncio.Timeout, size: int) -> None:

@@ -25,9 +25,9 @@ from streams.batch import InvalidBatchError, TooManyError
 NICENESS = 5
 """The same as the trainer's: the threads that answer requests go first."""
 
-ASKED = Struct("<BII?Q")
+ASKED = Struct("<BII?IQ")
 """Sent before a body: the index of its codec, the model's features and classes, whether it expects
-bytes, the body's length."""
+bytes, the lengths of the options and of the body."""
 ANSWERED = Struct("<IQ")
 """Sent before an answer: the number of examples, 0 for a refusal, and its length."""
 CODECS: list[Codec[Any]] = [
@@ -66,8 +66,11 @@ class JSONProcess:
         features: int,
         classes: int,
         expects_bytes: bool = False,
+        options: bytes = b"",
     ) -> T:
         """Return what a body holds; arguments as for `service.http.codecs.codec.Decode`.
+
+        The options are for `service.http.codecs.codec.Wire.pack`.
 
         Raises:
             DecoderError: the decoder has a defect.
@@ -77,8 +80,8 @@ class JSONProcess:
         assert codec.wire is not None, "the codec decodes in this process only"
         try:
             number, length = CODECS.index(codec), len(body)
-            asked = ASKED.pack(number, features, classes, expects_bytes, length)
-            self._socket.sendall(asked)
+            asked = ASKED.pack(number, features, classes, expects_bytes, len(options), length)
+            self._socket.sendall(asked + options)
             self._socket.sendall(body)
             count, length = ANSWERED.unpack(_receive(self._socket, ANSWERED.size))
             answer = _receive(self._socket, length)
@@ -119,10 +122,11 @@ class JSONProcesses:
         features: int,
         classes: int,
         expects_bytes: bool = False,
+        options: bytes = b"",
     ) -> T:
         """Return what a body holds; may be called in any thread.
 
-        Arguments as for `service.http.codecs.codec.Decode`.
+        Arguments as for `JSONProcess.decode`.
 
         Raises:
             DecoderError: the decoder has a defect.
@@ -131,7 +135,7 @@ class JSONProcesses:
         """
         process = self._take()
         try:
-            return process.decode(codec, body, features, classes, expects_bytes)
+            return process.decode(codec, body, features, classes, expects_bytes, options)
         finally:
             if process.is_alive():
                 self.idle.append(process)
@@ -169,13 +173,14 @@ def _serve(parent: socket.socket) -> None:
     """Decode bodies until the parent closes its end."""
     while True:
         try:
-            number, *model, length = ASKED.unpack(_receive(parent, ASKED.size))
+            number, *model, more, length = ASKED.unpack(_receive(parent, ASKED.size))
+            options = bytes(_receive(parent, more))
         except ConnectionError:
             return
         body, codec = bytes(_receive(parent, length)), CODECS[number]
         assert codec.wire is not None
         try:
-            count, answer = codec.wire.pack(codec.decode(body, *model))
+            count, answer = codec.wire.pack(codec.decode(body, *model), options)
         except InvalidBatchError as error:
             refusal = {"message": str(error), "field": error.field, "index": error.index}
             refusal["is_too_many"] = isinstance(error, TooManyError)

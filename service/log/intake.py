@@ -1,11 +1,16 @@
-"""Appends to the log: one writer that pipelines whatever is queued (group commit)."""
+"""Appends to the log: one writer that pipelines whatever is queued (group commit).
+
+Small requests with rows that wait while the log confirms others share an entry, in the order in
+which they came. The names of their columns are written once, and the log and the trainer handle one
+entry. A request that comes alone waits for no other.
+"""
 
 import asyncio
 import contextlib
 import hashlib
 import uuid
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 from redis.asyncio import Redis
@@ -18,9 +23,17 @@ from service.log.keys import Field, Keys
 from service.log.position import TOP, EntryId
 from service.log.scripts import APPEND_ONCE, CLAIM_INPUTS, DESCRIBE
 from streams.errors import FunnelError
+from streams.rows.entry import to_bytes
+from streams.rows.rows import Rows, join, merged
 
 GROUP_BYTES = 8 << 20
 GROUP_ENTRIES = 512
+JOINED = Load(256, 1 << 20)
+"""Most rows, and bytes of their values, of requests that share an entry."""
+JOINED_CELLS = 20_000
+"""Most cells of the same: readers take as many whatever the columns are."""
+SMALL = Load(64, 64 << 10)
+"""Requests with fewer rows and bytes of values may share an entry."""
 KEY_SECONDS = 3_600
 """How long an Idempotency-Key is remembered once it is no longer among the newest."""
 KEYS_KEPT = 65_536
@@ -38,11 +51,35 @@ class KeyInFlightError(FunnelError, RuntimeError):
 _Command = tuple[str | bytes | int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Entry:
-    command: _Command
     load: Load
-    answer: "asyncio.Future[bytes]"
+    """An estimate until rows are encoded."""
+    answers: "list[asyncio.Future[bytes]]"
+    """One for each request that shares the entry."""
+    command: _Command = ()
+    rows: list[Rows] = field(default_factory=list)
+    """One for each request, until they are encoded."""
+    cells: int = 0
+
+    def takes(self, other: "_Entry") -> bool:
+        """Take in the rows of the entry that follows; return False if they need their own."""
+        if not (self.rows and other.rows):
+            return False
+        load = Load(self.load.examples + other.load.examples, self.load.bytes + other.load.bytes)
+        cells = self.cells + other.cells
+        if load.examples > JOINED.examples or load.bytes > JOINED.bytes or cells > JOINED_CELLS:
+            return False
+        self.load, self.cells = load, cells
+        self.rows += other.rows
+        self.answers += other.answers
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Fail the requests that still wait."""
+        for answer in self.answers:
+            if not answer.done():
+                answer.set_exception(error)
 
 
 class Intake:
@@ -86,28 +123,50 @@ class Intake:
         """
         if key in self._in_flight:
             raise KeyInFlightError("a request with this Idempotency-Key is still being handled")
-        load = Load(examples, len(payload))
-        self.backlog.reserve(load)
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(lambda _: self.backlog.release(load))
+        entry = self._reserved(Load(examples, len(payload)))
         digest, checksum = "", crc32(payload)
-        fields = (field, payload, Field.SOURCE, "http", Field.CRC32, checksum)
-        command: _Command = ("XADD", self.keys.log, "*", *fields)
+        entry.command = self._addition(payload, field)
         if key is not None:
             self._in_flight.add(key)
-            answer.add_done_callback(lambda _: self._in_flight.discard(key))
+            entry.answers[0].add_done_callback(lambda _: self._in_flight.discard(key))
             digest, own = _digest(payload), self.keys.idempotency(_digest(key.encode()))
             keys = (self.keys.log, own, self.keys.newest)
             arguments = (digest, KEY_SECONDS, payload, checksum, KEYS_KEPT, field)
-            command = ("EVAL", APPEND_ONCE, len(keys), *keys, *arguments)
-        self._queue.append(_Entry(command, load, answer))
+            entry.command = ("EVAL", APPEND_ONCE, len(keys), *keys, *arguments)
+        return await self._confirmed(entry, digest)
+
+    async def append_small(self, rows: Rows) -> EntryId:
+        """Append rows to an entry that other requests may share, and return its id as `append`.
+
+        Args:
+            rows: checked and labelled, as `is_small` wants them.
+
+        Raises:
+            BacklogFullError, LogFullError, LogUnavailable: as for `append`.
+        """
+        entry = self._reserved(Load(len(rows), rows.buffer_bytes))
+        entry.rows, entry.cells = [rows], rows.cells
+        return await self._confirmed(entry)
+
+    def _reserved(self, load: Load) -> _Entry:
+        self.backlog.reserve(load)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda _: self.backlog.release(load))
+        return _Entry(load, [answer])
+
+    def _addition(self, payload: bytes, field: str) -> _Command:
+        fields = (field, payload, Field.SOURCE, "http", Field.CRC32, crc32(payload))
+        return ("XADD", self.keys.log, "*", *fields)
+
+    async def _confirmed(self, entry: _Entry, digest: str = "") -> EntryId:
+        self._queue.append(entry)
         self._arrived.set()
-        reply = await asyncio.shield(answer)
-        known, _, entry = reply.rpartition(b" ")
+        reply = await asyncio.shield(entry.answers[0])
+        known, _, text = reply.rpartition(b" ")
         if known != digest.encode():
             raise KeyReusedError("this Idempotency-Key was used for another payload")
         try:
-            accepted = EntryId.parse(entry)
+            accepted = EntryId.parse(text)
         except ValueError as error:
             raise KeyReusedError("another program wrote the key of this Idempotency-Key") from error
         if accepted == TOP:
@@ -133,24 +192,42 @@ class Intake:
             await self._arrived.wait()
             self._arrived.clear()
             while self._queue:
-                self._group_under_way = self._group()
-                await self._write(self._group_under_way)
+                self._group_under_way = group = self._group()
+                for entry in group:
+                    await self._encode(entry)
+                await self._write([entry for entry in group if entry.command])
                 self._group_under_way = []
 
     def give_up(self) -> None:
         """Fail every append that the log has not confirmed."""
         error = LogUnavailable("the service is stopping, and the log has not confirmed")
         for entry in (*self._group_under_way, *self._queue):
-            if not entry.answer.done():
-                entry.answer.set_exception(error)
+            entry.fail(error)
 
     def _group(self) -> list[_Entry]:
         group: list[_Entry] = []
         size = 0
         while self._queue and len(group) < GROUP_ENTRIES and size < GROUP_BYTES:
-            group.append(self._queue.popleft())
-            size += group[-1].load.bytes
+            entry = self._queue.popleft()
+            size += entry.load.bytes
+            if not (group and group[-1].takes(entry)):
+                group.append(entry)
         return group
+
+    async def _encode(self, entry: _Entry) -> None:
+        """Encode the rows of an entry, those of many requests in a thread of their own."""
+        if not entry.rows:
+            return
+        try:
+            if len(entry.rows) == 1:
+                payload = to_bytes(entry.rows[0])
+            else:
+                payload = await asyncio.to_thread(_joined, entry.rows)
+        except Exception as error:
+            entry.fail(error)
+            return
+        entry.rows, entry.command = [], self._addition(payload, Field.ARROW)
+        entry.load = Load(entry.load.examples, len(payload))
 
     async def _write(self, group: list[_Entry]) -> None:
         try:
@@ -165,14 +242,26 @@ class Intake:
         except (RedisError, OSError) as error:
             replies = [error] * len(group)
         for entry, reply in zip(group, replies, strict=True):
-            if entry.answer.done():
-                continue
             if isinstance(reply, Exception):
-                entry.answer.set_exception(LogUnavailable(f"the log did not confirm: {reply}"))
-            else:
-                with contextlib.suppress(ValueError):  # `append` reports it
-                    self.backlog.note(EntryId.parse(reply.rpartition(b" ")[2]), entry.load)
-                entry.answer.set_result(reply)
+                entry.fail(LogUnavailable(f"the log did not confirm: {reply}"))
+                continue
+            if all(answer.done() for answer in entry.answers):
+                continue
+            with contextlib.suppress(ValueError):  # `append` reports it
+                self.backlog.note(EntryId.parse(reply.rpartition(b" ")[2]), entry.load)
+            for answer in entry.answers:
+                if not answer.done():
+                    answer.set_result(reply)
+
+
+def is_small(rows: Rows) -> bool:
+    """Return whether rows may share an entry with those of other requests."""
+    is_few = len(rows) < SMALL.examples and rows.cells <= JOINED_CELLS
+    return is_few and rows.buffer_bytes < SMALL.bytes
+
+
+def _joined(parts: list[Rows]) -> bytes:
+    return to_bytes(merged(join(parts)))
 
 
 def _digest(payload: bytes) -> str:

@@ -67,13 +67,22 @@ async def is_unclaimed(
     if not (claimed := await log.claim(inputs)):
         return True
     mine = Inputs.FEATURES if own.shape else Inputs.ROWS
-    kind, _, end = claimed.partition(Inputs.OF_NUMBERS[0])
-    kind = kind if INPUTS in opens else mine
-    are_numbers = bool(end) if TASK in opens else own.predicts.is_numeric
-    if (kind, are_numbers) != (mine, own.predicts.is_numeric):
-        claimed = kind + (Inputs.OF_NUMBERS if are_numbers else "")
+    kind = kind_of(claimed) if INPUTS in opens else mine
+    has_numbers = are_numbers(claimed) if TASK in opens else own.predicts.is_numeric
+    if (kind, has_numbers) != (mine, own.predicts.is_numeric):
+        claimed = kind + (Inputs.OF_NUMBERS if has_numbers else "")
         raise AnotherModelError(f"the first examples are {SHOWN[claimed]}", claimed=claimed)
     return False
+
+
+def kind_of(claimed: str) -> str:
+    """Return the inputs that a log is claimed for."""
+    return claimed.removesuffix(Inputs.OF_NUMBERS)
+
+
+def are_numbers(claimed: str) -> bool:
+    """Return whether a log is claimed for labels that are numbers."""
+    return claimed.endswith(Inputs.OF_NUMBERS)
 
 
 SHOWN = {

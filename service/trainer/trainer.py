@@ -212,9 +212,14 @@ class Trainer:
                 except Stopped:
                     break
                 except AnotherModelError as error:
+                    taken = self._settings.taking(error.spec, error.claimed)
+                    if error.spec is not None and taken.spec.differences(error.spec):
+                        logger.error("learning is halted: %s", error)
+                        self._halt(error)
+                        break
                     logger.info("%s; a model of that kind takes this one's place", error)
                     self._become(Condition.STARTING, "the model takes the kind of the log")
-                    self.ended.set_result(self._settings.taking(error.spec, error.claimed))
+                    self.ended.set_result(taken)
                     break
                 except (LogUnavailable, UnreadableError) as error:
                     self._wait_for(str(error))

@@ -89,6 +89,11 @@ def from_bytes(raw: bytes) -> Rows:
     return Rows(chunks)
 
 
+def letter_of(kind: pa.DataType) -> str:
+    """Return the letter of one of TYPES."""
+    return LETTERS[TYPES.index(kind)]
+
+
 def _chunk_bytes(chunk: Chunk) -> bytes:
     n, names, types = len(chunk), chunk.columns.schema.names, ""
     numbers: list[bytes] = []
@@ -96,7 +101,7 @@ def _chunk_bytes(chunk: Chunk) -> bytes:
     there: list[bytes] = []
     texts: list[pa.StringArray] = []
     for column in chunk.columns.columns:
-        letter = LETTERS[TYPES.index(column.type)]
+        letter = letter_of(column.type)
         if column.null_count and letter != "n":
             there.append(_bits(column.is_valid()))
             types += letter.upper()

@@ -188,7 +188,9 @@ def column_weights(name: str, column: pa.Array) -> Weights:
     """
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InvalidBatchError(
-            f"column {name!r} holds weights, which must be numbers, not {column.type}", name
+            f"column {name!r} holds weights, which must be numbers, not {column.type}",
+            name,
+            _first_of_no_number(column),
         )
     if column.null_count:
         index = pc.index(column.is_null(), True).as_py()
@@ -196,6 +198,21 @@ def column_weights(name: str, column: pa.Array) -> Weights:
     weights: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
     check_weights(weights, len(column))
     return weights.astype(np.float32)
+
+
+def _first_of_no_number(column: pa.Array) -> int | None:
+    """Return the index of the first value that is no number, otherwise of the first value."""
+    found = [(k, value) for k, value in enumerate(column.to_pylist()) if value is not None]
+    wrong = (k for k, value in found if not (isinstance(value, str) and _is_decimal(value)))
+    return next(wrong, found[0][0] if found else None)
+
+
+def _is_decimal(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_not_empty(texts: pa.StringArray) -> None:

@@ -24,6 +24,7 @@ from streams.rows.rows import Chunk, Rows
 from streams.rows.values import Digits, InexactError, check_exact, column
 
 BOM = b"\xef\xbb\xbf"
+TEXT = pa.string()
 INT64_DIGITS = 18
 """Decimal digits that always fit int64."""
 Loader = Callable[[bytes], object]
@@ -166,7 +167,7 @@ def chunk(
         columns = [[record.get(name) for record in records] for name in names]
     arrays = [column(name, each, is_exact) for name, each in zip(names, columns, strict=True)]
     for name, array in zip(names, arrays, strict=True):
-        if array.nbytes > MAX_TEXT and pa.types.is_string(array.type):
+        if array.type == TEXT and array.get_total_buffer_size() > MAX_TEXT:
             check_texts(name, array)
     texts = None
     if labels is not None:
@@ -207,7 +208,13 @@ def _members(
     expected = [rows, labels] if labelled else [rows]
     shown = " and ".join(map(repr, expected))
     if not isinstance(document, dict):
-        raise InvalidBatchError(f"expected an object with {shown}")
+        form = ", ".join(f'"{name}": […]' for name in ("rows", *["labels"] * labelled))
+        hint = (
+            f"; send this list as {{{form}}}"
+            if rows == "rows" and isinstance(document, list)
+            else ""
+        )
+        raise InvalidBatchError(f"expected an object with {shown}{hint}")
     for name in expected:
         if name not in document:
             raise InvalidBatchError(f"the field {name!r} is missing; expected {shown}", name)

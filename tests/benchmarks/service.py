@@ -63,6 +63,7 @@ from tests.benchmarks.parts import (
     named,
     peers,
     recovery,
+    small,
     table,
 )
 
@@ -74,7 +75,7 @@ PARTS = {
     "recovery": recovery.run,
     "table": table.run,
     "checkpoints": checkpoints.run,
-    "rows": named.run,
+    "rows": lambda plan: f"{named.run(plan)}\n{small.small(plan)}",
 }
 
 

@@ -243,3 +243,92 @@ def test_what_is_recorded_is_taken_from_checkpoint_or_log_and_what_is_set_must_a
                 service.start()
             [name] = options
             assert f"{name} is" in str(refused.value)
+
+
+PRICES = {
+    "rows": [{"size": 1.5, "town": "a"}, {"size": 2.0, "town": "b"}],
+    "labels": [310.25, 275],
+}
+
+
+def task(client: httpx.Client) -> str:
+    return str(client.get("/model").raise_for_status().json()["task"])
+
+
+@pytest.mark.parametrize("options", [{}, {"schema": "auto"}])
+def test_labels_with_fractions_make_rows_a_model_of_numbers(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    with serving(tmp_path, **OPTIONS, **options) as service:
+        with service.client() as client:
+            assert task(client) == "multiclass"
+            assert client.post("/learn?wait=applied", json=PRICES).status_code == 200
+            assert (inputs(client), task(client)) == ("rows", "regression")
+            answer = client.post("/predict", json={"rows": [{"size": 1.0}]}).json()
+            assert 200 < answer["values"][0] < 400
+            word = {"row": {"size": 1.0}, "label": "cheap"}
+            assert client.post("/learn", json=word).status_code == 422
+            before = digest(client)
+        service.kill()
+        service.start()
+        with service.client() as client:
+            wait_for(lambda: client.get("/model").json()["condition"] == "learning")
+            assert (task(client), digest(client)) == ("regression", before)
+
+
+def test_labels_with_fractions_make_dense_features_a_model_of_numbers(tmp_path: Path) -> None:
+    body = {"features": [[0.0, 1.0], [1.0, 0.0]], "labels": [0.5, -2.5]}
+    with serving(tmp_path, **OPTIONS, features=2) as service, service.client() as client:
+        many = {"features": [[0.0, 1.0]], "labels": [10]}
+        refused = client.post("/learn", json=many)
+        assert refused.json()["error"]["message"] == "label 10 is outside 0…9"
+        assert client.post("/learn?wait=applied", json=body).status_code == 200
+        assert task(client) == "regression"
+        assert set(client.post("/predict", json={"features": [[0, 0]]}).json()) >= {"values", "std"}
+        assert client.post("/learn?wait=applied", json=many).status_code == 200
+
+
+def test_whole_labels_are_classes_and_stay_so(tmp_path: Path) -> None:
+    classes = {"features": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1]}
+    with serving(tmp_path, **OPTIONS, features=2) as service, service.client() as client:
+        assert client.post("/learn?wait=applied", json=classes).status_code == 200
+        assert task(client) == "multiclass"
+        late = client.post("/learn", json=classes | {"labels": [0.5, 1]})
+        assert late.status_code == 422
+        assert "must be an integer" in late.json()["error"]["message"]
+
+
+def test_numbers_by_xadd_decide_too(tmp_path: Path, redis: RedisProcess) -> None:
+    options = OPTIONS | {"redis_url": redis.url}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        document = orjson.dumps({"features": [[0.5] * 784] * 2, "labels": [1.5, 2.25]})
+        with redis.client() as producer:
+            producer.xadd("funnel:{logistic}:log", {"json": document})
+        wait_for(lambda: task(client) == "regression")
+        learned(client, 2)
+
+
+def test_a_task_that_is_set_is_kept_whatever_the_labels(tmp_path: Path) -> None:
+    with serving(tmp_path, **OPTIONS, task="multiclass") as service, service.client() as client:
+        assert client.post("/learn?wait=applied", json=PRICES).status_code == 200
+        assert (inputs(client), task(client)) == ("rows", "multiclass")
+        assert client.get("/schema").json()["labels"] == ["310.25", 275]
+
+
+def test_of_classes_and_numbers_at_one_moment_one_is_accepted(tmp_path: Path) -> None:
+    classes = {"features": [[0.5] * 784], "labels": [3]}
+    with serving(tmp_path, **OPTIONS) as service:
+        with ThreadPoolExecutor(8) as threads, service.client() as client:
+
+            def send(k: int) -> tuple[bool, int]:
+                body = classes | {"labels": [2.5]} if k % 2 else classes
+                return bool(k % 2), client.post("/learn", json=body).status_code
+
+            answers = list(threads.map(send, range(8)))
+        accepted = {are_numbers for are_numbers, status in answers if status == 202}
+        assert len(accepted) == 1
+        count = sum(status == 202 for _, status in answers)
+        with service.client() as client:
+            learned(client, count)
+            assert (task(client) == "regression") == accepted.pop()
+            assert "funnel_dead_entries_total 0.0" in client.get("/metrics").text

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -142,7 +143,42 @@ def test_a_column_of_weights_is_no_feature_in_any_format(client: httpx.Client) -
     assert "?weight=COLUMN" in none.json()["error"]["message"]
 
 
+def has_learned(client: httpx.Client, examples: int) -> bool:
+    return bool(client.get("/model").json()["examples_learned"] == examples)
+
+
+def test_large_requests_are_learned_and_refused_like_small_ones(tmp_path: Path) -> None:
+    found = frame(5_000, 3_000).assign(w=0.5)
+    sent = [found, found.assign(device="desk"), found]
+    wrong = found.assign(age="old")
+    headers, digests = {"Content-Type": ARROW}, []
+    for size in (3_000, 100):
+        options = OPTIONS | {"max_wait_ms": 600_000}
+        with serving(tmp_path / f"{size}", **options) as service, service.client() as client:
+            for whole in sent:
+                for start in range(0, 3_000, size):
+                    body = as_arrow(whole.iloc[start : start + size])
+                    answer = client.post("/learn?weight=w", content=body, headers=headers)
+                    assert answer.status_code == 202, answer.text
+                body = as_arrow(wrong.iloc[:size])
+                error = client.post("/learn?weight=w", content=body, headers=headers)
+                assert error.status_code == 422
+                shown = error.json()["error"]
+                assert (shown["field"], shown["index"]) == ("age", 0)
+            wait_for(partial(has_learned, client, 9_000))
+            digests.append(client.post("/checkpoint").json()["sha256"])
+    assert digests[0] == digests[1]
+
+
 REFUSED = {
+    "a bare list of rows": ("/predict", [{"age": 3}], None, None),
+    "a bare list of rows to learn": ("/learn", [{"age": 3}], None, None),
+    "a weight that is text": (
+        "/learn?weight=w",
+        {"rows": [{"w": None}, {"w": 1}, {"w": "heavy"}], "labels": [7, 7, 7]},
+        "w",
+        2,
+    ),
     "a wrong kind": ("/learn", {"rows": [{"age": 3}, {"age": "old"}], "labels": [7, 7]}, "age", 1),
     "no label": ("/learn", {"rows": [{"age": 3}], "labels": [None]}, "label", 0),
     "fewer labels": ("/learn", {"rows": [{"age": 3}], "labels": []}, "labels", None),
@@ -165,6 +201,25 @@ def test_what_cannot_be_learned_is_refused_by_row_and_column_and_moves_nothing(
         assert error["field"] == field, error
     assert error.get("index") == index, error
     assert client.post("/checkpoint").json()["sha256"] == before
+
+
+def test_a_bare_list_of_rows_is_answered_with_what_to_send(client: httpx.Client) -> None:
+    records = frame(0, 2).drop(columns="label").to_json(orient="records", date_format="iso")
+    headers = {"Content-Type": "application/json"}
+    shown = client.post("/predict", content=records, headers=headers).json()["error"]["message"]
+    assert shown.endswith('send this list as {"rows": […]}')
+    shown = client.post("/learn", content=records, headers=headers).json()["error"]["message"]
+    assert shown.endswith('send this list as {"rows": […], "labels": […]}')
+    body = f'{{"rows": {records}}}'
+    assert client.post("/predict", content=body, headers=headers).status_code == 200
+
+
+def test_one_column_cannot_hold_both_labels_and_weights(client: httpx.Client) -> None:
+    table, headers = frame(0).to_csv(index=False), {"Content-Type": "text/csv"}
+    for query in ("label=age&weight=age", "weight=label"):
+        answer = client.post(f"/learn?{query}", content=table, headers=headers)
+        assert answer.status_code == 422
+        assert "cannot hold both the labels and the weights" in answer.json()["error"]["message"]
 
 
 def test_the_schema_and_the_columns_are_shown(client: httpx.Client) -> None:

@@ -76,11 +76,11 @@ def _doubtful(rows: Rows, kinds: Mapping[str, Kind]) -> set[str]:
         field.name
         for chunk in rows.chunks
         for field in chunk.columns.schema
-        if not _fits(kinds.get(field.name), field.type)
+        if not fits(kinds.get(field.name), field.type)
     }
 
 
-def _fits(kind: Kind | None, of: pa.DataType) -> bool:
+def fits(kind: Kind | None, of: pa.DataType) -> bool:
     """Return whether all values of a type have a kind."""
     match kind:
         case Kind.NUMBER:

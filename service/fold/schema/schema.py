@@ -11,7 +11,7 @@ import orjson
 import pyarrow as pa
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from service.fold.schema.cells import Indices, cells_of, labels_of
+from service.fold.schema.cells import Indices, cells_of, label_numbers, labels_of
 from service.fold.schema.changes import (
     AddColumn,
     AddLabels,
@@ -26,6 +26,7 @@ from service.fold.schema.refusals import (
     check_cells,
     check_labels,
     check_numeric_labels,
+    fits,
     unknown_column,
 )
 from streams.rows.rows import Rows
@@ -319,6 +320,20 @@ class Schema:
         elif self.new_labels is not LabelPolicy.OTHER:
             limit = self.max_classes if self.new_labels is LabelPolicy.GROW else 0
             check_labels(rows, self.label_index, limit)
+
+    def takes(self, columns: Mapping[str, pa.DataType], labels: Collection[str]) -> bool:
+        """Return whether `check` passes and `changes_for` is empty, whatever the rows' values.
+
+        Args:
+            columns: the type of each column of the rows.
+            labels: all labels of the rows.
+        """
+        kinds = self._kinds
+        if not all(name in kinds and fits(kinds[name], of) for name, of in columns.items()):
+            return False
+        if self.numeric_labels:
+            return not np.isnan(label_numbers(pa.array(labels, pa.string()))).any()
+        return all(label in self.label_index for label in labels)
 
     def codes(self, labels: pa.StringArray) -> Indices:
         """Return the index of each of n labels, int64 [n]; -1 where the schema has none for it."""

@@ -30,21 +30,26 @@ class Examples:
     changes_schema: bool = False
     """True if rows bring columns, kinds or classes that the schema does not have yet."""
 
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return self.count
+
 
 @dataclass(frozen=True)
 class Wire(Generic[T]):
     """How a ``T`` comes back from the process that decoded it: a number of examples and bytes."""
 
-    pack: Callable[[T], tuple[int, bytes]]
+    pack: Callable[[T, bytes], tuple[int, bytes]]
+    """Takes what the codec decoded, and the options of the request."""
     unpack: Callable[[int, bytearray], T]
 
 
 EXAMPLES_WIRE = Wire[Examples](
-    lambda examples: (examples.count, examples.payload),
+    lambda examples, _: (examples.count, examples.payload),
     lambda count, packed: Examples(count, bytes(packed)),
 )
 FEATURES_WIRE = Wire[Features](
-    lambda found: (len(found), found.astype(np.float32, copy=False).tobytes()),
+    lambda found, _: (len(found), found.astype(np.float32, copy=False).tobytes()),
     lambda count, packed: np.frombuffer(packed, np.float32).reshape(count, -1),
 )
 

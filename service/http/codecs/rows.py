@@ -6,14 +6,20 @@ schema has named it.
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from struct import Struct
+from typing import Any, TypeVar
+
+import orjson
+import pyarrow as pa
 
 from service.http.codecs.codec import MAX_EXAMPLES, Codec, Wire
 from service.http.codecs.json import MAX_IN_PROCESS, MEDIA_TYPE, WEIGHTS
 from streams.batch import InvalidBatchError, TooManyError
 from streams.rows import delimited, entry, records
 from streams.rows.ipc import arrow
+from streams.rows.labels import labelled, weighted
 from streams.rows.rows import Rows
 
 CSV = "text/csv"
@@ -23,10 +29,94 @@ HELD_AS_COLUMN = (CSV, ARROW)
 """Formats in which the labels are a column."""
 KEY = re.compile(rb'"(features|rows?)"\s*:')
 """The first of these keys is the body's own: what comes before it are labels and weights."""
+LENGTH = Struct("<I")
+FEW_LABELS = 1_000
+"""Most distinct labels that come back in a list."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """The columns that a request with labelled rows names."""
+
+    label: str | None
+    """Column of the labels, if the query names it."""
+    weight: str | None
+    """Column of the weights, if the query names it."""
+    otherwise: str
+    """Column of the labels that the schema names."""
+
+    def apart(self, rows: Rows) -> Rows:
+        """Return rows whose labels and weights are no columns.
+
+        Raises:
+            InvalidBatchError: a column is missing, holds no labels or weights, or is one too many.
+        """
+        if any(chunk.labels is None for chunk in rows.chunks):
+            column = self.label or self.otherwise
+            if column == self.weight:
+                message = f"column {column!r} cannot hold both the labels and the weights"
+                raise InvalidBatchError(f"{message}; name others with ?label= and ?weight=", column)
+            rows = labelled(rows, column)
+        elif self.label is not None:
+            message = "labels are given twice, in the body and as a column; give one"
+            raise InvalidBatchError(message, "label")
+        return rows if self.weight is None else weighted(rows, self.weight)
+
+    def to_bytes(self) -> bytes:
+        """Return the names as options for `Wire.pack`."""
+        return orjson.dumps(self)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Labelled rows that another process decoded, as the log takes them."""
+
+    count: int
+    payload: bytes
+    """Bytes of `streams.rows.entry`, which the process has read back."""
+    types: dict[str, str]
+    """The letter of each column's type, see `streams.rows.entry.LETTERS`."""
+    labels: list[str] | None
+    """The distinct labels; None if there are more than FEW_LABELS."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.count
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """Type of each column."""
+        return {name: entry.KINDS[letter] for name, letter in self.types.items()}
+
+
+def _pack(found: Rows | Packed, options: bytes) -> tuple[int, bytes]:
+    assert isinstance(found, Rows)
+    rows = Named(**orjson.loads(options)).apart(found)
+    payload = entry.to_bytes(rows)
+    [chunk] = entry.from_bytes(payload).chunks
+    assert chunk.labels is not None
+    labels = chunk.labels.unique()
+    facts = {
+        "types": {field.name: entry.letter_of(field.type) for field in chunk.columns.schema},
+        "labels": labels.to_pylist() if len(labels) <= FEW_LABELS else None,
+    }
+    written = orjson.dumps(facts)
+    return len(rows), LENGTH.pack(len(written)) + written + payload
+
+
+def _unpack(count: int, packed: bytearray) -> Rows | Packed:
+    (length,) = LENGTH.unpack_from(packed)
+    stop = LENGTH.size + length
+    facts = orjson.loads(packed[LENGTH.size : stop])
+    return Packed(count, bytes(memoryview(packed)[stop:]), facts["types"], facts["labels"])
+
+
+LABELLED_WIRE = Wire[Rows | Packed](_pack, _unpack)
 WIRE = Wire[Rows](
-    lambda rows: (len(rows), entry.to_bytes(rows)),
+    lambda rows, _: (len(rows), entry.to_bytes(rows)),
     lambda count, packed: entry.from_bytes(bytes(packed)),
 )
+T = TypeVar("T", Rows, Rows | Packed)
 
 
 def _checked(
@@ -47,14 +137,10 @@ def _checked(
 
 
 def _codec(
-    media_type: str, read: Callable[[bytes], Rows], content: dict[str, Any], in_process: float
-) -> Codec[Rows]:
+    media_type: str, read: Callable[[bytes], Rows], content: dict[str, Any], wire: Wire[T]
+) -> Codec[T]:
     return Codec(
-        media_type,
-        partial(_checked, read),
-        content,
-        max_in_process=in_process,
-        wire=WIRE,
+        media_type, partial(_checked, read), content, max_in_process=MAX_IN_PROCESS, wire=wire
     )
 
 
@@ -66,7 +152,7 @@ BINARY = {"schema": {"type": "string", "format": "binary", "description": "an Ar
 EXAMPLE = {"plan": "basic", "age": 41, "at": "2026-05-01T08:30:00Z"}
 
 
-def _json(labelled: bool) -> dict[str, Any]:
+def _json(is_labelled: bool) -> dict[str, Any]:
     labels: dict[str, Any] = {
         "labels": {"type": "array", "items": {}, "examples": [["stay"]]},
         "weights": WEIGHTS,
@@ -76,31 +162,35 @@ def _json(labelled: bool) -> dict[str, Any]:
     }
     return {
         "schema": {
-            "title": "Labelled rows" if labelled else "Rows",
+            "title": "Labelled rows" if is_labelled else "Rows",
             "type": "object",
-            "properties": properties | (labels if labelled else {}),
+            "properties": properties | (labels if is_labelled else {}),
         }
     }
 
 
-def _codecs(labelled: bool) -> dict[str, Codec[Rows]]:
-    row = '{"row": {"plan": "basic", "age": 41}' + (', "label": "stay"' if labelled else "") + "}\n"
-    table = "plan,age,label\nbasic,41,stay\n" if labelled else "plan,age\nbasic,41\n"
+def _codecs(is_labelled: bool, wire: Wire[T]) -> dict[str, Codec[T]]:
+    row = (
+        '{"row": {"plan": "basic", "age": 41}'
+        + (', "label": "stay"' if is_labelled else "")
+        + "}\n"
+    )
+    table = "plan,age,label\nbasic,41,stay\n" if is_labelled else "plan,age\nbasic,41\n"
     found = (
-        _codec(MEDIA_TYPE, partial(_from_json, labelled), _json(labelled), MAX_IN_PROCESS),
-        _codec(NDJSON, partial(_from_ndjson, labelled), _text(row), MAX_IN_PROCESS),
-        _codec(CSV, _from_csv, _text(table), MAX_IN_PROCESS),
-        _codec(ARROW, _from_ipc, BINARY, MAX_IN_PROCESS),
+        _codec(MEDIA_TYPE, partial(_from_json, is_labelled), _json(is_labelled), wire),
+        _codec(NDJSON, partial(_from_ndjson, is_labelled), _text(row), wire),
+        _codec(CSV, _from_csv, _text(table), wire),
+        _codec(ARROW, _from_ipc, BINARY, wire),
     )
     return {codec.media_type: codec for codec in found}
 
 
-def _from_json(labelled: bool, body: bytes) -> Rows:
-    return records.from_json(body, labelled)
+def _from_json(is_labelled: bool, body: bytes) -> Rows:
+    return records.from_json(body, is_labelled)
 
 
-def _from_ndjson(labelled: bool, body: bytes) -> Rows:
-    return records.from_ndjson(body, labelled)
+def _from_ndjson(is_labelled: bool, body: bytes) -> Rows:
+    return records.from_ndjson(body, is_labelled)
 
 
 def _from_csv(body: bytes) -> Rows:
@@ -117,4 +207,5 @@ def holds_rows(body: bytes) -> bool:
     return found is not None and found[1] != b"features"
 
 
-LEARN_ROWS, PREDICT_ROWS = _codecs(labelled=True), _codecs(labelled=False)
+LEARN_ROWS = _codecs(True, LABELLED_WIRE)
+PREDICT_ROWS = _codecs(False, WIRE)

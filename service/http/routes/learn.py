@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -12,20 +12,24 @@ from pydantic import BaseModel
 
 from service.http.body import Bodies
 from service.http.codecs.codec import Examples
+from service.http.codecs.rows import Named, Packed
 from service.http.codecs.table import LEARN, described
 from service.http.dependencies import AnyService, BodiesOf, Learning, WaitsOf
 from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.log.backlog import BacklogFullError
+from service.log.entries import inputs_of
 from service.log.errors import LogFullError, LogUnavailable, Stopped
-from service.log.intake import KeyInFlightError, KeyReusedError
+from service.log.intake import KeyInFlightError, KeyReusedError, is_small
 from service.log.keys import Field, Inputs
 from service.log.position import EntryId
 from service.model import Model
 from service.service import Service
+from service.settings import INPUTS, TASK
+from service.trainer.choice import SHOWN, are_numbers, kind_of
 from service.trainer.waiters import Applied
-from streams.batch import Features, InvalidBatchError
-from streams.rows.entry import to_bytes
-from streams.rows.labels import labelled, weighted
+from streams.batch import InvalidBatchError, check, decode
+from streams.rows.entry import from_bytes, to_bytes
+from streams.rows.labels import has_fractions
 from streams.rows.rows import Rows
 
 WAIT_SECONDS = 60.0
@@ -55,10 +59,10 @@ class AppliedAnswer(InLog):
     """The examples are learned."""
 
     model_version: int
-    """The first version that has learned all of them."""
+    """The first version that has learned the whole entry."""
     accuracy: float | None
-    """Accuracy on the batch that holds the last of them, before it was learned; null if that batch
-    was skipped because its loss or gradient is not finite."""
+    """Accuracy on the batch that holds the entry's last example, before it was learned; null if
+    that batch was skipped because its loss or gradient is not finite."""
     loss: float | None
     """Cross-entropy on the same batch, in nats."""
 
@@ -106,8 +110,10 @@ async def learn(
     changed it.
     """
     _check_backlog(model)
-    async with _examples(request, bodies, model, label, weight) as examples:
-        count, changes_schema = examples.count, examples.changes_schema
+    is_keyed = idempotency_key is not None
+    async with _examples(request, bodies, model, label, weight, is_keyed) as examples:
+        count = len(examples)
+        changes_schema = isinstance(examples, Examples) and examples.changes_schema
         entry = await _append(model, examples, idempotency_key)
         del examples  # their memory is not held while they are waited for
     accepted = {"accepted": count, "entry": str(entry)}
@@ -122,32 +128,45 @@ async def learn(
 
 @asynccontextmanager
 async def _examples(
-    request: Request, bodies: Bodies, model: Model, label: str | None, weight: str | None
-) -> AsyncIterator[Examples]:
-    """Return the examples of a request as the log takes them, whichever kind the model learns."""
+    request: Request,
+    bodies: Bodies,
+    model: Model,
+    label: str | None,
+    weight: str | None,
+    is_keyed: bool,
+) -> AsyncIterator[Examples | Rows]:
+    """Return the examples of a request as the log takes them, whichever kind the model learns.
+
+    Rows are small ones, which change no schema and may share an entry.
+    """
     shape, is_open = model.spec.shape, model.is_open
     if (is_open or shape is None) and not model.trainer.knows_schema:
         message = "the log is replayed, and the schema is not known yet; send these again later"
         raise unavailable("starting", message)
-    found: AbstractAsyncContextManager[Examples | Features | Rows]
-    if shape is None:
-        found = bodies.rows(request, labelled=True)
-    elif is_open:
-        found = bodies.either(request, shape, labelled=True)
+    named, may_share = Named(label, weight, model.schema.label), not (is_keyed or is_open)
+    opens = model.settings.opens if is_open else frozenset()
+    dense = shape and (shape[0], 0 if TASK in opens else shape[1])
+    found: AbstractAsyncContextManager[Examples | Rows | Packed]
+    if dense is None:
+        found = bodies.labelled_rows(request, named)
+    elif INPUTS in opens:
+        found = bodies.labelled_either(request, dense, named)
     else:
-        found = bodies.examples(request, shape, model.status.expects_bytes)
+        found = bodies.examples(request, dense, model.status.expects_bytes)
     async with found as examples:
-        if isinstance(examples, Rows):
-            if examples.cells <= CELLS_AT_ONCE:
-                examples = _encoded(model, examples, label, weight)
-            else:
-                examples = await asyncio.to_thread(_encoded, model, examples, label, weight)
-        else:
+        if isinstance(examples, Examples):
             _refuse_columns(label=label, weight=weight)
-        assert isinstance(examples, Examples), "they have labels"
+            fitting: Examples | Rows = examples
+        elif isinstance(examples, Packed) and _takes(model, examples):
+            fitting = Examples(len(examples), examples.payload, Field.ARROW)
+        elif isinstance(examples, Rows) and examples.cells <= CELLS_AT_ONCE:
+            fitting = _checked(model, named, examples, may_share)
+        else:
+            fitting = await asyncio.to_thread(_checked, model, named, examples, may_share)
         if is_open:
-            await _claim(model, examples)
-        yield examples
+            assert isinstance(fitting, Examples), "rows of an open model share no entry"
+            await _claim(model, fitting)
+        yield fitting
 
 
 def _refuse_columns(**queries: str | None) -> None:
@@ -162,39 +181,60 @@ async def _claim(model: Model, examples: Examples) -> None:
     """Let the log be of these examples' kind, unless others have come first.
 
     Raises:
-        HTTPError: 422 they were of the other kind; 503 the log cannot be reached.
+        HTTPError: 422 they were of another kind, or a class is outside its range; 503 the log
+            cannot be reached.
     """
-    own = Inputs.ROWS if examples.field == Field.ARROW else Inputs.FEATURES
+    own = inputs_of({examples.field.encode(): examples.payload})
+    shape, opens = model.spec.shape, model.settings.opens
+    if shape is not None and examples.field == Field.BATCH and own == Inputs.FEATURES:
+        try:
+            check(decode(examples.payload), *shape)
+        except InvalidBatchError as error:
+            raise HTTPError(422, "invalid", str(error), error.field, error.index) from error
     try:
         claimed = await model.intake.claim(own)
     except LogUnavailable as error:
         message = f"{error}. It does not hold the examples"
         raise unavailable("log_unavailable", message) from error
-    if claimed != own:
-        message = f"{claimed} came first, and this service learns those; it takes no {own}"
-        raise HTTPError(422, "invalid", message, own)
+    if (INPUTS in opens and kind_of(claimed) != kind_of(own)) or (
+        TASK in opens and are_numbers(claimed) != are_numbers(own)
+    ):
+        came, sent = SHOWN[claimed], SHOWN[own]
+        message = f"{came} came first, and this service learns those; it takes no {sent}"
+        raise HTTPError(422, "invalid", message, kind_of(own))
 
 
-def _encoded(model: Model, rows: Rows, label: str | None, weight: str | None) -> Examples:
+def _takes(model: Model, rows: Packed) -> bool:
+    """Return whether rows fit the schema, whatever their values."""
+    is_known = rows.labels is not None and not model.is_open
+    return is_known and model.schema.takes(rows.columns, rows.labels or ())
+
+
+def _checked(model: Model, named: Named, found: Rows | Packed, may_share: bool) -> Examples | Rows:
     """Check rows against the schema; return them as the log takes them.
+
+    Args:
+        model: that will learn them.
+        named: the columns of labels and weights.
+        found: the rows.
+        may_share: whether they may share an entry.
 
     Raises:
         HTTPError: 422 a row cannot be learned.
     """
     schema = model.schema
     try:
-        if any(chunk.labels is None for chunk in rows.chunks):
-            rows = labelled(rows, label or schema.label)
-        elif label is not None:
-            message = "labels are given twice, in the body and as a column; give one"
-            raise InvalidBatchError(message, "label")
-        if weight is not None:
-            rows = weighted(rows, weight)
+        rows = from_bytes(found.payload) if isinstance(found, Packed) else named.apart(found)
+        if model.is_open and TASK in model.settings.opens:
+            schema = replace(schema, numeric_labels=has_fractions(rows))
         schema.check(rows)
     except InvalidBatchError as error:
         raise HTTPError(422, "invalid", str(error), error.field, error.index) from error
     changes = bool(schema.changes_for(rows))
-    return Examples(len(rows), to_bytes(rows), Field.ARROW, changes)
+    if may_share and not changes and is_small(rows):
+        return rows
+    payload = found.payload if isinstance(found, Packed) else to_bytes(rows)
+    return Examples(len(rows), payload, Field.ARROW, changes)
 
 
 def _check_backlog(model: Model) -> None:
@@ -210,9 +250,11 @@ def _backlog_full(error: BacklogFullError) -> HTTPError:
     return HTTPError(429, "backlog_full", message, retry=RETRY_SECONDS)
 
 
-async def _append(model: Model, examples: Examples, key: str | None) -> EntryId:
+async def _append(model: Model, examples: Examples | Rows, key: str | None) -> EntryId:
     """Return the entry that holds the examples."""
     try:
+        if isinstance(examples, Rows):
+            return await model.intake.append_small(examples)
         return await model.intake.append(examples.payload, key, examples.count, examples.field)
     except BacklogFullError as error:
         raise _backlog_full(error) from error

@@ -14,13 +14,13 @@ from service.fold.task import Task
 from service.http.body import Bodies
 from service.http.budget import Reservation
 from service.http.codecs import json
-from service.http.codecs.codec import Examples
 from service.http.codecs.table import PREDICT, described
 from service.http.dependencies import AnswerMemory, AnyService, BodiesOf, Running
 from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.model import Model
 from service.monitoring.features import UnreadableModelError, reasons, shown
 from service.predictor import NoPredictionError, Prediction, PredictionFailed
+from service.settings import INPUTS
 from streams.batch import InvalidBatchError
 from streams.examples import AnyInputs
 from streams.rows.labels import without
@@ -120,11 +120,10 @@ async def predict(
 async def _inputs(request: Request, bodies: Bodies, model: Model) -> AsyncIterator[AnyInputs]:
     """Return the examples of a request, whichever kind the model learns."""
     shape = model.spec.shape
-    if shape is not None and model.is_open:
-        async with bodies.either(request, shape, labelled=False) as found:
+    if shape is not None and model.is_open and INPUTS in model.settings.opens:
+        async with bodies.either(request, shape) as found:
             if isinstance(found, Rows):
                 raise unavailable("starting", NOTHING_LEARNED)
-            assert not isinstance(found, Examples), "they have no labels"
             yield found
         return
     if shape is not None:
@@ -134,7 +133,7 @@ async def _inputs(request: Request, bodies: Bodies, model: Model) -> AsyncIterat
     learns_classes = not model.spec.predicts.is_numeric
     if not (model.trainer.snapshot.names if learns_classes else model.trainer.snapshot.version):
         raise unavailable("starting", NOTHING_LEARNED)
-    async with bodies.rows(request, labelled=False) as rows:
+    async with bodies.rows(request) as rows:
         try:
             if model.trainer.knows_schema:  # a standby's is that of a checkpoint
                 rows = without(rows, {model.schema.label} - model.schema.index.keys())

@@ -20,6 +20,7 @@ from streams.rows.rows import Chunk, Rows
 from streams.rows.table import place_of_label, rows_of
 from streams.rows.times import TIME, check_times
 
+FLOAT, INTEGER = pa.float64(), pa.int64()
 INDEX = re.compile(r"__index_level_\d+__")
 """Names that pandas gives to its index, which is no column of the rows."""
 
@@ -134,7 +135,7 @@ def _column(name: str, parts: list[pa.Array]) -> pa.Array:
     elif pa.types.is_integer(kind):
         column = _integers(column)
     elif pa.types.is_floating(kind):
-        column = _floats(name, column.cast(pa.float64()))
+        column = _floats(name, column)
     elif pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         column = _times(name, column)
     return column
@@ -146,14 +147,14 @@ def _integers(column: pa.Array) -> pa.Array:
     low, high = ends["min"].as_py(), ends["max"].as_py()
     if low is not None and (low < -EXACT or high > EXACT):
         return column.cast(pa.string())
-    return column.cast(pa.int64())
+    return column if column.type == INTEGER else column.cast(INTEGER)
 
 
 def _floats(name: str, column: pa.Array) -> pa.Array:
     """Return float64 with null in place of NaN."""
-    values = column.to_numpy(zero_copy_only=False)
+    values = column.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
     if np.isfinite(values).all():
-        return column
+        return column if column.type == FLOAT else pa.array(values)
     if (is_infinite := np.isinf(values)).any():
         index = int(is_infinite.argmax())
         raise InvalidBatchError(

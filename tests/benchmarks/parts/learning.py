@@ -1,6 +1,7 @@
 """The speed of learning for each way to send examples: a part of `tests.benchmarks.service`."""
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from tests.support.states import step
 
 BACKLOG = 400_000
 """Limit of waiting examples: more than a service learns in the second that a sender must wait."""
+TICKS = os.sysconf("SC_CLK_TCK")
 DRAIN_SECONDS = 600.0
 """Longest wait in seconds until every example is learned."""
 
@@ -58,6 +60,13 @@ def rate_of(
     bodies: Sequence[bytes], kind: str, seconds: float, connections: int = 4, **settings: Any
 ) -> float:
     """Return the same for request bodies."""
+    return measured(bodies, kind, seconds, connections, **settings)[0]
+
+
+def measured(
+    bodies: Sequence[bytes], kind: str, seconds: float, connections: int = 4, **settings: Any
+) -> tuple[float, float]:
+    """Return the same, and the CPU time of the service and what it started, in ms per 1,000."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         serving(Path(scratch), **{"max_backlog": BACKLOG, **settings}) as service,
@@ -66,9 +75,23 @@ def rate_of(
         with flat_out(service.url, bodies, kind, connections):
             wait_for(lambda: learned(client) > 0)
             began, before = time.perf_counter(), learned(client)
+            spent = cpu_seconds(service.process.pid)
             time.sleep(seconds)
         drain(client)
-        return (learned(client) - before) / (time.perf_counter() - began)
+        count = learned(client) - before
+        spent = cpu_seconds(service.process.pid) - spent
+        return count / (time.perf_counter() - began), 1e6 * spent / count
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the CPU time of a process and of its children that live."""
+    total = 0.0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            numbers = path.read_text().rpartition(")")[2].split()
+            if process in (int(path.parent.name), int(numbers[1])):
+                total += (int(numbers[11]) + int(numbers[12])) / TICKS
+    return total
 
 
 def drain(client: httpx.Client) -> None:

@@ -30,7 +30,7 @@ from streams.batch import Batch
 from streams.rows.rows import Rows
 from tests.benchmarks.measure import Plan, learned, ratios, show, table
 from tests.benchmarks.parts.clicks import Clicks, clicks
-from tests.benchmarks.parts.learning import DRAIN_SECONDS, rate_of
+from tests.benchmarks.parts.learning import DRAIN_SECONDS, measured, rate_of
 from tests.benchmarks.parts.load import BYTES, JSON, Client
 from tests.benchmarks.parts.memory import status
 from tests.support.harness import serving, wait_for
@@ -237,28 +237,32 @@ def dense(plan: Plan) -> str:
             writer.write_batch(batch)
         named.append(sink.getvalue())
         plain.append(Batch(numbers[own], labels[own]).to_bytes())
-    found: dict[tuple[str, int], list[float]] = {
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {
         (what, size): [] for size in (1_000, 100) for what in ("rows", "features")
     }
     for _ in plan.rounds("numbers"):
         for (what, size), rates in found.items():
             if what == "rows":
-                rate = rate_of(named, ARROW, plan.seconds, schema="auto", batch_size=size)
+                rate = measured(named, ARROW, plan.seconds, schema="auto", batch_size=size)
             else:
-                rate = rate_of(
+                rate = measured(
                     plain, BYTES, plan.seconds, features=WIDTH, classes=2, batch_size=size
                 )
             rates.append(rate)
-    lines = [
-        (
-            f"{size:,}",
-            show(found["rows", size], ",.0f"),
-            show(found["features", size], ",.0f"),
-            ratios(found["rows", size], found["features", size]),
+    lines = []
+    for size in (1_000, 100):
+        rates, spent = (
+            [[one[k] for one in found[what, size]] for what in ("rows", "features")] for k in (0, 1)
         )
-        for size in (1_000, 100)
-    ]
-    return table(("batch", "rows (Arrow), rows/s", "features (safetensors)", "ratio"), lines)
+        shown = [
+            [show(own, form) for own in both] for both, form in ((rates, ",.0f"), (spent, ".1f"))
+        ]
+        lines.append(
+            (f"{size:,}", *shown[0], ratios(*rates), *shown[1], ratios(spent[1], spent[0]))
+        )
+    head = ("batch", "rows (Arrow), rows/s", "features (safetensors)", "ratio",
+            "rows, ms of CPU per 1,000", "features", "ratio")  # fmt: skip
+    return table(head, lines)
 
 
 MEASUREMENTS = {"speed": speed, "loss": loss, "memory": memory, "dense": dense}

@@ -12,9 +12,12 @@ import pytest
 
 from service.http.codecs import json, ndjson
 from service.http.codecs.codec import MAX_EXAMPLES, Examples
+from service.http.codecs.rows import CSV, LEARN_ROWS, Named, Packed
 from service.http.json_process import JSONProcess, JSONProcessError, JSONProcesses
 from streams.batch import InvalidBatchError, TooManyError
 from streams.json_batch import from_json
+from streams.rows.entry import from_bytes, to_bytes
+from streams.rows.rows import Rows
 from tests.support.harness import processes_naming, serving, wait_for
 
 WIDTH, CLASSES = 784, 10
@@ -83,6 +86,31 @@ def test_a_process_that_dies_of_a_body_is_replaced(processes: JSONProcesses) -> 
     with pytest.raises(JSONProcessError):
         processes.decode(json.EXAMPLES, larger, WIDTH, CLASSES)
     assert processes.decode(json.EXAMPLES, larger, WIDTH, CLASSES) == here(larger)
+
+
+def test_rows_come_back_as_the_log_takes_them_with_what_the_schema_checks(
+    processes: JSONProcesses,
+) -> None:
+    named, codec = Named(None, "w", "label"), LEARN_ROWS[CSV]
+    table = b"plan,age,w,label\n" + b"pro,41.5,2,stay\nvip,,1,7\n" * 3_000
+    packed = processes.decode(codec, table, 0, 0, options=named.to_bytes())
+    assert isinstance(packed, Packed)
+    found = codec.decode(table, 0, 0)
+    assert isinstance(found, Rows)
+    assert packed.payload == to_bytes(named.apart(found))
+    assert len(packed) == len(from_bytes(packed.payload)) == 6_000
+    assert (packed.types, packed.labels) == ({"plan": "s", "age": "f"}, ["stay", "7"])
+    many = b"age,w,label\n" + b"".join(b"1,1,%d\n" % k for k in range(1_001))
+    packed = processes.decode(codec, many, 0, 0, options=named.to_bytes())
+    assert isinstance(packed, Packed)
+    assert packed.labels is None
+    for options, message in (
+        (Named("x", None, "label"), "no column 'x' that holds their labels"),
+        (Named(None, "plan", "label"), "must be numbers"),
+    ):
+        with pytest.raises(InvalidBatchError, match=message):
+            processes.decode(codec, table, 0, 0, options=options.to_bytes())
+    assert len(processes.idle) == 1
 
 
 def test_closing_ends_the_processes() -> None:

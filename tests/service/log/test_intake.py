@@ -15,7 +15,11 @@ from service.log.errors import LogFullError, LogUnavailable
 from service.log.intake import Intake, KeyInFlightError, KeyReusedError
 from service.log.position import TOP, EntryId
 from service.log.server import connect
+from streams.rows.entry import from_bytes, to_bytes
+from streams.rows.records import from_json
+from streams.rows.rows import Rows, join
 from tests.support.harness import RedisProcess
+from tests.support.named import some_rows
 
 pytestmark = pytest.mark.anyio
 
@@ -162,6 +166,123 @@ async def test_an_append_that_fails_gives_its_room_back(tmp_path: Path) -> None:
         for _ in range(3):
             with pytest.raises(LogUnavailable):
                 await appender.append(b"a")
+
+
+async def payloads(appender: Intake) -> list[bytes]:
+    found = await appender.redis.xrange(appender.keys.log)
+    assert all(fields[b"crc32"] == b"%d" % crc32(fields[b"arrow"]) for _, fields in found)
+    return [fields[b"arrow"] for _, fields in found]
+
+
+def written(rows: Rows) -> list[tuple[dict[str, object], str]]:
+    """Return the values that are there, and the label of each row."""
+    found = []
+    for chunk in rows.chunks:
+        for row, label in zip(chunk.columns.to_pylist(), chunk.labels.to_pylist(), strict=True):
+            found.append(({k: v for k, v in row.items() if v is not None}, label))
+    return found
+
+
+async def test_small_requests_that_wait_together_share_an_entry_in_their_order(
+    appender: Intake,
+) -> None:
+    parts = [some_rows(k, 1 + k % 3) for k in range(40)]
+    ids = await asyncio.gather(*map(appender.append_small, parts))
+    found = await payloads(appender)
+    assert len(set(ids)) == len(found) == 1
+    assert written(from_bytes(found[0])) == written(join(parts))
+    assert len(found[0]) < 0.6 * sum(len(to_bytes(part)) for part in parts)
+    assert appender.backlog.waiting() == Load(sum(map(len, parts)), len(found[0]))
+
+
+async def test_a_small_request_that_comes_alone_waits_for_no_other(appender: Intake) -> None:
+    parts = [some_rows(k, 2) for k in range(3)]
+    ids = [await appender.append_small(part) for part in parts]
+    assert len(set(ids)) == 3
+    assert await payloads(appender) == [*map(to_bytes, parts)]
+
+
+async def test_other_entries_keep_their_place_between_small_requests(appender: Intake) -> None:
+    one, two, other = some_rows(0, 1), some_rows(1, 1), to_bytes(some_rows(2, 3))
+    ids = await asyncio.gather(
+        appender.append_small(one),
+        appender.append_small(two),
+        appender.append(other, None, 3, "arrow"),
+        appender.append_small(two),
+        appender.append(other, "key", 3, "arrow"),
+        appender.append_small(one),
+        appender.append_small(one),
+    )
+    assert ids == sorted(ids)
+    assert (ids[0], ids[5]) == (ids[1], ids[6])
+    assert len(set(ids)) == 5
+    found = await payloads(appender)
+    assert found[1:4] == [other, to_bytes(two), other]
+
+
+async def test_a_shared_entry_is_bounded(appender: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = some_rows(0, 5)
+    for name, bound in (
+        ("JOINED", Load(20, 1 << 20)),
+        ("JOINED", Load(1_000, 4 * part.buffer_bytes)),
+        ("JOINED_CELLS", 4 * part.cells),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(intake, name, bound)
+            ids = await asyncio.gather(*(appender.append_small(part) for _ in range(10)))
+        assert [ids.count(one) for one in dict.fromkeys(ids)] == [4, 4, 2]
+
+
+def test_only_few_and_short_rows_are_small() -> None:
+    assert intake.is_small(some_rows(0, 63))
+    assert not intake.is_small(some_rows(0, 64))
+    long = from_json(b'{"row": {"text": "%s"}, "label": 1}' % (b"x" * 65_536), True)
+    assert not intake.is_small(long)
+
+
+async def test_what_befalls_an_entry_reaches_every_request_that_shares_it(
+    appender: Intake,
+) -> None:
+    last = EntryId(TOP.milliseconds, TOP.sequence - 1)
+    await appender.redis.xadd(appender.keys.log, {"json": "x"}, id=str(last))
+
+    async def all_fail(error: type[Exception]) -> None:
+        tried = [appender.append_small(some_rows(k, 1)) for k in range(5)]
+        answers = await asyncio.gather(*tried, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [error] * 5
+
+    await all_fail(LogFullError)
+    await appender.redis.delete(appender.keys.log)
+    await appender.redis.set(appender.keys.log, "x")
+    await all_fail(LogUnavailable)
+
+
+async def test_when_the_service_stops_every_request_of_a_shared_entry_is_answered(
+    server: RedisProcess, model: str
+) -> None:
+    backlog = Backlog(Load(5, 1 << 40))
+    appender = Intake(connect(server.url), model, backlog)  # nobody writes
+    tried = [asyncio.create_task(appender.append_small(some_rows(k, 1))) for k in range(7)]
+    await asyncio.sleep(0)
+    appender.give_up()
+    answers = await asyncio.gather(*tried, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [LogUnavailable] * 5 + [BacklogFullError] * 2
+    backlog.check()
+    await appender.redis.aclose()
+
+
+async def test_a_client_that_leaves_takes_no_other_out_of_a_shared_entry(
+    appender: Intake,
+) -> None:
+    parts = [some_rows(k, 1) for k in range(3)]
+    tasks = [asyncio.create_task(appender.append_small(part)) for part in parts]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    first, left, last = await asyncio.gather(*tasks, return_exceptions=True)
+    assert first == last
+    assert isinstance(left, asyncio.CancelledError)
+    [found] = await payloads(appender)
+    assert len(from_bytes(found)) == 3
 
 
 async def test_a_key_makes_one_entry_of_many_requests(appender: Intake) -> None:

@@ -20,7 +20,7 @@ from service.fold.schema.keys import key_of, missing_key, prefix_of, scramble
 from service.fold.schema.kinds import Kind, LabelPolicy, Part
 from service.fold.schema.schema import Column, Schema
 from streams.rows.names import canonical
-from streams.rows.rows import Chunk, Rows, join
+from streams.rows.rows import Chunk, Rows, join, merged
 from tests.service.fold.schema.some_rows import (
     assert_equal,
     chunk,
@@ -339,3 +339,12 @@ def test_a_time_has_only_the_parts_of_its_column() -> None:
     schema = Schema((Column("at", TIME, parts=(Part.WEEKDAY,)),))
     encoded = encode(schema, rows({"at": ["2026-11-28T15:31:18Z", None]}))
     assert encoded.keys.tolist() == [key("at", "weekday", "5"), key("at", "weekday", "missing")]
+
+
+@given(schemas(), st.integers(1, 3))
+def test_rows_of_many_requests_in_one_entry_have_the_bits_of_one_entry_each(
+    drawn: tuple[Schema, Rows], size: int
+) -> None:
+    schema, found = drawn
+    apart = join([found.part(k, k + size) for k in range(0, len(found), size)])
+    assert_equal(encode(schema, merged(apart)), encode(schema, apart))

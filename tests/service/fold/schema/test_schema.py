@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 import orjson
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -219,3 +220,28 @@ def test_an_unknown_policy_is_refused() -> None:
         Schema().with_policies({"columns": []})
     with pytest.raises(ValueError, match="no schema: max_classes"):
         Schema().with_policies({"max_classes": "many"})
+
+
+@given(schemas(), many_rows)
+def test_rows_that_are_taken_by_type_pass_the_check_and_change_nothing(
+    drawn: tuple[Schema, Rows], found: Rows
+) -> None:
+    schema, own = drawn
+    for rows_ in (own, found):
+        [*chunks] = rows_.split()
+        for part in chunks:
+            [chunk] = part.chunks
+            columns = dict(zip(chunk.columns.schema.names, chunk.columns.schema.types, strict=True))
+            labels = [] if chunk.labels is None else chunk.labels.unique().to_pylist()
+            if schema.takes(columns, labels):
+                schema.check(part)
+                assert schema.changes_for(part) == ()
+
+
+def test_rows_are_taken_by_type_only_if_no_value_needs_a_look() -> None:
+    schema = Schema((Column("age", Kind.NUMBER), Column("plan")), labels=("stay",))
+    assert schema.takes({"age": pa.float64()}, ["stay"])
+    assert not schema.takes({"age": pa.string()}, ["stay"])
+    assert not schema.takes({"age": pa.float64()}, ["go"])
+    assert not schema.takes({"age": pa.float64(), "plan": pa.string()}, ["stay"])
+    assert not schema.takes({"age": pa.float64(), "city": pa.string()}, ["stay"])
