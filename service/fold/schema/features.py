@@ -28,7 +28,7 @@ class Group:
     codes: npt.NDArray[np.integer]
     """[m], indices into ``texts``."""
     rows: Indices
-    """int64 [m]."""
+    """int64 [m], in any order: chunks of different columns are read one kind after another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Feature:
     def keys(self, n: int) -> Keys:
         """Return the key of each of n rows, uint64 [n]."""
         prefix = prefix_of(self.column, self.tag)
-        if len(self.groups) == 1 and len(self.groups[0].rows) == n:
+        if len(self.groups) == 1 and np.array_equal(self.groups[0].rows, np.arange(n)):
             [group] = self.groups
             whole: Keys = keys_of(prefix, group.texts)[group.codes]
             return whole

@@ -104,6 +104,16 @@ def test_the_order_of_columns_does_not_matter(made: tuple[Schema, Rows], random:
     assert_equal(encode(schema, Rows(tuple(shuffled))), encode(schema, found))
 
 
+def test_chunks_that_alternate_between_two_sets_of_columns_keep_their_values() -> None:
+    schema = Schema((Column("plan", CATEGORY), Column("at", TIME), Column("paid", BOOL)))
+    first = chunk({"plan": ["a"], "at": ["2026-01-01"], "paid": [True]})
+    second = chunk({"at": ["2026-01-02"], "plan": ["b"], "paid": [False], "new": [1]})
+    third = chunk({"plan": ["c"], "at": ["2026-01-03"], "paid": [True]})
+    one = Rows((first, second, third))
+    alone = [encode(schema, one.part(k, k + 1)) for k in range(3)]
+    assert_equal(encode(schema, one), joined(alone, [1] * 3))
+
+
 @given(schemas())
 def test_keys_are_sorted_by_row_and_numbers_are_finite_or_missing(
     made: tuple[Schema, Rows],
