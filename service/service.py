@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.fold.drift import Event
+from service.fold.drift.events import Event
 from service.log.backlog import Load
 from service.log.embedded import EmbeddedServer
 from service.log.errors import Stopped

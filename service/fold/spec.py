@@ -9,16 +9,17 @@ from typing import Any
 SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
 """The plain optimizers, with the learning rates of shadows that name none."""
 OPTIMIZERS = ("pool", "funnel", *SHADOW_LR)
-FOLD_VERSION = 3
+FOLD_VERSION = 4
 """The arithmetic of a step; checkpoints and cuts name it. Raise it whenever equal states and equal
 batches no longer give equal states, and let `service.fold.step.Fold.can_replay` say which older
 cuts give the same bits.
 
 1: a single optimizer was not a pool, and recoveries from drift events had their own definition.
-2: every learner is a pool, and recovery has one definition (`service.fold.drift.Monitor`).
+2: every learner is a pool, and recovery has one definition (`service.fold.drift.monitor.Monitor`).
 3: the statistics of the inputs are robust (`service.fold.standardizer`), a drift event has its
    direction and its accuracies from where the change was seen, and a user's module that changes
    its inputs in place changes a copy of them.
+4: drift is also found in the loss minus that of the majority floor (`service.fold.drift.excess`).
 """
 MAX_EXPERTS = 6
 """Experts of the default pool."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from funnel.pool.tables.table import VISITS, Table
-from service.fold.drift import PREFIX as DRIFT
-from service.fold.drift import Monitor
+from service.fold.drift.monitor import PREFIX as DRIFT
+from service.fold.drift.monitor import Monitor
 from service.fold.learner import Learner
 from service.fold.loss_guard import LossGuard
 from service.fold.schema.changes import Change

@@ -96,11 +96,12 @@ class Fold:
         Version 2 differs from 1 in two cases: the weights of a pool of one expert were rounded, and
         a single optimizer differentiated a user's module by autograd, even one of linear layers.
         Version 3 differs from both in how it standardizes inputs, and for a user's module that
-        changes them in place. The monitor of drift replays each version as it was.
+        changes them in place. Version 4 differs from 3 only in the monitor of drift, which replays
+        each version as it was.
         """
         learners = self.state.learners().values()
         writes_inputs = any(learner.writes_inputs for learner in learners)
-        if version < FOLD_VERSION and (self.state.spec.standardize or writes_inputs):
+        if version < 3 and (self.state.spec.standardize or writes_inputs):
             return False
         if version == 1:
             is_users = self.state.spec.model not in BUILT_IN
@@ -109,7 +110,7 @@ class Fold:
                 and (learner.optimizer == "pool" or (is_users and learner.is_plain))
                 for learner in learners
             )
-        return version in (2, FOLD_VERSION)
+        return version in (2, 3, FOLD_VERSION)
 
     def step(self, batch: AnyBatch) -> Report:
         """Score the batch with the weights as they are, then take one update.

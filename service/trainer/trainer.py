@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import uvloop
 
-from service.fold.drift import Event
+from service.fold.drift.events import Event
 from service.fold.schema.schema import Schema
 from service.fold.scores import ScoreSummary
 from service.fold.snapshot import Snapshot

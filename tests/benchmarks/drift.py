@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from service.fold.drift import Monitor
+from service.fold.drift.monitor import Monitor
 from service.fold.report import Report
 from service.fold.state import State
 from service.log.position import ORIGIN, Position
