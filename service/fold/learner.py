@@ -23,7 +23,7 @@ from funnel.pool.tables.table import Table
 from service.fold import networks
 from service.fold.optimizers import expert_name, experts_of
 from service.fold.schema.encode import Encoded
-from service.fold.scores import Scores
+from service.fold.scoring.classification import Scores
 from service.fold.spec import Hyperparameters, Size, Spec
 from service.fold.trial import Trial
 

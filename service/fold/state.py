@@ -16,6 +16,7 @@ from service.fold.loss_guard import LossGuard
 from service.fold.schema.changes import Change
 from service.fold.schema.kinds import Kind
 from service.fold.schema.schema import Schema
+from service.fold.scoring.floors import Floors
 from service.fold.spec import Hyperparameters, Shadow, Size, Spec
 from service.fold.standardizer import Standardizer
 from service.log.position import Position
@@ -23,6 +24,8 @@ from service.log.position import Position
 SERVED = "served"
 """Name of the learner that answers predictions."""
 NEW_KEYS = "new_keys"
+FLOORS = "floors."
+"""Prefix of the names of the floors' tensors."""
 SCHEMA = "schema"
 """Name of the tensor that holds the schema, uint8."""
 LEAST_FEATURES, LEAST_CLASSES = 16, 2
@@ -53,7 +56,7 @@ def _as_bytes(schema: Schema) -> Tensor:
 
 
 class State:
-    """The learners, the standardizer, the loss guard, the drift events, and counters.
+    """The learners, the floors, the standardizer, the loss guard, the drift events, and counters.
 
     Args:
         spec: that of the served model.
@@ -79,6 +82,7 @@ class State:
         width = self.schema.width if spec.schema else spec.features
         self.standardizer = Standardizer(width, device)
         self.guard = LossGuard(device)
+        self.floors = self._fresh_floors()
         self.version = 0
         """Batches folded in."""
         self.examples = 0
@@ -125,6 +129,7 @@ class State:
         prior = -math.log(self.examples + 1)
         for learner in self.learners().values():
             learner.resize(self.size, prior)
+        self.floors.resize(self.size.opened, self.size.classes)
 
     def _make_room(self, tensors: dict[str, Tensor]) -> None:
         """Take the size of a saved state: its schema, and the rows of its tables.
@@ -151,6 +156,10 @@ class State:
             for name, tensor in self.tensors().items()
             if name.endswith((NEW_KEYS, VISITS))
         }
+
+    def _fresh_floors(self) -> Floors:
+        """Return floors that have seen no label."""
+        return Floors(self.size.opened, self.device, self.size.classes)
 
     @property
     def expects_bytes(self) -> bool:
@@ -201,7 +210,8 @@ class State:
     def shared(self) -> dict[str, Tensor]:
         """Return the tensors that belong to no learner, by name, the tensors themselves."""
         named = {f"standardizer.{k}": v for k, v in self.standardizer.tensors().items()}
-        return named | {f"guard.{k}": v for k, v in self.guard.tensors().items()}
+        named |= {f"guard.{k}": v for k, v in self.guard.tensors().items()}
+        return named | {FLOORS + k: v for k, v in self.floors.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state but `drift` by name, the tensors themselves.
@@ -243,6 +253,9 @@ class State:
         if SCHEMA in tensors:
             self._make_room(tensors)
             tensors = self._counts_of_rows() | tensors
+        if not any(name.startswith(FLOORS) for name in tensors):  # of an earlier version
+            fresh = self._fresh_floors().tensors()
+            tensors = tensors | {FLOORS + name: tensor for name, tensor in fresh.items()}
         mine = self.tensors()
         if mine.keys() != tensors.keys():
             raise ValueError(f"tensors differ: {sorted(mine.keys() ^ tensors.keys())[:4]}")

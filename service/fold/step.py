@@ -22,6 +22,7 @@ from service.fold.networks import BUILT_IN
 from service.fold.report import Report
 from service.fold.schema.encode import Encoded, encode, encode_each
 from service.fold.schema.schema import Schema
+from service.fold.scoring.floors import MAJORITY, losses_of
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
 from service.fold.state import SERVED, State
 from streams.examples import AnyBatch
@@ -42,6 +43,8 @@ class Observed(NamedTuple):
     """Accuracy of the predictions, 0-dim, in [0, 1]."""
     loss: Tensor
     """Mean cross-entropy, 0-dim, in nats."""
+    floor: Tensor
+    """Mean cross-entropy of the floor `majority`, 0-dim, in nats."""
     prepared: Tensor
     """The dense inputs of the learners, fp32 [n, d]."""
     decision: Decision
@@ -61,6 +64,7 @@ class Outcome(NamedTuple):
     keep: Tensor
     accuracy: Tensor
     loss: Tensor
+    floor: Tensor
 
 
 class Fold:
@@ -127,20 +131,21 @@ class Fold:
             self._prepare()
         with self._without_gradients:
             if isinstance(batch, Rows):
-                keep, accuracy, loss = self._learn_rows(batch)
+                keep, accuracy, loss, floor = self._learn_rows(batch)
             else:
                 inputs, labels, weights = self._upload(batch)
                 if state.spec.standardize and state.examples == 0:
                     state.standardizer.start(inputs)
-                keep, accuracy, loss = self._learn(inputs, labels, weights)
+                keep, accuracy, loss, floor = self._learn(inputs, labels, weights)
             state.version += 1
             state.examples += len(batch)
             if state.byte_examples is not None and holds_bytes(batch):
                 state.byte_examples += len(batch)
             if self.execution.on_host:
                 least = max(float(loss), 0.0)  # rounding may give less; NaN stays
-                return Report(state.version, float(accuracy), least, bool(keep))
-            return Report(state.version, accuracy.clone(), loss.clamp(min=0.0), keep.clone())
+                return Report(state.version, float(accuracy), least, bool(keep), float(floor))
+            at_least = loss.clamp(min=0.0)
+            return Report(state.version, accuracy.clone(), at_least, keep.clone(), floor.clone())
 
     def foresee(self, batches: Sequence[AnyBatch]) -> None:
         """Encode the batches of rows that come next together, which costs less than one by one.
@@ -176,7 +181,7 @@ class Fold:
         counts[:, 1] += len(rows)
         if not len((encoded := labelled(encoded)).labels):
             nothing = torch.zeros((), device=state.device)
-            return Outcome(nothing.bool(), nothing, nothing)
+            return Outcome(nothing.bool(), nothing, nothing, nothing + math.nan)
         dense = scaled(torch.from_numpy(encoded.dense).to(state.device))
         if state.spec.standardize:
             dense = filled(dense, state.standardizer)
@@ -221,7 +226,7 @@ class Fold:
         of = entries or {}
         own = of.get(SERVED)
         self._seed()
-        keep, finite, accuracy, loss, dense, decision = passes.observe(
+        keep, finite, accuracy, loss, floor, dense, decision = passes.observe(
             inputs, labels, importance, own
         )
         if not on_host or keep:
@@ -232,7 +237,7 @@ class Fold:
             learns, decision = shadow(prepared, labels, importance, keep, finite)
             if not on_host or learns:
                 learners[name].update(prepared, labels, decision)
-        return Outcome(keep, accuracy, loss)
+        return Outcome(keep, accuracy, loss, floor)
 
     def _seed(self) -> None:
         """Seed the draws of a user's module, such as dropout, by the step, so that replay repeats
@@ -245,7 +250,7 @@ class Passes:
     """The parts of a step that score batches, for learners of one width, and how they run.
 
     Args:
-        state: its standardizer and guard.
+        state: its standardizer, guard and floors.
         learners: by name, the served one first.
         execution: of the steps.
     """
@@ -274,10 +279,10 @@ def observe(
     importance: Tensor | None = None,
     entries: Entries | None = None,
 ) -> Observed:
-    """Score a batch with the served learner, decide on it, and update the standardizer.
+    """Score a batch with the served learner, decide on it; update standardizer and floors.
 
     Args:
-        state: its standardizer and guard.
+        state: its standardizer, guard and floors.
         served: the served learner, or its part for the keys that the batch touches.
         inputs: fp32 [n, d]; the numbers of rows may be fewer than the learner has room for.
         labels: int64 [n].
@@ -297,8 +302,10 @@ def observe(
     served.scores.update(correct, scored.losses, labels, finite)
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
+    floor = losses_of(state.floors.probabilities(), labels)[MAJORITY].mean()
+    state.floors.learn(labels, keep)
     decision = served.decide(batch, keep)
-    return Observed(keep, finite, correct.float().mean(), loss, prepared, decision)
+    return Observed(keep, finite, correct.float().mean(), loss, floor, prepared, decision)
 
 
 def observe_shadow(

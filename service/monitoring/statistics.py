@@ -9,7 +9,7 @@ from torch import Tensor
 from funnel.pool.pool import PoolTelemetry
 from funnel.telemetry import QUANTILES, TensorTelemetry
 from service.fold.learner import Learner
-from service.fold.scores import ScoreSummary
+from service.fold.scoring.classification import ScoreSummary
 from service.fold.state import SERVED, State
 from service.log.extent import Extent
 from service.log.position import Progress

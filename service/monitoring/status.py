@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.fold.drift.events import Event
-from service.fold.scores import ScoreSummary
+from service.fold.scoring.classification import ScoreSummary
 from service.fold.spec import Hyperparameters
 from service.log.backlog import Backlog, Learned
 from service.log.position import Progress

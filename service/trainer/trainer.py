@@ -19,7 +19,7 @@ import uvloop
 
 from service.fold.drift.events import Event
 from service.fold.schema.schema import Schema
-from service.fold.scores import ScoreSummary
+from service.fold.scoring.classification import ScoreSummary
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped

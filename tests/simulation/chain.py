@@ -20,7 +20,7 @@ from funnel.pool.tables.table import Table
 from service.fold.drift.monitor import Monitor
 from service.fold.report import Report
 from service.fold.schema.schema import Schema
-from service.fold.scores import ScoreSummary
+from service.fold.scoring.classification import ScoreSummary
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import SERVED, State
 from service.log.position import Position

@@ -45,7 +45,7 @@ GRACE = 20
 """Blocks after a start before a change can be seen."""
 HORIZON = 200
 """Blocks that the estimates remember."""
-CLIP = 4.0
+CLIP = 5.0
 """Deviations that a block counts at most."""
 WILD = 3.0
 """Deviations that a block counts at most for the estimates."""
@@ -56,7 +56,7 @@ TILTS = (0.5, 1.0, 1.5)
 """λ; the larger are for larger changes."""
 SLACK = 0.25
 """Deviations by which the level may be wrong."""
-LIMIT = 2_000.0
+LIMIT = 5_000.0
 """Blocks between two false alarms, on average at least."""
 KEPT = 40
 """Newest blocks, among which a change is located."""
@@ -135,11 +135,11 @@ class ExcessLoss:
             gain = math.exp(tilt * y)
             null = max(self._expected[k], NORMAL[k])
             self._evidence[k] = (1 + self._evidence[k]) * gain / null * PAID[k]
-            self._expected[k] += share * (gain - self._expected[k])
+            self._expected[k] += (gain - self._expected[k]) / HORIZON
         own = _clipped(z, WILD)
         self._level += share * own * self._scale / math.sqrt(m)
         self._scale = max(self._scale * math.sqrt(1 + share * (own**2 - 1)), LEAST_SCALE)
-        self._correlation += share * (own * self._previous - self._correlation)
+        self._correlation += (own * self._previous - self._correlation) / HORIZON
         self._previous = own
         return sum(self._evidence) > LIMIT * len(TILTS)
 

@@ -31,7 +31,7 @@ NAMES = (*MAKERS, EXCESS)
 """Detectors; a number in a checkpoint names each, so a new one comes last."""
 PREFIX = "drift."
 """Prefix of the names of the monitor's tensors."""
-EXCESS_TENSOR = PREFIX + EXCESS
+COUNTS, EXCESS_TENSOR = PREFIX + "counts", PREFIX + EXCESS
 
 
 class Monitor:
@@ -176,10 +176,7 @@ class Monitor:
         return goal
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return a copy of all that is a function of the examples; call `settle` first.
-
-        Until version 3 of the fold, nothing of the excess loss is among them.
-        """
+        """Return a copy of all that is a function of the examples; call `settle` first."""
         assert not self._pending
         rows = [
             [
@@ -190,22 +187,15 @@ class Monitor:
             for e in self.events
         ]  # fmt: skip
         last = -1 if self.last_recovery is None else self.last_recovery
-        is_old = self.fold_version < 4
-        counts = [n for (name, _), n in self.counts.items() if name != EXCESS or not is_old]
-        whole = [self._correct, self._gathered, last, *counts]
-        excess = {} if is_old else {PREFIX + k: v for k, v in self._excess.tensors().items()}
-        return (
-            excess
-            | {
-                "drift.events": torch.tensor(rows, dtype=torch.float64).reshape(-1, 8),
-                "drift.counts": torch.tensor(whole, dtype=torch.int64),
-                "drift.recent": torch.tensor(list(self._recent), dtype=torch.int64).reshape(-1, 2),
-            }
-            | {
-                f"drift.{name}": torch.tensor(detector.numbers, dtype=torch.float64)
-                for name, detector in self._detectors.items()
-            }
-        )
+        whole = [self._correct, self._gathered, last, *self.counts.values()]
+        named = {
+            "events": torch.tensor(rows, dtype=torch.float64).reshape(-1, 8),
+            "counts": torch.tensor(whole, dtype=torch.int64),
+            "recent": torch.tensor(list(self._recent), dtype=torch.int64).reshape(-1, 2),
+        }
+        for name, detector in self._detectors.items():
+            named[name] = torch.tensor(detector.numbers, dtype=torch.float64)
+        return {PREFIX + k: v for k, v in (named | self._excess.tensors()).items()}
 
     def positions(self) -> tuple[Position, ...]:
         """Return the events' positions in the log."""
@@ -213,6 +203,8 @@ class Monitor:
 
     def load(self, tensors: dict[str, Tensor], positions: Sequence[Position]) -> None:
         """Restore what `tensors` and `positions` returned; if there are no tensors, start afresh.
+
+        If they are of an earlier version, which had no test of the excess loss, that begins now.
 
         Raises:
             ValueError: they are not those of a monitor; nothing is changed then.
@@ -223,7 +215,7 @@ class Monitor:
         self._reset()
         if not tensors:
             return
-        self._correct, self._gathered, last, *counts = tensors["drift.counts"].tolist()
+        self._correct, self._gathered, last, *counts = tensors[COUNTS].tolist()
         self.last_recovery = None if last < 0 else last
         self.counts |= dict(zip(self.counts, counts, strict=False))
         for correct, batch in tensors["drift.recent"].tolist():
@@ -258,10 +250,10 @@ def check(tensors: dict[str, Tensor], positions: int) -> None:
     Raises:
         ValueError: they are not; the message names the first that is wrong.
     """
-    blank = Monitor()
+    wanted = Monitor().tensors()
     if EXCESS_TENSOR not in tensors:
-        blank.fold_version = 3
-    wanted = blank.tensors()
+        wanted = {k: v for k, v in wanted.items() if not k.startswith(EXCESS_TENSOR)}
+        wanted[COUNTS] = wanted[COUNTS][: -len(DIRECTIONS)]
     if tensors.keys() != wanted.keys():
         raise ValueError(f"tensors differ: {sorted(tensors.keys() ^ wanted.keys())[:4]}")
     for name, own in wanted.items():
@@ -269,8 +261,8 @@ def check(tensors: dict[str, Tensor], positions: int) -> None:
         form = (tensor.dtype, tensor.dim(), tensor.shape[1:])
         if form != (own.dtype, own.dim(), own.shape[1:]) or not tensor.isfinite().all():
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, or not finite")
-    counts, events = tensors["drift.counts"], tensors["drift.events"]
-    if len(counts) != len(wanted["drift.counts"]) or len(events) != positions:
+    counts, events = tensors[COUNTS], tensors["drift.events"]
+    if len(counts) != len(wanted[COUNTS]) or len(events) != positions:
         raise ValueError(f"drift.counts holds {counts.tolist()}, with {positions} positions")
     kinds = torch.tensor([len(NAMES), len(DIRECTIONS)])
     if ((events[:, 1:3] < 0) | (events[:, 1:3] >= kinds)).any():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from funnel.graphs.traced import Traced
 from funnel.pool.expert import Expert
 from funnel.pool.pool import Decision, Pool
-from service.fold.scores import Scores
+from service.fold.scoring.classification import Scores
 from service.fold.standardizer import Standardizer
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from river import metrics, utils
 
-from service.fold.scores import Scores
+from service.fold.scoring.classification import Scores
 from streams.recovery import WINDOW
 
 YES = torch.tensor(True)

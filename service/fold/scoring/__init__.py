@@ -1,0 +1,1 @@
+"""Prequential scores of learners, and the floors that a learner has to beat."""
