@@ -127,6 +127,11 @@ class Settings(BaseModel):
     )  # fmt: skip
     momentum: float = Field(0.0, ge=0, lt=1, description="μ; the pool does not use it")
     standardize: bool = Field(True, description="standardize the inputs online")
+    calibrate: bool | Literal["auto"] = Field(
+        "auto",
+        description="calibrate the probabilities that are answered; auto: true in a new log, and "
+        "what an older one recorded",
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
     threads: int = Field(
         1,
@@ -348,6 +353,7 @@ class Settings(BaseModel):
             self.experts if self.optimizer == "pool" else 0,
             self._undeclared() if is_named else "",
             self.table_bits if is_named else 0,
+            self.calibrate is not False,
         )
 
     @staticmethod

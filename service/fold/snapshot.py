@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from funnel.pool.tables.published import Published
+from service.fold.calibration import calibrated
 from service.fold.inputs import completed, scaled, to_inputs
 from service.fold.learner import Learner
 from service.fold.schema.encode import encode
@@ -36,6 +37,11 @@ class Snapshot:
     """The schema of rows; None for dense features."""
     table: Published | None = None
     """Weights of the keys of rows; None without a table."""
+    calibration: Tensor | None = None
+    """Coefficients of the calibration, float64 [3]; None if probabilities are answered as they
+    come."""
+    classes: int = 0
+    """Number of classes that are open."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -53,6 +59,8 @@ class Snapshot:
             state.standardizer.scale if keeps else None,
             state.schema if state.spec.schema else None,
             state.served.table.published() if state.served.table is not None else None,
+            state.calibration.answer.clone() if state.calibration is not None else None,
+            state.size.opened,
         )
 
 
@@ -89,7 +97,7 @@ class Evaluator:
         if snapshot.mean is not None and snapshot.scale is not None:
             prepared = standardized(prepared, snapshot.mean, snapshot.scale)
         labels, probabilities = self._evaluate(snapshot.weights, prepared)
-        return labels.cpu(), probabilities.cpu()
+        return labels.cpu(), _answered(snapshot, labels, probabilities).cpu()
 
     def _of_rows(self, snapshot: Snapshot, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the answers for rows; a missing number is the mean of its column."""
@@ -107,4 +115,15 @@ class Evaluator:
             keyed = encoded.rows, encoded.keys, encoded.values
             probabilities = snapshot.table.predict(dense, *keyed)
             labels = probabilities.argmax(dim=1)
-        return labels.cpu(), probabilities[:, : len(schema.labels)].cpu()
+        answered = _answered(snapshot, labels, probabilities)
+        return labels.cpu(), answered[:, : len(schema.labels)].cpu()
+
+
+def _answered(snapshot: Snapshot, labels: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the probabilities that are answered, fp32 [n, classes]; the labels stay the likeliest.
+
+    Where a single expert's probabilities are not finite, they stay.
+    """
+    if snapshot.calibration is None:
+        return probabilities
+    return calibrated(snapshot.classes, probabilities, labels, snapshot.calibration)

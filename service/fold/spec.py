@@ -57,6 +57,8 @@ class Spec:
     With a schema, ``features`` and ``classes`` are 0: they grow."""
     table_bits: int = 0
     """2^table_bits slots for the keys of categories; 0 without rows, or for none."""
+    calibrate: bool = False
+    """Whether answered probabilities are calibrated (`service.fold.calibration`)."""
 
     @property
     def size(self) -> Size:
@@ -69,10 +71,13 @@ class Spec:
         return None if self.schema else (self.features, self.classes)
 
     def fields(self) -> dict[str, Any]:
-        """Return the spec as JSON shows it. Dense features have no schema, and show none."""
+        """Return the spec as JSON shows it. Dense features have no schema, and show none;
+        a model whose probabilities are as they come shows no calibration."""
         found = asdict(self)
         if not self.schema:
             del found["schema"], found["table_bits"]
+        if not self.calibrate:
+            del found["calibrate"]
         return found
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import orjson
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from funnel.pool.tables.table import VISITS, Table
+from service.fold.calibration import Calibration
 from service.fold.drift.monitor import PREFIX as DRIFT
 from service.fold.drift.monitor import Monitor
 from service.fold.learner import Learner
@@ -56,7 +58,9 @@ def _as_bytes(schema: Schema) -> Tensor:
 
 
 class State:
-    """The learners, the floors, the standardizer, the loss guard, the drift events, and counters.
+    """The learners, what they share, the floors, the drift events, and counters.
+
+    They share the standardizer, the loss guard and the calibration.
 
     Args:
         spec: that of the served model.
@@ -83,6 +87,8 @@ class State:
         self.standardizer = Standardizer(width, device)
         self.guard = LossGuard(device)
         self.floors = self._fresh_floors()
+        self.calibration = self._fresh_calibration()
+        """None if probabilities are answered as they come."""
         self.version = 0
         """Batches folded in."""
         self.examples = 0
@@ -130,6 +136,8 @@ class State:
         for learner in self.learners().values():
             learner.resize(self.size, prior)
         self.floors.resize(self.size.opened, self.size.classes)
+        if self.calibration is not None:
+            self.calibration.resize(self.size.opened)
 
     def _make_room(self, tensors: dict[str, Tensor]) -> None:
         """Take the size of a saved state: its schema, and the rows of its tables.
@@ -160,6 +168,16 @@ class State:
     def _fresh_floors(self) -> Floors:
         """Return floors that have seen no label."""
         return Floors(self.size.opened, self.device, self.size.classes)
+
+    def _fresh_calibration(self) -> Calibration | None:
+        """Return a calibration that has seen no label, if there is any."""
+        return Calibration(self.size.opened, self.device) if self.spec.calibrate else None
+
+    def set_calibrate(self, calibrate: bool) -> None:
+        """Continue with a spec that calibrates or not; nothing must have been learned yet."""
+        assert self.version == 0, "a spec is fixed for life"
+        self.spec = replace(self.spec, calibrate=calibrate)
+        self.calibration = self._fresh_calibration()
 
     @property
     def expects_bytes(self) -> bool:
@@ -211,7 +229,10 @@ class State:
         """Return the tensors that belong to no learner, by name, the tensors themselves."""
         named = {f"standardizer.{k}": v for k, v in self.standardizer.tensors().items()}
         named |= {f"guard.{k}": v for k, v in self.guard.tensors().items()}
-        return named | {FLOORS + k: v for k, v in self.floors.tensors().items()}
+        named |= {FLOORS + k: v for k, v in self.floors.tensors().items()}
+        if self.calibration is not None:
+            named |= {f"calibration.{k}": v for k, v in self.calibration.tensors().items()}
+        return named
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state but `drift` by name, the tensors themselves.

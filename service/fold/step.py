@@ -250,7 +250,7 @@ class Passes:
     """The parts of a step that score batches, for learners of one width, and how they run.
 
     Args:
-        state: its standardizer, guard and floors.
+        state: its standardizer, guard, floors and calibration.
         learners: by name, the served one first.
         execution: of the steps.
     """
@@ -279,10 +279,10 @@ def observe(
     importance: Tensor | None = None,
     entries: Entries | None = None,
 ) -> Observed:
-    """Score a batch with the served learner, decide on it; update standardizer and floors.
+    """Score a batch with the served learner, decide on it; update what is shared.
 
     Args:
-        state: its standardizer, guard and floors.
+        state: its standardizer, guard, floors and calibration.
         served: the served learner, or its part for the keys that the batch touches.
         inputs: fp32 [n, d]; the numbers of rows may be fewer than the learner has room for.
         labels: int64 [n].
@@ -304,6 +304,8 @@ def observe(
         state.standardizer.update(inputs, keep)
     floor = losses_of(state.floors.probabilities(), labels)[MAJORITY].mean()
     state.floors.learn(labels, keep)
+    if state.calibration is not None:
+        state.calibration.update(scored.probabilities, scored.labels, labels, keep)
     decision = served.decide(batch, keep)
     return Observed(keep, finite, correct.float().mean(), loss, floor, prepared, decision)
 

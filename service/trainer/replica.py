@@ -62,6 +62,8 @@ class Replica:
         clock: times the steps.
         declared: what the settings declare of the schema of rows; None for nothing.
         policies: the fields of POLICIES that they declare.
+        is_calibration_recorded: whether it is the log that says if probabilities are calibrated,
+            once it has begun, and not the settings.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Replica:
         clock: Clock,
         declared: Schema | None = None,
         policies: Collection[str] = POLICIES,
+        is_calibration_recorded: bool = False,
     ) -> None:
+        self._is_calibration_recorded = is_calibration_recorded
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
         self._fold = Fold(state)
@@ -146,6 +150,9 @@ class Replica:
             self._is_compared = True
 
     def _check_spec(self, spec: Spec, what: str) -> None:
+        if self._is_calibration_recorded and spec.calibrate != self.state.spec.calibrate:
+            self.state.set_calibrate(spec.calibrate)
+            self._fold = Fold(self.state)
         if differing := self.state.spec.differences(spec):
             listed = ", ".join(
                 f"{k} is {there} there and {here} here" for k, there, here in differing

@@ -35,7 +35,7 @@ from service.monitoring.pictures import Newest
 from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Condition, Drift, Role, Status
 from service.process import Clock, SystemClock
-from service.settings import Settings
+from service.settings import AUTO, Settings
 from service.trainer.pipeline import Pipeline
 from service.trainer.rejections import Rejections
 from service.trainer.replica import AppliedBatch, Replica
@@ -101,7 +101,8 @@ class Trainer:
         self.history = History(clock)
         self._log, self._settings, self._observe = log, settings, observe
         declared, policies = settings.declared, settings.declared_policies
-        self._replica = Replica(state, self._on_batch, clock, declared, policies)
+        follows = settings.calibrate == AUTO
+        self._replica = Replica(state, self._on_batch, clock, declared, policies, follows)
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()
