@@ -25,7 +25,10 @@ from service.log.position import Position
 
 SERVED = "served"
 """Name of the learner that answers predictions."""
-NEW_KEYS = "new_keys"
+NEW_KEYS, BUCKETS = "new_keys", "key_buckets"
+KEY_BITS = 4
+KEY_BUCKETS = 1 << KEY_BITS
+"""Buckets in which the keys of a column are counted, to see whether other ones come."""
 FLOORS = "floors."
 """Prefix of the names of the floors' tensors."""
 SCHEMA = "schema"
@@ -81,6 +84,8 @@ class State:
         column was added."""
         self.new_keys = torch.zeros(len(self.schema.columns), dtype=torch.int64)
         """By column, int64 [columns]: keys that got a row of the served learner's table."""
+        self.buckets = torch.zeros(len(self.schema.columns), KEY_BUCKETS, dtype=torch.int64)
+        """By column, int64 [columns, KEY_BUCKETS]: keys of rows by their first bits."""
         self.served = Learner(spec, spec.optimizer, hyperparameters, device, self.size)
         self.shadows: dict[str, Learner] = {}
         width = self.schema.width if spec.schema else spec.features
@@ -130,6 +135,7 @@ class State:
         more = len(schema.columns) - len(self.missing)
         self.missing = functional.pad(self.missing, (0, 0, 0, more))
         self.new_keys = functional.pad(self.new_keys, (0, more))
+        self.buckets = functional.pad(self.buckets, (0, 0, 0, more))
         if schema.width > self.standardizer.width:
             self.standardizer = self.standardizer.resized(schema.width)
         prior = -math.log(self.examples + 1)
@@ -162,7 +168,7 @@ class State:
         return {
             name: torch.zeros_like(tensor)
             for name, tensor in self.tensors().items()
-            if name.endswith((NEW_KEYS, VISITS))
+            if name.endswith((NEW_KEYS, VISITS, BUCKETS))
         }
 
     def _fresh_floors(self) -> Floors:
@@ -243,6 +249,7 @@ class State:
         if self.spec.schema:
             named[SCHEMA] = _as_bytes(self.schema)
             named["missing"], named[NEW_KEYS] = self.missing, self.new_keys
+            named[BUCKETS] = self.buckets
         for name, shadow in self.shadows.items():
             named |= {f"shadow.{name}.{k}": v for k, v in shadow.tensors().items()}
         return named

@@ -24,7 +24,7 @@ from service.fold.schema.encode import Encoded, encode, encode_each
 from service.fold.schema.schema import Schema
 from service.fold.scoring.floors import MAJORITY, losses_of
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
-from service.fold.state import SERVED, State
+from service.fold.state import KEY_BITS, KEY_BUCKETS, SERVED, State
 from streams.examples import AnyBatch
 from streams.rows.rows import Rows
 
@@ -186,6 +186,7 @@ class Fold:
         if state.spec.standardize:
             dense = filled(dense, state.standardizer)
             state.standardizer.start_blank(dense)
+        _count_keys(state, encoded)
         labels = torch.from_numpy(encoded.labels).to(state.device)
         weights = None
         if encoded.weights is not None:
@@ -244,6 +245,15 @@ class Fold:
         them."""
         if not self.execution.is_plain:
             torch.manual_seed((self.state.spec.seed << 40) + self.state.version)
+
+
+def _count_keys(state: State, encoded: Encoded) -> None:
+    """Count the keys of each column in the buckets of their hashes."""
+    of_column = encoded.columns >= 0
+    buckets = (encoded.keys[of_column] >> np.uint64(64 - KEY_BITS)).astype(np.int64)
+    places = encoded.columns[of_column].astype(np.int64) * KEY_BUCKETS + buckets
+    counted = np.bincount(places, minlength=state.buckets.numel())
+    state.buckets += torch.from_numpy(counted).reshape(state.buckets.shape)
 
 
 class Passes:
