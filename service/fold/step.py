@@ -22,6 +22,7 @@ from service.fold.networks import BUILT_IN
 from service.fold.report import Report
 from service.fold.schema.encode import Encoded, encode, encode_each
 from service.fold.schema.schema import Schema
+from service.fold.scoring.classification import MOST_PENDING
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
 from service.fold.state import SERVED, State
 from streams.examples import AnyBatch
@@ -133,7 +134,9 @@ class Fold:
                     state.standardizer.start(inputs)
                 keep, accuracy, loss = self._learn(inputs, labels, weights)
             state.version += 1
-            state.examples += len(batch)
+            before, state.examples = state.examples, state.examples + len(batch)
+            if before // MOST_PENDING < state.examples // MOST_PENDING:
+                state.settle_scores()
             if state.byte_examples is not None and holds_bytes(batch):
                 state.byte_examples += len(batch)
             if self.execution.on_host:
@@ -293,7 +296,8 @@ def observe(
     loss, width = scored.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
     correct = scored.labels == labels
-    served.scores.update(correct, scored.losses, labels, finite)
+    served.scores.update(scored.probabilities, scored.labels, labels, scored.losses, finite)
+    state.floors.score(labels, finite)
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
     state.floors.learn(labels, keep)
@@ -322,8 +326,8 @@ def observe_shadow(
     """
     batch = shadow.score(prepared, labels, importance)
     learns = batch.finite & keep
-    found = batch.scored.losses
-    correct = (batch.scored.labels == labels) & torch.isfinite(found)
-    losses = found.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
-    shadow.scores.update(correct, losses, labels, scored)
+    found = batch.scored
+    known = torch.isfinite(found.losses)
+    losses = found.losses.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
+    shadow.scores.update(found.probabilities, found.labels, labels, losses, scored, known)
     return Shadowed(learns, shadow.decide(batch, learns))
