@@ -11,11 +11,14 @@ They see labels when the learner does: every example of a batch is predicted fro
 before. Weights of examples do not count. All is on the device, and nothing is read back.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from service.fold.scoring.classification import Scores
+from service.fold.scoring.measures import Measures
 
 FLOORS = ("majority", "no_change")
 """Names of the floors, as the label ``learner`` of metrics shows them."""
@@ -120,6 +123,25 @@ class Floors:
         more = torch.stack([repeated, (self.last >= 0) * n])
         self.tries.add_(more * keep)
         self.last.copy_(labels[-1].where(keep, self.last))
+
+
+def below(served: Measures, floors: Mapping[str, Measures]) -> list[str]:
+    """Return in words where a model is worse than a floor, by accuracy and by log loss.
+
+    Args:
+        served: of the model.
+        floors: of the floors, on the same examples, by name.
+    """
+    found = []
+    for name, floor in floors.items():
+        worse = []
+        if served.accuracy < floor.accuracy:
+            worse.append(f"accuracy {served.accuracy:.1%} against {floor.accuracy:.1%}")
+        if served.log_loss > floor.log_loss:
+            worse.append(f"log loss {served.log_loss:.4g} against {floor.log_loss:.4g} nats")
+        if worse:
+            found.append(f"below the floor {name}: {', '.join(worse)}")
+    return found
 
 
 def losses_of(probabilities: Tensor, labels: Tensor) -> Tensor:
