@@ -20,9 +20,12 @@ count.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from service.fold.scoring.classification import Scores
 
 PRIOR = 30.0
 """Examples at even odds, or so, that a = 1 and b = 0 count as."""
@@ -44,10 +47,13 @@ class Calibration:
     Args:
         classes: number of classes that are open.
         device: where probabilities will be.
+        room: number of classes that there is room for; None for those that are open.
     """
 
-    def __init__(self, classes: int, device: torch.device) -> None:
+    def __init__(self, classes: int, device: torch.device, room: int | None = None) -> None:
         self.classes = classes
+        self.scores = Scores(classes, device, room)
+        """Of the calibrated probabilities; those of the learner are scores of what it is given."""
         self.answer = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64, device=device)
         """a, b, w."""
         self.curvature = PRIOR * torch.eye(2, dtype=torch.float64, device=device)
@@ -55,45 +61,54 @@ class Calibration:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
-        return {"answer": self.answer, "curvature": self.curvature}
+        scores = {f"scores.{k}": v for k, v in self.scores.tensors().items()}
+        return {"answer": self.answer, "curvature": self.curvature} | scores
 
-    def resize(self, classes: int) -> None:
-        """Continue with more classes that are open; with a third one, x is another, and all
-        begins again."""
+    def resize(self, classes: int, room: int) -> None:
+        """Continue with more classes; with a third one, x is another, and a and b begin again.
+
+        Args:
+            classes: number of classes that are open, no smaller than before.
+            room: number of classes that there is room for, no smaller than before.
+        """
         if self.classes <= 2 < classes:
             fresh = Calibration(classes, self.answer.device)
-            for mine, new in zip(self.tensors().values(), fresh.tensors().values(), strict=True):
-                mine.copy_(new)
+            self.answer.copy_(fresh.answer)
+            self.curvature.copy_(fresh.curvature)
         self.classes = classes
+        self.scores.resize(classes, room)
 
-    def update(
-        self, probabilities: Tensor, predicted: Tensor, labels: Tensor, keep: Tensor
+    def learn(
+        self, probabilities: Tensor, predicted: Tensor, labels: Tensor, finite: Tensor, keep: Tensor
     ) -> None:
-        """Learn from a batch.
+        """Score what is answered for a batch, and learn from it.
 
         Args:
             probabilities: of the mixture, fp32 [n, classes].
             predicted: labels, int64 [n].
             labels: int64 [n].
-            keep: bool, 0-dim; where it is False nothing changes.
+            finite: bool, 0-dim; where it is False nothing is scored.
+            keep: bool, 0-dim; where it is False nothing is learned.
         """
         if self.classes < 2:
+            own = probabilities.gather(1, labels[:, None]).squeeze(1)
+            losses = -own.clamp(min=TINY).log()
+            self.scores.update(probabilities, predicted, labels, losses, finite)
             return
+        found = _scaled(self.classes, probabilities, predicted, self.answer)
         a, b, weight = self.answer.unbind()
-        watched = _watched(self.classes, predicted)
-        given = probabilities.double()
-        x = _log_odds(given, watched)
-        platt = torch.sigmoid(a * x + b)
-        off, slope = platt - (labels == watched).double(), platt * (1.0 - platt)
-        inputs = torch.stack([x, torch.ones_like(x)])
+        answered = weight * found.scaled + (1.0 - weight) * found.given
+        each = torch.stack([answered, found.scaled, found.given])
+        logs = each.gather(2, labels[:, None].expand(3, -1, 1)).squeeze(2).clamp(min=TINY).log()
+        self.scores.update(answered.float(), predicted, labels, -logs[0].float(), finite)
+        off = found.platt - (labels == found.watched).double()
+        slope = found.platt * (1.0 - found.platt)
+        inputs = torch.stack([found.odds, torch.ones_like(slope)])
         curvature = self.curvature + (slope * inputs) @ inputs.T
         aa, ab, _, bb = curvature.flatten().unbind()
         d_a, d_b = (inputs @ off).unbind()
         det = aa * bb - ab * ab
-        of_label = labels[:, None]
-        scaled = _scaled(self.classes, given, predicted, self.answer).gather(1, of_label)
-        gain = scaled.clamp(min=TINY).log() - given.gather(1, of_label).clamp(min=TINY).log()
-        evidence = torch.logit(weight, eps=EDGE) + RATE * gain.sum()
+        evidence = torch.logit(weight, eps=EDGE) + RATE * (logs[1] - logs[2]).sum()
         dealt = -math.expm1(len(labels) * math.log1p(-SHARE))
         new = torch.stack(
             [
@@ -117,45 +132,40 @@ def calibrated(classes: int, probabilities: Tensor, predicted: Tensor, answer: T
     """
     if classes < 2:
         return probabilities
-    given, weight = probabilities.double(), answer[2]
-    scaled = _scaled(classes, given, predicted, answer)
-    return (weight * scaled + (1.0 - weight) * given).float()
+    found = _scaled(classes, probabilities, predicted, answer)
+    return (answer[2] * found.scaled + (1.0 - answer[2]) * found.given).float()
 
 
-def _watched(classes: int, predicted: Tensor) -> Tensor:
-    """Return the class whose log odds are x, int64 [n]."""
-    return torch.ones_like(predicted) if classes == 2 else predicted
+class _Scaled(NamedTuple):
+    """A batch after Platt scaling, float64."""
+
+    given: Tensor
+    """Probabilities of the mixture, [n, classes]."""
+    watched: Tensor
+    """The class whose log odds are x, int64 [n]."""
+    odds: Tensor
+    """x, [n]."""
+    platt: Tensor
+    """q, [n], before it is kept where the predicted class stays the likeliest."""
+    scaled: Tensor
+    """Probabilities after scaling, [n, classes]."""
 
 
-def _log_odds(given: Tensor, watched: Tensor) -> Tensor:
-    """Return the log odds of a class within ±MOST_ODDS, float64 [n]."""
-    own = given.gather(1, watched[:, None]).squeeze(1)
-    others = _others(given, watched).sum(dim=1)
-    odds = own.clamp(min=TINY).log() - others.clamp(min=TINY).log()
-    return odds.clamp(-MOST_ODDS, MOST_ODDS)
-
-
-def _others(given: Tensor, watched: Tensor) -> Tensor:
-    """Return probabilities with 0 for a class, float64 [n, classes]."""
-    return given.scatter(1, watched[:, None], 0.0)
-
-
-def _scaled(classes: int, given: Tensor, predicted: Tensor, answer: Tensor) -> Tensor:
-    """Return what Platt scaling answers, float64 [n, classes].
-
-    Args:
-        classes: number of classes that are open.
-        given: probabilities, float64 [n, classes].
-        predicted: the likeliest class, int64 [n].
-        answer: of a `Calibration`, float64 [3].
-    """
-    watched = _watched(classes, predicted)
-    platt = torch.sigmoid(answer[0] * _log_odds(given, watched) + answer[1])
-    top = torch.where(watched == predicted, platt, 1.0 - platt)
-    others = _others(given, predicted)
-    rest = others.sum(dim=1)
-    second = others.amax(dim=1)
-    top = torch.maximum(top, second / (second + rest).clamp(min=TINY))
-    spread = others * ((1.0 - top) / rest.clamp(min=TINY))[:, None]
-    whole = spread.scatter(1, predicted[:, None], top[:, None])
-    return torch.where(rest[:, None] > TINY, whole, given)
+def _scaled(classes: int, probabilities: Tensor, predicted: Tensor, answer: Tensor) -> _Scaled:
+    given = probabilities.double()
+    others = given.scatter(1, predicted[:, None], 0.0)
+    rest, second = others.sum(dim=1), others.amax(dim=1)
+    top = given.gather(1, predicted[:, None]).squeeze(1)
+    odds = top.clamp(min=TINY).log() - rest.clamp(min=TINY).log()
+    odds = odds.clamp(-MOST_ODDS, MOST_ODDS)
+    watched, is_watched = predicted, torch.ones_like(predicted, dtype=torch.bool)
+    if classes == 2:
+        watched, is_watched = torch.ones_like(predicted), predicted == 1
+        odds = torch.where(is_watched, odds, -odds)
+    platt = torch.sigmoid(answer[0] * odds + answer[1])
+    kept = torch.maximum(
+        torch.where(is_watched, platt, 1.0 - platt), second / (second + rest).clamp(min=TINY)
+    )
+    spread = others * ((1.0 - kept) / rest.clamp(min=TINY))[:, None]
+    whole = spread.scatter(1, predicted[:, None], kept[:, None])
+    return _Scaled(given, watched, odds, platt, torch.where(rest[:, None] > TINY, whole, given))

@@ -115,7 +115,7 @@ class Learner:
         self.hyperparameters = hyperparameters
         self.expert_names = list(map(expert_name, experts)) if optimizer == "pool" else []
         """Names of the pool's experts, which keep their own rates; none of another optimizer."""
-        self.scores = Scores(size.opened, device)
+        self.scores = Scores(size.opened, device, size.classes)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         """Batches skipped because loss or gradient was not finite."""
         self._logged: set[str] = set()
@@ -170,7 +170,7 @@ class Learner:
             self.table.set_active(size.active)
         if size.opened > before.opened:
             self.pool.open_classes(before.opened, size.opened, prior)
-        self.scores.classes = size.opened
+        self.scores.resize(size.opened, size.classes)
         self.set_hyperparameters(self.hyperparameters)
 
     def load_table(self, tensors: Mapping[str, Tensor]) -> None:

@@ -33,6 +33,8 @@ FLOORS = "floors."
 """Prefix of the names of the floors' tensors."""
 SCHEMA = "schema"
 """Name of the tensor that holds the schema, uint8."""
+UNCOUNTED = (".histogram", ".by_class")
+"""How the names of counts end that earlier versions did not keep."""
 LEAST_FEATURES, LEAST_CLASSES = 16, 2
 """Room for dense inputs and classes of rows at first; it doubles."""
 
@@ -143,7 +145,7 @@ class State:
             learner.resize(self.size, prior)
         self.floors.resize(self.size.opened, self.size.classes)
         if self.calibration is not None:
-            self.calibration.resize(self.size.opened)
+            self.calibration.resize(self.size.opened, self.size.classes)
 
     def _make_room(self, tensors: dict[str, Tensor]) -> None:
         """Take the size of a saved state: its schema, and the rows of its tables.
@@ -171,13 +173,24 @@ class State:
             if name.endswith((NEW_KEYS, VISITS, BUCKETS))
         }
 
+    def _scores_of_before(self) -> dict[str, Tensor]:
+        """Return what states of earlier versions did not count, as it begins, by name."""
+        floors = {FLOORS + k: v for k, v in self._fresh_floors().tensors().items()}
+        return floors | {
+            name: torch.zeros_like(tensor)
+            for name, tensor in self.tensors().items()
+            if name.endswith(UNCOUNTED) and not name.startswith(FLOORS)
+        }
+
     def _fresh_floors(self) -> Floors:
         """Return floors that have seen no label."""
         return Floors(self.size.opened, self.device, self.size.classes)
 
     def _fresh_calibration(self) -> Calibration | None:
         """Return a calibration that has seen no label, if there is any."""
-        return Calibration(self.size.opened, self.device) if self.spec.calibrate else None
+        if not self.spec.calibrate:
+            return None
+        return Calibration(self.size.opened, self.device, self.size.classes)
 
     def set_calibrate(self, calibrate: bool) -> None:
         """Continue with a spec that calibrates or not; nothing must have been learned yet."""
@@ -225,6 +238,14 @@ class State:
     def learners(self) -> dict[str, Learner]:
         """Return all learners by name, the served one first."""
         return {SERVED: self.served, **self.shadows}
+
+    def settle_scores(self) -> None:
+        """Count the outcomes that are pending in the scores of all learners and of the floors."""
+        for learner in self.learners().values():
+            learner.scores.settle()
+        self.floors.scores.settle()
+        if self.calibration is not None:
+            self.calibration.scores.settle()
 
     def tables(self) -> dict[str, Table]:
         """Return the tables of the learners, by the start of the names of their tensors."""
@@ -281,9 +302,7 @@ class State:
         if SCHEMA in tensors:
             self._make_room(tensors)
             tensors = self._counts_of_rows() | tensors
-        if not any(name.startswith(FLOORS) for name in tensors):  # of an earlier version
-            fresh = self._fresh_floors().tensors()
-            tensors = tensors | {FLOORS + name: tensor for name, tensor in fresh.items()}
+        tensors = self._scores_of_before() | tensors
         mine = self.tensors()
         if mine.keys() != tensors.keys():
             raise ValueError(f"tensors differ: {sorted(mine.keys() ^ tensors.keys())[:4]}")

@@ -22,7 +22,8 @@ from service.fold.networks import BUILT_IN
 from service.fold.report import Report
 from service.fold.schema.encode import Encoded, encode, encode_each
 from service.fold.schema.schema import Schema
-from service.fold.scoring.floors import MAJORITY, losses_of
+from service.fold.scoring.classification import MOST_PENDING
+from service.fold.scoring.floors import MAJORITY
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
 from service.fold.state import KEY_BITS, KEY_BUCKETS, SERVED, State
 from streams.examples import AnyBatch
@@ -138,7 +139,9 @@ class Fold:
                     state.standardizer.start(inputs)
                 keep, accuracy, loss, floor = self._learn(inputs, labels, weights)
             state.version += 1
-            state.examples += len(batch)
+            before, state.examples = state.examples, state.examples + len(batch)
+            if before // MOST_PENDING < state.examples // MOST_PENDING:
+                state.settle_scores()
             if state.byte_examples is not None and holds_bytes(batch):
                 state.byte_examples += len(batch)
             if self.execution.on_host:
@@ -309,13 +312,13 @@ def observe(
     loss, width = scored.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
     correct = scored.labels == labels
-    served.scores.update(correct, scored.losses, labels, finite)
+    served.scores.update(scored.probabilities, scored.labels, labels, scored.losses, finite)
+    floor = state.floors.score(labels, finite)[MAJORITY].mean()
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
-    floor = losses_of(state.floors.probabilities(), labels)[MAJORITY].mean()
     state.floors.learn(labels, keep)
     if state.calibration is not None:
-        state.calibration.update(scored.probabilities, scored.labels, labels, keep)
+        state.calibration.learn(scored.probabilities, scored.labels, labels, finite, keep)
     decision = served.decide(batch, keep)
     return Observed(keep, finite, correct.float().mean(), loss, floor, prepared, decision)
 
@@ -341,8 +344,8 @@ def observe_shadow(
     """
     batch = shadow.score(prepared, labels, importance)
     learns = batch.finite & keep
-    found = batch.scored.losses
-    correct = (batch.scored.labels == labels) & torch.isfinite(found)
-    losses = found.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
-    shadow.scores.update(correct, losses, labels, scored)
+    found = batch.scored
+    known = torch.isfinite(found.losses)
+    losses = found.losses.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
+    shadow.scores.update(found.probabilities, found.labels, labels, losses, scored, known)
     return Shadowed(learns, shadow.decide(batch, learns))

@@ -25,7 +25,8 @@ chart of moving averages [S. W. Roberts, 'Control chart tests based on geometric
 Technometrics 1, 1959]. L is the quantile of the normal distribution at which all m numbers together
 pass by chance in a share ALPHA of the blocks, by Bonferroni's correction: ALPHA / (2 m) on each
 side of each. `tests.benchmarks.columns` counts the false alarms. σ is measured, as neighbouring
-rows are alike in most streams, and a share of independent rows would deviate less. No block adds
+rows are alike in most streams, and a share of independent rows would deviate less; where blocks are
+correlated by ρ ≥ 0, the averages deviate √((1 + ρ) / (1 - ρ)) times more. No block adds
 more than WILD deviations to it, so that a change does not hide itself. LEAST silences what is
 certain but small. New keys and other values only drift upwards: the former become fewer in any
 healthy stream. A column that has changed for good counts as drifting until the average before has
@@ -62,6 +63,9 @@ ALPHA = 2e-4
 """Share of the blocks in which one of all numbers passes its limit by chance."""
 WILD = 2.0
 """Deviations that a block counts at most, if they are more than LEAST."""
+MOST_CORRELATION = 0.8
+CORRELATED = 300
+"""Blocks that the correlation of neighbours remembers: so few of a change cannot pass for it."""
 DIGITS = 6
 LEAST = np.array([0.05, 0.05, 0.25, 0.4, 0.05])[:, None]
 """Least differences: of a share of rows, of keys per row, of standard deviations, of the logarithm
@@ -119,6 +123,8 @@ class Chart:
         self.blocks = np.zeros((len(KINDS), 0), np.int64)
         """By number and column: blocks that had one."""
         self.recent, self.before, self._variance = (np.zeros((len(KINDS), 0)) for _ in range(3))
+        self._previous, self._covariance = np.zeros((2, len(KINDS), 0))
+        """The last difference from before, and the mean product of neighbouring ones."""
         self.since = np.zeros((len(KINDS), 0), np.int64)
         """Examples learned when it began to drift; NO where it does not."""
 
@@ -128,6 +134,8 @@ class Chart:
         self.blocks = np.pad(self.blocks, pad)
         self.recent, self.before = np.pad(self.recent, pad), np.pad(self.before, pad)
         self._variance = np.pad(self._variance, pad)
+        self._previous = np.pad(self._previous, pad)
+        self._covariance = np.pad(self._covariance, pad)
         self.since = np.pad(self.since, pad, constant_values=NO)
 
     def take(self, values: Floats, units: Floats) -> None:
@@ -148,6 +156,9 @@ class Chart:
         self.recent += fast * (values - self.recent)
         self.before += slow * off
         self._variance = (1 - slow) * (self._variance + slow * square)
+        off = np.sign(off) * np.sqrt(square)
+        self._covariance += known / CORRELATED * (off * self._previous - self._covariance)
+        self._previous = np.where(known, off, self._previous)
 
     def test(self, units: Floats, examples: int) -> None:
         """Find what drifts after a block.
@@ -165,7 +176,10 @@ class Chart:
 
     def statistic(self) -> Floats:
         """Return the differences in their deviations by chance, [numbers, columns]."""
-        noise = np.sqrt(self._variance / (2 * RECENT - 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rho = np.nan_to_num(self._covariance / self._variance).clip(0.0, MOST_CORRELATION)
+        spread = self._variance / (2 * RECENT - 1) * (1 + rho) / (1 - rho)
+        noise = np.sqrt(spread)
         moved = np.abs(self.recent - self.before)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(moved > 0, moved / noise, 0.0)

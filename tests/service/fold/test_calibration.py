@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from service.fold.calibration import PRIOR, RATE, SHARE, Calibration, calibrated
+from service.fold.scoring.classification import Scores
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.spec import Spec
 from service.fold.state import State
 from service.fold.step import Fold
 from tests.support.named import a_row_spec, a_row_state, some_rows
-from tests.support.states import CPU, HYPERPARAMETERS, a_batch, a_spec, step
+from tests.support.states import CPU, HYPERPARAMETERS, a_batch, a_spec, same_tensors, step
 
 YES = torch.tensor(True)
 
@@ -36,7 +37,7 @@ def answers(given: Tensor, labels: Tensor, size: int = 100) -> tuple[Tensor, Cal
     for p, y in zip(given.split(size), labels.split(size), strict=True):
         predicted = p.argmax(dim=1)
         found.append(calibrated(given.shape[1], p, predicted, calibration.answer))
-        calibration.update(p, predicted, y, YES)
+        calibration.learn(p, predicted, y, YES, YES)
     return torch.cat(found), calibration
 
 
@@ -119,20 +120,41 @@ def test_it_is_the_newton_step_and_the_weight_that_the_module_states() -> None:
 def test_a_batch_that_is_not_learned_changes_nothing() -> None:
     given, labels = stream(3, 0.5, n=200)
     _, calibration = answers(given, labels)
-    before = [tensor.clone() for tensor in calibration.tensors().values()]
-    calibration.update(given, given.argmax(dim=1), labels, torch.tensor(False))
-    assert all(map(torch.equal, before, calibration.tensors().values()))
+    before = [tensor.nan_to_num() for tensor in calibration.tensors().values()]
+    no = torch.tensor(False)
+    calibration.learn(given, given.argmax(dim=1), labels, no, no)
+    after = [tensor.nan_to_num() for tensor in calibration.tensors().values()]
+    assert all(map(torch.equal, before, after))
 
 
 def test_a_third_class_begins_it_again_and_a_fourth_does_not() -> None:
     given, labels = stream(2, 0.5, n=1_000)
     _, calibration = answers(given, labels)
-    calibration.resize(3)
+    calibration.resize(3, 4)
     assert calibration.answer.tolist() == [1.0, 0.0, 0.5]
-    calibration.update(*stream(3, 0.5, n=100), torch.zeros(100).long(), YES)
+    given, labels = stream(3, 0.5, n=100)
+    calibration.learn(given, given.argmax(dim=1), labels, YES, YES)
     before = calibration.answer.clone()
-    calibration.resize(4)
+    calibration.resize(4, 4)
     assert torch.equal(before, calibration.answer)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_raw_and_calibrated_answers_are_scored_on_the_same_examples(classes: int) -> None:
+    given, labels = stream(classes, 0.4)
+    calibration, raw = Calibration(classes, CPU), Scores(classes, CPU)
+    for p, y in zip(given.split(100), labels.split(100), strict=True):
+        predicted = p.argmax(dim=1)
+        own = -p.gather(1, y[:, None]).squeeze(1).log()
+        raw.update(p, predicted, y, own, YES)
+        calibration.learn(p, predicted, y, YES, YES)
+        for scores in (calibration.scores, raw):
+            scores.settle()
+    ours, theirs = calibration.scores.measure(), raw.measure()
+    assert ours.scored == theirs.scored == len(labels)
+    assert ours.correct == theirs.correct
+    assert ours.loss < theirs.loss - 0.01
+    assert ours.windows["10000"].ece < theirs.windows["10000"].ece / 3
 
 
 def a_calibrated(optimizer: str = "pool") -> Spec:
@@ -147,7 +169,8 @@ def test_answers_differ_from_those_without_only_in_their_probabilities(optimizer
         for state in states:
             step(state, a_batch(k, shift=k % 2))
     plain, other = states
-    assert all(torch.equal(v, other.tensors()[k]) for k, v in plain.tensors().items())
+    shared = {k: v for k, v in other.tensors().items() if not k.startswith("calibration.")}
+    assert same_tensors(plain.tensors(), shared)
     rows = a_batch(999, 200).features
     (labels, raw), (same, found) = (
         Evaluator(state.served)(Snapshot.of(state), rows) for state in states

@@ -11,7 +11,7 @@ from service.trainer.replica import Replica
 from tests.support.clock import StillClock
 from tests.support.memory_log import MemoryLog, MemoryServer
 from tests.support.replicas import fill, keep_lease, learn
-from tests.support.states import CPU, HYPERPARAMETERS, a_spec
+from tests.support.states import CPU, HYPERPARAMETERS, a_spec, same_tensors
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ async def test_a_log_goes_on_as_it_began_unless_the_settings_say_otherwise(
     await again.recover(log, False, keep_lease)
     one, other = heir.state.tensors(), again.state.tensors()
     assert one.keys() == other.keys() == first.state.tensors().keys()
-    assert all((one[name] == other[name]).all() for name in one)
+    assert same_tensors(one, other)
 
 
 async def test_settings_that_contradict_the_log_are_refused_by_name(
