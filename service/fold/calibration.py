@@ -95,7 +95,7 @@ class Calibration:
             losses = -own.clamp(min=TINY).log()
             self.scores.update(probabilities, predicted, labels, losses, finite)
             return
-        found = _scaled(self.classes, probabilities, predicted, self.answer)
+        found = scaled_by(self.classes, probabilities, predicted, self.answer)
         a, b, weight = self.answer.unbind()
         answered = weight * found.scaled + (1.0 - weight) * found.given
         each = torch.stack([answered, found.scaled, found.given])
@@ -132,11 +132,11 @@ def calibrated(classes: int, probabilities: Tensor, predicted: Tensor, answer: T
     """
     if classes < 2:
         return probabilities
-    found = _scaled(classes, probabilities, predicted, answer)
+    found = scaled_by(classes, probabilities, predicted, answer)
     return (answer[2] * found.scaled + (1.0 - answer[2]) * found.given).float()
 
 
-class _Scaled(NamedTuple):
+class Scaled(NamedTuple):
     """A batch after Platt scaling, float64."""
 
     given: Tensor
@@ -151,7 +151,8 @@ class _Scaled(NamedTuple):
     """Probabilities after scaling, [n, classes]."""
 
 
-def _scaled(classes: int, probabilities: Tensor, predicted: Tensor, answer: Tensor) -> _Scaled:
+def scaled_by(classes: int, probabilities: Tensor, predicted: Tensor, answer: Tensor) -> Scaled:
+    """Return a batch after Platt scaling; the arguments are those of `calibrated`."""
     given = probabilities.double()
     others = given.scatter(1, predicted[:, None], 0.0)
     rest, second = others.sum(dim=1), others.amax(dim=1)
@@ -168,4 +169,4 @@ def _scaled(classes: int, probabilities: Tensor, predicted: Tensor, answer: Tens
     )
     spread = others * ((1.0 - kept) / rest.clamp(min=TINY))[:, None]
     whole = spread.scatter(1, predicted[:, None], kept[:, None])
-    return _Scaled(given, watched, odds, platt, torch.where(rest[:, None] > TINY, whole, given))
+    return Scaled(given, watched, odds, platt, torch.where(rest[:, None] > TINY, whole, given))

@@ -24,7 +24,7 @@ where σ is the deviation of the blocks from the mean before, and λ = 1 / RECEN
 chart of moving averages [S. W. Roberts, 'Control chart tests based on geometric moving averages',
 Technometrics 1, 1959]. L is the quantile of the normal distribution at which all m numbers together
 pass by chance in a share ALPHA of the blocks, by Bonferroni's correction: ALPHA / (2 m) on each
-side of each. `tests.benchmarks.columns` counts the false alarms. σ is measured, as neighbouring
+side of each. `tests.benchmarks.drift` counts the false alarms. σ is measured, as neighbouring
 rows are alike in most streams, and a share of independent rows would deviate less; where blocks are
 correlated by ρ ≥ 0, the averages deviate √((1 + ρ) / (1 - ρ)) times more. No block adds
 more than WILD deviations to it, so that a change does not hide itself. LEAST silences what is
