@@ -36,7 +36,7 @@ MOST_ODDS = 15.0
 RATE, SHARE = 0.2, 2e-4
 """η of Fixed Share, in 1 / nat, and the share of the weight redistributed per example."""
 TINY = 1e-30
-"""Least probability that is told from 0."""
+"""Least probability that differs from 0 here."""
 EDGE = 1e-12
 """Least distance of w from 0 and 1."""
 
@@ -53,7 +53,7 @@ class Calibration:
     def __init__(self, classes: int, device: torch.device, room: int | None = None) -> None:
         self.classes = classes
         self.scores = Scores(classes, device, room)
-        """Of the calibrated probabilities; those of the learner are scores of what it is given."""
+        """Scores of the calibrated probabilities; the learner has those of the ones it is given."""
         self.answer = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64, device=device)
         """a, b, w."""
         self.curvature = PRIOR * torch.eye(2, dtype=torch.float64, device=device)

@@ -58,7 +58,7 @@ class Spec:
     table_bits: int = 0
     """2^table_bits slots for the keys of categories; 0 without rows, or for none."""
     calibrate: bool = False
-    """Whether answered probabilities are calibrated (`service.fold.calibration`)."""
+    """True if answered probabilities are calibrated (`service.fold.calibration`)."""
 
     @property
     def size(self) -> Size:

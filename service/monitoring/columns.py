@@ -108,7 +108,7 @@ class ColumnDrift:
     """From the mean before to the recent one, in standard deviations before; None unless it is a
     number and inputs are standardized."""
     changes: tuple[ColumnChange, ...] = ()
-    """What drifts now."""
+    """The numbers of it that drift now."""
 
     @property
     def is_drifting(self) -> bool:

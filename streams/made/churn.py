@@ -60,7 +60,7 @@ class Effects(NamedTuple):
     """Effects on the log odds before the reversal."""
 
     numbers: Numbers
-    """Of one standard deviation, [numbers]."""
+    """Effects of one standard deviation, [numbers]."""
     categories: tuple[Numbers, ...]
     """By category and value; the mean of each is 0."""
     bias: float

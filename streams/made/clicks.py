@@ -45,7 +45,7 @@ class Category(NamedTuple):
     values: int
     """Number of its values."""
     exponent: float
-    """Of Zipf's law; 0 makes all values as frequent."""
+    """Exponent of Zipf's law; 0 makes all values as frequent."""
     effect: float
     """Standard deviation of the effects of its values on the log odds."""
 
@@ -68,9 +68,9 @@ class Lasting(NamedTuple):
     values: dict[str, Numbers]
     """By category and value; those of advertisements are replaced in part by each season."""
     turned: Numbers
-    """Of the sites, a quarter of a turn later, [sites]."""
+    """Those of the sites a quarter of a turn later, [sites]."""
     numbers: Numbers
-    """Of one standard deviation, at the beginning and a quarter of a turn later, [2, numbers]."""
+    """Effects of one standard deviation, at the beginning and a quarter of a turn later, [2, numbers]."""
 
 
 def clicks(examples: int = EXAMPLES) -> RowStream:

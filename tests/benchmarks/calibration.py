@@ -79,6 +79,7 @@ def main(show: Callable[[str], object] = sys.stdout.write) -> int:
     parser.add_argument("--streams", nargs="+", default=[*STREAMS, *FILES], metavar="NAME")
     parser.add_argument("--sizes", nargs="+", type=int, default=[100, 10], metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--examples", type=int, metavar="N", help="of each stream at most")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder of the files")
     parser.add_argument("--recorded", type=Path, default=Path("recorded"), metavar="FOLDER")
     options = parser.parse_args()
@@ -91,7 +92,7 @@ def main(show: Callable[[str], object] = sys.stdout.write) -> int:
         for size in options.sizes:
             path = options.recorded / f"{name}-{size}-{options.seed}.npz"
             if not path.exists():
-                most = EXAMPLES.get(size, 60_000)
+                most = options.examples or EXAMPLES.get(size, 60_000)
                 record(name, size, options.seed, most, options.data or Path()).save(path)
             show(f"\n{line(name, Recorded.load(path))}")
     show("\n")

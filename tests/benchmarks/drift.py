@@ -101,6 +101,11 @@ def count_alarms(folder: Path | None, runs: int = 30) -> None:
     for path in sorted(folder.glob("*.npz")) if folder else ():
         recorded = Recorded.load(path)
         found = alarms(excess_of(recorded), recorded.size)
+        if "stationary" in recorded.name:
+            settled = excess_of(recorded)[2_000 // recorded.size :]
+            drawn = (rng.choice(settled, 100_000 // recorded.size) for _ in range(runs))
+            again = sum(len(alarms(each, recorded.size)) for each in drawn)
+            print(f"{path.stem}, drawn from {len(settled)} batches: {again} in {runs * 100_000:,}")
         if recorded.name == "churn":
             found = [at - len(recorded.labels) // 2 for at in found]
         print(f"{path.stem}, {len(recorded.labels):,} examples: {found}", flush=True)

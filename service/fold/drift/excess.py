@@ -72,7 +72,7 @@ class ExcessLoss:
 
     def __init__(self) -> None:
         self._sum = 0.0
-        """Of the excess losses of the examples that do not make a block yet, in nats."""
+        """Sum of the excess losses of the examples that do not make a block yet, in nats."""
         self._examples = self._correct = 0
         """Counts of these examples."""
         self._blocks: deque[tuple[float, int, float]] = deque(maxlen=KEPT)

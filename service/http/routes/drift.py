@@ -36,8 +36,8 @@ class ColumnDriftAnswer(BaseModel):
 
     name: str
     kind: str
-    """What changed: missing (the share of rows without a value), new_keys (keys per row), mean or
-    scale (of a number), values (the spread over a category's values)."""
+    """The number that changed: missing (the share of rows without a value), new_keys (keys per row),
+    mean or scale (of a number), values (the spread over a category's values)."""
     since: int
     """Examples learned when it was first seen."""
     statistic: float

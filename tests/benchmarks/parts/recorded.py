@@ -1,4 +1,4 @@
-"""The predictions that the service's learner makes on a stream, before it learns each batch."""
+"""What the service's learner predicts of a stream before it learns each batch; not calibrated."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -106,7 +106,7 @@ def _record(
     texts: Sequence[str] = (),
 ) -> Recorded:  # fmt: skip
     given = {"schema": "auto"} if texts else {"features": width, "classes": classes}
-    settings = load_settings(given | {"batch_size": size, "device": "cpu"})
+    settings = load_settings(given | {"batch_size": size, "device": "cpu", "calibrate": False})
     spec = settings.spec
     if texts:
         empty = orjson.dumps(Schema().to_json(), option=orjson.OPT_SORT_KEYS).decode()
