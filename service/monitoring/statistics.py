@@ -10,7 +10,8 @@ from funnel.pool.pool import PoolTelemetry
 from funnel.telemetry import QUANTILES, TensorTelemetry
 from service.fold.learner import Learner
 from service.fold.scoring.classification import ScoreSummary
-from service.fold.scoring.floors import FLOORS, below
+from service.fold.scoring.floors import FLOORS, Level, below
+from service.fold.scoring.measures import Measures
 from service.fold.state import SERVED, State
 from service.log.extent import Extent
 from service.log.position import Progress
@@ -110,8 +111,8 @@ class Statistics:
         There is nothing to say before there are so many.
         """
         newest = {name: own.windows[str(WINDOW)] for name, own in self.floors.items()}
-        known = {name: own for name, own in newest.items() if own.examples >= WINDOW}
-        return below(self.served.scores.windows[str(WINDOW)], known)
+        known = {k: _level(own) for k, own in newest.items() if own.examples >= WINDOW}
+        return below(_level(self.served.scores.windows[str(WINDOW)]), known)
 
 
 def read_statistics(
@@ -153,6 +154,10 @@ def lag_seconds(statistics: Statistics, now: float) -> float:
     if statistics.waiting_since is None:
         return 0.0
     return max(0.0, now - statistics.waiting_since)
+
+
+def _level(measures: Measures) -> Level:
+    return Level(measures.accuracy, measures.log_loss)
 
 
 def _learner(learner: Learner, found: PoolTelemetry) -> LearnerStatistics:

@@ -68,9 +68,9 @@ class Lasting(NamedTuple):
     values: dict[str, Numbers]
     """By category and value; those of advertisements are replaced in part by each season."""
     turned: Numbers
-    """Those of the sites a quarter of a turn later, [sites]."""
+    """Effects of the sites a quarter of a turn later, [sites]."""
     numbers: Numbers
-    """Effects of one standard deviation, at the beginning and a quarter of a turn later, [2, numbers]."""
+    """Effects of one standard deviation, first and a quarter of a turn later, [2, numbers]."""
 
 
 def clicks(examples: int = EXAMPLES) -> RowStream:

@@ -12,13 +12,13 @@ before. Weights of examples do not count. All is on the device, and nothing is r
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from service.fold.scoring.classification import Scores
-from service.fold.scoring.measures import Measures
 
 FLOORS = ("majority", "no_change")
 """Names of the floors, as the label ``learner`` of metrics shows them."""
@@ -127,20 +127,29 @@ class Floors:
         self.last.copy_(labels[-1].where(keep, self.last))
 
 
-def below(served: Measures, floors: Mapping[str, Measures]) -> list[str]:
+class Level(NamedTuple):
+    """How good predictions are."""
+
+    accuracy: float
+    """In [0, 1]."""
+    log_loss: float
+    """In nats."""
+
+
+def below(model: Level, floors: Mapping[str, Level]) -> list[str]:
     """Return in words where a model is worse than a floor, by accuracy and by log loss.
 
     Args:
-        served: of the model.
+        model: of the model.
         floors: of the floors, on the same examples, by name.
     """
     found = []
     for name, floor in floors.items():
         worse = []
-        if served.accuracy < floor.accuracy:
-            worse.append(f"accuracy {served.accuracy:.1%} against {floor.accuracy:.1%}")
-        if served.log_loss > floor.log_loss:
-            worse.append(f"log loss {served.log_loss:.4g} against {floor.log_loss:.4g} nats")
+        if model.accuracy < floor.accuracy:
+            worse.append(f"accuracy {model.accuracy:.1%} against {floor.accuracy:.1%}")
+        if model.log_loss > floor.log_loss:
+            worse.append(f"log loss {model.log_loss:.4g} against {floor.log_loss:.4g} nats")
         if worse:
             found.append(f"below the floor {name}: {', '.join(worse)}")
     return found

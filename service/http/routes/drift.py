@@ -36,7 +36,7 @@ class ColumnDriftAnswer(BaseModel):
 
     name: str
     kind: str
-    """The number that changed: missing (the share of rows without a value), new_keys (keys per row),
+    """The number that changed: missing (the share of rows without a value), new_keys (per row),
     mean or scale (of a number), values (the spread over a category's values)."""
     since: int
     """Examples learned when it was first seen."""

@@ -19,8 +19,8 @@ OPTIONS = {
 
 
 @pytest.fixture
-def browser() -> Iterator[Page]:
-    with browsing() as page:
+def browser(tmp_path: Path) -> Iterator[Page]:
+    with browsing(tmp_path / "browser") as page:
         yield page
 
 
