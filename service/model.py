@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.jit._trace import TracerWarning
 
-from service.fold.drift import Event
+from service.fold.drift.events import Event
 from service.fold.networks import BUILT_IN, ModelError, find_device
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.fold.drift import Event
+from service.fold.drift.events import Event
 from service.fold.state import State
 from service.log.backlog import Load
 from service.log.embedded import EmbeddedServer

@@ -140,6 +140,11 @@ class Settings(BaseModel):
     )
     momentum: float = Field(0.0, ge=0, lt=1, description="μ; the pool does not use it")
     standardize: bool = Field(True, description="standardize the inputs online")
+    calibrate: bool | Literal["auto"] = Field(
+        "auto",
+        description="calibrate the probabilities that are answered; auto: true in a new log, and "
+        "what an older one recorded",
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: a GPU if there is one")
     threads: int = Field(
         1,
@@ -396,12 +401,11 @@ class Settings(BaseModel):
             names |= {name for name in ("hidden", "experts") if found[name]}
             names |= {"features", "classes"} if spec.shape else {"table_bits"}
             taken = {name: found[name] for name in names if found[name] or name != "classes"}
-            taken["task"] = spec.task
+            taken |= {"task": spec.task, "calibrate": spec.calibrate}
             if spec.shape is None and INPUTS in self.opens:
                 taken["schema"] = AUTO
         own = {k: getattr(self, k) for k in self.model_fields_set if not k.endswith(FILE)}
-        if own.get("task") == AUTO:
-            del own["task"]
+        own = {name: value for name, value in own.items() if value != AUTO or name == "schema"}
         return Settings.model_validate(taken | own)
 
     @property
@@ -421,6 +425,7 @@ class Settings(BaseModel):
             self._undeclared() if is_named else "",
             self.table_bits if is_named else 0,
             str(self.predicts),
+            self.calibrate is not False and not self.predicts.is_numeric,
         )
 
     def _undeclared(self) -> str:

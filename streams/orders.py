@@ -94,9 +94,9 @@ def orders(examples: int = EXAMPLES) -> RowStream:
 def _blocks(seed: int) -> Iterator[Rows]:
     lasting, rng = _lasting(seed), np.random.default_rng([seed, 0])
     shares = [
-        _zipf(PRODUCTS, PRODUCT_EXPONENT),
-        _zipf(CUSTOMERS, CUSTOMER_EXPONENT),
-        _zipf(len(COUNTRIES), 1.0),
+        zipf(PRODUCTS, PRODUCT_EXPONENT),
+        zipf(CUSTOMERS, CUSTOMER_EXPONENT),
+        zipf(len(COUNTRIES), 1.0),
     ]
     start, seconds = 0, 0.0
     while True:
@@ -200,7 +200,7 @@ def _truth(seed: int, season: int, lasting: Lasting) -> Truth:
     )
 
 
-def _zipf(count: int, exponent: float) -> Numbers:
+def zipf(count: int, exponent: float) -> Numbers:
     """Return the shares of values after Zipf's law, the most frequent first, [count]."""
     weights = np.arange(1.0, count + 1) ** -exponent
     return np.asarray(weights / weights.sum(), np.float64)

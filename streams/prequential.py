@@ -5,7 +5,7 @@ P. P. Rodrigues, 'On evaluating stream learning algorithms' (2013).
 """
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ BLOCK = 100
 """Examples between two points of a curve."""
 
 Outcomes = npt.NDArray[np.bool_]
+Probabilities = npt.NDArray[np.float64]
 Curve = npt.NDArray[np.float64]
 
 
@@ -30,10 +31,23 @@ class Learner(Protocol):
         """Learn labelled examples."""
 
 
+@runtime_checkable
+class Probabilistic(Protocol):
+    """A learner that gives probabilities, too."""
+
+    def answer(self, features: Features) -> tuple[Labels, Probabilities]:
+        """Return labels as ``predict`` does, and their probabilities, fp64 [n, classes]."""
+
+
+Observe = Callable[[Labels, Probabilities | None, Labels], object]
+"""Called with what was predicted, its probabilities if the learner gives them, and the labels."""
+
+
 def prequential(
     learner: Learner,
     batches: Iterable[Batch],
     progress: Callable[[int], object] = lambda examples: None,
+    observe: Observe | None = None,
 ) -> Outcomes:
     """Predict, then learn, batch after batch; return which predictions were right, bool [n].
 
@@ -41,19 +55,26 @@ def prequential(
         learner: it sees the labels of a batch only after it has predicted them.
         batches: the stream.
         progress: called with the number of examples of each batch that is done.
+        observe: called after each batch is predicted; probabilities are asked for if it is given.
 
     Raises:
         ValueError: the learner did not give one label an example.
     """
     outcomes = []
     for batch in batches:
-        predicted = learner.predict(batch.features)
+        probabilities = None
+        if observe is not None and isinstance(learner, Probabilistic):
+            predicted, probabilities = learner.answer(batch.features)
+        else:
+            predicted = learner.predict(batch.features)
         if predicted.shape != batch.labels.shape:
             raise ValueError(
                 f"{type(learner).__name__} predicted {list(predicted.shape)} labels "
                 f"for {len(batch)} examples"
             )
         outcomes.append(predicted == batch.labels)
+        if observe is not None:
+            observe(predicted, probabilities, batch.labels)
         learner.learn(batch)
         progress(len(batch))
     return np.concatenate(outcomes)

@@ -72,10 +72,10 @@ def is_it_learning() -> Row:
             unit="percentunit", limits=(0, 1),
         ),
         timeseries(
-            "Ahead of the shadows",
-            "Rolling accuracy of the served model minus that of each shadow: what adapting the "
-            "step size is worth. Good: above 0, most of all after drift. Bad: below 0 for long; "
-            "then that optimizer suits this stream better.",
+            "Ahead of the shadows and floors",
+            "Rolling accuracy of the served model minus that of each shadow and floor. Good: above "
+            "0, most of all after drift. Bad: below 0 for long: that optimizer suits this stream "
+            "better, or a rule without a model does.",
             Query(
                 '-(funnel_accuracy{learner!="served",window="rolling"} - ignoring (learner) '
                 'group_left () funnel_accuracy{learner="served",window="rolling"})',
@@ -89,6 +89,30 @@ def is_it_learning() -> Row:
             "which is guessing. Bad: above that, sure of itself and wrong.",
             Query(f"funnel_loss{{{LEARNERS}}}", "{{learner}} {{window}}"),
             unit="suffix: nats", limits=(0, None),
+        ),
+        timeseries(
+            "Log loss of the last 1,000",
+            "With the floors majority and no_change. Good: well below both. Bad: above one: a rule "
+            "without a model gives better probabilities.",
+            Query(f'funnel_score{{{LEARNERS},metric="log_loss",window="1000"}}', "{{learner}}"),
+            unit="suffix: nats", limits=(0, None),
+        ),
+        timeseries(
+            "Ranking and balance of the last 1,000",
+            "AUC and PR-AUC with two classes, and balanced accuracy. Good: near 1. Bad: an AUC or "
+            "balanced accuracy near 0.5 of two classes: it knows no more than a floor.",
+            Query(
+                f'funnel_score{{{LEARNERS},metric=~"auc|pr_auc|balanced_accuracy",window="1000"}}',
+                "{{learner}} {{metric}}",
+            ),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Calibration of the last 10,000",
+            "Expected calibration error: by how much probabilities are off on average. Good: below "
+            "0.02. Bad: above 0.1: do not take its probabilities at their word.",
+            Query(f'funnel_score{{{LEARNERS},metric="ece",window="10000"}}', "{{learner}}"),
+            limits=(0, None),
         ),
         timeseries(
             "Recall by class",

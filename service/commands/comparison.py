@@ -12,6 +12,8 @@ from scipy import stats
 
 from service.commands.evaluation import Run, evaluate
 from service.commands.picture import check_picture, save, set_title
+from service.commands.tally import SHOWN
+from service.fold.scoring.floors import Level, below
 from service.settings import Settings
 from streams.peers.peers import Peer
 from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
@@ -23,6 +25,11 @@ ACCURACY = """\
 Accuracy is prequential: each batch is predicted before it is learned; ± is the 95 % interval of
 the mean over seeds. Peers are shown at the best of their settings, chosen for this stream in
 hindsight.
+"""
+SCORES = """\
+Log loss is in nats; balanced is the mean recall of the classes; ECE is the expected calibration
+error. The floors are rules without a model, on the same batches. A learner that gives labels alone
+has no log loss.
 """
 RECOVERY = f"""\
 Recovery is the median, over shifts and seeds, of the examples after a shift until the accuracy of
@@ -84,18 +91,35 @@ def table(runs: Sequence[Run], shifts: Sequence[Shift], digits: int = 3) -> str:
         digits: of accuracies, after the point.
     """
     taken = taken_of(runs, shifts)
-    shown_columns = 4 if any(taken) else 3
-    lines = [("learner", "setting", "accuracy", "recovery")]
+    names = [name for name in SHOWN if any(run.score(name) is not None for run in runs)]
+    ends = ("recovery",) if any(taken) else ()
+    lines = [("learner", "setting", "accuracy", *(SHOWN[name] for name in names), *ends)]
     for run, own in sorted(zip(runs, taken, strict=True), key=lambda found: -found[0].accuracy):
         setting = f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting
         recovered = examples_shown(median_recovery(own))
-        lines.append((run.learner, setting, shown(run.accuracies, digits), recovered))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:shown_columns]
+        scores = [run.score(name) for name in names]
+        others = ["–" if score is None else f"{score:.3f}" for score in scores]
+        recovery = (recovered,) if ends else ()
+        lines.append((run.learner, setting, shown(run.accuracies, digits), *others, *recovery))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=False)).rstrip()
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         + "\n"
         for line in lines
     )
+
+
+def below_floors(runs: Sequence[Run]) -> str:
+    """Return a line for each floor that the first run is below; empty if it is above all."""
+    own, *others = runs
+    floors = {run.learner.removesuffix(", a floor"): run for run in others if run.is_floor}
+    found = below(_level(own), {name: _level(run) for name, run in floors.items()})
+    return "".join(f"{own.learner} is {words}.\n" for words in found)
+
+
+def _level(run: Run) -> Level:
+    loss = run.score("log_loss")
+    return Level(run.accuracy, math.nan if loss is None else loss)
 
 
 def taken_of(runs: Sequence[Run], shifts: Sequence[Shift]) -> list[list[int | None]]:
@@ -160,9 +184,9 @@ def run(
     passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
         runs = evaluate(stream, settings, taken, seeds, bar.update)
-    explanation = ACCURACY + RECOVERY * any(taken_of(runs, stream.shifts))
+    explanation = ACCURACY + SCORES + RECOVERY * any(taken_of(runs, stream.shifts))
     sys.stdout.write(
-        f"{stream.name}: {stream.examples:,} examples, {len(seeds)} "
+        f"{below_floors(runs)}{stream.name}: {stream.examples:,} examples, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream.shifts)}\n{explanation}"
     )
     if picture is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from service.commands.tally import SHOWN, Tally, floor_outcomes, scores_of
 from service.fold.inputs import to_inputs
 from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
@@ -18,6 +19,7 @@ from streams.prequential import Outcomes, prequential
 from streams.sources.catalog import Stream
 
 CPU = torch.device("cpu")
+FLOORS_SAY = {"majority": "the most frequent label so far", "no_change": "the last known label"}
 
 
 class Served:
@@ -71,6 +73,13 @@ class Run:
     """Settings among which this one is the best in hindsight; 0 if it was not tuned."""
     outcomes: list[Outcomes] = field(default_factory=list)
     """Outcomes of each seed."""
+    scores: list[dict[str, float]] = field(default_factory=list)
+    """Other scores of each seed, by the names of `service.commands.tally.SHOWN`."""
+
+    @property
+    def is_floor(self) -> bool:
+        """True if it is a floor."""
+        return self.setting in FLOORS_SAY.values() and not self.tuned
 
     @property
     def accuracies(self) -> list[float]:
@@ -82,6 +91,35 @@ class Run:
         """Their mean."""
         return sum(self.accuracies) / len(self.outcomes)
 
+    def score(self, name: str) -> float | None:
+        """Return the mean of a score over the seeds; None if it is not known."""
+        found = [own[name] for own in self.scores if name in own]
+        return sum(found) / len(found) if found else None
+
+
+def floor_runs() -> dict[str, Run]:
+    """Return runs of the floors, by name, without outcomes."""
+    return {name: Run(f"{name}, a floor", what, 0) for name, what in FLOORS_SAY.items()}
+
+
+def add_served(
+    state: State, labels: Sequence[Labels], classes: int, own: Run, floors: Mapping[str, Run]
+) -> None:
+    """Add what the fold has measured of the served learner and of the floors in a pass.
+
+    Args:
+        state: after the pass.
+        labels: of its batches, int64.
+        classes: number of classes.
+        own: the run of the served learner; it has its outcomes.
+        floors: the runs of the floors.
+    """
+    own.scores.append(scores_of(state.served.scores, SHOWN))
+    right = floor_outcomes(labels, classes)
+    for k, (name, run) in enumerate(floors.items()):
+        run.outcomes.append(right[name])
+        run.scores.append(scores_of(state.floors.scores, SHOWN, k))
+
 
 def evaluate(
     stream: Stream,
@@ -90,7 +128,7 @@ def evaluate(
     seeds: Sequence[int],
     progress: Callable[[int], object] = lambda examples: None,
 ) -> list[Run]:
-    """Run the service's learner and each peer, at its best setting in hindsight.
+    """Run the service's learner, the floors, and each peer at its best setting in hindsight.
 
     Args:
         stream: the stream to learn.
@@ -104,13 +142,22 @@ def evaluate(
         peer.title: [Run(peer.title, name, len(peer.settings)) for name in peer.settings]
         for peer in peers.values()
     }
+    floors = floor_runs()
     for seed in seeds:
         batches = list(stream.batches(settings.batch_size, seed))
-        own.outcomes.append(prequential(Served(settings), batches, progress))
+        served = Served(settings)
+        own.outcomes.append(prequential(served, batches, progress))
+        labels = [batch.labels for batch in batches]
+        add_served(served.state, labels, stream.classes, own, floors)
         plain = list(as_inputs(batches))
         prepared = list(standardized(batches)) if settings.standardize else plain
         for peer in peers.values():
             given = plain if peer.raw else prepared
             for run, make in zip(tried[peer.title], peer.settings.values(), strict=True):
-                run.outcomes.append(prequential(make(stream, seed), given, progress))
-    return [own] + [max(runs, key=lambda run: run.accuracy) for runs in tried.values()]
+                tally = Tally(stream.classes)
+                learner = make(stream, seed)
+                run.outcomes.append(prequential(learner, given, progress, tally.add))
+                run.scores.append(tally.read())
+    return [own, *floors.values()] + [
+        max(runs, key=lambda run: run.accuracy) for runs in tried.values()
+    ]

@@ -12,7 +12,7 @@ from streams.environment import PREFIX
 TOPICS = {
     "model": (
         "model", "task", "features", "classes", "schema", "max_classes", "table_bits", "hidden",
-        "standardize", "seed",
+        "standardize", "calibrate", "seed",
     ),
     "optimizer": (
         "optimizer", "experts", "lr", "gain_lr", "scale_lr", "momentum", "loss_guard", "shadow",

@@ -8,8 +8,9 @@ import numpy as np
 import orjson
 import torch
 
-from service.commands.comparison import RECOVERY, table, taken_of
-from service.commands.evaluation import CPU, Run
+from service.commands.comparison import RECOVERY, SCORES, below_floors, table, taken_of
+from service.commands.evaluation import CPU, Run, add_served, floor_runs
+from service.commands.tally import Tally
 from service.fold.inputs import filled, scaled
 from service.fold.schema.encode import encode
 from service.fold.schema.schema import Schema
@@ -18,12 +19,15 @@ from service.fold.standardizer import Standardizer
 from service.fold.state import State
 from service.fold.step import Fold
 from service.settings import Settings
-from streams.peers.row_learners import Codes, RowBatch, RowLearner
+from streams.peers.row_learners import Codes, Probabilistic, RowBatch, RowLearner
 from streams.peers.row_peers import RowPeer
+from streams.prequential import Observe
 from streams.progress import progress_bar
 from streams.rows.rows import Rows
 from streams.rowstream import RowStream
 
+FLOOR_PEERS = ("majority", "no-change")
+"""Peers that are not run: the floors are the same rules, and are always shown."""
 EXPLANATION = """\
 Accuracy is prequential: each batch is predicted before it is learned. Peers get the same numbers,
 standardized, and the same keys (river's trees the rows themselves), and are shown at the best of
@@ -86,12 +90,22 @@ def prepared(batches: Sequence[Rows], schema: Schema, labels: Sequence[str]) -> 
 
 
 def outcomes_of(
-    learner: RowLearner, batches: Sequence[RowBatch], progress: Callable[[int], object]
+    learner: RowLearner,
+    batches: Sequence[RowBatch],
+    progress: Callable[[int], object],
+    observe: Observe | None = None,
 ) -> np.ndarray:
     """Predict, then learn, batch after batch; return which predictions were right, bool [n]."""
     outcomes = []
     for batch in batches:
-        outcomes.append(learner.predict(batch) == batch.labels)
+        probabilities = None
+        if observe is not None and isinstance(learner, Probabilistic):
+            predicted, probabilities = learner.answer(batch)
+        else:
+            predicted = learner.predict(batch)
+        outcomes.append(predicted == batch.labels)
+        if observe is not None:
+            observe(predicted, probabilities, batch.labels)
         learner.learn(batch)
         progress(len(batch))
     return np.concatenate(outcomes)
@@ -120,6 +134,8 @@ def run(
         sys.stderr.write(f"{name} is skipped: {reason}\n")
     labels = stream.labels
     own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
+    floors = floor_runs()
+    peers = {name: peer for name, peer in peers.items() if name not in FLOOR_PEERS}
     tried = {
         name: [Run(peer.title, setting, len(peer.settings)) for setting in peer.settings]
         for name, peer in peers.items()
@@ -134,14 +150,18 @@ def run(
                 served = ServedRows(settings, schema, labels)
                 outcomes = outcomes_of(served, batches, bar.update)
             own.outcomes.append(outcomes)
+            given = [batch.labels for batch in batches]
+            add_served(served.state, given, len(labels), own, floors)
             for name, peer in peers.items():
                 for one, make in zip(tried[name], peer.settings.values(), strict=True):
-                    learner = make(len(labels), seed)
-                    one.outcomes.append(outcomes_of(learner, batches, bar.update))
+                    learner, tally = make(len(labels), seed), Tally(len(labels))
+                    one.outcomes.append(outcomes_of(learner, batches, bar.update, tally.add))
+                    one.scores.append(tally.read())
     best = [max(runs, key=lambda one: one.accuracy) for runs in tried.values()]
-    shown, shifts = [own, *best], stream.shifts
-    explanation = EXPLANATION + RECOVERY * any(taken_of(shown, shifts))
+    shown, shifts = [own, *floors.values(), *best], stream.shifts
+    explanation = EXPLANATION + SCORES + RECOVERY * any(taken_of(shown, shifts))
     sys.stdout.write(
-        f"{stream.name}: {stream.examples:,} rows\n\n{table(shown, shifts, 4)}\n{explanation}"
+        f"{below_floors(shown)}{stream.name}: {stream.examples:,} rows\n\n"
+        f"{table(shown, shifts, 4)}\n{explanation}"
     )
     return 0

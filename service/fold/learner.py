@@ -116,7 +116,8 @@ class Learner:
         self.hyperparameters = hyperparameters
         self.expert_names = list(map(expert_name, experts)) if optimizer == "pool" else []
         """Names of the pool's experts, which keep their own rates; none of another optimizer."""
-        self.scores = Scores(size.opened, device)
+        opened, room = size.scored
+        self.scores = Scores(opened, device, room)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         """Batches skipped because loss or gradient was not finite."""
         self._logged: set[str] = set()
@@ -172,7 +173,7 @@ class Learner:
             self.table.set_active(size.active)
         if size.opened > before.opened and self.pool.classes is not None:
             self.pool.open_classes(before.opened, size.opened, prior)
-        self.scores.classes = size.opened
+        self.scores.resize(*size.scored)
         self.set_hyperparameters(self.hyperparameters)
 
     def load_table(self, tensors: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """The report of a step."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,3 +22,5 @@ class Report:
     """Mean cross-entropy of the same predictions, in nats."""
     kept: bool | Tensor
     """True if the batch was learned."""
+    floor: float | Tensor = math.nan
+    """Mean cross-entropy of the floor `majority` on the batch, in nats."""

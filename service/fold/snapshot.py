@@ -7,6 +7,7 @@ from torch import Tensor
 
 from funnel.pool.loss import Gaussian, Pinball
 from funnel.pool.tables.published import Published
+from service.fold.calibration import calibrated
 from service.fold.inputs import completed, scaled, to_inputs
 from service.fold.learner import Learner
 from service.fold.schema.encode import encode
@@ -39,6 +40,11 @@ class Snapshot:
     """The schema of rows; None for dense features."""
     table: Published | None = None
     """Weights of the keys of rows; None without a table."""
+    calibration: Tensor | None = None
+    """Coefficients of the calibration, float64 [3]; None if probabilities are answered as they
+    come."""
+    classes: int = 0
+    """Number of classes that are open."""
     task: Task = CLASSES
     """The task of the model."""
     unit: Tensor | None = None
@@ -60,6 +66,8 @@ class Snapshot:
             state.standardizer.scale if keeps else None,
             state.schema if state.spec.schema else None,
             state.served.table.published() if state.served.table is not None else None,
+            state.calibration.answer.clone() if state.calibration is not None else None,
+            state.size.opened,
             state.spec.predicts,
             state.target.unit.clone() if state.target is not None else None,
         )
@@ -103,16 +111,22 @@ class Evaluator:
         if snapshot.mean is not None and snapshot.scale is not None:
             prepared = standardized(prepared, snapshot.mean, snapshot.scale)
         labels, answers = self._evaluate(snapshot.weights, prepared)
-        return self._restored(snapshot, labels, answers)
+        return self._answered(snapshot, labels, answers)
 
-    def _restored(
+    def _answered(
         self, snapshot: Snapshot, labels: Tensor, answers: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return answers on the host, in the unit of the numbers that were sent."""
+        """Return answers on the host: probabilities calibrated, with the same labels as before,
+        and numbers in the unit in which they were sent.
+
+        Where a single expert's probabilities are not finite, they stay.
+        """
         if snapshot.unit is not None:
             assert isinstance(self._loss, Gaussian | Pinball), "numbers have a loss of numbers"
             labels = restored(labels[:, None], snapshot.unit, has_deviation=False)[:, 0]
             answers = restored(answers, snapshot.unit, self._loss.has_deviation)
+        elif snapshot.calibration is not None:
+            answers = calibrated(snapshot.classes, answers, labels, snapshot.calibration)
         return labels.cpu(), answers.cpu()
 
     def _of_rows(self, snapshot: Snapshot, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -130,6 +144,5 @@ class Evaluator:
         else:
             keyed = encoded.rows, encoded.keys, encoded.values
             labels, answers = snapshot.table.predict(dense, *keyed)
-        if snapshot.unit is None:
-            answers = answers[:, : len(schema.labels)]
-        return self._restored(snapshot, labels, answers)
+        labels, answers = self._answered(snapshot, labels, answers)
+        return labels, answers[:, : len(schema.labels)] if snapshot.unit is None else answers

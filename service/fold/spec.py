@@ -11,16 +11,17 @@ from service.fold.task import Task
 SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
 """The plain optimizers, with the learning rates of shadows that name none."""
 OPTIMIZERS = ("pool", "funnel", *SHADOW_LR)
-FOLD_VERSION = 3
+FOLD_VERSION = 4
 """The arithmetic of a step; checkpoints and cuts name it. Raise it whenever equal states and equal
 batches no longer give equal states, and let `service.fold.step.Fold.can_replay` say which older
 cuts give the same bits.
 
 1: a single optimizer was not a pool, and recoveries from drift events had their own definition.
-2: every learner is a pool, and recovery has one definition (`service.fold.drift.Monitor`).
+2: every learner is a pool, and recovery has one definition (`service.fold.drift.monitor.Monitor`).
 3: the statistics of the inputs are robust (`service.fold.standardizer`), a drift event has its
    direction and its accuracies from where the change was seen, and a user's module that changes
    its inputs in place changes a copy of them.
+4: drift is also found in the loss minus that of the majority floor (`service.fold.drift.excess`).
 """
 MAX_EXPERTS = 6
 """Experts of the default pool."""
@@ -38,6 +39,12 @@ class Size:
     """Inputs that are not 0 in a typical row; learning rates of the pool's experts go by it."""
     opened: int
     """Classes that have a label; the others have the probability 0."""
+
+    @property
+    def scored(self) -> tuple[int, int]:
+        """Classes that are open and that there is room for, as they are scored: numbers are of one
+        class."""
+        return (self.opened, self.classes) if self.classes else (1, 1)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Spec:
     task: str = "multiclass"
     """The task, as `service.fold.task.Task` parses it. Where labels are numbers, there are 0
     classes."""
+    calibrate: bool = False
+    """True if answered probabilities are calibrated (`service.fold.calibration`)."""
 
     @property
     def predicts(self) -> Task:
@@ -78,13 +87,15 @@ class Spec:
         return None if self.schema else (self.features, self.classes)
 
     def fields(self) -> dict[str, Any]:
-        """Return the spec as JSON shows it. Dense features have no schema, and show none; nor is
-        a task shown that earlier versions did not have."""
+        """Return the spec as JSON shows it. Dense features have no schema, and show none. A task
+        and a calibration that earlier versions did not have are not shown where there is none."""
         found = asdict(self)
         if not self.schema:
             del found["schema"], found["table_bits"]
         if self.task == "multiclass":
             del found["task"]
+        if not self.calibrate:
+            del found["calibrate"]
         return found
 
     @classmethod

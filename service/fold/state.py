@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import orjson
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from funnel.pool.tables.table import VISITS, Table
-from service.fold.drift import PREFIX as DRIFT
-from service.fold.drift import Monitor
+from service.fold.calibration import Calibration
+from service.fold.drift.monitor import PREFIX as DRIFT
+from service.fold.drift.monitor import Monitor
 from service.fold.learner import Learner
 from service.fold.loss_guard import LossGuard
 from service.fold.schema.changes import Change
@@ -24,11 +26,16 @@ from service.log.position import Position
 
 SERVED = "served"
 """Name of the learner that answers predictions."""
-NEW_KEYS = "new_keys"
+NEW_KEYS, BUCKETS = "new_keys", "key_buckets"
+KEY_BITS = 4
+KEY_BUCKETS = 1 << KEY_BITS
+"""Buckets in which the keys of a column are counted, to see whether other ones come."""
 FLOORS = "floors."
 """Prefix of the names of the floors' tensors."""
 SCHEMA = "schema"
 """Name of the tensor that holds the schema, uint8."""
+UNCOUNTED = (".histogram", ".by_class")
+"""How the names of counts end that earlier versions did not keep."""
 LEAST_FEATURES, LEAST_CLASSES = 16, 2
 """Room for dense inputs and classes of rows at first; it doubles."""
 
@@ -56,7 +63,9 @@ def _as_bytes(schema: Schema) -> Tensor:
 
 
 class State:
-    """The learners, the floors, the standardizer, the loss guard, the drift events, and counters.
+    """The learners, what they share, the floors, the drift events, and counters.
+
+    They share the standardizer, the loss guard and the calibration.
 
     Args:
         spec: that of the served model.
@@ -77,6 +86,8 @@ class State:
         column was added."""
         self.new_keys = torch.zeros(len(self.schema.columns), dtype=torch.int64)
         """By column, int64 [columns]: keys that got a row of the served learner's table."""
+        self.buckets = torch.zeros(len(self.schema.columns), KEY_BUCKETS, dtype=torch.int64)
+        """By column, int64 [columns, KEY_BUCKETS]: keys of rows by their first bits."""
         self.served = Learner(spec, spec.optimizer, hyperparameters, device, self.size)
         self.shadows: dict[str, Learner] = {}
         width = self.schema.width if spec.schema else spec.features
@@ -85,6 +96,8 @@ class State:
         self.target = Target(device) if spec.predicts.is_numeric else None
         """The unit of the numbers that are predicted; None for classes."""
         self.floors = self._fresh_floors()
+        self.calibration = self._fresh_calibration()
+        """None if probabilities are answered as they come."""
         self.version = 0
         """Batches folded in."""
         self.examples = 0
@@ -126,12 +139,15 @@ class State:
         more = len(schema.columns) - len(self.missing)
         self.missing = functional.pad(self.missing, (0, 0, 0, more))
         self.new_keys = functional.pad(self.new_keys, (0, more))
+        self.buckets = functional.pad(self.buckets, (0, 0, 0, more))
         if schema.width > self.standardizer.width:
             self.standardizer = self.standardizer.resized(schema.width)
         prior = -math.log(self.examples + 1)
         for learner in self.learners().values():
             learner.resize(self.size, prior)
-        self.floors.resize(self.size.opened, self.size.classes)
+        self.floors.resize(*self.size.scored)
+        if self.calibration is not None:
+            self.calibration.resize(self.size.opened, self.size.classes)
 
     def _make_room(self, tensors: dict[str, Tensor]) -> None:
         """Take the size of a saved state: its schema, and the rows of its tables.
@@ -156,12 +172,34 @@ class State:
         return {
             name: torch.zeros_like(tensor)
             for name, tensor in self.tensors().items()
-            if name.endswith((NEW_KEYS, VISITS))
+            if name.endswith((NEW_KEYS, VISITS, BUCKETS))
+        }
+
+    def _scores_of_before(self) -> dict[str, Tensor]:
+        """Return what states of earlier versions did not count, as it begins, by name."""
+        floors = {FLOORS + k: v for k, v in self._fresh_floors().tensors().items()}
+        return floors | {
+            name: torch.zeros_like(tensor)
+            for name, tensor in self.tensors().items()
+            if name.endswith(UNCOUNTED) and not name.startswith(FLOORS)
         }
 
     def _fresh_floors(self) -> Floors:
         """Return floors that have seen no label."""
-        return Floors(self.size.opened, self.device, self.size.classes)
+        opened, room = self.size.scored
+        return Floors(opened, self.device, room)
+
+    def _fresh_calibration(self) -> Calibration | None:
+        """Return a calibration that has seen no label, if there is any."""
+        if not self.spec.calibrate:
+            return None
+        return Calibration(self.size.opened, self.device, self.size.classes)
+
+    def set_calibrate(self, calibrate: bool) -> None:
+        """Continue with a spec that calibrates or not; nothing must have been learned yet."""
+        assert self.version == 0, "a spec is fixed for life"
+        self.spec = replace(self.spec, calibrate=calibrate)
+        self.calibration = self._fresh_calibration()
 
     @property
     def expects_bytes(self) -> bool:
@@ -204,6 +242,14 @@ class State:
         """Return all learners by name, the served one first."""
         return {SERVED: self.served, **self.shadows}
 
+    def settle_scores(self) -> None:
+        """Count the outcomes that are pending in the scores of all learners and of the floors."""
+        for learner in self.learners().values():
+            learner.scores.settle()
+        self.floors.scores.settle()
+        if self.calibration is not None:
+            self.calibration.scores.settle()
+
     def tables(self) -> dict[str, Table]:
         """Return the tables of the learners, by the start of the names of their tensors."""
         named = {"" if k == SERVED else f"shadow.{k}.": v for k, v in self.learners().items()}
@@ -215,7 +261,10 @@ class State:
         if self.target is not None:
             named |= {f"target.{k}": v for k, v in self.target.tensors().items()}
         named |= {f"guard.{k}": v for k, v in self.guard.tensors().items()}
-        return named | {FLOORS + k: v for k, v in self.floors.tensors().items()}
+        named |= {FLOORS + k: v for k, v in self.floors.tensors().items()}
+        if self.calibration is not None:
+            named |= {f"calibration.{k}": v for k, v in self.calibration.tensors().items()}
+        return named
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state but `drift` by name, the tensors themselves.
@@ -226,6 +275,7 @@ class State:
         if self.spec.schema:
             named[SCHEMA] = _as_bytes(self.schema)
             named["missing"], named[NEW_KEYS] = self.missing, self.new_keys
+            named[BUCKETS] = self.buckets
         for name, shadow in self.shadows.items():
             named |= {f"shadow.{name}.{k}": v for k, v in shadow.tensors().items()}
         return named
@@ -257,9 +307,7 @@ class State:
         if SCHEMA in tensors:
             self._make_room(tensors)
             tensors = self._counts_of_rows() | tensors
-        if not any(name.startswith(FLOORS) for name in tensors):  # of an earlier version
-            fresh = self._fresh_floors().tensors()
-            tensors = tensors | {FLOORS + name: tensor for name, tensor in fresh.items()}
+        tensors = self._scores_of_before() | tensors
         mine = self.tensors()
         if mine.keys() != tensors.keys():
             raise ValueError(f"tensors differ: {sorted(mine.keys() ^ tensors.keys())[:4]}")

@@ -24,8 +24,10 @@ from service.fold.networks import BUILT_IN
 from service.fold.report import Report
 from service.fold.schema.encode import Encoded, encode, encode_each
 from service.fold.schema.schema import Schema
+from service.fold.scoring.classification import MOST_PENDING, UNKNOWN
+from service.fold.scoring.floors import MAJORITY
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
-from service.fold.state import SERVED, State
+from service.fold.state import KEY_BITS, KEY_BUCKETS, SERVED, State
 from streams.examples import AnyBatch
 from streams.rows.rows import Rows
 
@@ -44,6 +46,8 @@ class Observed(NamedTuple):
     """Accuracy of the predictions, 0-dim, in [0, 1]."""
     loss: Tensor
     """Mean loss (see `judged`), 0-dim."""
+    floor: Tensor
+    """Mean loss of the floor `majority`, or of the mean of numbers, 0-dim."""
     prepared: Tensor
     """The dense inputs of the learners, fp32 [n, d]."""
     decision: Decision
@@ -63,6 +67,7 @@ class Outcome(NamedTuple):
     keep: Tensor
     accuracy: Tensor
     loss: Tensor
+    floor: Tensor
 
 
 class Fold:
@@ -98,11 +103,12 @@ class Fold:
         Version 2 differs from 1 in two cases: the weights of a pool of one expert were rounded, and
         a single optimizer differentiated a user's module by autograd, even one of linear layers.
         Version 3 differs from both in how it standardizes inputs, and for a user's module that
-        changes them in place. The monitor of drift replays each version as it was.
+        changes them in place. Version 4 differs from 3 only in the monitor of drift, which replays
+        each version as it was.
         """
         learners = self.state.learners().values()
         writes_inputs = any(learner.writes_inputs for learner in learners)
-        if version < FOLD_VERSION and (self.state.spec.standardize or writes_inputs):
+        if version < 3 and (self.state.spec.standardize or writes_inputs):
             return False
         if version == 1:
             is_users = self.state.spec.model not in BUILT_IN
@@ -111,7 +117,7 @@ class Fold:
                 and (learner.optimizer == "pool" or (is_users and learner.is_plain))
                 for learner in learners
             )
-        return version in (2, FOLD_VERSION)
+        return version in (2, 3, FOLD_VERSION)
 
     def step(self, batch: AnyBatch) -> Report:
         """Score the batch with the weights as they are, then take one update.
@@ -128,7 +134,7 @@ class Fold:
             self._prepare()
         with self._without_gradients:
             if isinstance(batch, Rows):
-                keep, accuracy, loss = self._learn_rows(batch)
+                keep, accuracy, loss, floor = self._learn_rows(batch)
             else:
                 inputs, labels, weights = self._upload(batch)
                 if state.spec.standardize and state.examples == 0:
@@ -137,15 +143,18 @@ class Fold:
                     labels = labels.float()
                     if state.examples == 0:
                         state.target.start(labels)
-                keep, accuracy, loss = self._learn(inputs, labels, weights)
+                keep, accuracy, loss, floor = self._learn(inputs, labels, weights)
             state.version += 1
-            state.examples += len(batch)
+            before, state.examples = state.examples, state.examples + len(batch)
+            if before // MOST_PENDING < state.examples // MOST_PENDING:
+                state.settle_scores()
             if state.byte_examples is not None and holds_bytes(batch):
                 state.byte_examples += len(batch)
             if self.execution.on_host:
                 least = max(float(loss), 0.0)  # rounding may give less; NaN stays
-                return Report(state.version, float(accuracy), least, bool(keep))
-            return Report(state.version, accuracy.clone(), loss.clamp(min=0.0), keep.clone())
+                return Report(state.version, float(accuracy), least, bool(keep), float(floor))
+            at_least = loss.clamp(min=0.0)
+            return Report(state.version, accuracy.clone(), at_least, keep.clone(), floor.clone())
 
     def foresee(self, batches: Sequence[AnyBatch]) -> None:
         """Encode the batches of rows that come next together, which costs less than one by one.
@@ -181,11 +190,12 @@ class Fold:
         counts[:, 1] += len(rows)
         if not len((encoded := labelled(encoded)).labels):
             nothing = torch.zeros((), device=state.device)
-            return Outcome(nothing.bool(), nothing, nothing)
+            return Outcome(nothing.bool(), nothing, nothing, nothing + math.nan)
         dense = scaled(torch.from_numpy(encoded.dense).to(state.device))
         if state.spec.standardize:
             dense = filled(dense, state.standardizer)
             state.standardizer.start_blank(dense)
+        _count_keys(state, encoded)
         labels = torch.from_numpy(encoded.labels).to(state.device)
         if state.target is not None:
             state.target.start_blank(labels)
@@ -233,7 +243,7 @@ class Fold:
         of = entries or {}
         own = of.get(SERVED)
         self._seed()
-        keep, finite, accuracy, loss, dense, decision = passes.observe(
+        keep, finite, accuracy, loss, floor, dense, decision = passes.observe(
             inputs, labels, importance, own
         )
         if not on_host or keep:
@@ -246,7 +256,7 @@ class Fold:
                 learners[name].update(prepared, labels, decision)
         if target is not None:
             target.update(numbers, keep)
-        return Outcome(keep, accuracy, loss)
+        return Outcome(keep, accuracy, loss, floor)
 
     def _seed(self) -> None:
         """Seed the draws of a user's module, such as dropout, by the step, so that replay repeats
@@ -255,11 +265,20 @@ class Fold:
             torch.manual_seed((self.state.spec.seed << 40) + self.state.version)
 
 
+def _count_keys(state: State, encoded: Encoded) -> None:
+    """Count the keys of each column in the buckets of their hashes."""
+    of_column = encoded.columns >= 0
+    buckets = (encoded.keys[of_column] >> np.uint64(64 - KEY_BITS)).astype(np.int64)
+    places = encoded.columns[of_column].astype(np.int64) * KEY_BUCKETS + buckets
+    counted = np.bincount(places, minlength=state.buckets.numel())
+    state.buckets += torch.from_numpy(counted).reshape(state.buckets.shape)
+
+
 class Passes:
     """The parts of a step that score batches, for learners of one width, and how they run.
 
     Args:
-        state: its standardizer, guard and floors.
+        state: its standardizer, guard, floors and calibration.
         learners: by name, the served one first.
         execution: of the steps.
     """
@@ -291,10 +310,10 @@ def observe(
     importance: Tensor | None = None,
     entries: Entries | None = None,
 ) -> Observed:
-    """Score a batch with the served learner, decide on it; update standardizer and floors.
+    """Score a batch with the served learner, decide on it; update what is shared.
 
     Args:
-        state: its standardizer, guard and floors.
+        state: its standardizer, guard, floors and calibration.
         served: the served learner, or its part for the keys that the batch touches.
         inputs: fp32 [n, d]; the numbers of rows may be fewer than the learner has room for.
         labels: [n], classes, int64, or standardized numbers, fp32.
@@ -308,24 +327,40 @@ def observe(
         prepared = completed(prepared, state.size.features)
     batch = served.score(with_entries(prepared, entries), labels, importance)
     finite = batch.finite
-    correct, losses = judged(state, served, batch.scored, labels)
-    loss, width = losses.mean(), state.hyperparameters.loss_guard
+    outcomes = judged(state, served, batch.scored, labels)
+    loss, width = outcomes.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
-    served.scores.update(correct, losses, _classes(labels), finite)
+    score(served, batch.scored, outcomes, labels, finite)
+    if state.target is None:
+        floors = state.floors.score(labels, finite)[MAJORITY]
+        state.floors.learn(labels, keep)
+    else:
+        floors = outcomes.floors
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
-    if state.target is None:
-        state.floors.learn(labels, keep)
+    if state.calibration is not None:
+        scored = batch.scored
+        state.calibration.learn(scored.answers, scored.labels, labels, finite, keep)
     decision = served.decide(batch, keep)
-    return Observed(keep, finite, correct.float().mean(), loss, prepared, decision)
+    accuracy, floor = outcomes.correct.float().mean(), floors.mean()
+    return Observed(keep, finite, accuracy, loss, floor, prepared, decision)
 
 
-def judged(state: State, learner: Learner, scored: Scored, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which predictions are right, bool [n], and their losses as they are shown, fp32 [n].
+class Outcomes(NamedTuple):
+    """The predictions of a batch, judged; [n] each."""
 
-    A class is right or wrong, and its loss is the cross-entropy in nats. A number is right if the
-    model is nearer to it than the mean of the numbers before (or their quantiles), and its loss is
-    the absolute error (or the pinball loss), in the unit of the numbers that were sent.
+    correct: Tensor
+    """Which are right, bool. A number is right if the prediction is nearer to it than the mean of
+    the numbers before, or than their quantiles by the pinball loss."""
+    losses: Tensor
+    """Losses as they are shown, fp32: cross-entropy in nats; of numbers the absolute error, or the
+    pinball loss, in the unit in which they were sent."""
+    floors: Tensor
+    """Losses of that mean or these quantiles; nothing for classes."""
+
+
+def judged(state: State, learner: Learner, scored: Scored, labels: Tensor) -> Outcomes:
+    """Judge the predictions of a batch.
 
     Args:
         state: its target.
@@ -334,18 +369,41 @@ def judged(state: State, learner: Learner, scored: Scored, labels: Tensor) -> tu
         labels: as it was scored.
     """
     if state.target is None:
-        return scored.labels == labels, scored.losses
+        return Outcomes(scored.labels == labels, scored.losses, scored.losses[:0])
     loss = learner.pool.loss
     assert isinstance(loss, Gaussian | Pinball), "numbers have a loss of numbers"
     mine, floor = loss.distances(learner.pool.held, scored.answers, labels)
-    is_known = torch.isfinite(scored.losses)
-    mine = torch.where(is_known, mine, math.nan)
-    return mine < floor, mine * state.target.unit[1]
+    mine = torch.where(torch.isfinite(scored.losses), mine, math.nan)
+    unit = state.target.unit[1]
+    return Outcomes(mine < floor, mine * unit, floor * unit)
 
 
-def _classes(labels: Tensor) -> Tensor:
-    """Return labels as the scores count them; numbers are of one class."""
-    return labels if labels.dtype == torch.int64 else torch.zeros_like(labels, dtype=torch.int64)
+def score(
+    learner: Learner,
+    scored: Scored,
+    outcomes: Outcomes,
+    labels: Tensor,
+    keep: Tensor,
+    known: Tensor | None = None,
+) -> None:
+    """Add the outcomes of a batch to a learner's scores.
+
+    Args:
+        learner: one that has predicted it.
+        scored: the batch.
+        outcomes: as `judged` returned them, with losses that are finite where ``keep`` is True.
+        labels: as it was scored.
+        keep: bool, 0-dim; where it is False nothing changes.
+        known: where it is False, a prediction counts as wrong; bool [n].
+    """
+    losses = outcomes.losses
+    if labels.dtype == torch.int64:
+        learner.scores.update(scored.answers, scored.labels, labels, losses, keep, known)
+        return
+    right = outcomes.correct if known is None else outcomes.correct & known
+    one = torch.zeros_like(right, dtype=torch.int64)  # the only class there is
+    sure = torch.ones_like(losses)[:, None]
+    learner.scores.update(sure, torch.where(right, one, UNKNOWN), one, losses, keep)
 
 
 def observe_shadow(
@@ -371,8 +429,8 @@ def observe_shadow(
     """
     batch = shadow.score(prepared, labels, importance)
     learns = batch.finite & keep
-    is_right, found = judged(state, shadow, batch.scored, labels)
-    correct = is_right & torch.isfinite(found)
-    losses = found.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
-    shadow.scores.update(correct, losses, _classes(labels), scored)
+    outcomes = judged(state, shadow, batch.scored, labels)
+    known = torch.isfinite(outcomes.losses)
+    losses = outcomes.losses.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
+    score(shadow, batch.scored, outcomes._replace(losses=losses), labels, scored, known)
     return Shadowed(learns, shadow.decide(batch, learns))

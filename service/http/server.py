@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 import uvicorn
 from fastapi import APIRouter
 
-from service.fold import detectors
+from service.fold.drift import detectors
 from service.http.app import create_app
 from service.http.connection import Connection
 from service.log.errors import LogError, Stopped

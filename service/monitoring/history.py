@@ -67,6 +67,8 @@ class Point(BaseModel):
     """Unix time in seconds."""
     learners: dict[str, ScorePoint]
     """The served one first, then its shadows."""
+    floors: dict[str, ScorePoint]
+    """What the served one must beat, on the same examples."""
     tensors: dict[str, TensorPoint]
     """Tensors of the served model."""
     throughput: Short | None
@@ -136,6 +138,7 @@ class History:
             "examples": examples,
             "time": round(now, 3),
             "learners": {name: learner.scores for name, learner in statistics.learners.items()},
+            "floors": statistics.floors,
             "tensors": dict(islice(statistics.served.tensors.items(), MAX_TENSORS)),
             "throughput": self.throughput.read(),
             "backlog": backlog,

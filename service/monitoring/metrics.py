@@ -82,6 +82,7 @@ GAUGES = {
         "Examples from the last drift that the model recovered from to its recovery"
     ),
     "scale": "Funnel's scale s",
+    "score": "Prequential scores of the learners and of the floors",
     "snapshot_age_seconds": "Age of the snapshot; 0 while nothing waits to be learned",
     "step_size": "Learning rate in effect, η s",
     "update_norm": "Length of the last step",
@@ -177,7 +178,7 @@ def _learning(statistics: Statistics) -> Iterable[Metric]:
 
 
 def _scores(statistics: Statistics) -> Iterable[Metric]:
-    learners = {(name,): own.scores for name, own in statistics.learners.items()}
+    learners = {(name,): own for name, own in statistics.scores().items()}
     yield _family("correct", ["learner"], {key: own.correct for key, own in learners.items()})
     yield _family("scored", ["learner"], {key: own.scored for key, own in learners.items()})
     scores = statistics.served.scores
@@ -191,6 +192,13 @@ def _scores(statistics: Statistics) -> Iterable[Metric]:
             if own.scored
         }
         yield _family(name, ["learner", "window"], series)
+    measured = {
+        (*key, measure, window): value
+        for key, own in learners.items()
+        for window, measures in own.windows.items()
+        for measure, value in measures.scores().items()
+    }
+    yield _family("score", ["learner", "metric", "window"], measured)
     names = statistics.labels or tuple(map(str, range(len(scores.class_recall))))
     recall = {
         (name,): share

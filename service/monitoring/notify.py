@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import SecretStr
 
-from service.fold.drift import Event, Monitor
+from service.fold.drift.events import Event
+from service.fold.drift.monitor import Monitor
 from service.monitoring.history import DRIFT, History
 from streams.proxies import ProxyError, async_transport
 

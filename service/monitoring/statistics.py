@@ -10,16 +10,23 @@ from funnel.pool.pool import PoolTelemetry
 from funnel.telemetry import QUANTILES, TensorTelemetry
 from service.fold.learner import Learner
 from service.fold.scoring.classification import ScoreSummary
+from service.fold.scoring.floors import FLOORS, Level, below
+from service.fold.scoring.measures import Measures
 from service.fold.state import SERVED, State
 from service.log.extent import Extent
 from service.log.position import Progress
 from service.monitoring.pictures import Gains, read_gains
+from streams.recovery import WINDOW
 
 GAIN_EDGES = tuple(10 ** (k / 4) for k in range(-12, 13))
 """Upper edges of the gain histogram's buckets: quarters of a decade over 1e-3…1e3."""
 
 ORDERS = [f"{quantile:g}" for quantile in QUANTILES]
 """Names of the quantiles of gains."""
+
+
+CALIBRATED = "calibrated"
+"""Name of the served learner's calibrated probabilities among the scores."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,10 @@ class Statistics:
     examples: int
     learners: dict[str, LearnerStatistics]
     """Learners by name, the served one first."""
+    floors: dict[str, ScoreSummary]
+    """Scores of the floors by name, on the same examples."""
+    calibrated: ScoreSummary | None
+    """Scores of the served learner's calibrated probabilities; None if it is not calibrated."""
     nonfinite_batches: int
     quarantined_batches: int
     progress: Progress
@@ -86,6 +97,23 @@ class Statistics:
         """The learner that answers predictions."""
         return self.learners[SERVED]
 
+    def scores(self) -> dict[str, ScoreSummary]:
+        """Return the scores of all learners by name, the served one first and the floors last.
+
+        The served one's are those of its probabilities as they come; CALIBRATED are of the answers.
+        """
+        answered = {} if self.calibrated is None else {CALIBRATED: self.calibrated}
+        return {name: own.scores for name, own in self.learners.items()} | answered | self.floors
+
+    def below_floors(self) -> list[str]:
+        """Return in words where the served model is below a floor over the last WINDOW examples.
+
+        There is nothing to say before there are so many.
+        """
+        newest = {name: own.windows[str(WINDOW)] for name, own in self.floors.items()}
+        known = {k: _level(own) for k, own in newest.items() if own.examples >= WINDOW}
+        return below(_level(self.served.scores.windows[str(WINDOW)]), known)
+
 
 def read_statistics(
     state: State, progress: Progress, extent: Extent, waiting_since_ms: int | None = None
@@ -105,6 +133,8 @@ def read_statistics(
         version=state.version,
         examples=state.examples,
         learners={name: _learner(learner, telemetry[name]) for name, learner in learners.items()},
+        floors={name: state.floors.scores.measure(k) for k, name in enumerate(FLOORS)},
+        calibrated=None if state.calibration is None else state.calibration.scores.measure(),
         nonfinite_batches=int(state.served.nonfinite),
         quarantined_batches=int(state.guard.quarantined),
         progress=progress,
@@ -126,6 +156,10 @@ def lag_seconds(statistics: Statistics, now: float) -> float:
     return max(0.0, now - statistics.waiting_since)
 
 
+def _level(measures: Measures) -> Level:
+    return Level(measures.accuracy, measures.log_loss)
+
+
 def _learner(learner: Learner, found: PoolTelemetry) -> LearnerStatistics:
     tensors = {
         name: _tensor(own, found["log_gains"][name], found["step_sizes"][name])
@@ -134,7 +168,7 @@ def _learner(learner: Learner, found: PoolTelemetry) -> LearnerStatistics:
     names = learner.expert_names
     weights = dict(zip(names, found["weights"].tolist(), strict=False))
     ages = dict(zip(names, found["ages"].tolist(), strict=False))
-    return LearnerStatistics(learner.scores.read(), tensors, weights, ages)
+    return LearnerStatistics(learner.scores.measure(), tensors, weights, ages)
 
 
 def _tensor(telemetry: TensorTelemetry, log_gain: Tensor, step_size: Tensor) -> TensorStatistics:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from service.fold.drift import Event
+from service.fold.drift.events import Event
 from service.fold.scoring.classification import ScoreSummary
 from service.fold.spec import Hyperparameters
 from service.log.backlog import Backlog, Learned

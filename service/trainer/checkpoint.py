@@ -4,8 +4,8 @@ The rows of large tables are in other files, which checkpoints share (see `servi
 
 A file is a safetensors file whose metadata, ``funnel``, is JSON:
 
-- ``format``: of names, shapes and metadata. Formats 1 and 2 are read, too (see
-  `service.trainer.formats`). It is 4 with chunks, and 3 without, which older versions read.
+- ``format``: of names, shapes and metadata. Formats from 1 on are read, too (see
+  `service.trainer.formats`). It is 6 with chunks, and 5 without.
 - ``fold``: version of the arithmetic that made the state; 1 where it is missing.
 - ``state``: spec, hyperparameters (``rates``), and the counts of batches and examples. Together
   with the tensors this is all of it.
@@ -42,10 +42,10 @@ from service.fold.state import State
 from service.log.position import Position, Progress
 from service.trainer.blocks import Bytes
 from service.trainer.chunks import Ledger, Manifest, Read, TableCopy
-from service.trainer.formats import from_format_1, from_format_2
+from service.trainer.formats import from_format_1, from_format_2, from_format_4
 from streams.errors import FunnelError
 
-FORMAT, WHOLE = 4, 3
+FORMAT, WHOLE = 6, 5
 """Formats of files with and without chunks."""
 TABLE = KEYS.partition(".")[0] + "."
 """The start of the names of a table's tensors, after that of its learner."""
@@ -264,6 +264,8 @@ def decode(raw: bytes) -> Decoded:
             tensors = from_format_1(tensors, spec, rates)
         if kind <= 2:
             tensors = from_format_2(tensors)
+        if kind <= 4:
+            tensors = from_format_4(tensors)
         progress = Progress(**log | {"position": Position.parse(log["position"])})
         version, examples = state["version"], state["examples"]
         drifts = tuple(map(Position.parse, metadata.get("drifts", ())))

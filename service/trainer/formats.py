@@ -5,6 +5,8 @@ leading expert dimension, the keys of its inner optimizer's state named no run, 
 weights. Everything that was learned stays as it is, bit for bit.
 
 Until format 2 the statistics of the inputs were an exponentially weighted mean and variance.
+
+Until format 4 the scores were those of accuracy and loss alone, of the last 1,000 examples.
 """
 
 from collections.abc import Mapping
@@ -14,11 +16,14 @@ from torch import Tensor
 
 from funnel.pool.mixing import FixedShare
 from funnel.pool.renewal import Renewal
+from service.fold.scoring.classification import LABEL, LOSS, PREDICTED, RING
+from service.fold.scoring.classification import UNKNOWN as UNKNOWN_CLASS
 from service.fold.spec import Hyperparameters, Shadow, Spec
 from service.fold.standardizer import UNKNOWN, WINDOW
 
 SHADOW = "shadow."
 STANDARDIZER = "standardizer."
+SCORES = "scores."
 NORMAL = 0.53
 """Geometric mean of |x| for a standard normal x: exp(E log |x|)."""
 
@@ -62,6 +67,39 @@ def from_format_2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     statistics = torch.stack([mean, deviation, count, magnitude, none, none])
     found[f"{STANDARDIZER}statistics"] = statistics
     found[f"{STANDARDIZER}recent"] = mean.repeat(WINDOW, 1)
+    return found
+
+
+def from_format_4(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a state that was saved in format 4 or 3 under today's names and shapes.
+
+    Accuracy and loss go on. Whatever else is measured begins now, and so do the floors: their
+    tensors are not among those that are returned.
+
+    Args:
+        tensors: all of them by name.
+    """
+    found = dict(tensors)
+    for name in tensors:
+        if not name.endswith(f"{SCORES}outcomes"):
+            continue
+        start = name.removesuffix("outcomes")
+        outcomes, losses = found.pop(name), found.pop(f"{start}losses")
+        scored, correct = found[f"{start}scored"], found[f"{start}correct"]
+        ring = torch.full((1, RING, 5), torch.nan)
+        newest = torch.arange(max(0, int(scored) - len(outcomes)), int(scored))
+        old = newest % len(outcomes)
+        label, is_right = outcomes[old] // 2, outcomes[old] % 2 == 1
+        at = newest % RING
+        ring[0, at, LOSS], ring[0, at, LABEL] = losses[old], label.float()
+        ring[0, at, PREDICTED] = torch.where(is_right, label, UNKNOWN_CLASS).float()
+        sums = torch.stack([found.pop(f"{start}loss_sum"), torch.zeros((), dtype=torch.float64)])
+        found |= {
+            f"{start}settled": scored.clone(),
+            f"{start}correct": correct[None],
+            f"{start}sums": sums[None],
+            f"{start}ring": ring,
+        }
     return found
 
 

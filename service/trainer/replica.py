@@ -64,6 +64,8 @@ class Replica:
         declared: what the settings declare of the schema of rows; None for nothing.
         policies: the fields of POLICIES that they declare.
         opens: what the log may still choose (see `service.trainer.choice`).
+        is_calibration_recorded: whether it is the log that says if probabilities are calibrated,
+            once it has begun, and not the settings.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Replica:
         declared: Schema | None = None,
         policies: Collection[str] = POLICIES,
         opens: Collection[str] = (),
+        is_calibration_recorded: bool = False,
     ) -> None:
+        self._is_calibration_recorded = is_calibration_recorded
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
         self._fold = Fold(state)
@@ -154,6 +158,10 @@ class Replica:
             self._is_compared, self.is_open = True, False
 
     def _check_spec(self, spec: Spec, what: str) -> None:
+        own = self.state.spec
+        if self._is_calibration_recorded and own != spec == replace(own, calibrate=spec.calibrate):
+            self.state.set_calibrate(spec.calibrate)
+            self._fold = Fold(self.state)
         check_spec(self.state.spec, spec, what, self.is_open)
 
     async def recover(self, log: Log, accept_gap: bool, keep_lease: KeepLease) -> Pending:

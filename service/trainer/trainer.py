@@ -17,11 +17,12 @@ from typing import TypeVar
 
 import uvloop
 
-from service.fold.drift import Event
+from service.fold.drift.events import Event
 from service.fold.schema.schema import Schema
 from service.fold.scoring.classification import ScoreSummary
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
+from service.fold.task import AUTO
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import Extent, check_reach
 from service.log.lease import Lease, Lock
@@ -106,8 +107,8 @@ class Trainer:
         self.history = history or History(clock)
         self._log, self._settings, self._observe = log, settings, observe
         declared, policies = settings.declared, settings.declared_policies
-        opens = settings.opens
-        self._replica = Replica(state, self._on_batch, clock, declared, policies, opens)
+        opens, follows = settings.opens, settings.calibrate == AUTO
+        self._replica = Replica(state, self._on_batch, clock, declared, policies, opens, follows)
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()

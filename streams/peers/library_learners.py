@@ -1,12 +1,13 @@
 """Models of river, scikit-learn and Vowpal Wabbit, as learners to evaluate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
 from streams.batch import Batch, Features, Labels
+from streams.prequential import Probabilities
 
 
 class RiverLearner:
@@ -16,15 +17,22 @@ class RiverLearner:
         model: any `river.base.Classifier`.
         constant: whether to add a feature that is always 1, without which `SoftmaxRegression` has
             no bias.
+        classes: number of classes.
     """
 
-    def __init__(self, model: Any, constant: bool = False) -> None:
+    def __init__(self, model: Any, constant: bool = False, classes: int = 0) -> None:
         self.model, self._constant = model, {-1: 1.0} if constant else {}
+        self._classes = classes
 
     def predict(self, features: Features) -> Labels:
         """Return the predicted label of each row, int64 [n]; class 0 until the model knows one."""
         found = (self.model.predict_one(x) for x in self._dictionaries(features))
         return np.array([0 if label is None else label for label in found], dtype=np.int64)
+
+    def answer(self, features: Features) -> tuple[Labels, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, classes]."""
+        found = [self.model.predict_proba_one(x) for x in self._dictionaries(features)]
+        return self.predict(features), as_probabilities(found, self._classes)
 
     def learn(self, batch: Batch) -> None:
         """Learn a batch."""
@@ -53,6 +61,13 @@ class ScikitLearner:
             return np.zeros(len(features), dtype=np.int64)
         return np.asarray(self.model.predict(features), dtype=np.int64)
 
+    def answer(self, features: Features) -> tuple[Labels, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, classes]."""
+        labels = self.predict(features)
+        if not hasattr(self.model, "classes_"):
+            return labels, as_probabilities([{}] * len(features), len(self._classes))
+        return labels, np.asarray(self.model.predict_proba(features), dtype=np.float64)
+
     def learn(self, batch: Batch) -> None:
         """Learn a batch."""
         self.model.partial_fit(batch.features, batch.labels, self._classes)
@@ -80,6 +95,23 @@ class VowpalWabbitLearner:
         """Learn a batch."""
         for text, label in zip(_texts(batch.features), batch.labels.tolist(), strict=True):
             self._workspace.learn(f"{label + 1} | {text}")
+
+
+def as_probabilities(found: Sequence[Mapping[int, float]], classes: int) -> Probabilities:
+    """Return probabilities, fp64 [n, classes], whose rows sum to 1.
+
+    Args:
+        found: by label, of each example; nothing means that all classes are equally probable.
+        classes: their number.
+    """
+    probabilities = np.zeros((len(found), classes))
+    for row, own in zip(probabilities, found, strict=True):
+        for label, probability in own.items():
+            row[label] = probability
+        if not row.sum() > 0.0:
+            row[:] = 1.0
+    whole: Probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return whole
 
 
 def _texts(features: Features) -> Sequence[str]:

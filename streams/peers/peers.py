@@ -112,13 +112,15 @@ def _softmax(rule: str, lr: float, bias: bool, stream: "Stream", seed: int) -> "
 
     from streams.peers.library_learners import RiverLearner
 
-    return RiverLearner(linear_model.SoftmaxRegression(getattr(optim, rule)(lr)), constant=bias)
+    return RiverLearner(
+        linear_model.SoftmaxRegression(getattr(optim, rule)(lr)), bias, stream.classes
+    )
 
 
 def _trees(path: str, stream: "Stream", seed: int) -> "Learner":
     from streams.peers.library_learners import RiverLearner
 
-    return RiverLearner(resolve_name(path)(seed=seed))
+    return RiverLearner(resolve_name(path)(seed=seed), classes=stream.classes)
 
 
 _CONSTANT = {"learning_rate": "constant", "penalty": None}

@@ -6,12 +6,14 @@ for everything else. River's trees get the rows as they are.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from streams.peers.library_learners import as_probabilities
+from streams.prequential import Probabilities
 from streams.rows.rows import Rows
 
 Codes = npt.NDArray[np.int64]
@@ -53,6 +55,14 @@ class RowLearner(Protocol):
 
     def learn(self, batch: RowBatch) -> None:
         """Learn labelled rows."""
+
+
+@runtime_checkable
+class Probabilistic(Protocol):
+    """A learner of rows that gives probabilities, too."""
+
+    def answer(self, batch: RowBatch) -> tuple[Codes, Probabilities]:
+        """Return labels as ``predict`` does, and their probabilities, fp64 [n, labels]."""
 
 
 class Majority:
@@ -105,6 +115,14 @@ class ScikitRows:
         if not hasattr(self.model, "classes_"):
             return np.zeros(len(batch), np.int64)
         return np.asarray(self.model.predict(_hashed(batch)), np.int64)
+
+    def answer(self, batch: RowBatch) -> tuple[Codes, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, labels]."""
+        if not hasattr(self.model, "classes_"):
+            blank = as_probabilities([{}] * len(batch), len(self._classes))
+            return self.predict(batch), blank
+        found = self.model.predict_proba(_hashed(batch))
+        return self.predict(batch), np.asarray(found, np.float64)
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch."""
@@ -172,15 +190,21 @@ class RiverRows:
 
     Args:
         model: any `river.base.Classifier` that takes strings.
+        classes: number of labels.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, classes: int) -> None:
+        self.model, self._classes = model, classes
 
     def predict(self, batch: RowBatch) -> Codes:
         """Return the predicted labels; the first one until the model knows one."""
         found = (self.model.predict_one(row) for row in _dictionaries(batch))
         return np.array([0 if label is None else label for label in found], np.int64)
+
+    def answer(self, batch: RowBatch) -> tuple[Codes, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, labels]."""
+        found = [self.model.predict_proba_one(row) for row in _dictionaries(batch)]
+        return self.predict(batch), as_probabilities(found, self._classes)
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch."""

@@ -64,7 +64,7 @@ def _vowpal_wabbit(options: str, classes: int, seed: int) -> "RowLearner":
 def _river(path: str, classes: int, seed: int) -> "RowLearner":
     from streams.peers.row_learners import RiverRows
 
-    return RiverRows(resolve_name(path)(seed=seed))
+    return RiverRows(resolve_name(path)(seed=seed), classes)
 
 
 _CONSTANT = {"learning_rate": "constant", "penalty": None}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from streams.batch import Batch, Features, Labels
+from streams.prequential import Probabilities
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -36,12 +37,17 @@ class TorchLearner:
         self._resets = sorted(resets)
         self._learned = 0
 
-    @torch.no_grad()
     def predict(self, features: Features) -> Labels:
         """Return the predicted label of each row of fp32 [n, d], int64 [n]."""
+        return self.answer(features)[0]
+
+    @torch.no_grad()
+    def answer(self, features: Features) -> tuple[Labels, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, classes]."""
         self._switch("eval")
-        labels: Labels = self.model(torch.from_numpy(features)).argmax(dim=1).numpy()
-        return labels.astype(np.int64, copy=False)
+        logits = self.model(torch.from_numpy(features))
+        labels: Labels = logits.argmax(dim=1).numpy()
+        return labels.astype(np.int64, copy=False), logits.double().softmax(dim=1).numpy()
 
     def learn(self, batch: Batch) -> None:
         """Learn a batch."""

@@ -109,6 +109,23 @@ def learning(batches: str, waiting: int) -> Series:
     return {"funnel_batches_total": batches, "funnel_backlog_examples": level(waiting)}
 
 
+def floors(served: float, majority: float, scored: int = 5_000, accuracy: float = 0.5) -> Series:
+    """Log losses, and accuracies of which that of the floor is 0.9."""
+
+    def loss(learner: str) -> str:
+        return f'funnel_score{{learner="{learner}",metric="log_loss",window="1000"}}'
+
+    def right(learner: str) -> str:
+        return f'funnel_accuracy{{learner="{learner}",window="rolling"}}'
+
+    return {
+        loss("served"): level(served), loss("majority"): level(majority),
+        loss("adagrad"): level(0.01),
+        right("served"): level(accuracy), right("majority"): level(0.9),
+        'funnel_scored_total{learner="served"}': level(scored),
+    }  # fmt: skip
+
+
 FIRE: list[tuple[str, str, Series]] = [
     ("FunnelDown", "not scraped", {"up": level(0)}),
     ("FunnelRestarting", "every minute", {"process_start_time_seconds": rising(60)}),
@@ -123,6 +140,8 @@ FIRE: list[tuple[str, str, Series]] = [
     ("FunnelLearnerStalled", "no batch", learning(level(7), 500) | doing("learning")),
     ("FunnelLagging", "two minutes", {"funnel_lag_seconds": level(120)}),
     ("FunnelAccuracyDropped", "no recovery", scores(90, 70, minutes=20)),
+    ("FunnelBelowFloor", "by log loss", floors(0.4, 0.3, accuracy=0.95)),
+    ("FunnelBelowFloor", "by accuracy", floors(0.2, 0.3, accuracy=0.89)),
     ("FunnelColumnSilent", "it never lacked one", column(turns(0, 100, minutes=15))),
     ("FunnelColumnSilent", "it often lacked one", column(turns(60, 100, minutes=20))),
     ("FunnelCheckpointOld", "six minutes", {"funnel_checkpoint_age_seconds": level(360)}),
@@ -161,6 +180,8 @@ SILENT: list[tuple[str, str, Series]] = [
         'funnel_scored_total{learner="served"}': level(9),
         'funnel_correct_total{learner="served"}': level(3),
     }),
+    ("FunnelBelowFloor", "above, and below a shadow", floors(0.2, 0.3, accuracy=0.95)),
+    ("FunnelBelowFloor", "few examples", floors(0.4, 0.3, scored=999)),
     ("FunnelColumnSilent", "always full", column(level(0))),
     ("FunnelColumnSilent", "always empty", column(rising(100))),
     ("FunnelColumnSilent", "more missing", column(turns(0, 90, minutes=20))),

@@ -17,7 +17,7 @@ from funnel.pool.tables.index import KeyIndex, Numbers
 from funnel.pool.tables.published import Published
 from funnel.pool.tables.rows import Field, Rows
 from funnel.pool.tables.table import Table
-from service.fold.drift import Monitor
+from service.fold.drift.monitor import Monitor
 from service.fold.report import Report
 from service.fold.schema.schema import Schema
 from service.fold.scoring.classification import ScoreSummary

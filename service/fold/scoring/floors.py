@@ -11,20 +11,27 @@ They see labels when the learner does: every example of a batch is predicted fro
 before. Weights of examples do not count. All is on the device, and nothing is read back.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from service.fold.scoring.classification import Scores
 
 FLOORS = ("majority", "no_change")
 """Names of the floors, as the label ``learner`` of metrics shows them."""
 MAX_BALANCE = 100.0
 """Largest weight of an example of a rare class."""
+MAJORITY = 0
+"""The number of ``majority`` among them."""
 UNKNOWN = -1
 """The last label before the first."""
 
 
 class Floors:
-    """The counts that the floors predict from.
+    """The counts that the floors predict from, and how well they predicted.
 
     Args:
         opened: number of classes that are open.
@@ -35,23 +42,24 @@ class Floors:
     def __init__(self, opened: int, device: torch.device, room: int | None = None) -> None:
         self.opened = opened
         room = opened if room is None else room
-        self.counts = torch.zeros(room, dtype=torch.int64, device=device)
-        """Labels so far, by class."""
+        self._classes = torch.arange(room, device=device)
+        self.counts = (self._classes < opened).long()
+        """1 and the labels so far, by open class; 0 for closed classes."""
         self.last = torch.full((), UNKNOWN, dtype=torch.int64, device=device)
         """The last label of the batches so far."""
-        self.predicted = torch.zeros((), dtype=torch.int64, device=device)
-        """Examples that had a last label before them."""
-        self.repeated = torch.zeros((), dtype=torch.int64, device=device)
-        """Examples that had the same label as the last one before them."""
-        self._classes = torch.arange(room, device=device)
+        self.tries = torch.tensor([1, 2], device=device)
+        """1 and the examples whose label was the last one before their batch; 2 and all examples
+        that had such a label before them."""
+        self.scores = Scores(opened, device, room, len(FLOORS))
+        """Of the floors, in the order of FLOORS."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
-        return {
+        scores = {f"scores.{k}": v for k, v in self.scores.tensors().items()}
+        return scores | {
             "counts": self.counts,
             "last": self.last,
-            "predicted": self.predicted,
-            "repeated": self.repeated,
+            "tries": self.tries,
         }
 
     def resize(self, opened: int, room: int) -> None:
@@ -61,10 +69,11 @@ class Floors:
             opened: number of classes that are open, no smaller than before.
             room: number of classes that there is room for, no smaller than before.
         """
-        self.opened, device = opened, self.counts.device
-        if room > len(self.counts):
-            self.counts = pad(self.counts, (0, room - len(self.counts)))
-            self._classes = torch.arange(room, device=device)
+        self.scores.resize(opened, room)
+        self.counts = pad(self.counts, (0, room - len(self.counts)))
+        self.counts[self.opened : opened] = 1
+        self._classes = torch.arange(room, device=self.counts.device)
+        self.opened = opened
 
     def probabilities(self) -> Tensor:
         """Return what each floor predicts for any example of the next batch.
@@ -72,16 +81,38 @@ class Floors:
         Returns:
             fp32 [2, classes] in the order of FLOORS; 0 for classes that are closed.
         """
-        smoothed = (self.counts + (self._classes < self.opened)).double()
-        majority = smoothed / smoothed.sum()
+        counts = self.counts.float()
+        majority = counts / counts.sum()
         if self.opened < 2:
-            return majority.float().expand(2, -1)
+            return majority.expand(2, -1)
         is_last = self._classes == self.last
-        rate = (self.repeated + 1) / (self.predicted + 2)
-        others = torch.where(is_last, 0.0, majority)
-        spread = others * ((1.0 - rate) / others.sum())
-        no_change = torch.where(self.last < 0, majority, torch.where(is_last, rate, spread))
-        return torch.stack([majority, no_change]).float()
+        rate = self.tries[0] / self.tries[1]
+        others = majority.masked_fill(is_last, 0.0)
+        no_change = torch.where(is_last, rate, others * ((1.0 - rate) / others.sum()))
+        no_change = no_change / no_change.sum()  # without a last label, it is the majority's
+        return torch.stack([majority, no_change])
+
+    def score(self, labels: Tensor, keep: Tensor) -> Tensor:
+        """Score the floors on a batch, before they take its labels.
+
+        Args:
+            labels: int64 [n], of open classes.
+            keep: bool, 0-dim; where it is False nothing changes.
+
+        Returns:
+            Cross-entropy of each floor and example, fp32 [2, n], in nats.
+        """
+        probabilities = self.probabilities()
+        losses = losses_of(probabilities, labels)
+        each = [
+            probabilities.norm(dim=1, keepdim=True),
+            probabilities.amax(dim=1, keepdim=True),
+            labels.float()[None],
+            probabilities.argmax(dim=1, keepdim=True).float(),
+        ]
+        outcomes = torch.stack([losses, *(one.expand_as(losses) for one in each)], dim=-1)
+        self.scores.add(outcomes, keep)
+        return losses
 
     def balance(self) -> Tensor:
         """Return how much an example of each class counts so that all classes count alike.
@@ -92,8 +123,8 @@ class Floors:
         Returns:
             fp32 [classes]; 1 for classes that are closed.
         """
-        smoothed = (self.counts + (self._classes < self.opened)).float()
-        share = smoothed * (max(self.opened, 1) / smoothed.sum())
+        counts = self.counts.float()
+        share = counts * (max(self.opened, 1) / counts.sum())
         return torch.where(share > 0.0, share.reciprocal(), 1.0).clamp(max=MAX_BALANCE)
 
     def learn(self, labels: Tensor, keep: Tensor) -> None:
@@ -103,11 +134,40 @@ class Floors:
             labels: int64 [n], of open classes.
             keep: bool, 0-dim; where it is False nothing changes.
         """
-        self.counts.index_add_(0, labels, keep.long().expand(len(labels)))
-        knows = keep & (self.last >= 0)
-        self.predicted.add_(len(labels) * knows)
-        self.repeated.add_((labels == self.last).sum() * knows)
-        self.last.copy_(torch.where(keep, labels[-1], self.last))
+        n = len(labels)
+        self.counts.index_add_(0, labels, keep.long().expand(n))
+        repeated = (labels == self.last).sum()
+        more = torch.stack([repeated, (self.last >= 0) * n])
+        self.tries.add_(more * keep)
+        self.last.copy_(labels[-1].where(keep, self.last))
+
+
+class Level(NamedTuple):
+    """How good predictions are."""
+
+    accuracy: float
+    """In [0, 1]."""
+    log_loss: float
+    """In nats."""
+
+
+def below(model: Level, floors: Mapping[str, Level]) -> list[str]:
+    """Return in words where a model is worse than a floor, by accuracy and by log loss.
+
+    Args:
+        model: of the model.
+        floors: of the floors, on the same examples, by name.
+    """
+    found = []
+    for name, floor in floors.items():
+        worse = []
+        if model.accuracy < floor.accuracy:
+            worse.append(f"accuracy {model.accuracy:.1%} against {floor.accuracy:.1%}")
+        if model.log_loss > floor.log_loss:
+            worse.append(f"log loss {model.log_loss:.4g} against {floor.log_loss:.4g} nats")
+        if worse:
+            found.append(f"below the floor {name}: {', '.join(worse)}")
+    return found
 
 
 def losses_of(probabilities: Tensor, labels: Tensor) -> Tensor:

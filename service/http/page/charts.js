@@ -50,14 +50,14 @@ export class Chart {
     this.svg.addEventListener("keydown", (event) => this.step(event));
   }
 
-  // x: numbers, ascending; lines: {name, values}; bands: {low, high}; marks: {x, kind, label}.
+  // x: numbers, ascending; lines: {name, values, floor}; bands: {low, high}; marks: {x, kind, label}.
   show({ x, lines, bands = [], marks = [] }, words) {
     const stride = Math.max(1, Math.ceil(x.length / MAX_POINTS));
     const kept = [...x.keys()].filter((k) => (x.length - 1 - k) % stride === 0);
     const thin = (values) => kept.map((k) => values[k] ?? null);
     this.data = {
       x: thin(x),
-      lines: lines.map(({ name, values }) => ({ name, values: thin(values) })),
+      lines: lines.map(({ name, values, floor }) => ({ name, values: thin(values), floor })),
       bands: bands.map(({ low, high }) => ({ low: thin(low), high: thin(high) })),
       marks,
     };
@@ -71,7 +71,7 @@ export class Chart {
     if (names.join("\n") === this.names) return;
     this.names = names.join("\n");
     this.legend.replaceChildren(...names.map((name, k) => {
-      const stroke = shape("line", { x1: 0, x2: 29, y1: 6, y2: 6, class: look(k) });
+      const stroke = shape("line", { x1: 0, x2: 29, y1: 6, y2: 6, class: this.lookOf(k) });
       return element("li", {}, shape("svg", { "aria-hidden": "true" }, stroke), name);
     }));
   }
@@ -103,9 +103,14 @@ export class Chart {
     const areas = bands.map(({ low, high }) =>
       shape("path", { class: "band", d: area(x, low, high, across, up.at) }));
     const strokes = lines.map(({ values }, k) =>
-      shape("path", { class: `line ${look(k)}`, d: path(x, values, across, up.at) }));
+      shape("path", { class: `line ${this.lookOf(k)}`, d: path(x, values, across, up.at) }));
     this.svg.replaceChildren(axes, ...areas, ...strokes.reverse(), ...this.drawMarks(marks, across));
     this.drawCursor();
+  }
+
+  // Floors are thin, so that the lines of learners stand out.
+  lookOf(k) {
+    return this.data.lines[k].floor ? `floor dash-${1 + k % 4}` : look(k);
   }
 
   vertical() {

@@ -4,6 +4,7 @@ import { address } from "./address.js";
 import { Chart, compact, element } from "./charts.js";
 import { showPictures } from "./pictures.js";
 import { showRows } from "./rows.js";
+import { showScores } from "./scores.js";
 
 const MAX_POINTS = 3600;
 const SPACING_SECONDS = 0.9; // as in history.py
@@ -99,6 +100,7 @@ async function askModel() {
     return; // the stream of events fails too, and shows it
   }
   if (model === null) return;
+  showScores(model);
   if (model.inputs === "rows") showRows(isLive);
   const condition = model.condition === "learning" ? "" : ` · ${model.condition} ${model.reason}`;
   byId("model").textContent = `${model.model}, learned with ${model.optimizer}${condition}`;
@@ -118,7 +120,11 @@ function draw() {
   const names = Object.keys(now.learners);
   charts.accuracy.show({
     x, marks,
-    lines: names.map((name) => ({ name, values: kept.map((p) => p.learners[name]?.rolling_accuracy) })),
+    lines: [
+      ...names.map((name) => ({ name, values: kept.map((p) => p.learners[name]?.rolling_accuracy) })),
+      ...Object.keys(now.floors).map((name) =>
+        ({ name, floor: true, values: kept.map((p) => p.floors[name]?.rolling_accuracy) })),
+    ],
   }, sayAccuracy(now));
   drawOptimizer(kept, x, marks);
   charts.throughput.show({
@@ -137,8 +143,8 @@ function draw() {
   }
 }
 
-function sayAccuracy({ learners }) {
-  const scored = Object.entries(learners).filter(([, scores]) => scores.rolling_accuracy !== null);
+function sayAccuracy({ learners, floors }) {
+  const scored = Object.entries({ ...learners, ...floors }).filter(([, scores]) => scores.rolling_accuracy !== null);
   return scored.map(([name, scores]) => `${name} ${percent(scores.rolling_accuracy)}`).join(", ");
 }
 

@@ -5,21 +5,69 @@ import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from service.http.dependencies import CODES, Learning, Running
 from service.http.errors import ErrorBody, unavailable
 from service.log.errors import Stopped
 from service.model import Model
+from service.monitoring.statistics import Statistics
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
 SHOWN = {"batch_size", "max_wait_ms", "standardize", "features", "classes", "seed"}
 """Settings among the hyperparameters of ``GET /model``."""
+MAX_CLASSES = 100
+"""Classes that are shown one by one; of more, only the first."""
 Finite = Annotated[
     float | None, BeforeValidator(lambda value: value if math.isfinite(value) else None)
 ]
 """A number; null if it is not finite, which JSON cannot express."""
+
+
+class Window(BaseModel):
+    """Scores over some examples; null where a score is not defined."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    examples: int
+    """How many; all scores but accuracy and log loss are of these."""
+    accuracy: Finite
+    log_loss: Finite
+    """Mean cross-entropy in nats."""
+    brier: Finite
+    """Mean of Σ (p - y)² over the classes, in [0, 2]."""
+    auc: Finite
+    """Null unless exactly two classes are open; the second is the positive one."""
+    pr_auc: Finite
+    ece: Finite
+    """Expected calibration error in 15 bins of equal mass."""
+    balanced_accuracy: Finite
+
+
+class CalibrationAnswer(BaseModel):
+    """A bin of the calibration curve."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    probability: float
+    share: float
+    """Share of the examples that were as predicted with this probability."""
+    examples: int
+
+
+class ClassesAnswer(BaseModel):
+    """The served model by class, over some examples."""
+
+    recall: list[Finite]
+    """Null for a class without examples."""
+    precision: list[Finite]
+    """Null for a class that was never predicted."""
+    confusion: list[list[int]]
+    """Counts by label, then by predicted class; empty with more than 64 classes."""
+    calibration: list[CalibrationAnswer]
+    """By probability: of the second class if exactly two are open, otherwise of the predicted one.
+    """
 
 
 class ModelAnswer(BaseModel):
@@ -46,6 +94,14 @@ class ModelAnswer(BaseModel):
     """Prequential accuracy over all examples. Where numbers are predicted, the share of examples to
     which the prediction was nearer than the mean, or the quantiles, of the numbers before."""
     rolling_accuracy: Finite
+    below_floors: list[str]
+    """Where the model is worse than a floor over the last 1,000 examples, in words."""
+    scores: dict[str, dict[str, Window]]
+    """Scores of all learners and floors, about a second old: by learner, then by window."""
+    classes: list[str]
+    """The first 100 classes, as ``by_class`` has them."""
+    by_class: dict[str, ClassesAnswer]
+    """The served model by window."""
 
 
 class TensorAnswer(BaseModel):
@@ -112,7 +168,34 @@ async def model(model: Running) -> ModelAnswer:
         reason=status.reason,
         accuracy=scores.accuracy if scores else math.nan,
         rolling_accuracy=scores.rolling_accuracy if scores else math.nan,
+        **_scores(status.statistics),
     )
+
+
+def _scores(statistics: Statistics | None) -> dict[str, Any]:
+    """Return what is known of all learners and floors."""
+    if statistics is None:
+        return {"below_floors": [], "scores": {}, "classes": [], "by_class": {}}
+    windows = statistics.served.scores.windows
+    count = min(max(len(one.recall) for one in windows.values()), MAX_CLASSES)
+    names = statistics.labels or tuple(map(str, range(count)))
+    return {
+        "below_floors": statistics.below_floors(),
+        "scores": {
+            name: {window: Window.model_validate(own) for window, own in summary.windows.items()}
+            for name, summary in statistics.scores().items()
+        },
+        "classes": names[:count],
+        "by_class": {
+            window: ClassesAnswer(
+                recall=list(own.recall[:count]),
+                precision=list(own.precision[:count]),
+                confusion=[list(row) for row in own.confusion],
+                calibration=list(map(CalibrationAnswer.model_validate, own.calibration)),
+            )
+            for window, own in windows.items()
+        },
+    }
 
 
 def _sizes(model: Model) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from service.http.dependencies import Running
 from service.http.errors import ErrorBody, HTTPError
 from service.model import Model
+from service.monitoring.columns import ColumnDrift
 from service.monitoring.features import (
     Learned,
     UnreadableModelError,
@@ -109,7 +110,8 @@ class DriftOfColumn(BaseModel):
     """Standard deviations from the mean before to the recent one; of numbers that are standardized,
     otherwise null."""
     is_drifting: bool
-    """True while one of the three differs from before by more than chance explains."""
+    """True while a number of it differs from before by more than chance explains; `GET /drift`
+    names which."""
 
 
 class FeaturesAnswer(BaseModel):
@@ -167,11 +169,16 @@ async def features(
             for one, how in zip(found, details, strict=True)
         ],
         columns=[
-            DriftOfColumn(name=column.name, kind=column.kind, **vars(drift[column.name]))
+            DriftOfColumn(name=column.name, kind=column.kind, **_shown(drift[column.name]))
             for column in model.schema.columns
             if column.name in drift
         ],
     )
+
+
+def _shown(drift: ColumnDrift) -> dict[str, Any]:
+    fields = {name: value for name, value in vars(drift).items() if name != "changes"}
+    return fields | {"is_drifting": drift.is_drifting}
 
 
 def _check_named(model: Model) -> None:

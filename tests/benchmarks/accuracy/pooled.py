@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from funnel.graphs.traced import Traced
 from funnel.pool.expert import Expert
 from funnel.pool.pool import Decision, Pool
-from service.fold.scoring.classification import Scores
+from service.fold.scoring.classification import MOST_PENDING, Scores
 from service.fold.standardizer import Standardizer
 
 
@@ -33,7 +33,7 @@ class PoolLearner:
     ) -> None:
         self.pool = Pool(module, features, experts, **options)
         self.standardizer = Standardizer(features, self.pool.device)
-        self.scores = Scores(classes, self.pool.device)
+        self.scores, self._pending = Scores(classes, self.pool.device), 0
         self._started = False
         self._observe = Traced(self.observe, self.tensors().values())
 
@@ -49,6 +49,10 @@ class PoolLearner:
             self.standardizer.start(inputs)
             self._started = True
         keep, accuracy, prepared, decision = self._observe(inputs, labels)
+        self._pending += len(labels)
+        if self._pending >= MOST_PENDING:
+            self.scores.settle()
+            self._pending = 0
         if keep:
             self.pool.update(prepared, labels, decision)
         return float(accuracy)
@@ -60,6 +64,7 @@ class PoolLearner:
         keep = torch.isfinite(scored.losses).all()
         decision = self.pool.decide(scored, keep)
         correct = scored.labels == labels
-        self.scores.update(correct, scored.losses, labels, keep)
+        own = (scored.probabilities, scored.labels, labels, scored.losses)
+        self.scores.update(*own, keep)
         self.standardizer.update(inputs, keep)
         return keep, correct.float().mean(), prepared, decision

@@ -134,7 +134,8 @@ def test_a_file_has_no_recovery_and_any_name(
     assert main(["compare", str(path), "--peers", "sgd", "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
     assert "Accuracy is prequential" in out
-    assert out.partition("learner ")[2].splitlines()[0].split() == ["setting", "accuracy"]
+    head = out.partition("learner ")[2].splitlines()[0]
+    assert head.split() == ["setting", "accuracy", "log", "loss", "AUC", "balanced", "ECE"]
     assert "Recovery is" not in out
     assert "–" not in out
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -153,6 +154,32 @@ def test_a_stream_that_shifts_has_recoveries(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "recovery" in out
     assert "Recovery is the median" in out
+
+
+def test_a_model_below_a_floor_is_said_in_the_first_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels have nothing to do with the features, and 8 % are 1."""
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{x:.3f},{int(y < 0.08)}"
+        for x, y in zip(rng.normal(size=2_000), rng.random(2_000), strict=True)
+    ]
+    path = tmp_path / "churn.csv"
+    path.write_text("a,label\n" + "\n".join(lines) + "\n")
+    options = ["--peers", "sgd,vw", "--optimizer", "sgd", "--lr", "30", "--device", "cpu"]
+    assert main(["compare", str(path), *options]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Funnel (sgd) is below the floor majority: accuracy ")
+    rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    assert {"majority, a floor", "no_change, a floor", "Funnel (sgd)"} <= rows.keys()
+    assert rows["majority, a floor"][-2:-1] == ["0.500"]
+    assert "–" in next(line for line in out.splitlines() if line.startswith("Vowpal Wabbit"))
+
+
+def test_a_model_above_the_floors_has_no_such_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPARE, "--peers", "", "--examples", "3000"]) == 0
+    assert capsys.readouterr().out.startswith("labels: 3,000 examples")
 
 
 def test_what_a_file_holds_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Columns that drift are found, and columns that stay as they are, or become known, are not."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import astuple
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from service.fold.schema.schema import Column, Schema
 from service.fold.state import State
 from service.monitoring import columns
-from service.monitoring.columns import FIRST, ColumnDrift, ColumnWindows
+from service.monitoring.columns import FIRST, Chart, ColumnDrift, ColumnWindows
 from streams.rows.records import from_json
+from tests.support.charts import false_alarms
 from tests.support.named import a_row_spec, a_row_state, extend
 from tests.support.states import a_state, step
 
@@ -75,8 +77,7 @@ def copied(watched: Watched) -> Watched:
     state = a_row_state(watched.state.spec)
     state.load(watched.state.tensors(), watched.state.version, watched.state.examples)
     other = Watched(state)
-    for name, value in vars(watched.windows).items():
-        setattr(other.windows, name, value.copy() if isinstance(value, np.ndarray) else value)
+    other.windows = deepcopy(watched.windows)
     return other
 
 
@@ -103,6 +104,12 @@ CHANGES: dict[str, tuple[str, Change]] = {
         "age", lambda row, _: "age" in row and row.update(age=row["age"] + 10.0)
     ),
     "the unit changes": ("price", lambda row, _: row.update(price=row["price"] * 100)),
+    "a value of few becomes the rule": (
+        "plan", lambda row, random: random.random() < 0.5 and row.update(plan="plan 1")
+    ),
+    "numbers deviate three times as much": (
+        "age", lambda row, _: "age" in row and row.update(age=40.0 + 3 * (row["age"] - 40.0))
+    ),
     "the texts are other ones": (
         "plan", lambda row, random: row.update(plan=f"{row['plan']} of {random.integers(1_000)}")
     ),
@@ -115,6 +122,46 @@ def test_a_column_that_changes_drifts_and_no_other(steady: Watched, what: str) -
     other = copied(steady)
     other.learn(stream(2, change), 15)
     assert other.drifting == {column}
+
+
+KINDS_OF = {
+    "a column falls silent": "missing",
+    "missing numbers come back": "missing",
+    "the mean moves by a deviation": "mean",
+    "a value of few becomes the rule": "values",
+    "numbers deviate three times as much": "scale",
+    "the texts are other ones": "new_keys",
+}
+
+
+@pytest.mark.parametrize("what", KINDS_OF)
+def test_what_changed_is_named_with_its_first_example_and_its_statistic(
+    steady: Watched, what: str
+) -> None:
+    column, change = CHANGES[what]
+    other = copied(steady)
+    found = other.learn(stream(2, change), 15)[column]
+    named = {one.kind: one for one in found.changes}
+    one = named[KINDS_OF[what]]
+    assert LONG * N < one.since <= (LONG + 15) * N
+    assert one.statistic > one.limit > 4.0
+
+
+def test_the_limit_grows_with_the_numbers_that_are_watched() -> None:
+    limits = []
+    for width in (1, 10, 100):
+        chart = Chart()
+        chart.widen(width)
+        for values in np.random.default_rng(0).normal(size=(FIRST, 5, width)):
+            chart.take(values, np.ones_like(values))
+        limits.append(chart.limit)
+    assert limits == pytest.approx([4.11, 4.61, 5.07], abs=0.01)
+
+
+@pytest.mark.parametrize("width", [1, 30])
+def test_noise_seldom_drifts_however_many_columns_are_watched(width: int) -> None:
+    """Without LEAST: 10,000 blocks, a million rows at least."""
+    assert false_alarms(width, blocks=10_000) <= 10
 
 
 def test_a_silent_column_drifts_within_three_blocks_and_keeps_its_mean(steady: Watched) -> None:
@@ -169,7 +216,7 @@ def test_few_rows_wait_for_more() -> None:
     watched = Watched()
     few = (rows[: N // 4] for rows in stream())
     watched.learn(few, 3)
-    assert astuple(watched.windows.read()["plan"]) == (None,) * 5 + (False,)
+    assert astuple(watched.windows.read()["plan"]) == (None,) * 5 + ((),)
     found = watched.learn(few, 1)
     assert found["plan"].missing == 0.0
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from pydantic import SecretStr
 
-from service.fold.drift import Event
+from service.fold.drift.events import Event
 from service.log.position import EntryId, Position
 from service.monitoring.notify import TRIES, Webhook
 from service.settings import SettingsError, load_settings

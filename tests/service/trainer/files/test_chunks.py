@@ -154,7 +154,7 @@ def test_a_small_table_stays_in_the_file(tmp_path: Path) -> None:
     learn(state, 0)
     info = store.write(copy_of(state, 1, store))
     assert [info.path] == list(tmp_path.iterdir())
-    assert decode(info.path.read_bytes()).metadata["format"] == 3, "older versions read it"
+    assert decode(info.path.read_bytes()).metadata["format"] == 5
 
 
 @pytest.mark.usefixtures("large")

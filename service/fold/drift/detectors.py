@@ -7,7 +7,7 @@ so a detector keeps the numbers that it was given since its last reset. Feeding 
 restores it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -138,12 +138,30 @@ def find_change(numbers: list[float], is_rise: bool = False) -> Change:
     Change(before=0.1, after=0.6)
     """
     x = np.asarray(numbers)
-    evidence = _evidence(x)
-    at = 1 + int(np.argmax(evidence if is_rise else np.abs(evidence)))
-    sign, side = np.sign(evidence[at - 1]), SIDE
+    at = change_at(numbers, is_rise)
+    sign, side = np.sign(_evidence(x)[at - 1]), SIDE
     while side < len(x) and np.sign(_means(x, at, side).rise) != sign:
         side *= 2
     return _means(x, at, side)
+
+
+def change_at(numbers: Sequence[float], is_rise: bool = False) -> int:
+    """Return the index of the first number after the likeliest single change of the mean.
+
+    Args:
+        numbers: two or more.
+        is_rise: True if only a rise counts.
+
+    >>> change_at([0.1, 0.1, 0.1, 0.6, 0.6])
+    3
+    """
+    evidence = _evidence(np.asarray(numbers))
+    return 1 + int(np.argmax(evidence if is_rise else np.abs(evidence)))
+
+
+def means_at(numbers: Sequence[float], at: int) -> Change:
+    """Return the means of SIDE numbers before and from an index on, of fewer at the ends."""
+    return _means(np.asarray(numbers), at, SIDE)
 
 
 def find_recent_change(numbers: list[float]) -> Change:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from service.fold import drift
-from service.fold.detectors import SEARCHED, SIDE
-from service.fold.drift import Monitor
+from service.fold.drift import monitor as drift
+from service.fold.drift.detectors import SEARCHED, SIDE
+from service.fold.drift.monitor import Monitor
 from service.fold.report import Report
 from service.log.position import EntryId, Position
 from streams.recovery import WINDOW

@@ -8,13 +8,15 @@ and not on the examples; the digest of the state does not cover them.
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from service.fold.detectors import MAKERS, Detector
+from service.fold.drift.detectors import MAKERS, Change, Detector
+from service.fold.drift.events import DIRECTIONS, Event
+from service.fold.drift.excess import NAME as EXCESS
+from service.fold.drift.excess import ExcessLoss
 from service.fold.report import Report
 from service.fold.spec import FOLD_VERSION
 from service.log.position import Position
@@ -25,52 +27,11 @@ MIN_EXAMPLES = 100
 MAX_EVENTS = 100
 MAX_PENDING = 1_024
 """Most reports on a device that may wait to be read."""
-DIRECTIONS = ("worse", "better")
-NAMES = tuple(MAKERS)
+NAMES = (*MAKERS, EXCESS)
+"""Detectors; a number in a checkpoint names each, so a new one comes last."""
 PREFIX = "drift."
 """Prefix of the names of the monitor's tensors."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """One detected change."""
-
-    id: int
-    """1, 2, …; each is used once."""
-    detector: str
-    direction: str
-    """``worse`` or ``better``."""
-    examples: int
-    """Examples learned when it was detected."""
-    model_version: int
-    accuracy_before: float
-    accuracy_after: float
-    recovery_examples: int | None
-    """After a change for the worse, the examples to recover from the event (`streams.recovery`).
-    The goal is the accuracy before the event, or before the dip in which it lies. None until then;
-    it stays None if the detector finds another change for the worse first."""
-    position: Position
-    """Position in the log when it was detected."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.detector}: {self.direction}, {self.accuracy_before:.1%} → "
-            f"{self.accuracy_after:.1%} after {self.examples} examples"
-        )
-
-    def shown(self) -> dict[str, Any]:
-        """Return the event as JSON shows it."""
-        return asdict(self) | {"position": str(self.position), "time": self.time}
-
-    @property
-    def is_fall(self) -> bool:
-        """True if the error grew."""
-        return self.direction == "worse"
-
-    @property
-    def time(self) -> float:
-        """Unix time in seconds at which the entry at the position was added to the log."""
-        return self.position.entry.milliseconds / 1000
+COUNTS, EXCESS_TENSOR = PREFIX + "counts", PREFIX + EXCESS
 
 
 class Monitor:
@@ -83,7 +44,8 @@ class Monitor:
         self.fold_version = FOLD_VERSION
         """Version of the fold that took the steps that are added. Version 1 counted recoveries to
         the end of the window, and did not keep the goal of an earlier dip. Version 2 looked for a
-        change only among the newest numbers of a detector."""
+        change only among the newest numbers of a detector. Version 3 did not test the excess
+        loss."""
         self._pending: list[tuple[Report, int, int, Position]] = []
         self._reset()
 
@@ -93,7 +55,8 @@ class Monitor:
         self.counts = {(name, direction): 0 for name in NAMES for direction in DIRECTIONS}
         """Counts of all events so far."""
         self.last_recovery: int | None = None
-        self._detectors = {name: Detector(name) for name in NAMES}
+        self._detectors = {name: Detector(name) for name in MAKERS}
+        self._excess = ExcessLoss()
         self._correct = self._gathered = 0
         """Counts of the examples that do not make a number yet."""
         self._recent: deque[tuple[int, int]] = deque()
@@ -117,8 +80,8 @@ class Monitor:
             position: end of the batch's cut.
         """
         if not isinstance(report.accuracy, Tensor) and not self._pending:
-            self._take(float(report.accuracy), float(report.loss), report.version, batch, examples,
-                       position)  # fmt: skip
+            self._take(float(report.accuracy), float(report.loss), float(report.floor),
+                       report.version, batch, examples, position)  # fmt: skip
             return
         self._pending.append((report, batch, examples, position))
         if len(self._pending) >= MAX_PENDING:
@@ -130,22 +93,26 @@ class Monitor:
             return
         pending, self._pending = self._pending, []
         found = torch.stack(
-            [torch.as_tensor(x).float() for r, *_ in pending for x in (r.accuracy, r.loss)]
+            [torch.as_tensor(x).float() for r, *_ in pending for x in (r.accuracy, r.loss, r.floor)]
         ).tolist()
-        for (report, batch, examples, position), accuracy, loss in zip(
-            pending, found[::2], found[1::2], strict=True
+        for (report, batch, examples, position), accuracy, loss, floor in zip(
+            pending, found[::3], found[1::3], found[2::3], strict=True
         ):
-            self._take(accuracy, loss, report.version, batch, examples, position)
+            self._take(accuracy, loss, floor, report.version, batch, examples, position)
 
     def _take(
-        self, accuracy: float, loss: float, version: int, batch: int, examples: int,
-        position: Position,
+        self, accuracy: float, loss: float, floor: float, version: int, batch: int,
+        examples: int, position: Position,
     ) -> None:  # fmt: skip
         if not math.isfinite(loss):
             return  # the batch was not scored
         correct = round(accuracy * batch)
         self._roll(correct, batch)
         self._measure_recovery(examples)
+        if self.fold_version >= 4 and math.isfinite(floor):
+            change = self._excess.update(loss - floor, correct, batch)
+            if change is not None:
+                self._add(EXCESS, "worse", change, examples, version, position)
         self._correct += correct
         self._gathered += batch
         if self._gathered < MIN_EXAMPLES:
@@ -156,12 +123,19 @@ class Monitor:
             if (change := detector.update(error, self.fold_version)) is None:
                 continue
             direction = "worse" if change.rise > 0 else "better"
-            self.counts[name, direction] += 1
-            event = Event(
-                sum(self.counts.values()), name, direction, examples, version,
-                1.0 - change.before, 1.0 - change.after, None, position,
-            )  # fmt: skip
-            self.events = (*self.events, event)[-MAX_EVENTS:]
+            self._add(name, direction, change, examples, version, position)
+
+    def _add(
+        self, name: str, direction: str, change: Change, examples: int, version: int,
+        position: Position,
+    ) -> None:  # fmt: skip
+        """Add an event; the change is that of the error rate."""
+        self.counts[name, direction] += 1
+        event = Event(
+            sum(self.counts.values()), name, direction, examples, version,
+            1.0 - change.before, 1.0 - change.after, None, position,
+        )  # fmt: skip
+        self.events = (*self.events, event)[-MAX_EVENTS:]
 
     def _roll(self, correct: int, batch: int) -> None:
         self._recent.append((correct, batch))
@@ -214,14 +188,14 @@ class Monitor:
         ]  # fmt: skip
         last = -1 if self.last_recovery is None else self.last_recovery
         whole = [self._correct, self._gathered, last, *self.counts.values()]
-        return {
-            "drift.events": torch.tensor(rows, dtype=torch.float64).reshape(-1, 8),
-            "drift.counts": torch.tensor(whole, dtype=torch.int64),
-            "drift.recent": torch.tensor(list(self._recent), dtype=torch.int64).reshape(-1, 2),
-        } | {
-            f"drift.{name}": torch.tensor(detector.numbers, dtype=torch.float64)
-            for name, detector in self._detectors.items()
+        named = {
+            "events": torch.tensor(rows, dtype=torch.float64).reshape(-1, 8),
+            "counts": torch.tensor(whole, dtype=torch.int64),
+            "recent": torch.tensor(list(self._recent), dtype=torch.int64).reshape(-1, 2),
         }
+        for name, detector in self._detectors.items():
+            named[name] = torch.tensor(detector.numbers, dtype=torch.float64)
+        return {PREFIX + k: v for k, v in (named | self._excess.tensors()).items()}
 
     def positions(self) -> tuple[Position, ...]:
         """Return the events' positions in the log."""
@@ -229,6 +203,8 @@ class Monitor:
 
     def load(self, tensors: dict[str, Tensor], positions: Sequence[Position]) -> None:
         """Restore what `tensors` and `positions` returned; if there are no tensors, start afresh.
+
+        If they are of an earlier version, which had no test of the excess loss, that begins now.
 
         Raises:
             ValueError: they are not those of a monitor; nothing is changed then.
@@ -239,13 +215,16 @@ class Monitor:
         self._reset()
         if not tensors:
             return
-        self._correct, self._gathered, last, *counts = tensors["drift.counts"].tolist()
+        self._correct, self._gathered, last, *counts = tensors[COUNTS].tolist()
         self.last_recovery = None if last < 0 else last
-        self.counts = dict(zip(self.counts, counts, strict=True))
+        self.counts |= dict(zip(self.counts, counts, strict=False))
         for correct, batch in tensors["drift.recent"].tolist():
             self._roll(correct, batch)
-        for name in NAMES:
+        for name in MAKERS:
             self._detectors[name] = Detector(name, tensors[f"drift.{name}"].tolist())
+        if EXCESS_TENSOR in tensors:
+            blocks = tensors[f"{EXCESS_TENSOR}.blocks"].tolist()
+            self._excess = ExcessLoss.load(tensors[EXCESS_TENSOR].tolist(), blocks)
         self.events = tuple(
             _event(row, position)
             for row, position in zip(tensors["drift.events"].tolist(), positions, strict=True)
@@ -272,6 +251,9 @@ def check(tensors: dict[str, Tensor], positions: int) -> None:
         ValueError: they are not; the message names the first that is wrong.
     """
     wanted = Monitor().tensors()
+    if EXCESS_TENSOR not in tensors:
+        wanted = {k: v for k, v in wanted.items() if not k.startswith(EXCESS_TENSOR)}
+        wanted[COUNTS] = wanted[COUNTS][: -len(DIRECTIONS)]
     if tensors.keys() != wanted.keys():
         raise ValueError(f"tensors differ: {sorted(tensors.keys() ^ wanted.keys())[:4]}")
     for name, own in wanted.items():
@@ -279,12 +261,15 @@ def check(tensors: dict[str, Tensor], positions: int) -> None:
         form = (tensor.dtype, tensor.dim(), tensor.shape[1:])
         if form != (own.dtype, own.dim(), own.shape[1:]) or not tensor.isfinite().all():
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, or not finite")
-    counts, events = tensors["drift.counts"], tensors["drift.events"]
-    if len(counts) != len(wanted["drift.counts"]) or len(events) != positions:
+    counts, events = tensors[COUNTS], tensors["drift.events"]
+    if len(counts) != len(wanted[COUNTS]) or len(events) != positions:
         raise ValueError(f"drift.counts holds {counts.tolist()}, with {positions} positions")
     kinds = torch.tensor([len(NAMES), len(DIRECTIONS)])
     if ((events[:, 1:3] < 0) | (events[:, 1:3] >= kinds)).any():
         raise ValueError("drift.events names an unknown detector or direction")
-    for name in NAMES:
+    if EXCESS_TENSOR in tensors:
+        blocks = tensors[f"{EXCESS_TENSOR}.blocks"].tolist()
+        ExcessLoss.load(tensors[EXCESS_TENSOR].tolist(), blocks)
+    for name in MAKERS:
         if ((tensors[f"drift.{name}"] < 0) | (tensors[f"drift.{name}"] > 1)).any():
             raise ValueError(f"drift.{name} holds numbers that are not error rates")

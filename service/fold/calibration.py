@@ -1,0 +1,172 @@
+"""Calibration of the mixture's probabilities: online Platt scaling, hedged by what it is given.
+
+Let x be the log odds of class 1 with two classes, and of the predicted class with more, and t
+whether that class came. Platt scaling [J. Platt, 'Probabilistic outputs for support vector
+machines', 1999] answers q = 1 / (1 + exp(-a x - b)). Online [C. Gupta, A. Ramdas, 'Online Platt
+scaling with calibeating', ICML 2023], a batch takes one Newton step, which has no step size:
+
+    A ← A + Σ q (1 - q) [x, 1]ᵀ [x, 1],   [a, b] ← [a, b] - A⁻¹ Σ (q - t) [x, 1],
+
+from A = PRIOR · I, a = 1 and b = 0, with a and b kept within bounds. The other classes share 1 - q
+in their old proportions. q is kept where the predicted class stays the likeliest, so calibration
+never changes a label.
+
+The answer is w q + (1 - w) p. The weight w follows the log losses of both as the pool's weights
+follow its experts' (Fixed Share, `funnel.pool.mixing`), so calibration that does not help loses
+its weight. The paper's hedged binning is not used: it would change which class is the likeliest.
+
+All is a function of (state, batch), on the device, without a host read. Weights of examples do not
+count.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from service.fold.scoring.classification import Scores
+
+PRIOR = 30.0
+"""Examples at even odds, or so, that a = 1 and b = 0 count as."""
+SLOPES, OFFSETS = (0.25, 4.0), (-4.0, 4.0)
+"""Bounds of a and b."""
+MOST_ODDS = 15.0
+"""Log odds beyond which probabilities are taken as equally certain."""
+RATE, SHARE = 0.2, 2e-4
+"""η of Fixed Share, in 1 / nat, and the share of the weight redistributed per example."""
+TINY = 1e-30
+"""Least probability that differs from 0 here."""
+EDGE = 1e-12
+"""Least distance of w from 0 and 1."""
+
+
+class Calibration:
+    """The coefficients, and the weight of their answer.
+
+    Args:
+        classes: number of classes that are open.
+        device: where probabilities will be.
+        room: number of classes that there is room for; None for those that are open.
+    """
+
+    def __init__(self, classes: int, device: torch.device, room: int | None = None) -> None:
+        self.classes = classes
+        self.scores = Scores(classes, device, room)
+        """Scores of the calibrated probabilities; the learner has those of the ones it is given."""
+        self.answer = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64, device=device)
+        """a, b, w."""
+        self.curvature = PRIOR * torch.eye(2, dtype=torch.float64, device=device)
+        """A."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state by name, the tensors themselves."""
+        scores = {f"scores.{k}": v for k, v in self.scores.tensors().items()}
+        return {"answer": self.answer, "curvature": self.curvature} | scores
+
+    def resize(self, classes: int, room: int) -> None:
+        """Continue with more classes; with a third one, x is another, and a and b begin again.
+
+        Args:
+            classes: number of classes that are open, no smaller than before.
+            room: number of classes that there is room for, no smaller than before.
+        """
+        if self.classes <= 2 < classes:
+            fresh = Calibration(classes, self.answer.device)
+            self.answer.copy_(fresh.answer)
+            self.curvature.copy_(fresh.curvature)
+        self.classes = classes
+        self.scores.resize(classes, room)
+
+    def learn(
+        self, probabilities: Tensor, predicted: Tensor, labels: Tensor, finite: Tensor, keep: Tensor
+    ) -> None:
+        """Score what is answered for a batch, and learn from it.
+
+        Args:
+            probabilities: of the mixture, fp32 [n, classes].
+            predicted: labels, int64 [n].
+            labels: int64 [n].
+            finite: bool, 0-dim; where it is False nothing is scored.
+            keep: bool, 0-dim; where it is False nothing is learned.
+        """
+        if self.classes < 2:
+            own = probabilities.gather(1, labels[:, None]).squeeze(1)
+            losses = -own.clamp(min=TINY).log()
+            self.scores.update(probabilities, predicted, labels, losses, finite)
+            return
+        found = scaled_by(self.classes, probabilities, predicted, self.answer)
+        a, b, weight = self.answer.unbind()
+        answered = weight * found.scaled + (1.0 - weight) * found.given
+        each = torch.stack([answered, found.scaled, found.given])
+        logs = each.gather(2, labels[:, None].expand(3, -1, 1)).squeeze(2).clamp(min=TINY).log()
+        self.scores.update(answered.float(), predicted, labels, -logs[0].float(), finite)
+        off = found.platt - (labels == found.watched).double()
+        slope = found.platt * (1.0 - found.platt)
+        inputs = torch.stack([found.odds, torch.ones_like(slope)])
+        curvature = self.curvature + (slope * inputs) @ inputs.T
+        aa, ab, _, bb = curvature.flatten().unbind()
+        d_a, d_b = (inputs @ off).unbind()
+        det = aa * bb - ab * ab
+        evidence = torch.logit(weight, eps=EDGE) + RATE * (logs[1] - logs[2]).sum()
+        dealt = -math.expm1(len(labels) * math.log1p(-SHARE))
+        new = torch.stack(
+            [
+                (a - (bb * d_a - ab * d_b) / det).clamp(*SLOPES),
+                (b - (aa * d_b - ab * d_a) / det).clamp(*OFFSETS),
+                (1.0 - dealt) * torch.sigmoid(evidence) + dealt / 2,
+            ]
+        )
+        self.answer.copy_(torch.where(keep, new, self.answer))
+        self.curvature.copy_(torch.where(keep, curvature, self.curvature))
+
+
+def calibrated(classes: int, probabilities: Tensor, predicted: Tensor, answer: Tensor) -> Tensor:
+    """Return calibrated probabilities, fp32 [n, classes]; the predicted class stays the likeliest.
+
+    Args:
+        classes: number of classes that are open.
+        probabilities: of the mixture, fp32 [n, classes].
+        predicted: the likeliest class, int64 [n].
+        answer: of a `Calibration`, float64 [3].
+    """
+    if classes < 2:
+        return probabilities
+    found = scaled_by(classes, probabilities, predicted, answer)
+    return (answer[2] * found.scaled + (1.0 - answer[2]) * found.given).float()
+
+
+class Scaled(NamedTuple):
+    """A batch after Platt scaling, float64."""
+
+    given: Tensor
+    """Probabilities of the mixture, [n, classes]."""
+    watched: Tensor
+    """The class whose log odds are x, int64 [n]."""
+    odds: Tensor
+    """x, [n]."""
+    platt: Tensor
+    """q, [n], before it is kept where the predicted class stays the likeliest."""
+    scaled: Tensor
+    """Probabilities after scaling, [n, classes]."""
+
+
+def scaled_by(classes: int, probabilities: Tensor, predicted: Tensor, answer: Tensor) -> Scaled:
+    """Return a batch after Platt scaling; the arguments are those of `calibrated`."""
+    given = probabilities.double()
+    others = given.scatter(1, predicted[:, None], 0.0)
+    rest, second = others.sum(dim=1), others.amax(dim=1)
+    top = given.gather(1, predicted[:, None]).squeeze(1)
+    odds = top.clamp(min=TINY).log() - rest.clamp(min=TINY).log()
+    odds = odds.clamp(-MOST_ODDS, MOST_ODDS)
+    watched, is_watched = predicted, torch.ones_like(predicted, dtype=torch.bool)
+    if classes == 2:
+        watched, is_watched = torch.ones_like(predicted), predicted == 1
+        odds = torch.where(is_watched, odds, -odds)
+    platt = torch.sigmoid(answer[0] * odds + answer[1])
+    kept = torch.maximum(
+        torch.where(is_watched, platt, 1.0 - platt), second / (second + rest).clamp(min=TINY)
+    )
+    spread = others * ((1.0 - kept) / rest.clamp(min=TINY))[:, None]
+    whole = spread.scatter(1, predicted[:, None], kept[:, None])
+    return Scaled(given, watched, odds, platt, torch.where(rest[:, None] > TINY, whole, given))

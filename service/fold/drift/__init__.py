@@ -1,0 +1,1 @@
+"""Drift of the served model: the detectors of changes, and the events that they give."""

@@ -1,0 +1,50 @@
+"""A drift event: one detected change in the predictions of the served model."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from service.log.position import Position
+
+DIRECTIONS = ("worse", "better")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One detected change."""
+
+    id: int
+    """1, 2, …; each is used once."""
+    detector: str
+    direction: str
+    """``worse`` or ``better``."""
+    examples: int
+    """Examples learned when it was detected."""
+    model_version: int
+    accuracy_before: float
+    accuracy_after: float
+    recovery_examples: int | None
+    """After a change for the worse, the examples to recover from the event (`streams.recovery`).
+    The goal is the accuracy before the event, or before the dip in which it lies. None until then;
+    it stays None if the detector finds another change for the worse first."""
+    position: Position
+    """Position in the log when it was detected."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.detector}: {self.direction}, {self.accuracy_before:.1%} → "
+            f"{self.accuracy_after:.1%} after {self.examples} examples"
+        )
+
+    def shown(self) -> dict[str, Any]:
+        """Return the event as JSON shows it."""
+        return asdict(self) | {"position": str(self.position), "time": self.time}
+
+    @property
+    def is_fall(self) -> bool:
+        """True if the error grew."""
+        return self.direction == "worse"
+
+    @property
+    def time(self) -> float:
+        """Unix time in seconds at which the entry at the position was added to the log."""
+        return self.position.entry.milliseconds / 1000

@@ -1,0 +1,51 @@
+// Scores of all learners and floors over the last 1,000 examples, as GET /model has them.
+
+import { element } from "./charts.js";
+
+const WINDOW = "1000";
+const CLASSES = 15;
+const byId = (id) => document.getElementById(id);
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const nats = (value) => value.toFixed(3);
+const COLUMNS = [
+  ["Accuracy", "accuracy", percent],
+  ["Balanced", "balanced_accuracy", percent],
+  ["Log loss", "log_loss", nats],
+  ["Brier", "brier", nats],
+  ["AUC", "auc", nats],
+  ["PR-AUC", "pr_auc", nats],
+  ["ECE", "ece", nats],
+];
+
+// scores: by learner, then by window; below: sentences on where the model is below a floor.
+export function showScores({ scores, below_floors: below, classes, by_class: byClass }) {
+  showBelow(below);
+  const rows = Object.entries(scores).map(([name, windows]) => [name, windows[WINDOW]]);
+  byId("scores").hidden = rows.length === 0;
+  if (!rows.length) return;
+  const known = COLUMNS.filter(([, key]) => rows.some(([, own]) => own[key] !== null));
+  const table = byId("learners");
+  table.tHead.replaceChildren(element("tr", {}, ...["Learner", ...known.map(([title]) => title)]
+    .map((title) => element("th", { scope: "col" }, title))));
+  table.tBodies[0].replaceChildren(...rows.map(([name, own]) => element("tr", {},
+    element("th", { scope: "row" }, name),
+    ...known.map(([, key, form]) => element("td", {}, own[key] === null ? "–" : form(own[key]))))));
+  showClasses(classes, byClass[WINDOW]);
+}
+
+function showBelow(below) {
+  const shown = byId("below");
+  const words = below.length
+    ? `Over the last 1,000 examples the model is ${below.join("; it is ")}. A rule without a model does better.`
+    : "";
+  shown.hidden = !words;
+  if (shown.textContent !== words) shown.textContent = words;
+}
+
+function showClasses(classes, { recall, precision }) {
+  const known = classes.map((name, k) => [name, recall[k], precision[k]])
+    .filter(([, share]) => share !== null).sort((a, b) => a[1] - b[1]).slice(0, CLASSES);
+  const say = (share) => (share === null ? "–" : percent(share));
+  byId("classes").tBodies[0].replaceChildren(...known.map(([name, found, right]) => element("tr", {},
+    element("th", { scope: "row" }, name), element("td", {}, say(found)), element("td", {}, say(right)))));
+}

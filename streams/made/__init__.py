@@ -1,0 +1,1 @@
+"""Streams of rows that are made up, with the true probability of each label."""

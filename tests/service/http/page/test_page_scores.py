@@ -1,0 +1,81 @@
+"""The page says first where the model is below a floor, and shows the scores of all learners."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streams.batch import Batch
+from tests.support.browser import PROGRAM, Page, browsing
+from tests.support.harness import SAFETENSORS, ServiceProcess, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="needs chromium")]
+
+OPTIONS = {
+    "features": 6, "classes": 2, "batch_size": 100, "max_wait_ms": 20, "shadow": "adagrad",
+    "optimizer": "sgd", "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Page]:
+    with browsing(tmp_path / "browser") as page:
+        yield page
+
+
+def learn(service: ServiceProcess, says: bool) -> None:
+    """Send labels of which 8 % are 1; features say which they are, or nothing."""
+    random = np.random.default_rng(0)
+    with service.client() as client:
+        for _ in range(15):
+            labels = (random.random(100) < 0.08).astype(np.int64)
+            features = random.normal(size=(100, 6)).astype(np.float32)
+            features[:, 0] += 6.0 * says * labels
+            body = Batch(features, labels).to_bytes()
+            answer = client.post("/learn?wait=applied", content=body, headers=SAFETENSORS)
+            answer.raise_for_status()
+
+
+def test_a_model_below_a_floor_is_said_first(tmp_path: Path, browser: Page) -> None:
+    with serving(tmp_path / "service", **OPTIONS, lr=50.0) as service:
+        learn(service, says=False)
+        browser.open(service.url)
+        browser.wait_for("document.getElementById('below').hidden === false")
+        words = browser.evaluate("document.querySelector('main').firstElementChild.textContent")
+        assert words.startswith(
+            "Over the last 1,000 examples the model is below the floor majority: accuracy "
+        )
+        assert "A rule without a model does better." in words
+        with service.client() as client:
+            assert client.get("/model").json()["below_floors"]
+        assert browser.problems == []
+
+
+def test_floors_are_thin_lines_and_all_have_scores(tmp_path: Path, browser: Page) -> None:
+    with serving(tmp_path / "service", **OPTIONS, lr=0.5) as service:
+        learn(service, says=True)
+        browser.open(service.url)
+        browser.wait_for("document.querySelectorAll('#learners tbody tr').length === 4")
+        heads = browser.evaluate(
+            "[...document.querySelectorAll('#learners th[scope=row]')].map(t => t.textContent)"
+        )
+        assert heads == ["served", "adagrad", "majority", "no_change"]
+        assert browser.evaluate("document.getElementById('below').hidden")
+        columns = browser.evaluate(
+            "[...document.querySelectorAll('#learners th[scope=col]')].map(t => t.textContent)"
+        )
+        assert columns == [
+            "Learner", "Accuracy", "Balanced", "Log loss", "Brier", "AUC", "PR-AUC", "ECE",
+        ]  # fmt: skip
+        cells = browser.evaluate(
+            "[...document.querySelectorAll('#learners td')].map(t => t.textContent)"
+        )
+        assert "–" not in cells
+        assert browser.evaluate("document.querySelectorAll('#classes tbody tr').length") == 2
+        browser.wait_for("document.querySelectorAll('#accuracy .line.floor').length === 2")
+        names = browser.evaluate(
+            "[...document.querySelectorAll('#accuracy .legend li')].map(l => l.textContent)"
+        )
+        assert names == heads
+        assert browser.problems == []
