@@ -102,9 +102,9 @@ class Scores:
             torch.zeros(learners, 2, BINS, dtype=torch.int64, device=device),
             self._blank(learners, device),
         )
-        self.ring = torch.full((learners, RING, 5), math.nan, device=device)
-        """Outcomes at example index modulo RING. Until an example is scored, all is NaN; of those
-        that an earlier version scored, NORM and CONFIDENCE are."""
+        self.ring = torch.zeros(learners, RING, 5, device=device)
+        """Outcomes at example index modulo RING. For examples that an earlier version scored, NORM
+        and CONFIDENCE are NaN, and all fields are if that version no longer held the outcome."""
         self._slots = torch.arange(RING, device=device)
 
     def _blank(self, learners: int, device: torch.device) -> Tensor:
@@ -292,6 +292,7 @@ class Scores:
         total = Counts(*(own + more for own, more in zip(counts, pending, strict=True)))
         windows = {TOTAL: self._measures(total, brief.accuracy, brief.loss)}
         newest = self._newest(learner, scored, RING)
+        newest = newest[~newest[:, LABEL].isnan()]
         for window in WINDOWS:
             rows = newest[-window:]
             right = (rows[:, LABEL] == rows[:, PREDICTED]).double().mean()
