@@ -68,7 +68,7 @@ class Point(BaseModel):
     learners: dict[str, ScorePoint]
     """The served one first, then its shadows."""
     floors: dict[str, ScorePoint]
-    """What the served one must beat, on the same examples."""
+    """Floors, which the served learner must beat, on the same examples."""
     tensors: dict[str, TensorPoint]
     """Tensors of the served model."""
     throughput: Short | None

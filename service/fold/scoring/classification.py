@@ -102,9 +102,9 @@ class Scores:
             torch.zeros(learners, 2, BINS, dtype=torch.int64, device=device),
             self._blank(learners, device),
         )
-        self.ring = torch.full((learners, RING, 5), math.nan, device=device)
-        """Outcomes at example index modulo RING. Until an example is scored, all is NaN; of those
-        that an earlier version scored, NORM and CONFIDENCE are."""
+        self.ring = torch.zeros(learners, RING, 5, device=device)
+        """Outcomes at example index modulo RING. For examples that an earlier version scored, NORM
+        and CONFIDENCE are NaN, and all fields are if that version no longer held the outcome."""
         self._slots = torch.arange(RING, device=device)
 
     def _blank(self, learners: int, device: torch.device) -> Tensor:
@@ -219,8 +219,8 @@ class Scores:
             outcomes: fp32 [K, m, 5].
             which: of them are counted, bool [m]; the others may be NaN.
         """
-        outcomes = torch.where(which[:, None], outcomes, 0.0)
-        losses, norms, confidence, label, guess = outcomes.unbind(dim=2)
+        fields = outcomes.movedim(2, 0).contiguous()  # logarithms take five times as long otherwise
+        losses, norms, confidence, label, guess = torch.where(which, fields, 0.0)
         labels, predicted = label.long(), guess.long()
         predicted = torch.where(predicted < 0, (labels + 1) % max(self.classes, 1), predicted)
         right = (label == guess) & which
@@ -292,6 +292,7 @@ class Scores:
         total = Counts(*(own + more for own, more in zip(counts, pending, strict=True)))
         windows = {TOTAL: self._measures(total, brief.accuracy, brief.loss)}
         newest = self._newest(learner, scored, RING)
+        newest = newest[~newest[:, LABEL].isnan()]
         for window in WINDOWS:
             rows = newest[-window:]
             right = (rows[:, LABEL] == rows[:, PREDICTED]).double().mean()

@@ -51,7 +51,7 @@ class Floors:
         """1 and the examples whose label was the last one before their batch; 2 and all examples
         that had such a label before them."""
         self.scores = Scores(opened, device, room, len(FLOORS))
-        """Of the floors, in the order of FLOORS."""
+        """The scores of the floors, in the order of FLOORS."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""

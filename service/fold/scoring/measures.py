@@ -50,10 +50,10 @@ class CalibrationPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Measures:
-    """What is known of the predictions of some examples; NaN where it is not defined."""
+    """Scores of the predictions of some examples; NaN where one is not defined."""
 
     examples: int
-    """Those of them whose probabilities are known; the rest was learned by an earlier version."""
+    """Number of the examples whose probabilities are known; earlier versions did not keep them."""
     accuracy: float
     log_loss: float
     """Mean cross-entropy in nats."""

@@ -255,7 +255,7 @@ FLOORS = ("mean", "no_change")
 
 
 class NumberFloors:
-    """What a model of numbers must beat, ``mean`` and ``no_change``, and how well it predicted.
+    """The floors of a model of numbers, ``mean`` and ``no_change``, and how well they predicted.
 
     ``mean`` predicts the mean of the targets of the batches before, with their standard deviation;
     ``no_change`` the last of them, with the root mean square of the errors that it has made. Before

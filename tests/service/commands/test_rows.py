@@ -168,10 +168,8 @@ def test_weights_of_a_file_reach_funnel_and_its_peers(
     for options in (["--drop", "w"], ["--weight", "w"]):
         peers = ["--peers", "scikit-learn,vw,river-tree", "--batch-size", "40"]
         assert main(["compare", str(path), *peers, *options]) == 0
-        out = "".join(
-            line + "\n" for line in capsys.readouterr().out.splitlines() if "a floor" not in line
-        )
-        found = re.findall(r" (0\.\d{4}) ", out)
+        lines = map(re.compile("  +").split, capsys.readouterr().out.splitlines())
+        found = [line[2] for line in lines if len(line) > 4 and "a floor" not in line[0]][1:]
         learned.append(list(map(float, found)))
     plain, weighted = learned
     assert len(plain) == len(weighted) == 4

@@ -1,5 +1,6 @@
 """Scores of older checkpoint formats go on where they were."""
 
+import pytest
 import torch
 
 from service.fold.scoring.classification import Scores
@@ -52,5 +53,7 @@ def test_accuracy_and_loss_go_on_and_other_measures_begin() -> None:
     assert {w: own.examples for w, own in measured.windows.items()} == {
         "total": 100, "1000": 100, "10000": 100,
     }  # fmt: skip
+    kept = float(right[-OLD_RING:].sum() + 100) / (OLD_RING + 100)
+    assert measured.windows["10000"].accuracy == pytest.approx(kept)
     assert measured.windows["1000"].accuracy == float(right[-900:].sum() + 100) / 1_000
     assert measured.windows["total"].recall == (1.0,) * classes
