@@ -65,6 +65,7 @@ DEFAULT_EXPERTS: tuple[Expert, ...] = (
 )
 """The experts for inputs of WIDTH features (`for_width` takes others). They were chosen on six
 streams, as funnel/docs/pool.md describes."""
+NUMBER_EXPERTS: tuple[Expert, ...] = tuple(replace(e, steps=8) for e in DEFAULT_EXPERTS)
 MATTER_MOST = (0, 3, 5, 2, 1, 4)
 """Their indices, in the order in which a smaller pool should take them."""
 WIDTH = 784

@@ -33,6 +33,8 @@ Held = Mapping[str, Tensor]
 
 HUBER = 3.0
 """Standard deviations at which an error begins to count linearly."""
+REACH = 6.0
+"""Standard deviations of all numbers, around their mean, beyond which no answer goes."""
 MEMORY = 300.0
 """Examples that running means of errors remember."""
 LEAST_DEVIATION = 1e-3
@@ -56,6 +58,9 @@ class Judged(NamedTuple):
 
 class Loss(Protocol):
     """What experts answer, how it is judged, and how answers are mixed."""
+
+    limits_steps: bool
+    """True if the error is the distance to the label, beyond which no step may take an output."""
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Return what the loss has learned before the first batch, by name."""
@@ -174,6 +179,8 @@ class NumericLoss(Loss, Protocol):
 class CrossEntropy:
     """-log of the probability of the label, in nats; probabilities are the softmax of logits."""
 
+    limits_steps: ClassVar[bool] = False
+
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Return nothing: the loss learns nothing."""
         return {}
@@ -271,6 +278,7 @@ class Gaussian:
     """
 
     has_deviation: ClassVar[bool] = True
+    limits_steps: ClassVar[bool] = True
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return absolute errors of the mean; see `NumericLoss.distances`."""
@@ -290,8 +298,9 @@ class Gaussian:
         """See `Loss.judge`."""
         deviation = held["variance"].sqrt()[:-1, None, None]
         error = outputs - labels
-        losses = _gaussian(error / deviation, deviation)[:, 0]
-        answers = torch.cat([outputs, deviation.expand_as(outputs)], dim=1)
+        within = self._within(held, outputs)
+        losses = _gaussian((within - labels) / deviation, deviation)[:, 0]
+        answers = torch.cat([within, deviation.expand_as(outputs)], dim=1)
         bound = HUBER * deviation
         clipped = error.clamp(-bound, bound)
         around = (labels - held["mean"]).clamp(*_range(held["variance"][-1]))
@@ -311,7 +320,13 @@ class Gaussian:
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
         """See `Loss.answers`: mean and standard deviation."""
         deviation = held["variance"][:-1].sqrt()[:, None, None]
-        return torch.cat([outputs, deviation.expand_as(outputs)], dim=-1)
+        within = self._within(held, outputs)
+        return torch.cat([within, deviation.expand_as(outputs)], dim=-1)
+
+    def _within(self, held: Held, outputs: Tensor) -> Tensor:
+        """Return outputs within REACH of the mean of the numbers; what is not finite stays so."""
+        reach = REACH * held["variance"][-1].sqrt()
+        return outputs.sub(held["mean"]).clamp_(-reach, reach).add_(held["mean"])
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
         """See `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1 where
@@ -371,6 +386,7 @@ class Pinball:
     quantiles: tuple[float, ...]
     """Ascending, each within (0, 1)."""
     has_deviation: ClassVar[bool] = False
+    limits_steps: ClassVar[bool] = False
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return pinball losses; see `NumericLoss.distances`."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from funnel import tensorlists as lists
 from funnel.inner.interface import Inner, Rate, StateLists
-from funnel.pool.backprop import affine_gradients
+from funnel.pool.backprop import affine_gradients, affine_outputs
 from funnel.pool.expert import Expert
 from funnel.pool.loss import CROSS_ENTROPY, Held, Loss
 from funnel.pool.sparse import Inputs, pieces, with_ones
@@ -130,9 +130,28 @@ class Walk:
         for number, (some, targets, own_importance) in enumerate(parts):
             share = weighted(shares[len(targets[0])], own_importance)
             by_output = partial(self._loss.error_, self._held, targets=targets, own=own)
-            gradients = affine_gradients(self.weights, some, share, by_output)
-            for run in runs:
-                run.step([g[run.own] for g in gradients], number)
+            if not self._loss.limits_steps:
+                gradients = affine_gradients(self.weights, some, share, by_output)
+                for run in runs:
+                    run.step([g[run.own] for g in gradients], number)
+                continue
+            seen: list[Tensor] = []
+
+            def kept(outputs: Tensor) -> Tensor:
+                seen.append(outputs.clone())
+                seen.append(by_output(outputs))
+                return seen[1].clone()
+
+            gradients = affine_gradients(self.weights, some, share, kept)
+            found = [run.direction([g[run.own] for g in gradients], number) for run in runs]
+            steps = [
+                torch.cat([r.step_size[i] * d[i] for r, d in zip(runs, found, strict=True)])
+                for i in range(len(gradients))
+            ]
+            ends = affine_outputs([w - s for w, s in zip(self.weights, steps, strict=True)], some)
+            factors = within(seen[0] - ends, seen[1], own_importance)
+            for run, direction in zip(runs, found, strict=True):
+                run.go(lists.mul(direction, [factors[run.own]]*len(direction)))
         return torch.isfinite(norms_of(self.total))
 
     def precond(self) -> dict[str, list[Tensor]]:
@@ -197,10 +216,34 @@ class _Run(NamedTuple):
 
     def step(self, gradients: list[Tensor], number: int) -> None:
         """Take the step of that number, in place."""
+        self.go(self.direction(gradients, number))
+
+    def direction(self, gradients: list[Tensor], number: int) -> list[Tensor]:
+        """Return g̃ of the step of that number; the inner optimizer's state moves."""
         taken = [t[..., number] for t in self.taken]
-        precond = self.inner.precondition(gradients, self.state, taken, None)
+        return self.inner.precondition(gradients, self.state, taken, None)
+
+    def go(self, precond: list[Tensor]) -> None:
+        """Step along g̃, in place."""
         lists.add_(self.total, precond)
         lists.sub_product_(self.weights, self.step_size, precond)
+
+
+def within(moved: Tensor, error: Tensor, importance: Tensor | None) -> Tensor:
+    """Return the shares of steps that do not overshoot, [K, 1, 1], within (0, 1].
+
+    A whole step takes the error e of each example to about e - d. The share is that which is best
+    for Σ (e - f d)², but at most 1.
+
+    Args:
+        moved: d, by how much a step moves the outputs, [K, out, n].
+        error: e, [K, out, n].
+        importance: weights of the examples, fp32 [n]; None for 1.
+    """
+    weighed = weighted(moved, importance)
+    along = (weighed * error).sum(dim=(1, 2), keepdim=True)
+    size = (weighed * moved).sum(dim=(1, 2), keepdim=True)
+    return (along / size.clamp(min=1e-30)).clamp(0.0, 1.0)
 
 
 def _affine(tensors: Sequence[Tensor], out: Sequence[Tensor | None] = ()) -> list[Tensor]:

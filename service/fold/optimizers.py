@@ -2,7 +2,7 @@
 losses by task."""
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
-from funnel.pool.expert import MATTER_MOST, Expert, for_width
+from funnel.pool.expert import DEFAULT_EXPERTS, MATTER_MOST, NUMBER_EXPERTS, Expert, for_width
 from funnel.pool.loss import CROSS_ENTROPY, Binary, Gaussian, Loss, Pinball
 from service.fold.spec import MAX_EXPERTS, Hyperparameters, Spec
 from service.fold.task import Task
@@ -45,7 +45,7 @@ def experts_of(
     """
     if optimizer == "pool":
         count = spec.experts or MAX_EXPERTS  # a shadow has no count of its own
-        return some_experts(count, active)
+        return some_experts(count, active, NUMBER_EXPERTS if spec.predicts.is_numeric else DEFAULT_EXPERTS)
     learns = optimizer == "funnel"
     return [
         Expert(
@@ -58,13 +58,13 @@ def experts_of(
     ]
 
 
-def some_experts(count: int, features: int) -> list[Expert]:
+def some_experts(count: int, features: int, among=None) -> list[Expert]:
     """Return the ``count`` default experts that matter most, for inputs of this width.
 
     >>> len(some_experts(4, 784))
     4
     """
-    experts = for_width(features)
+    experts = for_width(features, among or DEFAULT_EXPERTS)
     return [experts[k] for k in sorted(MATTER_MOST[:count])]
 
 
