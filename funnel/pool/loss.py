@@ -286,27 +286,30 @@ class Gaussian:
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """See `Loss.fresh`: numbers are standardized, so mean 0 and variance 1."""
+        last = {"last": torch.zeros(1, device=device)} if experts > 1 else {}
         return {
             "mean": torch.zeros(1, device=device),
-            "variance": torch.ones(experts + 1, device=device),
+            "variance": torch.ones(experts + len(last) + 1, device=device),
             "seen": torch.zeros((), device=device),
-        }
+        } | last
 
     def judge(
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
     ) -> Judged:
         """See `Loss.judge`."""
         deviation = held["variance"].sqrt()[:-1, None, None]
-        error = outputs - labels
-        within = self._within(held, outputs)
-        losses = _gaussian((within - labels) / deviation, deviation)[:, 0]
-        answers = torch.cat([within, deviation.expand_as(outputs)], dim=1)
         bound = HUBER * deviation
-        clipped = error.clamp(-bound, bound)
-        around = (labels - held["mean"]).clamp(*_range(held["variance"][-1]))
-        squares = torch.cat([clipped[:, 0].square(), around.square()[None]])
-        summary = _means(torch.cat([squares, labels[None]]), importance)
-        return Judged(answers, losses, clipped.div_(len(labels)), summary)
+        centers = self._centers(held, outputs)
+        missed = centers - labels
+        losses = _gaussian(missed / deviation, deviation)[:, 0]
+        answers = torch.cat([centers, deviation.expand_as(centers)], dim=1)
+        squares = missed.clamp(-bound, bound)[:, 0].square()
+        around = (labels - held["mean"]).clamp(*_range(held["variance"][-1])).square()
+        means = _means(torch.cat([squares, torch.stack([around, labels])]), importance)
+        last = _last(labels, importance, held["last"]) if "last" in held else means[:0]
+        bound = bound[: len(outputs)]
+        error = (outputs - labels).clamp_(-bound, bound).div_(len(labels))
+        return Judged(answers, losses, error, torch.cat([means, last]))
 
     def targets(self, labels: Tensor, outputs: int) -> Tensor:
         """Return the numbers, fp32 [1, n]."""
@@ -320,13 +323,21 @@ class Gaussian:
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
         """See `Loss.answers`: mean and standard deviation."""
         deviation = held["variance"][:-1].sqrt()[:, None, None]
-        within = self._within(held, outputs)
-        return torch.cat([within, deviation.expand_as(outputs)], dim=-1)
+        centers = self._centers(held, outputs)
+        return torch.cat([centers, deviation.expand_as(centers)], dim=-1)
 
-    def _within(self, held: Held, outputs: Tensor) -> Tensor:
-        """Return outputs within REACH of the mean of the numbers; what is not finite stays so."""
+    def _centers(self, held: Held, outputs: Tensor) -> Tensor:
+        """Return the outputs of the experts, within REACH, and the last number if it is kept.
+
+        Args:
+            held: what the loss has learned.
+            outputs: [K, ...]; what is not finite stays so.
+        """
         reach = REACH * held["variance"][-1].sqrt()
-        return outputs.sub(held["mean"]).clamp_(-reach, reach).add_(held["mean"])
+        within = outputs.sub(held["mean"]).clamp_(-reach, reach).add_(held["mean"])
+        if "last" not in held:
+            return within
+        return torch.cat([within, held["last"].expand_as(outputs[:1])])
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
         """See `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1 where
@@ -360,11 +371,14 @@ class Gaussian:
     def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
         """See `Loss.learn`."""
         assert summary is not None, "a summary of the errors is needed"
-        rate = _rate(held["seen"], n) * learned.any()
-        each = torch.cat([learned, learned.any()[None]])
-        variance = held["variance"].lerp(summary[:-1], rate).clamp_(min=LEAST_DEVIATION**2)
+        some, count = learned.any(), len(held["variance"])
+        rate = _rate(held["seen"], n) * some
+        each = torch.cat([learned, some.expand(count - len(learned))])
+        variance = held["variance"].lerp(summary[:count], rate).clamp_(min=LEAST_DEVIATION**2)
         held["variance"].copy_(torch.where(each, variance, held["variance"]))
-        held["mean"].lerp_(summary[-1:], rate)
+        held["mean"].lerp_(summary[count : count + 1], rate)
+        if "last" in held:
+            held["last"].copy_(torch.where(some, summary[count + 1 :], held["last"]))
         held["seen"].add_(n * learned.any())
 
 
@@ -500,6 +514,15 @@ def _means(values: Tensor, importance: Tensor | None) -> Tensor:
     if importance is None:
         return values.mean(dim=-1)
     return weighted(values, importance).sum(dim=-1) / importance.sum().clamp(min=1e-12)
+
+
+def _last(labels: Tensor, importance: Tensor | None, otherwise: Tensor) -> Tensor:
+    """Return the last number, [1], of those that have a weight."""
+    if importance is None:
+        return labels[-1:]
+    order = torch.arange(1, len(labels) + 1, device=labels.device)
+    place = (order * (importance > 0)).argmax(dim=0, keepdim=True)
+    return torch.where((importance > 0).any(), labels[place], otherwise)
 
 
 def _rate(seen: Tensor, n: Tensor | float) -> Tensor:
