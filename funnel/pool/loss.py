@@ -33,6 +33,7 @@ Held = Mapping[str, Tensor]
 
 HUBER = 3.0
 """Standard deviations at which an error begins to count linearly."""
+KNEE = 1.0
 REACH = 6.0
 """Standard deviations of all numbers, around their mean, beyond which no answer goes."""
 MEMORY = 300.0
@@ -301,7 +302,8 @@ class Gaussian:
         bound = HUBER * deviation
         centers = self._centers(held, outputs)
         missed = centers - labels
-        losses = _gaussian(missed / deviation, deviation)[:, 0]
+        unit = self._unit(held)
+        losses = _gaussian(missed / unit, unit)[:, 0]
         answers = torch.cat([centers, deviation.expand_as(centers)], dim=1)
         squares = missed.clamp(-bound, bound)[:, 0].square()
         around = (labels - held["mean"]).clamp(*_range(held["variance"][-1])).square()
@@ -325,6 +327,10 @@ class Gaussian:
         deviation = held["variance"][:-1].sqrt()[:, None, None]
         centers = self._centers(held, outputs)
         return torch.cat([centers, deviation.expand_as(centers)], dim=-1)
+
+    def _unit(self, held: Held) -> Tensor:
+        """Return the deviation in which all errors are judged, 0-dim: that of the best."""
+        return held["variance"][:-1].min().sqrt()
 
     def _centers(self, held: Held, outputs: Tensor) -> Tensor:
         """Return the outputs of the experts, within REACH, and the last number if it is kept.
@@ -365,7 +371,7 @@ class Gaussian:
 
     def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
         """Return the losses of the normal distribution of all numbers so far, [n]."""
-        deviation = held["variance"][-1].sqrt()
+        deviation = self._unit(held)
         return _gaussian((labels - held["mean"]) / deviation, deviation)
 
     def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
@@ -497,8 +503,8 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 def _gaussian(z: Tensor, deviation: Tensor) -> Tensor:
     """Return -log density of numbers z = e / σ, whose tails are exponential beyond HUBER."""
     size = z.abs()
-    tail = HUBER * (size - 0.5 * HUBER)
-    return torch.where(size <= HUBER, 0.5 * z.square(), tail) + deviation.log() + _HALF_LOG_TAU
+    tail = KNEE * (size - 0.5 * KNEE)
+    return torch.where(size <= KNEE, 0.5 * z.square(), tail) + deviation.log() + _HALF_LOG_TAU
 
 
 _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
