@@ -162,6 +162,16 @@ class NumericLoss(Loss, Protocol):
     has_deviation: bool
     """True if the last column of an answer is a standard deviation."""
 
+    def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
+        """Let what it has learned be of numbers in another unit, in place.
+
+        Args:
+            held: what the loss has learned.
+            ratio: of the old unit to the new one, 0-dim.
+            shift: what a number of 0 in the old unit is in the new one, 0-dim.
+        """
+        ...
+
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far off answers are, and how far off those of a model that knows nothing.
 
@@ -280,6 +290,13 @@ class Gaussian:
 
     has_deviation: ClassVar[bool] = True
     limits_steps: ClassVar[bool] = True
+
+    def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
+        """See `NumericLoss.rescale`."""
+        held["variance"].mul_(ratio.square()).clamp_(min=LEAST_DEVIATION**2)
+        for name in ("mean", "last"):
+            if name in held:
+                held[name].mul_(ratio).add_(shift)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return absolute errors of the mean; see `NumericLoss.distances`."""
@@ -407,6 +424,11 @@ class Pinball:
     """Ascending, each within (0, 1)."""
     has_deviation: ClassVar[bool] = False
     limits_steps: ClassVar[bool] = False
+
+    def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
+        """See `NumericLoss.rescale`."""
+        held["floor"].mul_(ratio).add_(shift)
+        held["unit"].mul_(ratio).clamp_(min=LEAST_DEVIATION)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return pinball losses; see `NumericLoss.distances`."""

@@ -34,7 +34,7 @@ from funnel.pool import mixing
 from funnel.pool.classes import CLOSED, Classes
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
-from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Held, Loss
+from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Gaussian, Held, Loss, Pinball
 from funnel.pool.mixing import FixedShare
 from funnel.pool.networks import Experts
 from funnel.pool.renewal import Renewal, Restart
@@ -371,6 +371,24 @@ class Pool:
             self.alignment = last
         else:  # a captured step must leave it where it is
             torch._foreach_copy_(list(chain(*self.alignment)), list(chain(*last)))
+
+    @torch.no_grad()
+    def rescale(self, ratio: Tensor, shift: Tensor) -> None:
+        """Let outputs, and what the loss has learned, be numbers in another unit, in place.
+
+        Args:
+            ratio: of the old unit to the new one, 0-dim.
+            shift: what a number of 0 in the old unit is in the new one, 0-dim.
+
+        Raises:
+            TypeError: the loss is not one of numbers.
+        """
+        if not isinstance(self.loss, Gaussian | Pinball):
+            raise TypeError("only outputs that are numbers have a unit")
+        *_, weight, bias = self.parameters.values()
+        weight.mul_(ratio)
+        bias.mul_(ratio).add_(shift)
+        self.loss.rescale(self.held, ratio, shift)
 
     def open_classes(self, first: int, stop: int, bias: float) -> None:
         """Open classes that are closed; see `funnel.pool.classes.close_`.

@@ -242,7 +242,10 @@ class Fold:
             if not on_host or learns:
                 learners[name].update(prepared, labels, decision)
         if target is not None:
-            target.update(numbers, keep)
+            ratio, shift = target.update(numbers, keep)
+            if not on_host or bool((ratio != 1.0) | (shift != 0.0)):
+                for learner in learners.values():
+                    learner.rescale(ratio, shift)
         return Outcome(keep, accuracy, loss)
 
     def _seed(self) -> None:

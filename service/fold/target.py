@@ -50,19 +50,26 @@ class Target:
         zero, size = self.unit.unbind(0)
         return (numbers - zero).div(size.clamp(min=TINY)).clamp_(-LIMIT, LIMIT)
 
-    def update(self, numbers: Tensor, keep: Tensor) -> None:
+    def update(self, numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Update the statistics with a batch, and the unit if it has to move.
 
         Args:
             numbers: fp32 [n].
             keep: bool, 0-dim; where it is False nothing changes.
+
+        Returns:
+            The ratio of the unit's old size to the new one, and what the old zero is in the new
+            unit, both 0-dim: 1 and 0 if the unit stays.
         """
         self._statistics.update(numbers[:, None], keep)
         new = self._newest()
         ratio = new[1] / self.unit[1]
         moves = ((new[0] - self.unit[0]).abs() > self.unit[1]) | (ratio > MAX_RATIO)
         moves = keep & (moves | (ratio < 1.0 / MAX_RATIO))
-        self.unit.copy_(torch.where(moves, new, self.unit))
+        before, after = self.unit.clone(), torch.where(moves, new, self.unit)
+        self.unit.copy_(after)
+        size = after[1].clamp(min=TINY)
+        return before[1].clamp(min=TINY) / size, (before[0] - after[0]) / size
 
 
 def restored(answers: Tensor, unit: Tensor, has_deviation: bool) -> Tensor:
