@@ -32,8 +32,9 @@ Held = Mapping[str, Tensor]
 """What a loss has learned about a stream, by name."""
 
 HUBER = 3.0
-"""Standard deviations at which an error begins to count linearly."""
-KNEE = 1.0
+"""Standard deviations beyond which an error moves an expert no further."""
+KNEE = 0.3
+"""Deviations at which the loss of an error begins to grow linearly."""
 REACH = 6.0
 """Standard deviations of all numbers, around their mean, beyond which no answer goes."""
 MEMORY = 300.0
@@ -48,9 +49,9 @@ class Judged(NamedTuple):
     """A batch of n examples, judged for K experts."""
 
     answers: Tensor
-    """[K, A, n]."""
+    """[K, A, n]; there may be one more, which is of no expert and is mixed with theirs."""
     losses: Tensor
-    """[K, n]."""
+    """Of the answers, [K, n]."""
     error: Tensor
     """Gradients of the mean loss by the outputs, [K, out, n]."""
     summary: Tensor | None
@@ -277,15 +278,22 @@ class Binary(CrossEntropy):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """-log of a normal density around the output, in nats, for standardized numbers.
+    """-log of a density around the output, in nats, for standardized numbers.
 
-    Each expert has a running standard deviation σ of its errors, of at least LEAST_DEVIATION. An
-    error beyond HUBER σ counts linearly [P. Huber, 'Robust estimation of a location parameter',
-    1964], so that a wild number moves an expert no further than one at HUBER σ. The gradient is the
-    error itself, within ± HUBER σ: that of σ² times the loss.
+    The density is normal within KNEE standard deviations, and has exponential tails beyond
+    [P. Huber, 'Robust estimation of a location parameter', 1964]. All experts are judged in one
+    deviation, that of the best of them: with their own ones an expert would win by a deviation that
+    is out of date. The gradient is the error itself, within ± HUBER of the expert's own running
+    deviation σ, so that a wild number moves an expert no further than one at HUBER σ. Answers stay
+    within REACH deviations of the mean of the numbers: a mixture of means, unlike one of
+    probabilities, follows an expert that has diverged however little weight it has.
 
-    It learns ``mean``, [1], of the numbers; ``variance``, [K + 1], of the experts' errors and,
-    last, of the numbers around their mean; and ``seen``, 0-dim, the examples behind them.
+    Where there are several experts, the last known number is an answer, too, and is mixed with
+    theirs: streams are often such that nothing predicts better than no change.
+
+    It learns ``mean``, [1], of the numbers; ``variance``, [K + 1], or [K + 2] with the last number,
+    of the errors of all answers and, last, of the numbers around their mean; ``last``, [1], unless
+    there is one expert alone; and ``seen``, 0-dim, the examples behind them.
     """
 
     has_deviation: ClassVar[bool] = True
@@ -387,7 +395,7 @@ class Gaussian:
         return mixed[:, 0]
 
     def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
-        """Return the losses of the normal distribution of all numbers so far, [n]."""
+        """Return the losses of the mean of all numbers so far, [n]."""
         deviation = self._unit(held)
         return _gaussian((labels - held["mean"]) / deviation, deviation)
 
@@ -523,7 +531,7 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def _gaussian(z: Tensor, deviation: Tensor) -> Tensor:
-    """Return -log density of numbers z = e / σ, whose tails are exponential beyond HUBER."""
+    """Return -log density, up to a constant, of z = e / σ; its tails are exponential."""
     size = z.abs()
     tail = KNEE * (size - 0.5 * KNEE)
     return torch.where(size <= KNEE, 0.5 * z.square(), tail) + deviation.log() + _HALF_LOG_TAU

@@ -311,7 +311,7 @@ def observe(
     correct, losses = judged(state, served, batch.scored, labels)
     loss, width = losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
-    served.scores.update(correct, losses, _classes(labels), finite)
+    served.scores.update(correct, losses, _classes(labels), _counts(state, finite))
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
     decision = served.decide(batch, keep)
@@ -339,6 +339,12 @@ def judged(state: State, learner: Learner, scored: Scored, labels: Tensor) -> tu
     is_known = torch.isfinite(scored.losses)
     mine = torch.where(is_known, mine, math.nan)
     return mine < floor, mine * state.target.unit[1]
+
+
+def _counts(state: State, scored: Tensor) -> Tensor:
+    """Return whether the scores take a batch, bool, 0-dim: of numbers not the first one, whose
+    predictions had no unit."""
+    return scored if state.target is None else scored & state.target.is_known
 
 
 def _classes(labels: Tensor) -> Tensor:
@@ -372,5 +378,5 @@ def observe_shadow(
     is_right, found = judged(state, shadow, batch.scored, labels)
     correct = is_right & torch.isfinite(found)
     losses = found.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
-    shadow.scores.update(correct, losses, _classes(labels), scored)
+    shadow.scores.update(correct, losses, _classes(labels), _counts(state, scored))
     return Shadowed(learns, shadow.decide(batch, learns))

@@ -1,8 +1,8 @@
 """The target of regression: numbers as learners take them, in standardized units.
 
 The unit is the robust one of inputs (`service.fold.standardizer`), but it is held: it moves only
-once the newest statistics are half of it, twice of it, or one unit away. If it moved with every
-batch, the weights, which are in that unit, would have to follow.
+once the newest statistics are half of it, twice of it, or one unit away. Weights follow it
+(`funnel.pool.pool.Pool.rescale`), so that no answer changes where it moves.
 """
 
 import torch
@@ -31,6 +31,12 @@ class Target:
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
         return self._statistics.tensors() | {"unit": self.unit}
+
+    @property
+    def is_known(self) -> Tensor:
+        """True once a batch has been learned, bool, 0-dim. The first batch is scored in a unit that
+        is its own, so that score says nothing."""
+        return ~self._statistics.is_blank[0]
 
     def start(self, numbers: Tensor) -> None:
         """Start from the first batch, fp32 [n]; `update` then takes it, too."""

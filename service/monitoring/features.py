@@ -264,11 +264,12 @@ def _dense(snapshot: Snapshot) -> tuple[Tensor, Tensor]:
         UnreadableModelError: they do not belong to features alone.
     """
     found = {k: v for k, v in snapshot.weights.items() if not k.startswith("loss.")}
-    experts = found.pop("mixing.log_weights").exp().cpu()
+    weights = found.pop("mixing.log_weights").exp().cpu()
     if found.keys() != {"weight", "bias"}:
         raise UnreadableModelError(
             "only the weights of the model logistic belong to features; this model has other layers"
         )
+    experts = weights[: len(found["weight"])]
     return torch.einsum("k,kcd->cd", experts, found["weight"].cpu()), experts
 
 
