@@ -7,9 +7,15 @@ From w, with the gains and the scale that Funnel has learned, it steps
 and hands g̃ = Σ g̃_j to Funnel. So Funnel's own step, eq. (3), ends where the walk ended, except
 for the change of p and s at this batch. Funnel learns p and s from the gradient g of the whole
 batch, which is less noisy than those of pieces, and once a batch, which costs less.
+
+Where the error is the distance to a number, which nothing bounds, a step that overshoots grows from
+piece to piece. So g̃_j is multiplied by the share of the step that is best for piece j, but at most
+by 1 (`within`). This is the safeguard of implicit updates [B. Kulis, P. Bartlett, 'Implicit online
+learning', ICML 2010; N. Karampatziakis, J. Langford, 'Online importance weight aware updates', UAI
+2011] for any inner optimizer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, groupby
 from typing import NamedTuple
@@ -135,13 +141,7 @@ class Walk:
                 for run in runs:
                     run.step([g[run.own] for g in gradients], number)
                 continue
-            seen: list[Tensor] = []
-
-            def kept(outputs: Tensor) -> Tensor:
-                seen.append(outputs.clone())
-                seen.append(by_output(outputs))
-                return seen[1].clone()
-
+            kept = _Kept(by_output)
             gradients = affine_gradients(self.weights, some, share, kept)
             found = [run.direction([g[run.own] for g in gradients], number) for run in runs]
             steps = [
@@ -149,9 +149,9 @@ class Walk:
                 for i in range(len(gradients))
             ]
             ends = affine_outputs([w - s for w, s in zip(self.weights, steps, strict=True)], some)
-            factors = within(seen[0] - ends, seen[1], own_importance)
+            factors = within(kept.outputs - ends, kept.error, own_importance)
             for run, direction in zip(runs, found, strict=True):
-                run.go(lists.mul(direction, [factors[run.own]]*len(direction)))
+                run.go(lists.mul(direction, [factors[run.own]] * len(direction)))
         return torch.isfinite(norms_of(self.total))
 
     def precond(self) -> dict[str, list[Tensor]]:
@@ -227,6 +227,23 @@ class _Run(NamedTuple):
         """Step along g̃, in place."""
         lists.add_(self.total, precond)
         lists.sub_product_(self.weights, self.step_size, precond)
+
+
+class _Kept:
+    """Keeps the outputs of a pass and their errors, which the pass overwrites.
+
+    Args:
+        by_output: maps outputs, which it may overwrite, to errors.
+    """
+
+    def __init__(self, by_output: Callable[[Tensor], Tensor]) -> None:
+        self._by_output = by_output
+        self.outputs = self.error = torch.empty(0)
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        self.outputs = outputs.clone()
+        self.error = self._by_output(outputs)
+        return self.error.clone()
 
 
 def within(moved: Tensor, error: Tensor, importance: Tensor | None) -> Tensor:

@@ -170,7 +170,10 @@ def learned(state: State, features: Sequence[Weights]) -> list[Learned]:
     """
     pool, table = state.served.pool, state.served.table
     labels = state.spec.predicts.outputs(len(state.schema.labels))
-    experts, present = pool.mixing.log_weights[: len(pool.experts)].exp(), state.missing[:, 1] - state.missing[:, 0]
+    experts, present = (
+        pool.mixing.log_weights[: len(pool.experts)].exp(),
+        state.missing[:, 1] - state.missing[:, 0],
+    )
     found = []
     for feature in features:
         if not feature.is_key:
