@@ -140,7 +140,7 @@ def affine_outputs(layers: Sequence[Tensor], inputs: Inputs) -> Tensor:
     first, *deeper = layers
     wide = first.flatten(0, 1)
     rows = (inputs @ wide.t()).t() if isinstance(inputs, Tensor) else product(wide, inputs)
-    outputs = rows.unflatten(0, first.shape[:2])
+    outputs: Tensor = rows.unflatten(0, first.shape[:2])
     for layer in deeper:
         outputs = layer @ F.pad(outputs.relu_(), (0, 0, 0, 1), value=1.0)
     return outputs

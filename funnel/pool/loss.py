@@ -61,7 +61,7 @@ class Judged(NamedTuple):
 class Loss(Protocol):
     """What experts answer, how it is judged, and how answers are mixed."""
 
-    limits_steps: bool
+    limits_steps: ClassVar[bool]
     """True if the error is the distance to the label, beyond which no step may take an output."""
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from service.fold.task import AUTO, CLASSES, Task
 from service.settings import SettingsError, load_settings
 from streams.environment import PREFIX, home
 from streams.errors import FunnelError
-from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.peers.number_peers import NUMBER_PEERS
+from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.peers.row_peers import ROW_PEERS
 from streams.sources.names import EXAMPLES, NUMBER_NAMES
 
@@ -43,7 +43,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=QUICK,
         metavar="NAMES",
         help=f"other learners, with commas: {', '.join(PEERS)}; on rows {', '.join(ROW_PEERS)}; "
-        f"for numbers {', '.join(NUMBER_PEERS)}; or all [{','.join(QUICK)}; on rows the quick ones]",
+        f"for numbers {', '.join(NUMBER_PEERS)}; or all [{','.join(QUICK)}; on rows the quick "
+        "ones]",
     )
     parser.add_argument(
         "--seeds", type=positive_int, default=1, metavar="N", help="number of seeds, from 0 [1]"
