@@ -1,4 +1,4 @@
-"""What the labels of a file are: classes, or numbers to predict."""
+"""The task that the labels of a file show: classes, or numbers to predict."""
 
 from collections.abc import Sequence
 

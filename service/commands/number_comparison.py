@@ -107,7 +107,7 @@ class Run:
     tuned: int
     """Settings among which this one is the best in hindsight; 0 if it was not tuned."""
     scores: list[Scores] = field(default_factory=list)
-    """Of each seed."""
+    """The scores of each seed."""
 
     def value(self, name: str) -> float:
         """Return the median over seeds of a field of the scores."""
