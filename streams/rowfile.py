@@ -10,7 +10,7 @@ import io
 import lzma
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -183,3 +183,19 @@ def _without(rows: Rows, drop: Sequence[str]) -> Rows:
         stay = [name for name in chunk.columns.schema.names if name not in drop]
         kept.append(Chunk(chunk.columns.select(stay), chunk.labels, chunk.weights))
     return Rows(tuple(kept))
+
+
+def bundled(name: str) -> RowFile:
+    """Return one of the sets of `streams.sources.names.NUMBER_NAMES`, which river carries."""
+    from river import datasets
+
+    kind, label = NUMBERS[name]
+    return replace(read(str(getattr(datasets, kind)().path), label), name=name)
+
+
+NUMBERS = {
+    "trump_approval": ("TrumpApproval", "five_thirty_eight"),
+    "chick_weights": ("ChickWeights", "weight"),
+    "water_flow": ("WaterFlow", "Water flow [l/s]"),
+}
+"""Names in `river.datasets`, and of the columns of labels."""

@@ -135,6 +135,17 @@ def affine_gradients(
     return gradients[::-1]
 
 
+def affine_outputs(layers: Sequence[Tensor], inputs: Inputs) -> Tensor:
+    """Return the outputs of K experts, [K, out, n]; arguments as for `affine_gradients`."""
+    first, *deeper = layers
+    wide = first.flatten(0, 1)
+    rows = (inputs @ wide.t()).t() if isinstance(inputs, Tensor) else product(wide, inputs)
+    outputs: Tensor = rows.unflatten(0, first.shape[:2])
+    for layer in deeper:
+        outputs = layer @ F.pad(outputs.relu_(), (0, 0, 0, 1), value=1.0)
+    return outputs
+
+
 def expert_outputs(parameters: Sequence[Tensor], inputs: Inputs) -> Tensor:
     """Return the outputs of K experts, [K, n, out]; arguments as for `differentiate_experts`."""
     return _forward(_layers(parameters), inputs)[-1].mT

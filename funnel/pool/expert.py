@@ -65,6 +65,16 @@ DEFAULT_EXPERTS: tuple[Expert, ...] = (
 )
 """The experts for inputs of WIDTH features (`for_width` takes others). They were chosen on six
 streams, as funnel/docs/pool.md describes."""
+NUMBER_EXPERTS: tuple[Expert, ...] = (
+    Expert(ADAGRAD, 0.1, 0.003, 0.002, steps=16),
+    Expert(ADAGRAD, 0.03, 0.003, 0.002, steps=16, renews=True),
+    Expert(ADAGRAD, 0.01, 0.1, 0.03, steps=16, pull=0.1),
+    Expert(ADAGRAD, 0.3, 0.003, 0.002, steps=16, pull=0.1),
+    Expert(SGD(), 0.003, 0.005, 0.002, steps=16),
+    Expert(SGD(), 0.02, 0.005, 0.002, steps=16, pull=0.1),
+)
+"""The experts for numbers. All of them walk, so that no step overshoots (`funnel.pool.walk`); hence
+larger rates than for classes. SGD's are smaller, as errors are not bounded."""
 MATTER_MOST = (0, 3, 5, 2, 1, 4)
 """Their indices, in the order in which a smaller pool should take them."""
 WIDTH = 784

@@ -32,7 +32,11 @@ Held = Mapping[str, Tensor]
 """Tensors that a loss has learned from a stream, by name."""
 
 HUBER = 3.0
-"""Standard deviations beyond which an error counts as one of so many."""
+"""Standard deviations beyond which an error moves an expert no further."""
+KNEE = 0.3
+"""Deviations at which the loss of an error begins to grow linearly."""
+REACH = 6.0
+"""Standard deviations of all numbers, around their mean, beyond which no answer goes."""
 MEMORY = 300.0
 """Examples that running means of errors remember."""
 LEAST_DEVIATION = 1e-3
@@ -45,9 +49,9 @@ class Judged(NamedTuple):
     """A batch of n examples, judged for K experts."""
 
     answers: Tensor
-    """[K, A, n]."""
+    """[K, A, n]; there may be one more, which is of no expert and is mixed with theirs."""
     losses: Tensor
-    """[K, n]."""
+    """Of the answers, [K, n]."""
     error: Tensor
     """Gradients of the mean loss by the outputs, [K, out, n]."""
     summary: Tensor | None
@@ -56,6 +60,9 @@ class Judged(NamedTuple):
 
 class Loss(Protocol):
     """It decides what experts answer, how an answer is judged, and how answers are mixed."""
+
+    limits_steps: ClassVar[bool]
+    """True if the error is the distance to the label, beyond which no step may take an output."""
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Return what the loss has learned before the first batch, by name."""
@@ -156,6 +163,16 @@ class NumericLoss(Loss, Protocol):
     has_deviation: bool
     """True if the last column of an answer is a standard deviation."""
 
+    def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
+        """Let what it has learned be of numbers in another unit, in place.
+
+        Args:
+            held: what the loss has learned.
+            ratio: of the old unit to the new one, 0-dim.
+            shift: what a number of 0 in the old unit is in the new one, 0-dim.
+        """
+        ...
+
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far off answers are, and how far off those of a model that knows nothing.
 
@@ -173,6 +190,8 @@ class NumericLoss(Loss, Protocol):
 @dataclass(frozen=True)
 class CrossEntropy:
     """-log of the probability of the label, in nats; probabilities are the softmax of logits."""
+
+    limits_steps: ClassVar[bool] = False
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Return nothing: the loss learns nothing."""
@@ -259,18 +278,33 @@ class Binary(CrossEntropy):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """-log of a normal density around the output, in nats, for standardized numbers.
+    """-log of a density around the output, in nats, for standardized numbers.
 
-    Each expert has a running standard deviation σ of its errors, of at least LEAST_DEVIATION. The
-    gradient is the error within ± HUBER σ, that of σ² times the loss of P. Huber ('Robust
-    estimation of a location parameter', 1964), so that a wild number moves an expert no further
-    than one at HUBER σ. The loss by which experts are weighed has the tails of `_gaussian`.
+    The density is normal within KNEE standard deviations, and has exponential tails beyond
+    [P. Huber, 'Robust estimation of a location parameter', 1964]. All experts are judged in one
+    deviation, that of the best of them: with their own ones an expert would win by a deviation that
+    is out of date. The gradient is the error itself, within ± HUBER of the expert's own running
+    deviation σ, so that a wild number moves an expert no further than one at HUBER σ. Answers stay
+    within REACH deviations of the mean of the numbers: a mixture of means, unlike one of
+    probabilities, follows an expert that has diverged however little weight it has.
 
-    It learns ``mean``, [1], of the numbers; ``variance``, [K + 1], of the experts' errors and,
-    last, of the numbers around their mean; and ``seen``, 0-dim, the examples so far.
+    Where there are several experts, the last known number is an answer, too, and is mixed with
+    theirs: streams are often such that nothing predicts better than no change.
+
+    It learns ``mean``, [1], of the numbers; ``variance``, [K + 1], or [K + 2] with the last number,
+    of the errors of all answers and, last, of the numbers around their mean; ``last``, [1], unless
+    there is one expert alone; and ``seen``, 0-dim, the examples so far.
     """
 
     has_deviation: ClassVar[bool] = True
+    limits_steps: ClassVar[bool] = True
+
+    def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
+        """See `NumericLoss.rescale`."""
+        held["variance"].mul_(ratio.square()).clamp_(min=LEAST_DEVIATION**2)
+        for name in ("mean", "last"):
+            if name in held:
+                held[name].mul_(ratio).add_(shift)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return absolute errors of the mean; see `NumericLoss.distances`."""
@@ -278,26 +312,31 @@ class Gaussian:
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Implement `Loss.fresh`: numbers are standardized, so mean 0 and variance 1."""
+        last = {"last": torch.zeros(1, device=device)} if experts > 1 else {}
         return {
             "mean": torch.zeros(1, device=device),
-            "variance": torch.ones(experts + 1, device=device),
+            "variance": torch.ones(experts + len(last) + 1, device=device),
             "seen": torch.zeros((), device=device),
-        }
+        } | last
 
     def judge(
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
     ) -> Judged:
         """Implement `Loss.judge`."""
         deviation = held["variance"].sqrt()[:-1, None, None]
-        error = outputs - labels
-        losses = _gaussian(error / deviation, deviation)[:, 0]
-        answers = torch.cat([outputs, deviation.expand_as(outputs)], dim=1)
         bound = HUBER * deviation
-        clipped = error.clamp(-bound, bound)
-        around = (labels - held["mean"]).clamp(*_range(held["variance"][-1]))
-        squares = torch.cat([clipped[:, 0].square(), around.square()[None]])
-        summary = _means(torch.cat([squares, labels[None]]), importance)
-        return Judged(answers, losses, clipped.div_(len(labels)), summary)
+        centers = self._centers(held, outputs)
+        missed = centers - labels
+        unit = self._unit(held)
+        losses = _gaussian(missed / unit, unit)[:, 0]
+        answers = torch.cat([centers, deviation.expand_as(centers)], dim=1)
+        squares = missed.clamp(-bound, bound)[:, 0].square()
+        around = (labels - held["mean"]).clamp(*_range(held["variance"][-1])).square()
+        means = _means(torch.cat([squares, torch.stack([around, labels])]), importance)
+        last = _last(labels, importance, held["last"]) if "last" in held else means[:0]
+        bound = bound[: len(outputs)]
+        error = (outputs - labels).clamp_(-bound, bound).div_(len(labels))
+        return Judged(answers, losses, error, torch.cat([means, last]))
 
     def targets(self, labels: Tensor, outputs: int) -> Tensor:
         """Return the numbers, fp32 [1, n]."""
@@ -311,7 +350,25 @@ class Gaussian:
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
         """Implement `Loss.answers`: mean and standard deviation."""
         deviation = held["variance"][:-1].sqrt()[:, None, None]
-        return torch.cat([outputs, deviation.expand_as(outputs)], dim=-1)
+        centers = self._centers(held, outputs)
+        return torch.cat([centers, deviation.expand_as(centers)], dim=-1)
+
+    def _unit(self, held: Held) -> Tensor:
+        """Return the deviation in which all errors are judged, 0-dim: that of the best."""
+        return held["variance"][:-1].min().sqrt()
+
+    def _centers(self, held: Held, outputs: Tensor) -> Tensor:
+        """Return the outputs of the experts, within REACH, and the last number if it is kept.
+
+        Args:
+            held: what the loss has learned.
+            outputs: [K, ...]; what is not finite stays so.
+        """
+        reach = REACH * held["variance"][-1].sqrt()
+        within = outputs.sub(held["mean"]).clamp_(-reach, reach).add_(held["mean"])
+        if "last" not in held:
+            return within
+        return torch.cat([within, held["last"].expand_as(outputs[:1])])
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
         """Implement `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1
@@ -338,18 +395,21 @@ class Gaussian:
         return mixed[:, 0]
 
     def ignorance(self, held: Held, labels: Tensor, log_classes: Tensor | float) -> Tensor | float:
-        """Return the losses of the normal distribution of all numbers so far, [n]."""
-        deviation = held["variance"][-1].sqrt()
+        """Return the losses of the mean of all numbers so far, [n]."""
+        deviation = self._unit(held)
         return _gaussian((labels - held["mean"]) / deviation, deviation)
 
     def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
         """Implement `Loss.learn`."""
         assert summary is not None, "a summary of the errors is needed"
-        rate = _rate(held["seen"], n) * learned.any()
-        each = torch.cat([learned, learned.any()[None]])
-        variance = held["variance"].lerp(summary[:-1], rate).clamp_(min=LEAST_DEVIATION**2)
+        some, count = learned.any(), len(held["variance"])
+        rate = _rate(held["seen"], n) * some
+        each = torch.cat([learned, some.expand(count - len(learned))])
+        variance = held["variance"].lerp(summary[:count], rate).clamp_(min=LEAST_DEVIATION**2)
         held["variance"].copy_(torch.where(each, variance, held["variance"]))
-        held["mean"].lerp_(summary[-1:], rate)
+        held["mean"].lerp_(summary[count : count + 1], rate)
+        if "last" in held:
+            held["last"].copy_(torch.where(some, summary[count + 1 :], held["last"]))
         held["seen"].add_(n * learned.any())
 
 
@@ -371,6 +431,12 @@ class Pinball:
     quantiles: tuple[float, ...]
     """Ascending, each within (0, 1)."""
     has_deviation: ClassVar[bool] = False
+    limits_steps: ClassVar[bool] = False
+
+    def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
+        """See `NumericLoss.rescale`."""
+        held["floor"].mul_(ratio).add_(shift)
+        held["unit"].mul_(ratio).clamp_(min=LEAST_DEVIATION)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return pinball losses; see `NumericLoss.distances`."""
@@ -465,14 +531,10 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def _gaussian(z: Tensor, deviation: Tensor) -> Tensor:
-    """Return -log density of numbers z = e / σ, normal within ±HUBER and ~ |z|^-9 beyond.
-
-    Value and slope are continuous. A number that is far from all experts says little about which
-    of them is better: its losses differ by 9 times the logarithms of their errors.
-    """
+    """Return -log density, up to a constant, of z = e / σ; its tails are exponential."""
     size = z.abs()
-    tail = HUBER**2 * (0.5 + (size / HUBER).clamp(min=1.0).log())
-    return torch.where(size <= HUBER, 0.5 * z.square(), tail) + deviation.log() + _HALF_LOG_TAU
+    tail = KNEE * (size - 0.5 * KNEE)
+    return torch.where(size <= KNEE, 0.5 * z.square(), tail) + deviation.log() + _HALF_LOG_TAU
 
 
 _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
@@ -488,6 +550,15 @@ def _means(values: Tensor, importance: Tensor | None) -> Tensor:
     if importance is None:
         return values.mean(dim=-1)
     return weighted(values, importance).sum(dim=-1) / importance.sum().clamp(min=1e-12)
+
+
+def _last(labels: Tensor, importance: Tensor | None, otherwise: Tensor) -> Tensor:
+    """Return the last number, [1], of those that have a weight."""
+    if importance is None:
+        return labels[-1:]
+    order = torch.arange(1, len(labels) + 1, device=labels.device)
+    place = (order * (importance > 0)).argmax(dim=0, keepdim=True)
+    return torch.where((importance > 0).any(), labels[place], otherwise)
 
 
 def _rate(seen: Tensor, n: Tensor | float) -> Tensor:

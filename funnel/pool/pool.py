@@ -26,6 +26,7 @@ from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from funnel.graphs.execution import Execution
 from funnel.inner.interface import StateLists
@@ -33,7 +34,7 @@ from funnel.pool import mixing
 from funnel.pool.classes import CLOSED, Classes
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
-from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Held, Loss
+from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Gaussian, Held, Loss, Pinball
 from funnel.pool.mixing import FixedShare
 from funnel.pool.networks import Experts
 from funnel.pool.renewal import Renewal, Restart
@@ -159,10 +160,12 @@ class Pool:
         first = next(iter(self.parameters.values()))
         self.device = first.device
         self.execution = Execution.of(first.device, self.models.is_plain)
-        self.mixing = FixedShare(len(experts), first.device, rate, switch_rates)
         self.loss = loss
         self.held: Held = loss.fresh(len(experts), first.device)
         """Tensors that the loss has learned."""
+        self.rivals = int("last" in self.held)
+        """Answers that are mixed, too, but are of no expert: that the last number comes again."""
+        self.mixing = FixedShare(len(experts) + self.rivals, first.device, rate, switch_rates)
         self.cap = NormCap.fresh((len(experts),), first.device)
         self.renewal = Renewal(torch.tensor([e.renews for e in experts], device=first.device))
         self.inner = Grouped(runs_of(experts))
@@ -229,6 +232,17 @@ class Pool:
             named |= {f"optimizer.{name}.{key}": tensor for key, tensor in own.items()}
         return named
 
+    @property
+    def log_weights(self) -> Tensor:
+        """Logarithms of the experts' weights among themselves, fp32 [K]."""
+        if not self.rivals:
+            return self.mixing.log_weights
+        return self.mixing.log_weights[: -self.rivals].log_softmax(dim=0)
+
+    def _with_rivals(self, healthy: Tensor) -> Tensor:
+        """Return which answers are mixed, given which experts are healthy, bool [K]."""
+        return functional.pad(healthy, (0, self.rivals), value=True) if self.rivals else healthy
+
     def columns(self) -> dict[str, Tensor]:
         """Return the tensors with a column for each input by name, [K or a run of it, out, in]."""
         own = {"weight": next(iter(self.parameters.values()))}
@@ -280,13 +294,16 @@ class Pool:
             self.parameters, self.buffers, inputs, labels, importance, loss, held
         )
         norm = norms_of(found.gradients)
-        healthy = torch.isfinite(norm + found.training_losses + found.losses.sum(dim=1))
+        count = len(norm)
+        own = found.training_losses[:count] + found.losses[:count].sum(dim=1)
+        healthy = torch.isfinite(norm + own)
+        mixes = self._with_rivals(healthy)
         log_weights = self.mixing.log_weights
-        answers = loss.mixed(log_weights, found.answers, healthy)
+        answers = loss.mixed(log_weights, found.answers, mixes)
         return Scored(
             answers,
             loss.chosen(found.outputs, answers),
-            loss.mixed_losses(log_weights, found.losses, healthy, answers, held, labels),
+            loss.mixed_losses(log_weights, found.losses, mixes, answers, held, labels),
             found.losses,
             norm,
             healthy,
@@ -308,9 +325,11 @@ class Pool:
         keep = keep & scored.healthy.any()
         learned = scored.healthy & keep
         if not self.renewal.is_idle:
-            self.renewal.update(scored.expert_losses, scored.ignorance, learned, scored.importance)
+            own = scored.expert_losses[: len(learned)]
+            self.renewal.update(own, scored.ignorance, learned, scored.importance)
             learned = learned & ~self.renewal.due()
-        self.mixing.update(scored.expert_losses, scored.healthy, keep, scored.importance)
+        mixes = self._with_rivals(scored.healthy)
+        self.mixing.update(scored.expert_losses, mixes, keep, scored.importance)
         n = len(scored.losses) if scored.importance is None else scored.importance.sum()
         self.loss.learn(self.held, scored.summary, n, learned)
         factor = torch.where(learned, self.cap.factor(scored.norms), math.nan)
@@ -346,12 +365,30 @@ class Pool:
         if len(self.experts) > 1:
             diverged = ~learns & learns.any()
             self.renewal.forget(diverged)
-            self.restart.from_best(diverged, self.mixing.log_weights)
+            self.restart.from_best(diverged, self.log_weights)
         self._pull(learns)
         if self.execution.on_host:
             self.alignment = last
         else:  # a captured step must leave it where it is
             torch._foreach_copy_(list(chain(*self.alignment)), list(chain(*last)))
+
+    @torch.no_grad()
+    def rescale(self, ratio: Tensor, shift: Tensor) -> None:
+        """Let outputs, and what the loss has learned, be numbers in another unit, in place.
+
+        Args:
+            ratio: of the old unit to the new one, 0-dim.
+            shift: what a number of 0 in the old unit is in the new one, 0-dim.
+
+        Raises:
+            TypeError: the loss is not one of numbers.
+        """
+        if not isinstance(self.loss, Gaussian | Pinball):
+            raise TypeError("only outputs that are numbers have a unit")
+        *_, weight, bias = self.parameters.values()
+        weight.mul_(ratio)
+        bias.mul_(ratio).add_(shift)
+        self.loss.rescale(self.held, ratio, shift)
 
     def open_classes(self, first: int, stop: int, bias: float) -> None:
         """Open classes that are closed; see `funnel.pool.classes.close_`.
@@ -398,7 +435,7 @@ class Pool:
 
         This call alone computes the values, which are device tensors.
         """
-        weights = self.mixing.log_weights.exp()
+        weights = self.log_weights.exp()
         lr = weights.new_tensor([expert.lr for expert in self.experts])
         tensors: dict[str, TensorTelemetry] = {}
         step_sizes: dict[str, Tensor] = {}
@@ -426,7 +463,7 @@ class Pool:
         """
         if self.pulls is None:
             return
-        weights = self.mixing.log_weights.exp()
+        weights = self.log_weights.exp()
         for parameter in self.parameters.values():
             mean = stacked_mean(parameter, weights)
             if self.classes is not None and parameter is self.classes.bias:

@@ -7,9 +7,15 @@ From w, with the gains and the scale that Funnel has learned, it steps
 and hands g̃ = Σ g̃_j to Funnel. So Funnel's own step, eq. (3), ends where the walk ended, except
 for the change of p and s at this batch. Funnel learns p and s from the gradient g of the whole
 batch, which is less noisy than those of pieces, and once a batch, which costs less.
+
+Where the error is the distance to a number, which nothing bounds, a step that overshoots grows from
+piece to piece. So g̃_j is multiplied by the share of the step that is best for piece j, but at most
+by 1 (`within`). This is the safeguard of implicit updates [B. Kulis, P. Bartlett, 'Implicit online
+learning', ICML 2010; N. Karampatziakis, J. Langford, 'Online importance weight aware updates', UAI
+2011] for any inner optimizer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, groupby
 from typing import NamedTuple
@@ -19,7 +25,7 @@ from torch import Tensor
 
 from funnel import tensorlists as lists
 from funnel.inner.interface import Inner, Rate, StateLists
-from funnel.pool.backprop import affine_gradients
+from funnel.pool.backprop import affine_gradients, affine_outputs
 from funnel.pool.expert import Expert
 from funnel.pool.loss import CROSS_ENTROPY, Held, Loss
 from funnel.pool.sparse import Inputs, pieces, with_ones
@@ -130,9 +136,22 @@ class Walk:
         for number, (some, targets, own_importance) in enumerate(parts):
             share = weighted(shares[len(targets[0])], own_importance)
             by_output = partial(self._loss.error_, self._held, targets=targets, own=own)
-            gradients = affine_gradients(self.weights, some, share, by_output)
-            for run in runs:
-                run.step([g[run.own] for g in gradients], number)
+            if not self._loss.limits_steps:
+                gradients = affine_gradients(self.weights, some, share, by_output)
+                for run in runs:
+                    run.step([g[run.own] for g in gradients], number)
+                continue
+            kept = _Kept(by_output)
+            gradients = affine_gradients(self.weights, some, share, kept)
+            found = [run.direction([g[run.own] for g in gradients], number) for run in runs]
+            steps = [
+                torch.cat([r.step_size[i] * d[i] for r, d in zip(runs, found, strict=True)])
+                for i in range(len(gradients))
+            ]
+            ends = affine_outputs([w - s for w, s in zip(self.weights, steps, strict=True)], some)
+            factors = within(kept.outputs - ends, kept.error, own_importance)
+            for run, direction in zip(runs, found, strict=True):
+                run.go(lists.mul(direction, [factors[run.own]] * len(direction)))
         return torch.isfinite(norms_of(self.total))
 
     def precond(self) -> dict[str, list[Tensor]]:
@@ -197,10 +216,51 @@ class _Run(NamedTuple):
 
     def step(self, gradients: list[Tensor], number: int) -> None:
         """Take the step of that number, in place."""
+        self.go(self.direction(gradients, number))
+
+    def direction(self, gradients: list[Tensor], number: int) -> list[Tensor]:
+        """Return g̃ of the step of that number; the inner optimizer's state moves."""
         taken = [t[..., number] for t in self.taken]
-        precond = self.inner.precondition(gradients, self.state, taken, None)
+        return self.inner.precondition(gradients, self.state, taken, None)
+
+    def go(self, precond: list[Tensor]) -> None:
+        """Step along g̃, in place."""
         lists.add_(self.total, precond)
         lists.sub_product_(self.weights, self.step_size, precond)
+
+
+class _Kept:
+    """Keeps the outputs of a pass and their errors, which the pass overwrites.
+
+    Args:
+        by_output: maps outputs, which it may overwrite, to errors.
+    """
+
+    def __init__(self, by_output: Callable[[Tensor], Tensor]) -> None:
+        self._by_output = by_output
+        self.outputs = self.error = torch.empty(0)
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        self.outputs = outputs.clone()
+        self.error = self._by_output(outputs)
+        return self.error.clone()
+
+
+def within(moved: Tensor, error: Tensor, importance: Tensor | None) -> Tensor:
+    """Return the shares of steps that do not overshoot, [K, 1, 1], within (0, 1].
+
+    A whole step takes the error e of each example to about e - d. The share is that which is best
+    for Σ (e - f d)², but at most 1.
+
+    Args:
+        moved: d, by how much a step moves the outputs, [K, out, n].
+        error: e, [K, out, n].
+        importance: weights of the examples, fp32 [n]; None for 1.
+    """
+    weighed = weighted(moved, importance)
+    along = (weighed * error).sum(dim=(1, 2), keepdim=True)
+    size = (weighed * moved).sum(dim=(1, 2), keepdim=True)
+    return (along / size.clamp(min=1e-30)).clamp(0.0, 1.0)
 
 
 def _affine(tensors: Sequence[Tensor], out: Sequence[Tensor | None] = ()) -> list[Tensor]:

@@ -1,19 +1,23 @@
 """``funnel compare``: the accuracy that Funnel and other learners reach on a stream."""
 
 import argparse
+import contextlib
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.commands.options import add_settings, settings_of
-from service.commands.row_options import add_rows, kinds_of, schema_of, source_of
+from service.commands.row_options import add_rows, kinds_of, rows_of, schema_of, source_of
 from service.commands.stream_options import add_stream, positive_int
-from service.fold.task import AUTO
-from service.settings import SettingsError
+from service.fold.task import AUTO, CLASSES, Task
+from service.settings import SettingsError, load_settings
 from streams.environment import PREFIX, home
 from streams.errors import FunnelError
+from streams.peers.number_peers import NUMBER_PEERS
 from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.peers.row_peers import ROW_PEERS
-from streams.sources.names import EXAMPLES
+from streams.sources.names import EXAMPLES, NUMBER_NAMES
 
 if TYPE_CHECKING:
     from streams.rowstream import RowStream
@@ -24,7 +28,9 @@ DESCRIPTION = (
     "with its defaults. Each of the others runs with every setting of a grid, on inputs "
     "standardized as the service does, and is shown at the setting that was best on this stream in "
     "hindsight: an oracle that no user has. A file with strings, missing values or times is "
-    "learned as rows with names."
+    "learned as rows with names. --task regression predicts numbers, and shows their errors; "
+    "--task quantile:0.1,0.5,0.9 shows the losses of Funnel's quantiles. Without --task the labels "
+    "of a file decide."
 )
 
 
@@ -36,8 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=QUICK,
         metavar="NAMES",
-        help=f"other learners, with commas: {', '.join(PEERS)}; on rows {', '.join(ROW_PEERS)}; or "
-        f"all [{','.join(QUICK)}; on rows the quick ones]",
+        help=f"other learners, with commas: {', '.join(PEERS)}; on rows {', '.join(ROW_PEERS)}; "
+        f"for numbers {', '.join(NUMBER_PEERS)}; or all [{','.join(QUICK)}; on rows the quick "
+        "ones]",
     )
     parser.add_argument(
         "--seeds", type=positive_int, default=1, metavar="N", help="number of seeds, from 0 [1]"
@@ -52,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     try:
-        find_peers([name for name in names if name not in ROW_PEERS])
+        find_peers([name for name in names if name not in {*ROW_PEERS, *NUMBER_PEERS}])
     except UnknownPeerError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return names
@@ -62,7 +69,12 @@ def run(options: argparse.Namespace) -> int:
     """Compare, and print the table; return the exit status."""
     from streams.sources.catalog import Stream
 
-    stream = source_of(options)
+    task = _task_of(options)
+    stream = source_of(options, wants_rows=task.is_numeric)
+    if task.is_numeric:
+        if isinstance(stream, Stream):
+            raise FunnelError(f"the labels of {stream.name} are classes, not numbers to predict")
+        return _compare_numbers(stream, options, task)
     if not isinstance(stream, Stream):
         return _compare_rows(stream, options)
     settings = settings_of(options, features=stream.width, classes=stream.classes)
@@ -77,6 +89,62 @@ def run(options: argparse.Namespace) -> int:
 
     peers = find_peers(options.peers)
     return comparison.run(stream, settings, peers, range(options.seeds), options.plot)
+
+
+def _task_of(options: argparse.Namespace) -> Task:
+    """Return the task that is set, or that the labels of a file show; print why."""
+    given = getattr(options, "setting_task", None)
+    name = load_settings({"task": given} if given else {}).task
+    if name != AUTO:
+        return Task.parse(name)
+    if options.stream in NUMBER_NAMES:
+        return Task("regression")
+    path = Path(options.stream)
+    if not path.exists() or ".safetensors" in path.suffixes:
+        return CLASSES
+
+    from service.commands.labels import task_of
+    from streams.sources.faults import TableError
+
+    with contextlib.suppress(TableError):  # what is wrong is reported where it is learned
+        found = rows_of(options.stream, options)
+        task, why = task_of(found.labels)
+        if task is not CLASSES:
+            sys.stderr.write(
+                f"{found.name}: task {task}, because {why}; --task multiclass learns classes\n"
+            )
+        return task
+    return CLASSES
+
+
+def _compare_numbers(stream: "RowStream", options: argparse.Namespace, task: Task) -> int:
+    """Compare on rows whose labels are numbers."""
+    if options.plot:
+        raise FunnelError("--plot draws streams of dense features alone; it cannot draw rows")
+    options.setting_task = str(task)
+    settings = settings_of(options, schema=AUTO)
+
+    from service.commands import number_comparison
+    from service.commands.row_comparison import prepared
+    from service.fold.schema.schema import Schema
+    from streams.peers.number_peers import QUICK as QUICK_NUMBERS
+    from streams.peers.number_peers import find_number_peers
+
+    kinds = kinds_of(options)
+    declared = replace(schema_of(stream, kinds), labels=()) if kinds else Schema()
+    schema = replace(declared, numeric_labels=True)
+    rows = list(stream.batches(settings.batch_size))
+    for batch in rows:
+        schema.check(batch)
+    batches = prepared(rows, schema, ())
+    if task.quantiles:
+        return number_comparison.run_quantiles(stream, settings, schema, batches)
+    names = QUICK_NUMBERS if options.peers is QUICK else options.peers
+    peers, skipped = find_number_peers(names)
+    for name, reason in skipped.items():
+        sys.stderr.write(f"{name} is skipped: {reason}\n")
+    seeds = range(options.seeds)
+    return number_comparison.run(stream, settings, schema, batches, peers, seeds)
 
 
 def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:

@@ -69,7 +69,13 @@ class ServedRows:
 
 
 def prepared(batches: Sequence[Rows], schema: Schema, labels: Sequence[str]) -> list[RowBatch]:
-    """Return batches as peers take them: standardized by what came before, with keys."""
+    """Return batches as peers take them: standardized by what came before, with keys.
+
+    Args:
+        batches: labelled rows.
+        schema: with which all begin.
+        labels: of the stream, by number; of none if labels are numbers to predict.
+    """
     numbers = {label: k for k, label in enumerate(labels)}
     standardizer, found = Standardizer(0, CPU), []
     keep = torch.tensor(True)
@@ -82,10 +88,14 @@ def prepared(batches: Sequence[Rows], schema: Schema, labels: Sequence[str]) -> 
         standardizer.start_blank(dense)
         inputs = standardizer.standardized(dense).nan_to_num()
         standardizer.update(dense, keep)
-        codes = np.array([numbers[schema.labels[k]] for k in encoded.labels.tolist()], np.int64)
-        found.append(
-            RowBatch(rows, inputs.numpy(), encoded.rows, encoded.keys, encoded.values, codes)
-        )
+        codes, values = np.zeros(len(rows), np.int64), np.empty(0)
+        if schema.numeric_labels:
+            values = encoded.labels.astype(np.float64)
+        else:
+            known = [numbers[schema.labels[k]] for k in encoded.labels.tolist()]
+            codes = np.array(known, np.int64)
+        sparse = encoded.rows, encoded.keys, encoded.values
+        found.append(RowBatch(rows, inputs.numpy(), *sparse, codes, values))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.commands.stream_options import stream_of
 from streams.errors import FunnelError
-from streams.sources.names import ARROW, LINED, PARQUET, ROW_NAMES, STANDARD_INPUT
+from streams.sources.names import ARROW, LINED, NUMBER_NAMES, PARQUET, ROW_NAMES, STANDARD_INPUT
 
 if TYPE_CHECKING:
     from service.fold.schema.schema import Schema
@@ -125,7 +125,7 @@ def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream 
     """
     from streams.sources.faults import TableError
 
-    if options.stream in ROW_NAMES:
+    if options.stream in (*ROW_NAMES, *NUMBER_NAMES):
         return _made(options)
     path, why = Path(options.stream), None
     is_file = options.stream == STANDARD_INPUT or path.exists()
@@ -152,7 +152,7 @@ def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream 
 
 
 def _made(options: argparse.Namespace) -> "RowStream":
-    """Return a stream of rows that is made while it is read.
+    """Return a stream of rows that is made while it is read, or that river carries.
 
     Raises:
         FunnelError: an option is for files.
@@ -162,4 +162,8 @@ def _made(options: argparse.Namespace) -> "RowStream":
     for name in ("label", "drop", "weight"):
         if getattr(options, name):
             raise FunnelError(f"--{name} is for a file, but {options.stream} is a stream")
+    if options.stream in NUMBER_NAMES:
+        from streams.rowfile import bundled
+
+        return bundled(options.stream).stream(options.examples)
     return orders(options.examples or options.usual_examples)

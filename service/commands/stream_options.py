@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streams.errors import FunnelError
-from streams.sources.names import IMAGES, NAMES, ROW_NAMES
+from streams.sources.names import IMAGES, NAMES, NUMBER_NAMES, ROW_NAMES
 
 if TYPE_CHECKING:
     from streams.sources.catalog import Stream
+
+_ALL = (*NAMES, *ROW_NAMES, *NUMBER_NAMES)
 
 
 def add_stream(parser: argparse.ArgumentParser, name: str | None, examples: int) -> None:
@@ -26,8 +28,8 @@ def add_stream(parser: argparse.ArgumentParser, name: str | None, examples: int)
         nargs="?" if name else None,
         default=name,
         metavar="STREAM",
-        help=f"one of {', '.join((*NAMES, *ROW_NAMES))}; or a file of your own, its rows in "
-        "order of time: .csv or .tsv (.gz, .bz2, .xz) with a header and numbers in all columns but "
+        help=f"one of {', '.join(_ALL)}; or a file of your own, its rows in order of time: "
+        ".csv or .tsv (.gz, .bz2, .xz) with a header and numbers in all columns but "
         "the label's, or .safetensors" + (f" [{name}]" if name else ""),
     )
     parser.add_argument(
@@ -69,7 +71,7 @@ def stream_of(options: argparse.Namespace) -> "Stream":
     path = Path(options.stream)
     if not path.exists():
         raise catalog.UnknownStreamError(
-            f"no stream and no file {options.stream!r}; there are {', '.join((*NAMES, *ROW_NAMES))}"
+            f"no stream and no file {options.stream!r}; there are {', '.join(_ALL)}"
         )
     found = table.read(path, options.label)
     sys.stderr.write(f"{found}\n")

@@ -286,6 +286,12 @@ class Learner:
         """Take one update; on a CPU this must only be called for a batch that is kept."""
         self.pool.update(prepared, labels, decision)
 
+    def rescale(self, ratio: Tensor, shift: Tensor) -> None:
+        """Continue with numbers in another unit (`funnel.pool.pool.Pool.rescale`)."""
+        self.pool.rescale(ratio, shift)
+        if self.table is not None and len(self.pool.parameters) == 2:
+            self.table.rows.rescale(float(ratio))  # beyond one layer they are not of the last
+
     def frozen(self) -> dict[str, Tensor]:
         """Return copies of what prediction needs, on the device."""
         named = self.pool.parameters | self.pool.buffers | {WEIGHTS: self.pool.mixing.log_weights}

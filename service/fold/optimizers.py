@@ -1,8 +1,10 @@
 """The optimizers by name, each as the experts of a pool; Funnel and the plain ones have one. The
 losses by task."""
 
+from collections.abc import Sequence
+
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
-from funnel.pool.expert import MATTER_MOST, Expert, for_width
+from funnel.pool.expert import DEFAULT_EXPERTS, MATTER_MOST, NUMBER_EXPERTS, Expert, for_width
 from funnel.pool.loss import CROSS_ENTROPY, Binary, Gaussian, Loss, Pinball
 from service.fold.spec import MAX_EXPERTS, Hyperparameters, Spec
 from service.fold.task import Task
@@ -45,7 +47,8 @@ def experts_of(
     """
     if optimizer == "pool":
         count = spec.experts or MAX_EXPERTS  # a shadow has no count of its own
-        return some_experts(count, active)
+        among = NUMBER_EXPERTS if spec.predicts.is_numeric else DEFAULT_EXPERTS
+        return some_experts(count, active, among)
     learns = optimizer == "funnel"
     return [
         Expert(
@@ -58,13 +61,15 @@ def experts_of(
     ]
 
 
-def some_experts(count: int, features: int) -> list[Expert]:
-    """Return the ``count`` default experts that matter most, for inputs of this width.
+def some_experts(
+    count: int, features: int, among: Sequence[Expert] = DEFAULT_EXPERTS
+) -> list[Expert]:
+    """Return the ``count`` experts that matter most, for inputs of this width.
 
     >>> len(some_experts(4, 784))
     4
     """
-    experts = for_width(features)
+    experts = for_width(features, among)
     return [experts[k] for k in sorted(MATTER_MOST[:count])]
 
 

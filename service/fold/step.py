@@ -255,7 +255,10 @@ class Fold:
             if not on_host or learns:
                 learners[name].update(prepared, labels, decision)
         if target is not None:
-            target.update(numbers, keep)
+            ratio, shift = target.update(numbers, keep)
+            if not on_host or bool((ratio != 1.0) | (shift != 0.0)):
+                for learner in learners.values():
+                    learner.rescale(ratio, shift)
         return Outcome(keep, accuracy, loss, floor)
 
     def _seed(self) -> None:
@@ -330,7 +333,7 @@ def observe(
     outcomes = judged(state, served, batch.scored, labels)
     loss, width = outcomes.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
-    score(served, batch.scored, outcomes, labels, finite)
+    score(served, batch.scored, outcomes, labels, _counts(state, finite))
     if state.target is None:
         floors = state.floors.score(labels, finite)[MAJORITY]
         state.floors.learn(labels, keep)
@@ -406,6 +409,12 @@ def score(
     learner.scores.update(sure, torch.where(right, one, UNKNOWN), one, losses, keep)
 
 
+def _counts(state: State, scored: Tensor) -> Tensor:
+    """Return whether the scores take a batch, bool, 0-dim: of numbers not the first one, whose
+    predictions had no unit."""
+    return scored if state.target is None else scored & state.target.is_known
+
+
 def observe_shadow(
     state: State,
     shadow: Learner,
@@ -432,5 +441,6 @@ def observe_shadow(
     outcomes = judged(state, shadow, batch.scored, labels)
     known = torch.isfinite(outcomes.losses)
     losses = outcomes.losses.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
-    score(shadow, batch.scored, outcomes._replace(losses=losses), labels, scored, known)
+    counted = _counts(state, scored)
+    score(shadow, batch.scored, outcomes._replace(losses=losses), labels, counted, known)
     return Shadowed(learns, shadow.decide(batch, learns))

@@ -1,8 +1,8 @@
 """The target of regression: numbers as learners take them, in standardized units.
 
 The unit is the robust one of inputs (`service.fold.standardizer`), but it is held: it moves only
-once the newest statistics are half of it, twice of it, or one unit away. If it moved with every
-batch, the weights, which are in that unit, would have to follow.
+once the newest statistics are half of it, twice of it, or one unit away. Weights follow it
+(`funnel.pool.pool.Pool.rescale`), so that no answer changes where it moves.
 """
 
 import torch
@@ -32,6 +32,12 @@ class Target:
         """Return the state by name, the tensors themselves."""
         return self._statistics.tensors() | {"unit": self.unit}
 
+    @property
+    def is_known(self) -> Tensor:
+        """True once a batch has been learned, bool, 0-dim. The first batch is scored in a unit that
+        is its own, so that score says nothing."""
+        return ~self._statistics.is_blank[0]
+
     def start(self, numbers: Tensor) -> None:
         """Start from the first batch, fp32 [n]; `update` then takes it, too."""
         self._statistics.start(numbers[:, None])
@@ -50,19 +56,26 @@ class Target:
         zero, size = self.unit.unbind(0)
         return (numbers - zero).div(size.clamp(min=TINY)).clamp_(-LIMIT, LIMIT)
 
-    def update(self, numbers: Tensor, keep: Tensor) -> None:
+    def update(self, numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Update the statistics with a batch, and the unit if it has to move.
 
         Args:
             numbers: fp32 [n].
             keep: bool, 0-dim; where it is False nothing changes.
+
+        Returns:
+            The ratio of the unit's old size to the new one, and what the old zero is in the new
+            unit, both 0-dim: 1 and 0 if the unit stays.
         """
         self._statistics.update(numbers[:, None], keep)
         new = self._newest()
         ratio = new[1] / self.unit[1]
         moves = ((new[0] - self.unit[0]).abs() > self.unit[1]) | (ratio > MAX_RATIO)
         moves = keep & (moves | (ratio < 1.0 / MAX_RATIO))
-        self.unit.copy_(torch.where(moves, new, self.unit))
+        before, after = self.unit.clone(), torch.where(moves, new, self.unit)
+        self.unit.copy_(after)
+        size = after[1].clamp(min=TINY)
+        return before[1].clamp(min=TINY) / size, (before[0] - after[0]) / size
 
 
 def restored(answers: Tensor, unit: Tensor, has_deviation: bool) -> Tensor:

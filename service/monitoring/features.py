@@ -170,7 +170,10 @@ def learned(state: State, features: Sequence[Weights]) -> list[Learned]:
     """
     pool, table = state.served.pool, state.served.table
     labels = state.spec.predicts.outputs(len(state.schema.labels))
-    experts, present = pool.mixing.log_weights.exp(), state.missing[:, 1] - state.missing[:, 0]
+    experts, present = (
+        pool.mixing.log_weights[: len(pool.experts)].exp(),
+        state.missing[:, 1] - state.missing[:, 0],
+    )
     found = []
     for feature in features:
         if not feature.is_key:
@@ -264,11 +267,12 @@ def _dense(snapshot: Snapshot) -> tuple[Tensor, Tensor]:
         UnreadableModelError: they do not belong to features alone.
     """
     found = {k: v for k, v in snapshot.weights.items() if not k.startswith("loss.")}
-    experts = found.pop("mixing.log_weights").exp().cpu()
+    weights = found.pop("mixing.log_weights").exp().cpu()
     if found.keys() != {"weight", "bias"}:
         raise UnreadableModelError(
             "only the weights of the model logistic belong to features; this model has other layers"
         )
+    experts = weights[: len(found["weight"])]
     return torch.einsum("k,kcd->cd", experts, found["weight"].cpu()), experts
 
 

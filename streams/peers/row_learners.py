@@ -5,7 +5,7 @@ for everything else. River's trees get the rows as they are.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,6 +35,8 @@ class RowBatch:
     values: npt.NDArray[np.float32]
     labels: Codes
     """Numbers of the labels in the file, [n]."""
+    numbers: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """Labels that are numbers to predict, [n]; empty where labels are classes."""
 
     @property
     def weights(self) -> list[float]:
@@ -114,22 +116,22 @@ class ScikitRows:
         """Return the predicted labels; the first one before anything is learned."""
         if not hasattr(self.model, "classes_"):
             return np.zeros(len(batch), np.int64)
-        return np.asarray(self.model.predict(_hashed(batch)), np.int64)
+        return np.asarray(self.model.predict(hashed(batch)), np.int64)
 
     def answer(self, batch: RowBatch) -> tuple[Codes, Probabilities]:
         """Return labels as `predict` does, and their probabilities, fp64 [n, labels]."""
         if not hasattr(self.model, "classes_"):
             blank = as_probabilities([{}] * len(batch), len(self._classes))
             return self.predict(batch), blank
-        found = self.model.predict_proba(_hashed(batch))
+        found = self.model.predict_proba(hashed(batch))
         return self.predict(batch), np.asarray(found, np.float64)
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch."""
-        self.model.partial_fit(_hashed(batch), batch.labels, self._classes, batch.weights)
+        self.model.partial_fit(hashed(batch), batch.labels, self._classes, batch.weights)
 
 
-def _hashed(batch: RowBatch) -> csr_matrix:
+def hashed(batch: RowBatch) -> csr_matrix:
     """Return numbers and keys as a sparse matrix; numbers have the columns after HASHED."""
     n, d = batch.dense.shape
     rows = np.concatenate([np.repeat(np.arange(n), d), batch.examples])
@@ -160,17 +162,17 @@ class VowpalWabbitRows:
 
     def predict(self, batch: RowBatch) -> Codes:
         """Return the predicted labels."""
-        found = [self._workspace.predict(f"| {text}") for text in _texts(batch)]
+        found = [self._workspace.predict(f"| {text}") for text in texts(batch)]
         return np.array(found, dtype=np.int64) - 1
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch, one example at a time."""
-        each = zip(_texts(batch), batch.labels.tolist(), batch.weights, strict=True)
+        each = zip(texts(batch), batch.labels.tolist(), batch.weights, strict=True)
         for text, label, weight in each:
             self._workspace.learn(f"{label + 1} {weight:g} | {text}")
 
 
-def _texts(batch: RowBatch) -> Iterator[str]:
+def texts(batch: RowBatch) -> Iterator[str]:
     """Yield each row as Vowpal Wabbit reads it; numbers are named, keys are hashes themselves."""
     ends = np.searchsorted(batch.examples, np.arange(1, len(batch) + 1)).tolist()
     keys = (batch.keys % np.uint64(1 << 20)).tolist()
@@ -182,6 +184,18 @@ def _texts(batch: RowBatch) -> Iterator[str]:
             for key, value in zip(keys[start:end], values[start:end], strict=True)
         )
         yield f"{numbers} {named}"
+        start = end
+
+
+def keyed(batch: RowBatch) -> Iterator[dict[str, float]]:
+    """Yield the numbers of each row, and its keys by name."""
+    ends = np.searchsorted(batch.examples, np.arange(1, len(batch) + 1)).tolist()
+    keys, values, start = batch.keys.tolist(), batch.values.tolist(), 0
+    for row, end in zip(batch.dense.tolist(), ends, strict=True):
+        found = {f"n{k}": value for k, value in enumerate(row)}
+        for key, value in zip(keys[start:end], values[start:end], strict=True):
+            found[f"k{key}"] = found.get(f"k{key}", 0.0) + value
+        yield found
         start = end
 
 
@@ -198,23 +212,23 @@ class RiverRows:
 
     def predict(self, batch: RowBatch) -> Codes:
         """Return the predicted labels; the first one until the model knows one."""
-        found = (self.model.predict_one(row) for row in _dictionaries(batch))
+        found = (self.model.predict_one(row) for row in dictionaries(batch))
         return np.array([0 if label is None else label for label in found], np.int64)
 
     def answer(self, batch: RowBatch) -> tuple[Codes, Probabilities]:
         """Return labels as `predict` does, and their probabilities, fp64 [n, labels]."""
-        found = [self.model.predict_proba_one(row) for row in _dictionaries(batch)]
+        found = [self.model.predict_proba_one(row) for row in dictionaries(batch)]
         return self.predict(batch), as_probabilities(found, self._classes)
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch."""
-        each = zip(_dictionaries(batch), batch.labels.tolist(), batch.weights, strict=True)
+        each = zip(dictionaries(batch), batch.labels.tolist(), batch.weights, strict=True)
         for row, label, weight in each:
             if weight:  # its statistics divide by the sum of the weights
                 self.model.learn_one(row, label, w=weight)
 
 
-def _dictionaries(batch: RowBatch) -> Iterator[dict[str, object]]:
+def dictionaries(batch: RowBatch) -> Iterator[dict[str, object]]:
     """Yield the values that rows have; a time is its hour and its weekday."""
     for chunk in batch.rows.chunks:
         for row in chunk.columns.to_pylist():

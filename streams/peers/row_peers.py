@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:  # help names the peers, and does not wait for numpy
     from streams.peers.row_learners import RowLearner
@@ -17,12 +17,15 @@ Make = Callable[[int, int], "RowLearner"]
 """Makes a learner, given the number of labels and a seed."""
 
 
+MakeOf = TypeVar("MakeOf", covariant=True)
+
+
 @dataclass(frozen=True)
-class RowPeer:
+class PeerOf(Generic[MakeOf]):
     """A kind of learner, and the settings among which the best is chosen in hindsight."""
 
     title: str
-    settings: Mapping[str, Make]
+    settings: Mapping[str, MakeOf]
     module: str = "numpy"
     """Module that must be importable; its package has the same name."""
 
@@ -32,6 +35,9 @@ class RowPeer:
         if importlib.util.find_spec(self.module) is None:
             return f"needs {self.module}: pip install 'funnel-stream[bench]'"
         return ""
+
+
+RowPeer = PeerOf[Make]
 
 
 def _majority(classes: int, seed: int) -> "RowLearner":
@@ -70,9 +76,9 @@ def _river(path: str, classes: int, seed: int) -> "RowLearner":
 _CONSTANT = {"learning_rate": "constant", "penalty": None}
 
 ROW_PEERS: dict[str, RowPeer] = {
-    "majority": RowPeer("the most frequent label so far", {"default": _majority}),
-    "no-change": RowPeer("the last known label", {"default": _no_change}),
-    "scikit-learn": RowPeer(
+    "majority": PeerOf("the most frequent label so far", {"default": _majority}),
+    "no-change": PeerOf("the last known label", {"default": _no_change}),
+    "scikit-learn": PeerOf(
         "scikit-learn SGDClassifier, log loss",
         {
             f"eta0 {eta0:g}": partial(_scikit, {**_CONSTANT, "eta0": eta0})
@@ -81,17 +87,17 @@ ROW_PEERS: dict[str, RowPeer] = {
         | {"optimal, its default": partial(_scikit, {})},
         "sklearn",
     ),
-    "vw": RowPeer(
+    "vw": PeerOf(
         "Vowpal Wabbit, its adaptive rule",
         {f"-l {lr:g}": partial(_vowpal_wabbit, f"-l {lr}") for lr in (0.02, 0.1, 0.5, 2.5, 10.0)},
         "vowpalwabbit",
     ),
-    "river-tree": RowPeer(
+    "river-tree": PeerOf(
         "river HoeffdingAdaptiveTreeClassifier",
         {"default": partial(_river, "river.tree:HoeffdingAdaptiveTreeClassifier")},
         "river",
     ),
-    "river-forest": RowPeer(
+    "river-forest": PeerOf(
         "river ARFClassifier", {"default": partial(_river, "river.forest:ARFClassifier")}, "river"
     ),
 }
@@ -103,12 +109,22 @@ def find_row_peers(names: Sequence[str]) -> tuple[dict[str, RowPeer], dict[str, 
     """Return the peers of these names that can learn rows here, and why the others cannot.
 
     Args:
-        names: of peers of either kind; ``all`` stands for all that can.
+        names: of peers of any kind; ``all`` stands for all that can.
     """
-    wanted = [*ROW_PEERS] if "all" in names else [*names]
-    missing = {
-        name: ROW_PEERS[name].missing if name in ROW_PEERS else "it takes dense features alone"
-        for name in wanted
-    }
-    found = {name: ROW_PEERS[name] for name in wanted if not missing[name]}
+    return among(ROW_PEERS, names, "it takes dense features alone")
+
+
+def among(
+    peers: Mapping[str, PeerOf[MakeOf]], names: Sequence[str], otherwise: str
+) -> tuple[dict[str, PeerOf[MakeOf]], dict[str, str]]:
+    """Return the peers of these names that can run here, and why the others cannot.
+
+    Args:
+        peers: by name.
+        names: of peers of any kind; ``all`` stands for all of ``peers``.
+        otherwise: why a name that is not among them is not.
+    """
+    wanted = [*peers] if "all" in names else [*names]
+    missing = {name: peers[name].missing if name in peers else otherwise for name in wanted}
+    found = {name: peers[name] for name in wanted if not missing[name]}
     return found, {name: why for name, why in missing.items() if why}

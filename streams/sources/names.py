@@ -10,6 +10,8 @@ NAMES = (
 )  # fmt: skip
 ROW_NAMES = ("orders",)
 """Streams of rows with names."""
+NUMBER_NAMES = ("trump_approval", "chick_weights", "water_flow")
+"""Sets of river whose labels are numbers; rows with names."""
 IMAGES = ("digits", "mnist")
 """Sources of images."""
 

@@ -160,6 +160,11 @@ class Rows:
             return self._split(self.weights[: self.used].clone(), self.state[: self.used].clone())
         return self._split(self.weights.index_select(0, rows), self.state.index_select(0, rows))
 
+    def rescale(self, ratio: float) -> None:
+        """Multiply the weights of all rows."""
+        self.weights[: self.used] *= ratio
+        self._changed.fill(self._looks)
+
     def from_the_start(self, which: Tensor) -> None:
         """Set all rows of some experts, bool [K], back to how they started; read on the host."""
         for k in which.nonzero().flatten().tolist():

@@ -1,0 +1,228 @@
+"""The service's learner of numbers compared with its peers on a stream of rows, test-then-train."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+import numpy as np
+import orjson
+import torch
+
+from service.commands.evaluation import CPU
+from service.fold.schema.schema import Schema
+from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.state import State
+from service.fold.step import Fold
+from service.settings import Settings
+from streams.peers.number_learners import NumberLearner, Numbers
+from streams.peers.number_peers import FLOORS, NumberPeer
+from streams.peers.row_learners import RowBatch
+from streams.progress import progress_bar
+from streams.rowstream import RowStream
+
+LATE = 1_000
+"""Rows after which learners are scored a second time."""
+EXPLANATION = f"""\
+Each batch is predicted before it is learned; the first one is not scored, as nothing is known
+before it. The last column is the MAE after the first {LATE:,} rows. R² is how much of the variance
+of all scored numbers is explained. Peers get the same numbers, standardized, and the same keys
+(river's trees the rows themselves), and are shown at the best of their settings, chosen for this
+stream in hindsight.
+"""
+QUANTILES = f"""\
+Each batch is predicted before it is learned; the first one is not scored, as nothing is known
+before it. Coverage is the share of numbers that are not above a quantile. The last column is after
+the first {LATE:,} rows.
+"""
+
+
+class ServedNumbers:
+    """The learner that the service runs: a snapshot answers, and the fold learns.
+
+    Args:
+        settings: of the service.
+        schema: with which it begins.
+    """
+
+    def __init__(self, settings: Settings, schema: Schema) -> None:
+        text = orjson.dumps(schema.to_json(), option=orjson.OPT_SORT_KEYS).decode()
+        spec = replace(settings.spec, schema=text)
+        self.state = State(spec, settings.hyperparameters, CPU)
+        self._fold, self._evaluate = Fold(self.state), Evaluator(self.state.served)
+
+    def answers(self, batch: RowBatch) -> Numbers:
+        """Return value and deviation, or the quantiles, float64 [n, A]."""
+        found = self._evaluate(Snapshot.of(self.state), batch.rows)[1]
+        return np.asarray(found.numpy(), np.float64)
+
+    def predict(self, batch: RowBatch) -> Numbers:
+        """Return a number for each row, float64 [n]."""
+        return self.answers(batch)[:, 0]
+
+    def learn(self, batch: RowBatch) -> None:
+        """Learn a batch, as a trainer does: first the change of the schema, then the step."""
+        if changes := self.state.schema.changes_for(batch.rows):
+            self.state.reshape(changes)
+        self._fold.step(batch.rows)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How far off predictions are."""
+
+    mae: float
+    rmse: float
+    r2: float
+    late: float
+    """MAE after the first LATE rows; NaN if there are no more."""
+
+    @classmethod
+    def of(cls, predicted: Numbers, numbers: Numbers, first: int) -> "Scores":
+        """Return the scores of predictions, [n].
+
+        Args:
+            predicted: [n].
+            numbers: [n].
+            first: rows of the first batch, which is not scored.
+        """
+        missed = predicted - numbers
+        scored, spread = missed[first:], float(np.var(numbers[first:]))
+        square = float(np.mean(scored**2))
+        late = missed[max(first, LATE) :]
+        return cls(
+            float(np.mean(np.abs(scored))),
+            square**0.5,
+            1.0 - square / spread if spread > 0.0 else np.nan,
+            float(np.mean(np.abs(late))) if len(late) else np.nan,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One learner with one setting over some seeds."""
+
+    learner: str
+    setting: str
+    tuned: int
+    """Settings among which this one is the best in hindsight; 0 if it was not tuned."""
+    scores: list[Scores] = field(default_factory=list)
+    """The scores of each seed."""
+
+    def value(self, name: str) -> float:
+        """Return the median over seeds of a field of the scores."""
+        return median(float(getattr(one, name)) for one in self.scores)
+
+
+def predictions(
+    learner: NumberLearner, batches: Sequence[RowBatch], progress: Callable[[int], object]
+) -> Numbers:
+    """Predict, then learn, batch after batch; return the predictions, [n]."""
+    found = []
+    for batch in batches:
+        found.append(learner.predict(batch))
+        learner.learn(batch)
+        progress(len(batch))
+    return np.concatenate(found)
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Return the runs as aligned lines, the least MAE first."""
+    lines = [("learner", "setting", "MAE", "RMSE", "R²", f"MAE after {LATE:,}")]
+    for run in sorted(runs, key=lambda one: one.value("mae")):
+        setting = f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting
+        mae, rmse, r2, late = (run.value(name) for name in ("mae", "rmse", "r2", "late"))
+        shown = f"{mae:.4f}", f"{rmse:.4f}", f"{r2:.4f}", "–" if np.isnan(late) else f"{late:.4f}"
+        lines.append((run.learner, setting, *shown))
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def warning(own: Run, floors: Sequence[Run]) -> str:
+    """Return the line that says that Funnel is worse than floors; empty if it is not."""
+    below = [one for one in floors if one.value("mae") < own.value("mae")]
+    if not below:
+        return ""
+    shown = " and ".join(f"{one.learner} ({one.value('mae'):.4f})" for one in below)
+    return f"Funnel is worse than a floor: its MAE is {own.value('mae'):.4f}; {shown}\n\n"
+
+
+def run(
+    stream: RowStream,
+    settings: Settings,
+    schema: Schema,
+    batches: Sequence[RowBatch],
+    peers: Mapping[str, NumberPeer],
+    seeds: Sequence[int],
+) -> int:
+    """Compare, and print the table.
+
+    Args:
+        stream: the rows.
+        settings: of the service.
+        schema: with which Funnel begins.
+        batches: of the stream, with their numbers.
+        peers: that run, by name.
+        seeds: of the peers; Funnel draws nothing.
+    """
+    torch.set_num_threads(settings.threads)
+    numbers = np.concatenate([batch.numbers for batch in batches])
+    first = len(batches[0]) if len(batches) > 1 else 0
+    own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
+    tried = {
+        name: [Run(peer.title, setting, len(peer.settings)) for setting in peer.settings]
+        for name, peer in peers.items()
+    }
+    passes = 1 + len(seeds) * sum(map(len, tried.values()))
+    with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
+        served = ServedNumbers(settings, schema)
+        own.scores.append(Scores.of(predictions(served, batches, bar.update), numbers, first))
+        for seed in seeds:
+            for name, peer in peers.items():
+                for one, make in zip(tried[name], peer.settings.values(), strict=True):
+                    found = predictions(make(seed), batches, bar.update)
+                    one.scores.append(Scores.of(found, numbers, first))
+    best = {name: min(runs, key=lambda one: one.value("mae")) for name, runs in tried.items()}
+    floors = [best[name] for name in FLOORS if name in best]
+    sys.stdout.write(
+        f"{warning(own, floors)}{stream.name}: {stream.examples:,} rows\n\n"
+        f"{table([own, *best.values()])}\n{EXPLANATION}"
+    )
+    return 0
+
+
+def run_quantiles(
+    stream: RowStream, settings: Settings, schema: Schema, batches: Sequence[RowBatch]
+) -> int:
+    """Print the pinball loss and the coverage of Funnel's quantiles; arguments as for `run`."""
+    torch.set_num_threads(settings.threads)
+    levels = np.array(settings.predicts.quantiles)
+    served, found = ServedNumbers(settings, schema), []
+    with progress_bar(f"{stream.name}, 1 run", stream.examples) as bar:
+        for batch in batches:
+            missed = batch.numbers[:, None] - served.answers(batch)
+            found.append(missed)
+            served.learn(batch)
+            bar.update(len(batch))
+    missed = np.concatenate(found[1:] or found)
+    late = np.concatenate(found)[max(len(found[0]), LATE) :]
+    lines = [("quantile", "pinball loss", "coverage", f"coverage after {LATE:,}")]
+    for k, level in enumerate(levels):
+        loss = np.maximum(level * missed[:, k], (level - 1.0) * missed[:, k]).mean()
+        covered = f"{(missed[:, k] <= 0).mean():.4f}"
+        after = f"{(late[:, k] <= 0).mean():.4f}" if len(late) else "–"
+        lines.append((f"{level:g}", f"{loss:.4f}", covered, after))
+    sys.stdout.write(
+        f"{stream.name}: {stream.examples:,} rows, Funnel ({settings.optimizer})\n\n"
+        f"{aligned(lines)}\n{QUANTILES}"
+    )
+    return 0
