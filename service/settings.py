@@ -234,7 +234,7 @@ class Settings(BaseModel):
                 f"({PREFIX}SCHEMA); dense features need a number"
             )
         rest = {name: value for name, value in given.items() if name != "classes"}
-        return rest | {"schema": given.get("schema") or AUTO}
+        return {"task": "multiclass"} | rest | {"schema": given.get("schema") or AUTO}
 
     @field_validator("data_dir", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ exponential weighting [N. Littlestone, M. K. Warmuth, 'The weighted majority alg
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -41,6 +42,8 @@ MEMORY = 300.0
 """Examples that running means of errors remember."""
 LEAST_DEVIATION = 1e-3
 """Least standard deviation of an answer, in standardized units."""
+NORMAL_LOSS = 0.3
+"""Pinball loss of the quantiles of a normal distribution, in its deviations, about."""
 SOFTNESS = 0.05
 """Width over which the slope of the pinball loss turns, in standardized units."""
 
@@ -305,6 +308,9 @@ class Gaussian:
         for name in ("mean", "last"):
             if name in held:
                 held[name].mul_(ratio).add_(shift)
+        far = is_far(ratio, shift)
+        held["mean"].masked_fill_(far, 0.0)
+        held["variance"].masked_fill_(far, 1.0)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return absolute errors of the mean; see `NumericLoss.distances`."""
@@ -331,8 +337,9 @@ class Gaussian:
         losses = _gaussian(missed / unit, unit)[:, 0]
         answers = torch.cat([centers, deviation.expand_as(centers)], dim=1)
         squares = missed.clamp(-bound, bound)[:, 0].square()
-        around = (labels - held["mean"]).clamp(*_range(held["variance"][-1])).square()
-        means = _means(torch.cat([squares, torch.stack([around, labels])]), importance)
+        around = (labels - held["mean"]).clamp(*_range(held["variance"][-1]))
+        near = held["mean"] + around
+        means = _means(torch.cat([squares, torch.stack([around.square(), near])]), importance)
         last = _last(labels, importance, held["last"]) if "last" in held else means[:0]
         bound = bound[: len(outputs)]
         error = (outputs - labels).clamp_(-bound, bound).div_(len(labels))
@@ -358,17 +365,16 @@ class Gaussian:
         return held["variance"][:-1].min().sqrt()
 
     def _centers(self, held: Held, outputs: Tensor) -> Tensor:
-        """Return the outputs of the experts, within REACH, and the last number if it is kept.
+        """Return the outputs of the experts and the last number if it is kept, within REACH.
 
         Args:
             held: what the loss has learned.
             outputs: [K, ...]; what is not finite stays so.
         """
         reach = REACH * held["variance"][-1].sqrt()
-        within = outputs.sub(held["mean"]).clamp_(-reach, reach).add_(held["mean"])
-        if "last" not in held:
-            return within
-        return torch.cat([within, held["last"].expand_as(outputs[:1])])
+        if "last" in held:
+            outputs = torch.cat([outputs, held["last"].expand_as(outputs[:1])])
+        return outputs.sub(held["mean"]).clamp_(-reach, reach).add_(held["mean"])
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
         """Implement `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1
@@ -435,8 +441,9 @@ class Pinball:
 
     def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
         """See `NumericLoss.rescale`."""
-        held["floor"].mul_(ratio).add_(shift)
-        held["unit"].mul_(ratio).clamp_(min=LEAST_DEVIATION)
+        far, floor = is_far(ratio, shift), held["floor"]
+        floor.copy_(torch.where(far, self._normal(floor), floor * ratio + shift))
+        held["unit"].mul_(ratio).clamp_(min=LEAST_DEVIATION).masked_fill_(far, NORMAL_LOSS)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return pinball losses; see `NumericLoss.distances`."""
@@ -444,12 +451,20 @@ class Pinball:
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Implement `Loss.fresh`: the quantiles of a normal distribution."""
-        levels = torch.tensor(self.quantiles, dtype=torch.float64)
         return {
-            "floor": torch.special.ndtri(levels).float().to(device),
-            "unit": torch.full((), 0.3, device=device),
+            "floor": self._normal(torch.zeros(0, device=device)),
+            "unit": torch.full((), NORMAL_LOSS, device=device),
             "seen": torch.zeros((), device=device),
         }
+
+    def _within(self, held: Held, outputs: Tensor) -> Tensor:
+        """Return outputs within REACH deviations of the quantiles of all numbers."""
+        reach = held["unit"] * (REACH / NORMAL_LOSS)
+        return outputs.clamp(held["floor"][0] - reach, held["floor"][-1] + reach)
+
+    def _normal(self, like: Tensor) -> Tensor:
+        """Return the quantiles of a normal distribution, fp32 [Q]."""
+        return like.new_tensor([NormalDist().inv_cdf(level) for level in self.quantiles])
 
     def _levels(self, like: Tensor) -> Tensor:
         return like.new_tensor(self.quantiles)
@@ -464,7 +479,7 @@ class Pinball:
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
     ) -> Judged:
         """Implement `Loss.judge`."""
-        answers = outputs.sort(dim=1).values
+        answers = self._within(held, outputs).sort(dim=1).values
         losses = self.pinball(answers, labels) / held["unit"]
         floor = held["floor"][:, None]
         below = self._levels(labels)[:, None] - (labels < floor).float()
@@ -484,7 +499,7 @@ class Pinball:
 
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
         """Implement `Loss.answers`."""
-        return outputs.sort(dim=-1).values
+        return self._within(held, outputs).sort(dim=-1).values
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
         """Implement `Loss.mixed`: weighted means, which ascend as the answers do; 0 where no expert
@@ -522,6 +537,18 @@ class Pinball:
 
 
 CROSS_ENTROPY = CrossEntropy()
+
+
+def is_far(ratio: Tensor, shift: Tensor) -> Tensor:
+    """Return whether a unit has moved so far that numbers of the old one lie beyond REACH, bool.
+
+    What was learned about them then says nothing about the new ones, which begin as blank ones do.
+
+    Args:
+        ratio: of the old unit to the new one, 0-dim.
+        shift: what a number of 0 in the old unit is in the new one, 0-dim.
+    """
+    return (shift.abs() > REACH) | (ratio > REACH)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -34,7 +34,7 @@ from funnel.pool import mixing
 from funnel.pool.classes import CLOSED, Classes
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
-from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Gaussian, Held, Loss, Pinball
+from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Gaussian, Held, Loss, Pinball, is_far
 from funnel.pool.mixing import FixedShare
 from funnel.pool.networks import Experts
 from funnel.pool.renewal import Renewal, Restart
@@ -376,6 +376,8 @@ class Pool:
     def rescale(self, ratio: Tensor, shift: Tensor) -> None:
         """Let outputs, and what the loss has learned, be numbers in another unit, in place.
 
+        Where numbers of the old unit lie beyond reach of the new one, outputs begin again at 0.
+
         Args:
             ratio: of the old unit to the new one, 0-dim.
             shift: what a number of 0 in the old unit is in the new one, 0-dim.
@@ -386,8 +388,9 @@ class Pool:
         if not isinstance(self.loss, Gaussian | Pinball):
             raise TypeError("only outputs that are numbers have a unit")
         *_, weight, bias = self.parameters.values()
-        weight.mul_(ratio)
-        bias.mul_(ratio).add_(shift)
+        far = is_far(ratio, shift)
+        weight.mul_(ratio).masked_fill_(far, 0.0)
+        bias.mul_(ratio).add_(shift).masked_fill_(far, 0.0)
         self.loss.rescale(self.held, ratio, shift)
 
     def open_classes(self, first: int, stop: int, bias: float) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from funnel.pool.classes import close_
 from funnel.pool.growth import grown, grown_table
+from funnel.pool.loss import is_far
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Decision, Pool, Scored, predicted
 from funnel.pool.sparse import Inputs, Sparse
@@ -290,7 +291,8 @@ class Learner:
         """Continue with numbers in another unit (`funnel.pool.pool.Pool.rescale`)."""
         self.pool.rescale(ratio, shift)
         if self.table is not None and len(self.pool.parameters) == 2:
-            self.table.rows.rescale(float(ratio))  # beyond one layer they are not of the last
+            factor = 0.0 if bool(is_far(ratio, shift)) else float(ratio)
+            self.table.rows.rescale(factor)  # beyond one layer they are not of the last
 
     def frozen(self) -> dict[str, Tensor]:
         """Return copies of what prediction needs, on the device."""

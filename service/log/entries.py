@@ -69,8 +69,8 @@ def inputs_of(fields: Fields) -> str:
         if any(name in fields for name in NAMED):
             are_numbers = has_fractions(from_fields(fields))
             return Inputs.ROWS + (Inputs.OF_NUMBERS if are_numbers else "")
-    except InvalidBatchError:
-        logger.debug("an entry that cannot be decoded claims nothing")
+    except Exception as error:  # `read_entry` reports it
+        logger.debug("an entry that cannot be decoded claims nothing: %r", error)
     return ""
 
 

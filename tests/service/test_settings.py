@@ -196,26 +196,29 @@ def test_classes_of_rows_are_auto_and_those_of_dense_features_a_number() -> None
     assert grown.spec == load_settings({"schema": "auto"}).spec
     assert grown.without_effect == []
     alone = load_settings({"classes": "auto"})
-    assert (alone.schema, alone.is_open) == ("auto", False)
+    assert (alone.schema, alone.opens) == ("auto", set())
     with pytest.raises(SettingsError, match="FUNNEL_CLASSES: auto is for rows"):
         load_settings({"classes": "auto", "features": "3"})
 
 
 @pytest.mark.parametrize(
-    ("options", "is_open"),
+    ("options", "opens"),
     [
-        ({}, True),
-        ({"batch_size": "5", "table_bits": "4", "model": "mlp"}, True),
-        ({"schema": "auto"}, False),
-        ({"features": "784"}, False),
-        ({"classes": "10"}, False),
-        ({"model": "own.module:build"}, False),
-        ({"device": "cuda"}, False),
-        ({"device": "cuda", "table_bits": "0"}, True),
+        ({}, {"inputs", "task"}),
+        ({"batch_size": "5", "table_bits": "4", "model": "mlp"}, {"inputs", "task"}),
+        ({"schema": "auto"}, {"task"}),
+        ({"features": "784"}, {"task"}),
+        ({"task": "auto"}, {"inputs", "task"}),
+        ({"task": "regression"}, {"inputs"}),
+        ({"classes": "10"}, set()),
+        ({"schema": "auto", "max_classes": "9"}, set()),
+        ({"model": "own.module:build"}, set()),
+        ({"device": "cuda"}, {"task"}),
+        ({"device": "cuda", "table_bits": "0"}, {"inputs", "task"}),
     ],
 )
-def test_the_log_decides_if_no_setting_does(options: dict[str, str], is_open: bool) -> None:
-    assert load_settings(options).is_open == is_open
+def test_the_log_decides_if_no_setting_does(options: dict[str, str], opens: set[str]) -> None:
+    assert load_settings(options).opens == opens
 
 
 def test_a_recorded_model_fills_in_what_is_not_set(tmp_path: Path) -> None:
@@ -225,10 +228,13 @@ def test_a_recorded_model_fills_in_what_is_not_set(tmp_path: Path) -> None:
     rows = load_settings({"schema": "auto", "table_bits": "7", "seed": "3", "optimizer": "adam"})
     taken = plain.taking(rows.spec)
     assert taken.spec == replace(rows.spec, seed=4)
-    assert (taken.is_open, taken.api_key.get_secret_value()) == (False, "secret")
+    assert (taken.opens, taken.api_key.get_secret_value()) == (set(), "secret")
     dense = load_settings({"features": "5", "model": "mlp", "hidden": "6", "experts": "2"})
     assert load_settings({"model": "mlp"}).taking(dense.spec).spec == dense.spec
-    assert plain.taking(None).spec == load_settings({"schema": "auto", "seed": "4"}).spec
+    begun = plain.taking(None, "rows")
+    assert begun.spec == load_settings({"schema": "auto", "seed": "4"}).spec
+    assert plain.taking(None, "rows:numbers").spec.task == "regression"
+    assert plain.taking(None, "features").spec.task == "multiclass"
 
 
 def test_a_schema_makes_the_spec_one_of_rows(tmp_path: Path) -> None:

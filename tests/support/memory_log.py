@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from service.log.cuts import Cut
-from service.log.entries import Fields, RawEntry, inputs_of
+from service.log.entries import Fields, RawEntry
 from service.log.errors import FencedError, LogUnavailable
 from service.log.extent import Extent
-from service.log.keys import Keys
+from service.log.keys import Inputs, Keys
 from service.log.log import COUNTED_AT_ONCE, CUTS_A_READ, DEAD_BYTES, DEAD_KEPT, Log
 from service.log.position import ORIGIN, TOP, EntryId, Position
 from service.process import Clock, SystemClock
@@ -190,7 +190,9 @@ class MemoryLog(Log):
         def claim() -> str:
             server = self.server
             first = next(iter(server.entries.values()), {})
-            server.inputs = server.inputs or inputs_of(first) or inputs
+            kind = Inputs.FEATURES if {b"batch", b"json"} & first.keys() else ""
+            kind = Inputs.ROWS if {b"arrow", b"rows", b"row"} & first.keys() else kind
+            server.inputs = server.inputs or (inputs if inputs.startswith(kind) else kind)
             return server.inputs
 
         return await self._write("claim", claim)

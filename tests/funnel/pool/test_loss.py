@@ -51,21 +51,16 @@ def test_errors_of_pieces_are_those_of_the_whole_batch(name: str) -> None:
     held = loss.fresh(EXPERTS, CPU)
     whole = loss.judge(held, outputs.clone(), labels).error * N
     targets = loss.targets(labels, width)
-    some = loss.error_(held, outputs[1:].clone(), targets, slice(1, None))
+    some = loss.error_(held, outputs[1:].clone(), targets, slice(1, EXPERTS))
     torch.testing.assert_close(some, whole[1:])
 
 
-def test_the_gradient_of_a_number_is_that_of_its_density_times_its_variance() -> None:
+def test_the_gradient_of_a_number_is_its_error_within_three_of_the_experts_deviations() -> None:
     loss, (outputs, labels) = Gaussian(), drawn("gaussian")
-    held = loss.fresh(EXPERTS, CPU) | {"variance": torch.tensor([0.04, 1.0, 9.0, 1.0])}
-    leaf = outputs.clone().requires_grad_()
-    deviation = held["variance"][:-1].sqrt()[:, None]
-    error = (leaf[:, 0] - labels) / deviation
-    tail = HUBER * (error.abs() - HUBER / 2)  # Huber's loss
-    by_hand = torch.where(error.abs() <= HUBER, error.square() / 2, tail)
-    by_hand.mean(dim=1).sum().backward()
-    assert leaf.grad is not None
-    expected = leaf.grad[:, 0] * deviation * deviation
+    held = loss.fresh(EXPERTS, CPU)
+    held["variance"][:EXPERTS] = torch.tensor([0.04, 1.0, 9.0])
+    bound = HUBER * held["variance"][:EXPERTS].sqrt()[:, None]
+    expected = torch.maximum(torch.minimum(outputs[:, 0] - labels, bound), -bound) / N
     torch.testing.assert_close(loss.judge(held, outputs, labels).error[:, 0], expected)
 
 
@@ -76,18 +71,31 @@ def test_a_wild_number_moves_an_expert_no_further_than_one_at_three_deviations()
     assert error[0, 0, 0] == error[0, 0, 1]
 
 
-def test_losses_of_numbers_are_those_of_normal_densities() -> None:
-    loss, held = Gaussian(), Gaussian().fresh(2, CPU) | {"variance": torch.tensor([0.25, 4.0, 1.0])}
-    outputs, labels = torch.tensor([[[0.3]], [[-1.0]]]), torch.tensor([0.5])
-    found = loss.judge(held, outputs, labels).losses[:, 0]
-    normal = torch.distributions.Normal(torch.tensor([0.3, -1.0]), torch.tensor([0.5, 2.0]))
+def test_losses_within_the_knee_are_those_of_a_normal_density_in_the_best_deviation() -> None:
+    loss, held = Gaussian(), Gaussian().fresh(2, CPU)
+    held["variance"][:2] = torch.tensor([0.25, 4.0])
+    outputs, labels = torch.tensor([[[0.4]], [[0.6]]]), torch.tensor([0.5])
+    found = loss.judge(held, outputs, labels).losses[:2, 0]
+    normal = torch.distributions.Normal(torch.tensor([0.4, 0.6]), torch.tensor(0.5))
     torch.testing.assert_close(found, -normal.log_prob(labels))
 
 
 def test_a_wild_number_says_little_about_which_expert_is_better() -> None:
-    loss, held = Gaussian(), Gaussian().fresh(2, CPU) | {"variance": torch.tensor([0.09, 0.1, 1.0])}
-    losses = loss.judge(held, torch.zeros(2, 1, 1), torch.tensor([1e6])).losses
+    loss, held = Gaussian(), Gaussian().fresh(2, CPU)
+    held["variance"][:2] = torch.tensor([0.09, 0.1])
+    outputs = torch.tensor([[[0.0]], [[0.5]]])
+    losses = loss.judge(held, outputs, torch.tensor([1e6])).losses
     assert (losses[0] - losses[1]).abs() < 1.0
+
+
+def test_the_last_number_of_a_batch_is_an_answer_for_the_next() -> None:
+    loss, (outputs, labels) = Gaussian(), drawn("gaussian")
+    held = loss.fresh(EXPERTS, CPU)
+    learned_all = torch.ones(EXPERTS, dtype=torch.bool)
+    loss.learn(held, loss.judge(held, outputs, labels).summary, N, learned_all)
+    answers = loss.judge(held, outputs, labels).answers
+    assert answers.shape == (EXPERTS + 1, 2, N)
+    assert (answers[-1, 0] == labels[-1]).all()
 
 
 def test_a_mixture_of_numbers_has_the_mean_and_deviation_of_the_mixed_densities() -> None:
@@ -104,15 +112,16 @@ def test_a_mixture_ignores_experts_that_are_not_healthy(name: str) -> None:
     loss, _ = LOSSES[name]
     outputs, _ = drawn(name)
     answers = loss.answers(loss.fresh(EXPERTS, CPU), outputs.mT)
-    log_weights = torch.tensor([0.2, 0.3, 0.5]).log()
-    healthy = torch.tensor([True, False, True])
+    count = len(answers)
+    log_weights = torch.tensor([0.2, 0.3, 0.5, 0.4])[:count].log()
+    healthy = torch.tensor([True, False, True, True])[:count]
     broken = answers.clone()
     broken[1] = math.nan
     found = loss.mixed(log_weights, broken, healthy)
     assert found.isfinite().all()
     each = loss.mixed(log_weights, broken, healthy[:, None].expand(-1, N))
     torch.testing.assert_close(each, found)
-    without = loss.mixed(log_weights[[0, 2]].log_softmax(0), answers[[0, 2]], healthy[[0, 2]])
+    without = loss.mixed(log_weights[healthy], answers[healthy], healthy[healthy])
     torch.testing.assert_close(found, without)
 
 
@@ -121,9 +130,9 @@ def test_answers_of_no_healthy_expert_are_finite(name: str) -> None:
     loss, _ = LOSSES[name]
     outputs, _ = drawn(name)
     answers = loss.answers(loss.fresh(EXPERTS, CPU), outputs.mT) * math.nan
-    nobody = torch.zeros(EXPERTS, dtype=torch.bool)
+    nobody = torch.zeros(len(answers), dtype=torch.bool)
     for healthy in (nobody, nobody[:, None].expand(-1, N)):
-        assert loss.mixed(torch.zeros(EXPERTS), answers, healthy).isfinite().all()
+        assert loss.mixed(torch.zeros(len(answers)), answers, healthy).isfinite().all()
         assert loss.mixed(torch.zeros(1), answers[:1], healthy[:1]).isfinite().all()
 
 
@@ -152,7 +161,8 @@ def test_quantiles_of_a_mixture_never_cross(seed: int) -> None:
     loss = Pinball(QUANTILES)
     outputs, _ = drawn("pinball", seed)
     weights = torch.rand(EXPERTS, generator=torch.Generator().manual_seed(seed)).log()
-    found = loss.mixed(weights, loss.answers({}, outputs.mT), torch.ones(EXPERTS, dtype=torch.bool))
+    answers = loss.answers(loss.fresh(EXPERTS, CPU), outputs.mT)
+    found = loss.mixed(weights, answers, torch.ones(EXPERTS, dtype=torch.bool))
     assert (found.diff(dim=1) >= 0).all()
 
 

@@ -121,7 +121,8 @@ def test_numbers_are_answered_in_the_unit_in_which_they_were_sent(task: str) -> 
     assert error < 1.25 * 0.3 * 2_000.0 * np.sqrt(2 / np.pi)
     assert 0 < report.loss < 1_000.0
     if task == "regression":
-        assert np.all((found[:, 1] > 400.0) & (found[:, 1] < 1_000.0))
+        assert found[:, 1].min() > 400.0
+        assert np.median(found[:, 1]) < 900.0
     else:
         assert (np.diff(found, axis=1) >= 0).all()
         inside = (found[:, 0] < fresh.labels) & (fresh.labels < found[:, 2])

@@ -195,5 +195,5 @@ def test_whatever_a_decoder_raises_is_no_500(
     bodies: Bodies, error: Exception, status: int, code: str
 ) -> None:
     with pytest.raises(HTTPError) as caught:
-        asyncio.run(bodies._decode(failing(error), b"x", SHAPE))
+        asyncio.run(bodies._decode(failing(error), b"x", SHAPE, b""))
     assert (caught.value.status, caught.value.code) == (status, code)

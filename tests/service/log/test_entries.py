@@ -173,7 +173,7 @@ def test_an_entry_knows_where_it_came_from() -> None:
 
 
 def failing(error: Exception) -> Callable[..., Batch]:
-    def decode(*_: object) -> Batch:
+    def decode(*_: object, **__: object) -> Batch:
         raise error
 
     return decode

@@ -19,7 +19,7 @@ def by_pool(learner: Table, batch: SparseBatch) -> Tensor:
 
 
 def by_view(view: Published, batch: SparseBatch) -> Tensor:
-    return view.predict(batch.dense, batch.examples, batch.keys, batch.values)
+    return view.predict(batch.dense, batch.examples, batch.keys, batch.values)[1]
 
 
 @pytest.mark.parametrize("hidden", HIDDEN, ids=str)
