@@ -54,7 +54,7 @@ class Judged(NamedTuple):
     answers: Tensor
     """[K, A, n]; there may be one more, which is of no expert and is mixed with theirs."""
     losses: Tensor
-    """Of the answers, [K, n]."""
+    """Losses of the answers, [K, n]."""
     error: Tensor
     """Gradients of the mean loss by the outputs, [K, out, n]."""
     summary: Tensor | None

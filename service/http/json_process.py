@@ -70,7 +70,7 @@ class JSONProcess:
     ) -> T:
         """Return what a body holds; arguments as for `service.http.codecs.codec.Decode`.
 
-        The options are for `service.http.codecs.codec.Wire.pack`.
+        The options are for `pack` of its wire.
 
         Raises:
             DecoderError: the decoder has a defect.
