@@ -542,7 +542,7 @@ CROSS_ENTROPY = CrossEntropy()
 def is_far(ratio: Tensor, shift: Tensor) -> Tensor:
     """Return whether a unit has moved so far that numbers of the old one lie beyond REACH, bool.
 
-    What was learned about them then says nothing about the new ones, which begin as blank ones do.
+    Outputs that were learned for them say nothing about the new ones, which begin as blank ones do.
 
     Args:
         ratio: of the old unit to the new one, 0-dim.

@@ -25,6 +25,7 @@ from service.fold import networks
 from service.fold.optimizers import expert_name, experts_of, loss_of
 from service.fold.schema.encode import Encoded
 from service.fold.scoring.classification import Scores
+from service.fold.scoring.regression import QuantileScores, RegressionScores, fresh_scores
 from service.fold.spec import Hyperparameters, Size, Spec
 from service.fold.trial import Trial
 
@@ -119,6 +120,10 @@ class Learner:
         """Names of the pool's experts, which keep their own rates; none of another optimizer."""
         opened, room = size.scored
         self.scores = Scores(opened, device, room)
+        self.numbers: RegressionScores | QuantileScores | None = None
+        """Scores of predicted numbers; None for classes."""
+        if spec.predicts.is_numeric:
+            self.numbers = fresh_scores(spec.predicts.quantiles or None, device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         """Batches skipped because loss or gradient was not finite."""
         self._logged: set[str] = set()
@@ -145,6 +150,8 @@ class Learner:
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
         named = {f"scores.{k}": v for k, v in self.scores.tensors().items()}
+        if self.numbers is not None:
+            named |= {f"numbers.{k}": v for k, v in self.numbers.tensors().items()}
         table = self.table.tensors() if self.table is not None else {}
         return self.pool.tensors() | table | named | {"nonfinite": self.nonfinite}
 

@@ -19,6 +19,7 @@ from service.fold.schema.changes import Change
 from service.fold.schema.kinds import Kind
 from service.fold.schema.schema import Schema
 from service.fold.scoring.floors import Floors
+from service.fold.scoring.regression import NumberFloors
 from service.fold.spec import Hyperparameters, Shadow, Size, Spec
 from service.fold.standardizer import Standardizer
 from service.fold.target import Target
@@ -95,6 +96,10 @@ class State:
         self.guard = LossGuard(device)
         self.target = Target(device) if spec.predicts.is_numeric else None
         """The unit of the numbers that are predicted; None for classes."""
+        self.number_floors: NumberFloors | None = None
+        """The floors of predicted numbers; None for classes."""
+        if spec.predicts.is_numeric:
+            self.number_floors = NumberFloors(device, spec.predicts.quantiles or None)
         self.floors = self._fresh_floors()
         self.calibration = self._fresh_calibration()
         """None if probabilities are answered as they come."""
@@ -260,6 +265,8 @@ class State:
         named = {f"standardizer.{k}": v for k, v in self.standardizer.tensors().items()}
         if self.target is not None:
             named |= {f"target.{k}": v for k, v in self.target.tensors().items()}
+        if self.number_floors is not None:
+            named |= {f"number_floors.{k}": v for k, v in self.number_floors.tensors().items()}
         named |= {f"guard.{k}": v for k, v in self.guard.tensors().items()}
         named |= {FLOORS + k: v for k, v in self.floors.tensors().items()}
         if self.calibration is not None:

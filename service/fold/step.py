@@ -28,6 +28,7 @@ from service.fold.scoring.classification import MOST_PENDING, UNKNOWN
 from service.fold.scoring.floors import MAJORITY
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
 from service.fold.state import KEY_BITS, KEY_BUCKETS, SERVED, State
+from service.fold.target import restored
 from streams.examples import AnyBatch
 from streams.rows.rows import Rows
 
@@ -333,12 +334,13 @@ def observe(
     outcomes = judged(state, served, batch.scored, labels)
     loss, width = outcomes.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
-    score(served, batch.scored, outcomes, labels, _counts(state, finite))
+    score(state, served, batch.scored, outcomes, labels, _counts(state, finite))
     if state.target is None:
         floors = state.floors.score(labels, finite)[MAJORITY]
         state.floors.learn(labels, keep)
     else:
         floors = outcomes.floors
+        _score_floors(state, labels, _counts(state, finite), keep)
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
     if state.calibration is not None:
@@ -381,7 +383,17 @@ def judged(state: State, learner: Learner, scored: Scored, labels: Tensor) -> Ou
     return Outcomes(mine < floor, mine * unit, floor * unit)
 
 
+def _score_floors(state: State, labels: Tensor, counted: Tensor, keep: Tensor) -> None:
+    """Score the floors of numbers on a batch, and let them take its labels."""
+    assert state.target is not None, "classes have other floors"
+    assert state.number_floors is not None, "classes have other floors"
+    numbers = restored(labels[:, None], state.target.unit, has_deviation=False)[:, 0]
+    state.number_floors.score(numbers, state.number_floors.losses(numbers), counted)
+    state.number_floors.learn(numbers, keep)
+
+
 def score(
+    state: State,
     learner: Learner,
     scored: Scored,
     outcomes: Outcomes,
@@ -392,6 +404,7 @@ def score(
     """Add the outcomes of a batch to a learner's scores.
 
     Args:
+        state: its target.
         learner: one that has predicted it.
         scored: the batch.
         outcomes: as `judged` returned them, with losses that are finite where ``keep`` is True.
@@ -407,6 +420,13 @@ def score(
     one = torch.zeros_like(right, dtype=torch.int64)  # the only class there is
     sure = torch.ones_like(losses)[:, None]
     learner.scores.update(sure, torch.where(right, one, UNKNOWN), one, losses, keep)
+    assert state.target is not None, "numbers have a unit"
+    assert learner.numbers is not None, "numbers have scores"
+    unit, is_mean = state.target.unit, isinstance(learner.pool.loss, Gaussian)
+    answers = restored(scored.answers, unit, has_deviation=is_mean)
+    targets = restored(labels[:, None], unit, has_deviation=False)[:, 0]
+    values, std = (answers[:, 0], answers[:, 1]) if is_mean else (answers, None)
+    learner.numbers.update(values, std, targets, losses, keep)
 
 
 def _counts(state: State, scored: Tensor) -> Tensor:
@@ -442,5 +462,6 @@ def observe_shadow(
     known = torch.isfinite(outcomes.losses)
     losses = outcomes.losses.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
     counted = _counts(state, scored)
-    score(shadow, batch.scored, outcomes._replace(losses=losses), labels, counted, known)
+    found = outcomes._replace(losses=losses)
+    score(state, shadow, batch.scored, found, labels, counted, known)
     return Shadowed(learns, shadow.decide(batch, learns))

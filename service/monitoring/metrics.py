@@ -192,11 +192,18 @@ def _scores(statistics: Statistics) -> Iterable[Metric]:
             if own.scored
         }
         yield _family(name, ["learner", "window"], series)
+    numbers = statistics.numbers()
     measured = {
         (*key, measure, window): value
         for key, own in learners.items()
         for window, measures in own.windows.items()
         for measure, value in measures.scores().items()
+        if not numbers
+    } | {
+        (name, measure, window): value
+        for name, summary in numbers.items()
+        for window, found in summary.windows.items()
+        for measure, value in found.scores().items()
     }
     yield _family("score", ["learner", "metric", "window"], measured)
     names = statistics.labels or tuple(map(str, range(len(scores.class_recall))))

@@ -12,6 +12,7 @@ from service.fold.learner import Learner
 from service.fold.scoring.classification import ScoreSummary
 from service.fold.scoring.floors import FLOORS, Level, below
 from service.fold.scoring.measures import Measures
+from service.fold.scoring.regression import AnyNumberScores, worse_than
 from service.fold.state import SERVED, State
 from service.log.extent import Extent
 from service.log.position import Progress
@@ -53,6 +54,8 @@ class LearnerStatistics:
     """One learner, the served one or a shadow."""
 
     scores: ScoreSummary
+    numbers: AnyNumberScores | None
+    """Scores of predicted numbers; None for classes."""
     tensors: dict[str, TensorStatistics]
     expert_weights: dict[str, float]
     """Weights by the names of the pool's experts; empty without a pool."""
@@ -69,7 +72,9 @@ class Statistics:
     learners: dict[str, LearnerStatistics]
     """Learners by name, the served one first."""
     floors: dict[str, ScoreSummary]
-    """Scores of the floors by name, on the same examples."""
+    """Scores of the floors by name, on the same examples; none where numbers are predicted."""
+    number_floors: dict[str, AnyNumberScores]
+    """Scores of the floors of predicted numbers, by name; none for classes."""
     calibrated: ScoreSummary | None
     """Scores of the served learner's calibrated probabilities; None if it is not calibrated."""
     nonfinite_batches: int
@@ -105,11 +110,18 @@ class Statistics:
         answered = {} if self.calibrated is None else {CALIBRATED: self.calibrated}
         return {name: own.scores for name, own in self.learners.items()} | answered | self.floors
 
+    def numbers(self) -> dict[str, AnyNumberScores]:
+        """Return the scores of predicted numbers of all learners, and then of the floors."""
+        own = {name: one.numbers for name, one in self.learners.items()}
+        return {k: v for k, v in own.items() if v is not None} | self.number_floors
+
     def below_floors(self) -> list[str]:
         """Return in words where the served model is below a floor over the last WINDOW examples.
 
         There is nothing to say before there are so many.
         """
+        if self.served.numbers is not None:
+            return worse_than(self.served.numbers, self.number_floors)
         newest = {name: own.windows[str(WINDOW)] for name, own in self.floors.items()}
         known = {k: _level(own) for k, own in newest.items() if own.examples >= WINDOW}
         return below(_level(self.served.scores.windows[str(WINDOW)]), known)
@@ -133,7 +145,11 @@ def read_statistics(
         version=state.version,
         examples=state.examples,
         learners={name: _learner(learner, telemetry[name]) for name, learner in learners.items()},
-        floors={name: state.floors.scores.measure(k) for k, name in enumerate(FLOORS)},
+        floors={
+            name: state.floors.scores.measure(k)
+            for k, name in enumerate(FLOORS if state.number_floors is None else ())
+        },
+        number_floors={} if state.number_floors is None else state.number_floors.read(),
         calibrated=None if state.calibration is None else state.calibration.scores.measure(),
         nonfinite_batches=int(state.served.nonfinite),
         quarantined_batches=int(state.guard.quarantined),
@@ -168,7 +184,8 @@ def _learner(learner: Learner, found: PoolTelemetry) -> LearnerStatistics:
     names = learner.expert_names
     weights = dict(zip(names, found["weights"].tolist(), strict=False))
     ages = dict(zip(names, found["ages"].tolist(), strict=False))
-    return LearnerStatistics(learner.scores.measure(), tensors, weights, ages)
+    numbers = None if learner.numbers is None else learner.numbers.read()
+    return LearnerStatistics(learner.scores.measure(), numbers, tensors, weights, ages)
 
 
 def _tensor(telemetry: TensorTelemetry, log_gain: Tensor, step_size: Tensor) -> TensorStatistics:

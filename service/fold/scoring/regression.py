@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from service.fold.scoring.classification import RING, TOTAL, WINDOWS
+from streams.recovery import WINDOW
 
 NORMAL_90 = 1.645
 """Standard deviations around the mean that hold 90 % of a normal distribution."""
@@ -50,6 +51,11 @@ class RegressionMeasures:
     coverage: float
     log_score: float
 
+    def scores(self) -> dict[str, float]:
+        """Return the scores that are defined, by the names that metrics show."""
+        names = ("mae", "rmse", "r2", "coverage", "log_score")
+        return _defined({name: getattr(self, name) for name in names})
+
 
 @dataclass(frozen=True)
 class QuantileMeasures:
@@ -67,6 +73,12 @@ class QuantileMeasures:
     inside: float
     """Share of the targets between them, with both ends."""
 
+    def scores(self) -> dict[str, float]:
+        """Return the scores that are defined, by the names that metrics show: the mean pinball
+        loss, the share of targets between the outermost quantiles, and their distance."""
+        pinball = sum(self.pinball) / len(self.pinball)
+        return _defined({"pinball": pinball, "coverage": self.inside, "width": self.width})
+
 
 @dataclass(frozen=True)
 class NumberSummary(Generic[Measured]):
@@ -75,6 +87,14 @@ class NumberSummary(Generic[Measured]):
     scored: int
     windows: Mapping[str, Measured] = field(default_factory=dict)
     """By window: ``total``, and the last ``1000`` and ``10000`` examples."""
+
+
+AnyNumberScores = NumberSummary[RegressionMeasures] | NumberSummary[QuantileMeasures]
+"""Scores of a model of numbers on the host."""
+
+
+def _defined(found: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items() if not math.isnan(value)}
 
 
 class Rolling:
@@ -274,13 +294,11 @@ class NumberFloors:
         distances from the last one."""
         self.last = torch.zeros((), dtype=torch.float64, device=device)
         self._scores: dict[str, RegressionScores | QuantileScores] = {
-            name: RegressionScores(device)
-            if quantiles is None
-            else QuantileScores(quantiles, device)
-            for name in FLOORS
+            name: fresh_scores(quantiles, device) for name in FLOORS
         }
         self._normal: Tensor | None = None
         if quantiles is not None:
+            self._levels = torch.tensor(quantiles, dtype=torch.float64, device=device)
             places = [NormalDist().inv_cdf(q) for q in quantiles]
             self._normal = torch.tensor(places, dtype=torch.float64, device=device)
 
@@ -302,6 +320,22 @@ class NumberFloors:
         tries, changes = self.changes.unbind()
         std = torch.stack([squares / count, changes / tries]).sqrt()
         return torch.stack([mean, self.last]), torch.where(std > 0.0, std, math.nan)
+
+    def losses(self, targets: Tensor) -> Tensor:
+        """Return the losses of each floor and example, fp64 [2, n]: absolute errors, or means of
+        the pinball losses of all quantiles.
+
+        Args:
+            targets: [n].
+        """
+        values, std = self.predict()
+        missed = targets.double() - values[:, None]
+        if self._normal is None:
+            return missed.abs()
+        spread = std.nan_to_num(0.0)[:, None, None] * self._normal[:, None]
+        above = missed[:, None] - spread
+        levels = self._levels[:, None]
+        return torch.maximum(levels * above, (levels - 1.0) * above).mean(dim=1)
 
     def score(self, targets: Tensor, losses: Tensor, keep: Tensor) -> None:
         """Score the floors on a batch, before they take its targets.
@@ -342,8 +376,33 @@ class NumberFloors:
         self.moments.copy_(torch.where(keep, merged, self.moments))
         self.last.copy_(torch.where(keep, new[-1], self.last))
 
-    def read(
-        self,
-    ) -> dict[str, NumberSummary[RegressionMeasures] | NumberSummary[QuantileMeasures]]:
+    def read(self) -> dict[str, AnyNumberScores]:
         """Bring the scores to the host, by floor; this waits for the device."""
         return {name: scores.read() for name, scores in self._scores.items()}
+
+
+def worse_than(model: AnyNumberScores, floors: Mapping[str, AnyNumberScores]) -> list[str]:
+    """Return in words where a model loses more than a floor over the last WINDOW examples.
+
+    Args:
+        model: its scores.
+        floors: those of the floors, on the same examples, by name.
+    """
+    mine, found = model.windows[str(WINDOW)], []
+    for name, floor in floors.items():
+        theirs = floor.windows[str(WINDOW)]
+        if theirs.examples >= WINDOW and mine.loss > theirs.loss:
+            found.append(f"below the floor {name}: loss {mine.loss:.4g} against {theirs.loss:.4g}")
+    return found
+
+
+def fresh_scores(
+    quantiles: Sequence[float] | None, device: torch.device
+) -> RegressionScores | QuantileScores:
+    """Return the scores of a learner that has predicted nothing yet.
+
+    Args:
+        quantiles: that it predicts; None if it predicts a value.
+        device: where predictions will be.
+    """
+    return RegressionScores(device) if quantiles is None else QuantileScores(quantiles, device)

@@ -101,6 +101,9 @@ async function askModel() {
   }
   if (model === null) return;
   showScores(model);
+  if (hits() !== "Accuracy") {
+    byId("accuracy-title").textContent = "Share of the last 1,000 predictions nearer than the mean";
+  }
   if (model.inputs === "rows") showRows(isLive);
   const condition = model.condition === "learning" ? "" : ` · ${model.condition} ${model.reason}`;
   byId("model").textContent = `${model.model}, learned with ${model.optimizer}${condition}`;
@@ -139,7 +142,7 @@ function draw() {
   showConnection();
   if (drawnAt - spokenAt > SPEAK_MS) {
     spokenAt = drawnAt;
-    byId("spoken").textContent = `Accuracy: ${sayAccuracy(now)}`;
+    byId("spoken").textContent = `${hits()}: ${sayAccuracy(now)}`;
   }
 }
 
@@ -200,10 +203,15 @@ function allMarks() {
   return [...known, ...found].sort((a, b) => a.x - b.x);
 }
 
+// Name of the share of predictions that are right: a number is, if nearer than the mean before it.
+function hits() {
+  return Object.keys(model?.numbers ?? {}).length ? "Nearer than the mean" : "Accuracy";
+}
+
 function showNow(now) {
   const accuracy = now.learners[SERVED]?.rolling_accuracy;
   const entries = {
-    "Accuracy": accuracy == null ? "–" : percent(accuracy),
+    [hits()]: accuracy == null ? "–" : percent(accuracy),
     "Examples learned": count(now.examples),
     "Examples a second": count(Math.round(now.throughput ?? 0)),
     "Waiting": count(now.backlog),

@@ -16,21 +16,33 @@ const COLUMNS = [
   ["PR-AUC", "pr_auc", nats],
   ["ECE", "ece", nats],
 ];
+const number = (value) => Number(value.toPrecision(4)).toLocaleString("en");
+const OF_NUMBERS = [
+  ["Absolute error", "mae", number],
+  ["RMSE", "rmse", number],
+  ["R²", "r2", nats],
+  ["Pinball loss", "pinball", number],
+  ["Coverage", "coverage", percent],
+];
+const isKnown = (value) => value !== null && value !== undefined;
 
-// scores: by learner, then by window; below: sentences on where the model is below a floor.
-export function showScores({ scores, below_floors: below, classes, by_class: byClass }) {
+// scores, numbers: by learner, then by window; below: sentences on where the model is below a floor.
+export function showScores({ scores, numbers, below_floors: below, classes, by_class: byClass }) {
   showBelow(below);
-  const rows = Object.entries(scores).map(([name, windows]) => [name, windows[WINDOW]]);
+  const found = { ...scores, ...numbers };
+  const rows = Object.entries(found).map(([name, windows]) => [name, windows[WINDOW]]);
   byId("scores").hidden = rows.length === 0;
   if (!rows.length) return;
-  const known = COLUMNS.filter(([, key]) => rows.some(([, own]) => own[key] !== null));
+  const columns = Object.keys(scores).length ? COLUMNS : OF_NUMBERS;
+  const known = columns.filter(([, key]) => rows.some(([, own]) => isKnown(own[key])));
   const table = byId("learners");
   table.tHead.replaceChildren(element("tr", {}, ...["Learner", ...known.map(([title]) => title)]
     .map((title) => element("th", { scope: "col" }, title))));
   table.tBodies[0].replaceChildren(...rows.map(([name, own]) => element("tr", {},
     element("th", { scope: "row" }, name),
-    ...known.map(([, key, form]) => element("td", {}, own[key] === null ? "–" : form(own[key]))))));
-  showClasses(classes, byClass[WINDOW]);
+    ...known.map(([, key, form]) => element("td", {}, isKnown(own[key]) ? form(own[key]) : "–")))));
+  byId("classes").hidden = classes.length === 0;
+  if (classes.length) showClasses(classes, byClass[WINDOW]);
 }
 
 function showBelow(below) {

@@ -98,6 +98,9 @@ class ModelAnswer(BaseModel):
     """Where the model is worse than a floor over the last 1,000 examples, in words."""
     scores: dict[str, dict[str, Window]]
     """Scores of all learners and floors, about a second old: by learner, then by window."""
+    numbers: dict[str, dict[str, dict[str, float]]]
+    """Scores of predicted numbers, without those that are not defined: by learner or floor, then
+    by window; `scores` is empty then."""
     classes: list[str]
     """The first 100 classes, as ``by_class`` has them."""
     by_class: dict[str, ClassesAnswer]
@@ -175,7 +178,18 @@ async def model(model: Running) -> ModelAnswer:
 def _scores(statistics: Statistics | None) -> dict[str, Any]:
     """Return what is known of all learners and floors."""
     if statistics is None:
-        return {"below_floors": [], "scores": {}, "classes": [], "by_class": {}}
+        return {"below_floors": [], "scores": {}, "numbers": {}, "classes": [], "by_class": {}}
+    if numbers := statistics.numbers():
+        return {
+            "below_floors": statistics.below_floors(),
+            "scores": {},
+            "numbers": {
+                name: {window: own.scores() for window, own in summary.windows.items()}
+                for name, summary in numbers.items()
+            },
+            "classes": [],
+            "by_class": {},
+        }
     windows = statistics.served.scores.windows
     count = min(max(len(one.recall) for one in windows.values()), MAX_CLASSES)
     names = statistics.labels or tuple(map(str, range(count)))
@@ -185,6 +199,7 @@ def _scores(statistics: Statistics | None) -> dict[str, Any]:
             name: {window: Window.model_validate(own) for window, own in summary.windows.items()}
             for name, summary in statistics.scores().items()
         },
+        "numbers": {},
         "classes": names[:count],
         "by_class": {
             window: ClassesAnswer(

@@ -17,7 +17,7 @@ from streams.batch import Batch, InvalidBatchError, check
 from streams.rows.records import from_json
 from streams.rows.rows import Rows
 from tests.support.named import a_row_spec, a_row_state, extend
-from tests.support.states import CPU, HYPERPARAMETERS, same_tensors, step
+from tests.support.states import CPU, HYPERPARAMETERS, same_tensors, statistics_of, step
 
 TASKS = ("binary", "regression", "quantile:0.1,0.5,0.9")
 NUMBERS = TASKS[1:]
@@ -256,3 +256,36 @@ def test_class_weights_are_recorded_only_where_they_are_set() -> None:
     assert "class_weights" not in HYPERPARAMETERS.fields()
     balanced = replace(HYPERPARAMETERS, class_weights="balanced")
     assert type(balanced).of(balanced.fields()) == balanced
+
+
+@pytest.mark.parametrize("task", NUMBERS)
+def test_scores_of_numbers_are_those_of_all_predictions_but_the_first_batch(task: str) -> None:
+    state = a_state(task)
+    errors, batches = [], [a_batch(task, k, scale=200.0, zero=1e4) for k in range(30)]
+    for k, batch in enumerate(batches):
+        if k:
+            errors.append(np.abs(answers(state, batch)[0] - batch.labels))
+        step(state, batch)
+    statistics = statistics_of(state)
+    shown = statistics.numbers()
+    assert set(shown) == {"served", "adagrad", "mean", "no_change"}
+    total = shown["served"].windows["total"].scores()
+    assert shown["served"].windows["total"].examples == 29 * 50
+    if task == "regression":
+        assert total["mae"] == pytest.approx(np.concatenate(errors).mean(), rel=1e-4)
+        assert total["r2"] > 0.9
+        assert 0.85 < total["coverage"] <= 1.0
+    else:
+        assert 0.7 < total["coverage"] < 0.95
+    assert statistics.below_floors() == []
+
+
+def test_a_model_of_numbers_that_follow_no_input_is_said_to_be_below_its_floor() -> None:
+    spec = replace(a_spec("regression"), optimizer="sgd", experts=0)
+    state = State(spec, replace(HYPERPARAMETERS, lr=0.5), CPU)
+    rng = np.random.default_rng(0)
+    for k in range(40):
+        batch = a_batch("regression", k)
+        step(state, Batch(batch.features, rng.normal(size=50).astype(np.float32)))
+    (found,) = [text for text in statistics_of(state).below_floors() if "mean" in text]
+    assert found.startswith("below the floor mean: loss ")
