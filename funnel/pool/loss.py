@@ -103,13 +103,29 @@ class Loss(Protocol):
         """Return the answers of K experts, [K, n, A], from outputs [K, n, out]."""
         ...
 
-    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
+    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor, held: Held) -> Tensor:
         """Return the mixture's answers, [n, A], always finite.
 
         Args:
             log_weights: [K].
             answers: [K, n, A], of any values where an expert is not healthy.
             healthy: bool [K], or [K, n].
+            held: what the loss has learned.
+        """
+        ...
+
+    def completed(
+        self, held: Held, summary: Tensor | None, mixed: Tensor, labels: Tensor,
+        importance: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
+        """Return the summary of a batch with what the mixture's answers add to it.
+
+        Args:
+            held: what the loss has learned.
+            summary: as `judge` returned it.
+            mixed: the mixture's answers, [n, A].
+            labels: [n].
+            importance: weights of the examples, fp32 [n]; None for 1.
         """
         ...
 
@@ -222,11 +238,18 @@ class CrossEntropy:
         """Implement `Loss.answers`."""
         return outputs.softmax(dim=-1)
 
-    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
+    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor, held: Held) -> Tensor:
         """Implement `Loss.mixed`; probabilities are uniform where no expert is healthy."""
         if healthy.dim() == 1:
             return mixing.mixed(log_weights, answers, healthy)
         return mixing.mixed_each(log_weights, answers, healthy).clamp(max=1.0)  # rounded weights
+
+    def completed(
+        self, held: Held, summary: Tensor | None, mixed: Tensor, labels: Tensor,
+        importance: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
+        """Implement `Loss.completed`: it adds nothing."""
+        return summary
 
     def mixed_losses(
         self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
@@ -295,8 +318,9 @@ class Gaussian:
     theirs: streams are often such that nothing predicts better than no change.
 
     It learns ``mean``, [1], of the numbers; ``variance``, [K + 1], or [K + 2] with the last number,
-    of the errors of all answers and, last, of the numbers around their mean; ``last``, [1], unless
-    there is one expert alone; and ``seen``, 0-dim, the examples so far.
+    of the errors of all answers and, last, of the numbers around their mean; ``own``, [1], of the
+    errors of the mixture; ``last``, [1], unless there is one expert alone; and ``seen``, 0-dim, the
+    examples so far.
     """
 
     has_deviation: ClassVar[bool] = True
@@ -311,6 +335,7 @@ class Gaussian:
         far = is_far(ratio, shift)
         held["mean"].masked_fill_(far, 0.0)
         held["variance"].masked_fill_(far, 1.0)
+        held["own"].mul_(ratio.square()).clamp_(min=LEAST_DEVIATION**2).masked_fill_(far, 1.0)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return absolute errors of the mean; see `NumericLoss.distances`."""
@@ -322,6 +347,7 @@ class Gaussian:
         return {
             "mean": torch.zeros(1, device=device),
             "variance": torch.ones(experts + len(last) + 1, device=device),
+            "own": torch.ones(1, device=device),
             "seen": torch.zeros((), device=device),
         } | last
 
@@ -376,18 +402,29 @@ class Gaussian:
             outputs = torch.cat([outputs, held["last"].expand_as(outputs[:1])])
         return outputs.sub(held["mean"]).clamp_(-reach, reach).add_(held["mean"])
 
-    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
-        """Implement `Loss.mixed`: mean and standard deviation of the mixture of densities; 0 and 1
-        where no expert is healthy."""
+    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor, held: Held) -> Tensor:
+        """Implement `Loss.mixed`: the weighted mean, and the running deviation of the mixture's own
+        errors; 0 and 1 where no expert is healthy.
+
+        The deviation of the mixed densities would be too large: sharing gives answers that are far
+        off a little weight, and the variance goes by their squared distance.
+        """
         if len(answers) == 1:
             whole = healthy[0, :, None] if healthy.dim() == 2 else healthy[0]
             return torch.where(whole, answers[0], answers.new_tensor([0.0, 1.0]))
         weights, known = _among(log_weights, answers, healthy)
-        mean, deviation = known.unbind(dim=-1)
-        center = (weights * mean).sum(dim=0)
-        spread = (weights * (deviation.square() + (mean - center).square())).sum(dim=0)
-        found = torch.stack([center, spread.sqrt()], dim=-1)
+        center = (weights * known[..., 0]).sum(dim=0)
+        found = torch.stack([center, held["own"].sqrt().expand_as(center)], dim=-1)
         return torch.where(weights.sum(dim=0)[..., None] > 0.0, found, found.new_tensor([0.0, 1.0]))
+
+    def completed(
+        self, held: Held, summary: Tensor | None, mixed: Tensor, labels: Tensor,
+        importance: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
+        """Implement `Loss.completed`: it adds the squared error of the mixture."""
+        assert summary is not None, "a summary of the errors is needed"
+        missed = (mixed[:, 0] - labels).clamp(*_range(held["own"][0]))
+        return torch.cat([summary, _means(missed.square()[None], importance)])
 
     def mixed_losses(
         self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
@@ -414,8 +451,10 @@ class Gaussian:
         variance = held["variance"].lerp(summary[:count], rate).clamp_(min=LEAST_DEVIATION**2)
         held["variance"].copy_(torch.where(each, variance, held["variance"]))
         held["mean"].lerp_(summary[count : count + 1], rate)
+        own = held["own"].lerp(summary[-1:], rate).clamp_(min=LEAST_DEVIATION**2)
+        held["own"].copy_(own)
         if "last" in held:
-            held["last"].copy_(torch.where(some, summary[count + 1 :], held["last"]))
+            held["last"].copy_(torch.where(some, summary[count + 1 : count + 2], held["last"]))
         held["seen"].add_(n * learned.any())
 
 
@@ -501,7 +540,7 @@ class Pinball:
         """Implement `Loss.answers`."""
         return self._within(held, outputs).sort(dim=-1).values
 
-    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor) -> Tensor:
+    def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor, held: Held) -> Tensor:
         """Implement `Loss.mixed`: weighted means, which ascend as the answers do; 0 where no expert
         is healthy."""
         if len(answers) == 1:
@@ -509,6 +548,13 @@ class Pinball:
             return torch.where(whole, answers[0], 0.0)
         weights, known = _among(log_weights, answers, healthy)
         return (weights[..., None] * known).sum(dim=0)
+
+    def completed(
+        self, held: Held, summary: Tensor | None, mixed: Tensor, labels: Tensor,
+        importance: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
+        """Implement `Loss.completed`: it adds nothing."""
+        return summary
 
     def mixed_losses(
         self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,

@@ -299,7 +299,7 @@ class Pool:
         healthy = torch.isfinite(norm + own)
         mixes = self._with_rivals(healthy)
         log_weights = self.mixing.log_weights
-        answers = loss.mixed(log_weights, found.answers, mixes)
+        answers = loss.mixed(log_weights, found.answers, mixes, held)
         return Scored(
             answers,
             loss.chosen(found.outputs, answers),
@@ -310,7 +310,7 @@ class Pool:
             found.gradients,
             importance,
             self._ignorance(labels, answers.shape[1]),
-            found.summary,
+            loss.completed(held, found.summary, answers, labels, importance),
         )
 
     @torch.no_grad()
@@ -491,7 +491,7 @@ def predicted(loss: Loss, held: Held, log_weights: Tensor, outputs: Tensor) -> T
     """
     answers = loss.answers(held, outputs)
     healthy = torch.isfinite(answers).all(dim=-1)
-    return loss.mixed(log_weights, answers, healthy)
+    return loss.mixed(log_weights, answers, healthy, held)
 
 
 def _walk(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import mean_pinball_loss
 from torch import Tensor, nn
 
-from funnel.pool.loss import CROSS_ENTROPY, HUBER, Binary, Gaussian, Loss, Pinball
+from funnel.pool.loss import CROSS_ENTROPY, HUBER, Binary, Gaussian, Held, Loss, Pinball
 from funnel.pool.pool import Pool
 
 CPU = torch.device("cpu")
@@ -32,6 +32,17 @@ def drawn(name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
         return outputs, torch.randn(N, generator=generator)
     classes = 2 if name == "binary" else 4
     return outputs, torch.randint(classes, (N,), generator=generator)
+
+
+def summary_of(
+    loss: Loss, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
+) -> Tensor | None:
+    """Return what `Loss.learn` takes, of a mixture of equal weights."""
+    judged = loss.judge(held, outputs, labels, importance)
+    answers = judged.answers.mT
+    healthy = answers.isfinite().flatten(1).all(dim=1)
+    mixed = loss.mixed(torch.zeros(len(answers)), answers, healthy, held)
+    return loss.completed(held, judged.summary, mixed, labels, importance)
 
 
 def learned(pool: Pool, inputs: Tensor, labels: Tensor, importance: Tensor | None = None) -> Tensor:
@@ -92,36 +103,37 @@ def test_the_last_number_of_a_batch_is_an_answer_for_the_next() -> None:
     loss, (outputs, labels) = Gaussian(), drawn("gaussian")
     held = loss.fresh(EXPERTS, CPU)
     learned_all = torch.ones(EXPERTS, dtype=torch.bool)
-    loss.learn(held, loss.judge(held, outputs, labels).summary, N, learned_all)
+    loss.learn(held, summary_of(loss, held, outputs, labels), N, learned_all)
     answers = loss.judge(held, outputs, labels).answers
     assert answers.shape == (EXPERTS + 1, 2, N)
     assert (answers[-1, 0] == labels[-1]).all()
 
 
-def test_a_mixture_of_numbers_has_the_mean_and_deviation_of_the_mixed_densities() -> None:
+def test_a_mixture_of_numbers_is_as_sure_as_its_own_errors_are_small() -> None:
     weights = torch.tensor([0.2, 0.5, 0.3])
     answers = torch.tensor([[[0.0, 1.0]], [[2.0, 0.5]], [[-1.0, 2.0]]])
-    found = Gaussian().mixed(weights.log(), answers, torch.ones(3, dtype=torch.bool))[0]
-    mean = float(weights @ answers[:, 0, 0])
-    square = float(weights @ (answers[:, 0, 1] ** 2 + answers[:, 0, 0] ** 2))
-    torch.testing.assert_close(found, torch.tensor([mean, math.sqrt(square - mean**2)]))
+    held = Gaussian().fresh(EXPERTS, CPU)
+    held["own"].fill_(0.25)
+    found = Gaussian().mixed(weights.log(), answers, torch.ones(3, dtype=torch.bool), held)[0]
+    torch.testing.assert_close(found, torch.tensor([0.7, 0.5]))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_mixture_ignores_experts_that_are_not_healthy(name: str) -> None:
     loss, _ = LOSSES[name]
     outputs, _ = drawn(name)
-    answers = loss.answers(loss.fresh(EXPERTS, CPU), outputs.mT)
+    held = loss.fresh(EXPERTS, CPU)
+    answers = loss.answers(held, outputs.mT)
     count = len(answers)
     log_weights = torch.tensor([0.2, 0.3, 0.5, 0.4])[:count].log()
     healthy = torch.tensor([True, False, True, True])[:count]
     broken = answers.clone()
     broken[1] = math.nan
-    found = loss.mixed(log_weights, broken, healthy)
+    found = loss.mixed(log_weights, broken, healthy, held)
     assert found.isfinite().all()
-    each = loss.mixed(log_weights, broken, healthy[:, None].expand(-1, N))
+    each = loss.mixed(log_weights, broken, healthy[:, None].expand(-1, N), held)
     torch.testing.assert_close(each, found)
-    without = loss.mixed(log_weights[healthy], answers[healthy], healthy[healthy])
+    without = loss.mixed(log_weights[healthy], answers[healthy], healthy[healthy], held)
     torch.testing.assert_close(found, without)
 
 
@@ -129,11 +141,12 @@ def test_a_mixture_ignores_experts_that_are_not_healthy(name: str) -> None:
 def test_answers_of_no_healthy_expert_are_finite(name: str) -> None:
     loss, _ = LOSSES[name]
     outputs, _ = drawn(name)
-    answers = loss.answers(loss.fresh(EXPERTS, CPU), outputs.mT) * math.nan
+    held = loss.fresh(EXPERTS, CPU)
+    answers = loss.answers(held, outputs.mT) * math.nan
     nobody = torch.zeros(len(answers), dtype=torch.bool)
     for healthy in (nobody, nobody[:, None].expand(-1, N)):
-        assert loss.mixed(torch.zeros(len(answers)), answers, healthy).isfinite().all()
-        assert loss.mixed(torch.zeros(1), answers[:1], healthy[:1]).isfinite().all()
+        assert loss.mixed(torch.zeros(len(answers)), answers, healthy, held).isfinite().all()
+        assert loss.mixed(torch.zeros(1), answers[:1], healthy[:1], held).isfinite().all()
 
 
 def test_pinball_losses_are_those_of_scikit_learn() -> None:
@@ -161,8 +174,9 @@ def test_quantiles_of_a_mixture_never_cross(seed: int) -> None:
     loss = Pinball(QUANTILES)
     outputs, _ = drawn("pinball", seed)
     weights = torch.rand(EXPERTS, generator=torch.Generator().manual_seed(seed)).log()
-    answers = loss.answers(loss.fresh(EXPERTS, CPU), outputs.mT)
-    found = loss.mixed(weights, answers, torch.ones(EXPERTS, dtype=torch.bool))
+    held = loss.fresh(EXPERTS, CPU)
+    answers = loss.answers(held, outputs.mT)
+    found = loss.mixed(weights, answers, torch.ones(EXPERTS, dtype=torch.bool), held)
     assert (found.diff(dim=1) >= 0).all()
 
 
@@ -212,10 +226,10 @@ def test_nothing_is_learned_from_a_batch_without_weight_or_without_an_expert(nam
     outputs, labels = drawn(name)
     held = loss.fresh(EXPERTS, CPU)
     before = {key: tensor.clone() for key, tensor in held.items()}
-    nothing = loss.judge(held, outputs.clone(), labels, torch.zeros(N)).summary
+    nothing = summary_of(loss, held, outputs.clone(), labels, torch.zeros(N))
     loss.learn(held, nothing, torch.tensor(0.0), torch.ones(EXPERTS, dtype=torch.bool))
     assert all(torch.equal(held[key], before[key]) for key in held)
-    summary = loss.judge(held, outputs * math.nan, labels).summary
+    summary = summary_of(loss, held, outputs * math.nan, labels)
     loss.learn(held, summary, N, torch.zeros(EXPERTS, dtype=torch.bool))
     assert all(torch.equal(held[key], before[key]) for key in held)
 

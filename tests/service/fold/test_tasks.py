@@ -122,7 +122,7 @@ def test_numbers_are_answered_in_the_unit_in_which_they_were_sent(task: str) -> 
     assert 0 < report.loss < 1_000.0
     if task == "regression":
         assert found[:, 1].min() > 400.0
-        assert np.median(found[:, 1]) < 900.0
+        assert found[:, 1].max() < 800.0
     else:
         assert (np.diff(found, axis=1) >= 0).all()
         inside = (found[:, 0] < fresh.labels) & (fresh.labels < found[:, 2])
