@@ -327,7 +327,7 @@ class Gaussian:
     limits_steps: ClassVar[bool] = True
 
     def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
-        """See `NumericLoss.rescale`."""
+        """Implement `NumericLoss.rescale`."""
         held["variance"].mul_(ratio.square()).clamp_(min=LEAST_DEVIATION**2)
         for name in ("mean", "last"):
             if name in held:
@@ -338,7 +338,7 @@ class Gaussian:
         held["own"].mul_(ratio.square()).clamp_(min=LEAST_DEVIATION**2).masked_fill_(far, 1.0)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return absolute errors of the mean; see `NumericLoss.distances`."""
+        """Return absolute errors of the mean; as `NumericLoss.distances` says."""
         return (mixed[:, 0] - labels).abs(), (held["mean"] - labels).abs()
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
@@ -479,13 +479,13 @@ class Pinball:
     limits_steps: ClassVar[bool] = False
 
     def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
-        """See `NumericLoss.rescale`."""
+        """Implement `NumericLoss.rescale`."""
         far, floor = is_far(ratio, shift), held["floor"]
         floor.copy_(torch.where(far, self._normal(floor), floor * ratio + shift))
         held["unit"].mul_(ratio).clamp_(min=LEAST_DEVIATION).masked_fill_(far, NORMAL_LOSS)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pinball losses; see `NumericLoss.distances`."""
+        """Return pinball losses; as `NumericLoss.distances` says."""
         return self.pinball(mixed.mT, labels), self.pinball(held["floor"][:, None], labels)
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:

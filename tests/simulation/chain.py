@@ -17,6 +17,7 @@ from funnel.pool.tables.index import KeyIndex, Numbers
 from funnel.pool.tables.published import Published
 from funnel.pool.tables.rows import Field, Rows
 from funnel.pool.tables.table import Table
+from funnel.pool.loss import CROSS_ENTROPY
 from service.fold.drift.monitor import Monitor
 from service.fold.report import Report
 from service.fold.schema.schema import Schema
@@ -111,6 +112,7 @@ class _ChainLearner:
         self.spec, self.size, self.experts = spec, spec.size, ("chain",)
         self.table = _ChainTable()
         self.pool = self.scores = self
+        self.loss, self.numbers = CROSS_ENTROPY, None
 
     def telemetry(self) -> dict[str, object]:
         nothing = torch.zeros(0)

@@ -295,7 +295,6 @@ def wrong_tensors() -> dict[str, tuple[dict[str, Any], str | None]]:
     return {
         "boolean features": (good | {"features": np.zeros((2, 4), bool)}, "features"),
         "uint64 labels": (good | {"labels": np.zeros(2, np.uint64)}, "labels"),
-        "float labels": (good | {"labels": np.zeros(2, np.float32)}, "labels"),
         "boolean labels": (good | {"labels": np.zeros(2, bool)}, "labels"),
         "no labels": ({"features": good["features"]}, "labels"),
         "features that are one number": (good | {"features": np.array(1, np.float32)}, "features"),

@@ -165,7 +165,7 @@ def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
         (np.array([0, -1]), r"example 1: label -1 is outside 0…9999"),
         (np.array([0, 2**53 + 1]), "example 1: label 9007199254740993 is outside"),
         (np.array([0]), r"labels have shape \[1\], expected \[2\]"),
-        (np.array([0.0, 1.0]), "labels have dtype F64, expected one of I64"),
+        (np.array([0.0, 1.0]), "labels are float32, and this model predicts classes"),
         (np.array([False, True]), "labels have dtype BOOL, expected one of I64"),
     ],
 )
