@@ -65,7 +65,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
             url = f"http://127.0.0.1:{port}/"
             wait_for(lambda: is_ready(url))
             page.open(url)
-            page.wait_for("document.querySelectorAll('#accuracy .line').length === 2")
+            page.wait_for("document.querySelectorAll('#accuracy .line').length === 4")
             page.wait_for("document.querySelectorAll('#buttons button').length === 4")
             yield Demo(url, process, page)
     finally:

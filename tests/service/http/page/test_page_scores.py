@@ -56,11 +56,11 @@ def test_floors_are_thin_lines_and_all_have_scores(tmp_path: Path, browser: Page
     with serving(tmp_path / "service", **OPTIONS, lr=0.5) as service:
         learn(service, says=True)
         browser.open(service.url)
-        browser.wait_for("document.querySelectorAll('#learners tbody tr').length === 4")
+        browser.wait_for("document.querySelectorAll('#learners tbody tr').length === 5")
         heads = browser.evaluate(
             "[...document.querySelectorAll('#learners th[scope=row]')].map(t => t.textContent)"
         )
-        assert heads == ["served", "adagrad", "majority", "no_change"]
+        assert heads == ["served", "adagrad", "calibrated", "majority", "no_change"]
         assert browser.evaluate("document.getElementById('below').hidden")
         columns = browser.evaluate(
             "[...document.querySelectorAll('#learners th[scope=col]')].map(t => t.textContent)"
