@@ -51,7 +51,8 @@ def test_skipped_ranges_are_recorded_once_and_replay_is_exact(
                 entry = learn(client, poison(0))
                 learn(client, a_batch(61))
                 wait_for(lambda: direct.xlen(DEAD) == 1)
-                assert "funnel_quarantined_batches_total 1.0" in client.get("/metrics").text
+                counted = "funnel_quarantined_batches_total 1.0"
+                wait_for(lambda: counted in client.get("/metrics").text)
                 assert "funnel_nonfinite_batches_total 0.0" in client.get("/metrics").text
                 scored = client.get("/model").json()["examples_learned"]
             ((_, note),) = direct.xrange(DEAD)

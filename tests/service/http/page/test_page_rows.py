@@ -107,7 +107,9 @@ def test_every_table_has_a_name_and_headings(shown: Shown) -> None:
     tables = [
         node["name"]["value"] for node in nodes if node.get("role", {}).get("value") == "table"
     ]
-    assert tables == ["Features that matter most now", "Columns, recently"]
+    own = ["Features that matter most now", "Columns, recently"]
+    assert [name for name in tables if name in own] == own
+    assert all(tables)
 
 
 def test_a_model_of_dense_features_has_no_such_section(
