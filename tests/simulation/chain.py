@@ -89,7 +89,7 @@ class _ChainTable(Table):
         self.rows.write(rows, counts, self.rows.state[rows])
 
     def published(self) -> Published:
-        return Published((), torch.zeros(0), (), 0, self.index)
+        return Published((), torch.zeros(0), (), 0, CROSS_ENTROPY, {}, self.index)
 
     def learned(self) -> dict[int, int]:
         counts = self.rows.weights[: self.rows.used].int().tolist()
