@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funnel.pool.loss import CROSS_ENTROPY
 from funnel.pool.tables.index import KeyIndex, Numbers
 from funnel.pool.tables.published import Published
 from funnel.pool.tables.rows import Field, Rows
 from funnel.pool.tables.table import Table
-from funnel.pool.loss import CROSS_ENTROPY
 from service.fold.drift.monitor import Monitor
 from service.fold.report import Report
 from service.fold.schema.schema import Schema
 from service.fold.scoring.classification import ScoreSummary
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
-from service.fold.state import SERVED, State
+from service.fold.state import KEY_BUCKETS, SERVED, State
 from service.log.position import Position
 from streams.batch import Batch
 from streams.examples import AnyBatch
@@ -123,6 +123,8 @@ class _ChainLearner:
     def read(self) -> ScoreSummary:
         return SCORES
 
+    measure = read
+
     def frozen(self) -> dict[str, Tensor]:
         return {}
 
@@ -158,6 +160,10 @@ class ChainState(State):
         self.shadows = {}
         self.guard = self  # type: ignore[assignment]
         self.quarantined = 0
+        self.size = spec.size
+        self.target = self.number_floors = self.calibration = None
+        self.floors = self._fresh_floors()
+        self.buckets = torch.zeros(0, KEY_BUCKETS, dtype=torch.int64)
         self.drift = _StillMonitor()
 
     @property
