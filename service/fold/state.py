@@ -136,7 +136,8 @@ class State:
         Args:
             changes: of the schema.
         """
-        self._take(self.schema.after(changes))
+        if changes:  # scores are settled where a schema grows, which replay repeats
+            self._take(self.schema.after(changes))
 
     def _take(self, schema: Schema) -> None:
         """Continue with a larger schema."""
