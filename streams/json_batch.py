@@ -285,8 +285,8 @@ def _recurs(raw: bytes, letter: bytes) -> bool:
     return raw.find(letter) != raw.rfind(letter)
 
 
-def _labels(labels: Any, count: int, are_numbers: bool) -> Labels:
-    if type(labels) is not list:
+def _labels(labels: object, count: int, are_numbers: bool) -> Labels:
+    if not isinstance(labels, list):
         kind = "numbers" if are_numbers else "integers"
         raise InvalidBatchError(f"labels must be a list of {kind}", "labels")
     if len(labels) != count:

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
                 f"{name}; do not set it here"
             )
 
-    from service.commands import comparison
+    from service.commands.comparisons import comparison
 
     peers = find_peers(options.peers)
     return comparison.run(stream, settings, peers, range(options.seeds), options.plot)
@@ -124,8 +124,8 @@ def _compare_numbers(stream: "RowStream", options: argparse.Namespace, task: Tas
     options.setting_task = str(task)
     settings = settings_of(options, schema=AUTO)
 
-    from service.commands import number_comparison
-    from service.commands.row_comparison import prepared
+    from service.commands.comparisons import number_comparison
+    from service.commands.comparisons.row_comparison import prepared
     from service.fold.schema.schema import Schema
     from streams.peers.number_peers import QUICK as QUICK_NUMBERS
     from streams.peers.number_peers import find_number_peers
@@ -153,7 +153,7 @@ def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:
         raise FunnelError("--plot draws streams of dense features alone; it cannot draw rows")
     settings = settings_of(options, schema=AUTO)
 
-    from service.commands import row_comparison
+    from service.commands.comparisons import row_comparison
     from service.fold.schema.schema import Schema
     from streams.peers.row_peers import QUICK as QUICK_ROWS
     from streams.peers.row_peers import find_row_peers

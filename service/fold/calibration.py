@@ -15,8 +15,8 @@ The answer is w q + (1 - w) p. The weight w follows the log losses of both as th
 follow its experts' (Fixed Share, `funnel.pool.mixing`), so calibration that does not help loses
 its weight. The paper's hedged binning is not used: it would change which class is the likeliest.
 
-All is a function of (state, batch), on the device, without a host read. Weights of examples do not
-count.
+All is a function of (state, batch), on the device, without a host read. An example of weight w
+counts as w copies of it; of weight 0, it is scored and nothing is learned from it.
 """
 
 import math
@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from funnel.tensorlists import weighted
 from service.fold.scoring.classification import Scores
 
 PRIOR = 30.0
@@ -79,7 +80,13 @@ class Calibration:
         self.scores.resize(classes, room)
 
     def learn(
-        self, probabilities: Tensor, predicted: Tensor, labels: Tensor, finite: Tensor, keep: Tensor
+        self,
+        probabilities: Tensor,
+        predicted: Tensor,
+        labels: Tensor,
+        finite: Tensor,
+        keep: Tensor,
+        importance: Tensor | None = None,
     ) -> None:
         """Score what is answered for a batch, and learn from it.
 
@@ -89,6 +96,7 @@ class Calibration:
             labels: int64 [n].
             finite: bool, 0-dim; where it is False nothing is scored.
             keep: bool, 0-dim; where it is False nothing is learned.
+            importance: weights of the examples, fp32 [n]; None for 1.
         """
         if self.classes < 2:
             own = probabilities.gather(1, labels[:, None]).squeeze(1)
@@ -101,14 +109,16 @@ class Calibration:
         each = torch.stack([answered, found.scaled, found.given])
         logs = each.gather(2, labels[:, None].expand(3, -1, 1)).squeeze(2).clamp(min=TINY).log()
         self.scores.update(answered.float(), predicted, labels, -logs[0].float(), finite)
-        off = found.platt - (labels == found.watched).double()
-        slope = found.platt * (1.0 - found.platt)
+        off = weighted(found.platt - (labels == found.watched).double(), importance)
+        slope = weighted(found.platt * (1.0 - found.platt), importance)
         inputs = torch.stack([found.odds, torch.ones_like(slope)])
         curvature = self.curvature + (slope * inputs) @ inputs.T
         aa, ab, _, bb = curvature.flatten().unbind()
         d_a, d_b = (inputs @ off).unbind()
         det = aa * bb - ab * ab
-        evidence = torch.logit(weight, eps=EDGE) + RATE * (logs[1] - logs[2]).sum()
+        evidence = (
+            torch.logit(weight, eps=EDGE) + RATE * weighted(logs[1] - logs[2], importance).sum()
+        )
         dealt = -math.expm1(len(labels) * math.log1p(-SHARE))
         new = torch.stack(
             [

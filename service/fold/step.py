@@ -345,7 +345,8 @@ def observe(
         state.standardizer.update(inputs, keep)
     if state.calibration is not None:
         scored = batch.scored
-        state.calibration.learn(scored.answers, scored.labels, labels, finite, keep)
+        answers, predicted = scored.answers, scored.labels
+        state.calibration.learn(answers, predicted, labels, finite, keep, importance)
     decision = served.decide(batch, keep)
     accuracy, floor = outcomes.correct.float().mean(), floors.mean()
     return Observed(keep, finite, accuracy, loss, floor, prepared, decision)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Kind = Literal["multiclass", "binary", "regression", "quantile"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 AUTO = "auto"
 QUANTILES = (0.1, 0.5, 0.9)
 """The quantiles of a task that names none."""
@@ -35,11 +35,11 @@ class Task:
             ValueError: it names none; the message says what is wrong.
         """
         name, colon, rest = text.strip().partition(":")
-        if name not in KINDS or (colon and name != "quantile"):
+        kind = KINDS.get(name)
+        if kind is None or (colon and kind != "quantile"):
             raise ValueError(
                 f"choose {AUTO}, binary, multiclass, regression or quantile:0.1,0.5,0.9"
             )
-        kind: Kind = name  # type: ignore[assignment]  # it is one of KINDS
         if kind != "quantile":
             return cls(kind)
         try:

@@ -6,12 +6,13 @@ size, it gets the numbers standardized by the mean and the deviation of all that
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
-from streams.peers.row_learners import RowBatch, dictionaries, hashed, keyed, texts
+from streams.peers.row_learners import Row, RowBatch, dictionaries, hashed, keyed, texts
 
 Numbers = npt.NDArray[np.float64]
 
@@ -103,6 +104,26 @@ class Unit:
         return finite(finite(found) * self.size + self.mean)
 
 
+class ScikitRegressor(Protocol):
+    """The part of scikit-learn's regressors that is used here."""
+
+    def predict(self, rows: csr_matrix) -> Numbers:
+        """Return a number for each row, [n]."""
+
+    def partial_fit(self, rows: csr_matrix, numbers: Numbers, weights: npt.ArrayLike) -> object:
+        """Learn rows."""
+
+
+class RiverRegressor(Protocol):
+    """The part of river's regressors that is used here."""
+
+    def predict_one(self, row: Row, /) -> float | None:
+        """Return a number for a row."""
+
+    def learn_one(self, row: Row, number: float, /, *, w: float) -> object:
+        """Learn a row of some weight."""
+
+
 class ScikitNumbers:
     """scikit-learn's SGDRegressor on hashed sparse columns, with a standardized target.
 
@@ -110,7 +131,7 @@ class ScikitNumbers:
         model: the regressor; it takes the rows of a batch in their order.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ScikitRegressor) -> None:
         self.model, self._unit = model, Unit()
 
     def predict(self, batch: RowBatch) -> Numbers:
@@ -159,12 +180,12 @@ class RiverLinear:
         model: the regression.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: RiverRegressor) -> None:
         self.model, self._unit = model, Unit()
 
     def predict(self, batch: RowBatch) -> Numbers:
         """Return the predictions."""
-        return self._unit.restored([self.model.predict_one(row) for row in keyed(batch)])
+        return self._unit.restored([self.model.predict_one(row) or 0.0 for row in keyed(batch)])
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch, one example at a time."""
@@ -183,7 +204,7 @@ class RiverNumbers:
         is_numeric: whether the model takes numbers alone; a string is then a name with the value 1.
     """
 
-    def __init__(self, model: Any, is_numeric: bool = False) -> None:
+    def __init__(self, model: RiverRegressor, is_numeric: bool = False) -> None:
         self.model, self._is_numeric = model, is_numeric
 
     def _rows(self, batch: RowBatch) -> Iterator[dict[str, object]]:

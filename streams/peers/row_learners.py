@@ -49,6 +49,10 @@ class RowBatch:
         return len(self.labels)
 
 
+Row = dict[str, object] | dict[str, float]
+"""A row as river takes it: values, or numbers, by name."""
+
+
 class RowLearner(Protocol):
     """A learner of rows that can be evaluated."""
 
@@ -199,6 +203,19 @@ def keyed(batch: RowBatch) -> Iterator[dict[str, float]]:
         start = end
 
 
+class RiverClassifier(Protocol):
+    """The part of river's classifiers that is used here."""
+
+    def predict_one(self, row: Row, /) -> int | None:
+        """Return the label of a row."""
+
+    def predict_proba_one(self, row: Row, /) -> dict[int, float]:
+        """Return the probability of each label that is known."""
+
+    def learn_one(self, row: Row, label: int, /, *, w: float) -> object:
+        """Learn a row of some weight."""
+
+
 class RiverRows:
     """A river classifier, which learns the rows as dictionaries of their own values.
 
@@ -207,7 +224,7 @@ class RiverRows:
         classes: number of labels.
     """
 
-    def __init__(self, model: Any, classes: int) -> None:
+    def __init__(self, model: RiverClassifier, classes: int) -> None:
         self.model, self._classes = model, classes
 
     def predict(self, batch: RowBatch) -> Codes:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from service.commands.evaluation import CPU
+from service.commands.comparisons.evaluation import CPU
 from service.fold.calibration import Calibration, scaled_by
 from tests.benchmarks.parts.recorded import Recorded, record
 

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import orjson
 import pytest
+from redis.typing import EncodableT, FieldT
 
 from service.log.errors import LogError
 from streams.batch import Batch
@@ -148,8 +149,8 @@ def test_rows_by_xadd_decide_and_what_holds_no_examples_does_not(
         wait_for(lambda: "funnel_backlog_examples 1.0" in client.get("/metrics").text)
         assert inputs(client) == "features"
         assert producer.exists("funnel:{logistic}:cuts") == 0
-        many = {name: orjson.dumps(value) for name, value in rows(0).items()}
-        producer.xadd(key, many)  # type: ignore[arg-type]
+        many: dict[FieldT, EncodableT] = {k: orjson.dumps(value) for k, value in rows(0).items()}
+        producer.xadd(key, many)
         learned(client, 50)
         assert inputs(client) == "rows"
         wait_for(lambda: "funnel_dead_entries_total 1.0" in client.get("/metrics").text)

@@ -360,3 +360,12 @@ def test_features_without_labels_are_checked_alike() -> None:
         check_features(np.full((1, 4), np.nan, np.float32), 4)
     with pytest.raises(InvalidBatchError, match="expected the tensors"):
         decode_features(a_batch().to_bytes())
+
+
+def test_labels_that_are_floats_are_numbers_to_predict_and_no_classes() -> None:
+    features, labels = np.zeros((2, 4), np.float32), np.array([0.5, 2.0])
+    batch = decode(save({"features": features, "labels": labels}))
+    assert (batch.labels.dtype, batch.labels.tolist()) == (np.float32, [0.5, 2.0])
+    with pytest.raises(InvalidBatchError, match="FUNNEL_TASK=regression") as refused:
+        check(batch, 4, 3)
+    assert refused.value.field == "labels"

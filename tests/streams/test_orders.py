@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from service.commands.row_comparison import ServedRows
+from service.commands.comparisons.row_comparison import ServedRows
 from service.fold.schema.schema import Schema
 from service.settings import load_settings
 from streams.orders import LABELS, SEASON, orders

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.commands.evaluation import Served, as_inputs, standardized
+from service.commands.comparisons.evaluation import Served, as_inputs, standardized
 from service.settings import Settings, load_settings
 from streams.batch import Batch
 from streams.peers.peers import PEERS

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.commands.comparison import (
+from service.commands.comparisons.comparison import (
     examples_shown,
     interval,
     median_recovery,

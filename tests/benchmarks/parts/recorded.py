@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from service.commands.evaluation import CPU
+from service.commands.comparisons.evaluation import CPU
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State

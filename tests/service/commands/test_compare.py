@@ -9,14 +9,14 @@ import torch
 from matplotlib.figure import Figure
 
 from service.cli import main
-from service.commands.comparison import (
+from service.commands.comparisons.comparison import (
     examples_shown,
     interval,
     median_recovery,
     recoveries_of,
     table,
 )
-from service.commands.evaluation import Run, Served, standardized
+from service.commands.comparisons.evaluation import Run, Served, standardized
 from service.commands.picture import save, set_title
 from service.settings import load_settings
 from streams.batch import concatenate

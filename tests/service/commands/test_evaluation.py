@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from service.commands.evaluation import Served
+from service.commands.comparisons.evaluation import Served
 from service.settings import Settings
 from streams.batch import Batch
 from streams.prequential import prequential

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from service.cli import main
+from service.commands.comparisons.number_comparison import LATE, Run, Scores, table, warning
 from service.commands.labels import task_of
-from service.commands.number_comparison import LATE, Run, Scores, table, warning
 from streams.peers.number_learners import (
     LastNumber,
     Mean,

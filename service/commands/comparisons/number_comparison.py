@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import torch
 
-from service.commands.evaluation import CPU
+from service.commands.comparisons.evaluation import CPU
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from service.commands.tally import SHOWN, Tally, floor_outcomes, scores_of
+from service.commands.comparisons.tally import SHOWN, Tally, floor_outcomes, scores_of
 from service.fold.inputs import to_inputs
 from service.fold.networks import find_device
 from service.fold.snapshot import Evaluator, Snapshot
@@ -74,7 +74,7 @@ class Run:
     outcomes: list[Outcomes] = field(default_factory=list)
     """Outcomes of each seed."""
     scores: list[dict[str, float]] = field(default_factory=list)
-    """Other scores of each seed, by the names of `service.commands.tally.SHOWN`."""
+    """Other scores of each seed, by the names of `service.commands.comparisons.tally.SHOWN`."""
 
     @property
     def is_floor(self) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from service.commands.evaluation import Run, evaluate
+from service.commands.comparisons.evaluation import Run, evaluate
+from service.commands.comparisons.tally import SHOWN
 from service.commands.picture import check_picture, save, set_title
-from service.commands.tally import SHOWN
 from service.fold.scoring.floors import Level, below
 from service.settings import Settings
 from streams.peers.peers import Peer

@@ -8,9 +8,9 @@ import numpy as np
 import orjson
 import torch
 
-from service.commands.comparison import RECOVERY, SCORES, below_floors, table, taken_of
-from service.commands.evaluation import CPU, Run, add_served, floor_runs
-from service.commands.tally import Tally
+from service.commands.comparisons.comparison import RECOVERY, SCORES, below_floors, table, taken_of
+from service.commands.comparisons.evaluation import CPU, Run, add_served, floor_runs
+from service.commands.comparisons.tally import Tally
 from service.fold.inputs import filled, scaled
 from service.fold.schema.encode import encode
 from service.fold.schema.schema import Schema

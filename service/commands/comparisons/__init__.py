@@ -1,0 +1,1 @@
+"""The learners of the service and their peers on one stream, side by side."""
