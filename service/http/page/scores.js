@@ -41,7 +41,11 @@ export function showScores({ scores, numbers, below_floors: below, classes, by_c
   table.tBodies[0].replaceChildren(...rows.map(([name, own]) => element("tr", {},
     element("th", { scope: "row" }, name),
     ...known.map(([, key, form]) => element("td", {}, isKnown(own[key]) ? form(own[key]) : "–")))));
-  byId("classes").hidden = classes.length === 0;
+  byId("classes").parentElement.hidden = classes.length === 0;
+  if (columns === OF_NUMBERS) {
+    byId("floors").textContent = "mean always predicts the mean of the numbers so far, no_change the last "
+      + "known number. R² is against the mean; coverage is of the interval that should hold 90 %, or of the outer quantiles.";
+  }
   if (classes.length) showClasses(classes, byClass[WINDOW]);
 }
 

@@ -78,3 +78,28 @@ def test_floors_are_thin_lines_and_all_have_scores(tmp_path: Path, browser: Page
         )
         assert names == ["served", "adagrad", "majority", "no_change"]
         assert browser.problems == []
+
+
+def test_numbers_have_their_own_scores_and_floors_and_no_classes(
+    tmp_path: Path, browser: Page
+) -> None:
+    options = OPTIONS | {"task": "regression", "optimizer": "pool"}
+    del options["classes"]
+    random = np.random.default_rng(0)
+    with serving(tmp_path / "service", **options) as service:
+        with service.client() as client:
+            for _ in range(15):
+                features = random.normal(size=(100, 6)).astype(np.float32)
+                body = Batch(features, 300 + 50 * features[:, 0]).to_bytes()
+                answer = client.post("/learn?wait=applied", content=body, headers=SAFETENSORS)
+                answer.raise_for_status()
+        browser.open(service.url)
+        browser.wait_for(
+            "[...document.querySelectorAll('#learners th')].map(t => t.textContent).join() === "
+            "'Learner,Absolute error,RMSE,R²,Coverage,served,adagrad,mean,no_change'"
+        )
+        assert browser.evaluate("document.getElementById('classes').parentElement.hidden")
+        assert "majority" not in browser.evaluate("document.getElementById('floors').textContent")
+        title = browser.evaluate("document.getElementById('accuracy-title').textContent")
+        assert "nearer than the mean" in title
+        assert browser.problems == []
