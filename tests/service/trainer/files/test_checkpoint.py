@@ -66,7 +66,9 @@ def test_a_format_of_a_later_version_is_refused() -> None:
 
 
 def test_every_flipped_bit_is_found() -> None:
-    copy = a_copy()
+    whole = a_copy()  # the rings of scores are 99 of 100 bytes, and bytes as any others
+    short = {k: v for k, v in whole.tensors.items() if not k.endswith("ring")}
+    copy = replace(whole, tensors=short)
     raw = encode(copy, copy.sha256(), NUMERICS)
     header = 8 + int.from_bytes(raw[:8], "little")
     places = [*range(0, 8 * header), *range(8 * header, 8 * len(raw), 97)]
