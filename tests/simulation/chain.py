@@ -123,7 +123,8 @@ class _ChainLearner:
     def read(self) -> ScoreSummary:
         return SCORES
 
-    measure = read
+    def measure(self, learner: int = 0) -> ScoreSummary:
+        return SCORES
 
     def frozen(self) -> dict[str, Tensor]:
         return {}
@@ -163,6 +164,7 @@ class ChainState(State):
         self.size = spec.size
         self.target = self.number_floors = self.calibration = None
         self.floors = self._fresh_floors()
+        self.floors.scores = self.served.scores
         self.buckets = torch.zeros(0, KEY_BUCKETS, dtype=torch.int64)
         self.drift = _StillMonitor()
 
