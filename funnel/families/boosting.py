@@ -149,13 +149,14 @@ class Boosted:
         forest.leaves.mul_(1.0 - window.fade)
         fitted = self.fitted[slots].mul_(1.0 - window.fade)
         self.fitted[slots] = fitted
+        chosen = features_of_tree(self.usable, generator)
         tree = grow(
-            memory.rows[rows],
+            memory.bins(rows, chosen),
             memory.labels[rows],
             memory.weights[rows],
             self.fitted[rows] + self.log_prior,
-            features_of_tree(self.usable, generator),
-            memory.edges,
+            chosen,
+            memory.edges[chosen],
             generator,
         )
         grown = self.grown

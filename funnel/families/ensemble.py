@@ -137,10 +137,12 @@ class Ensemble:
                 theirs[theirs >= coded] += shift
         for prior in (larger.memory.prior, *(f.prior for f in larger.trees.forests.values())):
             prior.copy_(torch.where(prior > 0, prior, opened))
+        larger.loaded()
         return larger
 
     def loaded(self) -> None:
         """Notice that other values were copied into the tensors."""
+        self.memory.loaded()
         self._copies = [None] * len(self._copies)
 
     def answers(self, given: Given) -> Answered:

@@ -69,8 +69,18 @@ def quantiles(rows: Tensor) -> Tensor:
     return rows.sort(dim=0).values[ranks].t().contiguous()
 
 
+def bins_of(rows: Tensor, edges: Tensor) -> Tensor:
+    """Return the bin of each number, int64 [k, m]: how many quantiles lie below it.
+
+    Args:
+        rows: fp32 [m, k].
+        edges: quantiles of the columns, fp32 [k, BINS - 1].
+    """
+    return torch.searchsorted(edges, rows.t().contiguous())
+
+
 def grow(
-    rows: Tensor,
+    bins: Tensor,
     labels: Tensor,
     weights: Tensor,
     logits: Tensor,
@@ -81,50 +91,47 @@ def grow(
     """Grow a tree that fits the gradient of the log loss.
 
     Args:
-        rows: fp32 [m, D], at most 4,096.
+        bins: of the features that it looks at, int64 [k, m], as `bins_of` returns them; m is at
+            most 4,096.
         labels: int64 [m].
         weights: fp32 [m].
         logits: of the forest so far, fp32 [m, C]; -inf for classes that are closed.
         chosen: features that it looks at, int64 [k].
-        edges: quantiles of all features, fp32 [D, BINS - 1].
+        edges: quantiles of these features, fp32 [k, BINS - 1].
         generator: draws the projections.
     """
     classes = logits.shape[1]
     probabilities = logits.softmax(dim=1)
-    targets = torch.nn.functional.one_hot(labels, classes).float()
-    gradient = (targets - probabilities).mul_(weights[:, None])
-    curvature = (probabilities * (1.0 - probabilities)).mul_(weights[:, None])
+    curvature = (1.0 - probabilities).mul_(probabilities).mul_(weights[:, None])
+    gradient = probabilities.neg_().mul_(weights[:, None])
+    gradient.scatter_add_(1, labels[:, None], weights[:, None])
     if classes == 2:
-        projected = gradient[:, 1:]
-        hessian = curvature[:, 1]
+        projected, hessian = gradient[:, 1:], curvature[:, 1]
     else:
         drawn = torch.randn(classes, PROJECTIONS, generator=generator)
         projected = gradient @ (drawn / math.sqrt(PROJECTIONS)).to(gradient.device)
         hessian = curvature.sum(dim=1) / 2
-    hessian = hessian + 1e-3 * weights
-    own = edges[chosen]
-    codes = torch.searchsorted(own, rows[:, chosen].t().contiguous())
-    tree = _splits(codes, projected, hessian, chosen, own, weights.sum())
-    node, found = tree
-    leaf = torch.nn.functional.one_hot(node, LEAVES).float()
-    step = (leaf.t() @ gradient) / (leaf.t() @ curvature + RIDGE)
+    hessian = torch.add(hessian, weights, alpha=1e-3)
+    node, found = _splits(bins, projected, hessian, chosen, edges, weights.sum())
+    is_leaf = (node == torch.arange(LEAVES, device=node.device)[:, None]).float()
+    step = (is_leaf @ gradient) / (is_leaf @ curvature + RIDGE)
     leaves = step.mul_(RATE if classes > 2 else RATE / 2).clamp_(-LARGEST_LEAF, LARGEST_LEAF)
     return found._replace(leaves=leaves)
 
 
 def _splits(
-    codes: Tensor, projected: Tensor, hessian: Tensor, chosen: Tensor, edges: Tensor, total: Tensor
+    bins: Tensor, projected: Tensor, hessian: Tensor, chosen: Tensor, edges: Tensor, total: Tensor
 ) -> tuple[Tensor, Grown]:
     """Return the leaf of each example, int64 [m], and the tree without its leaves."""
-    k, m = codes.shape
-    device = codes.device
+    k, m = bins.shape
+    device = bins.device
     h_unit, g_unit = _unit(hessian), _unit(projected)
     whole = (hessian * h_unit).round().long()
     parts = (projected * g_unit).round().long()
     packed = (whole << SHIFT) + parts[:, 0]
     others = [parts[:, j].expand(k, -1).flatten() for j in range(1, parts.shape[1])]
     first = packed.expand(k, -1).flatten()
-    columns = BINS * torch.arange(k, device=device)[:, None] + codes
+    columns = BINS * torch.arange(k, device=device)[:, None] + bins
     features = torch.zeros(NODES, dtype=torch.int64, device=device)
     thresholds = torch.full((NODES,), math.inf, device=device)
     gains = torch.zeros(NODES, device=device)
@@ -157,7 +164,7 @@ def _splits(
         features[at] = torch.where(splits, chosen[feature], 0)
         thresholds[at] = torch.where(splits, edges[feature, code], math.inf)
         gains[at] = torch.where(splits, won / total, 0.0)
-        own = codes.gather(0, feature[node][None])[0]
+        own = bins.gather(0, feature[node][None])[0]
         node = 2 * node + (splits[node] & (own > code[node]))
     return node, Grown(features, thresholds, gains[:0], gains)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from funnel.families.growing import BINS, quantiles
+from funnel.families.growing import BINS, bins_of, quantiles
 
 NEWEST = 4_096
 SAMPLED = 4_096
@@ -19,6 +19,8 @@ MOST_ADDED = 1_024
 """Most examples that are added at once."""
 EDGE_ROWS = 2_000
 """Examples from which quantiles are taken."""
+MOST_BINNED = 96
+"""Numbers of an example whose bins are kept; of more, only some are ever asked for."""
 PRIOR_HALF_LIFE = 2_000.0
 """Examples after which a label counts half in the prior of the classes."""
 
@@ -68,6 +70,10 @@ class Memory:
         self.counts = torch.zeros(5, dtype=torch.int64)
         """On the host: examples in the ring; the slot of the next one; examples that left it; all
         examples; at how many of these the quantiles are taken again."""
+        self._bins: Tensor | None = None
+        """Bins of all numbers, uint8 [D, slots]; they follow from rows and quantiles."""
+        if width <= MOST_BINNED:
+            self._bins = torch.zeros(width, slots, dtype=torch.uint8, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -119,7 +125,23 @@ class Memory:
             if len(newest) > EDGE_ROWS:
                 newest = newest[torch.randperm(len(newest), generator=generator)[:EDGE_ROWS]]
             self.edges.copy_(quantiles(self.rows[newest]))
+            self.loaded()
+        elif self._bins is not None:
+            changed = torch.cat([moved.targets, moved.slots])
+            self._bins[:, changed] = bins_of(self.rows[changed], self.edges).byte()
         return moved
+
+    def loaded(self) -> None:
+        """Compute what follows from the tensors, after other values were copied into them."""
+        if self._bins is not None:
+            used = self.used
+            self._bins[:, :used] = bins_of(self.rows[:used], self.edges).byte()
+
+    def bins(self, slots: Tensor, columns: Tensor) -> Tensor:
+        """Return the bins of some numbers of some examples, int64 [columns, slots]."""
+        if self._bins is None:
+            return bins_of(self.rows[slots][:, columns], self.edges[columns])
+        return self._bins[columns][:, slots].long()
 
     def counted(self, slots: Tensor) -> Tensor:
         """Return the weight of each class among examples, fp32 [C]."""

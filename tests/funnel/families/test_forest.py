@@ -11,6 +11,8 @@ from funnel.families.growing import (
     LEAST_HESSIAN,
     RATE,
     RIDGE,
+    Grown,
+    bins_of,
     features_of_tree,
     grow,
     quantiles,
@@ -62,12 +64,12 @@ def of_two_classes(m: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, ((rows[:, 1] > 0.3) ^ (rows[:, 2] < -0.2)).long()
 
 
-def grown(rows: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None):  # type: ignore[no-untyped-def]
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.ones(len(labels)) if weights is None else weights
+def grown(rows: torch.Tensor, labels: torch.Tensor) -> Grown:
+    generator, weights = torch.Generator().manual_seed(0), torch.ones(len(labels))
     chosen = torch.arange(rows.shape[1])
     logits = torch.zeros(len(labels), int(labels.max()) + 1)
-    return grow(rows, labels, weights, logits, chosen, quantiles(rows), generator)
+    edges = quantiles(rows)
+    return grow(bins_of(rows, edges), labels, weights, logits, chosen, edges, generator)
 
 
 def test_the_first_split_has_the_largest_gain_of_all() -> None:
@@ -121,7 +123,7 @@ def test_a_weight_of_two_counts_as_two_copies() -> None:
     edges = quantiles(torch.cat([rows, rows[:100]]))
     generator = torch.Generator().manual_seed(0)
     chosen, logits = torch.arange(4), torch.zeros(300, 2)
-    once = grow(rows, labels, weights, logits, chosen, edges, generator)
+    once = grow(bins_of(rows, edges), labels, weights, logits, chosen, edges, generator)
     assert torch.equal(once.features, twice.features)
     torch.testing.assert_close(once.leaves, twice.leaves)
 
