@@ -40,6 +40,18 @@ class Weights(NamedTuple):
     stacks: Tensor
     """Weights of each stack, float64 [stacks, K]."""
 
+    def shares(self) -> Tensor:
+        """Return how much of the answer each expert has, fp32 [K], summing to 1.
+
+        That of Fixed Share is the weight there; that of a stack, whose weights may be negative, is
+        the size of the weight among the sizes of all. The parts count by their weights.
+        """
+        first, *others = self.parts.softmax(dim=0)
+        found: Tensor = first * self.experts.softmax(dim=0)
+        for part, own in zip(others, self.stacks.abs().float(), strict=True):
+            found = found + part * own / own.sum()
+        return found
+
     def mix(self, probabilities: Tensor, is_open: Tensor) -> Mixed:
         """Mix the answers of all experts.
 

@@ -29,7 +29,9 @@ def taught(ensemble: Ensemble, steps: range, turned: bool = False) -> list[float
     for step in steps:
         batch = a_batch(step, turned=turned)
         answered = ensemble.answers(batch.given)
-        found.append(float((answered.probabilities[1].argmax(dim=1) == batch.labels).float().mean()))
+        found.append(
+            float((answered.probabilities[1].argmax(dim=1) == batch.labels).float().mean())
+        )
         ensemble.learn(batch, answered)
     return found
 
