@@ -110,8 +110,8 @@ class Boosted:
             self._add_tree(slots, n, importances, generator)
         self.credit.fill_(due)
 
-    def begin_again(self, newest: int) -> None:
-        """Forget all trees, and the window but for its newest examples."""
+    def restart(self, newest: int) -> None:
+        """Forget all trees, and all of the window except its newest examples."""
         slots = self.memory.newest(newest)
         self.fitted[slots] = 0.0
         self.forest.leaves.zero_()

@@ -47,11 +47,11 @@ class Answered(NamedTuple):
     rows: Tensor
     """Inputs as the memory holds them, fp32 [n, D]."""
     logits: Tensor
-    """Of the forests, fp32 [3, n, C]."""
+    """Logits of the forests, fp32 [3, n, C]."""
 
 
 class Frozen(NamedTuple):
-    """What answering needs, at one version; nothing changes it."""
+    """All that answering needs, at one version; nothing changes it."""
 
     shares: Tensor
     """Frequencies of the labels, fp32 [3, C]."""

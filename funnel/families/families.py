@@ -1,10 +1,10 @@
 """All families of experts, mixed: no model to choose.
 
 A leading pool of linear experts (`funnel.pool.pool.Pool`) learns as it always does. A second pool
-of perceptrons, trees, neighbours and frequencies answer beside it, and one mixture weighs the
-experts of all. So the answers of a batch are made in three parts: `Families.answer` asks all but
-the leading pool, `Families.mixed` joins its experts with them, and `Families.learn` lets them learn
-the batch, if it is kept.
+of perceptrons, trees, neighbours and frequencies answer the same batches, and one mixture weighs
+the experts of all. So a batch is answered and learned in three parts: `Families.answer` asks all
+but the leading pool, `Families.mixed` joins its experts with them, and `Families.learn` lets them
+learn the batch, if it is kept.
 """
 
 from typing import NamedTuple
@@ -30,20 +30,20 @@ class Proposed(NamedTuple):
     probabilities: Tensor
     """fp32 [E, n, C], finite."""
     scored: Scored
-    """Of the perceptrons."""
+    """The batch as the perceptrons score it."""
     answered: Answered
-    """Of the others."""
+    """The answers of trees, neighbours and frequencies."""
 
 
 class Frozen(NamedTuple):
-    """What answering needs, at one version; nothing changes it."""
+    """All that answering needs, at one version; nothing changes it."""
 
     perceptrons: dict[str, Tensor]
     """Their parameters."""
     ensemble: FrozenEnsemble
-    """Of trees, neighbours and frequencies."""
+    """Trees, neighbours and frequencies."""
     weights: Weights
-    """Of the mixture."""
+    """The weights of the mixture."""
     is_open: Tensor
     """Which classes there are, bool [C]."""
 

@@ -1,8 +1,8 @@
 """The memory that trees and neighbours share: the newest examples, and a sample of older ones.
 
-Slots 0 to NEWEST - 1 are a ring of the newest examples. Those that it loses go through a reservoir
-[J. S. Vitter, 'Random sampling with a reservoir', ACM TOMS 11, 1985] into the slots from NEWEST on,
-so that these are a uniform sample of all examples before the newest.
+Slots 0 to NEWEST - 1 are a ring of the newest examples. An example that it loses goes through a
+reservoir [J. S. Vitter, 'Random sampling with a reservoir', ACM TOMS 11, 1985] into the slots from
+NEWEST on, so that these are a uniform sample of all examples before the newest.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ PRIOR_HALF_LIFE = 2_000.0
 
 
 class Moved(NamedTuple):
-    """What adding examples changed; whatever is kept for each slot follows it."""
+    """The slots that adding examples changed; whatever is kept for each slot follows it."""
 
     sources: Tensor
     """Slots whose examples move into the sample first, int64 [m]."""

@@ -1,9 +1,9 @@
 """The mixture of all families' experts, of two levels.
 
-Below, Fixed Share (`funnel.pool.mixing`) over all experts, and beside it stacks
-(`funnel.families.stack`) that see what it sees. Above, a second Fixed Share over these three: its
-loss exceeds that of the best sequence of them by little, as the bound there says, so a stack can
-help but hardly harm.
+The lower level has Fixed Share (`funnel.pool.mixing`) over all experts, and stacks
+(`funnel.families.stack`) of the same experts. The upper level is a second Fixed Share over these
+three. Its loss exceeds that of the best sequence of them by little, as the bound there says, so a
+stack can help but hardly harm.
 """
 
 from typing import NamedTuple
@@ -25,13 +25,13 @@ class Mixed(NamedTuple):
     answers: Tensor
     """Probabilities, fp32 [n, C]."""
     parts: Tensor
-    """Those of Fixed Share and of each stack, fp32 [1 + stacks, n, C]."""
+    """Probabilities of Fixed Share and of each stack, fp32 [1 + stacks, n, C]."""
     evidence: Tensor
     """As the stacks see the experts, fp32 [n, K, C]."""
 
 
 class Weights(NamedTuple):
-    """What answering needs of a mixture; copies of it answer alike."""
+    """The weights that answering needs; copies of them answer alike."""
 
     experts: Tensor
     """Log weights of the experts, fp32 [K]."""
@@ -89,7 +89,7 @@ class Mixture:
 
     @property
     def weights(self) -> Weights:
-        """What answering needs; of the present, so copy what has to last."""
+        """The present weights; copy what has to last."""
         stacks = torch.stack([stack.weights for stack in self.stacks])
         return Weights(self.experts.log_weights, self.parts.log_weights, stacks)
 

@@ -35,7 +35,7 @@ EXPERTS = {
 
 
 class Remembered(NamedTuple):
-    """What the experts look at; copies of it answer alike."""
+    """The examples that the experts look at; copies of it answer alike."""
 
     rows: tuple[Tensor, ...]
     """Examples, fp32 [m, MOST_LAGS + d] (see `funnel.families.trees`), in pieces of equal length
@@ -49,11 +49,11 @@ class Remembered(NamedTuple):
     prior: Tensor
     """Decayed counts of the classes, fp32 [C]; 0 where a class is closed."""
     importances: Tensor
-    """Of the columns of ``rows``, fp32."""
+    """Importances of the columns of ``rows``, fp32."""
     edges: Tensor
     """Quantiles of these columns, fp32 [., BINS - 1]."""
     has_ranks: bool
-    """Whether the metric *rank* is there."""
+    """True if the metric *rank* is there."""
 
     def copy(self) -> "Remembered":
         """Return a copy of all but the rows."""

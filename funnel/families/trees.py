@@ -1,11 +1,11 @@
 """The family of trees: three boosted forests, on a short, a long and a remembering window.
 
 - *short* has the newest 1,000 examples. Page's test [E. S. Page, 'Continuous inspection schemes',
-  Biometrika 41, 1954] lets it begin again when it is worse than knowing nothing by LIMIT nats.
+  Biometrika 41, 1954] restarts it when it is worse than knowing nothing by LIMIT nats.
 - *long* has the newest 4,096. When Page's sum of its losses over those of *short* passes LIMIT, it
   becomes a copy of *short* [S. Bach, M. Maloof, 'Paired learners for concept drift', ICDM 2008].
 - *memory* has those and a sample of all before them, more trees that fade more slowly, and never
-  begins again.
+  restarts.
 
 Trees see the numbers as they came and, for at most MOST_LAGS classes, the frequencies of the latest
 labels.
@@ -32,7 +32,7 @@ MATURE = 500
 MOST_LAGS = 16
 """Most classes whose latest frequencies are inputs."""
 NUMBER = 1
-"""Of the family, for draws."""
+"""Number of the family, for draws."""
 
 
 class Trees:
@@ -101,7 +101,7 @@ class Trees:
             boosted.learn(moved, own, self.importances, generator)
         if excess[1] > LIMIT:
             excess[1] = 0.0
-            short.begin_again(min(n, 100))
+            short.restart(min(n, 100))
         if excess[0] > LIMIT and short.counts[0] < long.counts[0]:
             excess[0] = 0.0
             long.become(short)

@@ -42,7 +42,7 @@ class Size:
     codes: int = 0
     """Keys of a row that are inputs of trees, with room for more."""
     used: tuple[int, int] = (0, 0)
-    """Of these keys and of the dense inputs, how many there are by now."""
+    """How many of these keys, and of the dense inputs, there are by now."""
 
     @property
     def scored(self) -> tuple[int, int]:

@@ -74,7 +74,7 @@ class Shadowed(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What the families beyond the pool answer to a batch."""
+    """A batch as the families beyond the pool answer it."""
 
     given: Given
     """Its inputs, as they take them."""
