@@ -186,14 +186,13 @@ class Ensemble:
             if copy is None or len(copy) != len(piece):
                 copy = self._copies[number] = piece.clone()
             pieces.append(copy)
-        view = self._view(tuple(pieces))
-        remembered = view.remembered
+        view = self._view(())
         return Frozen(
             view.shares.clone(),
             tuple((f.clone(), t.clone(), leaves.clone()) for f, t, leaves in view.forests),
             view.grown,
             view.log_priors,
-            remembered.copy(),
+            view.remembered.copy(tuple(pieces)),
         )
 
     def _view(self, pieces: tuple[Tensor, ...]) -> Frozen:

@@ -11,13 +11,14 @@ shrunk to the prior of the classes by 1 / (k + 1).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from funnel.families.interface import Given
+from funnel.families.interface import Given, Scaling
 from funnel.families.trees import MOST_LAGS
 
 NEAR = 1_000
@@ -34,7 +35,19 @@ EXPERTS = {
 """By metric: k, and whether only the newest are asked."""
 
 
-class Remembered(NamedTuple):
+class Prepared(NamedTuple):
+    """Examples of the memory as the metrics compare them, in pieces."""
+
+    numbers: list[Tensor]
+    """Standardized, fp32 [., d]."""
+    squares: list[Tensor]
+    ranks: list[Tensor]
+    """Ranks among quantiles, fp32 [., d]; none without that metric."""
+    rank_squares: list[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
     """The examples that the experts look at; copies of it answer alike."""
 
     rows: tuple[Tensor, ...]
@@ -54,38 +67,64 @@ class Remembered(NamedTuple):
     """Quantiles of these columns, fp32 [., BINS - 1]."""
     has_ranks: bool
     """True if the metric *rank* is there."""
+    _prepared: list[Prepared] = field(default_factory=list)
+    """Once they were asked for, the examples as the metrics compare them."""
 
-    def copy(self) -> "Remembered":
-        """Return a copy of all but the rows."""
-        return self._replace(
-            labels=self.labels.clone(),
-            weights=self.weights.clone(),
-            prior=self.prior.clone(),
-            importances=self.importances.clone(),
-            edges=self.edges.clone(),
+    def copy(self, rows: tuple[Tensor, ...]) -> "Remembered":
+        """Return a copy.
+
+        Args:
+            rows: copies of the rows.
+        """
+        return Remembered(
+            rows,
+            self.labels.clone(),
+            self.weights.clone(),
+            self.newest,
+            self.prior.clone(),
+            self.importances.clone(),
+            self.edges.clone(),
+            self.has_ranks,
         )
 
     def answers(self, given: Given) -> Tensor:
-        """Return the probabilities of each expert, fp32 [E, n, C]."""
+        """Return the probabilities of each expert, fp32 [E, n, C].
+
+        Args:
+            given: inputs, with the same scaling at every call.
+        """
         n = len(given.raw)
         prior = self.prior / self.prior.sum()
         if not len(self.labels):
             return prior.expand(len(names_of(self.has_ranks)), n, -1)
         importance = self.importances[MOST_LAGS:]
         importance = importance / importance.mean().clamp(min=1e-30)
-        theirs = [piece[:, MOST_LAGS:] for piece in self.rows]
-        mine, others = given.scaling(given.raw), [given.scaling(piece) for piece in theirs]
-        squares = [piece.square() for piece in others]
+        others, mine = self._as_compared(given.scaling), given.scaling(given.raw)
         plain = given.scaling.is_number
-        found = self._of_metric("plain", prior, distances(mine, others, squares, plain))
+        found = self._of_metric(
+            "plain", prior, distances(mine, others.numbers, others.squares, plain)
+        )
         gain = importance * plain
-        found += self._of_metric("gain", prior, distances(mine, others, squares, gain))
+        found += self._of_metric(
+            "gain", prior, distances(mine, others.numbers, others.squares, gain)
+        )
         if self.has_ranks:
-            edges = self.edges[MOST_LAGS:]
-            mine, others = ranks(given.raw, edges), [ranks(piece, edges) for piece in theirs]
-            squares, root = [piece.square() for piece in others], gain.sqrt()
-            found += self._of_metric("rank", prior, distances(mine, others, squares, root))
+            mine, root = ranks(given.raw, self.edges[MOST_LAGS:]), gain.sqrt()
+            found += self._of_metric(
+                "rank", prior, distances(mine, others.ranks, others.rank_squares, root)
+            )
         return torch.stack(found)
+
+    def _as_compared(self, scaling: Scaling) -> Prepared:
+        if not self._prepared:
+            theirs = [piece[:, MOST_LAGS:] for piece in self.rows]
+            numbers, edges = [scaling(piece) for piece in theirs], self.edges[MOST_LAGS:]
+            ranked = [ranks(piece, edges) for piece in theirs] if self.has_ranks else []
+            squares = [piece.square() for piece in numbers]
+            self._prepared.append(
+                Prepared(numbers, squares, ranked, [piece.square() for piece in ranked])
+            )
+        return self._prepared[0]
 
     def _of_metric(self, metric: str, prior: Tensor, far: Tensor) -> list[Tensor]:
         """Return the probabilities of the experts of a metric, [n, C] each.

@@ -1,6 +1,7 @@
 """Neighbours are the nearest examples of the memory, and vote as the definition says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_an_empty_memory_answers_the_prior() -> None:
 
 def test_a_weight_of_zero_has_no_vote() -> None:
     memory, asked = remembered(400, 4), given_of(10, 4)
-    none = memory._replace(weights=torch.zeros(400))
+    none = replace(memory, weights=torch.zeros(400))
     shrunk = none.answers(asked)
     assert bool(torch.isfinite(shrunk).all())
 
