@@ -165,11 +165,6 @@ def build_state(settings: Settings) -> State:
         raise ModelError(
             f"model {spec.model!r} takes dense features; a model of rows is {' or '.join(BUILT_IN)}"
         )
-    if spec.task != "multiclass" and spec.model not in BUILT_IN:
-        raise ModelError(
-            f"model {spec.model!r} predicts classes (FUNNEL_TASK=multiclass); for the task "
-            f"{spec.task} choose {' or '.join(BUILT_IN)}"
-        )
     if spec.task == "binary" and not spec.schema and spec.classes != 2:
         raise ModelError(
             f"FUNNEL_TASK=binary is for two classes: set FUNNEL_CLASSES=2, not {spec.classes}"

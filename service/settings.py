@@ -369,8 +369,8 @@ class Settings(BaseModel):
     def opens(self) -> frozenset[str]:
         """The choices that are left to the log (see `service.trainer.choice`).
 
-        A module of the user's takes dense features and learns classes, and keys of rows are learned
-        on the CPU alone.
+        A module of the user's takes dense features and has as many outputs as the task it was
+        written for, and keys of rows are learned on the CPU alone.
         """
         is_users = ":" in self.model
         can_be_rows = self.device in (AUTO, "cpu") or self.table_bits == 0

@@ -7,7 +7,6 @@ called once it is decided whether the batch is learned, and `Learner.update` lea
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -105,11 +104,11 @@ class Learner:
         experts = experts_of(spec, optimizer, hyperparameters, size.active)
         self.writes_inputs = False
         """True if the model is a user's module that changes its inputs in place."""
+        loss = loss_of(spec.predicts)
         if spec.model not in networks.BUILT_IN:
-            trial = Trial(spec, module, device)
+            trial = Trial(spec, module, loss, device)
             trial.run(experts)
             self.writes_inputs = trial.writes_inputs
-        loss = loss_of(spec.predicts)
         self.pool = Pool(module.to(device).train(), size.features, experts, loss=loss)
         self.table: Table | None = None
         """Rows for the keys of categories and words; None without."""
@@ -155,12 +154,16 @@ class Learner:
         table = self.table.tensors() if self.table is not None else {}
         return self.pool.tensors() | table | named | {"nonfinite": self.nonfinite}
 
+    @property
+    def _outputs(self) -> int:
+        """Outputs of the module."""
+        return self.spec.predicts.outputs(self.size.classes)
+
     def _module(self, opened: int) -> nn.Module:
         """Return a module of its size, whose classes from ``opened`` on are closed."""
-        spec, size, task = self.spec, self.size, self.spec.predicts
-        outputs = task.outputs(size.classes)
-        module = networks.build(spec.model, size.features, outputs, spec.hidden, spec.seed)
-        if opened < size.classes and task.kind == "multiclass":
+        spec, size = self.spec, self.size
+        module = networks.build(spec.model, size.features, self._outputs, spec.hidden, spec.seed)
+        if opened < size.classes and spec.predicts.kind == "multiclass":
             close_(module, opened)
         return module
 
@@ -246,27 +249,13 @@ class Learner:
                     buffer.copy_(old)
                 raise
             self._log(error, len(labels))
-            scored = self._failed(len(labels))
+            scored = self.pool.failed(labels, self._outputs)
         return self._scored(scored, before)
 
     @staticmethod
     def _scored(scored: Scored, buffers: list[Tensor]) -> ScoredBatch:
         finite = scored.healthy.any() & torch.isfinite(scored.losses).all()
         return ScoredBatch(scored, finite, buffers)
-
-    def _failed(self, n: int) -> Scored:
-        """Return the scores of a batch on which the module raised: NaN."""
-        experts = len(self.pool.experts)
-        losses = torch.full((experts, n), math.nan, device=self.device)
-        return Scored(
-            answers=losses.new_full((n, self.size.classes), math.nan),  # a user's module has them
-            labels=torch.zeros(n, dtype=torch.int64, device=self.device),
-            losses=losses[0],
-            expert_losses=losses,
-            norms=losses.new_full((experts,), math.nan),
-            healthy=torch.zeros(experts, dtype=torch.bool, device=self.device),
-            gradients=[torch.zeros_like(p) for p in self.pool.parameters.values()],
-        )
 
     def _log(self, error: BaseException, examples: int) -> None:
         """Log what the model raised; its traceback only once, as every batch may raise the same."""
@@ -314,7 +303,7 @@ class Learner:
         The mixture of several experts ignores experts whose answers are not finite.
         """
         count, loss, held_names = len(self.pool.experts), self.pool.loss, list(self.pool.held)
-        models = Experts(self.pool.models.unused, count, self.size.features)
+        models = Experts(self.pool.models.unused, count, self.size.features, loss)
         parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
 
         def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
