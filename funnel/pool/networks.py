@@ -10,6 +10,7 @@ of their own (`InUnit`), which are learned, and which follow the unit of the num
 
 import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import chain
 
@@ -33,11 +34,11 @@ logger = logging.getLogger("funnel")
 Tensors = dict[str, Tensor]
 
 
-class InUnit(nn.Module):
+class InUnit(nn.Sequential):
     """A module whose outputs u are answered as w u + c, with w and c learned like all else.
 
     `funnel.pool.pool.Pool.rescale` changes w and c where the unit of numbers moves, as it changes
-    the last of several linear layers, so no answer changes then.
+    the last of several linear layers, so no answer changes then. They are the last parameters.
 
     Args:
         own: maps fp32 [n, features] to [n, outputs].
@@ -45,17 +46,19 @@ class InUnit(nn.Module):
     """
 
     def __init__(self, own: nn.Module, outputs: int) -> None:
-        super().__init__()
-        self.own = own
-        self.weight, self.bias = (
-            nn.Parameter(torch.ones(outputs)),
-            nn.Parameter(torch.zeros(outputs)),
-        )
+        super().__init__(OrderedDict(own=own, unit=_Unit(outputs)))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return w u + c, fp32 [n, outputs]."""
-        found: Tensor = self.own(inputs)
-        return found * self.weight + self.bias
+
+class _Unit(nn.Module):
+    """Maps outputs u, fp32 [n, outputs], to w u + c."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        return outputs * self.weight + self.bias
 
 
 def with_unit(module: nn.Module, loss: Loss) -> nn.Module:
