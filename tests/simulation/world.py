@@ -14,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -75,13 +75,15 @@ def hyperparameters(lr: float) -> Hyperparameters:
     return Hyperparameters(lr=lr, momentum=0.0, gain_lr=0.03, scale_lr=0.03)
 
 
-_SETTINGS: list[Settings] = []
+@cache  # reading them takes longer than a short run
+def _base(is_open: bool) -> Settings:
+    if is_open:
+        return load_settings({"standardize": False, "calibrate": False})
+    return load_settings({"schema": ""})  # the plan has chosen what is learned
 
 
 def _settings(plan: Plan) -> Settings:
-    if not _SETTINGS:  # reading them takes longer than a short run
-        _SETTINGS.append(load_settings({"schema": ""}))  # the plan has chosen what is learned
-    return _SETTINGS[0].model_copy(
+    return _base(plan.is_open).model_copy(
         update={
             "batch_size": plan.batch_size,
             "max_wait_ms": plan.max_wait_ms,
@@ -144,8 +146,10 @@ class World:
         if self.violation is not None:
             raise self.violation
 
-    def new_state(self, lr: float) -> State:
-        """Return a fresh state."""
+    def new_state(self, lr: float, settings: Settings) -> State:
+        """Return a fresh state of the model that settings name, if they do."""
+        if self.plan.is_open:
+            return ChainState(settings.spec, hyperparameters(lr), self._stepped)
         if self.plan.is_real:
             spec = NAMED if self.plan.is_named else SPEC
             return State(spec, hyperparameters(lr), torch.device("cpu"))
@@ -577,7 +581,7 @@ class World:
         return tip
 
     def _check_real(self, last: Process) -> Folded:
-        state, tip = self.new_state(0.0), self.oracle.tips[0]
+        state, tip = self.new_state(0.0, self.settings), self.oracle.tips[0]
         read = rows_from_bytes if self.plan.is_named else decode_batch
         meanings = {sent.numbers: read(raw) for raw, sent in self.server.meanings.items()}
         examples: dict[int, AnyBatch] = {}
