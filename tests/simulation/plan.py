@@ -26,7 +26,8 @@ KINDS_SENT = (
 )  # fmt: skip
 """The kinds of examples that clients of an open model send, each time by turns."""
 REAL_EVERY = 50
-"""One schedule in so many learns with a real state, and every other of them learns named rows."""
+"""One schedule in so many learns with a real state. Every other of them learns named rows, and half
+of the rest learn numbers."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,11 @@ class Plan:
     def is_named(self) -> bool:
         """Whether the examples are rows with named columns."""
         return self.is_real and self.seed % (2 * REAL_EVERY) == 2 * REAL_EVERY - 1
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether a real state learns numbers."""
+        return self.is_real and not self.is_named and self.seed // REAL_EVERY % 4 == 2
 
     @property
     def seconds(self) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from service.http.codecs.codec import Examples
 from service.http.errors import HTTPError
 from service.http.routes.learn import _claim
+from service.log.entries import inputs_of
 from service.log.errors import LogUnavailable
 from service.log.intake import Intake
 from service.log.lease import Lock
@@ -272,6 +273,8 @@ class Process:
         trainer, shape = self.trainer, self.spec.shape
         if (trainer.is_open or shape is None) and not trainer.knows_schema:
             raise LogUnavailable("the schema is not known yet")
+        if not inputs_of({field.encode(): payload}):
+            raise RefusedError("these are no examples")
         try:
             if trainer.is_open:
                 await _claim(cast(Model, self), Examples(1, payload, field))

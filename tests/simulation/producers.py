@@ -13,7 +13,7 @@ from service.log.errors import LogUnavailable
 from service.log.intake import KeyInFlightError, KeyReusedError
 from service.log.keys import Field, Inputs
 from service.log.position import EntryId
-from streams.batch import Batch
+from streams.batch import Batch, Labels
 from streams.rows.entry import to_bytes
 from streams.rows.records import from_json
 from tests.simulation.chain import BAD, IS_BAD, NUMBER
@@ -28,6 +28,8 @@ OPEN_FEATURES = 784
 """Features of an open model that learns dense ones."""
 PATIENCE_SECONDS = 1.5
 """After so long a client gives a request up, and tries again."""
+NO_CLASS: Fields = {b"batch": Batch(np.ones((2, 2), np.float32), np.full(2, 9)).to_bytes()}
+"""Examples of a class that there is not; a number may be 9."""
 OTHER = b" "
 """The end of a payload that makes it another one."""
 POISON: tuple[Fields, ...] = (
@@ -39,7 +41,7 @@ POISON: tuple[Fields, ...] = (
     {b"json": b'{"features": [[1, NaN]], "labels": [0]}'},
     {b"json": b"[" * 2_000},
     {b"batch": Batch(np.ones((2, 5), np.float32), np.zeros(2, np.int64)).to_bytes()},
-    {b"batch": Batch(np.ones((2, 2), np.float32), np.full(2, 9)).to_bytes()},
+    NO_CLASS,
     {b"batch": Batch(np.full((2, 2), np.inf, np.float32), np.zeros(2, np.int64)).to_bytes()},
     {b"batch": (1 << 62).to_bytes(8, "little") + b"{}"},
 )
@@ -76,7 +78,10 @@ class Producers:
         if world.plan.is_open:
             kind = self._kinds.choice(world.plan.sends)
             return _of_kind(kind, numbers, is_bad), Sent(numbers, is_bad=is_bad, kind=kind)
-        batch = Batch(features.astype(np.float32), np.array(numbers) % CLASSES)
+        labels: Labels = np.array(numbers) % CLASSES
+        if world.plan.is_numeric:
+            labels = (100.0 * features[:, 0] + 0.1 * labels).astype(np.float32)
+        batch = Batch(features.astype(np.float32), labels)
         return batch.to_bytes(), Sent(numbers, is_bad=is_bad)
 
     def field(self, payload: bytes) -> str:
@@ -98,7 +103,9 @@ class Producers:
     async def _send(self) -> None:
         rng, world = self._rng, self._world
         if rng.random() < world.plan.poison:
-            self._add(dict(rng.choice(POISON)))
+            poison = rng.choice(POISON)
+            if not (world.plan.is_numeric and poison is NO_CLASS):
+                self._add(dict(poison))
             return
         payload, sent = self.meaning()
         world.server.meanings[payload] = sent

@@ -13,7 +13,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from unittest.mock import patch
@@ -47,6 +47,7 @@ from tests.simulation.server import SimulatedServer
 from tests.support.named import a_row_spec
 
 SPEC = Spec("logistic", FEATURES, CLASSES, (), "sgd", False, 0)
+OF_NUMBERS = replace(SPEC, classes=0, task="regression")
 NAMED = a_row_spec(optimizer="sgd", bits=6)
 MOST_SMALL = 2
 """Small chunks that a table may have in a run, so that they become one in a run."""
@@ -152,6 +153,7 @@ class World:
             return ChainState(settings.spec, hyperparameters(lr), self._stepped)
         if self.plan.is_real:
             spec = NAMED if self.plan.is_named else SPEC
+            spec = OF_NUMBERS if self.plan.is_numeric else spec
             return State(spec, hyperparameters(lr), torch.device("cpu"))
         return ChainState(SPEC, hyperparameters(lr), self._stepped)
 
