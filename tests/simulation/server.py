@@ -51,6 +51,8 @@ class SimulatedServer(MemoryServer):
         self.oracle, self.always = oracle, always
         self._digest_of, self._reach, self._violated = digest_of, reach, violated
         self.is_down = False
+        self.decides = False
+        """Whether the first entries decide what is learned."""
         self.meanings: dict[bytes, Sent] = {}
         """What payloads mean; all others are poison."""
         self.ever: dict[EntryId, Sent] = {}
@@ -147,7 +149,7 @@ class SimulatedServer(MemoryServer):
         if self.always and self._holders.get(epoch) is not owner:
             self._violate(f"{owner.name} appends in epoch {epoch}, which is another's")
         entries = self._gone if cut.position.entry > self.last else self.ever
-        if isinstance(cut.command, Begin) and self.inputs:
+        if isinstance(cut.command, Begin) and self.decides:
             self._check_kind(Spec.of(dict(cut.command.spec)))
         entries = {
             entry: sent if sent.fits(self.inputs) else replace(sent, numbers=None)

@@ -77,14 +77,15 @@ def hyperparameters(lr: float) -> Hyperparameters:
 
 
 @cache  # reading them takes longer than a short run
-def _base(is_open: bool) -> Settings:
+def _base(is_open: bool, is_numeric: bool) -> Settings:
     if is_open:
         return load_settings({"standardize": False, "calibrate": False})
-    return load_settings({"schema": ""})  # the plan has chosen what is learned
+    chosen = {"task": OF_NUMBERS.task} if is_numeric else {}
+    return load_settings({"schema": ""} | chosen)  # the plan has chosen what is learned
 
 
 def _settings(plan: Plan) -> Settings:
-    return _base(plan.is_open).model_copy(
+    return _base(plan.is_open, plan.is_numeric).model_copy(
         update={
             "batch_size": plan.batch_size,
             "max_wait_ms": plan.max_wait_ms,
@@ -120,6 +121,7 @@ class World:
             self._reach,
             self.violate,
         )
+        self.server.decides = plan.is_open
         self.platter = Platter(random.Random(f"{plan.seed}/disk"), self._created, self._removed)
         self._rotten: set[str] = set()
         """Chunks of which a bit has flipped."""
