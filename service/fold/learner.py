@@ -8,11 +8,15 @@ called once it is decided whether the batch is learned, and `Learner.update` lea
 import copy
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from funnel.families.ensemble import Ensemble, Layout
+from funnel.families.families import Families
+from funnel.families.mixture import Mixed
 from funnel.pool.classes import close_
 from funnel.pool.growth import grown, grown_table
 from funnel.pool.loss import is_far
@@ -33,8 +37,11 @@ logger = logging.getLogger("funnel")
 Evaluate = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
 """Maps the tensors of `Learner.frozen` and inputs [n, d] to labels, [n], and answers, fp32 [n, A]
 (see `funnel.pool.loss`)."""
+Outputs = Callable[[dict[str, Tensor], Tensor], Tensor]
+"""Maps the same to the outputs of each expert, fp32 [K, n, out]."""
 
 WEIGHTS = "mixing.log_weights"
+TINY = torch.finfo(torch.float32).tiny
 
 
 class ScoredBatch(NamedTuple):
@@ -45,6 +52,10 @@ class ScoredBatch(NamedTuple):
     """True if the batch can be learned: loss and gradient are finite; bool, 0-dim."""
     buffers: list[Tensor]
     """The module's buffers as they were before the batch."""
+    mixed: Mixed | None = None
+    """The answers of all families; None without."""
+    each: Tensor | None = None
+    """Probabilities of the experts of all families, [K, n, C]."""
 
 
 class Entries(NamedTuple):
@@ -114,6 +125,8 @@ class Learner:
         """Rows for the keys of categories and words; None without."""
         if spec.table_bits:
             self.table = Table(self.pool, spec.table_bits, size.active)
+        self.families = self._fresh_families()
+        """Families beyond the pool, and the mixture of all; None unless the model is ``auto``."""
         self.hyperparameters = hyperparameters
         self.expert_names = list(map(expert_name, experts)) if optimizer == "pool" else []
         """Names of the pool's experts, which keep their own rates; none of another optimizer."""
@@ -152,12 +165,34 @@ class Learner:
         if self.numbers is not None:
             named |= {f"numbers.{k}": v for k, v in self.numbers.tensors().items()}
         table = self.table.tensors() if self.table is not None else {}
+        if self.families is not None:
+            named |= {f"families.{k}": v for k, v in self.families.tensors().items()}
         return self.pool.tensors() | table | named | {"nonfinite": self.nonfinite}
 
     @property
     def _outputs(self) -> int:
         """Outputs of the module."""
         return self.spec.predicts.outputs(self.size.classes)
+
+    def _fresh_families(self) -> Families | None:
+        if self.spec.model != networks.AUTO or self.optimizer != "pool":
+            return None
+        pool = Pool(self._perceptron().to(self.device), self.size.features)
+        return Families(len(self.pool.experts), pool, Ensemble(*self._layout()))
+
+    def _layout(self) -> tuple[Layout, Tensor]:
+        """Return the layout of the examples of trees and neighbours, and the open classes."""
+        size = self.size
+        is_open = torch.arange(max(2, size.classes), device=self.device) < max(1, size.opened)
+        return Layout(size.codes, size.features, *size.used), is_open
+
+    def _perceptron(self) -> nn.Module:
+        """Return the network of the family ``mlp``, whose classes without a label are closed."""
+        spec, size = self.spec, self.size
+        classes = max(2, size.classes)
+        module = networks.build("mlp", size.features, classes, spec.hidden, spec.seed)
+        close_(module, max(1, size.opened))
+        return module
 
     def _module(self, opened: int) -> nn.Module:
         """Return a module of its size, whose classes from ``opened`` on are closed."""
@@ -184,8 +219,19 @@ class Learner:
             self.table.set_active(size.active)
         if size.opened > before.opened and self.pool.classes is not None:
             self.pool.open_classes(before.opened, size.opened, prior)
+        if self.families is not None and size != before:
+            self._resize_families(before, prior)
         self.scores.resize(*size.scored)
         self.set_hyperparameters(self.hyperparameters)
+
+    def _resize_families(self, before: Size, prior: float) -> None:
+        assert self.families is not None, "only families are resized"
+        now, self.size = self.size, replace(self.size, opened=before.opened)
+        perceptron = self._perceptron().to(self.device)
+        self.size = now
+        ensemble = self.families.ensemble.resized(*self._layout())
+        opened = max(1, now.opened)
+        self.families = self.families.resized(perceptron, now.features, ensemble, opened, prior)
 
     def load_table(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the rows of a saved table.
@@ -222,7 +268,11 @@ class Learner:
             self.table.scatter(chosen.rows, chosen.learner.pool)
 
     def score(
-        self, prepared: Inputs, labels: Tensor, importance: Tensor | None = None
+        self,
+        prepared: Inputs,
+        labels: Tensor,
+        importance: Tensor | None = None,
+        others: Tensor | None = None,
     ) -> ScoredBatch:
         """Score and differentiate a batch with the weights as they are.
 
@@ -233,13 +283,15 @@ class Learner:
             prepared: fp32 [n, d].
             labels: int64 [n].
             importance: weights of the examples, fp32 [n]; None for 1.
+            others: probabilities of the families beyond the pool, [E, n, C]; None without.
 
         Raises:
             RuntimeError, MemoryError, OSError: the machine failed, not the module; another try may
                 succeed.
         """
         if self.is_plain:
-            return self._scored(self.pool.score(prepared, labels, importance), [])
+            batch = self._scored(self.pool.score(prepared, labels, importance), [])
+            return batch if others is None else self._mixed(batch, labels, others)
         before = [buffer.clone() for buffer in self.pool.buffers.values()]
         try:
             scored = self.pool.score(prepared, labels, importance)
@@ -257,6 +309,20 @@ class Learner:
         finite = scored.healthy.any() & torch.isfinite(scored.losses).all()
         return ScoredBatch(scored, finite, buffers)
 
+    def _mixed(self, batch: ScoredBatch, labels: Tensor, others: Tensor) -> ScoredBatch:
+        """Return a batch with the answers of all families instead of the pool's own."""
+        assert self.families is not None, "only families have others"
+        scored = batch.scored
+        assert scored.each is not None, "a scored batch has the answers of each expert"
+        mixed, each = self.families.mixed(scored.each, others)
+        own = mixed.answers.gather(1, labels[:, None])[:, 0]
+        answered = scored._replace(
+            answers=mixed.answers,
+            labels=mixed.answers.argmax(dim=1),
+            losses=-own.clamp(min=TINY).log(),
+        )
+        return batch._replace(scored=answered, mixed=mixed, each=each)
+
     def _log(self, error: BaseException, examples: int) -> None:
         """Log what the model raised; its traceback only once, as every batch may raise the same."""
         origin = networks.origin_of(error)
@@ -266,17 +332,22 @@ class Learner:
         )  # fmt: skip
         self._logged.add(origin)
 
-    def decide(self, batch: ScoredBatch, keep: Tensor) -> Decision:
-        """Restore buffers, count the batch, and cap its gradients.
+    def decide(self, batch: ScoredBatch, keep: Tensor, labels: Tensor) -> Decision:
+        """Restore buffers, count the batch, weigh the families by it, and cap its gradients.
 
         Args:
             batch: as `score` returned it.
+            labels: [n].
             keep: whether the batch is learned, bool, 0-dim. Where it is False, the gradients become
                 NaN, and nothing but counters changes.
         """
         for buffer, before in zip(self.pool.buffers.values(), batch.buffers, strict=True):
             buffer.copy_(torch.where(keep, buffer, before))
         self.nonfinite.add_(~batch.finite)
+        if self.families is not None and batch.mixed is not None and batch.each is not None:
+            importance = batch.scored.importance
+            weights = torch.ones_like(batch.scored.losses) if importance is None else importance
+            self.families.mixture.learn(batch.mixed, batch.each, labels, weights, keep)
         return self.pool.decide(batch.scored, keep)
 
     def update(self, prepared: Inputs, labels: Tensor, decision: Decision) -> None:
@@ -296,6 +367,22 @@ class Learner:
         named |= {f"loss.{name}": tensor for name, tensor in self.pool.held.items()}
         return {k: v.detach().clone() for k, v in named.items()}
 
+    def network(self) -> Outputs:
+        """Return a function that computes outputs from `frozen` tensors, with a module of its own.
+
+        Call it in one thread.
+        """
+        pool = self.pool
+        models = Experts(pool.models.unused, len(pool.experts), self.size.features, pool.loss)
+        parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
+
+        def outputs(frozen: dict[str, Tensor], inputs: Tensor) -> Tensor:
+            return models.outputs(
+                {k: frozen[k] for k in parameters}, {k: frozen[k] for k in buffers}, inputs
+            )
+
+        return outputs
+
     def evaluator(self) -> Evaluate:
         """Return a function that predicts from `frozen` tensors, with a module of its own.
 
@@ -303,13 +390,10 @@ class Learner:
         The mixture of several experts ignores experts whose answers are not finite.
         """
         count, loss, held_names = len(self.pool.experts), self.pool.loss, list(self.pool.held)
-        models = Experts(self.pool.models.unused, count, self.size.features, loss)
-        parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
+        network = self.network()
 
         def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = models.outputs(
-                {k: frozen[k] for k in parameters}, {k: frozen[k] for k in buffers}, inputs
-            )
+            outputs = network(frozen, inputs)
             held = {name: frozen[f"loss.{name}"] for name in held_names}
             if count == 1:
                 answers = loss.answers(held, outputs)[0]

@@ -66,6 +66,8 @@ class Encoded:
     """Values in columns that the schema does not have."""
     weights: Floats | None = None
     """float32 [n]; None for 1."""
+    singles: int = 0
+    """Keys that every row has, before all others: of categories, truth values, parts of times."""
 
 
 def encode(schema: Schema, rows: Rows) -> Encoded:
@@ -146,6 +148,7 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
             missing[k],
             int(ignored[k]),
             batches[k].weights,
+            len(features),
         )
         for k, ((start, stop), (low, high)) in enumerate(
             zip(
