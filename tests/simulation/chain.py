@@ -117,7 +117,8 @@ class _ChainLearner:
         self.spec, self.size, self.experts = spec, spec.size, ("chain",)
         self.table = _ChainTable()
         self.pool = self.scores = self
-        self.loss, self.numbers = CROSS_ENTROPY, None
+        self.loss, self.numbers, self.families = CROSS_ENTROPY, None, None
+        self.held: dict[str, Tensor] = {}
 
     def telemetry(self) -> dict[str, object]:
         nothing = torch.zeros(0)
@@ -135,6 +136,9 @@ class _ChainLearner:
         return {}
 
     def evaluator(self) -> None:
+        return None
+
+    def network(self) -> None:
         return None
 
     def shown_hyperparameters(self) -> dict[str, object]:
