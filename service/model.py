@@ -167,11 +167,6 @@ def build_state(settings: Settings) -> State:
         raise ModelError(
             f"model {spec.model!r} takes dense features; a model of rows is {' or '.join(BUILT_IN)}"
         )
-    if spec.task != "multiclass" and spec.model not in BUILT_IN:
-        raise ModelError(
-            f"model {spec.model!r} predicts classes (FUNNEL_TASK=multiclass); for the task "
-            f"{spec.task} choose {' or '.join(BUILT_IN)}"
-        )
     if spec.model == networks.AUTO:
         device = _of_families(spec, settings, device)
     if spec.task == "binary" and not spec.schema and spec.classes != 2:

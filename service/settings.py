@@ -375,8 +375,9 @@ class Settings(BaseModel):
     def opens(self) -> frozenset[str]:
         """The choices that are left to the log (see `service.trainer.choice`).
 
-        A module of the user's takes dense features and learns classes, the families of auto learn
-        classes, and keys of rows are learned on the CPU alone.
+        A module of the user's takes dense features and has the outputs of the task that it was
+        written for, the families of auto learn classes, and keys of rows are learned on the CPU
+        alone.
         """
         is_users = ":" in self.model
         has_classes = is_users or self.model == AUTO

@@ -3,10 +3,15 @@
 Linear layers with ReLU between them go through `funnel.pool.backprop`. Any other module goes
 through ``torch.func.vmap`` if that can run it, and one expert at a time otherwise. This is decided
 when the copies are made, so that a replay takes the same path.
+
+A module that predicts numbers may end in anything. So its outputs go through a factor and an offset
+of their own (`InUnit`), which are learned, and which follow the unit of the numbers.
 """
 
 import copy
 import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -20,13 +25,59 @@ from funnel.pool.backprop import (
     expert_outputs,
     is_perceptron,
 )
-from funnel.pool.loss import CROSS_ENTROPY, Held, Loss
+from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Gaussian, Held, Loss, Pinball
 from funnel.pool.sparse import Inputs
 from funnel.tensorlists import weighted
 
 logger = logging.getLogger("funnel")
 
 Tensors = dict[str, Tensor]
+
+
+class InUnit(nn.Sequential):
+    """A module whose outputs u are answered as w u + c, with w and c learned like all else.
+
+    `funnel.pool.pool.Pool.rescale` changes w and c where the unit of numbers moves, as it changes
+    the last of several linear layers, so no answer changes then. They are the last parameters.
+
+    Args:
+        own: maps fp32 [n, features] to [n, outputs].
+        outputs: their number.
+    """
+
+    def __init__(self, own: nn.Module, outputs: int) -> None:
+        super().__init__(OrderedDict(own=own, unit=_Unit(outputs)))
+
+
+class _Unit(nn.Module):
+    """Maps outputs u, fp32 [n, outputs], to w u + c."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        return outputs * self.weight + self.bias
+
+
+def with_unit(module: nn.Module, loss: Loss) -> nn.Module:
+    """Return a module whose last two parameters scale and move its outputs, if these are numbers.
+
+    Args:
+        module: linear layers with ReLU between them end in such parameters.
+        loss: by which it learns.
+    """
+    match loss:
+        case Gaussian():
+            outputs = 1
+        case Pinball(quantiles):
+            outputs = len(quantiles)
+        case _:
+            return module
+    if is_perceptron(module):
+        return module
+    return InUnit(module, outputs).to(next(module.parameters()).device)
 
 
 class Experts:
@@ -39,22 +90,26 @@ class Experts:
     kept with the buffers.
 
     Args:
-        module: maps fp32 [n, features] to logits [n, classes]; it is copied.
+        module: maps fp32 [n, features] to the outputs that the loss takes, such as logits
+            [n, classes]; it is copied.
         count: K.
         features: width of the inputs.
+        loss: what is differentiated.
 
     Raises:
         TypeError: a parameter is not fp32.
         ValueError: none requires a gradient.
     """
 
-    def __init__(self, module: nn.Module, count: int, features: int) -> None:
+    def __init__(
+        self, module: nn.Module, count: int, features: int, loss: Loss = CROSS_ENTROPY
+    ) -> None:
         for name, parameter in module.named_parameters():
             if parameter.dtype != torch.float32:
                 raise TypeError(f"experts need fp32 parameters, {name!r} is {parameter.dtype}")
         if not any(parameter.requires_grad for parameter in module.parameters()):
             raise ValueError("the module has no parameter that requires a gradient")
-        self.module, self.count = copy.deepcopy(module), count
+        self.module, self.count, self.loss = copy.deepcopy(module), count, loss
         self.unused = copy.deepcopy(module)
         """A copy that is never called, so that it holds on to nothing."""
         self._first_names = _first_names(self.module)
@@ -95,7 +150,6 @@ class Experts:
         inputs: Inputs,
         labels: Tensor,
         importance: Tensor | None = None,
-        loss: Loss = CROSS_ENTROPY,
         held: Held | None = None,
     ) -> Differentiated:
         """Score and differentiate n inputs; ``buffers`` may change.
@@ -105,7 +159,6 @@ class Experts:
             inputs: n of them.
             labels: [n], as the loss takes them.
             importance: weights of the examples, fp32 [n]; None for 1.
-            loss: what is differentiated; the cross-entropy unless the module is plain.
             held: what the loss has learned.
 
         Raises:
@@ -113,9 +166,11 @@ class Experts:
         """
         if self.is_plain:
             return differentiate_experts(
-                list(parameters.values()), inputs, labels, importance, loss, held
+                list(parameters.values()), inputs, labels, importance, self.loss, held
             )
         inputs = _written_out(inputs)
+        if type(self.loss) is not CrossEntropy:
+            return self._by_loss(parameters, buffers, inputs, labels, importance, held or {})
         logits = self.outputs(parameters, buffers, inputs)
         log_odds = logits.log_softmax(dim=-1)
         losses = -log_odds.gather(-1, labels[:, None].expand(*log_odds.shape[:-1], 1))[..., 0]
@@ -126,6 +181,73 @@ class Experts:
             training, gradients = self._one_by_one(parameters, buffers, inputs, labels, importance)
         return Differentiated(logits, log_odds.exp_(), losses, training, gradients)
 
+    def _by_loss(
+        self,
+        parameters: Tensors,
+        buffers: Tensors,
+        inputs: Tensor,
+        labels: Tensor,
+        importance: Tensor | None,
+        held: Held,
+    ) -> Differentiated:
+        """Score the outputs of evaluation mode, and differentiate those of training mode.
+
+        The loss gives its gradient by the outputs, and autograd goes on from there. So a module
+        learns from the same errors, bounded or smoothed, as linear layers do.
+        """
+        outputs = self.outputs(parameters, buffers, inputs)
+        judged = self.loss.judge(held, _examples_last(outputs), labels, importance)
+        self.module.train()
+        trained, differentiate = self._in_training(parameters, buffers, inputs)
+        found = self.loss.judge(held, _examples_last(trained), labels, importance)
+        losses = weighted(found.losses[: self.count], importance).mean(dim=-1)
+        gradients = differentiate(weighted(found.error, importance).mT)
+        return Differentiated(
+            outputs, judged.answers.mT, judged.losses, losses, gradients, judged.summary
+        )
+
+    def _in_training(
+        self, parameters: Tensors, buffers: Tensors, inputs: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """Return the outputs in training mode, [K, n, out], and what maps the gradient by them to
+        the gradients by the parameters, [K, …] each."""
+        with torch.enable_grad():
+            leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+            if self.is_vectorized:
+                if self._inputs_in is not None:
+                    inputs = inputs.expand(self.count, *inputs.shape)
+                dims = (0, 0, self._inputs_in)
+                call = vmap(self._call, in_dims=dims, randomness="different")
+                outputs: Tensor = call(leaves, buffers, inputs)
+            else:
+                each = {name: leaf.unbind() for name, leaf in leaves.items()}
+                outputs = torch.stack([
+                    self._call_one(k, {name: parts[k] for name, parts in each.items()}, buffers,
+                                   inputs)
+                    for k in range(self.count)
+                ])  # fmt: skip
+
+        def differentiate(error: Tensor) -> list[Tensor]:
+            found: Sequence[Tensor] = torch.autograd.grad(
+                outputs, list(leaves.values()), error, allow_unused=True, materialize_grads=True
+            )
+            return list(found)
+
+        return outputs.detach(), differentiate
+
+    def _call_one(self, k: int, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
+        """Return the outputs of one expert, [n, out], by buffers that no other expert shares.
+
+        Buffers of all experts are one tensor, and autograd refuses to go back through a tensor that
+        has changed.
+        """
+        own = {name: buffer[k] for name, buffer in buffers.items()}
+        changing = {name: own[name].clone() for name, _ in self.unused.named_buffers()}
+        outputs = self._call(parameters, own | changing, inputs)
+        for name, buffer in changing.items():
+            own[name].copy_(buffer)
+        return outputs
+
     def _vmap_can(self, features: int) -> bool:
         """Try it on blank inputs; buffers and a single expert are never vectorized."""
         if self.count == 1 or any(True for _ in self.module.buffers()):
@@ -133,13 +255,19 @@ class Experts:
         parameters, buffers = self.stack()
         inputs = next(iter(parameters.values())).new_zeros(2, features)
         labels = torch.zeros(2, dtype=torch.int64, device=inputs.device)
+        is_of_classes = type(self.loss) is CrossEntropy
+        self.is_vectorized = True
         for self._inputs_in in (None, 0):
             try:
                 with torch.random.fork_rng():
                     self.module.eval()
                     self._call_all(parameters, buffers, inputs)
                     self.module.train()
-                    self._vectorized(parameters, buffers, inputs, labels)
+                    if is_of_classes:
+                        self._vectorized(parameters, buffers, inputs, labels)
+                    else:
+                        outputs, differentiate = self._in_training(parameters, buffers, inputs)
+                        differentiate(torch.ones_like(outputs))
             except Exception as error:  # a user's code may raise anything
                 logger.info("experts cannot be computed at once: %r", error)
             else:
@@ -218,6 +346,11 @@ def _written_out(inputs: Inputs) -> Tensor:
     if not isinstance(inputs, Tensor):
         raise TypeError("only linear layers with ReLU between them take sparse inputs")
     return inputs
+
+
+def _examples_last(outputs: Tensor) -> Tensor:
+    """Return outputs [K, n, out] as the loss takes and may overwrite them, [K, out, n]."""
+    return outputs.mT.clone(memory_format=torch.contiguous_format)
 
 
 def _stacked(named: Tensors, count: int) -> Tensors:

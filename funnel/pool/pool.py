@@ -36,7 +36,7 @@ from funnel.pool.clipping import NormCap
 from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
 from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Gaussian, Held, Loss, Pinball, is_far
 from funnel.pool.mixing import FixedShare
-from funnel.pool.networks import Experts
+from funnel.pool.networks import Experts, with_unit
 from funnel.pool.renewal import Renewal, Restart
 from funnel.pool.sparse import Inputs
 from funnel.pool.stacked import (
@@ -132,8 +132,7 @@ class Pool:
             optimizers.
         rate: how much an example's evidence weighs (see `funnel.pool.mixing`).
         switch_rates: shares of the weight that are redistributed per example.
-        loss: what the experts answer, and how they are judged; the cross-entropy of classes unless
-            the module is linear layers with ReLU between them.
+        loss: what the experts answer, and how they are judged.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or the module cannot be learned;
@@ -152,12 +151,7 @@ class Pool:
         experts = for_width(features) if experts is None else tuple(experts)
         if not experts:
             raise ValueError("a pool needs at least one expert")
-        self.models = Experts(module, len(experts), features)
-        if not (self.models.is_plain or type(loss) is CrossEntropy):
-            raise ValueError(
-                "only linear layers with ReLU between them can learn another loss than the "
-                "cross-entropy of classes"
-            )
+        self.models = Experts(with_unit(module, loss), len(experts), features, loss)
         self.parameters, self.buffers = self.models.stack()
         first = next(iter(self.parameters.values()))
         self.device = first.device
@@ -293,7 +287,7 @@ class Pool:
         """
         loss, held = self.loss, self.held
         found = self.models.differentiate(
-            self.parameters, self.buffers, inputs, labels, importance, loss, held
+            self.parameters, self.buffers, inputs, labels, importance, held
         )
         norm = norms_of(found.gradients)
         count = len(norm)
@@ -314,6 +308,33 @@ class Pool:
             self._ignorance(labels, answers.shape[1]),
             loss.completed(held, found.summary, answers, labels, importance),
             found.answers,
+        )
+
+    @torch.no_grad()
+    def failed(self, labels: Tensor, outputs: int) -> Scored:
+        """Return the scores of a batch at which the module raised: NaN, and no expert is healthy.
+
+        Args:
+            labels: [n], as for `score`.
+            outputs: of the module, for each example.
+        """
+        loss, held, count = self.loss, self.held, len(self.experts)
+        blank = torch.zeros(count, len(labels), outputs, device=self.device)
+        judged = loss.judge(held, blank.mT.contiguous(), labels)
+        healthy = torch.zeros(count, dtype=torch.bool, device=self.device)
+        mixes = self._with_rivals(healthy)
+        answers = loss.mixed(self.mixing.log_weights, judged.answers.mT, mixes, held)
+        summary = loss.completed(held, judged.summary, answers, labels, None)
+        losses = judged.losses.fill_(math.nan)
+        return Scored(
+            answers.fill_(math.nan),
+            torch.zeros_like(loss.chosen(blank, answers)),
+            losses[0],
+            losses,
+            losses.new_full((count,), math.nan),
+            healthy,
+            [torch.zeros_like(p) for p in self.parameters.values()],
+            summary=summary,
         )
 
     @torch.no_grad()

@@ -7,7 +7,6 @@ called once it is decided whether the batch is learned, and `Learner.update` lea
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -116,11 +115,11 @@ class Learner:
         experts = experts_of(spec, optimizer, hyperparameters, size.active)
         self.writes_inputs = False
         """True if the model is a user's module that changes its inputs in place."""
+        loss = loss_of(spec.predicts)
         if spec.model not in networks.BUILT_IN:
-            trial = Trial(spec, module, device)
+            trial = Trial(spec, module, loss, device)
             trial.run(experts)
             self.writes_inputs = trial.writes_inputs
-        loss = loss_of(spec.predicts)
         self.pool = Pool(module.to(device).train(), size.features, experts, loss=loss)
         self.table: Table | None = None
         """Rows for the keys of categories and words; None without."""
@@ -170,6 +169,11 @@ class Learner:
             named |= {f"families.{k}": v for k, v in self.families.tensors().items()}
         return self.pool.tensors() | table | named | {"nonfinite": self.nonfinite}
 
+    @property
+    def _outputs(self) -> int:
+        """Outputs of the module."""
+        return self.spec.predicts.outputs(self.size.classes)
+
     def _fresh_families(self) -> Families | None:
         if self.spec.model != networks.AUTO or self.optimizer != "pool":
             return None
@@ -192,10 +196,9 @@ class Learner:
 
     def _module(self, opened: int) -> nn.Module:
         """Return a module of its size, whose classes from ``opened`` on are closed."""
-        spec, size, task = self.spec, self.size, self.spec.predicts
-        outputs = task.outputs(size.classes)
-        module = networks.build(spec.model, size.features, outputs, spec.hidden, spec.seed)
-        if opened < size.classes and task.kind == "multiclass":
+        spec, size = self.spec, self.size
+        module = networks.build(spec.model, size.features, self._outputs, spec.hidden, spec.seed)
+        if opened < size.classes and spec.predicts.kind == "multiclass":
             close_(module, opened)
         return module
 
@@ -298,7 +301,7 @@ class Learner:
                     buffer.copy_(old)
                 raise
             self._log(error, len(labels))
-            scored = self._failed(len(labels))
+            scored = self.pool.failed(labels, self._outputs)
         return self._scored(scored, before)
 
     @staticmethod
@@ -319,20 +322,6 @@ class Learner:
             losses=-own.clamp(min=TINY).log(),
         )
         return batch._replace(scored=answered, mixed=mixed, each=each)
-
-    def _failed(self, n: int) -> Scored:
-        """Return the scores of a batch on which the module raised: NaN."""
-        experts = len(self.pool.experts)
-        losses = torch.full((experts, n), math.nan, device=self.device)
-        return Scored(
-            answers=losses.new_full((n, self.size.classes), math.nan),  # a user's module has them
-            labels=torch.zeros(n, dtype=torch.int64, device=self.device),
-            losses=losses[0],
-            expert_losses=losses,
-            norms=losses.new_full((experts,), math.nan),
-            healthy=torch.zeros(experts, dtype=torch.bool, device=self.device),
-            gradients=[torch.zeros_like(p) for p in self.pool.parameters.values()],
-        )
 
     def _log(self, error: BaseException, examples: int) -> None:
         """Log what the model raised; its traceback only once, as every batch may raise the same."""
@@ -383,7 +372,8 @@ class Learner:
 
         Call it in one thread.
         """
-        models = Experts(self.pool.models.unused, len(self.pool.experts), self.size.features)
+        pool = self.pool
+        models = Experts(pool.models.unused, len(pool.experts), self.size.features, pool.loss)
         parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
 
         def outputs(frozen: dict[str, Tensor], inputs: Tensor) -> Tensor:

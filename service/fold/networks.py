@@ -1,4 +1,4 @@
-"""The models that can be served: maps from fp32 [n, features] to logits [n, classes]."""
+"""The models that can be served: maps from fp32 [n, features] to outputs, such as logits."""
 
 import importlib
 import inspect
@@ -56,15 +56,15 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def build(name: str, features: int, classes: int, hidden: Sequence[int], seed: int) -> nn.Module:
+def build(name: str, features: int, outputs: int, hidden: Sequence[int], seed: int) -> nn.Module:
     """Return a model with freshly initialized weights, on the CPU.
 
     Args:
         name: ``logistic``, or ``auto``; ``mlp`` (ReLU); or ``package.module:factory``, a callable
-            that is given ``features`` and ``classes`` by name and returns any module. That module
-            is not checked (see `service.fold.trial`).
+            that is given ``features`` and, as ``classes``, the outputs, and returns any module.
+            That module is not checked (see `service.fold.trial`).
         features: width of the inputs.
-        classes: width of the logits.
+        outputs: their number, as `service.fold.task.Task.outputs` has it: one for each class, say.
         hidden: sizes of the hidden layers of ``mlp``.
         seed: of the initialization.
 
@@ -76,15 +76,15 @@ def build(name: str, features: int, classes: int, hidden: Sequence[int], seed: i
         if name in BUILT_IN:
             try:
                 if name != "mlp":
-                    return _zeroed(nn.Linear(features, classes))
-                return _perceptron(features, classes, hidden)
+                    return _zeroed(nn.Linear(features, outputs))
+                return _perceptron(features, outputs, hidden)
             except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
-                sizes = " × ".join(f"{size:,}" for size in (features, *hidden, classes))
+                sizes = " × ".join(f"{size:,}" for size in (features, *hidden, outputs))
                 raise ModelError(
                     f"there is no memory for the model {name} of {sizes}: {reason_of(error)}"
                 ) from error
         with settings_kept(name):
-            return _made_by(_factory(name), name, features, classes)
+            return _made_by(_factory(name), name, features, outputs)
 
 
 def _zeroed(layer: nn.Linear) -> nn.Linear:
@@ -94,7 +94,7 @@ def _zeroed(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-def _perceptron(features: int, classes: int, hidden: Sequence[int]) -> nn.Module:
+def _perceptron(features: int, outputs: int, hidden: Sequence[int]) -> nn.Module:
     layers: list[nn.Module] = []
     width = features
     for size in hidden:
@@ -103,7 +103,7 @@ def _perceptron(features: int, classes: int, hidden: Sequence[int]) -> nn.Module
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU()]
         width = size
-    return nn.Sequential(*layers, _zeroed(nn.Linear(width, classes)))
+    return nn.Sequential(*layers, _zeroed(nn.Linear(width, outputs)))
 
 
 def _factory(name: str) -> Callable[..., object]:

@@ -15,13 +15,13 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from funnel.pool.backprop import is_perceptron
 from funnel.pool.expert import Expert
+from funnel.pool.loss import Loss
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Pool, predicted
 from service.fold import networks
@@ -36,7 +36,7 @@ ROWS = 8
 STEPS = 3
 """Steps of a trial; the state is resumed after the first."""
 TOLERANCE = 1e-2
-"""Differences between logits, as a share of the largest, that may come from rounding."""
+"""Differences between outputs, as a share of the largest, that may come from rounding."""
 TORCH_ONLY = "draw with torch instead, which every step seeds"
 
 
@@ -46,11 +46,13 @@ class Trial:
     Args:
         spec: names the module, and gives its widths.
         module: as built; it stays as it is.
+        loss: by which it will learn.
         device: where it will run.
     """
 
-    def __init__(self, spec: Spec, module: nn.Module, device: torch.device) -> None:
-        self.spec, self.name, self.device = spec, spec.model, device
+    def __init__(self, spec: Spec, module: nn.Module, loss: Loss, device: torch.device) -> None:
+        self.spec, self.name, self.loss, self.device = spec, spec.model, loss, device
+        self._outputs = spec.predicts.outputs(spec.classes)
         self._check_tensors(module)
         try:
             self.module = copy.deepcopy(module).to(device)
@@ -71,9 +73,15 @@ class Trial:
         )
         self._kinds = [inputs.to(device) for inputs in kinds]
         """Inputs [STEPS * ROWS, d] of several kinds; a module need only take one of them."""
-        self._labels = (torch.arange(ROWS) % spec.classes).to(device)
+        self._labels = self._some_labels().to(device)
         self.writes_inputs = False
         """True if the module was seen to change its inputs in place."""
+
+    def _some_labels(self) -> Tensor:
+        """Return labels as the task has them, int64 or fp32 [ROWS]."""
+        if self.spec.predicts.is_numeric:
+            return torch.linspace(-1.0, 1.0, ROWS)
+        return torch.arange(ROWS) % self.spec.classes
 
     def _refuse(self, why: str, cause: BaseException | None = None) -> NoReturn:
         raise ModelError(f"{self.name} {why}") from cause
@@ -144,7 +152,7 @@ class Trial:
     def _check_start(self) -> None:
         """Check that another process starts with the same weights."""
         spec = self.spec
-        again = networks.build(spec.model, spec.features, spec.classes, spec.hidden, spec.seed)
+        again = networks.build(spec.model, spec.features, self._outputs, spec.hidden, spec.seed)
         for key, tensor in _tensors(again.to(self.device)).items():
             mine = _tensors(self.module).get(key)
             if mine is None or not _same(mine, tensor):
@@ -177,7 +185,7 @@ class Trial:
             self._refuse(f"cannot take inputs {shape}: {reason_of(raised)}", raised)
         if is_finite:
             self._refuse(
-                "never learns: the gradient of every parameter is zero. Do the logits depend on "
+                "never learns: the gradient of every parameter is zero. Do the outputs depend on "
                 "them, through operations that can be differentiated?"
             )
         _warn(f"{self.name} has no finite gradient on the inputs that were tried")
@@ -189,15 +197,17 @@ class Trial:
         learned = {k: p for k, p in module.named_parameters() if p.requires_grad}
         with torch.enable_grad():
             given = inputs.clone()
-            logits = self._checked(module(given), len(inputs), "in training mode")
+            outputs = self._checked(module(given), len(inputs), "in training mode")
             self.writes_inputs |= not _same(given, inputs)
-            if not logits.requires_grad:
+            if not outputs.requires_grad:
                 self._refuse(
-                    "returns logits without a gradient: remove torch.no_grad, .detach and .data "
-                    "from its forward"
+                    f"returns {self._called} without a gradient: remove torch.no_grad, .detach and "
+                    ".data from its forward"
                 )
-            loss = F.cross_entropy(logits, self._labels)
-            gradients = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
+            error = self._error(outputs.detach())
+            gradients = torch.autograd.grad(
+                outputs, list(learned.values()), error, allow_unused=True
+            )
         for key, gradient in zip(learned, gradients, strict=True):
             if gradient is not None and gradient.layout != torch.strided:
                 self._refuse(
@@ -206,20 +216,45 @@ class Trial:
         self._check_kept(module, before)
         return gradients
 
-    def _checked(self, logits: object, n: int, when: str) -> Tensor:
-        """Return what a forward has returned, if these are logits."""
-        shape = f"[{n}, {self.spec.features}]"
-        expected = f"expected logits [{n}, {self.spec.classes}]"
-        if not isinstance(logits, Tensor):
-            kind = type(logits).__name__
-            self._refuse(f"maps {shape} to a {kind} {when}, {expected}: return the logits alone")
-        if logits.shape != (n, self.spec.classes):
-            self._refuse(f"maps {shape} to {list(logits.shape)} {when}, {expected}")
-        if logits.dtype != torch.float32:
+    def _error(self, outputs: Tensor) -> Tensor:
+        """Return the gradient of the loss by outputs, fp32 [n, outputs]."""
+        held = self.loss.fresh(1, self.device)
+        return self.loss.judge(held, outputs.t()[None].clone(), self._labels).error[0].t()
+
+    @property
+    def _called(self) -> str:
+        """The name of the outputs."""
+        return "logits" if self.spec.predicts.kind == "multiclass" else "outputs"
+
+    def _checked(self, outputs: object, n: int, when: str) -> Tensor:
+        """Return what a forward has returned, if these are outputs of the task."""
+        shape, called = f"[{n}, {self.spec.features}]", self._called
+        expected = f"expected {called} [{n}, {self._outputs}]"
+        if not isinstance(outputs, Tensor):
+            kind = type(outputs).__name__
+            self._refuse(f"maps {shape} to a {kind} {when}, {expected}: return the {called} alone")
+        if outputs.shape != (n, self._outputs):
+            found = list(outputs.shape)
+            self._refuse(f"maps {shape} to {found} {when}, {expected}{self._hint(found, n)}")
+        if outputs.dtype != torch.float32:
             self._refuse(
-                f"returns logits of {logits.dtype} {when}, expected float32: return logits.float()"
+                f"returns {called} of {outputs.dtype} {when}, expected float32: return "
+                f"{called}.float()"
             )
-        return logits
+        return outputs
+
+    def _hint(self, found: list[int], n: int) -> str:
+        """Return what to do about outputs of another shape."""
+        task = self.spec.predicts
+        if task.kind == "multiclass":
+            return ""
+        if found == [n]:
+            return ": keep the last dimension, which squeeze removes"
+        each = "one for each quantile" if task.quantiles else "one for each example"
+        return (
+            f": FUNNEL_TASK={task} takes {each}, so end in a layer of as many outputs as the "
+            f"parameter classes says, which is {self._outputs} here"
+        )
 
     def _check_kept(self, module: nn.Module, before: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Check that a forward has replaced no tensor, and changed none that it must not."""
@@ -248,7 +283,7 @@ class Trial:
         """Predict as a service does: in evaluation mode, in inference mode, with other examples."""
         module = copy.deepcopy(self.module).eval()
         before, drawn = _held(module), torch.get_rng_state()
-        whole = self._logits(module, inputs[:ROWS])
+        whole = self._predicted(module, inputs[:ROWS])
         if not torch.equal(drawn, torch.get_rng_state()):
             self._refuse(
                 "draws or seeds random numbers in evaluation mode, where each prediction would "
@@ -256,25 +291,25 @@ class Trial:
                 "F.dropout(x, p, self.training)"
             )
         self._check_kept(module, before)
-        alone = torch.cat([self._logits(module, row[None]) for row in inputs[:ROWS]])
+        alone = torch.cat([self._predicted(module, row[None]) for row in inputs[:ROWS]])
         scale = float(whole.abs().nan_to_num(0.0, 0.0).max())
         if not torch.allclose(alone, whole, TOLERANCE, TOLERANCE * scale + 1e-6, equal_nan=True):
             self._refuse(
-                "gives an example other logits in evaluation mode when it comes with other "
+                "gives an example other outputs in evaluation mode when it comes with other "
                 "examples, as a prediction does: rows of its input are examples, not steps of a "
                 "sequence. Is it an nn.RNN, nn.LSTM or nn.MultiheadAttention without "
                 "batch_first=True?"
             )
 
-    def _logits(self, module: nn.Module, inputs: Tensor) -> Tensor:
+    def _predicted(self, module: nn.Module, inputs: Tensor) -> Tensor:
         try:
             with torch.inference_mode():
-                logits = module(given := inputs.clone())
+                outputs = module(given := inputs.clone())
                 self.writes_inputs |= not _same(given, inputs)
         except (Exception, SystemExit) as error:  # a user's code may raise anything
             shape = f"[{len(inputs)}, {self.spec.features}]"
             self._refuse(f"cannot predict inputs {shape}: {reason_of(error)}", error)
-        return self._checked(logits, len(inputs), "in evaluation mode")
+        return self._checked(outputs, len(inputs), "in evaluation mode")
 
     def _try_one_example(self, inputs: Tensor) -> None:
         """Learn a batch of one, which may be skipped."""
@@ -324,7 +359,8 @@ class Trial:
         )
 
     def _pool(self, experts: Sequence[Expert]) -> Pool:
-        return Pool(copy.deepcopy(self.module).train(), self.spec.features, experts)
+        module = copy.deepcopy(self.module).train()
+        return Pool(module, self.spec.features, experts, loss=self.loss)
 
     def _resumed(
         self,
@@ -344,10 +380,11 @@ class Trial:
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - the generator that a user's module may draw from
         found = [self._step(pool, k, batches[k]) for k in range(1, len(batches))]
-        models = Experts(pool.models.unused, len(pool.experts), self.spec.features)
+        count = len(pool.experts)
+        models = Experts(pool.models.unused, count, self.spec.features, self.loss)
         with torch.inference_mode():
             outputs = models.outputs(pool.parameters, pool.buffers, batches[0])
-            found.append(predicted(pool.loss, {}, pool.mixing.log_weights, outputs).clone())
+            found.append(predicted(pool.loss, pool.held, pool.mixing.log_weights, outputs).clone())
         return found + [tensor.clone() for tensor in pool.tensors().values()]
 
     @torch.no_grad()

@@ -7,8 +7,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -137,20 +138,35 @@ def test_the_redis_cli_of_the_documents_runs(service: ServiceProcess) -> None:
         assert client.get("/model").json()["examples_learned"] == before + 4
 
 
+@pytest.mark.parametrize(
+    ("options", "settings", "answered"),
+    [
+        ("--classes 3", {"classes": 3}, lambda answer: answer["probabilities"][0]),
+        (
+            "--task quantile:0.1,0.5,0.9",
+            {"task": "quantile:0.1,0.5,0.9"},
+            lambda answer: answer["quantiles"],
+        ),
+    ],
+)
 def test_the_model_of_the_documents_can_be_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: str,
+    settings: dict[str, object],
+    answered: Callable[[dict[str, Any]], Sized],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     [block] = [block for block in blocks(USE, "python") if block.startswith("# shop.py")]
     (tmp_path / "shop.py").write_text(block)
-    command = "funnel serve --model shop:network --features 12 --classes 3"
+    command = f"funnel serve --model shop:network --features 12 {options}"
     assert command in commands(USE, "funnel")
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         running = ServiceProcess(
-            Path(directory), {"model": "shop:network", "features": 12, "classes": 3}
+            Path(directory), {"model": "shop:network", "features": 12} | settings
         )
         monkeypatch.syspath_prepend(str(tmp_path))
         running.start()
         with contextlib.closing(running.client()) as client:
             answer = client.post("/predict", json={"features": [[0.0] * 12]}).raise_for_status()
-            assert len(answer.json()["probabilities"][0]) == 3
         running.kill()
+        assert len(answered(answer.json())) == 3

@@ -3,6 +3,8 @@
 python -m tests.service.kill --kills 30 --examples 60000
 python -m tests.service.kill --kills 30 --examples 60000 --redis-server
 python -m tests.service.kill --kills 20 --examples 60000 --redis-server --standby
+python -m tests.service.kill --kills 12 --examples 20000 --task regression
+python -m tests.service.kill --kills 12 --examples 20000 --task binary --model package:factory
 """
 
 import argparse
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from streams.sources.catalog import get
 from tests.support.harness import RedisProcess, ServiceProcess, fold, relay
+from tests.support.tasks import TASKS, all_of_task, settings_of
 
 
 def main() -> int:
@@ -27,18 +30,21 @@ def main() -> int:
     parser.add_argument(
         "--standby", action="store_true", help="with a standby: kill the service that learns"
     )
+    parser.add_argument("--task", choices=TASKS, default=TASKS[0], help="what is learned")
+    parser.add_argument("--model", default="logistic", help="built in, or package.module:factory")
     options = parser.parse_args()
     stream = get("abrupt", options.examples)
     folds = []
     for name, kills in (("uninterrupted", 0), ("killed", options.kills)):
         with tempfile.TemporaryDirectory() as scratch:
             settings = {"max_wait_ms": 600_000, "checkpoint_every_seconds": 1.0}
+            settings |= {"model": options.model} | settings_of(options.task, stream.classes)
             redis = None
             if options.redis_server:
                 redis = RedisProcess(Path(scratch) / "redis", options.redis_server).start()
                 settings["redis_url"] = redis.url
             service = ServiceProcess(Path(scratch), settings)
-            batches = stream.batches(options.entry)
+            batches = all_of_task(options.task, stream.batches(options.entry))
             began = time.monotonic()
             if options.standby and kills:
                 other = ServiceProcess(service.directory, service.options)

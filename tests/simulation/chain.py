@@ -10,26 +10,31 @@ from collections.abc import Callable, Iterator, Sequence
 from unittest.mock import patch
 
 import numpy as np
+import orjson
 import torch
 from torch import Tensor
 
 from funnel.pool.loss import CROSS_ENTROPY
 from funnel.pool.tables.index import KeyIndex, Numbers
 from funnel.pool.tables.published import Published
-from funnel.pool.tables.rows import Field, Rows
+from funnel.pool.tables.rows import Field
+from funnel.pool.tables.rows import Rows as TableRows
 from funnel.pool.tables.table import Table
 from service.fold.drift.monitor import Monitor
 from service.fold.report import Report
+from service.fold.schema.changes import Change as SchemaChange
 from service.fold.schema.schema import Schema
 from service.fold.scoring.classification import ScoreSummary
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import KEY_BUCKETS, SERVED, State
 from service.log.position import Position
-from streams.batch import Batch
 from streams.examples import AnyBatch
+from streams.rows.rows import Rows
 
 BAD = 1.0
 """Second feature of an example whose batch is skipped."""
+NUMBER, IS_BAD = "number", "is_bad"
+"""The same two as columns of rows."""
 BITS, IN_ROW = 12, 4
 """Of a chain's table: slots, so many that no two rows share one, and examples in a row."""
 SCORES = ScoreSummary(0, 0, 0.0, 0.0, 0.0, 0.0, ())
@@ -77,7 +82,7 @@ class _ChainTable(Table):
     def __init__(self) -> None:
         self.index = KeyIndex(BITS)
         fresh = torch.zeros(1, IN_ROW)
-        self.rows = Rows([Field(k, slice(0, 1), fresh, False) for k in ("count", "zero")], 0.0)
+        self.rows = TableRows([Field(k, slice(0, 1), fresh, False) for k in ("count", "zero")], 0.0)
 
     def learn(self, numbers: Numbers) -> None:
         keys, place = np.unique(numbers // IN_ROW, return_inverse=True)
@@ -112,7 +117,8 @@ class _ChainLearner:
         self.spec, self.size, self.experts = spec, spec.size, ("chain",)
         self.table = _ChainTable()
         self.pool = self.scores = self
-        self.loss, self.numbers = CROSS_ENTROPY, None
+        self.loss, self.numbers, self.families = CROSS_ENTROPY, None, None
+        self.held: dict[str, Tensor] = {}
 
     def telemetry(self) -> dict[str, object]:
         nothing = torch.zeros(0)
@@ -130,6 +136,9 @@ class _ChainLearner:
         return {}
 
     def evaluator(self) -> None:
+        return None
+
+    def network(self) -> None:
         return None
 
     def shown_hyperparameters(self) -> dict[str, object]:
@@ -152,7 +161,8 @@ class ChainState(State):
         stepped: Callable[["ChainState"], object],
     ) -> None:
         self.spec, self.device, self.hyperparameters = spec, torch.device("cpu"), hyperparameters
-        self.stepped, self.schema = stepped, Schema()
+        self.stepped = stepped
+        self.schema = Schema.from_json(orjson.loads(spec.schema)) if spec.schema else Schema()
         self.missing = torch.zeros(0, 2, dtype=torch.int64)
         self.new_keys = torch.zeros(0, dtype=torch.int64)
         self.chain = bytes(32)
@@ -183,6 +193,9 @@ class ChainState(State):
         assert isinstance(table, _ChainTable)
         return table
 
+    def reshape(self, changes: Sequence[SchemaChange]) -> None:
+        """Take any row: the schema stays as it is, and whoever recovers decides on it again."""
+
     def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
         self.hyperparameters = hyperparameters
 
@@ -207,6 +220,17 @@ class ChainState(State):
         self.byte_examples = byte_examples
 
 
+def _read(batch: AnyBatch) -> tuple[Numbers, bool]:
+    """Return the numbers of the examples, and whether one of them is bad."""
+    if isinstance(batch, Rows):
+        columns = [chunk.columns for chunk in batch.chunks]
+        numbers = [number for one in columns for number in one[NUMBER].to_pylist()]
+        return np.array(numbers, dtype=np.int64), any(
+            BAD in one[IS_BAD].to_pylist() for one in columns
+        )
+    return batch.features[:, 0].astype(np.int64), bool(BAD in batch.features[:, 1])
+
+
 class ChainFold:
     """Executes steps on a chain.
 
@@ -223,9 +247,9 @@ class ChainFold:
     def foresee(self, batches: Sequence[AnyBatch]) -> None:
         """Nothing is prepared."""
 
-    def step(self, batch: Batch) -> Report:
+    def step(self, batch: AnyBatch) -> Report:
         state = self.state
-        numbers, is_bad = batch.features[:, 0].astype(int), bool(BAD in batch.features[:, 1])
+        numbers, is_bad = _read(batch)
         fold, lr = state.drift.fold_version, state.hyperparameters.lr
         state.chain = link(state.chain, numbers.tolist(), is_bad, fold, lr)
         state.learn(numbers)

@@ -52,6 +52,7 @@ class Mutant:
 STORE, WRITER = "service/trainer/store.py", "service/trainer/writer.py"
 REPLICA, TRAINER = "service/trainer/replica.py", "service/trainer/trainer.py"
 PIPELINE, CUTS = "service/trainer/pipeline.py", "service/log/cuts.py"
+CHOICE = "service/trainer/choice.py"
 MUTANTS = (
     Mutant("a file is not synced before it gets its name", STORE, "            file.sync()\n", ""),
     Mutant(
@@ -358,6 +359,48 @@ MUTANTS = (
         TRAINER,
         "            if self._writer.checkpoints.has_news:  # another service has learned",
         "            if False:  # another service has learned",
+    ),
+    Mutant(
+        "an open model does not look at what its log is claimed for",
+        CHOICE,
+        "    if (kind, has_numbers) != (mine, own.predicts.is_numeric):\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "an open model looks at its own examples and not at what others have claimed",
+        CHOICE,
+        "    if not (claimed := await log.claim(inputs)):\n",
+        "    await log.claim(inputs)\n    if not (claimed := inputs):\n",
+    ),
+    Mutant(
+        "an open model looks at its inputs and not at its task",
+        CHOICE,
+        "are_numbers(claimed) if TASK in opens else own.predicts.is_numeric",
+        "own.predicts.is_numeric",
+    ),
+    Mutant(
+        "a service confirms examples of whatever kind while its model is open",
+        "service/http/routes/learn.py",
+        "    if (INPUTS in opens and kind_of(claimed) != kind_of(own)) or (\n",
+        "    if False and (\n",
+    ),
+    Mutant(
+        "a later claim takes the place of an earlier one",
+        "tests/support/memory_log.py",
+        "self.inputs = self.inputs or (inputs if inputs.startswith(kind) else kind)",
+        "self.inputs = inputs or self.inputs or kind",
+    ),
+    Mutant(
+        "a model that takes another's place is not of the kind of the log",
+        "service/settings.py",
+        'taken["task"] = "regression" if end else "multiclass"',
+        'taken["task"] = "multiclass"',
+    ),
+    Mutant(
+        "an open model begins to learn before its log is claimed",
+        REPLICA,
+        "        if is_new and self.is_open:\n",
+        "        if is_new and self.is_open and len(found) > 1:\n",
     ),
     Mutant(
         "an unreachable log ends learning",

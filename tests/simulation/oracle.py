@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 
 from service.log.cuts import Begin, Change, Cut, Gap, Upgrade
+from service.log.keys import Inputs
 from service.log.position import BEGINNING, EntryId, Position
 from service.trainer.checkpoint import Checkpoint
 from tests.simulation.chain import link
@@ -30,6 +31,16 @@ class Sent:
     source: str = "redis"
     is_bad: bool = False
     """Whether batches with it are skipped."""
+    kind: str = ""
+    """What it holds, as `service.log.log.Log.claim` has it; nothing if the plan has chosen that."""
+
+    def fits(self, claimed: str) -> bool:
+        """Return whether a model learns it that begins as its log is claimed.
+
+        Whole numbers are numbers, too, and any label of a row may be a class.
+        """
+        numbers = {Inputs.FEATURES: "features:numbers", "rows:numbers": Inputs.ROWS}
+        return self.kind in ("", claimed) or numbers.get(self.kind) == claimed
 
 
 @dataclass(frozen=True, eq=False)

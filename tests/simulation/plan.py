@@ -17,8 +17,17 @@ COMMANDS = (
 )  # fmt: skip
 DISK_OPERATIONS = ("create", "write", "fsync", "rename", "fsync folder", "remove", "list", "read")
 KINDS = ("plain",) * 15 + ("foreign",) * 3 + ("everysec",) * 2
+OPEN = 4
+"""One plain schedule in so many leaves it to the first examples what the model learns."""
+KINDS_SENT = (
+    ("features",), ("rows",), ("features:numbers",), ("rows:numbers",), ("features", "rows"),
+    ("features", "features:numbers"), ("rows", "rows:numbers"), ("features:numbers", "rows"),
+    ("features", "features:numbers", "rows", "rows:numbers"),
+)  # fmt: skip
+"""The kinds of examples that clients of an open model send, each time by turns."""
 REAL_EVERY = 50
-"""One schedule in so many learns with a real state, and every other of them learns named rows."""
+"""One schedule in so many learns with a real state. Every other of them learns named rows, and half
+of the rest learn numbers."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ class Plan:
     max_wait_ms: int
     checkpoint_every: float
     lease_seconds: float
+    sends: tuple[str, ...] = ()
+    """The kinds of examples that come to an open model; none if the model is not open."""
 
     @classmethod
     def of(cls, seed: int) -> "Plan":
@@ -88,14 +99,17 @@ class Plan:
         if kind == "everysec":
             faults.append(replace(faults[0] if faults else _fault(rng, FAULTS, seconds, 1),
                                   kind="server power", at=rng.uniform(1, seconds)))  # fmt: skip
+        locks, is_embedded = rng.random() < 0.7, rng.random() < 0.5
+        inherited = 0 if is_real else rng.choice((0, 0, 0, 0, 0, 1, 4))
+        is_open = kind == "plain" and not (is_real or inherited) and seed % OPEN == 1
         return cls(
             seed,
             kind,
             is_real,
             machines,
-            locks=rng.random() < 0.7,
-            is_embedded=rng.random() < 0.5,
-            inherited=0 if is_real else rng.choice((0, 0, 0, 0, 0, 1, 4)),
+            locks=locks,
+            is_embedded=is_embedded,
+            inherited=inherited,
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
             entries=rng.randint(3, 24),
             poison=rng.choice((0.0, 0.1, 0.3)),
@@ -105,12 +119,23 @@ class Plan:
             max_wait_ms=rng.choice((0, 200, 2_000)),
             checkpoint_every=rng.choice((0.3, 1.0, 1.0, 3.0)),
             lease_seconds=rng.choice((1.0, 1.0, 2.0)),
+            sends=random.Random(f"{seed}/sends").choice(KINDS_SENT) if is_open else (),
         )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the settings leave it to the log what the model learns."""
+        return bool(self.sends)
 
     @property
     def is_named(self) -> bool:
         """Whether the examples are rows with named columns."""
         return self.is_real and self.seed % (2 * REAL_EVERY) == 2 * REAL_EVERY - 1
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether a real state learns numbers."""
+        return self.is_real and not self.is_named and self.seed // REAL_EVERY % 4 == 2
 
     @property
     def seconds(self) -> float:
@@ -119,7 +144,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.kind}{', real state' if self.is_real else ''}, processes on "
+            f"seed {self.seed}: {self.kind}{', real state' if self.is_real else ''}"
+            f"{f', open to {self.sends}' if self.sends else ''}, processes on "
             f"machines {self.machines}, {'locks' if self.locks else 'no locks'}, "
             f"{'embedded' if self.is_embedded else 'remote'} server, {self.entries} entries, "
             f"{self.inherited} inherited cuts, loss {self.loss}, late {self.late}, batches of "
@@ -135,7 +161,7 @@ class Plan:
         for change in (
             {"loss": 0.0}, {"late": 0.0}, {"poison": 0.0}, {"inherited": 0},
             {"entries": self.entries // 2}, {"entries": self.entries - 1},
-            {"machines": self.machines[:-1]},
+            {"machines": self.machines[:-1]}, {"sends": self.sends[:-1] or self.sends},
         ):  # fmt: skip
             plan = replace(self, **change)  # type: ignore[arg-type]
             if plan != self and plan.entries and plan.machines:

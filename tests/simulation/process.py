@@ -6,17 +6,26 @@ import random
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
+from service.http.codecs.codec import Examples
+from service.http.errors import HTTPError
+from service.http.routes.learn import _claim
+from service.log.entries import inputs_of
 from service.log.errors import LogUnavailable
 from service.log.intake import Intake
 from service.log.lease import Lock
 from service.log.position import EntryId
+from service.model import Model
 from service.monitoring.status import Condition, Role
+from service.settings import Settings
+from service.trainer.choice import AnotherModelError
 from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
 from service.trainer.waiters import Applied
+from streams.batch import InvalidBatchError, check, decode
 from streams.errors import FunnelError
+from streams.rows.entry import from_bytes
 from tests.simulation.chain import ChainState
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.loop import OWNER, KilledError, OwnClock, Owner, SimulatedWorker
@@ -32,6 +41,10 @@ T = TypeVar("T")
 FOLDER = Path("/checkpoints")
 TIMEOUT_SECONDS = 1.0
 """After so long a client gives a request up; the server may still execute it."""
+
+
+class RefusedError(FunnelError):
+    """A service refuses examples: they are not of the kind that it learns."""
 
 
 class FaultyNetwork(Network):
@@ -205,22 +218,76 @@ class Process:
         self._lock = SimulatedLock(world.locks, self.machine, world.plan.locks)
         owner = self.owner
         assert owner is not None
-        self.state = world.new_state(self.lr)
-        world.states[owner] = self.state
+        self._ends = False
+        try:
+            self._begin(world.settings.model_copy(update={"accept_gap": accept_gap}))
+        except AnotherModelError as error:  # as `service.service.Service.start` does
+            self._begin(self.settings.taking(error.spec, error.claimed))
+        self.intake = Intake(MemoryRedis(world.server, self.network), "model")  # type: ignore[arg-type]
+        self._running = loop.create_task(self._run())
+        loop.create_task(self.intake.run())
+
+    def _begin(self, settings: Settings) -> None:
+        """Let a trainer begin with a model of these settings."""
+        world, owner = self.world, self.owner
+        assert owner is not None
+        self.settings = settings
+        self.state = world.states[owner] = world.new_state(self.lr, settings)
+        self.spec = self.state.spec
         self.trainer = Trainer(
             self.state,
             MemoryLog(world.server, self.network),
             CheckpointStore(FOLDER, {}, lambda text: world.note(self.name, text), self.disk),
             self._lock,
-            world.settings.model_copy(update={"accept_gap": accept_gap}),
+            settings,
             observe=lambda seconds, examples: None,
             clock=self.clock,
             workers=self._worker,
         )
         self.trainer.prepare()
-        self.intake = Intake(MemoryRedis(world.server, self.network), "model")  # type: ignore[arg-type]
-        self._running = loop.create_task(self.trainer.run())
-        loop.create_task(self.intake.run())
+
+    async def _run(self) -> None:
+        """Run the trainer, and each that takes its place, as `service.service.Service` does."""
+        while True:
+            await self.trainer.run()
+            taken = self.trainer.ended.result()
+            if taken is None or self._ends:
+                return
+            self.world.note(self.name, "takes the kind of the log", "taken")
+            try:
+                self._begin(taken)
+            except (FunnelError, OSError) as error:  # the service ends, and is started again
+                self.world.note(self.name, f"cannot go on: {error}")
+                self.failure = error
+                if self.owner is not None:
+                    self.owner.kill()
+                return
+
+    async def _refuse(self, payload: bytes, field: str) -> None:
+        """Check that examples are of the kind that the service learns, as `POST /learn` does.
+
+        Raises:
+            RefusedError: they are not.
+            LogUnavailable: it cannot tell yet, or the log cannot be reached.
+        """
+        trainer, shape = self.trainer, self.spec.shape
+        if (trainer.is_open or shape is None) and not trainer.knows_schema:
+            raise LogUnavailable("the schema is not known yet")
+        if not inputs_of({field.encode(): payload}):
+            raise RefusedError("these are no examples")
+        try:
+            if trainer.is_open:
+                await _claim(cast(Model, self), Examples(1, payload, field))
+            elif shape is None:
+                trainer.schema.check(from_bytes(payload))
+            else:
+                check(decode(payload), *shape)
+        except HTTPError as error:
+            if error.status == 422:
+                raise RefusedError(str(error)) from error
+            raise LogUnavailable(str(error)) from error
+        except InvalidBatchError as error:
+            raise RefusedError(str(error)) from error
 
     def _worker(self, _: str) -> SimulatedWorker:
         worker = SimulatedWorker(self.rng, 0.02)
@@ -243,6 +310,7 @@ class Process:
         owner = self.owner
         assert owner is not None
         self.world.note(self.name, "ends")
+        self._ends = True
         self.trainer.end()
         await asyncio.wait(
             {self._running, asyncio.ensure_future(self._died_event.wait())},
@@ -252,19 +320,23 @@ class Process:
         self._lock.close()
         owner.kill()
 
-    async def append(self, payload: bytes, key: str | None, patience: float) -> EntryId:
+    async def _post(self, payload: bytes, key: str | None, field: str) -> EntryId:
+        if self.world.plan.is_open:
+            await self._refuse(payload, field)
+        return await self.intake.append(payload, key, field=field)
+
+    async def append(self, payload: bytes, key: str | None, patience: float, field: str) -> EntryId:
         """Post examples, as a client that gives up after some time.
 
         Raises:
             LogUnavailable: there is no answer, or the answer is an error.
+            RefusedError: the examples are of another kind than the service learns.
             KeyReusedError, KeyInFlightError: as `Intake.append`.
         """
         if not self.is_up:
             raise LogUnavailable("connection refused")
         loop, died = asyncio.get_running_loop(), self._died_event
-        posting = loop.create_task(
-            self.intake.append(payload, key, field=self.world.producers.field), context=self.context
-        )
+        posting = loop.create_task(self._post(payload, key, field), context=self.context)
         dying = asyncio.ensure_future(died.wait())
         await asyncio.wait({posting, dying}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         dying.cancel()

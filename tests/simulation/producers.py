@@ -11,20 +11,27 @@ import orjson
 from service.log.entries import Fields
 from service.log.errors import LogUnavailable
 from service.log.intake import KeyInFlightError, KeyReusedError
-from service.log.keys import Field
+from service.log.keys import Field, Inputs
 from service.log.position import EntryId
-from streams.batch import Batch
+from streams.batch import Batch, Labels
 from streams.rows.entry import to_bytes
 from streams.rows.records import from_json
-from tests.simulation.chain import BAD
+from tests.simulation.chain import BAD, IS_BAD, NUMBER
 from tests.simulation.oracle import Sent, ViolationError
+from tests.simulation.process import RefusedError
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 FEATURES, CLASSES = 2, 3
+OPEN_FEATURES = 784
+"""Features of an open model that learns dense ones."""
 PATIENCE_SECONDS = 1.5
 """After so long a client gives a request up, and tries again."""
+NO_CLASS: Fields = {b"batch": Batch(np.ones((2, 2), np.float32), np.full(2, 9)).to_bytes()}
+"""Examples of a class that there is not; a number may be 9."""
+OTHER = b" "
+"""The end of a payload that makes it another one."""
 POISON: tuple[Fields, ...] = (
     {b"batch": b"poison"},
     {b"batch": b""},
@@ -34,7 +41,7 @@ POISON: tuple[Fields, ...] = (
     {b"json": b'{"features": [[1, NaN]], "labels": [0]}'},
     {b"json": b"[" * 2_000},
     {b"batch": Batch(np.ones((2, 5), np.float32), np.zeros(2, np.int64)).to_bytes()},
-    {b"batch": Batch(np.ones((2, 2), np.float32), np.full(2, 9)).to_bytes()},
+    NO_CLASS,
     {b"batch": Batch(np.full((2, 2), np.inf, np.float32), np.zeros(2, np.int64)).to_bytes()},
     {b"batch": (1 << 62).to_bytes(8, "little") + b"{}"},
 )
@@ -50,6 +57,7 @@ class Producers:
 
     def __init__(self, world: "World") -> None:
         self._world, self._rng = world, random.Random(f"{world.plan.seed}/producers")
+        self._kinds = random.Random(f"{world.plan.seed}/kinds")
         self._next = 0
         self.acknowledged: list[int] = []
         """Numbers of the examples that a server has confirmed."""
@@ -67,13 +75,19 @@ class Producers:
             is_bad = False
         if world.plan.is_named:
             return _rows(numbers), Sent(numbers)
-        batch = Batch(features.astype(np.float32), np.array(numbers) % CLASSES)
+        if world.plan.is_open:
+            kind = self._kinds.choice(world.plan.sends)
+            return _of_kind(kind, numbers, is_bad), Sent(numbers, is_bad=is_bad, kind=kind)
+        labels: Labels = np.array(numbers) % CLASSES
+        if world.plan.is_numeric:
+            labels = (100.0 * features[:, 0] + 0.1 * labels).astype(np.float32)
+        batch = Batch(features.astype(np.float32), labels)
         return batch.to_bytes(), Sent(numbers, is_bad=is_bad)
 
-    @property
-    def field(self) -> str:
-        """Field of the entries that holds the examples."""
-        return Field.ARROW if self._world.plan.is_named else Field.BATCH
+    def field(self, payload: bytes) -> str:
+        """Return the field of an entry that holds examples."""
+        plan, kind = self._world.plan, self._world.server.meanings[payload].kind
+        return Field.ARROW if plan.is_named or kind.startswith(Inputs.ROWS) else Field.BATCH
 
     async def run(self) -> None:
         """Send all entries, and return when each is confirmed or given up."""
@@ -89,18 +103,28 @@ class Producers:
     async def _send(self) -> None:
         rng, world = self._rng, self._world
         if rng.random() < world.plan.poison:
-            self._add(dict(rng.choice(POISON)))
+            poison = rng.choice(POISON)
+            if not (world.plan.is_numeric and poison is NO_CLASS):
+                self._add(dict(poison))
             return
         payload, sent = self.meaning()
         world.server.meanings[payload] = sent
         assert sent.numbers is not None
-        match rng.choice(("add", "post", "keyed", "keyed")):
-            case "add":
-                acknowledged = self._add({self.field.encode(): payload}) is not None
-            case "post":
-                acknowledged = await self._post(payload, None) is not None
-            case _:
-                acknowledged = await self._post_keyed(payload) is not None
+        claimed = world.server.inputs
+        try:
+            match rng.choice(("add", "post", "keyed", "keyed")):
+                case "add":
+                    is_added = self._add({self.field(payload).encode(): payload}) is not None
+                    acknowledged = is_added and sent.fits(claimed)
+                case "post":
+                    acknowledged = await self._post(payload, None) is not None
+                case _:
+                    acknowledged = await self._post_keyed(payload) is not None
+        except RefusedError as error:
+            world.note("a client", f"examples of {sent.kind} are refused: {error}", "refused")
+            if sent.kind == world.server.inputs:
+                world.violate(ViolationError(f"what came first, {sent.kind}, is refused: {error}"))
+            return
         if acknowledged:
             self.acknowledged += sent.numbers
 
@@ -118,7 +142,8 @@ class Producers:
         rng, world = self._rng, self._world
         process = rng.choice([p for p in world.processes if p.is_up] or world.processes)
         try:
-            entry = await process.append(payload, key, PATIENCE_SECONDS)
+            field = self.field(payload.removesuffix(OTHER))
+            entry = await process.append(payload, key, PATIENCE_SECONDS, field)
         except (LogUnavailable, KeyInFlightError) as error:
             world.note("a client", f"{process.name} does not confirm {key}: {error}")
             return None
@@ -145,8 +170,8 @@ class Producers:
                 world.violate(ViolationError(f"{key} made two entries, {entry} and {again}"))
         if rng.random() < 0.1:
             try:
-                other = await self._post(payload + b" ", key)
-            except KeyReusedError:
+                other = await self._post(payload + OTHER, key)
+            except (KeyReusedError, RefusedError):
                 other = None
             if other is not None:
                 world.violate(ViolationError(f"{key} is accepted with another payload"))
@@ -161,3 +186,16 @@ def _rows(numbers: Sequence[int]) -> bytes:
         rows.append(row | {f"late {k // 16}": k % 3 if k % 5 else None})
     labels = [f"label {k % (2 + k // 20)}" for k in numbers]
     return to_bytes(from_json(orjson.dumps({"rows": rows, "labels": labels}), True))
+
+
+def _of_kind(kind: str, numbers: Sequence[int], is_bad: bool) -> bytes:
+    """Return examples of a kind that an open model may learn."""
+    are_numbers, bad = kind.endswith(Inputs.OF_NUMBERS), BAD if is_bad else 0.0
+    if kind.startswith(Inputs.ROWS):
+        rows = [{NUMBER: k, IS_BAD: bad} for k in numbers]
+        labels = [k + 0.5 if are_numbers else f"label {k % CLASSES}" for k in numbers]
+        return to_bytes(from_json(orjson.dumps({"rows": rows, "labels": labels}), True))
+    features = np.zeros((len(numbers), OPEN_FEATURES), np.float32)
+    features[:, 0], features[:, 1] = numbers, bad
+    labels_ = np.array(numbers, np.float32) + 0.5 if are_numbers else np.array(numbers) % CLASSES
+    return Batch(features, labels_).to_bytes()

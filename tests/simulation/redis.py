@@ -32,6 +32,24 @@ class MemoryRedis:
     async def aclose(self) -> None:
         """Nothing is open."""
 
+    async def eval(self, script: str, _: int, *arguments: Any) -> bytes:
+        """Claim the log, which is the only script that is sent alone.
+
+        Raises:
+            RedisConnectionError: the reply does not come.
+        """
+        assert script == scripts.CLAIM_INPUTS
+        server, inputs = self.server, arguments[-1]
+
+        def claim() -> bytes:
+            server.check_writable()
+            return server.claim(inputs).encode()
+
+        try:
+            return await self.network.call("claim", claim)
+        except LogUnavailable as error:
+            raise RedisConnectionError(str(error)) from error
+
     def execute(self, *command: Any) -> Any:
         """Execute a command at the server."""
         match command:

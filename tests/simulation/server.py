@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from service.log.cuts import Cut
+from service.fold.spec import Spec
+from service.log.cuts import Begin, Cut
 from service.log.entries import Fields
 from service.log.errors import LogUnavailable
+from service.log.keys import Inputs
 from service.log.position import ORIGIN, EntryId, Position
 from service.process import Clock
 from tests.simulation.loop import OWNER, Owner
@@ -49,6 +51,8 @@ class SimulatedServer(MemoryServer):
         self.oracle, self.always = oracle, always
         self._digest_of, self._reach, self._violated = digest_of, reach, violated
         self.is_down = False
+        self.decides = False
+        """Whether the first entries decide what is learned."""
         self.meanings: dict[bytes, Sent] = {}
         """What payloads mean; all others are poison."""
         self.ever: dict[EntryId, Sent] = {}
@@ -95,7 +99,7 @@ class SimulatedServer(MemoryServer):
         is_http = fields.get(b"source") == b"http"
         if added <= self._lost_up_to:
             self.forgiven.update(sent.numbers or ())
-        self.ever[added] = Sent(sent.numbers, "http" if is_http else "redis", sent.is_bad)
+        self.ever[added] = replace(sent, source="http" if is_http else "redis")
         return added
 
     def delete_by_hand(self, entries: list[EntryId]) -> None:
@@ -145,6 +149,12 @@ class SimulatedServer(MemoryServer):
         if self.always and self._holders.get(epoch) is not owner:
             self._violate(f"{owner.name} appends in epoch {epoch}, which is another's")
         entries = self._gone if cut.position.entry > self.last else self.ever
+        if isinstance(cut.command, Begin) and self.decides:
+            self._check_kind(Spec.of(dict(cut.command.spec)))
+        entries = {
+            entry: sent if sent.fits(self.inputs) else replace(sent, numbers=None)
+            for entry, sent in entries.items()
+        }
         try:
             self.oracle.record(
                 number, cut, entries, self.deleted, self._digest_of(owner), not self.always
@@ -152,6 +162,13 @@ class SimulatedServer(MemoryServer):
         except ViolationError as violation:
             self._violated(violation)
         super().record(epoch, number, cut)
+
+    def _check_kind(self, spec: Spec) -> None:
+        """Check that a model that begins is of the kind that its log is claimed for."""
+        kind = Inputs.ROWS if spec.shape is None else Inputs.FEATURES
+        kind += Inputs.OF_NUMBERS if spec.predicts.is_numeric else ""
+        if kind != self.inputs:
+            self._violate(f"a model of {kind} begins in a log of {self.inputs}")
 
     def bury(self, letter: Fields) -> None:
         super().bury(letter)

@@ -13,8 +13,8 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -47,6 +47,7 @@ from tests.simulation.server import SimulatedServer
 from tests.support.named import a_row_spec
 
 SPEC = Spec("logistic", FEATURES, CLASSES, (), "sgd", False, 0)
+OF_NUMBERS = replace(SPEC, classes=0, task="regression")
 NAMED = a_row_spec(optimizer="sgd", bits=6)
 MOST_SMALL = 2
 """Small chunks that a table may have in a run, so that they become one in a run."""
@@ -75,13 +76,16 @@ def hyperparameters(lr: float) -> Hyperparameters:
     return Hyperparameters(lr=lr, momentum=0.0, gain_lr=0.03, scale_lr=0.03)
 
 
-_SETTINGS: list[Settings] = []
+@cache  # reading them takes longer than a short run
+def _base(is_open: bool, is_numeric: bool) -> Settings:
+    if is_open:
+        return load_settings({"standardize": False, "calibrate": False})
+    chosen = {"task": OF_NUMBERS.task} if is_numeric else {}
+    return load_settings({"schema": ""} | chosen)  # the plan has chosen what is learned
 
 
 def _settings(plan: Plan) -> Settings:
-    if not _SETTINGS:  # reading them takes longer than a short run
-        _SETTINGS.append(load_settings({"schema": ""}))  # the plan has chosen what is learned
-    return _SETTINGS[0].model_copy(
+    return _base(plan.is_open, plan.is_numeric).model_copy(
         update={
             "batch_size": plan.batch_size,
             "max_wait_ms": plan.max_wait_ms,
@@ -117,6 +121,7 @@ class World:
             self._reach,
             self.violate,
         )
+        self.server.decides = plan.is_open
         self.platter = Platter(random.Random(f"{plan.seed}/disk"), self._created, self._removed)
         self._rotten: set[str] = set()
         """Chunks of which a bit has flipped."""
@@ -144,10 +149,13 @@ class World:
         if self.violation is not None:
             raise self.violation
 
-    def new_state(self, lr: float) -> State:
-        """Return a fresh state."""
+    def new_state(self, lr: float, settings: Settings) -> State:
+        """Return a fresh state of the model that settings name, if they do."""
+        if self.plan.is_open:
+            return ChainState(settings.spec, hyperparameters(lr), self._stepped)
         if self.plan.is_real:
             spec = NAMED if self.plan.is_named else SPEC
+            spec = OF_NUMBERS if self.plan.is_numeric else spec
             return State(spec, hyperparameters(lr), torch.device("cpu"))
         return ChainState(SPEC, hyperparameters(lr), self._stepped)
 
@@ -577,7 +585,7 @@ class World:
         return tip
 
     def _check_real(self, last: Process) -> Folded:
-        state, tip = self.new_state(0.0), self.oracle.tips[0]
+        state, tip = self.new_state(0.0, self.settings), self.oracle.tips[0]
         read = rows_from_bytes if self.plan.is_named else decode_batch
         meanings = {sent.numbers: read(raw) for raw, sent in self.server.meanings.items()}
         examples: dict[int, AnyBatch] = {}

@@ -127,6 +127,14 @@ class MemoryServer:
             self.delete(*[i for i in self.entries if i < position.entry])
         self.cuts = {n: text for n, text in self.cuts.items() if n >= cut}
 
+    def claim(self, inputs: str) -> str:
+        """Keep what the log is claimed for, unless it is claimed; return it."""
+        first = next(iter(self.entries.values()), {})
+        kind = Inputs.FEATURES if {b"batch", b"json"} & first.keys() else ""
+        kind = Inputs.ROWS if {b"arrow", b"rows", b"row"} & first.keys() else kind
+        self.inputs = self.inputs or (inputs if inputs.startswith(kind) else kind)
+        return self.inputs
+
     def archive(self) -> None:
         """Begin a new log."""
         self.lose()
@@ -187,15 +195,7 @@ class MemoryLog(Log):
         return await self._write("take_epoch", lambda: self.server.take_epoch(at_least))
 
     async def claim(self, inputs: str) -> str:
-        def claim() -> str:
-            server = self.server
-            first = next(iter(server.entries.values()), {})
-            kind = Inputs.FEATURES if {b"batch", b"json"} & first.keys() else ""
-            kind = Inputs.ROWS if {b"arrow", b"rows", b"row"} & first.keys() else kind
-            server.inputs = server.inputs or (inputs if inputs.startswith(kind) else kind)
-            return server.inputs
-
-        return await self._write("claim", claim)
+        return await self._write("claim", lambda: self.server.claim(inputs))
 
     async def read(
         self, after: EntryId, count: int, size: int, block_ms: int | None

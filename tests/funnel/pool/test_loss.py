@@ -243,9 +243,3 @@ def test_an_expert_that_is_not_finite_leaves_no_trace_in_what_the_loss_has_learn
     )
     assert all(tensor.isfinite().all() for tensor in held.values())
     assert held["variance"][1] == 1.0
-
-
-def test_a_module_of_a_user_learns_classes_alone() -> None:
-    module = nn.Sequential(nn.Linear(6, 1), nn.Tanh())
-    with pytest.raises(ValueError, match="cross-entropy"):
-        Pool(module, 6, loss=Gaussian())

@@ -1,5 +1,7 @@
 """A user's module is refused at the start by name, or learned, served and replayed right."""
 
+import itertools
+import math
 import random
 import re
 import sys
@@ -15,6 +17,8 @@ from service.fold.networks import ModelError, build
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.fold.step import Fold
+from service.fold.task import Task
+from streams.batch import Batch
 from tests.service.fold import own_models
 from tests.support.states import (
     CPU,
@@ -79,9 +83,28 @@ TAKEN = (
 )  # fmt: skip
 
 
-def own(model: str, optimizer: str, shadow: tuple[str, ...] = ()) -> State:
+TASKS = ("binary", "regression", "quantile:0.1,0.5,0.9")
+TAKEN_FOR_EACH = ("Base", "LongShort", "Tied", "spectral", "normalized", "dropout_in_place")
+"""Modules that learn each of these tasks: with and without buffers, draws and changed inputs."""
+
+
+def own(
+    model: str, optimizer: str, shadow: tuple[str, ...] = (), task: str = "multiclass"
+) -> State:
     rates = replace(HYPERPARAMETERS, shadow=shadow)
-    return State(a_spec(f"tests.service.fold.own_models:{model}", optimizer), rates, CPU)
+    spec = a_spec(f"tests.service.fold.own_models:{model}", optimizer)
+    classes = {"multiclass": spec.classes, "binary": 2}.get(task, 0)
+    return State(replace(spec, task=task, classes=classes), rates, CPU)
+
+
+def batch_of(task: str, seed: int) -> Batch:
+    batch = a_batch(seed)
+    if task == "binary":
+        return Batch(batch.features, batch.labels % 2)
+    if Task.parse(task).is_numeric:  # the unit moves on the way
+        scale = np.float32(40.0 if seed < 6 else 1_000.0)
+        return Batch(batch.features, scale * batch.features.sum(axis=1) + scale)
+    return batch
 
 
 @pytest.mark.parametrize(
@@ -107,17 +130,24 @@ def test_what_cannot_work_is_refused_by_name_in_one_line(model: str, optimizer: 
     assert torch.get_default_dtype() == torch.float32
 
 
-@pytest.mark.parametrize("optimizer", ["pool", "funnel", "adam"])
-@pytest.mark.parametrize("model", TAKEN)
-def test_what_is_taken_learns_predicts_and_resumes_bit_for_bit(model: str, optimizer: str) -> None:
-    whole, resumed = own(model, optimizer), own(model, optimizer)
+@pytest.mark.parametrize(
+    ("model", "optimizer", "task"),
+    [
+        *itertools.product(TAKEN, ("pool", "funnel", "adam"), ("multiclass",)),
+        *itertools.product(TAKEN_FOR_EACH, ("pool",), TASKS),
+    ],
+)
+def test_what_is_taken_learns_predicts_and_resumes_bit_for_bit(
+    model: str, optimizer: str, task: str
+) -> None:
+    whole, resumed = (own(model, optimizer, task=task) for _ in range(2))
     start = {k: v.clone() for k, v in whole.tensors().items() if k.startswith("model.")}
     for k in range(10):
-        step(whole, a_batch(k))
+        step(whole, batch_of(task, k))
     resumed.load({k: v.clone() for k, v in whole.tensors().items()}, whole.version, whole.examples)
     for k in range(10, 20):
-        step(whole, a_batch(k))
-        step(resumed, a_batch(k))
+        step(whole, batch_of(task, k))
+        step(resumed, batch_of(task, k))
     assert same_tensors(whole.tensors(), resumed.tensors())
     assert not same_tensors(start, {k: whole.tensors()[k] for k in start})
     assert int(whole.served.nonfinite) == 0
@@ -157,6 +187,44 @@ def test_older_cuts_of_a_module_that_changes_its_inputs_are_not_replayed(model: 
     )
     assert [changing.can_replay(version) for version in (1, 2, 3)] == [False, False, True]
     assert [twin.can_replay(version) for version in (1, 2, 3)] == [True, True, True]
+
+
+OTHER_WIDTH = {
+    "binary": "to [8, 2] in training mode, expected outputs [8, 1]: FUNNEL_TASK=binary takes one "
+    "for each example, so end in a layer of as many outputs as the parameter classes says, "
+    "which is 1",
+    "regression": "expected outputs [8, 1]: FUNNEL_TASK=regression takes one for each example",
+    "quantile:0.1,0.5,0.9": "to [8, 4] in training mode, expected outputs [8, 3]: "
+    "FUNNEL_TASK=quantile:0.1,0.5,0.9 takes one for each quantile",
+}
+"""What the refusal of a module with one output too many says."""
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_outputs_of_another_width_than_the_tasks_are_refused_with_what_to_do(task: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(OTHER_WIDTH[task])):
+        own("Wide", "pool", task=task)
+
+
+def test_a_module_that_squeezes_its_one_output_is_told_to_keep_the_dimension() -> None:
+    with pytest.raises(ModelError, match=re.escape("to [8] in training mode, expected outputs")):
+        own("Squeezed", "pool", task="regression")
+    with pytest.raises(ModelError, match="keep the last dimension, which squeeze removes"):
+        own("Squeezed", "pool", task="regression")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_at_which_a_module_of_any_task_raises_is_skipped(task: str) -> None:
+    state = own("normalized", "pool", ("adagrad",), task)
+    for k in range(3):
+        step(state, batch_of(task, k))
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    one = batch_of(task, 3)
+    assert math.isnan(step(state, Batch(one.features[:1], one.labels[:1])).loss)
+    after = state.tensors()
+    changed = {k for k in before if not same_tensors({k: before[k]}, {k: after[k]})}
+    assert {k.rpartition(".")[2] for k in changed} == {"nonfinite"}
+    assert math.isfinite(step(state, batch_of(task, 4)).loss)
 
 
 def test_a_module_need_not_take_inputs_below_zero() -> None:

@@ -22,7 +22,8 @@ from tests.support.harness import (
     serving,
     wait_for,
 )
-from tests.support.states import a_batch
+from tests.support.states import CLASSES, a_batch
+from tests.support.tasks import TASKS, of_task, settings_of
 
 SMALL = {
     "features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000, "lease_seconds": 1.0,
@@ -30,10 +31,9 @@ SMALL = {
 }  # fmt: skip
 
 
-def learn(client: httpx.Client, seed: int) -> None:
-    client.post(
-        "/learn?wait=applied", content=a_batch(seed).to_bytes(), headers=SAFETENSORS
-    ).raise_for_status()
+def learn(client: httpx.Client, seed: int, task: str = TASKS[0]) -> None:
+    body = of_task(task, a_batch(seed)).to_bytes()
+    client.post("/learn?wait=applied", content=body, headers=SAFETENSORS).raise_for_status()
 
 
 def role(service: ServiceProcess) -> str:
@@ -59,23 +59,35 @@ def redis(tmp_path: Path) -> Iterator[RedisProcess]:
 
 
 @pytest.fixture
-def pair(tmp_path: Path, redis: RedisProcess) -> Iterator[tuple[ServiceProcess, ServiceProcess]]:
-    """A learner with some batches behind it, and a standby."""
-    with serving(tmp_path, **SMALL, redis_url=redis.url) as first:
+def task(request: pytest.FixtureRequest) -> str:
+    """What the services learn; tests may choose it."""
+    return str(getattr(request, "param", TASKS[0]))
+
+
+@pytest.fixture
+def pair(
+    tmp_path: Path, redis: RedisProcess, task: str
+) -> Iterator[tuple[ServiceProcess, ServiceProcess]]:
+    """A learner that has learned some batches, and a standby."""
+    with serving(tmp_path, **options_of(task), redis_url=redis.url) as first:
         with first.client() as client:
             for k in range(3):
-                learn(client, k)
+                learn(client, k, task)
         other = second(first).start()
         yield first, other
         if other.process.is_alive():
             other.kill(server=False)
 
 
-def uninterrupted(directory: Path, batches: int) -> str:
-    with serving(directory, **SMALL) as alone:
+def options_of(task: str) -> dict[str, object]:
+    return SMALL | settings_of(task, CLASSES)
+
+
+def uninterrupted(directory: Path, batches: int, task: str = TASKS[0]) -> str:
+    with serving(directory, **options_of(task)) as alone:
         with alone.client() as client:
             for k in range(batches):
-                learn(client, k)
+                learn(client, k, task)
         return digest(alone)
 
 
@@ -130,15 +142,16 @@ def test_a_twin_that_starts_before_the_first_cut_is_halted_at_it(
         twin.kill(server=False)
 
 
+@pytest.mark.parametrize("task", TASKS, indirect=True)
 def test_a_killed_learner_is_replaced_at_once(
-    pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path
+    pair: tuple[ServiceProcess, ServiceProcess], tmp_path: Path, task: str
 ) -> None:
     first, other = pair
     first.kill(server=False)
     wait_for(lambda: role(other) == "learner", seconds=5)
     with other.client() as client:
-        learn(client, 3)
-    assert digest(other) == uninterrupted(tmp_path / "alone", 4)
+        learn(client, 3, task)
+    assert digest(other) == uninterrupted(tmp_path / "alone", 4, task)
     first.start()
     assert role(first) == "standby"
 
