@@ -189,10 +189,6 @@ def _of_families(spec: Spec, settings: Settings, device: torch.device) -> torch.
     Raises:
         ModelError: the settings ask for what it cannot do.
     """
-    if spec.predicts.is_numeric:
-        raise ModelError(
-            f"FUNNEL_MODEL=auto learns classes; for FUNNEL_TASK={spec.task} choose logistic or mlp"
-        )
     if spec.optimizer != "pool":
         raise ModelError(
             f"FUNNEL_MODEL=auto is a pool: leave FUNNEL_OPTIMIZER={spec.optimizer} unset, or "

@@ -81,7 +81,8 @@ class Settings(BaseModel):
     model: str = Field(
         "logistic",
         description="logistic; mlp; auto: linear experts, networks, trees, neighbours and label "
-        "frequencies in one pool, for classes, on the CPU; or package.module:factory",
+        "frequencies in one pool, on the CPU (numbers are learned by its linear experts alone); or "
+        "package.module:factory",
     )
     features: int = Field(784, ge=1, le=1_000_000, description="numbers in an example")
     classes: int = Field(
@@ -376,15 +377,13 @@ class Settings(BaseModel):
         """The choices that are left to the log (see `service.trainer.choice`).
 
         A module of the user's takes dense features and has the outputs of the task that it was
-        written for, the families of auto learn classes, and keys of rows are learned on the CPU
-        alone.
+        written for, and keys of rows are learned on the CPU alone.
         """
         is_users = ":" in self.model
-        has_classes = is_users or self.model == AUTO
         can_be_rows = self.device in (AUTO, "cpu") or self.table_bits == 0
         closed = {
             INPUTS: is_users or not can_be_rows or self._sets("schema", "features", "classes"),
-            TASK: has_classes or self.task != AUTO or self._sets("classes", "max_classes"),
+            TASK: is_users or self.task != AUTO or self._sets("classes", "max_classes"),
         }
         return frozenset(name for name, is_closed in closed.items() if not is_closed)
 

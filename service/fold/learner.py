@@ -175,7 +175,8 @@ class Learner:
         return self.spec.predicts.outputs(self.size.classes)
 
     def _fresh_families(self) -> Families | None:
-        if self.spec.model != networks.AUTO or self.optimizer != "pool":
+        is_auto = self.spec.model == networks.AUTO and self.optimizer == "pool"
+        if not is_auto or self.spec.predicts.is_numeric:
             return None
         pool = Pool(self._perceptron().to(self.device), self.size.features)
         return Families(len(self.pool.experts), pool, Ensemble(*self._layout()))
