@@ -194,7 +194,7 @@ class Fold:
             return Outcome(nothing.bool(), nothing, nothing, nothing + math.nan)
         dense = scaled(torch.from_numpy(encoded.dense).to(state.device))
         if state.spec.standardize:
-            dense = filled(dense, state.standardizer)
+            dense = dense if encoded.is_whole else filled(dense, state.standardizer)
             state.standardizer.start_blank(dense)
         _count_keys(state, encoded)
         labels = torch.from_numpy(encoded.labels).to(state.device)
@@ -271,6 +271,8 @@ class Fold:
 
 def _count_keys(state: State, encoded: Encoded) -> None:
     """Count the keys of each column in the buckets of their hashes."""
+    if not len(encoded.keys):
+        return
     of_column = encoded.columns >= 0
     buckets = (encoded.keys[of_column] >> np.uint64(64 - KEY_BITS)).astype(np.int64)
     places = encoded.columns[of_column].astype(np.int64) * KEY_BUCKETS + buckets

@@ -97,7 +97,7 @@ def _pack(found: Rows | Packed, options: bytes) -> tuple[int, bytes]:
     assert chunk.labels is not None
     labels = chunk.labels.unique()
     facts = {
-        "types": {field.name: entry.letter_of(field.type) for field in chunk.columns.schema},
+        "types": entry.letters_of(chunk),
         "labels": labels.to_pylist() if len(labels) <= FEW_LABELS else None,
     }
     written = orjson.dumps(facts)
