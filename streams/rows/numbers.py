@@ -34,7 +34,9 @@ class Numbers:
     def columns(self) -> pa.RecordBatch:
         """All columns; the floats are float64."""
         wide, rows = np.ascontiguousarray(self.values, np.float64), count()
-        others = {} if self.others is None else dict(zip(self._others, self.others.columns, strict=True))
+        others = (
+            {} if self.others is None else dict(zip(self._others, self.others.columns, strict=True))
+        )
         arrays = [
             others[name] if name in others else _array(wide[next(rows)]) for name in self.names
         ]

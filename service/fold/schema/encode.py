@@ -32,6 +32,7 @@ from service.fold.schema.keys import Keys, missing_key
 from service.fold.schema.kinds import Kind
 from service.fold.schema.schema import Schema
 from service.fold.schema.values import age, numbers
+from streams.rows.numbers import Values
 from streams.rows.rows import Rows, join
 
 NONE = np.empty(0, np.int64)
@@ -69,7 +70,7 @@ class Encoded:
     weights: Floats | None = None
     """float32 [n]; None for 1."""
     is_whole: bool = False
-    """True if surely no dense value is missing."""
+    """True if surely no dense value and no label is missing."""
 
 
 def encode(schema: Schema, rows: Rows) -> Encoded:
@@ -173,12 +174,12 @@ def _numbers_alone(schema: Schema, rows: Rows) -> Floats | None:
     That is so if all columns of the schema are numbers, and the rows have all of them as floats,
     none of which is missing. Otherwise the result is None.
     """
-    found = []
+    found: list[tuple[Values, Indices | slice]] = []
     for chunk in rows.chunks:
         if chunk.numbers is None or (places := schema.places_of(chunk.numbers.names)) is None:
             return None
         found.append((chunk.numbers.values, places))
-    if not found:
+    if not len(rows):
         return None
     dense = np.empty((len(rows), schema.width), np.float32)
     start = 0
@@ -203,12 +204,13 @@ def _encoded_numbers(
         labels: of all batches.
     """
     found, start = [], 0
+    is_whole = bool(np.isfinite(labels).all() if schema.numeric_labels else labels.min() >= 0)
     for batch in batches:
         own = slice(start, start := start + len(batch))
         missing = np.zeros(len(schema.columns), np.int64)
         nothing = (NO_ROWS, NO_KEYS, NO_VALUES, NO_COLUMNS)
         found.append(
-            Encoded(dense[own], *nothing, labels[own], missing, 0, batch.weights, is_whole=True)
+            Encoded(dense[own], *nothing, labels[own], missing, 0, batch.weights, is_whole)
         )
     return found
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -57,7 +58,9 @@ def from_ipc(raw: bytes, label: str | None, labelled: bool) -> Rows:
         kept = [k for k, name in enumerate(names) if name == label or not INDEX.fullmatch(name)]
         names = [names[k] for k in kept]
         place = place_of_label(names, label, labelled)
-        floats, values = _whole_floats(batches, kept if place is None else [*kept[:place], *kept[place + 1 :]])
+        floats, values = _whole_floats(
+            batches, kept if place is None else [*kept[:place], *kept[place + 1 :]]
+        )
         columns = {
             name: _column(name, [budget.decoded(name, batch.column(k)) for batch in batches])
             for k, name in zip(kept, names, strict=True)
@@ -98,7 +101,7 @@ def _whole_floats(
         for batch in batches
     ]
     values: Values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    is_finite = np.isfinite(values)
+    is_finite: npt.NDArray[np.bool_] = np.isfinite(values)
     if is_finite.all():
         return frozenset(floats), values
     is_whole = is_finite.all(axis=1)
