@@ -184,12 +184,13 @@ def _numbers_alone(schema: Schema, rows: Rows) -> Floats | None:
     dense = np.empty((len(rows), schema.width), np.float32)
     start = 0
     for values, places in found:
-        stop = start + values.shape[1]
-        if values.dtype != np.float32:
-            values = np.clip(values, -LARGEST, LARGEST)
-        dense[start:stop] = values[places].T
-        start = stop
+        own = dense[start : (start := start + values.shape[1])]
+        own[:] = values[places].T if values.dtype == np.float32 else _singles(values[places]).T
     return dense
+
+
+def _singles(values: Values) -> Floats:
+    return values.clip(-LARGEST, LARGEST).astype(np.float32)
 
 
 def _encoded_numbers(

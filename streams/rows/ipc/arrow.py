@@ -101,10 +101,10 @@ def _whole_floats(
         for batch in batches
     ]
     values: Values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    is_finite: npt.NDArray[np.bool_] = np.isfinite(values)
+    is_finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(values))
     if is_finite.all():
         return frozenset(floats), values
-    is_whole = is_finite.all(axis=1)
+    is_whole: npt.NDArray[np.bool_] = np.logical_and.reduce(is_finite, axis=1)
     whole = frozenset(k for k, fine in zip(floats, is_whole.tolist(), strict=True) if fine)
     return whole if len(whole) > 1 else (), values[is_whole]
 
