@@ -112,7 +112,7 @@ def letter_of(kind: pa.DataType) -> str:
 
 @dataclass
 class _Sections:
-    """What the sections hold of the columns of a chunk, apart from labels and weights."""
+    """The content of the sections, apart from labels and weights."""
 
     types: str = ""
     numbers: list[bytes] = field(default_factory=list)

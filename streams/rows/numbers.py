@@ -19,7 +19,7 @@ class Numbers:
     """
 
     names: tuple[str, ...]
-    """Of all columns, in their order."""
+    """The names of all columns, in their order."""
     values: Values
     """Finite floats, [columns, n], in the order of their names; float32 stands for the same number
     as float64."""

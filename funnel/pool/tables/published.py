@@ -40,9 +40,9 @@ class Published:
     epochs: tuple[Epochs, ...] = ()
     """Epochs of the rows, by chunk."""
     replacements: Replacements = NO_REPLACEMENTS
-    """What rows may have to take yet."""
+    """The replacements that rows may have to take yet."""
     start_of: NewWeights | None = None
-    """What returns the weights that rows start with."""
+    """Returns the weights that rows start with."""
 
     @torch.no_grad()
     def outputs(

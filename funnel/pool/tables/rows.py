@@ -4,7 +4,7 @@ A row is a column of the first layer: K · out weights, and their state in Funne
 optimizers. All numbers of a row lie together, so that it is read and written at once. Memory
 is reserved by doubling and taken when it is written, so it grows with the rows in use.
 
-What concerns all rows of an expert is not written to all of them at once, which would stop learning
+A change of all rows of an expert is not written to all of them at once, which would stop learning
 for as long as copying the table takes: a row takes it when it is read, or when all are.
 """
 
@@ -122,7 +122,7 @@ class Rows:
 
     @property
     def start_of(self) -> NewWeights:
-        """What returns the weights that rows start with; it does not change later."""
+        """The weights that rows start with, as a function that does not change later."""
         return NewWeights(self._experts, self._out, self._scale)
 
     def set_scale(self, scale: float) -> None:

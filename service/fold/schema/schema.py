@@ -174,7 +174,7 @@ class Schema:
 
     @cached_property
     def _places(self) -> dict[tuple[str, ...], Indices | slice | None]:
-        """What `places_of` has returned."""
+        """The results of `places_of`."""
         return {}
 
     def _side(self, name: str) -> list[int]:
