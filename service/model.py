@@ -8,10 +8,12 @@ from collections.abc import Callable
 import torch
 from torch.jit._trace import TracerWarning
 
+from service.fold import networks
 from service.fold.drift.events import Event
 from service.fold.networks import BUILT_IN, ModelError, find_device
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator
+from service.fold.spec import Spec
 from service.fold.state import State
 from service.log.backlog import Backlog, Load
 from service.log.intake import Intake
@@ -170,6 +172,8 @@ def build_state(settings: Settings) -> State:
             f"model {spec.model!r} predicts classes (FUNNEL_TASK=multiclass); for the task "
             f"{spec.task} choose {' or '.join(BUILT_IN)}"
         )
+    if spec.model == networks.AUTO:
+        device = _of_families(spec, settings, device)
     if spec.task == "binary" and not spec.schema and spec.classes != 2:
         raise ModelError(
             f"FUNNEL_TASK=binary is for two classes: set FUNNEL_CLASSES=2, not {spec.classes}"
@@ -182,3 +186,26 @@ def build_state(settings: Settings) -> State:
             )
         device = torch.device("cpu")
     return State(spec, settings.hyperparameters, device)
+
+
+def _of_families(spec: Spec, settings: Settings, device: torch.device) -> torch.device:
+    """Return the device of the model of all families.
+
+    Raises:
+        ModelError: the settings ask for what it cannot do.
+    """
+    if spec.predicts.is_numeric:
+        raise ModelError(
+            f"FUNNEL_MODEL=auto learns classes; for FUNNEL_TASK={spec.task} choose logistic or mlp"
+        )
+    if spec.optimizer != "pool":
+        raise ModelError(
+            f"FUNNEL_MODEL=auto is a pool: leave FUNNEL_OPTIMIZER={spec.optimizer} unset, or "
+            "choose logistic or mlp"
+        )
+    if device.type != "cpu" and settings.device != "auto":
+        raise ModelError(
+            f"trees and neighbours learn on the CPU, not on {device}: set FUNNEL_DEVICE=cpu, or "
+            "FUNNEL_MODEL to logistic or mlp"
+        )
+    return torch.device("cpu")

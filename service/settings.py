@@ -50,10 +50,12 @@ def _file_of(name: str) -> Any:
 MAX_SHADOWS = 8
 INPUTS, TASK = "inputs", "task"
 """The choices that settings can leave open; see `Settings.opens`."""
-MODEL_NAME = re.compile(r"logistic|mlp|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+MODEL_NAME = re.compile(r"logistic|mlp|auto|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 warnings.filterwarnings("ignore", 'Field name "schema" in "Settings" shadows', UserWarning)
+PERCEPTRONS = ("mlp", AUTO)
+"""The models that have hidden layers."""
 
 
 class SettingsError(FunnelError, ValueError):
@@ -76,7 +78,11 @@ class Settings(BaseModel):
     appendfsync: Literal["always", "everysec", "no"] = Field(
         "always", description="when the embedded log is synced to disk; always: before it answers"
     )
-    model: str = Field("logistic", description="logistic, mlp, or package.module:factory")
+    model: str = Field(
+        "logistic",
+        description="logistic; mlp; auto: linear experts, networks, trees, neighbours and label "
+        "frequencies in one pool, for classes, on the CPU; or package.module:factory",
+    )
     features: int = Field(784, ge=1, le=1_000_000, description="numbers in an example")
     classes: int = Field(
         10, ge=2, le=100_000,
@@ -103,7 +109,7 @@ class Settings(BaseModel):
         description="categories and words of rows share 2^bits slots; 0 learns from numbers alone",
     )  # fmt: skip
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (128,), description="sizes of mlp's hidden layers, with commas"
+        (128,), description="sizes of the hidden layers of mlp, and of auto's networks, with commas"
     )
     batch_size: int = Field(100, ge=1, le=1_000_000, description="examples a step")
     max_wait_ms: int = Field(
@@ -345,7 +351,7 @@ class Settings(BaseModel):
     def without_effect(self) -> list[str]:
         """Variables that were set although the model and its optimizers do not use them."""
         learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
-        idle = set() if self.model == "mlp" else {"hidden"}
+        idle = set() if self.model in PERCEPTRONS else {"hidden"}
         if INPUTS not in self.opens:
             idle |= {"features", "classes"} if self.schema else {"max_classes", "table_bits"}
         if self.predicts.is_numeric:
@@ -369,14 +375,15 @@ class Settings(BaseModel):
     def opens(self) -> frozenset[str]:
         """The choices that are left to the log (see `service.trainer.choice`).
 
-        A module of the user's takes dense features and learns classes, and keys of rows are learned
-        on the CPU alone.
+        A module of the user's takes dense features and learns classes, the families of auto learn
+        classes, and keys of rows are learned on the CPU alone.
         """
         is_users = ":" in self.model
+        has_classes = is_users or self.model == AUTO
         can_be_rows = self.device in (AUTO, "cpu") or self.table_bits == 0
         closed = {
             INPUTS: is_users or not can_be_rows or self._sets("schema", "features", "classes"),
-            TASK: is_users or self.task != AUTO or self._sets("classes", "max_classes"),
+            TASK: has_classes or self.task != AUTO or self._sets("classes", "max_classes"),
         }
         return frozenset(name for name, is_closed in closed.items() if not is_closed)
 
@@ -417,7 +424,7 @@ class Settings(BaseModel):
             self.model,
             0 if is_named else self.features,
             self.classes if has_count else 0,
-            self.hidden if self.model == "mlp" else (),
+            self.hidden if self.model in PERCEPTRONS else (),
             self.optimizer,
             self.standardize,
             self.seed,

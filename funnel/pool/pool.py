@@ -82,6 +82,8 @@ class Scored(NamedTuple):
     """Losses of a model that knows nothing, [n], or [1] for all; a number where it is constant."""
     summary: Tensor | None = None
     """The argument of `funnel.pool.loss.Loss.learn`."""
+    each: Tensor | None = None
+    """Answers of each expert, [K, n, A]."""
 
 
 class Decision(NamedTuple):
@@ -311,6 +313,7 @@ class Pool:
             importance,
             self._ignorance(labels, answers.shape[1]),
             loss.completed(held, found.summary, answers, labels, importance),
+            found.answers,
         )
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from funnel.families.interface import Given, Scaling
 from service.fold.schema.encode import Encoded
 from service.fold.standardizer import Standardizer
 from streams.batch import Batch, Features
@@ -17,6 +18,10 @@ from streams.examples import AnyBatch
 
 MAX_INPUT = 1e18
 """Inputs are clamped to ±MAX_INPUT, so that their squares stay finite in fp32."""
+
+
+CODE_BITS = 24
+"""Bits of a key that fp32 holds."""
 
 
 class Upload:
@@ -99,6 +104,47 @@ def completed(inputs: Tensor, width: int) -> Tensor:
         width: at least d; columns beyond are 0.
     """
     return pad(inputs.nan_to_num(), (0, width - inputs.shape[1]))
+
+
+def given_of(inputs: Tensor, mean: Tensor | None, scale: Tensor | None) -> Given:
+    """Return dense features as trees and neighbours take them.
+
+    Args:
+        inputs: fp32 [n, d].
+        mean, scale: of a `Standardizer`; None if the inputs are not standardized.
+    """
+    one = torch.ones_like(inputs[0])
+    if mean is None or scale is None:
+        return Given(inputs, Scaling(torch.zeros_like(one), one, one))
+    return Given(inputs, Scaling(mean, scale, one))
+
+
+def given_of_rows(
+    encoded: Encoded, codes: int, numbers: int, mean: Tensor | None, scale: Tensor | None
+) -> Given:
+    """Return rows as trees and neighbours take them, fp32 [n, codes + numbers].
+
+    Args:
+        encoded: the rows.
+        codes: room for the keys of which every row has one: those of categories, truth values and
+            parts of times. Their first 24 bits are their codes.
+        numbers: room for dense inputs, which follow.
+        mean, scale: of a `Standardizer`, for the dense inputs that there are; None if these are not
+            standardized.
+    """
+    n, width = encoded.dense.shape
+    raw = np.full((n, codes + numbers), np.inf, np.float32)
+    dense = np.where(np.isnan(encoded.dense), np.float32(np.inf), encoded.dense)
+    raw[:, codes : codes + width] = dense.clip(-MAX_INPUT, np.inf)
+    first = np.searchsorted(encoded.rows, np.arange(n))
+    singles = first[:, None] + np.arange(encoded.singles)
+    raw[:, : encoded.singles] = encoded.keys[singles] >> np.uint64(64 - CODE_BITS)
+    center, unit = torch.zeros(codes + numbers), torch.ones(codes + numbers)
+    is_number = torch.zeros(codes + numbers)
+    is_number[codes:] = 1.0
+    if mean is not None and scale is not None:
+        center[codes : codes + width], unit[codes : codes + width] = mean, scale
+    return Given(torch.from_numpy(raw), Scaling(center, unit, is_number))
 
 
 def to_inputs(features: Features, device: torch.device) -> Tensor:

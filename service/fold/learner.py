@@ -9,11 +9,15 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from funnel.families.ensemble import Ensemble, Layout
+from funnel.families.families import Families
+from funnel.families.mixture import Mixed
 from funnel.pool.classes import close_
 from funnel.pool.growth import grown, grown_table
 from funnel.pool.loss import is_far
@@ -34,8 +38,11 @@ logger = logging.getLogger("funnel")
 Evaluate = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
 """Maps the tensors of `Learner.frozen` and inputs [n, d] to labels, [n], and answers, fp32 [n, A]
 (see `funnel.pool.loss`)."""
+Outputs = Callable[[dict[str, Tensor], Tensor], Tensor]
+"""Maps the same to the outputs of each expert, fp32 [K, n, out]."""
 
 WEIGHTS = "mixing.log_weights"
+TINY = torch.finfo(torch.float32).tiny
 
 
 class ScoredBatch(NamedTuple):
@@ -46,6 +53,10 @@ class ScoredBatch(NamedTuple):
     """True if the batch can be learned: loss and gradient are finite; bool, 0-dim."""
     buffers: list[Tensor]
     """The module's buffers as they were before the batch."""
+    mixed: Mixed | None = None
+    """The answers of all families; None without."""
+    each: Tensor | None = None
+    """Probabilities of the experts of all families, [K, n, C]."""
 
 
 class Entries(NamedTuple):
@@ -115,6 +126,8 @@ class Learner:
         """Rows for the keys of categories and words; None without."""
         if spec.table_bits:
             self.table = Table(self.pool, spec.table_bits, size.active)
+        self.families = self._fresh_families()
+        """Families beyond the pool, and the mixture of all; None unless the model is ``auto``."""
         self.hyperparameters = hyperparameters
         self.expert_names = list(map(expert_name, experts)) if optimizer == "pool" else []
         """Names of the pool's experts, which keep their own rates; none of another optimizer."""
@@ -153,7 +166,29 @@ class Learner:
         if self.numbers is not None:
             named |= {f"numbers.{k}": v for k, v in self.numbers.tensors().items()}
         table = self.table.tensors() if self.table is not None else {}
+        if self.families is not None:
+            named |= {f"families.{k}": v for k, v in self.families.tensors().items()}
         return self.pool.tensors() | table | named | {"nonfinite": self.nonfinite}
+
+    def _fresh_families(self) -> Families | None:
+        if self.spec.model != networks.AUTO or self.optimizer != "pool":
+            return None
+        pool = Pool(self._perceptron().to(self.device), self.size.features)
+        return Families(len(self.pool.experts), pool, Ensemble(*self._layout()))
+
+    def _layout(self) -> tuple[Layout, Tensor]:
+        """Return the layout of the examples of trees and neighbours, and the open classes."""
+        size = self.size
+        is_open = torch.arange(max(2, size.classes), device=self.device) < max(1, size.opened)
+        return Layout(size.codes, size.features, *size.used), is_open
+
+    def _perceptron(self) -> nn.Module:
+        """Return the network of the family ``mlp``, whose classes without a label are closed."""
+        spec, size = self.spec, self.size
+        classes = max(2, size.classes)
+        module = networks.build("mlp", size.features, classes, spec.hidden, spec.seed)
+        close_(module, max(1, size.opened))
+        return module
 
     def _module(self, opened: int) -> nn.Module:
         """Return a module of its size, whose classes from ``opened`` on are closed."""
@@ -181,8 +216,19 @@ class Learner:
             self.table.set_active(size.active)
         if size.opened > before.opened and self.pool.classes is not None:
             self.pool.open_classes(before.opened, size.opened, prior)
+        if self.families is not None and size != before:
+            self._resize_families(before, prior)
         self.scores.resize(*size.scored)
         self.set_hyperparameters(self.hyperparameters)
+
+    def _resize_families(self, before: Size, prior: float) -> None:
+        assert self.families is not None, "only families are resized"
+        now, self.size = self.size, replace(self.size, opened=before.opened)
+        perceptron = self._perceptron().to(self.device)
+        self.size = now
+        ensemble = self.families.ensemble.resized(*self._layout())
+        opened = max(1, now.opened)
+        self.families = self.families.resized(perceptron, now.features, ensemble, opened, prior)
 
     def load_table(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the rows of a saved table.
@@ -219,7 +265,11 @@ class Learner:
             self.table.scatter(chosen.rows, chosen.learner.pool)
 
     def score(
-        self, prepared: Inputs, labels: Tensor, importance: Tensor | None = None
+        self,
+        prepared: Inputs,
+        labels: Tensor,
+        importance: Tensor | None = None,
+        others: Tensor | None = None,
     ) -> ScoredBatch:
         """Score and differentiate a batch with the weights as they are.
 
@@ -230,13 +280,15 @@ class Learner:
             prepared: fp32 [n, d].
             labels: int64 [n].
             importance: weights of the examples, fp32 [n]; None for 1.
+            others: probabilities of the families beyond the pool, [E, n, C]; None without.
 
         Raises:
             RuntimeError, MemoryError, OSError: the machine failed, not the module; another try may
                 succeed.
         """
         if self.is_plain:
-            return self._scored(self.pool.score(prepared, labels, importance), [])
+            batch = self._scored(self.pool.score(prepared, labels, importance), [])
+            return batch if others is None else self._mixed(batch, labels, others)
         before = [buffer.clone() for buffer in self.pool.buffers.values()]
         try:
             scored = self.pool.score(prepared, labels, importance)
@@ -253,6 +305,20 @@ class Learner:
     def _scored(scored: Scored, buffers: list[Tensor]) -> ScoredBatch:
         finite = scored.healthy.any() & torch.isfinite(scored.losses).all()
         return ScoredBatch(scored, finite, buffers)
+
+    def _mixed(self, batch: ScoredBatch, labels: Tensor, others: Tensor) -> ScoredBatch:
+        """Return a batch with the answers of all families instead of the pool's own."""
+        assert self.families is not None, "only families have others"
+        scored = batch.scored
+        assert scored.each is not None, "a scored batch has the answers of each expert"
+        mixed, each = self.families.mixed(scored.each, others)
+        own = mixed.answers.gather(1, labels[:, None])[:, 0]
+        answered = scored._replace(
+            answers=mixed.answers,
+            labels=mixed.answers.argmax(dim=1),
+            losses=-own.clamp(min=TINY).log(),
+        )
+        return batch._replace(scored=answered, mixed=mixed, each=each)
 
     def _failed(self, n: int) -> Scored:
         """Return the scores of a batch on which the module raised: NaN."""
@@ -277,17 +343,22 @@ class Learner:
         )  # fmt: skip
         self._logged.add(origin)
 
-    def decide(self, batch: ScoredBatch, keep: Tensor) -> Decision:
-        """Restore buffers, count the batch, and cap its gradients.
+    def decide(self, batch: ScoredBatch, keep: Tensor, labels: Tensor) -> Decision:
+        """Restore buffers, count the batch, weigh the families by it, and cap its gradients.
 
         Args:
             batch: as `score` returned it.
+            labels: [n].
             keep: whether the batch is learned, bool, 0-dim. Where it is False, the gradients become
                 NaN, and nothing but counters changes.
         """
         for buffer, before in zip(self.pool.buffers.values(), batch.buffers, strict=True):
             buffer.copy_(torch.where(keep, buffer, before))
         self.nonfinite.add_(~batch.finite)
+        if self.families is not None and batch.mixed is not None and batch.each is not None:
+            importance = batch.scored.importance
+            weights = torch.ones_like(batch.scored.losses) if importance is None else importance
+            self.families.mixture.learn(batch.mixed, batch.each, labels, weights, keep)
         return self.pool.decide(batch.scored, keep)
 
     def update(self, prepared: Inputs, labels: Tensor, decision: Decision) -> None:
@@ -307,6 +378,21 @@ class Learner:
         named |= {f"loss.{name}": tensor for name, tensor in self.pool.held.items()}
         return {k: v.detach().clone() for k, v in named.items()}
 
+    def network(self) -> Outputs:
+        """Return a function that computes outputs from `frozen` tensors, with a module of its own.
+
+        Call it in one thread.
+        """
+        models = Experts(self.pool.models.unused, len(self.pool.experts), self.size.features)
+        parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
+
+        def outputs(frozen: dict[str, Tensor], inputs: Tensor) -> Tensor:
+            return models.outputs(
+                {k: frozen[k] for k in parameters}, {k: frozen[k] for k in buffers}, inputs
+            )
+
+        return outputs
+
     def evaluator(self) -> Evaluate:
         """Return a function that predicts from `frozen` tensors, with a module of its own.
 
@@ -314,13 +400,10 @@ class Learner:
         The mixture of several experts ignores experts whose answers are not finite.
         """
         count, loss, held_names = len(self.pool.experts), self.pool.loss, list(self.pool.held)
-        models = Experts(self.pool.models.unused, count, self.size.features)
-        parameters, buffers = list(self.pool.parameters), list(self.pool.buffers)
+        network = self.network()
 
         def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
-            outputs = models.outputs(
-                {k: frozen[k] for k in parameters}, {k: frozen[k] for k in buffers}, inputs
-            )
+            outputs = network(frozen, inputs)
             held = {name: frozen[f"loss.{name}"] for name in held_names}
             if count == 1:
                 answers = loss.answers(held, outputs)[0]

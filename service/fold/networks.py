@@ -18,7 +18,9 @@ from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
-BUILT_IN = ("logistic", "mlp")
+AUTO = "auto"
+"""The model of all families (`funnel.families`); its leading pool is that of ``logistic``."""
+BUILT_IN = ("logistic", "mlp", AUTO)
 LONGEST_REASON = 300
 """Characters of another's error that a message repeats."""
 
@@ -58,9 +60,9 @@ def build(name: str, features: int, classes: int, hidden: Sequence[int], seed: i
     """Return a model with freshly initialized weights, on the CPU.
 
     Args:
-        name: ``logistic``; ``mlp`` (ReLU); or ``package.module:factory``, a callable that is
-            given ``features`` and ``classes`` by name and returns any module. That module is not
-            checked (see `service.fold.trial`).
+        name: ``logistic``, or ``auto``; ``mlp`` (ReLU); or ``package.module:factory``, a callable
+            that is given ``features`` and ``classes`` by name and returns any module. That module
+            is not checked (see `service.fold.trial`).
         features: width of the inputs.
         classes: width of the logits.
         hidden: sizes of the hidden layers of ``mlp``.
@@ -73,7 +75,7 @@ def build(name: str, features: int, classes: int, hidden: Sequence[int], seed: i
         torch.manual_seed(seed)
         if name in BUILT_IN:
             try:
-                if name == "logistic":
+                if name != "mlp":
                     return _zeroed(nn.Linear(features, classes))
                 return _perceptron(features, classes, hidden)
             except (RuntimeError, MemoryError, TypeError, OverflowError) as error:

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from funnel.families.families import Frozen
+from funnel.families.interface import Given
 from funnel.pool.loss import Gaussian, Pinball
+from funnel.pool.networks import Experts
 from funnel.pool.tables.published import Published
 from service.fold.calibration import calibrated
-from service.fold.inputs import completed, scaled, to_inputs
+from service.fold.inputs import completed, given_of, given_of_rows, scaled, to_inputs
 from service.fold.learner import Learner
 from service.fold.schema.encode import encode
 from service.fold.schema.schema import Schema
@@ -49,6 +52,10 @@ class Snapshot:
     """The task of the model."""
     unit: Tensor | None = None
     """Unit of the numbers that are predicted (`service.fold.target`); None for classes."""
+    families: Frozen | None = None
+    """The families beyond the pool; None without."""
+    codes: int = 0
+    """Room for the keys of rows that are inputs of trees."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -70,6 +77,8 @@ class Snapshot:
             state.size.opened,
             state.spec.predicts,
             state.target.unit.clone() if state.target is not None else None,
+            state.served.families.frozen() if state.served.families is not None else None,
+            state.size.codes,
         )
 
 
@@ -82,10 +91,15 @@ class Evaluator:
 
     def __init__(self, learner: Learner) -> None:
         self.device, self._evaluate = learner.device, learner.evaluator()
-        self._loss = learner.pool.loss
+        self._loss, self._held = learner.pool.loss, list(learner.pool.held)
+        self._network, self._perceptrons = learner.network(), None
+        if learner.families is not None:
+            own = learner.families.perceptrons
+            self._perceptrons = Experts(own.models.unused, len(own.experts), learner.size.features)
         layers = [tensor for tensor in learner.frozen().values() if tensor.dim() > 1]
         self._products = sum(layer.numel() for layer in layers)
         self._may_be_quick = learner.is_plain and learner.device.type == "cpu"
+        self._may_be_quick &= learner.families is None
         widths = [layer.shape[1] for layer in layers] if learner.is_plain else []
         widest = len(learner.pool.experts) * max([learner.size.classes, 2, *widths])
         self.most_rows = min(MOST_ROWS, max(1, MOST_NUMBERS // widest))
@@ -107,11 +121,34 @@ class Evaluator:
         """
         if isinstance(inputs, Rows):
             return self._of_rows(snapshot, inputs)
-        prepared = to_inputs(inputs, self.device)
+        raw = prepared = to_inputs(inputs, self.device)
         if snapshot.mean is not None and snapshot.scale is not None:
             prepared = standardized(prepared, snapshot.mean, snapshot.scale)
-        labels, answers = self._evaluate(snapshot.weights, prepared)
+        if snapshot.families is not None:
+            outputs = self._network(snapshot.weights, prepared)
+            given = given_of(raw, snapshot.mean, snapshot.scale)
+            labels, answers = self._of_families(snapshot, outputs, prepared, given)
+        else:
+            labels, answers = self._evaluate(snapshot.weights, prepared)
         return self._answered(snapshot, labels, answers)
+
+    def _of_families(
+        self, snapshot: Snapshot, outputs: Tensor, prepared: Tensor, given: Given
+    ) -> tuple[Tensor, Tensor]:
+        """Return the labels and probabilities of all families.
+
+        Args:
+            snapshot: that has them.
+            outputs: of the pool's experts, [K, n, out].
+            prepared: inputs of networks, fp32 [n, d].
+            given: inputs of trees and neighbours.
+        """
+        assert snapshot.families is not None, "there are families"
+        assert self._perceptrons is not None, "the learner has families"
+        held = {name: snapshot.weights[f"loss.{name}"] for name in self._held}
+        linear = self._loss.answers(held, outputs)
+        answers = snapshot.families.answers(self._perceptrons, linear, prepared, given)
+        return answers.argmax(dim=1), answers
 
     def _answered(
         self, snapshot: Snapshot, labels: Tensor, answers: Tensor
@@ -139,10 +176,19 @@ class Evaluator:
         if snapshot.mean is not None and snapshot.scale is not None:
             dense = standardized(dense, snapshot.mean, snapshot.scale)
         dense = completed(dense, width)
-        if snapshot.table is None:
+        table, keyed = snapshot.table, (encoded.rows, encoded.keys, encoded.values)
+        if snapshot.families is not None:
+            if table is None:
+                outputs = self._network(snapshot.weights, dense)
+            else:
+                found = table.index.find(encoded.keys)
+                outputs = table.outputs(dense, encoded.rows, found, encoded.values)
+            unit = snapshot.mean, snapshot.scale
+            given = given_of_rows(encoded, snapshot.codes, width, *unit)
+            labels, answers = self._of_families(snapshot, outputs, dense, given)
+        elif table is None:
             labels, answers = self._evaluate(snapshot.weights, dense)
         else:
-            keyed = encoded.rows, encoded.keys, encoded.values
-            labels, answers = snapshot.table.predict(dense, *keyed)
+            labels, answers = table.predict(dense, *keyed)
         labels, answers = self._answered(snapshot, labels, answers)
         return labels, answers[:, : len(schema.labels)] if snapshot.unit is None else answers

@@ -39,6 +39,10 @@ class Size:
     """Inputs that are not 0 in a typical row; learning rates of the pool's experts go by it."""
     opened: int
     """Classes that have a label; the others have the probability 0."""
+    codes: int = 0
+    """Keys of a row that are inputs of trees, with room for more."""
+    used: tuple[int, int] = (0, 0)
+    """How many of these keys, and of the dense inputs, there are by now."""
 
     @property
     def scored(self) -> tuple[int, int]:
@@ -79,7 +83,8 @@ class Spec:
     @property
     def size(self) -> Size:
         """The size of a model of dense features, which never changes."""
-        return Size(self.features, self.classes, self.features, self.classes)
+        width = self.features
+        return Size(width, self.classes, width, self.classes, used=(0, width))
 
     @property
     def shape(self) -> tuple[int, int] | None:

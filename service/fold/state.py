@@ -51,7 +51,15 @@ def size_of(schema: Schema) -> Size:
     """Return how large the learners of rows with a schema are."""
     labels = len(schema.labels)
     room = 0 if schema.numeric_labels else _room(labels, LEAST_CLASSES)
-    return Size(_room(schema.width, LEAST_FEATURES), room, active_of(schema), labels)
+    codes = len(schema.singles)
+    return Size(
+        _room(schema.width, LEAST_FEATURES),
+        room,
+        active_of(schema),
+        labels,
+        _room(codes, LEAST_FEATURES),
+        (codes, schema.width),
+    )
 
 
 def _room(needed: int, least: int) -> int:
@@ -328,5 +336,7 @@ class State:
         self.drift.load(watched, drifts)
         for name, tensor in tensors.items():
             mine[name].copy_(tensor)
+        if self.served.families is not None:
+            self.served.families.ensemble.loaded()
         self.version, self.examples = version, examples
         self.byte_examples = byte_examples

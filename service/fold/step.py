@@ -13,12 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funnel.families.families import Proposed
+from funnel.families.interface import Examples, Given
 from funnel.graphs.execution import Execution
 from funnel.pool.loss import Gaussian, Pinball
 from funnel.pool.pool import Decision, Scored
 from funnel.pool.sparse import Inputs
 from funnel.tensorlists import weighted
-from service.fold.inputs import Upload, completed, filled, holds_bytes, labelled, scaled
+from service.fold.inputs import (
+    Upload,
+    completed,
+    filled,
+    given_of,
+    given_of_rows,
+    holds_bytes,
+    labelled,
+    scaled,
+)
 from service.fold.learner import Entries, Learner, with_entries
 from service.fold.networks import BUILT_IN
 from service.fold.report import Report
@@ -61,6 +72,14 @@ class Shadowed(NamedTuple):
     learns: Tensor
     """True if the shadow learns it, bool, 0-dim."""
     decision: Decision
+
+
+class Asked(NamedTuple):
+    """A batch as the families beyond the pool answer it."""
+
+    given: Given
+    """Its inputs, as they take them."""
+    proposed: Proposed
 
 
 class Outcome(NamedTuple):
@@ -221,7 +240,11 @@ class Fold:
         if (passes := self._compact.get(pools)) is None:
             passes = self._compact[pools] = Passes(state, learners, self.execution)
         entries = {name: one.entries for name, one in chosen.items()}
-        outcome = self.learn(passes, dense, labels, weights, entries)
+        given = None
+        if state.served.families is not None:
+            size, (mean, scale) = state.size, self._unit()
+            given = given_of_rows(encoded, size.codes, size.features, mean, scale)
+        outcome = self.learn(passes, dense, labels, weights, entries, given)
         for name, learner in state.learners().items():
             learner.give_back(chosen[name])
         return outcome
@@ -233,6 +256,7 @@ class Fold:
         labels: Tensor,
         importance: Tensor | None = None,
         entries: Mapping[str, Entries | None] | None = None,
+        given: Given | None = None,
     ) -> Outcome:
         """Pass a batch to all learners.
 
@@ -242,6 +266,8 @@ class Fold:
             labels: [n], classes, int64, or numbers, fp32.
             importance: weights of the examples, fp32 [n]; None for 1.
             entries: the keys of rows as inputs, by learner; None for dense features.
+            given: rows as the served model's families take them; None for dense features, and
+                where it has none.
         """
         target, numbers = self.state.target, labels
         if target is not None:
@@ -252,11 +278,15 @@ class Fold:
         of = entries or {}
         own = of.get(SERVED)
         self._seed()
+        proposed = self._propose(inputs, labels, importance, given)
+        others = None if proposed is None else proposed.proposed.probabilities
         keep, finite, accuracy, loss, floor, dense, decision = passes.observe(
-            inputs, labels, importance, own
+            inputs, labels, importance, own, others
         )
         if not on_host or keep:
             learners[SERVED].update(with_entries(dense, own), labels, decision)
+            if proposed is not None:
+                self._learn_families(proposed, dense, labels, importance)
         for name, shadow in passes.shadows.items():
             self._seed()
             prepared = with_entries(dense, of.get(name))
@@ -269,6 +299,34 @@ class Fold:
                 for learner in learners.values():
                     learner.rescale(ratio, shift)
         return Outcome(keep, accuracy, loss, floor)
+
+    def _unit(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return mean and scale of the inputs as they are now; None if they stay as they come."""
+        if not self.state.spec.standardize:
+            return None, None
+        standardizer = self.state.standardizer
+        return standardizer.mean.clone(), standardizer.scale
+
+    def _propose(
+        self, inputs: Tensor, labels: Tensor, importance: Tensor | None, given: Given | None
+    ) -> "Asked | None":
+        """Ask the families beyond the pool for their answers, if there are any."""
+        state = self.state
+        families = state.served.families
+        if families is None:
+            return None
+        given = given_of(inputs, *self._unit()) if given is None else given
+        prepared = prepared_of(state, inputs)
+        return Asked(given, families.answer(prepared, given, labels, importance))
+
+    def _learn_families(
+        self, asked: "Asked", prepared: Tensor, labels: Tensor, importance: Tensor | None
+    ) -> None:
+        state = self.state
+        assert state.served.families is not None, "they were asked"
+        weights = torch.ones(len(labels)) if importance is None else importance
+        examples = Examples(asked.given, labels, weights, (state.spec.seed, state.version))
+        state.served.families.learn(prepared, examples, asked.proposed)
 
     def _seed(self) -> None:
         """Seed the draws of a user's module, such as dropout, by the step, so that replay repeats
@@ -323,6 +381,7 @@ def observe(
     labels: Tensor,
     importance: Tensor | None = None,
     entries: Entries | None = None,
+    others: Tensor | None = None,
 ) -> Observed:
     """Score a batch with the served learner, decide on it; update what is shared.
 
@@ -333,13 +392,10 @@ def observe(
         labels: [n], classes, int64, or standardized numbers, fp32.
         importance: weights of the examples, fp32 [n]; None for 1.
         entries: the keys of rows as inputs; None for dense features.
+        others: probabilities of the families beyond the pool, [E, n, C]; None without.
     """
-    prepared = inputs
-    if state.spec.standardize:
-        prepared = state.standardizer.standardized(inputs)
-    if state.spec.schema:
-        prepared = completed(prepared, state.size.features)
-    batch = served.score(with_entries(prepared, entries), labels, importance)
+    prepared = prepared_of(state, inputs)
+    batch = served.score(with_entries(prepared, entries), labels, importance, others)
     finite = batch.finite
     outcomes = judged(state, served, batch.scored, labels)
     loss, width = outcomes.losses.mean(), state.hyperparameters.loss_guard
@@ -357,9 +413,19 @@ def observe(
         scored = batch.scored
         answers, predicted = scored.answers, scored.labels
         state.calibration.learn(answers, predicted, labels, finite, keep, importance)
-    decision = served.decide(batch, keep)
+    decision = served.decide(batch, keep, labels)
     accuracy, floor = outcomes.correct.float().mean(), floors.mean()
     return Observed(keep, finite, accuracy, loss, floor, prepared, decision)
+
+
+def prepared_of(state: State, inputs: Tensor) -> Tensor:
+    """Return the dense inputs of the learners, fp32 [n, d]."""
+    prepared = inputs
+    if state.spec.standardize:
+        prepared = state.standardizer.standardized(inputs)
+    if state.spec.schema:
+        prepared = completed(prepared, state.size.features)
+    return prepared
 
 
 class Outcomes(NamedTuple):
@@ -475,4 +541,4 @@ def observe_shadow(
     counted = _counts(state, scored)
     found = outcomes._replace(losses=losses)
     score(state, shadow, batch.scored, found, labels, counted, known)
-    return Shadowed(learns, shadow.decide(batch, learns))
+    return Shadowed(learns, shadow.decide(batch, learns, labels))

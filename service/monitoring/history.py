@@ -81,7 +81,7 @@ class Point(BaseModel):
     checkpoint_age: Short | None
     """Seconds since the last checkpoint; None without one."""
     expert_weights: dict[str, Short]
-    """Weights by the names of the pool's experts; empty without a pool."""
+    """Weights by the names of the pool's experts, or of its families; empty without a pool."""
 
 
 class Item(NamedTuple):
@@ -144,7 +144,7 @@ class History:
             "backlog": backlog,
             "lag": lag_seconds(statistics, now),
             "checkpoint_age": checkpoint_age,
-            "expert_weights": statistics.served.expert_weights,
+            "expert_weights": statistics.served.family_weights or statistics.served.expert_weights,
         }
         point = Point.model_validate(values, from_attributes=True)
         self._version = statistics.version

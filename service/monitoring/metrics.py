@@ -69,6 +69,7 @@ GAUGES = {
         "Batches that an expert has learned since it began, or was renewed after a shift"
     ),
     "expert_weight": "Weight of an expert in the pool",
+    "family_weight": "Share of the answer that a family of experts has",
     "gain": "Quantiles of Funnel's gains p",
     "gain_at_bound_ratio": "Share of the gains at a bound",
     "gradient_norm": "Length of the last gradient",
@@ -259,6 +260,9 @@ def _optimizer(statistics: Statistics) -> Iterable[Metric]:
         yield _family("expert_weight", ["expert"], weights)
         ages = {(name,): age for name, age in served.expert_ages.items()}
         yield _family("expert_age_batches", ["expert"], ages)
+    if families := served.family_weights:
+        own = {(name,): weight for name, weight in families.items()}
+        yield _family("family_weight", ["family"], own)
 
 
 def _single(name: str, value: float) -> Metric:

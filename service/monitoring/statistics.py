@@ -58,9 +58,22 @@ class LearnerStatistics:
     """Scores of predicted numbers; None for classes."""
     tensors: dict[str, TensorStatistics]
     expert_weights: dict[str, float]
-    """Weights by the names of the pool's experts; empty without a pool."""
+    """Weights by the names of the pool's experts; empty without a pool. With families, how much of
+    the answer each expert has (`funnel.families.mixture.Weights.shares`); a name begins with its
+    family and a slash."""
     expert_ages: dict[str, int]
-    """Batches learned since each expert began, by the same names."""
+    """Batches learned since each expert began, by the same names; of families, those of the linear
+    experts alone."""
+
+    @property
+    def family_weights(self) -> dict[str, float]:
+        """How much of the answer each family has; empty without families."""
+        found: dict[str, float] = {}
+        for name, weight in self.expert_weights.items():
+            family, slash, _ = name.partition("/")
+            if slash:
+                found[family] = found.get(family, 0.0) + weight
+        return found
 
 
 @dataclass(frozen=True)
@@ -184,6 +197,10 @@ def _learner(learner: Learner, found: PoolTelemetry) -> LearnerStatistics:
     names = learner.expert_names
     weights = dict(zip(names, found["weights"].tolist(), strict=False))
     ages = dict(zip(names, found["ages"].tolist(), strict=False))
+    if (families := learner.families) is not None:
+        shares = families.mixture.weights.shares().tolist()
+        weights = dict(zip(families.names, shares, strict=True))
+        ages = dict(zip(families.names, found["ages"].tolist(), strict=False))
     numbers = None if learner.numbers is None else learner.numbers.read()
     return LearnerStatistics(learner.scores.measure(), numbers, tensors, weights, ages)
 

@@ -27,7 +27,7 @@ from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 SETTINGS = ROOT / "service/docs/settings.md"
 METRICS = ROOT / "service/docs/metrics.md"
 SERVICE = {"features": 3, "classes": 2, "batch_size": 100, "shadow": "adagrad"}
-OF_ROWS = {"schema": "auto", "table_bits": 10, "batch_size": 2}
+OF_ROWS = {"model": "auto", "schema": "auto", "table_bits": 10, "batch_size": 2}
 MAX_BATCHES = 400
 """Batches of 100 in which the drift must have been found and recovered from."""
 
@@ -78,7 +78,7 @@ def _labels(family: Metric) -> list[str]:
 
 
 def scrape_all() -> list[str]:
-    """Return ``/metrics`` of a service of dense features, and of one of rows."""
+    """Return ``/metrics`` of a service of dense features, and of one of rows and all families."""
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as directory,  # short enough for a socket
         serving(Path(directory) / "dense", **SERVICE) as dense,
@@ -93,6 +93,7 @@ def scrape_rows(service: ServiceProcess) -> str:
     with service.client() as client:
         client.post("/learn", json={"rows": rows, "labels": labels})
         wait_for(lambda: "\nfunnel_key_collision_ratio " in client.get("/metrics").text)
+        wait_for(lambda: "\nfunnel_family_weight{" in client.get("/metrics").text)
         return client.get("/metrics").text
 
 

@@ -47,7 +47,8 @@ def test_a_checkpoint_of_an_older_format_opens_and_goes_on(name: str, is_exact: 
     found = go_on(CHECKPOINTS / f"{name}.safetensors")
     golden = read(OPENED)[name]
     assert found["learned"] == golden["learned"]
-    assert found["sha256"] == golden["sha256"]
+    # what older formats lack, such as magnitudes of inputs, is computed when they are opened
+    assert found["sha256"] == golden["sha256"] or not is_exact
     check(golden, found, None if is_exact else tolerance_of(name))
 
 

@@ -13,16 +13,19 @@ from tests.support.metrics import sample, scrape
 from tests.support.states import CPU, step
 
 
-@pytest.mark.parametrize("optimizer", ["pool", "funnel"])
+@pytest.mark.parametrize(
+    ("model", "optimizer"), [("logistic", "pool"), ("logistic", "funnel"), ("auto", "pool")]
+)
 def test_accuracy_in_the_metrics_is_that_of_the_fold_offline(
-    tmp_path: Path, optimizer: str
+    tmp_path: Path, model: str, optimizer: str
 ) -> None:
     stream = get("recurring", 3_000, "digits")
-    settings = load_settings({"optimizer": optimizer})
+    options = {"model": model, "optimizer": optimizer}
+    settings = load_settings(options)
     offline = State(settings.spec, settings.hyperparameters, CPU)
     for batch in stream.batches(settings.batch_size):
         step(offline, batch)
-    with serving(tmp_path, optimizer=optimizer) as service, service.client() as client:
+    with serving(tmp_path, **options) as service, service.client() as client:
         target = HTTPTarget(service.url)
         produce(stream.batches(70), target)  # how requests cut the stream does not matter
         target.close()

@@ -22,7 +22,7 @@ def a_row_spec(
 ) -> Spec:
     text = orjson.dumps((schema or Schema()).to_json(), option=orjson.OPT_SORT_KEYS).decode()
     experts = 6 if optimizer == "pool" else 0
-    hidden = (5,) if model == "mlp" else ()
+    hidden = (5,) if model in ("mlp", "auto") else ()
     return Spec(model, 0, 0, hidden, optimizer, True, 0, experts, text, bits)
 
 

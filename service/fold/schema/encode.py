@@ -69,6 +69,8 @@ class Encoded:
     """Values in columns that the schema does not have."""
     weights: Floats | None = None
     """float32 [n]; None for 1."""
+    singles: int = 0
+    """Keys that every row has, before all others: of categories, truth values, parts of times."""
     is_whole: bool = False
     """True if surely no dense value and no label is missing."""
 
@@ -147,6 +149,7 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
             missing[k],
             int(ignored[k]),
             batches[k].weights,
+            len(features),
         )
         for k, ((start, stop), (low, high)) in enumerate(
             zip(
@@ -211,7 +214,7 @@ def _encoded_numbers(
         missing = np.zeros(len(schema.columns), np.int64)
         nothing = (NO_ROWS, NO_KEYS, NO_VALUES, NO_COLUMNS)
         found.append(
-            Encoded(dense[own], *nothing, labels[own], missing, 0, batch.weights, is_whole)
+            Encoded(dense[own], *nothing, labels[own], missing, 0, batch.weights, is_whole=is_whole)
         )
     return found
 

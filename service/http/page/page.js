@@ -167,12 +167,18 @@ function drawOptimizer(kept, x, marks) {
   }, sayGains(chosen, now.tensors[chosen]?.gain_quantiles));
   const weights = Object.entries(now.expert_weights);
   if (!weights.length) return;
-  experts ??= new Chart(grid, { id: "experts", title: "Weight of the heaviest experts", format: (v) => `${Math.round(100 * v)} %`, floor: 0, ceiling: 1 });
+  experts ??= new Chart(grid, { id: "experts", title: weights[0][0] in FAMILIES ? "Share of the answer by family" : "Weight of the heaviest experts", format: (v) => `${Math.round(100 * v)} %`, floor: 0, ceiling: 1 });
   experts.show({
     x, marks,
     lines: heaviest(kept).map((name) => ({ name, values: kept.map((p) => p.expert_weights[name]) })),
   }, sayExperts(weights));
 }
+
+// Families of experts, in words.
+const FAMILIES = {
+  linear: "linear experts", mlp: "networks", trees: "trees", neighbours: "neighbours",
+  frequencies: "label frequencies",
+};
 
 function heaviest(kept) {
   const most = (name) => Math.max(...kept.map((p) => p.expert_weights[name] ?? 0));
@@ -181,6 +187,11 @@ function heaviest(kept) {
 }
 
 function sayExperts(weights) {
+  if (weights[0][0] in FAMILIES) {
+    const shares = [...weights].sort((a, b) => b[1] - a[1]);
+    const said = shares.map(([name, share]) => `${FAMILIES[name]} ${percent(share)}`);
+    return `Who carries the answer now: ${said.join(", ")}.`;
+  }
   const [name, weight] = weights.reduce((best, other) => (other[1] > best[1] ? other : best));
   return `${name} weighs most: ${percent(weight)} of ${weights.length} experts.`;
 }

@@ -130,6 +130,8 @@ class OptimizerAnswer(BaseModel):
     """Weighted means over the experts if the optimizer is a pool."""
     expert_weights: dict[str, float]
     """Weights of the pool's experts; empty without a pool."""
+    family_weights: dict[str, float]
+    """How much of the answer each family has; empty unless the model is auto."""
 
 
 class CheckpointAnswer(BaseModel):
@@ -229,6 +231,7 @@ async def optimizer(model: Running) -> dict[str, object]:
         "model_version": statistics.version if statistics else status.version,
         "tensors": statistics.served.tensors if statistics else {},
         "expert_weights": statistics.served.expert_weights if statistics else {},
+        "family_weights": statistics.served.family_weights if statistics else {},
     }
 
 

@@ -26,8 +26,14 @@ from streams.rows.rows import Chunk, Rows, join
 from tests.support.named import a_row_spec, a_row_state, extend, records, some_rows
 from tests.support.states import HYPERPARAMETERS, same_tensors, step
 
-MODELS = ("logistic", "mlp")
-LEARNERS = (("logistic", "pool"), ("mlp", "pool"), ("logistic", "funnel"), ("logistic", "adagrad"))
+MODELS = ("logistic", "mlp", "auto")
+LEARNERS = (
+    ("logistic", "pool"),
+    ("mlp", "pool"),
+    ("auto", "pool"),
+    ("logistic", "funnel"),
+    ("logistic", "adagrad"),
+)
 
 
 def fold(state: State, rows: Rows) -> None:

@@ -38,6 +38,20 @@ def test_resume_after_kill_is_bit_identical(tmp_path: Path, uninterrupted: Fold)
 
 
 @pytest.mark.slow
+def test_resume_after_kill_of_all_families_is_bit_identical(tmp_path: Path) -> None:
+    stream = get("agrawal", 1_500)
+    options = OPTIONS | {"model": "auto", "features": 9, "classes": 2}
+    folds = []
+    for name, kills in (("whole", 0), ("killed", 3)):
+        service = ServiceProcess(tmp_path / name, options)
+        try:
+            folds.append(fold(service, stream.batches(ENTRY), kills, seed=2, longest=0.8))
+        finally:
+            service.kill()
+    assert folds[0] == folds[1]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
 def test_resume_after_kill_on_redis_by_url_is_bit_identical(
     tmp_path: Path, uninterrupted: Fold

@@ -1,0 +1,1 @@
+"""Families of experts beyond one pool of networks, and the mixture of all."""

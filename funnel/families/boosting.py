@@ -1,0 +1,176 @@
+"""A forest that is boosted on a window of the stream: new trees come with every batch, old ones
+fade.
+
+A batch of 100 examples adds 2 trees; while there are few examples, so many more as cost the same.
+Each fits the gradient on examples of the window, among them the newest, and lets the older trees
+count a little less. The logits of the window's examples are kept, as each tree sees them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from funnel.families.forest import Forest, leaf_of
+from funnel.families.growing import features_of_tree, grow
+from funnel.families.memory import NEWEST, PRIOR_HALF_LIFE, Memory, Moved
+
+TREES_PER_100 = 2.0
+MOST_BOOST = 5.0
+"""Most times as many trees as that while there are few examples."""
+ROWS = 2_048
+"""Most examples that a tree is grown on."""
+IMPORTANCE_KEPT, IMPORTANCE_OF_GAIN = 0.995, 0.1
+"""How the importances of columns are averaged over trees."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which examples of the memory a forest is boosted on."""
+
+    newest: int
+    """The newest ones, at most so many."""
+    remembers: bool = False
+    """True if the sample of older ones belongs to it."""
+    rows: int = ROWS
+    trees: int = 100
+    """Most trees."""
+    fade: float = 0.02
+    """Share by which older trees count less with each new one."""
+
+
+class Boosted:
+    """A forest on a window.
+
+    Args:
+        window: of the stream.
+        memory: holds the examples.
+        usable: columns of the memory that trees may look at, int64 [d].
+    """
+
+    def __init__(self, window: Window, memory: Memory, usable: Tensor) -> None:
+        self.window, self.memory, self.usable = window, memory, usable
+        device, classes = memory.rows.device, len(memory.prior)
+        self.forest = Forest(window.trees, classes, device)
+        slots = len(memory.rows) if window.remembers else NEWEST
+        self.fitted = torch.zeros(slots, classes, device=device)
+        """Logits of the examples in the memory as the forest gives them, fp32 [slots, C]."""
+        self.prior = (memory.prior > 0).float()
+        """Decayed counts of the labels, fp32 [C]; 0 where a class is closed."""
+        self.counts = torch.zeros(2, dtype=torch.int64)
+        """On the host: examples of the window, and trees that were grown."""
+        self.credit = torch.zeros((), dtype=torch.float64)
+        """Trees that are due."""
+        self.seen = torch.zeros((), dtype=torch.int64)
+        """Examples since it began."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state by name, the tensors themselves."""
+        names = ("fitted", "prior", "counts", "credit", "seen")
+        return self.forest.tensors() | {name: getattr(self, name) for name in names}
+
+    @property
+    def grown(self) -> int:
+        """Trees that were grown since it began."""
+        return int(self.counts[1])
+
+    @property
+    def log_prior(self) -> Tensor:
+        """fp32 [C]; -inf where a class is closed."""
+        return (self.prior / self.prior.sum()).log()
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Return the logits of examples without those of the prior, fp32 [n, C]."""
+        return self.forest.logits(rows, self.grown)
+
+    def learn(
+        self, moved: Moved, logits: Tensor, importances: Tensor, generator: torch.Generator
+    ) -> None:
+        """Grow the trees that are due after a batch came into the memory.
+
+        Args:
+            moved: what the batch moved there.
+            logits: of its examples, as `logits` gave them before, fp32 [n, C].
+            importances: gains of the columns, fp32 [D]; those of the new trees are added.
+            generator: draws.
+        """
+        n = len(moved.slots)
+        moved.follow(self.fitted, logits)
+        self.prior.mul_(2.0 ** (-n / PRIOR_HALF_LIFE)).add_(self.memory.counted(moved.slots))
+        held = min(int(self.counts[0]) + n, self.window.newest)
+        self.counts[0] = held
+        self.seen += n
+        slots = self._slots(held)
+        m = min(len(slots), self.window.rows)
+        often = 1.0 if n >= 100 else min(4.0, max(1.0, 1000 / int(self.seen)))
+        boost = min(max(1.0, self.window.rows / m), MOST_BOOST)
+        due = float(self.credit) + n / 100 * often * TREES_PER_100 * boost
+        while due >= 1.0:
+            due -= 1.0
+            self._add_tree(slots, n, importances, generator)
+        self.credit.fill_(due)
+
+    def restart(self, newest: int) -> None:
+        """Forget all trees, and all of the window except its newest examples."""
+        slots = self.memory.newest(newest)
+        self.fitted[slots] = 0.0
+        self.forest.leaves.zero_()
+        self.counts.copy_(torch.tensor([len(slots), 0]))
+        self.seen.fill_(len(slots))
+        self.prior.copy_((self.prior > 0).float() + self.memory.counted(slots))
+
+    def become(self, other: "Boosted") -> None:
+        """Take the window and the trees of another one, of no more trees and a shorter window."""
+        slots = self.memory.newest(int(other.counts[0]))
+        self.fitted[slots] = other.fitted[slots]
+        for mine, theirs in zip(
+            self.forest.tensors().values(), other.forest.tensors().values(), strict=True
+        ):
+            mine.copy_(theirs)
+        self.prior.copy_(other.prior)
+        self.counts.copy_(other.counts)
+        self.seen.copy_(other.counts[0])
+
+    def _slots(self, held: int) -> Tensor:
+        """Return the slots of the window, int64."""
+        if self.window.remembers:
+            return torch.arange(self.memory.used)
+        return self.memory.newest(held)
+
+    def _add_tree(
+        self, slots: Tensor, new: int, importances: Tensor, generator: torch.Generator
+    ) -> None:
+        memory, forest, window = self.memory, self.forest, self.window
+        rows = slots
+        if len(slots) > window.rows:
+            newest = memory.newest(min(new, window.rows // 4))
+            drawn = torch.randint(len(slots), (window.rows - len(newest),), generator=generator)
+            rows = torch.cat([newest, slots[drawn]])
+        forest.leaves.mul_(1.0 - window.fade)
+        fitted = self.fitted[slots].mul_(1.0 - window.fade)
+        self.fitted[slots] = fitted
+        chosen = features_of_tree(self.usable, generator)
+        tree = grow(
+            memory.bins(rows, chosen),
+            memory.labels[rows],
+            memory.weights[rows],
+            self.fitted[rows] + self.log_prior,
+            chosen,
+            memory.edges[chosen],
+            generator,
+        )
+        grown = self.grown
+        place = grown % window.trees
+        features, thresholds = forest.features[place], forest.thresholds[place]
+        whole = memory.rows[slots]
+        if grown >= window.trees:
+            gone = leaf_of(features[None], thresholds[None], whole)[0]
+            fitted -= forest.leaves[place][gone]
+        features.copy_(tree.features)
+        thresholds.copy_(tree.thresholds)
+        forest.leaves[place] = tree.leaves
+        fitted += tree.leaves[leaf_of(features[None], thresholds[None], whole)[0]]
+        self.fitted[slots] = fitted
+        self.counts[1] = grown + 1
+        importances.mul_(IMPORTANCE_KEPT)
+        importances.index_add_(0, tree.features, IMPORTANCE_OF_GAIN * tree.gains)

@@ -1,0 +1,160 @@
+"""Trees, neighbours and frequencies together: exact, resumable, immutable once frozen."""
+
+import math
+
+import pytest
+import torch
+
+from funnel.families.ensemble import Ensemble, Layout
+from funnel.families.interface import Examples, Given, Scaling
+from funnel.families.trees import MOST_LAGS
+
+WIDTH, CLASSES = 5, 3
+
+
+def an_ensemble(classes: int = CLASSES) -> Ensemble:
+    return Ensemble(Layout(0, WIDTH, 0, WIDTH), torch.ones(classes, dtype=torch.bool))
+
+
+def a_batch(step: int, n: int = 100, turned: bool = False) -> Examples:
+    raw = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(step))
+    labels = (raw[:, 0] > 0.2).long() + ((raw[:, 1] * raw[:, 2]) > 0).long()
+    scaling = Scaling(torch.zeros(WIDTH), torch.ones(WIDTH), torch.ones(WIDTH))
+    return Examples(Given(raw, scaling), 2 - labels if turned else labels, torch.ones(n), (0, step))
+
+
+def taught(ensemble: Ensemble, steps: range, turned: bool = False) -> list[float]:
+    """Let it learn; return the accuracy of the trees of the long window, by batch."""
+    found = []
+    for step in steps:
+        batch = a_batch(step, turned=turned)
+        answered = ensemble.answers(batch.given)
+        found.append(
+            float((answered.probabilities[1].argmax(dim=1) == batch.labels).float().mean())
+        )
+        ensemble.learn(batch, answered)
+    return found
+
+
+def copies(ensemble: Ensemble) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in ensemble.tensors().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_equal_batches_give_equal_bits() -> None:
+    one, other = an_ensemble(), an_ensemble()
+    taught(one, range(60))
+    taught(other, range(60))
+    same(copies(one), copies(other))
+
+
+@pytest.mark.parametrize("at", [1, 7, 45, 95])
+def test_it_resumes_bit_for_bit_from_copies_of_its_tensors(at: int) -> None:
+    one, other = an_ensemble(), an_ensemble()
+    taught(one, range(at))
+    for name, tensor in one.tensors().items():
+        other.tensors()[name].copy_(tensor)
+    other.loaded()
+    taught(one, range(at, at + 8))
+    taught(other, range(at, at + 8))
+    same(copies(one), copies(other))
+    given = a_batch(999).given
+    assert torch.equal(
+        one.frozen().answers(given).probabilities, other.frozen().answers(given).probabilities
+    )
+
+
+def test_a_snapshot_answers_as_the_ensemble_did_and_never_changes() -> None:
+    ensemble, given = an_ensemble(), a_batch(999).given
+    frozen, expected = [], []
+    for step in range(0, 100, 4):  # across the end of the ring
+        taught(ensemble, range(step, step + 4))
+        frozen.append(ensemble.frozen())
+        expected.append(ensemble.answers(given).probabilities.clone())
+    for snapshot, answers in zip(frozen, expected, strict=True):
+        assert torch.equal(snapshot.answers(given).probabilities, answers)
+
+
+def test_trees_learn_what_no_line_separates_and_follow_a_reversal() -> None:
+    ensemble = an_ensemble()
+    before = taught(ensemble, range(60))
+    after = taught(ensemble, range(60, 120), turned=True)
+    assert sum(before[-10:]) / 10 > 0.9
+    assert sum(after[:2]) / 2 < 0.6
+    assert sum(after[30:]) / 30 > 0.85
+
+
+def test_a_batch_larger_than_the_ring_is_learned_in_parts() -> None:
+    ensemble = an_ensemble()
+    batch = a_batch(0, n=10_000)
+    ensemble.learn(batch, ensemble.answers(batch.given))
+    newest = ensemble.memory.rows[ensemble.memory.newest(10), MOST_LAGS:]
+    assert torch.equal(newest, batch.given.raw[-10:].flip(0))
+
+
+def test_an_example_of_weight_zero_is_not_learned() -> None:
+    one, other = an_ensemble(), an_ensemble()
+    batch = a_batch(0, n=60)
+    weights = torch.ones(60)
+    weights[::3] = 0.0
+    one.learn(batch._replace(weights=weights), one.answers(batch.given))
+    kept = weights > 0
+    part = batch._replace(
+        given=batch.given._replace(raw=batch.given.raw[kept]),
+        labels=batch.labels[kept],
+        weights=weights[kept],
+    )
+    other.learn(part, other.answers(part.given))
+    same(copies(one), copies(other))
+
+
+def test_a_batch_of_no_weight_changes_nothing() -> None:
+    ensemble = an_ensemble()
+    taught(ensemble, range(3))
+    before, batch = copies(ensemble), a_batch(3)
+    ensemble.learn(batch._replace(weights=torch.zeros(100)), ensemble.answers(batch.given))
+    same(before, copies(ensemble))
+
+
+def test_it_grows_without_a_change_of_its_answers() -> None:
+    small = Ensemble(Layout(1, WIDTH, 1, WIDTH), torch.tensor([True, True, True, False]))
+    given = []
+    for step in range(60):
+        batch = a_batch(step)
+        raw = torch.cat([torch.full((100, 1), 7.0), batch.given.raw], dim=1)
+        unit = torch.ones(1 + WIDTH)
+        batch = batch._replace(given=Given(raw, Scaling(0 * unit, unit, unit)))
+        small.learn(batch, small.answers(batch.given))
+        given.append(batch.given)
+    is_open = torch.tensor([True] * 3 + [False] * 5)
+    large = small.resized(Layout(4, 2 * WIDTH, 1, WIDTH), is_open)
+    asked = given[-1].raw
+    wide = torch.full((100, 4 + 2 * WIDTH), math.inf)
+    wide[:, :1], wide[:, 4 : 4 + WIDTH] = asked[:, :1], asked[:, 1:]
+    unit = torch.ones(4 + 2 * WIDTH)
+    before = small.answers(given[-1])
+    after = large.answers(Given(wide, Scaling(0 * unit, unit, unit)))
+    torch.testing.assert_close(after.logits[..., :4], before.logits)
+    assert float(after.probabilities[:, :, 4:].abs().max()) == 0.0
+    trees = slice(0, 3)
+    torch.testing.assert_close(after.probabilities[trees, :, :4], before.probabilities[trees])
+
+
+def test_wild_and_missing_numbers_leave_everything_finite() -> None:
+    ensemble = an_ensemble()
+    for step in range(12):
+        batch = a_batch(step)
+        batch.given.raw[::2, 0] = 1e18
+        batch.given.raw[1::2, 1] = -1e18
+        batch.given.raw[:, 2] = math.inf
+        answered = ensemble.answers(batch.given)
+        assert bool(torch.isfinite(answered.probabilities).all())
+        ensemble.learn(batch, answered)
+    for name, tensor in ensemble.tensors().items():
+        if name not in ("memory.rows", "memory.edges") and not name.endswith("thresholds"):
+            assert bool(torch.isfinite(tensor).all()), name

@@ -1,0 +1,117 @@
+"""The mixture of all families: stacks, frequencies, and the Fixed Share above them."""
+
+import math
+
+import numpy as np
+import torch
+
+from funnel.families.frequencies import FORGOTTEN, HALF_LIVES, Frequencies
+from funnel.families.interface import Examples, Given, Scaling
+from funnel.families.mixture import Mixture
+from funnel.families.stack import FLOOR, RIDGE, Stack, evidence, stacked
+
+TRUE = torch.tensor(True)
+
+
+def opinions(k: int, n: int, classes: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(k, n, classes, generator=generator).mul_(2).softmax(dim=2)
+
+
+def labels_of(n: int, classes: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(classes, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_stack_takes_the_newton_step_of_its_equation() -> None:
+    k, n, classes, horizon = 4, 30, 3, 500.0
+    given, labels = opinions(k, n, classes), labels_of(n, classes)
+    weights = torch.rand(n, generator=torch.Generator().manual_seed(2)) * 2
+    is_open = torch.ones(classes, dtype=torch.bool)
+    stack, prior = Stack(k, horizon, torch.device("cpu")), torch.tensor([0.4, 0.3, 0.2, 0.1])
+    seen = evidence(given, is_open)
+    answers = stacked(stack.weights, seen, is_open)
+    stack.learn(seen, answers, labels, weights, prior, TRUE)
+
+    x = np.log(np.maximum(given.double().numpy(), FLOOR)).transpose(1, 0, 2)
+    x -= x.mean(axis=2, keepdims=True)
+    a = np.full(k, 1 / k)
+    z = np.exp(np.einsum("k,nkc->nc", a, x))
+    p = z / z.sum(axis=1, keepdims=True)
+    hessian, gradient = np.zeros((k, k)), np.zeros(k)
+    for i in range(n):
+        mean = x[i] @ p[i]
+        w = float(weights[i])
+        hessian += w * ((x[i] * p[i]) @ x[i].T - np.outer(mean, mean))
+        gradient += w * (x[i][:, int(labels[i])] - mean)
+    total = float(weights.sum())
+    gradient += RIDGE * total / horizon * (prior.double().numpy() - a)
+    step = np.clip(np.linalg.solve(hessian + RIDGE * np.eye(k), gradient), -0.5, 0.5)
+    np.testing.assert_allclose(stack.weights.numpy(), a + step, atol=1e-5)
+    np.testing.assert_allclose(stack.hessian.numpy(), hessian, atol=1e-3)
+
+
+def test_closed_classes_have_no_probability() -> None:
+    is_open = torch.tensor([True, True, False, False])
+    given = opinions(5, 20, 2)
+    padded = torch.cat([given, torch.zeros(5, 20, 2)], dim=2)
+    mixture, small = Mixture(5, torch.device("cpu")), Mixture(5, torch.device("cpu"))
+    for _ in range(5):
+        labels = labels_of(20, 2)
+        mixed = mixture.weights.mix(padded, is_open)
+        assert bool((mixed.answers[:, 2:] == 0).all())
+        mixture.learn(mixed, padded, labels, torch.ones(20), TRUE)
+        other = small.weights.mix(given, is_open[:2])
+        small.learn(other, given, labels, torch.ones(20), TRUE)
+        torch.testing.assert_close(mixed.answers[:, :2], other.answers)
+
+
+def test_the_mixture_loses_little_to_its_best_part() -> None:
+    n, classes, k = 50, 3, 6
+    mixture, is_open = Mixture(k, torch.device("cpu")), torch.ones(classes, dtype=torch.bool)
+    totals = np.zeros(4)
+    for step in range(200):
+        labels, given = labels_of(n, classes, step), opinions(k, n, classes, step)
+        if step < 100:  # then the good expert turns into the worst
+            given[2] = given[2] * 0.2 + 0.8 * torch.nn.functional.one_hot(labels, classes)
+        mixed = mixture.weights.mix(given, is_open)
+        each = torch.cat([mixed.answers[None], mixed.parts])
+        own = each.gather(2, labels.expand(4, -1)[:, :, None])[:, :, 0]
+        totals += -own.log().sum(dim=1).double().numpy()
+        mixture.learn(mixed, given, labels, torch.ones(n), TRUE)
+    assert totals[0] <= totals[1:].min() + 0.01 * n * 200
+    assert totals[0] < n * 200 * math.log(classes)
+
+
+def test_a_batch_that_is_not_kept_changes_nothing() -> None:
+    mixture, is_open = Mixture(4, torch.device("cpu")), torch.ones(3, dtype=torch.bool)
+    before = {k: v.clone() for k, v in mixture.tensors().items()}
+    given = opinions(4, 10, 3)
+    mixed = mixture.weights.mix(given, is_open)
+    mixture.learn(mixed, given, labels_of(10, 3), torch.ones(10), torch.tensor(False))
+    for name, tensor in mixture.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_probabilities_of_zero_do_no_harm() -> None:
+    mixture, is_open = Mixture(3, torch.device("cpu")), torch.ones(2, dtype=torch.bool)
+    given = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])[:, None].repeat(1, 8, 1)
+    for _ in range(50):
+        mixed = mixture.weights.mix(given, is_open)
+        assert bool(torch.isfinite(mixed.answers).all())
+        mixture.learn(mixed, given, torch.tensor([0, 1] * 4), torch.ones(8), TRUE)
+    assert all(bool(torch.isfinite(t).all()) for t in mixture.tensors().values())
+
+
+def test_frequencies_decay_example_by_example() -> None:
+    labels = labels_of(40, 3)
+    frequencies = Frequencies(torch.ones(3, dtype=torch.bool))
+    scaling = Scaling(torch.zeros(1), torch.ones(1), torch.ones(1))
+    batch = Examples(Given(torch.zeros(40, 1), scaling), labels, torch.ones(40), (0, 0))
+    frequencies.learn(batch)
+    for place, half in enumerate(HALF_LIVES):
+        expected = np.full(3, 1 / 3)
+        for label in labels.tolist():
+            kept = 0.5 ** (1 / half)
+            expected = expected * kept + (1 - kept) * np.eye(3)[label]
+        expected = expected * (1 - FORGOTTEN) + FORGOTTEN / 3
+        np.testing.assert_allclose(frequencies.shares[place].numpy(), expected, atol=1e-5)
