@@ -55,6 +55,8 @@ class Upload:
 
 def labelled(encoded: Encoded) -> Encoded:
     """Return the rows whose label the schema knows."""
+    if encoded.is_whole:
+        return encoded
     is_number = encoded.labels.dtype.kind == "f"
     known = np.isfinite(encoded.labels) if is_number else encoded.labels >= 0
     if known.all():

@@ -126,19 +126,24 @@ class Standardizer:
             theirs[:, : mine.shape[1]] = mine
         return larger
 
-    def start_blank(self, inputs: Tensor) -> None:
-        """Start the features that are blank and have values in this batch, fp32 [n, d].
+    def start_blank(self, inputs: Tensor) -> bool:
+        """Start the features that are blank and have values in this batch.
 
-        Values of a feature that has none are NaN.
+        Args:
+            inputs: fp32 [n, d]. Values of a feature that has none are NaN.
+
+        Returns:
+            Whether no feature was blank; none will be again.
         """
         if not bool(self.is_blank.any()):
-            return
+            return True
         starts = self.is_blank & ~inputs.isnan().all(dim=0)
         if bool(starts.any()):
             fresh = Standardizer(inputs.shape[1], inputs.device)
             fresh.start(inputs)
             for mine, theirs in zip(self.tensors().values(), fresh.tensors().values(), strict=True):
                 mine.copy_(torch.where(starts, theirs, mine))
+        return False
 
     def start(self, inputs: Tensor) -> None:
         """Start from the first batch, fp32 [n, d]; `update` then takes it, too.

@@ -38,6 +38,7 @@ from service.fold.schema.schema import Schema
 from service.fold.scoring.classification import MOST_PENDING, UNKNOWN
 from service.fold.scoring.floors import MAJORITY
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
+from service.fold.standardizer import Standardizer
 from service.fold.state import KEY_BITS, KEY_BUCKETS, SERVED, State
 from service.fold.target import restored
 from streams.examples import AnyBatch
@@ -102,6 +103,8 @@ class Fold:
         self._upload = Upload(state.device)
         self._foreseen: list[tuple[Rows, Schema, Encoded]] = []
         """Rows that come next, in their order, encoded for a schema."""
+        self._started: tuple[Standardizer, int] | None = None
+        """A standardizer without blank features, and the version of the state that will have it."""
         self._prepared_for: Hyperparameters | None = None
         self._size: Size | None = None
         self._prepare()
@@ -213,8 +216,13 @@ class Fold:
             return Outcome(nothing.bool(), nothing, nothing, nothing + math.nan)
         dense = scaled(torch.from_numpy(encoded.dense).to(state.device))
         if state.spec.standardize:
-            dense = filled(dense, state.standardizer)
-            state.standardizer.start_blank(dense)
+            if not encoded.is_whole:
+                dense = filled(dense, state.standardizer)
+            if self._started != (state.standardizer, state.version):
+                is_started = state.standardizer.start_blank(dense)
+                self._started = (state.standardizer, state.version) if is_started else None
+            if self._started is not None:
+                self._started = (state.standardizer, state.version + 1)
         _count_keys(state, encoded)
         labels = torch.from_numpy(encoded.labels).to(state.device)
         if state.target is not None:
@@ -329,6 +337,8 @@ class Fold:
 
 def _count_keys(state: State, encoded: Encoded) -> None:
     """Count the keys of each column in the buckets of their hashes."""
+    if not len(encoded.keys):
+        return
     of_column = encoded.columns >= 0
     buckets = (encoded.keys[of_column] >> np.uint64(64 - KEY_BITS)).astype(np.int64)
     places = encoded.columns[of_column].astype(np.int64) * KEY_BUCKETS + buckets

@@ -181,7 +181,8 @@ def learned(state: State, features: Sequence[Weights]) -> list[Learned]:
             count = int(present[state.schema.dense[feature.place]])
         else:
             assert table is not None, "there are no keys without a table"
-            log_gain = table.rows.named()["log_gain"][feature.place, :, :labels]
+            row = table.rows.copied(torch.tensor([feature.place]))
+            log_gain = row["log_gain"][0, :, :labels]
             count = int(table.index.row_visits[feature.place])
         found.append(Learned(float((experts @ log_gain).mean().exp()), count))
     return found

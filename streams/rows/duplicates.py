@@ -19,14 +19,17 @@ BEFORE = np.frombuffer(b'" \t\r\n', np.uint8)
 """Characters between a key and its colon."""
 
 
-def check_duplicates(raw: bytes, kept: int, rows: int, is_lines: bool = False) -> None:
+def check_duplicates(
+    raw: bytes, kept: int, rows: int, is_lines: bool = False, has_pairs: bool = False
+) -> None:
     """Check that no object has a key twice.
 
     Args:
-        raw: a valid document with no objects but rows and one around them.
+        raw: a valid document with no objects but rows and one around them, or around each of them.
         kept: keys that the parser kept, in all objects.
         rows: how many there are.
         is_lines: whether each line is a document with one row.
+        has_pairs: whether there is an object around each row, and none around them all.
 
     Raises:
         InvalidBatchError: an object has a key twice; the message names the key.
@@ -36,7 +39,7 @@ def check_duplicates(raw: bytes, kept: int, rows: int, is_lines: bool = False) -
     if key_count(raw) == kept:
         return
     name, place = _first_duplicate(raw.decode(), is_lines)
-    index = place // 2 if is_lines else place
+    index = place // 2 if is_lines or has_pairs else place
     raise InvalidBatchError(
         f"the key {name[:SHOWN]!r} occurs twice in one object; send it once",
         name,

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from streams.batch import InvalidBatchError, Weights, check_weights
 from streams.rows.bounds import MAX_TEXT
 from streams.rows.names import canonical
+from streams.rows.numbers import Numbers
 from streams.rows.rows import Chunk, Rows
 
 
@@ -115,7 +116,7 @@ def labelled(rows: Rows, column: str) -> Rows:
     """
     chunks = []
     for chunk in rows.chunks:
-        found, rest = split_off(chunk.columns, column, "label")
+        found, rest = split_off(chunk, column, "label")
         chunks.append(Chunk(rest, column_labels(found), chunk.weights))
     return Rows(tuple(chunks))
 
@@ -136,7 +137,7 @@ def weighted(rows: Rows, column: str) -> Rows:
             raise InvalidBatchError(
                 "weights are given twice, in the body and as a column; give one", "weights"
             )
-        found, rest = split_off(chunk.columns, column, "weight")
+        found, rest = split_off(chunk, column, "weight")
         chunks.append(Chunk(rest, chunk.labels, column_weights(column, found)))
     return Rows(tuple(chunks))
 
@@ -145,7 +146,7 @@ def without(rows: Rows, names: Collection[str]) -> Rows:
     """Return rows without some columns, which need not be there."""
     chunks = []
     for chunk in rows.chunks:
-        own = chunk.columns.schema.names
+        own = chunk.names
         if not names or set(names).isdisjoint(own) or set(own) <= set(names):
             chunks.append(chunk)
             continue
@@ -154,26 +155,28 @@ def without(rows: Rows, names: Collection[str]) -> Rows:
     return Rows(tuple(chunks))
 
 
-def split_off(columns: pa.RecordBatch, column: str, use: str) -> tuple[pa.Array, pa.RecordBatch]:
+def split_off(chunk: Chunk, column: str, use: str) -> tuple[pa.Array, pa.RecordBatch | Numbers]:
     """Return a column, and the others.
 
     Args:
-        columns: all of them.
+        chunk: with all columns.
         column: its name.
         use: the parameter that names it, ``label`` or ``weight``.
 
     Raises:
         InvalidBatchError: it is not there.
     """
-    names = columns.schema.names
+    names = chunk.names
     if column not in names:
         raise InvalidBatchError(
             f"the rows have no column {column!r} that holds their {use}s, only "
             f"{', '.join(map(repr, names[:20]))}; name it with ?{use}=COLUMN",
             column,
         )
+    if isinstance(chunk.own, Numbers):
+        return chunk.own.split_off(column)
     place = names.index(column)
-    return columns.column(place), columns.remove_column(place)
+    return chunk.own.column(place), chunk.own.remove_column(place)
 
 
 def column_weights(name: str, column: pa.Array) -> Weights:

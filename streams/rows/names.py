@@ -7,7 +7,9 @@ import math
 import re
 
 INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
-"""The canonical texts that are answered as integers."""
+FLOAT = re.compile(r"-?[0-9]+([.][0-9]+)?(e-?[0-9]+)?")
+"""The canonical texts that are answered as numbers, if they are those of numbers."""
+BOOLEANS = {"true": True, "false": False}
 
 
 def canonical(value: bool | int | float | str) -> str:
@@ -28,10 +30,16 @@ def canonical(value: bool | int | float | str) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def answered(text: str) -> str | int:
-    """Return a label as answers show it: an integer if its text is one.
+def answered(text: str) -> bool | int | float | str:
+    """Return a label as answers show it: the boolean or number whose canonical text it is.
 
-    >>> [answered(text) for text in ("1", "007", "churn")]
-    [1, '007', 'churn']
+    >>> [answered(text) for text in ("1", "007", "churn", "true", "0.1", "1.0")]
+    [1, '007', 'churn', True, 0.1, '1.0']
     """
-    return int(text) if INTEGER.fullmatch(text) and abs(int(text)) < 1 << 53 else text
+    if text in BOOLEANS:
+        return BOOLEANS[text]
+    if INTEGER.fullmatch(text):
+        return int(text) if abs(int(text)) < 1 << 53 else text
+    if FLOAT.fullmatch(text) and math.isfinite(value := float(text)) and canonical(value) == text:
+        return value
+    return text

@@ -1,7 +1,7 @@
 """Rows written as JSON or NDJSON: an object a row, a key a column."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
 import orjson
@@ -35,6 +35,8 @@ Read = tuple[list[object], list[object], object]
 def from_json(raw: bytes, labelled: bool) -> Rows:
     """Read ``{"rows": [{…}, …], "labels": […]}``, or one row as ``{"row": {…}, "label": …}``.
 
+    A list of the latter has the rows of the same objects as lines of `from_ndjson`.
+
     With labels there may be ``weights``, or one ``weight``. A value is null, a boolean, a number or
     a string; a key that a row lacks is null.
 
@@ -47,11 +49,15 @@ def from_json(raw: bytes, labelled: bool) -> Rows:
         MemoryError: the document is too large to parse.
     """
     raw = raw.removeprefix(BOM)
-    check_containers(raw)
+    may_be_list = raw[:SHOWN].lstrip().startswith(b"[")
+    check_containers(raw, has_pairs=may_be_list)
+    has_weight: list[bool] = []
 
     def read(load: Loader) -> Read:
         document = load(raw)
-        is_one = isinstance(document, dict) and "row" in document
+        if isinstance(document, list) and document and _is_pair(document[0]):
+            return _one_by_one(document, labelled, has_weight)
+        is_one = _is_pair(document)
         names = ("row", "label", "weight") if is_one else ("rows", "labels", "weights")
         rows, labels, weights = _members(document, *names, labelled)
         if is_one:
@@ -64,7 +70,9 @@ def from_json(raw: bytes, labelled: bool) -> Rows:
 
     found, keys = rows_from(read, labelled)
     own = 1 + labelled + (found.weights is not None)
-    check_duplicates(raw, keys + own, len(found))
+    if has_weight:  # a list of pairs
+        own = len(found) * (1 + labelled) + sum(has_weight)
+    check_duplicates(raw, keys + own, len(found), has_pairs=bool(has_weight))
     return found
 
 
@@ -77,33 +85,51 @@ def from_ndjson(raw: bytes, labelled: bool) -> Rows:
         InvalidBatchError: as for `from_json`; the index counts rows.
     """
     raw = raw.removeprefix(BOM)
-
     has_weight: list[bool] = []
 
     def read(load: Loader) -> Read:
-        rows: list[object] = []
-        labels: list[object] = []
-        weights: list[object] = []
-        has_weight.clear()
-        for line in BytesIO(raw):
-            if not line.strip():
-                continue
-            if len(rows) == MAX_ROWS:
-                raise TooManyError(f"more than {MAX_ROWS:,} rows; send several requests")
-            try:
-                row, label, weight = _members(load(line), "row", "label", "weight", labelled)
-            except InvalidBatchError as error:
-                raise InvalidBatchError(str(error), error.field, len(rows)) from error
-            rows.append(row)
-            labels.append(label)
-            weights.append(1.0 if weight is None else weight)
-            has_weight.append(weight is not None)
-        return rows, labels, weights if any(has_weight) else None
+        documents = (load(line) for line in BytesIO(raw) if line.strip())
+        return _one_by_one(documents, labelled, has_weight)
 
     found, keys = rows_from(read, labelled)
     own = len(found) * (1 + labelled) + sum(has_weight)
     check_duplicates(raw, keys + own, len(found), is_lines=True)
     return found
+
+
+def _is_pair(document: object) -> bool:
+    return isinstance(document, dict) and "row" in document
+
+
+def _one_by_one(documents: Iterable[object], labelled: bool, has_weight: list[bool]) -> Read:
+    """Return the rows, labels and weights of ``{"row": {…}, "label": …}`` each.
+
+    Args:
+        documents: of JSON.
+        labelled: whether there are labels.
+        has_weight: is replaced by whether each has a weight.
+
+    Raises:
+        InvalidBatchError: one is no such object; the index counts them.
+    """
+    rows: list[object] = []
+    labels: list[object] = []
+    weights: list[object] = []
+    has_weight.clear()
+    try:
+        for document in documents:
+            if len(rows) == MAX_ROWS:
+                raise TooManyError(f"more than {MAX_ROWS:,} rows; send several requests")
+            row, label, weight = _members(document, "row", "label", "weight", labelled)
+            rows.append(row)
+            labels.append(label)
+            weights.append(1.0 if weight is None else weight)
+            has_weight.append(weight is not None)
+    except TooManyError:
+        raise
+    except InvalidBatchError as error:
+        raise InvalidBatchError(str(error), error.field, len(rows)) from error
+    return rows, labels, weights if any(has_weight) else None
 
 
 def parsed(raw: bytes) -> object:
@@ -228,13 +254,17 @@ def _members(
     return document[rows], document[labels] if labelled else [], document.get(weights)
 
 
-def check_containers(raw: bytes) -> None:
+def check_containers(raw: bytes, has_pairs: bool = False) -> None:
     """Check that a document is not made of millions of lists and objects, or of keys.
+
+    Args:
+        raw: the document.
+        has_pairs: whether there may be an object around each row.
 
     Raises:
         TooManyError: it has more than the most rows and columns have.
     """
-    most = MAX_ROWS + 3
+    most = MAX_ROWS * (1 + has_pairs) + 3
     if len(raw) <= most:
         return
     objects = raw.count(b"{")

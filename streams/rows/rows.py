@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from streams.batch import Weights, join_weights
 from streams.rows.bounds import MAX_COLUMNS
+from streams.rows.numbers import Numbers
 
 TYPES = (
     pa.null(),
@@ -20,21 +23,88 @@ TYPES = (
 """Types of columns; every reader converts to one of them. A missing value is null, never NaN."""
 
 
-@dataclass(frozen=True, eq=False)
+class _Coded:
+    """Labels that are coded once, when they are first needed."""
+
+    def __init__(self, labels: pa.StringArray | None) -> None:
+        self._labels = labels
+
+    @cached_property
+    def found(self) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """Distinct labels, and the index of each."""
+        assert self._labels is not None, "there are no labels"
+        coded = self._labels.dictionary_encode()
+        return coded.dictionary.to_pylist(), coded.indices.to_numpy()
+
+
 class Chunk:
-    """Rows whose columns have the same names and types, as one request or entry holds them."""
+    """Rows whose columns have the same names and types, as one request or entry holds them.
 
-    columns: pa.RecordBatch
-    """n rows; the names are unique and not empty, each type is one of TYPES."""
-    labels: pa.StringArray | None = None
-    """n canonical texts (see `streams.rows.names.canonical`), none missing; None without labels."""
+    Args:
+        columns: n rows; the names are unique and not empty, each type is one of TYPES.
+        labels: n canonical texts (see `streams.rows.names.canonical`), none missing; None without
+            labels.
+        weights: how much each row counts when it is learned, float32 [n]; see
+            `streams.batch.Batch`.
+    """
 
-    weights: Weights | None = None
-    """How much each row counts when it is learned, float32 [n]; see `streams.batch.Batch`."""
+    def __init__(
+        self,
+        columns: pa.RecordBatch | Numbers,
+        labels: pa.StringArray | None = None,
+        weights: Weights | None = None,
+    ) -> None:
+        self.own, self.labels, self.weights = columns, labels, weights
+        self._coded, self._start = _Coded(labels), 0
 
     def __len__(self) -> int:
         """Return the number of rows, n."""
-        return int(self.columns.num_rows)
+        return len(self.own) if isinstance(self.own, Numbers) else int(self.own.num_rows)
+
+    @property
+    def columns(self) -> pa.RecordBatch:
+        """The columns; reading them takes more time than reading `numbers`."""
+        return self.own.columns if isinstance(self.own, Numbers) else self.own
+
+    @property
+    def numbers(self) -> Numbers | None:
+        """The columns if all are floats without a missing value, and are held as such."""
+        own = self.own
+        return own if isinstance(own, Numbers) and own.others is None else None
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the columns."""
+        if isinstance(self.own, Numbers):
+            return self.own.names
+        names: list[str] = self.own.schema.names
+        return names
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of memory that the values hold, those of other rows in it included."""
+        if isinstance(self.own, Numbers):
+            return self.own.buffer_bytes
+        return int(self.own.get_total_buffer_size())
+
+    def part(self, start: int, stop: int) -> "Chunk":
+        """Return the rows from ``start`` up to ``stop``, without a copy."""
+        own, n = self.own, stop - start
+        columns = own.part(start, stop) if isinstance(own, Numbers) else own.slice(start, n)
+        labels = None if self.labels is None else self.labels.slice(start, n)
+        found = Chunk(columns, labels, None if self.weights is None else self.weights[start:stop])
+        found._coded, found._start = self._coded, self._start + start
+        return found
+
+    @property
+    def coded_labels(self) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """Distinct labels, in order of first appearance, and the index of each row's own, [n].
+
+        Rows that are a part of others share their list, and may lack some of it. Only rows with
+        labels have them.
+        """
+        words, codes = self._coded.found
+        return words, codes[self._start : self._start + len(self)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +120,12 @@ class Rows:
     @property
     def cells(self) -> int:
         """Number of cells."""
-        return sum(len(chunk) * chunk.columns.num_columns for chunk in self.chunks)
+        return sum(len(chunk) * len(chunk.names) for chunk in self.chunks)
 
     @property
     def buffer_bytes(self) -> int:
         """Bytes of memory that the values hold, those of other rows in it included."""
-        return sum(int(chunk.columns.get_total_buffer_size()) for chunk in self.chunks)
+        return sum(chunk.buffer_bytes for chunk in self.chunks)
 
     @property
     def weights(self) -> Weights | None:
@@ -69,9 +139,7 @@ class Rows:
             n = len(chunk)
             low, high = max(start, 0), min(stop, n)
             if low < high:
-                labels = None if chunk.labels is None else chunk.labels.slice(low, high - low)
-                weights = None if chunk.weights is None else chunk.weights[low:high]
-                found.append(Chunk(chunk.columns.slice(low, high - low), labels, weights))
+                found.append(chunk.part(low, high))
             start, stop = start - n, stop - n
         return Rows(tuple(found))
 

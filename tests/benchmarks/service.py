@@ -22,6 +22,7 @@ of one round.
 - **recovery**: `funnel serve` and its log are killed and started again.
 - **rows**: named rows over HTTP, beside Vowpal Wabbit and beside dense features, and their memory.
 - **checkpoints**: of a table of a million rows, of which one in a hundred changes, in this process.
+- **renewal**: of experts with a table of a million rows, in this process.
 - **table**: whole steps on sparse inputs, 13 numbers and 26 categories in a table, in this process.
 
 What bounds the figures on two cores:
@@ -63,6 +64,7 @@ from tests.benchmarks.parts import (
     named,
     peers,
     recovery,
+    renewal,
     small,
     table,
 )
@@ -75,6 +77,7 @@ PARTS = {
     "recovery": recovery.run,
     "table": table.run,
     "checkpoints": checkpoints.run,
+    "renewal": renewal.run,
     "rows": lambda plan: f"{named.run(plan)}\n{small.small(plan)}",
 }
 

@@ -214,6 +214,15 @@ def test_a_bare_list_of_rows_is_answered_with_what_to_send(client: httpx.Client)
     assert client.post("/predict", content=body, headers=headers).status_code == 200
 
 
+def test_a_bare_list_of_labelled_rows_is_learned(client: httpx.Client) -> None:
+    rows = orjson.loads(
+        frame(0, 2).drop(columns="label").to_json(orient="records", date_format="iso")
+    )
+    pairs = [{"row": row, "label": "stay"} for row in rows]
+    answer = client.post("/learn?wait=applied", json=pairs).raise_for_status().json()
+    assert answer["accepted"] == 2
+
+
 def test_one_column_cannot_hold_both_labels_and_weights(client: httpx.Client) -> None:
     table, headers = frame(0).to_csv(index=False), {"Content-Type": "text/csv"}
     for query in ("label=age&weight=age", "weight=label"):

@@ -12,7 +12,8 @@ from funnel.pool.loss import Held, Loss
 from funnel.pool.pool import predicted
 from funnel.pool.sparse import arranged
 from funnel.pool.tables.index import KeyIndex, Keys, Numbers
-from funnel.pool.tables.rows import CHUNK
+from funnel.pool.tables.replacements import NO_REPLACEMENTS, Epochs, Replacements
+from funnel.pool.tables.rows import CHUNK, NewWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,12 @@ class Published:
     """Tensors that the loss had learned."""
     index: KeyIndex
     """Rows by key: it goes on learning, but only adds rows."""
+    epochs: tuple[Epochs, ...] = ()
+    """Epochs of the rows, by chunk."""
+    replacements: Replacements = NO_REPLACEMENTS
+    """The replacements that rows may have to take yet."""
+    start_of: NewWeights | None = None
+    """Returns the weights that rows start with."""
 
     @torch.no_grad()
     def outputs(
@@ -89,5 +96,10 @@ class Published:
         ends = np.searchsorted(rows, np.arange(1, len(self.chunks) + 1) * CHUNK)
         for number, own in enumerate(np.split(rows, ends[:-1])):
             if len(own):
-                parts.append(self.chunks[number][torch.from_numpy(own - number * CHUNK)])
+                at = own - number * CHUNK
+                part = self.chunks[number][torch.from_numpy(at)]
+                if self.start_of is not None:
+                    epochs = self.epochs[number][at]
+                    self.replacements.bring(part.numpy(), epochs, self.start_of, own)
+                parts.append(part)
         return torch.cat(parts).t()

@@ -6,7 +6,7 @@ through any other, and the rows are scattered again. Its width is rounded up, an
 the rows are zero, so that few shapes occur, and traces recur.
 
 Time passes per visit of a row: a batch that does not name it changes nothing of it. A renewal and a
-restart of an expert concern all its rows, and are written to all of them at once.
+restart of an expert concern all its rows; a row takes them when it is needed next.
 
     >>> import numpy as np
     >>> from torch import nn
@@ -36,6 +36,7 @@ from funnel.pool.stacked import fresh_state
 from funnel.pool.tables.index import KeyIndex, Keys, Numbers
 from funnel.pool.tables.pages import paged
 from funnel.pool.tables.published import Published
+from funnel.pool.tables.replacements import Epochs
 from funnel.pool.tables.rows import BLOCK, CHUNK, Field, Rows, scale_of
 
 KEYS, VISITS, COUNTS = "table.keys", "table.visits", "table.counts"
@@ -78,9 +79,11 @@ class Table:
         self._compacts: dict[int, _Compact] = {}
         self._named = np.zeros(0, dtype=np.bool_)
         """Scratch: the rows of a batch; all False between batches."""
-        self._positions = np.zeros(0, dtype=np.int64)
+        self._positions = np.zeros(0, dtype=np.int32)
         """Scratch: the column of each row of a batch."""
         self._chunks: list[Tensor] = []
+        self._epochs: list[Epochs] = []
+        """Copies of the weights and epochs of rows that were published."""
         self._published = -1
         """The look at the rows when they were last published."""
 
@@ -226,13 +229,15 @@ class Table:
         weights = self.rows.weights
         count = -(-self.rows.used // CHUNK)
         self._chunks += [weights[:0]] * (count - len(self._chunks))
-        del self._chunks[count:]
-        changed = self.rows.changed_since(self._published)
+        self._epochs += [self.rows.epochs[:0]] * (count - len(self._epochs))
+        del self._chunks[count:], self._epochs[count:]
+        changed = self.rows.written_since(self._published)
         self._published = self.rows.look()
         for number in np.unique(changed // (CHUNK // BLOCK)).tolist():
             stop = min((number + 1) * CHUNK, self.rows.used)
             own = weights[number * CHUNK : stop]
             self._chunks[number] = torch.from_numpy(paged(own.shape, np.float32)).copy_(own)
+            self._epochs[number] = self.rows.epochs[number * CHUNK : stop].copy()
         return Published(
             tuple(p.clone() for p in self.pool.parameters.values()),
             self.pool.mixing.log_weights.clone(),
@@ -241,6 +246,9 @@ class Table:
             self.pool.loss,
             {name: tensor.clone() for name, tensor in self.pool.held.items()},
             self.index,
+            tuple(self._epochs),
+            self.rows.of_weights,
+            self.rows.start_of,
         )
 
     def _chosen(
@@ -252,13 +260,14 @@ class Table:
     ) -> Chosen:
         if len(self._named) < self.rows.used:
             self._named = paged((len(self.rows.weights),), np.bool_)
-            self._positions = paged((len(self.rows.weights),), np.int64)
+            self._positions = paged((len(self.rows.weights),), np.int32)
         self._named[numbers] = True
         rows = self._named.nonzero()[0]
         self._named[rows] = False
         self._positions[rows] = np.arange(self.dense, self.dense + len(rows))
         spare = self.dense + padded(len(rows), LEAST_COLUMNS) - 1
-        inputs = arranged(dense, examples, self._positions[numbers], values, spare)
+        places = self._positions[numbers].astype(np.int64)
+        inputs = arranged(dense, examples, places, values, spare)
         return Chosen(torch.from_numpy(rows), inputs)
 
 

@@ -32,9 +32,12 @@ from service.fold.schema.keys import Keys, missing_key
 from service.fold.schema.kinds import Kind
 from service.fold.schema.schema import Schema
 from service.fold.schema.values import age, numbers
+from streams.rows.numbers import Values
 from streams.rows.rows import Rows, join
 
 NONE = np.empty(0, np.int64)
+NO_ROWS, NO_KEYS = np.empty(0, np.int32), np.empty(0, np.uint64)
+NO_VALUES, NO_COLUMNS = np.empty(0, np.float32), np.empty(0, np.int16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,8 @@ class Encoded:
     """float32 [n]; None for 1."""
     singles: int = 0
     """Keys that every row has, before all others: of categories, truth values, parts of times."""
+    is_whole: bool = False
+    """True if surely no dense value and no label is missing."""
 
 
 def encode(schema: Schema, rows: Rows) -> Encoded:
@@ -82,6 +87,8 @@ def encode(schema: Schema, rows: Rows) -> Encoded:
 def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
     """Return what `encode` returns for each batch; together they cost less than one by one."""
     rows = join(batches)
+    if (alone := _numbers_alone(schema, rows)) is not None:
+        return _encoded_numbers(schema, batches, alone, _labels(schema, rows))
     n, counts = len(rows), _Counts(batches)
     dense = np.full((n, schema.width), np.nan, np.float32)
     found = cells_of(rows, numbers=Numbers(dense, schema.numbers))
@@ -126,13 +133,7 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
     own = [feature.column for feature in schema.singles]
     of_fixed = np.array([*own, *[-1] * schema.pairs.shape[1]], np.int16)
     sparse, of_keys = _by_row(np.concatenate([single, crosses(schema, single)]), of_fixed, ragged)
-    labels: Indices | Floats = np.full(n, -1, np.int64)
-    labelled = labels_of(rows)
-    if schema.numeric_labels:
-        labels = np.full(n, np.nan, np.float32)
-        labels[labelled.rows] = label_numbers(labelled.values)
-    else:
-        labels[labelled.rows] = schema.codes(labelled.values)
+    labels = _labels(schema, rows)
     ignored = sum(
         (counts.of(c.rows) for name, own in found.items() if name not in schema.index for c in own),
         np.zeros(len(batches), np.int64),
@@ -158,6 +159,64 @@ def encode_each(schema: Schema, batches: Sequence[Rows]) -> list[Encoded]:
             )
         )
     ]
+
+
+def _labels(schema: Schema, rows: Rows) -> Indices | Floats:
+    """Return the labels of rows, as `Encoded` holds them."""
+    if not schema.numeric_labels:
+        return schema.codes(rows)
+    labelled = labels_of(rows)
+    labels = np.full(len(rows), np.nan, np.float32)
+    labels[labelled.rows] = label_numbers(labelled.values)
+    return labels
+
+
+def _numbers_alone(schema: Schema, rows: Rows) -> Floats | None:
+    """Return the dense values of rows, float32 [n, width], if that is all they have.
+
+    That is so if all columns of the schema are numbers, and the rows have all of them as floats,
+    none of which is missing. Otherwise the result is None.
+    """
+    found: list[tuple[Values, Indices | slice]] = []
+    for chunk in rows.chunks:
+        if chunk.numbers is None or (places := schema.places_of(chunk.numbers.names)) is None:
+            return None
+        found.append((chunk.numbers.values, places))
+    if not len(rows):
+        return None
+    dense = np.empty((len(rows), schema.width), np.float32)
+    start = 0
+    for values, places in found:
+        own = dense[start : (start := start + values.shape[1])]
+        own[:] = values[places].T if values.dtype == np.float32 else _singles(values[places]).T
+    return dense
+
+
+def _singles(values: Values) -> Floats:
+    return values.clip(-LARGEST, LARGEST).astype(np.float32)
+
+
+def _encoded_numbers(
+    schema: Schema, batches: Sequence[Rows], dense: Floats, labels: Indices | Floats
+) -> list[Encoded]:
+    """Return the rows of each batch, all of whose values are numbers.
+
+    Args:
+        schema: of the rows.
+        batches: of rows.
+        dense: float32 [n, width], of all batches.
+        labels: of all batches.
+    """
+    found, start = [], 0
+    is_whole = bool(np.isfinite(labels).all() if schema.numeric_labels else labels.min() >= 0)
+    for batch in batches:
+        own = slice(start, start := start + len(batch))
+        missing = np.zeros(len(schema.columns), np.int64)
+        nothing = (NO_ROWS, NO_KEYS, NO_VALUES, NO_COLUMNS)
+        found.append(
+            Encoded(dense[own], *nothing, labels[own], missing, 0, batch.weights, is_whole=is_whole)
+        )
+    return found
 
 
 class _Counts:

@@ -19,6 +19,7 @@ WANTED = {
     Kind.BOOL: ("true or false", "true or false"),
 }
 """Names of the kinds that some values do not have, and what to send for them."""
+FLOAT = pa.float64()
 LONGEST = 40
 """Characters of a value, and names of columns or labels, that a message shows at most."""
 
@@ -31,7 +32,7 @@ def unknown_column(rows: Rows, known: Collection[str]) -> None:
     """
     start = 0
     for chunk in rows.chunks:
-        for name in chunk.columns.schema.names:
+        for name in chunk.names:
             if name not in known and len(chunk):
                 raise InvalidBatchError(
                     f"unknown column {_short(name)}{_close(name, known)} New columns are rejected "
@@ -72,12 +73,14 @@ def check_cells(rows: Rows, kinds: Mapping[str, Kind]) -> None:
 
 def _doubtful(rows: Rows, kinds: Mapping[str, Kind]) -> set[str]:
     """Return the columns that may hold values of a wrong kind, by the types of the columns."""
-    return {
-        field.name
-        for chunk in rows.chunks
-        for field in chunk.columns.schema
-        if not fits(kinds.get(field.name), field.type)
-    }
+    found: set[str] = set()
+    for chunk in rows.chunks:
+        if chunk.numbers is not None:
+            types = dict.fromkeys(chunk.names, FLOAT)
+        else:
+            types = {field.name: field.type for field in chunk.columns.schema}
+        found |= {name for name, of in types.items() if not fits(kinds.get(name), of)}
+    return found
 
 
 def fits(kind: Kind | None, of: pa.DataType) -> bool:

@@ -41,6 +41,9 @@ MAX_CROSSED = 64
 """Category columns that ALL crosses, the first ones."""
 POLICIES = ("crosses", "label", "new_columns", "new_labels", "max_classes", "max_columns")
 """Fields of a schema that an operator may change."""
+NONE = np.empty(0, np.int64)
+MOST_FORMS = 64
+"""Orders of columns that are remembered; clients send the same again and again."""
 OTHER = "other"
 """The label of all labels beyond the limit, under the policy of that name."""
 
@@ -169,6 +172,11 @@ class Schema:
     def _kinds(self) -> dict[str, Kind]:
         return {c.name: c.kind for c in self.columns if c.kind is not None}
 
+    @cached_property
+    def _places(self) -> dict[tuple[str, ...], Indices | slice | None]:
+        """The results of `places_of`."""
+        return {}
+
     def _side(self, name: str) -> list[int]:
         column, part = self.index.get(name), ""
         if column is None:
@@ -291,7 +299,9 @@ class Schema:
         """
         found: list[Change] = []
         room = self._room()
-        for name, cells in cells_of(rows, skip=self._kinds).items():
+        kinds = self._kinds
+        is_known = all(kinds.keys() >= set(chunk.names) for chunk in rows.chunks)
+        for name, cells in ({} if is_known else cells_of(rows, skip=kinds)).items():
             k, kind = self.index.get(name), infer(cells)
             if k is not None and kind is not None:
                 found.append(SetKind(name, kind))
@@ -317,7 +327,7 @@ class Schema:
         check_cells(rows, self._kinds)
         if self.numeric_labels:
             check_numeric_labels(rows)
-        elif self.new_labels is not LabelPolicy.OTHER:
+        elif self.new_labels is not LabelPolicy.OTHER and not self.knows_labels(rows):
             limit = self.max_classes if self.new_labels is LabelPolicy.GROW else 0
             check_labels(rows, self.label_index, limit)
 
@@ -335,13 +345,48 @@ class Schema:
             return not np.isnan(label_numbers(pa.array(labels, pa.string()))).any()
         return all(label in self.label_index for label in labels)
 
-    def codes(self, labels: pa.StringArray) -> Indices:
-        """Return the index of each of n labels, int64 [n]; -1 where the schema has none for it."""
-        found = labels.dictionary_encode()
-        other = self._other
-        known = [self.label_index.get(text, other) for text in found.dictionary.to_pylist()]
-        codes: Indices = np.array(known, np.int64)[found.indices.to_numpy()]
-        return codes
+    def codes(self, rows: Rows) -> Indices:
+        """Return the index of each row's label, int64 [n]; -1 where the schema has none for it."""
+        found, other = [NONE], self._other
+        for chunk in rows.chunks:
+            if chunk.labels is None:
+                found.append(np.full(len(chunk), -1, np.int64))
+            else:
+                words, codes = chunk.coded_labels
+                known = [self.label_index.get(text, other) for text in words]
+                found.append(np.array(known, np.int64)[codes])
+        return np.concatenate(found)
+
+    def knows_labels(self, rows: Rows) -> bool:
+        """Return whether the schema surely has every label of rows."""
+        return all(
+            chunk.labels is None or all(text in self.label_index for text in chunk.coded_labels[0])
+            for chunk in rows.chunks
+        )
+
+    def places_of(self, names: tuple[str, ...]) -> Indices | slice | None:
+        """Return which of the given columns lies in each dense place, int64 [width].
+
+        Args:
+            names: of columns.
+
+        Returns:
+            A slice of all, if that is their order. None unless they are all of the schema's
+            columns, and all of those are numbers.
+        """
+        if names not in self._places:
+            found: Indices | slice | None = None
+            if len(names) == len(self.columns) == len(self.numbers) == self.width:
+                index = {name: k for k, name in enumerate(names)}
+                of_place = [index.get(self.columns[column].name, -1) for column in self.dense]
+                if of_place == [*range(len(names))]:
+                    found = slice(None)
+                elif -1 not in of_place:
+                    found = np.array(of_place, np.int64)
+            if len(self._places) >= MOST_FORMS:
+                self._places.clear()
+            self._places[names] = found
+        return self._places[names]
 
     @property
     def _other(self) -> int:
@@ -357,7 +402,8 @@ class Schema:
         return min(MAX_LATE - late, self.max_columns - len(self.columns))
 
     def _new_labels(self, rows: Rows) -> tuple[str, ...]:
-        if self.numeric_labels or self.new_labels is LabelPolicy.REJECT:
+        is_closed = self.numeric_labels or self.new_labels is LabelPolicy.REJECT
+        if is_closed or self.knows_labels(rows):
             return ()
         seen = labels_of(rows).values.unique().to_pylist()
         new = [name for name in seen if name not in self.label_index]

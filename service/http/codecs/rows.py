@@ -30,6 +30,9 @@ HELD_AS_COLUMN = (CSV, ARROW)
 KEY = re.compile(rb'"(features|rows?)"\s*:')
 """The first of these keys is the body's own: what comes before it are labels and weights."""
 LENGTH = Struct("<I")
+MAX_ARROW = 256 << 10
+"""Bytes of the longest Arrow stream that is decoded in this process: its numbers are arrays
+already, and to hand them to another process and back takes longer than to read them."""
 FEW_LABELS = 1_000
 """Most distinct labels that come back in a list."""
 
@@ -97,7 +100,7 @@ def _pack(found: Rows | Packed, options: bytes) -> tuple[int, bytes]:
     assert chunk.labels is not None
     labels = chunk.labels.unique()
     facts = {
-        "types": {field.name: entry.letter_of(field.type) for field in chunk.columns.schema},
+        "types": entry.letters_of(chunk),
         "labels": labels.to_pylist() if len(labels) <= FEW_LABELS else None,
     }
     written = orjson.dumps(facts)
@@ -137,10 +140,14 @@ def _checked(
 
 
 def _codec(
-    media_type: str, read: Callable[[bytes], Rows], content: dict[str, Any], wire: Wire[T]
+    media_type: str,
+    read: Callable[[bytes], Rows],
+    content: dict[str, Any],
+    wire: Wire[T],
+    max_in_process: int = MAX_IN_PROCESS,
 ) -> Codec[T]:
     return Codec(
-        media_type, partial(_checked, read), content, max_in_process=MAX_IN_PROCESS, wire=wire
+        media_type, partial(_checked, read), content, max_in_process=max_in_process, wire=wire
     )
 
 
@@ -180,7 +187,7 @@ def _codecs(is_labelled: bool, wire: Wire[T]) -> dict[str, Codec[T]]:
         _codec(MEDIA_TYPE, partial(_from_json, is_labelled), _json(is_labelled), wire),
         _codec(NDJSON, partial(_from_ndjson, is_labelled), _text(row), wire),
         _codec(CSV, _from_csv, _text(table), wire),
-        _codec(ARROW, _from_ipc, BINARY, wire),
+        _codec(ARROW, _from_ipc, BINARY, wire, MAX_ARROW),
     )
     return {codec.media_type: codec for codec in found}
 

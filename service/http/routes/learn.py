@@ -30,11 +30,14 @@ from service.trainer.waiters import Applied
 from streams.batch import InvalidBatchError, check, decode
 from streams.rows.entry import from_bytes, to_bytes
 from streams.rows.labels import has_fractions
+from streams.rows.numbers import Numbers
 from streams.rows.rows import Rows
 
 WAIT_SECONDS = 60.0
 CELLS_AT_ONCE = 20_000
 """Cells of rows that are checked and encoded on the event loop, in about a millisecond."""
+OF_NUMBERS = 16
+"""Cells of an array of numbers that cost as much as one cell of another kind."""
 
 router = APIRouter()
 
@@ -159,7 +162,7 @@ async def _examples(
             fitting: Examples | Rows = examples
         elif isinstance(examples, Packed) and _takes(model, examples):
             fitting = Examples(len(examples), examples.payload, Field.ARROW)
-        elif isinstance(examples, Rows) and examples.cells <= CELLS_AT_ONCE:
+        elif isinstance(examples, Rows) and _effort(examples) <= CELLS_AT_ONCE:
             fitting = _checked(model, named, examples, may_share)
         else:
             fitting = await asyncio.to_thread(_checked, model, named, examples, may_share)
@@ -167,6 +170,15 @@ async def _examples(
             assert isinstance(fitting, Examples), "rows of an open model share no entry"
             await _claim(model, fitting)
         yield fitting
+
+
+def _effort(rows: Rows) -> int:
+    """Return the number of cells, less those that cost next to nothing."""
+    cells = rows.cells
+    for chunk in rows.chunks:
+        if isinstance(chunk.own, Numbers):
+            cells -= chunk.own.values.size * (OF_NUMBERS - 1) // OF_NUMBERS
+    return cells
 
 
 def _refuse_columns(**queries: str | None) -> None:

@@ -49,7 +49,7 @@ class Contribution(BaseModel):
 class Predictions(BaseModel):
     """Predictions in the order of the examples."""
 
-    labels: list[int | str] | None = None
+    labels: list[bool | int | float | str] | None = None
     """Numbers of classes; the labels as they were sent if the model learns rows. A model that
     predicts numbers has `values` instead."""
     values: list[float] | None = None

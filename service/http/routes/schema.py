@@ -46,7 +46,7 @@ class SchemaAnswer(BaseModel):
     label: str
     """The column of the labels in CSV and Arrow."""
     columns: list[ColumnAnswer]
-    labels: list[int | str]
+    labels: list[bool | int | float | str]
     new_columns: str
     """add, ignore or reject."""
     new_labels: str

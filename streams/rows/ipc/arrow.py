@@ -1,8 +1,10 @@
 """Rows written as an Arrow IPC stream, and the conversion of Arrow's columns."""
 
 import re
+from collections.abc import Collection, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -11,16 +13,19 @@ from streams.rows.bounds import (
     EXACT,
     MAX_BYTES,
     SHOWN,
+    check_size,
     check_texts,
 )
 from streams.rows.ipc.flatbuffer import FlatbufferError
 from streams.rows.ipc.messages import check_stream
 from streams.rows.labels import column_labels
+from streams.rows.numbers import Numbers, Values
 from streams.rows.rows import Chunk, Rows
 from streams.rows.table import place_of_label, rows_of
 from streams.rows.times import TIME, check_times
 
 FLOAT, INTEGER = pa.float64(), pa.int64()
+FLOATS = (pa.float32(), FLOAT)
 INDEX = re.compile(r"__index_level_\d+__")
 """Names that pandas gives to its index, which is no column of the rows."""
 
@@ -53,20 +58,55 @@ def from_ipc(raw: bytes, label: str | None, labelled: bool) -> Rows:
         kept = [k for k, name in enumerate(names) if name == label or not INDEX.fullmatch(name)]
         names = [names[k] for k in kept]
         place = place_of_label(names, label, labelled)
-        columns = [
-            _column(name, [budget.decoded(name, batch.column(k)) for batch in batches])
+        floats, values = _whole_floats(
+            batches, kept if place is None else [*kept[:place], *kept[place + 1 :]]
+        )
+        columns = {
+            name: _column(name, [budget.decoded(name, batch.column(k)) for batch in batches])
             for k, name in zip(kept, names, strict=True)
-        ]
+            if k not in floats
+        }
     except InvalidBatchError:
         raise
     except (FlatbufferError, pa.ArrowException, OSError, ValueError) as error:
         raise InvalidBatchError(f"not an Arrow stream: {error}") from error
     labels = None
     if place is not None:
-        names.pop(place)
-        found = columns.pop(place)
+        found = columns.pop(names.pop(place))
         labels = column_labels(found) if labelled else None
-    return rows_of(names, columns, labels)
+    if not floats:
+        return rows_of(names, [*columns.values()], labels)
+    check_size(values.shape[1], len(names))
+    others = pa.RecordBatch.from_pydict(columns) if columns else None
+    return Rows((Chunk(Numbers(tuple(names), values, others), labels),))
+
+
+def _whole_floats(
+    batches: Sequence[pa.RecordBatch], places: Sequence[int]
+) -> tuple[Collection[int], Values]:
+    """Return which columns hold floats, all finite, and their values, [columns, n].
+
+    A single column is not worth it: there are none then.
+
+    Args:
+        batches: of the stream.
+        places: of columns that may be returned.
+    """
+    types = batches[0].schema.types
+    floats = [k for k in places if types[k] in FLOATS]
+    if len(floats) < 2:
+        return (), np.empty((0, 0))
+    parts = [
+        batch.select(floats).to_tensor(null_to_nan=True, row_major=False).to_numpy().T
+        for batch in batches
+    ]
+    values: Values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    is_finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(values))
+    if is_finite.all():
+        return frozenset(floats), values
+    is_whole: npt.NDArray[np.bool_] = np.logical_and.reduce(is_finite, axis=1)
+    whole = frozenset(k for k, fine in zip(floats, is_whole.tolist(), strict=True) if fine)
+    return whole if len(whole) > 1 else (), values[is_whole]
 
 
 class _Budget:

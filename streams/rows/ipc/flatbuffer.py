@@ -23,15 +23,15 @@ class Table:
     """
 
     def __init__(self, raw: bytes, place: int | None = None) -> None:
-        self._raw = raw
+        self.raw = raw
         self.place = self._get(U32, 0) if place is None else place
         self._fields = self.place - self._get(I32, self.place)
         self._end = self._get(U16, self._fields)
 
     def _get(self, kind: Struct, place: int) -> int:
-        if not 0 <= place <= len(self._raw) - kind.size:
-            raise FlatbufferError(f"an offset leads to byte {place} of {len(self._raw)}")
-        (value,) = kind.unpack_from(self._raw, place)
+        if not 0 <= place <= len(self.raw) - kind.size:
+            raise FlatbufferError(f"an offset leads to byte {place} of {len(self.raw)}")
+        (value,) = kind.unpack_from(self.raw, place)
         return int(value)
 
     def _field(self, index: int) -> int | None:
@@ -49,7 +49,7 @@ class Table:
     def table(self, index: int) -> "Table | None":
         """Return a table that a field leads to."""
         place = self._field(index)
-        return None if place is None else Table(self._raw, place + self._get(U32, place))
+        return None if place is None else Table(self.raw, place + self._get(U32, place))
 
     def _vector(self, index: int, size: int) -> tuple[int, int]:
         """Return the place of the first element of a vector, and their number."""
@@ -57,7 +57,7 @@ class Table:
             return 0, 0
         place += self._get(U32, place)
         count = self._get(U32, place)
-        if place + 4 + count * size > len(self._raw):
+        if place + 4 + count * size > len(self.raw):
             raise FlatbufferError(f"a vector of {count} elements is longer than the buffer")
         return place + 4, count
 
@@ -68,15 +68,15 @@ class Table:
     def text(self, index: int) -> bytes:
         """Return the bytes of a string."""
         place, count = self._vector(index, 1)
-        return self._raw[place : place + count]
+        return self.raw[place : place + count]
 
     def tables(self, index: int) -> "Iterator[Table]":
         """Yield the tables of a vector."""
         place, count = self._vector(index, 4)
         for k in range(place, place + 4 * count, 4):
-            yield Table(self._raw, k + self._get(U32, k))
+            yield Table(self.raw, k + self._get(U32, k))
 
     def structs(self, index: int, kind: Struct) -> list[tuple[int, ...]]:
         """Return the structs of a vector, each of which is aligned as its members are."""
         place, count = self._vector(index, kind.size)
-        return list(kind.iter_unpack(self._raw[place : place + count * kind.size]))
+        return list(kind.iter_unpack(self.raw[place : place + count * kind.size]))

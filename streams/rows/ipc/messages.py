@@ -6,8 +6,9 @@ format is https://arrow.apache.org/docs/format/Columnar.html#encapsulated-messag
 tables of Message.fbs and Schema.fbs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import Struct
 
 from streams.batch import InvalidBatchError, TooManyError
@@ -40,7 +41,10 @@ REFUSED = {
     16: "lists", 17: "maps", 18: "durations", 19: "binary values", 21: "lists",
     22: "runs; decode them", 23: "binary values", 25: "lists", 26: "lists",
 }  # fmt: skip
+NO_SCHEMA = "an Arrow stream must begin with a schema"
 OTHER_BUFFERS = "an Arrow batch has other buffers than its columns need"
+KNOWN_BYTES = 64 << 10
+"""Longest message with a schema that is remembered."""
 MIN_ROWS = 64
 """Rows that a batch counts for at least, since each costs memory of its own."""
 MAX_BATCHES = MAX_ROWS // MIN_ROWS
@@ -73,9 +77,9 @@ def check_stream(raw: bytes) -> None:
         raise InvalidBatchError("an Arrow file; send the stream format (pyarrow.ipc.new_stream)")
     messages = _messages(raw)
     head, _ = next(messages, (None, 0))
-    if head is None or head.number(1, U8) != SCHEMA or (schema := head.table(2)) is None:
-        raise InvalidBatchError("an Arrow stream must begin with a schema")
-    fields = _fields(schema)
+    if head is None:
+        raise InvalidBatchError(NO_SCHEMA)
+    fields = (_known_fields if len(head.raw) <= KNOWN_BYTES else _fields)(head.raw)
     found = _Sum()
     for message, size in messages:
         content, kind = message.table(2), message.number(1, U8)
@@ -119,7 +123,11 @@ def _messages(raw: bytes) -> Iterator[tuple[Table, int]]:
         place += size
 
 
-def _fields(schema: Table) -> list[_Field]:
+def _fields(message: bytes) -> tuple[_Field, ...]:
+    """Return the columns that the first message of a stream declares."""
+    head = Table(message)
+    if head.number(1, U8) != SCHEMA or (schema := head.table(2)) is None:
+        raise InvalidBatchError(NO_SCHEMA)
     if schema.number(0, I16):
         raise InvalidBatchError("the Arrow stream is big-endian; send it little-endian")
     count = schema.count(1)
@@ -144,7 +152,11 @@ def _fields(schema: Table) -> list[_Field]:
             raise TooManyError(f"the schema has more than {MAX_TEXT:,} bytes of metadata")
         fields.append(_field(name, table))
     check_names([each.name for each in fields])
-    return fields
+    return tuple(fields)
+
+
+_known_fields = lru_cache(64)(_fields)
+"""Most requests of a client have the schema of the one before."""
 
 
 def _field(name: str, table: Table) -> _Field:
@@ -179,7 +191,7 @@ def _metadata_size(table: Table, index: int) -> int:
     return size
 
 
-def _check_batch(batch: Table, fields: list[_Field], size: int, found: _Sum) -> int:
+def _check_batch(batch: Table, fields: Sequence[_Field], size: int, found: _Sum) -> int:
     """Return the number of rows."""
     rows = batch.number(0, I64)
     if rows < 0 or found.rows + rows > MAX_ROWS:
@@ -199,7 +211,7 @@ def _check_batch(batch: Table, fields: list[_Field], size: int, found: _Sum) -> 
     return rows
 
 
-def _check_dictionary(content: Table, fields: list[_Field], size: int, found: _Sum) -> None:
+def _check_dictionary(content: Table, fields: Sequence[_Field], size: int, found: _Sum) -> None:
     if content.number(2, I8):
         raise InvalidBatchError("an Arrow dictionary is sent in parts; send it whole")
     data = content.table(1)

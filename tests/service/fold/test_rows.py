@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from service.fold.state import State
 from service.fold.step import Fold
 from service.log.position import Progress
 from service.trainer.checkpoint import Checkpoint, decode, encode
+from streams.rows.numbers import Numbers
 from streams.rows.records import from_json
 from streams.rows.rows import Chunk, Rows, join
 from tests.support.named import a_row_spec, a_row_state, extend, records, some_rows
@@ -83,6 +85,31 @@ def test_columns_in_another_order_give_the_same_bits() -> None:
         fold(one, rows)
         extend(other, rows)
         step(other, Rows((Chunk(chunk.columns.select(names[::-1]), chunk.labels),)))
+    assert same_tensors(one.tensors(), other.tensors())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("is_late", [True, False])
+def test_an_array_of_numbers_gives_the_bits_of_its_columns(
+    dtype: type[np.float32], is_late: bool
+) -> None:
+    """In the schema's order and in another, while features start, and after a column has come."""
+    one, other = a_row_state(), a_row_state()
+    foreseen = Fold(other)
+    for k in range(8):
+        random = np.random.default_rng(k)
+        names = ["a", "b", *["late"] * (is_late and k > 3)][:: 1 if k % 2 else -1]
+        values = random.normal(size=(len(names), 30)).astype(dtype)
+        values[0, 0] = 1e30 if dtype is np.float32 else 1e300
+        labels = pa.array([str(word) for word in random.integers(0, 3, 30)])
+        array = Rows((Chunk(Numbers(tuple(names), values), labels),))
+        wide = dict(zip(names, values.astype(np.float64), strict=True))
+        columns = Rows((Chunk(pa.record_batch(wide), labels),))
+        fold(one, columns)
+        extend(other, array)
+        parts = [array.part(0, 30)]
+        foreseen.foresee([*parts, array])
+        foreseen.step(parts[0])
     assert same_tensors(one.tensors(), other.tensors())
 
 

@@ -1,5 +1,6 @@
 """An Arrow stream is read as what it holds, or refused before it costs anything."""
 
+import math
 import struct
 import tracemalloc
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from streams.batch import InvalidBatchError, TooManyError
 from streams.rows.bounds import MAX_BYTES, MAX_ROWS
 from streams.rows.ipc.arrow import from_ipc
-from streams.rows.rows import TYPES
+from streams.rows.labels import split_off
+from streams.rows.rows import TYPES, Chunk
 
 
 def stream(*batches: pa.RecordBatch, options: pa.ipc.IpcWriteOptions | None = None) -> bytes:
@@ -357,3 +359,43 @@ def test_the_index_of_pandas_is_no_column_of_the_rows() -> None:
         writer.write_table(table)
     rows = from_ipc(sink.getvalue(), "y", True)
     assert rows.chunks[0].columns.schema.names == ["a"]
+
+
+@given(st.data())
+def test_columns_of_floats_are_read_together_as_each_is_alone(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 5))
+    kinds = data.draw(
+        st.lists(
+            st.sampled_from(("float", "double", "halffloat", "int64", "bool")),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    floats = st.sampled_from((0.5, -2.0, float(np.float32(0.1)), math.nan, None))
+    cells = {"int64": st.integers(-9, 9), "bool": st.booleans()}
+    parts = []
+    for _ in range(data.draw(st.integers(1, 2))):
+        arrays = []
+        for kind in kinds:
+            values = data.draw(st.lists(cells.get(kind, floats), min_size=n, max_size=n))
+            arrays.append(pa.array(values, pa.type_for_alias(kind)))
+        parts.append(pa.RecordBatch.from_arrays(arrays, [f"c{k}" for k in range(len(kinds))]))
+    [found] = from_ipc(stream(*parts), None, False).chunks
+    alone = {
+        name: from_ipc(stream(*(part.select([name]) for part in parts)), None, False)
+        for name in parts[0].schema.names
+    }
+    assert found.columns.schema.names == parts[0].schema.names == list(found.names)
+    for name, [one] in ((name, rows.chunks) for name, rows in alone.items()):
+        assert found.columns[name].equals(one.columns[name])
+    name = data.draw(st.sampled_from(found.names))
+    column, rest = split_off(found, name, "label")
+    assert column.equals(found.columns[name])
+    assert Chunk(rest).columns.equals(found.columns.drop_columns([name]))
+
+
+def test_infinity_among_columns_of_floats_is_refused() -> None:
+    raw = stream(pa.record_batch({k: [1.0, math.inf if k == "b" else 2.0] for k in "abc"}))
+    with pytest.raises(InvalidBatchError, match="column 'b' holds inf") as caught:
+        from_ipc(raw, None, False)
+    assert (caught.value.field, caught.value.index) == ("b", 1)

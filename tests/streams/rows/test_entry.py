@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from streams.batch import InvalidBatchError, TooManyError
 from streams.rows.bounds import MAX_TEXT
 from streams.rows.entry import ALIGNMENT, MAGIC, from_bytes, to_bytes
+from streams.rows.numbers import Numbers
 from streams.rows.rows import TYPES, Chunk, Rows, join
 
 values: dict[pa.DataType, st.SearchStrategy[Any]] = {
@@ -77,6 +78,55 @@ def test_one_row_of_39_columns_takes_less_than_a_kilobyte() -> None:
     assert len(to_bytes(many)) < 1_000 * (13 * 8 + 26 * 9) + 700
 
 
+SINGLES = np.array([[0.5, -2.0, 1e-42], [3.0, float(np.float32(0.1)), -0.0]], np.float32)
+
+
+def test_floats_that_four_bytes_hold_take_four_and_are_the_same() -> None:
+    columns = {"a": SINGLES[0].astype(np.float64), "b": [0.1, 1e300, 0.5], "c": [0.25, None, 4.0]}
+    rows = Rows((Chunk(pa.record_batch(columns)),))
+    raw = to_bytes(rows)
+    assert b'"types":"gfG"' in raw
+    assert_same(from_bytes(raw), rows)
+    rows = Rows((Chunk(pa.record_batch({k: np.arange(1e3) for k in "abcd"})),))
+    assert len(to_bytes(rows)) < 4 * 4 * 1_000 + 100
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_an_array_of_numbers_has_the_bytes_of_its_columns(
+    dtype: type[np.float32], has_labels: bool
+) -> None:
+    values = SINGLES.astype(dtype)
+    if dtype is np.float64:
+        values[0, 1] = 0.1
+    labels = pa.array(["x", "y", "x"]) if has_labels else None
+    numbers = Rows((Chunk(Numbers(("a", "b"), values), labels, np.ones(3, np.float32)),))
+    columns = pa.record_batch(dict(zip("ab", values.astype(np.float64), strict=True)))
+    assert_same(numbers, Rows((Chunk(columns, labels, np.ones(3, np.float32)),)))
+    raw = to_bytes(numbers)
+    assert raw == to_bytes(Rows((Chunk(columns, labels, np.ones(3, np.float32)),)))
+    found = from_bytes(raw)
+    assert found.chunks[0].numbers is not None
+    assert_same(found, numbers)
+    assert_same(found.part(1, 3), numbers.part(1, 3))
+    assert to_bytes(found.part(1, 3)) == to_bytes(numbers.part(1, 3))
+
+
+def test_an_entry_of_an_earlier_version_whose_floats_have_eight_bytes_is_read() -> None:
+    [chunk] = from_bytes(forged(FINE | {"types": "f"}, struct.pack("<d", 0.5))).chunks
+    assert chunk.columns.equals(pa.record_batch({"a": [0.5]}))
+
+
+def test_rows_that_are_a_part_of_others_have_their_own_labels() -> None:
+    labels = ["b", "a", "b", "c"]
+    whole = from_bytes(
+        to_bytes(Rows((Chunk(pa.record_batch({"a": [1.0] * 4}), pa.array(labels)),)))
+    )
+    [chunk] = whole.part(1, 4).part(1, 3).chunks
+    words, codes = chunk.coded_labels
+    assert [words[code] for code in codes] == labels[2:4]
+
+
 def test_equal_rows_have_equal_bytes_whatever_lies_where_values_are_missing() -> None:
     clean = pa.array([1, None], pa.int64())
     _, numbers = pa.array([1, 77], pa.int64()).buffers()
@@ -123,6 +173,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a list as width": (forged(FINE | {"width": [1]}), "not the rows"),
     "no values": (forged(FINE), "8 bytes are missing"),
     "NaN": (forged(FINE | {"types": "f"}, NAN), "column 'a' holds nan"),
+    "NaN in four bytes": (forged(
+        FINE | {"n": 2, "types": "gg", "names": ["a", "b"]}, b"", b"", b"", b"",
+        struct.pack("<4f", 1, 2, 3, float("nan"))), "column 'b' holds nan"),
+    "too few of four bytes": (forged(FINE | {"types": "g"}), "4 bytes are missing"),
     "infinity": (forged(FINE | {"types": "f"}, INF), "column 'a' holds inf"),
     "an integer beyond 2^53": (forged(FINE, struct.pack("<q", 2**53 + 1)), "column 'a' holds 9"),
     "a time beyond the calendar": (
@@ -157,7 +211,8 @@ GOOD = to_bytes(
                 pa.record_batch(
                     {
                         "i": pa.array([1, None, 3]),
-                        "f": pa.array([0.5, 1.5, None]),
+                        "f": pa.array([0.1, 1.5, None]),
+                        "g": pa.array([0.5, 1.5, None]),
                         "s": pa.array(["x", None, "üü"]),
                         "t": pa.array([datetime(2024, 1, 1, tzinfo=UTC), None, None], TYPES[5]),
                         "b": pa.array([True, None, False]),

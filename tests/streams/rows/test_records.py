@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from streams.batch import InvalidBatchError, TooManyError
 from streams.rows.bounds import MAX_NAME, MAX_ROWS, MAX_TEXT
+from streams.rows.labels import label_text
+from streams.rows.names import answered
 from streams.rows.records import from_json, from_ndjson
 from streams.rows.rows import TYPES, Rows, join
 
@@ -254,6 +257,61 @@ def test_no_bytes_raise_anything_but_a_refusal(raw: bytes) -> None:
     for read in (from_json, from_ndjson):
         with pytest.raises(InvalidBatchError):
             read(raw, True)
+
+
+@given(st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-1e9, 1e9) | texts)
+def test_an_answered_label_is_the_one_that_was_sent(label: bool | int | float | str) -> None:
+    """A text of a boolean or number is answered as that, as both are one label."""
+    shown = answered(text := label_text(label) if label != "" else "x")
+    assert label_text(shown) == text
+    if not isinstance(label, str):
+        assert shown == label
+        assert isinstance(shown, bool) == isinstance(label, bool)
+
+
+def as_list(text: str) -> str:
+    """Return a list of what non-blank lines hold."""
+    return f"[{','.join(line for line in text.splitlines() if line.strip())}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "field", "index"),
+    [LINES["no label"], LINES["a list as a value"], LINES["a key twice"], LINES["two labels"]],
+)
+def test_a_fault_in_a_list_of_rows_is_named_as_in_a_line(
+    text: str, message: str, field: str | None, index: int | None
+) -> None:
+    with pytest.raises(InvalidBatchError, match=message) as caught:
+        from_json(as_list(text).encode(), labelled=True)
+    assert (caught.value.field, caught.value.index) == (field, index)
+
+
+@given(st.lists(st.dictionaries(names, values, max_size=5), min_size=1), st.data())
+def test_a_list_of_rows_is_read_as_the_lines_are(
+    rows: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    if not any(rows):
+        rows[0]["a"] = None
+    pairs = [{"row": row, "label": data.draw(st.sampled_from([1, "x", True]))} for row in rows]
+    for pair in pairs:
+        if data.draw(st.booleans()):
+            pair["weight"] = 2.0
+    indent = data.draw(st.sampled_from([None, 2]))
+    (chunk,) = from_json(json.dumps(pairs, indent=indent).encode(), True).chunks
+    (same,) = from_ndjson("\n".join(map(json.dumps, pairs)).encode(), True).chunks
+    assert chunk.columns.equals(same.columns)
+    assert chunk.labels.equals(same.labels)
+    assert np.array_equal(chunk.weights, same.weights) or chunk.weights is same.weights is None
+    bare = json.dumps([{"row": row} for row in rows]).encode()
+    assert from_json(bare, False).chunks[0].columns.equals(same.columns)
+
+
+def test_a_list_of_as_many_rows_as_there_may_be_is_read_and_one_more_is_refused() -> None:
+    pair = b'{"row":{"a":1},"label":1}'
+    found = from_json(b"[" + b",".join([pair] * MAX_ROWS) + b"]", True)
+    assert len(found) == MAX_ROWS
+    with pytest.raises(TooManyError, match="131,072 rows"):
+        from_json(b"[" + b",".join([pair] * (MAX_ROWS + 1)) + b"]", True)
 
 
 def test_weights_are_read_where_labels_are() -> None:

@@ -164,14 +164,14 @@ def test_labels_beyond_the_limit_are_other() -> None:
     schema = grown(start, rows({"a": [1] * 3}, ["x", "y", "z"]))
     assert schema.labels == ("stay", "x", "other")
     sent = rows({"a": [1] * 4}, ["z", "x", "stay", "y"])
-    assert schema.codes(sent.chunks[0].labels).tolist() == [2, 1, 0, 2]
+    assert schema.codes(sent).tolist() == [2, 1, 0, 2]
 
 
 @given(st.permutations(["a", "b", "c", "d"]), st.lists(st.sampled_from("abcd"), min_size=1))
 def test_declared_and_grown_labels_map_to_the_same_texts(order: list[str], seen: list[str]) -> None:
     found = rows({"x": [0] * len(seen)}, seen)
     for schema in (grown(Schema(labels=tuple(order)), found), grown(Schema(), found)):
-        codes = schema.codes(found.chunks[0].labels)
+        codes = schema.codes(found)
         assert [schema.labels[code] for code in codes] == seen
 
 
