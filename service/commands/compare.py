@@ -50,6 +50,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=positive_int, default=1, metavar="N", help="number of seeds, from 0 [1]"
     )
     parser.add_argument(
+        "--by",
+        choices=("accuracy", "auc", "log_loss"),
+        default="accuracy",
+        help="score of classes that orders the table and by which a peer's setting is the best; "
+        "with auc, recovery is of the AUC [accuracy]",
+    )
+    parser.add_argument(
         "--plot", metavar="FILE", type=home, help="write the rolling accuracies as a picture"
     )
     add_rows(parser)
@@ -88,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     from service.commands.comparisons import comparison
 
     peers = find_peers(options.peers)
-    return comparison.run(stream, settings, peers, range(options.seeds), options.plot)
+    return comparison.run(stream, settings, peers, range(options.seeds), options.plot, options.by)
 
 
 def _task_of(options: argparse.Namespace) -> Task:
@@ -166,4 +173,6 @@ def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:
         if kinds
         else Schema(max_classes=max(settings.max_classes, len(stream.labels)))
     )
-    return row_comparison.run(stream, settings, schema, peers, skipped, range(options.seeds))
+    return row_comparison.run(
+        stream, settings, schema, peers, skipped, range(options.seeds), options.by
+    )

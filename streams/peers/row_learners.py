@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from streams.peers.library_learners import as_probabilities
+from streams.peers.library_learners import Codes, as_probabilities, likeliest
 from streams.prequential import Probabilities
 from streams.rows.rows import Rows
-
-Codes = npt.NDArray[np.int64]
 
 HASHED = 1 << 18
 """Columns into which keys are hashed for scikit-learn, as its FeatureHasher does."""
@@ -161,13 +159,16 @@ class VowpalWabbitRows:
         from vowpalwabbit import Workspace
 
         self._workspace = Workspace(
-            f"--quiet --oaa {classes} --loss_function logistic -b 20 {options}"
+            f"--quiet --oaa {classes} --probabilities --loss_function logistic -b 20 {options}"
         )
 
     def predict(self, batch: RowBatch) -> Codes:
         """Return the predicted labels."""
-        found = [self._workspace.predict(f"| {text}") for text in texts(batch)]
-        return np.array(found, dtype=np.int64) - 1
+        return self.answer(batch)[0]
+
+    def answer(self, batch: RowBatch) -> tuple[Codes, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, labels]."""
+        return likeliest([self._workspace.predict(f"| {text}") for text in texts(batch)])
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch, one example at a time."""
