@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from service.cli import main
+from service.commands.comparisons import quantile_comparison
 from service.commands.comparisons.number_comparison import LATE, Run, Scores, table, warning
+from service.commands.comparisons.quantile_comparison import best
 from service.commands.labels import task_of
 from streams.peers.number_learners import (
     LastNumber,
@@ -18,6 +20,7 @@ from streams.peers.number_learners import (
     VowpalWabbitNumbers,
 )
 from streams.peers.number_peers import NUMBER_PEERS
+from streams.peers.quantile_peers import QUANTILE_PEERS
 from streams.peers.row_learners import RowBatch
 from streams.rows.rows import Rows
 from tests.support.harness import serving, wait_for
@@ -77,13 +80,74 @@ def test_quantiles_are_shown_with_their_coverage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "rents.csv", 2_000)
-    options = ["--task", "quantile:0.1,0.5,0.9", "--batch-size", "20"]
+    options = ["--task", "quantile:0.1,0.5,0.9", "--batch-size", "20", "--peers", ""]
     assert main(["compare", str(path), *options]) == 0
-    found = re.findall(r"^(0\.\d)  +([\d.]+)  +([\d.]+)", capsys.readouterr().out, re.MULTILINE)
-    assert [level for level, _, _ in found] == ["0.1", "0.5", "0.9"]
-    coverages = [float(coverage) for _, _, coverage in found]
+    found = quantile_lines(capsys.readouterr().out)
+    assert [level for level, _, _, _ in found] == ["0.1", "0.5", "0.9"]
+    coverages = [float(coverage) for _, _, _, coverage in found]
     assert coverages == sorted(coverages)
     assert coverages[0] < 0.3 < coverages[1] < 0.7 < coverages[2]
+
+
+def quantile_lines(text: str) -> list[tuple[str, str, str, str]]:
+    """Return quantile, learner, pinball loss and coverage of each line of the table of these."""
+    return re.findall(
+        r"^(0\.\d+)  +(\S.*?)  +\S.*?  +([\d.]+)  +([\d.]+)  +[\d.–]+$", text, re.MULTILINE
+    )
+
+
+def test_quantiles_have_peers_with_a_learner_for_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "rents.csv", 1_500)
+    options = ["--task", "quantile:0.1,0.9", "--batch-size", "20"]
+    peers = "mean,no-change,vw,river-linear,scikit-learn"
+    assert main(["compare", str(path), *options, "--peers", peers]) == 0
+    out, err = capsys.readouterr()
+    assert "scikit-learn is skipped: it does not learn quantiles batch by batch" in err
+    found = quantile_lines(out)
+    assert [level for level, *_ in found] == ["0.1"] * 5 + ["0.9"] * 5
+    for own in (found[:5], found[5:]):
+        losses = [float(loss) for _, _, loss, _ in own]
+        assert losses == sorted(losses)
+        assert len({learner for _, learner, _, _ in own}) == 5
+        *_, first, second = (learner for _, learner, _, _ in own)
+        assert {first, second} == {
+            "the quantiles of the numbers so far",
+            "the last known number and the quantiles of the changes so far",
+        }
+    [crossed] = re.findall(r"^Funnel \(pool\).* ([\d.]+)$", out, re.MULTILINE)
+    assert crossed == "0.0000"
+    assert "worse than a floor" not in out
+
+
+@pytest.mark.parametrize("name", QUANTILE_PEERS)
+def test_a_peer_of_quantiles_covers_its_share(name: str) -> None:
+    peer = QUANTILE_PEERS[name]
+    if peer.missing:
+        pytest.skip(peer.missing)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(200, 50, 2))
+    numbers = rng.normal(size=(200, 50))
+    if name in ("vw", "river-linear"):
+        numbers += inputs @ np.array([3.0, -2.0])
+    batches = [batch(x, y) for x, y in zip(inputs, numbers, strict=True)]
+    for quantile in (0.1, 0.5, 0.9):
+        _, found = best(peer.settings, quantile, batches, 50, numbers[1:].ravel(), lambda n: None)
+        covered = (numbers[1:].ravel() <= found)[-5_000:].mean()
+        assert covered == pytest.approx(quantile, abs=0.05)
+
+
+def test_what_a_quantile_loses_and_where_quantiles_cross() -> None:
+    numbers, quantiles = np.array([0.0, 2.0, 4.0]), np.array([0.1, 0.9])
+    own = quantile_comparison.Run("Funnel", ("", ""), 0, np.array([[0, 4], [3, 2], [3, 5]], float))
+    assert own.losses(numbers, quantiles) == pytest.approx([(0.9 + 0.1) / 3, (0.4 + 0.1) / 3])
+    assert own.crossed == pytest.approx(1 / 3)
+    floor = quantile_comparison.Run("a rule", ("", ""), 1, np.stack([numbers, numbers], axis=1))
+    assert quantile_comparison.warning(own, [floor], numbers, quantiles) == (
+        "Funnel is worse than a floor: its pinball loss is 0.2500; a rule (0.0000)\n\n"
+    )
+    assert quantile_comparison.warning(floor, [own], numbers, quantiles) == ""
 
 
 def test_a_named_set_of_numbers_is_learned(capsys: pytest.CaptureFixture[str]) -> None:
