@@ -61,7 +61,7 @@ def explained(text: str, is_recovering: bool, by: str) -> str:
     """Return the text below a table.
 
     Args:
-        text: what is said of accuracy, with ``{by}``.
+        text: on accuracy, with ``{by}``.
         is_recovering: whether recoveries are shown.
         by: one of BY.
     """

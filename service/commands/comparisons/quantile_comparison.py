@@ -45,7 +45,7 @@ class Run:
     tuned: int
     """Settings among which each is the best in hindsight; 0 if they were not tuned."""
     predicted: Numbers
-    """Of the scored rows, float64 [n, quantiles]."""
+    """The answers for the scored rows, float64 [n, quantiles]."""
 
     def losses(self, numbers: Numbers, quantiles: Numbers) -> Numbers:
         """Return the mean pinball loss of each quantile, [quantiles]; see `pinball`."""

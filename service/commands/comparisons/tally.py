@@ -19,7 +19,7 @@ SHOWN = {
 }  # fmt: skip
 """The scores of a comparison, with the heads of their columns."""
 OF_LABELS = ("balanced_accuracy", "rare_recall")
-"""Those of them that need no probabilities."""
+"""The scores that need no probabilities."""
 
 
 class Tally:
