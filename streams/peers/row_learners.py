@@ -134,13 +134,19 @@ class ScikitRows:
 
 
 def hashed(batch: RowBatch) -> csr_matrix:
-    """Return numbers and keys as a sparse matrix; numbers have the columns after HASHED."""
+    """Return numbers and keys as a sparse matrix, and a column that is always 1, the last.
+
+    Numbers have the columns after HASHED. scikit-learn takes steps of a hundredth for the intercept
+    of sparse inputs; the column of ones has the whole rate.
+    """
     n, d = batch.dense.shape
-    rows = np.concatenate([np.repeat(np.arange(n), d), batch.examples])
+    rows = np.concatenate([np.repeat(np.arange(n), d), batch.examples, np.arange(n)])
     numbers = np.tile(np.arange(HASHED, HASHED + d), n)
-    columns = np.concatenate([numbers, (batch.keys % np.uint64(HASHED)).astype(np.int64)])
-    values = np.concatenate([batch.dense.flatten(), batch.values])
-    return csr_matrix((values, (rows, columns)), (n, HASHED + MAX_NUMBERS))
+    keys = (batch.keys % np.uint64(HASHED)).astype(np.int64)
+    width = HASHED + MAX_NUMBERS + 1
+    columns = np.concatenate([numbers, keys, np.full(n, width - 1)])
+    values = np.concatenate([batch.dense.flatten(), batch.values, np.ones(n)])
+    return csr_matrix((values, (rows, columns)), (n, width))
 
 
 MAX_NUMBERS = 4_096

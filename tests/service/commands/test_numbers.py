@@ -1,6 +1,7 @@
 """``funnel compare`` where labels are numbers, and the service agrees with it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from streams.peers.number_learners import (
 )
 from streams.peers.number_peers import NUMBER_PEERS
 from streams.peers.quantile_peers import QUANTILE_PEERS
-from streams.peers.row_learners import RowBatch
+from streams.peers.row_learners import RowBatch, ScikitRows
+from streams.peers.row_peers import ROW_PEERS
 from streams.rows.rows import Rows
 from tests.support.harness import serving, wait_for
 from tests.support.metrics import sample, scrape
@@ -256,6 +258,16 @@ LINEAR = {
     "vw": (VowpalWabbitNumbers, "-l 0.5, standardized target"),
     "river-linear": (RiverLinear, "SGD 0.01"),
 }
+
+
+def test_scikit_learn_learns_an_intercept_at_its_whole_rate() -> None:
+    """The only column says nothing, and nine of ten labels are 1."""
+    learner = ROW_PEERS["scikit-learn"].settings["eta0 0.01"](2, 0)
+    assert isinstance(learner, ScikitRows)
+    one = replace(batch(np.zeros((50, 1)), []), labels=(np.arange(50) % 10 > 0).astype(np.int64))
+    for _ in range(40):
+        learner.learn(one)
+    assert learner.answer(one)[1][:, 1] == pytest.approx(0.9, abs=0.02)
 
 
 @pytest.mark.parametrize("name", LINEAR)
