@@ -152,20 +152,18 @@ def add_served(
     floors: Mapping[str, Run],
     tally: Tally,
 ) -> None:
-    """Add what was measured of the served learner and of the floors in a pass.
+    """Add what was measured of the served learner's answers and of the floors in a pass.
 
     Args:
-        state: after the pass; the fold has scored the served learner.
+        state: after the pass; the fold has scored the floors.
         labels: of its batches, int64.
         classes: number of classes.
         own: the run of the served learner; it has its outcomes.
         floors: the runs of the floors.
         tally: of what the served learner answered.
     """
-    own.scores.append(scores_of(state.served.scores, SHOWN))
+    own.add(tally)
     found = floor_outcomes(labels, classes)
-    if classes == 2:
-        own.rankings.append(tally.ranking())
     for k, (name, run) in enumerate(floors.items()):
         right, of_floor = found[name]
         run.outcomes.append(right)

@@ -18,6 +18,8 @@ SHOWN = {
     "rare_recall": "rare recall", "ece": "ECE",
 }  # fmt: skip
 """The scores of a comparison, with the heads of their columns."""
+NEAR = 1e-6
+"""Distance from a half within which a probability is one."""
 OF_LABELS = ("balanced_accuracy", "rare_recall")
 """The scores that need no probabilities."""
 
@@ -47,6 +49,7 @@ class Tally:
             self._is_probabilistic = False
             probabilities = np.zeros((len(labels), self._scores.classes))
         if self.is_binary:
+            probabilities = without_ties(probabilities)
             self._chances.append(probabilities[:, 1])
             self._labels.append(labels)
         given, own = torch.from_numpy(probabilities).float(), torch.from_numpy(labels)
@@ -72,6 +75,17 @@ class Tally:
         """Return the scores that are known, by the names of SHOWN."""
         known = SHOWN if self._is_probabilistic else OF_LABELS
         return scores_of(self._scores, known)
+
+
+def without_ties(probabilities: Probabilities) -> Probabilities:
+    """Return probabilities of two classes, [n, 2], with NEAR more for class 1 where it has a half.
+
+    Scores know a probability from its loss, whose rounding would put a half below itself for one
+    label and above for the other, as if the learner knew the label.
+    """
+    ones = probabilities[:, 1] / probabilities.sum(axis=1).clip(min=NEAR)
+    ones = np.where(np.abs(ones - 0.5) < NEAR, 0.5 + NEAR, ones)
+    return np.stack([1.0 - ones, ones], axis=1)
 
 
 def scores_of(
