@@ -18,6 +18,7 @@ from service.commands.comparisons.comparison import (
     table,
 )
 from service.commands.comparisons.evaluation import Run, Served, standardized
+from service.commands.comparisons.tally import SHOWN, Tally, scores_of
 from service.commands.picture import save, set_title
 from service.settings import load_settings
 from streams.batch import concatenate
@@ -201,6 +202,27 @@ def test_more_classes_than_two_have_no_auc(capsys: pytest.CaptureFixture[str]) -
     assert "--by auc is for two classes, but there are 10" in capsys.readouterr().err
     assert main(["compare", "orders", "--examples", "500", "--by", "auc"]) == 1
     assert "there are 3" in capsys.readouterr().err
+
+
+def test_a_half_that_is_rounded_says_nothing_of_the_label() -> None:
+    """In fp32 the half of a mixture may be a little less, for the label that is right as well."""
+    tally, labels = Tally(2), np.arange(1_000) % 2
+    probabilities = np.full((1_000, 2), np.float32(0.49999997), np.float64)
+    tally.add(np.zeros(1_000, np.int64), probabilities, labels)
+    found = tally.read()
+    assert found["auc"] == 0.5
+    assert found["ece"] < 1e-3
+
+
+def test_what_is_compared_is_what_the_service_answers() -> None:
+    """Its answers are calibrated, and the fold scores them as `calibrated`."""
+    stream = get("segments", 2_000)
+    settings = load_settings({"features": 18, "classes": 7, "device": "cpu"})
+    served, tally = Served(settings), Tally(7)
+    prequential(served, stream.batches(100), observe=tally.add)
+    assert served.state.calibration is not None
+    known = scores_of(served.state.calibration.scores, SHOWN)
+    assert tally.read() == pytest.approx(known, rel=1e-5)
 
 
 def test_a_model_above_the_floors_has_no_such_line(capsys: pytest.CaptureFixture[str]) -> None:
