@@ -262,7 +262,7 @@ LINEAR = {
 
 def test_scikit_learn_learns_an_intercept_at_its_whole_rate() -> None:
     """The only column says nothing, and nine of ten labels are 1."""
-    learner = ROW_PEERS["scikit-learn"].settings["eta0 0.01"](2, 0)
+    learner = ROW_PEERS["scikit-learn"].settings["eta0 0.01, a column of ones"](2, 0)
     assert isinstance(learner, ScikitRows)
     one = replace(batch(np.zeros((50, 1)), []), labels=(np.arange(50) % 10 > 0).astype(np.int64))
     for _ in range(40):
