@@ -75,10 +75,13 @@ def _river(path: str, classes: int, seed: int) -> "RowLearner":
     return RiverRows(resolve_name(path)(seed=seed), classes)
 
 
-_RATES: dict[str, dict[str, object]] = {
-    f"eta0 {eta0:g}": {"learning_rate": "constant", "penalty": None, "eta0": eta0}
-    for eta0 in (1e-4, 1e-3, 0.01, 0.03, 0.1)
-} | {"optimal, its default": {}}
+_RATES: Mapping[str, Mapping[str, object]] = {
+    **{
+        f"eta0 {eta0:g}": {"learning_rate": "constant", "penalty": None, "eta0": eta0}
+        for eta0 in (1e-4, 1e-3, 0.01, 0.03, 0.1)
+    },
+    "optimal, its default": {},
+}
 
 ROW_PEERS: dict[str, RowPeer] = {
     "majority": PeerOf("the most frequent label so far", {"default": _majority}),
