@@ -19,6 +19,7 @@ BLOCK = 100
 Outcomes = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float64]
 Curve = npt.NDArray[np.float64]
+Chances = npt.NDArray[np.float64]
 
 
 class Learner(Protocol):
@@ -100,4 +101,34 @@ def rolling(points: Curve, window: int = WINDOW) -> Curve:
 
 def rolling_points(points: Curve) -> list[tuple[int, float]]:
     """Return (examples, rolling accuracy) at the end of each block, as `streams.recovery` takes."""
-    return [(BLOCK * k, float(accuracy)) for k, accuracy in enumerate(rolling(points), 1)]
+    return points_of(rolling(points))
+
+
+def points_of(values: Curve) -> list[tuple[int, float]]:
+    """Return (examples, value) for values at the ends of blocks, as `streams.recovery` takes."""
+    return [(BLOCK * k, float(value)) for k, value in enumerate(values, 1)]
+
+
+def rolling_auc(chances: Chances, is_one: Outcomes, window: int = WINDOW) -> Curve:
+    """Return the AUC of the ``window`` examples up to the end of each block, fewer at first.
+
+    It is the probability that an example of class 1 has a higher chance than one of class 0, where
+    a tie counts half [H. B. Mann, D. R. Whitney, 'On a test of whether one of two random variables
+    is stochastically larger than the other', 1947]; 0.5 without examples of both classes.
+
+    Args:
+        chances: probability of class 1 as predicted, fp64 [n].
+        is_one: whether the class is 1, bool [n].
+        window: examples.
+
+    >>> rolling_auc(np.linspace(0, 1, 100), np.arange(100) >= 50).tolist()
+    [1.0]
+    """
+    found = []
+    for end in range(BLOCK, len(is_one) + 1, BLOCK):
+        own = slice(max(0, end - window), end)
+        ones, zeros = chances[own][is_one[own]], np.sort(chances[own][~is_one[own]])
+        below, up_to = (zeros.searchsorted(ones, side) for side in ("left", "right"))
+        pairs = len(ones) * len(zeros)
+        found.append((below + up_to).sum() / (2 * pairs) if pairs else 0.5)
+    return np.array(found)

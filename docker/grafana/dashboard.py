@@ -37,10 +37,16 @@ def funnel() -> JSON:
     return dashboard(
         "Funnel",
         "Is it learning, what is Funnel doing, is it healthy?",
-        [is_it_learning(), what_is_funnel_doing(), what_do_rows_hold(), is_it_healthy()],
+        [
+            is_it_learning(),
+            how_far_off_are_numbers(),
+            what_is_funnel_doing(),
+            what_do_rows_hold(),
+            is_it_healthy(),
+        ],
         [
             variable("instance", "funnel_ready", several=True),
-            variable("learner", "funnel_scored_total", several=True),
+            variable("learner", "funnel_score", several=True),
             variable("tensor", "funnel_scale", several=False),
         ],
         [
@@ -146,6 +152,74 @@ def is_it_learning() -> Row:
             limits=(0, None), width=12,
         ),
     ])  # fmt: skip
+
+
+def how_far_off_are_numbers() -> Row:
+    """Return the row on predicted numbers and quantiles; it is empty for classes."""
+    served = 'funnel_score{learner="served",metric=~"mae|pinball",window="1000"}'
+    return Row("How far off are numbers?", [
+        timeseries(
+            "Error of the last 1,000",
+            "Mean absolute error, in the unit of the numbers; of quantiles the mean pinball loss. "
+            "With the floors mean and no_change. Good: well below both. Bad: above one: a rule "
+            "without a model predicts better.",
+            Query(_score("mae|pinball"), "{{learner}} {{metric}}"),
+            limits=(0, None),
+        ),
+        timeseries(
+            "Ahead of the floors by error",
+            "Share of a floor's error that the model saves, over the last 1,000. Good: near 1, or "
+            "level above 0. Bad: below 0 for long: a rule without a model predicts better.",
+            Query(
+                f'1 - 1 / (funnel_score{{learner=~"mean|no_change",metric=~"mae|pinball",'
+                f'window="1000"}} / ignoring (learner) group_left () {served})',
+                "of {{learner}}",
+            ),
+            unit="percentunit", limits=(None, 1),
+        ),
+        timeseries(
+            "Root mean square error of the last 1,000",
+            "In the unit of the numbers; large errors count most. Good: close to the mean absolute "
+            "error, and below the floors. Bad: many times as large: a few numbers are far off.",
+            Query(_score("rmse"), "{{learner}}"),
+            limits=(0, None),
+        ),
+        timeseries(
+            "R² of the last 1,000",
+            "Share of the variance around the mean so far that is explained. Good: near 1, above "
+            "no_change. Bad: at 0 or below: it knows no more than the mean.",
+            Query(_score("r2"), "{{learner}}"),
+            unit="percentunit", limits=(None, 1),
+        ),
+        timeseries(
+            "Coverage of the last 1,000",
+            "Share of the numbers within the interval of 90 %, or within the outermost quantiles. "
+            "Good: 0.9, or what lies between these quantiles. Bad: far below: it is too sure; far "
+            "above: its intervals are too wide.",
+            Query(_score("coverage"), "{{learner}}"),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Log score of the last 1,000",
+            "Mean of -log of the density that was given to the numbers; it depends on their unit. "
+            "Good: below the floors. Bad: above one, or a jump: numbers came that it held to be "
+            "next to impossible.",
+            Query(_score("log_score"), "{{learner}}"),
+            unit="suffix: nats",
+        ),
+        timeseries(
+            "Distance of the outermost quantiles",
+            "Mean over the last 1,000, in the unit of the numbers. Good: below the floors, at the "
+            "coverage that was asked for. Bad: growing without end.",
+            Query(_score("width"), "{{learner}}"),
+            limits=(0, None),
+        ),
+    ])  # fmt: skip
+
+
+def _score(metric: str) -> str:
+    """Return the scores of these names over the last 1,000, of the learners that are chosen."""
+    return f'funnel_score{{{LEARNERS},metric=~"{metric}",window="1000"}}'
 
 
 def what_is_funnel_doing() -> Row:

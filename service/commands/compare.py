@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ DESCRIPTION = (
     "standardized as the service does, and is shown at the setting that was best on this stream in "
     "hindsight: an oracle that no user has. A file with strings, missing values or times is "
     "learned as rows with names. --task regression predicts numbers, and shows their errors; "
-    "--task quantile:0.1,0.5,0.9 shows the losses of Funnel's quantiles. Without --task the labels "
+    "--task quantile:0.1,0.5,0.9 shows loss and coverage of quantiles. Without --task the labels "
     "of a file decide."
 )
 
@@ -48,6 +49,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seeds", type=positive_int, default=1, metavar="N", help="number of seeds, from 0 [1]"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("accuracy", "auc", "log_loss"),
+        default="accuracy",
+        help="score of classes that orders the table and by which a peer's setting is the best; "
+        "with auc, recovery is of the AUC [accuracy]",
     )
     parser.add_argument(
         "--plot", metavar="FILE", type=home, help="write the rolling accuracies as a picture"
@@ -88,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     from service.commands.comparisons import comparison
 
     peers = find_peers(options.peers)
-    return comparison.run(stream, settings, peers, range(options.seeds), options.plot)
+    return comparison.run(stream, settings, peers, range(options.seeds), options.plot, options.by)
 
 
 def _task_of(options: argparse.Namespace) -> Task:
@@ -124,11 +132,13 @@ def _compare_numbers(stream: "RowStream", options: argparse.Namespace, task: Tas
     options.setting_task = str(task)
     settings = settings_of(options, schema=AUTO)
 
-    from service.commands.comparisons import number_comparison
+    from service.commands.comparisons import number_comparison, quantile_comparison
     from service.commands.comparisons.row_comparison import prepared
     from service.fold.schema.schema import Schema
     from streams.peers.number_peers import QUICK as QUICK_NUMBERS
     from streams.peers.number_peers import find_number_peers
+    from streams.peers.quantile_peers import QUICK as QUICK_QUANTILES
+    from streams.peers.quantile_peers import find_quantile_peers
 
     kinds = kinds_of(options)
     declared = replace(schema_of(stream, kinds), labels=()) if kinds else Schema()
@@ -138,13 +148,20 @@ def _compare_numbers(stream: "RowStream", options: argparse.Namespace, task: Tas
         schema.check(batch)
     batches = prepared(rows, schema, ())
     if task.quantiles:
-        return number_comparison.run_quantiles(stream, settings, schema, batches)
+        names = QUICK_QUANTILES if options.peers is QUICK else options.peers
+        learners, skipped = find_quantile_peers(names)
+        _say_skipped(skipped)
+        return quantile_comparison.run(stream, settings, schema, batches, learners)
     names = QUICK_NUMBERS if options.peers is QUICK else options.peers
     peers, skipped = find_number_peers(names)
-    for name, reason in skipped.items():
-        sys.stderr.write(f"{name} is skipped: {reason}\n")
+    _say_skipped(skipped)
     seeds = range(options.seeds)
     return number_comparison.run(stream, settings, schema, batches, peers, seeds)
+
+
+def _say_skipped(skipped: Mapping[str, str]) -> None:
+    for name, reason in skipped.items():
+        sys.stderr.write(f"{name} is skipped: {reason}\n")
 
 
 def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:
@@ -166,4 +183,6 @@ def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:
         if kinds
         else Schema(max_classes=max(settings.max_classes, len(stream.labels)))
     )
-    return row_comparison.run(stream, settings, schema, peers, skipped, range(options.seeds))
+    return row_comparison.run(
+        stream, settings, schema, peers, skipped, range(options.seeds), options.by
+    )

@@ -157,7 +157,7 @@ def _made(options: argparse.Namespace) -> "RowStream":
     Raises:
         FunnelError: an option is for files.
     """
-    from streams.orders import orders
+    from streams.made.named import named
 
     for name in ("label", "drop", "weight"):
         if getattr(options, name):
@@ -166,4 +166,4 @@ def _made(options: argparse.Namespace) -> "RowStream":
         from streams.rowfile import bundled
 
         return bundled(options.stream).stream(options.examples)
-    return orders(options.examples or options.usual_examples)
+    return named(options.stream, options.examples or options.usual_examples)

@@ -207,6 +207,8 @@ def _scores(statistics: Statistics) -> Iterable[Metric]:
         for measure, value in found.scores().items()
     }
     yield _family("score", ["learner", "metric", "window"], measured)
+    if numbers:  # there are no classes
+        return
     names = statistics.labels or tuple(map(str, range(len(scores.class_recall))))
     recall = {
         (name,): share

@@ -4,10 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from streams.batch import Batch, Features, Labels
 from streams.prequential import Probabilities
+
+Codes = npt.NDArray[np.int64]
 
 
 class RiverLearner:
@@ -84,17 +87,36 @@ class VowpalWabbitLearner:
     def __init__(self, classes: int, options: str = "") -> None:
         from vowpalwabbit import Workspace
 
-        self._workspace = Workspace(f"--quiet --oaa {classes} --loss_function logistic {options}")
+        self._workspace = Workspace(
+            f"--quiet --oaa {classes} --probabilities --loss_function logistic {options}"
+        )
 
     def predict(self, features: Features) -> Labels:
         """Return the predicted label of each row of [n, d], int64 [n]."""
-        found = [self._workspace.predict(f"| {text}") for text in _texts(features)]
-        return np.array(found, dtype=np.int64) - 1
+        return self.answer(features)[0]
+
+    def answer(self, features: Features) -> tuple[Labels, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, classes]."""
+        return likeliest([self._workspace.predict(f"| {text}") for text in _texts(features)])
 
     def learn(self, batch: Batch) -> None:
         """Learn a batch."""
         for text, label in zip(_texts(batch.features), batch.labels.tolist(), strict=True):
             self._workspace.learn(f"{label + 1} | {text}")
+
+
+def likeliest(found: Sequence[Sequence[float]]) -> tuple[Codes, Probabilities]:
+    """Return the likeliest label of each example, int64 [n], and probabilities whose rows sum to 1.
+
+    Args:
+        found: probabilities by label, as Vowpal Wabbit gives them: each model's own, divided by
+            their sum. Where that is no number, all labels are equally probable.
+    """
+    probabilities = np.array(found, dtype=np.float64)
+    probabilities[~np.isfinite(probabilities).all(axis=1)] = 1.0
+    probabilities[~(probabilities.sum(axis=1) > 0.0)] = 1.0
+    whole: Probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return probabilities.argmax(axis=1).astype(np.int64, copy=False), whole
 
 
 def as_probabilities(found: Sequence[Mapping[int, float]], classes: int) -> Probabilities:

@@ -6,6 +6,7 @@ size, it gets the numbers standardized by the mean and the deviation of all that
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,52 @@ class LastNumber:
     def learn(self, batch: RowBatch) -> None:
         """Remember the last number."""
         self._last = float(batch.numbers[-1])
+
+
+class QuantileSoFar:
+    """Predicts a quantile of the numbers so far.
+
+    Args:
+        quantile: within (0, 1).
+    """
+
+    def __init__(self, quantile: float) -> None:
+        self._quantile = quantile
+        self._numbers = np.empty(0)
+
+    def predict(self, batch: RowBatch) -> Numbers:
+        """Return the same number for each row; 0 before the first."""
+        found = np.quantile(self._numbers, self._quantile) if len(self._numbers) else 0.0
+        return np.full(len(batch), found)
+
+    def learn(self, batch: RowBatch) -> None:
+        """Add the numbers; weights do not count."""
+        self._numbers = np.concatenate([self._numbers, batch.numbers])
+
+
+class QuantileOfChanges:
+    """Predicts the last number that was known before the batch, and a quantile of the differences
+    that the numbers of earlier batches had from the last one before them.
+
+    Args:
+        quantile: within (0, 1).
+    """
+
+    def __init__(self, quantile: float) -> None:
+        self._last, self._changes = LastNumber(), QuantileSoFar(quantile)
+        self._has_last = False
+
+    def predict(self, batch: RowBatch) -> Numbers:
+        """Return the same number for each row."""
+        return np.asarray(self._last.predict(batch) + self._changes.predict(batch))
+
+    def learn(self, batch: RowBatch) -> None:
+        """Add the differences, and remember the last number."""
+        if self._has_last:
+            changes = batch.numbers - self._last.predict(batch)
+            self._changes.learn(replace(batch, numbers=changes))
+        self._last.learn(batch)
+        self._has_last = True
 
 
 class Unit:
@@ -147,17 +194,20 @@ class ScikitNumbers:
 
 
 class VowpalWabbitNumbers:
-    """Vowpal Wabbit with squared loss, with the same keys.
+    """Vowpal Wabbit with the same keys.
 
     Args:
         options: further options of its command line.
         standardizes: whether its target is standardized.
+        loss: its loss function, with the options of that.
     """
 
-    def __init__(self, options: str = "", standardizes: bool = False) -> None:
+    def __init__(
+        self, options: str = "", standardizes: bool = False, loss: str = "squared"
+    ) -> None:
         from vowpalwabbit import Workspace
 
-        self._workspace = Workspace(f"--quiet --loss_function squared -b 20 {options}")
+        self._workspace = Workspace(f"--quiet --loss_function {loss} -b 20 {options}")
         self._unit = Unit(standardizes)
 
     def predict(self, batch: RowBatch) -> Numbers:

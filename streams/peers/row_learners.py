@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from streams.peers.library_learners import as_probabilities
+from streams.peers.library_learners import Codes, as_probabilities, likeliest
 from streams.prequential import Probabilities
 from streams.rows.rows import Rows
-
-Codes = npt.NDArray[np.int64]
 
 HASHED = 1 << 18
 """Columns into which keys are hashed for scikit-learn, as its FeatureHasher does."""
@@ -111,38 +109,49 @@ class ScikitRows:
     Args:
         model: the classifier.
         classes: number of labels.
+        has_ones: whether there is a column that is always 1; of sparse inputs scikit-learn learns
+            the intercept at a hundredth of the rate.
     """
 
-    def __init__(self, model: Any, classes: int) -> None:
-        self.model, self._classes = model, np.arange(classes)
+    def __init__(self, model: Any, classes: int, has_ones: bool = False) -> None:
+        self.model, self._classes, self._has_ones = model, np.arange(classes), has_ones
 
     def predict(self, batch: RowBatch) -> Codes:
         """Return the predicted labels; the first one before anything is learned."""
         if not hasattr(self.model, "classes_"):
             return np.zeros(len(batch), np.int64)
-        return np.asarray(self.model.predict(hashed(batch)), np.int64)
+        return np.asarray(self.model.predict(hashed(batch, self._has_ones)), np.int64)
 
     def answer(self, batch: RowBatch) -> tuple[Codes, Probabilities]:
         """Return labels as `predict` does, and their probabilities, fp64 [n, labels]."""
         if not hasattr(self.model, "classes_"):
             blank = as_probabilities([{}] * len(batch), len(self._classes))
             return self.predict(batch), blank
-        found = self.model.predict_proba(hashed(batch))
+        found = self.model.predict_proba(hashed(batch, self._has_ones))
         return self.predict(batch), np.asarray(found, np.float64)
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch."""
-        self.model.partial_fit(hashed(batch), batch.labels, self._classes, batch.weights)
+        inputs = hashed(batch, self._has_ones)
+        self.model.partial_fit(inputs, batch.labels, self._classes, batch.weights)
 
 
-def hashed(batch: RowBatch) -> csr_matrix:
-    """Return numbers and keys as a sparse matrix; numbers have the columns after HASHED."""
+def hashed(batch: RowBatch, has_ones: bool = False) -> csr_matrix:
+    """Return numbers and keys as a sparse matrix; numbers have the columns after HASHED.
+
+    Args:
+        batch: n rows.
+        has_ones: whether the last column is 1 in all rows; otherwise it is empty.
+    """
     n, d = batch.dense.shape
-    rows = np.concatenate([np.repeat(np.arange(n), d), batch.examples])
+    ones = np.arange(n if has_ones else 0)
+    rows = np.concatenate([np.repeat(np.arange(n), d), batch.examples, ones])
     numbers = np.tile(np.arange(HASHED, HASHED + d), n)
-    columns = np.concatenate([numbers, (batch.keys % np.uint64(HASHED)).astype(np.int64)])
-    values = np.concatenate([batch.dense.flatten(), batch.values])
-    return csr_matrix((values, (rows, columns)), (n, HASHED + MAX_NUMBERS))
+    keys = (batch.keys % np.uint64(HASHED)).astype(np.int64)
+    width = HASHED + MAX_NUMBERS + 1
+    columns = np.concatenate([numbers, keys, np.full(len(ones), width - 1)])
+    values = np.concatenate([batch.dense.flatten(), batch.values, np.ones(len(ones))])
+    return csr_matrix((values, (rows, columns)), (n, width))
 
 
 MAX_NUMBERS = 4_096
@@ -161,13 +170,16 @@ class VowpalWabbitRows:
         from vowpalwabbit import Workspace
 
         self._workspace = Workspace(
-            f"--quiet --oaa {classes} --loss_function logistic -b 20 {options}"
+            f"--quiet --oaa {classes} --probabilities --loss_function logistic -b 20 {options}"
         )
 
     def predict(self, batch: RowBatch) -> Codes:
         """Return the predicted labels."""
-        found = [self._workspace.predict(f"| {text}") for text in texts(batch)]
-        return np.array(found, dtype=np.int64) - 1
+        return self.answer(batch)[0]
+
+    def answer(self, batch: RowBatch) -> tuple[Codes, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, labels]."""
+        return likeliest([self._workspace.predict(f"| {text}") for text in texts(batch)])
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch, one example at a time."""

@@ -52,13 +52,15 @@ def _no_change(classes: int, seed: int) -> "RowLearner":
     return NoChange()
 
 
-def _scikit(arguments: Mapping[str, object], classes: int, seed: int) -> "RowLearner":
+def _scikit(
+    arguments: Mapping[str, object], has_ones: bool, classes: int, seed: int
+) -> "RowLearner":
     from sklearn.linear_model import SGDClassifier
 
     from streams.peers.row_learners import ScikitRows
 
     model = SGDClassifier(loss="log_loss", random_state=seed, **arguments)
-    return ScikitRows(model, classes)
+    return ScikitRows(model, classes, has_ones)
 
 
 def _vowpal_wabbit(options: str, classes: int, seed: int) -> "RowLearner":
@@ -73,7 +75,13 @@ def _river(path: str, classes: int, seed: int) -> "RowLearner":
     return RiverRows(resolve_name(path)(seed=seed), classes)
 
 
-_CONSTANT = {"learning_rate": "constant", "penalty": None}
+_RATES: Mapping[str, Mapping[str, object]] = {
+    **{
+        f"eta0 {eta0:g}": {"learning_rate": "constant", "penalty": None, "eta0": eta0}
+        for eta0 in (1e-4, 1e-3, 0.01, 0.03, 0.1)
+    },
+    "optimal, its default": {},
+}
 
 ROW_PEERS: dict[str, RowPeer] = {
     "majority": PeerOf("the most frequent label so far", {"default": _majority}),
@@ -81,10 +89,10 @@ ROW_PEERS: dict[str, RowPeer] = {
     "scikit-learn": PeerOf(
         "scikit-learn SGDClassifier, log loss",
         {
-            f"eta0 {eta0:g}": partial(_scikit, {**_CONSTANT, "eta0": eta0})
-            for eta0 in (1e-4, 1e-3, 0.01, 0.03, 0.1)
-        }
-        | {"optimal, its default": partial(_scikit, {})},
+            f"{name}{', a column of ones' * has_ones}": partial(_scikit, arguments, has_ones)
+            for has_ones in (False, True)
+            for name, arguments in _RATES.items()
+        },
         "sklearn",
     ),
     "vw": PeerOf(

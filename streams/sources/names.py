@@ -1,5 +1,5 @@
 """The names of the streams, for help that must not wait for numpy; `catalog` has those of dense
-features, and `streams.orders` those of rows."""
+features, and `streams.made.named` those of rows."""
 
 EXAMPLES = 60_000
 """Usual length of a stream."""
@@ -8,8 +8,8 @@ NAMES = (
     "sea", "agrawal", "hyperplane", "rbf", "led",
     "bananas", "phishing", "segments", "shuttle",
 )  # fmt: skip
-ROW_NAMES = ("orders",)
-"""Streams of rows with names."""
+ROW_NAMES = ("orders", "churn", "clicks")
+"""Streams of rows with names, which are made up."""
 NUMBER_NAMES = ("trump_approval", "chick_weights", "water_flow")
 """Sets of river whose labels are numbers; rows with names."""
 IMAGES = ("digits", "mnist")

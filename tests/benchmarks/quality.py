@@ -5,7 +5,8 @@
 Batches have 100 examples, and every model is logistic regression, except river's trees. The
 service's learner runs with its defaults. The peers get inputs standardized as the service does (the
 trees get raw inputs) and run with every setting of a grid. Each stream shows the setting with the
-best mean over the seeds, an oracle that no user has. A setting that is 2 points below its learner's
+best mean over the seeds, an oracle that no user has; the table of log loss and calibration error
+shows the one with the least log loss. A setting that is 2 points below its learner's
 best on the first seed is not run on the others. Intervals are 95 % of the mean over seeds.
 
 Each run becomes a line of --results when it ends, and is not run again. You can interrupt the
@@ -45,6 +46,7 @@ from tests.benchmarks.accuracy.quality_tables import (
     best,
     grouped,
     lead_table,
+    probability_table,
     recovery_table,
     settings_table,
 )
@@ -98,6 +100,13 @@ def report(options: argparse.Namespace) -> str:
     }
     learners = [name for name in options.learners if any(n == name for _, n in taken)]
     parts = [accuracy_table(part, learners, taken) for part in grouped(streams)]
+    by_loss = {
+        (stream.name, learner): choice
+        for stream in streams
+        for learner in learners
+        if (choice := best(found, stream, learner, options.seeds, by_loss=True))
+    }
+    parts += [probability_table(part, learners, by_loss) for part in grouped(streams)]
     parts += [lead_table(part, learners, taken) for part in grouped(streams)]
     shifting = [s for s in streams if any(shift.example for shift in s.shifts)]
     parts += [recovery_table(part, learners, taken) for part in grouped(shifting)]

@@ -126,6 +126,20 @@ def floors(served: float, majority: float, scored: int = 5_000, accuracy: float 
     }  # fmt: skip
 
 
+def number_floors(served: float, mean: float, scored: int = 5_000, metric: str = "mae") -> Series:
+    """Errors of a model of numbers and of a floor, and a coverage that no alert is about."""
+
+    def score(learner: str, metric: str) -> str:
+        return f'funnel_score{{learner="{learner}",metric="{metric}",window="1000"}}'
+
+    return {
+        score("served", metric): level(served), score("mean", metric): level(mean),
+        score("adagrad", metric): level(0.01),
+        score("served", "coverage"): level(0.9), score("mean", "coverage"): level(0.5),
+        'funnel_scored_total{learner="served"}': level(scored),
+    }  # fmt: skip
+
+
 FIRE: list[tuple[str, str, Series]] = [
     ("FunnelDown", "not scraped", {"up": level(0)}),
     ("FunnelRestarting", "every minute", {"process_start_time_seconds": rising(60)}),
@@ -142,6 +156,8 @@ FIRE: list[tuple[str, str, Series]] = [
     ("FunnelAccuracyDropped", "no recovery", scores(90, 70, minutes=20)),
     ("FunnelBelowFloor", "by log loss", floors(0.4, 0.3, accuracy=0.95)),
     ("FunnelBelowFloor", "by accuracy", floors(0.2, 0.3, accuracy=0.89)),
+    ("FunnelBelowFloor", "of numbers", number_floors(4.0, 3.0)),
+    ("FunnelBelowFloor", "of quantiles", number_floors(4.0, 3.0, metric="pinball")),
     ("FunnelColumnSilent", "it never lacked one", column(turns(0, 100, minutes=15))),
     ("FunnelColumnSilent", "it often lacked one", column(turns(60, 100, minutes=20))),
     ("FunnelCheckpointOld", "six minutes", {"funnel_checkpoint_age_seconds": level(360)}),
@@ -182,6 +198,9 @@ SILENT: list[tuple[str, str, Series]] = [
     }),
     ("FunnelBelowFloor", "above, and below a shadow", floors(0.2, 0.3, accuracy=0.95)),
     ("FunnelBelowFloor", "few examples", floors(0.4, 0.3, scored=999)),
+    ("FunnelBelowFloor", "numbers above, and below a shadow", number_floors(2.0, 3.0)),
+    ("FunnelBelowFloor", "few numbers", number_floors(4.0, 3.0, scored=999)),
+    ("FunnelBelowFloor", "by another score", number_floors(4.0, 3.0, metric="log_score")),
     ("FunnelColumnSilent", "always full", column(level(0))),
     ("FunnelColumnSilent", "always empty", column(rising(100))),
     ("FunnelColumnSilent", "more missing", column(turns(0, 90, minutes=20))),

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ OPTIONS = {
     "max_backlog": 1,
     "shadow": "adagrad",
 }
+OF_NUMBERS = {"features": 3, "task": "regression", "batch_size": 20, "max_wait_ms": 50}
+OF_QUANTILES = OF_NUMBERS | {"task": "quantile:0.1,0.9"}
 OF_ROWS = {"schema": "auto", "table_bits": 12, "batch_size": 20, "max_wait_ms": 50}
 pytestmark = [
     pytest.mark.slow,
@@ -61,11 +64,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     with (
         serving(directory / "dense", **OPTIONS) as service,
         serving(directory / "rows", **OF_ROWS) as of_rows,
+        serving(directory / "numbers", **OF_NUMBERS) as of_numbers,
+        serving(directory / "quantiles", **OF_QUANTILES) as of_quantiles,
         recovered(service),
         busy(service),
         busy_with_rows(of_rows),
+        busy_with_numbers(of_numbers),
+        busy_with_numbers(of_quantiles),
     ):
-        instances = [f"127.0.0.1:{one.port}" for one in (service, of_rows)]
+        all_of_them = service, of_rows, of_numbers, of_quantiles
+        instances = [f"127.0.0.1:{one.port}" for one in all_of_them]
         with prometheus(directory, hurried(instances, rules)) as client:
             yield Watched(client, instances)
 
@@ -141,6 +149,19 @@ def busy_with_rows(service: ServiceProcess) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def busy_with_numbers(service: ServiceProcess) -> Iterator[None]:
+    """Learn numbers until somebody is done."""
+
+    def work(client: httpx.Client, k: int) -> None:
+        features = np.random.default_rng(k).normal(size=(20, 3))
+        body = {"features": features.tolist(), "labels": features.sum(axis=1).tolist()}
+        client.post("/learn?wait=applied", json=body)
+
+    with repeated(service, work):
+        yield
+
+
+@contextlib.contextmanager
 def repeated(
     service: ServiceProcess, work: Callable[[httpx.Client, int], object]
 ) -> Iterator[None]:
@@ -201,6 +222,21 @@ def test_every_expression_of_the_dashboard_has_data(watched: Watched) -> None:
     with contextlib.suppress(TimeoutError):
         wait_for(is_filled, 20)
     assert empty == set()
+
+
+def test_the_row_of_numbers_is_empty_for_classes(watched: Watched) -> None:
+    dense, rows, *of_numbers = watched.instances
+    found = [panel["title"] for panel in DASHBOARD["panels"]]
+    start = found.index("How far off are numbers?")
+    panels = DASHBOARD["panels"][start + 1 : found.index("What is Funnel doing?")]
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert len(expressions) > 5
+    for expr in expressions:
+        own = expr.replace("$learner", ".+")
+        for instance in (dense, rows):
+            assert query(watched.client, own.replace("$instance", instance)) == [], expr
+        of_all = "|".join(of_numbers)
+        wait_for(partial(query, watched.client, own.replace("$instance", of_all)))
 
 
 def test_every_alert_has_data_to_judge_by(watched: Watched) -> None:

@@ -9,6 +9,7 @@ import pytest
 from service.commands.comparisons.row_comparison import ServedRows
 from service.fold.schema.schema import Schema
 from service.settings import load_settings
+from streams.made.named import STREAMS, named
 from streams.orders import LABELS, SEASON, orders
 from streams.peers.row_learners import RowBatch
 from streams.rows.rows import TYPES, Rows, join
@@ -21,8 +22,10 @@ def table(rows: Rows) -> pa.Table:
     return pa.Table.from_batches(batches).combine_chunks()
 
 
-def test_help_names_it() -> None:
-    assert (orders().name,) == ROW_NAMES
+def test_help_names_the_streams_that_are_made() -> None:
+    assert tuple(STREAMS) == ROW_NAMES
+    assert tuple(named(name, 1_000).name for name in STREAMS) == ROW_NAMES
+    assert [shift.example for shift in named("churn", 1_000).shifts] == [0, 500]
 
 
 def test_how_it_is_cut_does_not_change_it_and_its_seed_does() -> None:

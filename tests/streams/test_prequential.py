@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from river import linear_model, metrics
+from sklearn.metrics import roc_auc_score
 
 from streams.batch import Batch, Features, Labels, concatenate
 from streams.peers.library_learners import RiverLearner
-from streams.prequential import BLOCK, curve, prequential, rolling, rolling_points
+from streams.prequential import BLOCK, curve, prequential, rolling, rolling_auc, rolling_points
 from streams.recovery import WINDOW
 from streams.sources.catalog import get
 
@@ -84,6 +85,19 @@ def test_a_rolling_accuracy_is_the_mean_of_the_last_window() -> None:
 
 def test_points_are_at_the_end_of_each_block() -> None:
     assert rolling_points(np.array([0.0, 1.0])) == [(BLOCK, 0.0), (2 * BLOCK, 0.5)]
+
+
+def test_a_rolling_auc_is_that_of_the_last_window() -> None:
+    rng = np.random.default_rng(0)
+    is_one = rng.random(2_550) < 0.1
+    chances = (0.2 * is_one + rng.random(2_550)).round(2)
+    found = rolling_auc(chances, is_one)
+    assert len(found) == 25
+    for k, value in enumerate(found):
+        stop = (k + 1) * BLOCK
+        own = slice(max(0, stop - WINDOW), stop)
+        assert value == pytest.approx(roc_auc_score(is_one[own], chances[own]))
+    assert rolling_auc(chances, np.zeros(2_550, np.bool_)).tolist() == [0.5] * 25
 
 
 def test_blocks_that_are_not_whole_do_not_count_in_a_curve() -> None:

@@ -15,24 +15,29 @@ from service.commands.comparisons.tally import SHOWN
 from service.commands.picture import check_picture, save, set_title
 from service.fold.scoring.floors import Level, below
 from service.settings import Settings
+from streams.errors import FunnelError
 from streams.peers.peers import Peer
 from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
 from streams.progress import progress_bar
-from streams.recovery import WINDOW, recoveries
+from streams.recovery import WINDOW, Points, recoveries
 from streams.sources.catalog import Shift, Stream
 
+ACCURATE = "accuracy"
+"""The score by which runs are compared unless another is chosen."""
+BY = {ACCURATE: "accuracy", "auc": "AUC", "log_loss": "log loss"}
+"""The scores by which runs can be compared, and their names in text."""
 ACCURACY = """\
 Accuracy is prequential: each batch is predicted before it is learned; ± is the 95 % interval of
-the mean over seeds. Peers are shown at the best of their settings, chosen for this stream in
-hindsight.
+the mean over seeds. Peers are shown at the best of their settings by {by}, chosen for this stream
+in hindsight.
 """
 SCORES = """\
-Log loss is in nats; balanced is the mean recall of the classes; ECE is the expected calibration
-error. The floors are rules without a model, on the same batches. A learner that gives labels alone
-has no log loss.
+Log loss is in nats; balanced is the mean recall of the classes; rare recall is that of the rarer of
+two classes; ECE is the expected calibration error. The floors are rules without a model, on the
+same batches.
 """
 RECOVERY = f"""\
-Recovery is the median, over shifts and seeds, of the examples after a shift until the accuracy of
+Recovery is the median, over shifts and seeds, of the examples after a shift until the {{of}} of
 the next {WINDOW:,} is within 2 points of the best learner's at the end of the segment.
 """
 
@@ -52,6 +57,28 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
     return mean if math.isnan(half) else f"{mean} ± {half:.{digits}f}"
 
 
+def explained(text: str, is_recovering: bool, by: str) -> str:
+    """Return the text below a table.
+
+    Args:
+        text: on accuracy, with ``{by}``.
+        is_recovering: whether recoveries are shown.
+        by: one of BY.
+    """
+    recovery = RECOVERY.format(of="AUC" if by == "auc" else "accuracy")
+    return text.format(by=BY[by]) + SCORES + recovery * is_recovering
+
+
+def check_by(by: str, classes: int) -> None:
+    """Check that runs can be compared by a score.
+
+    Raises:
+        FunnelError: there are not two classes, and it is the AUC.
+    """
+    if by == "auc" and classes != 2:
+        raise FunnelError(f"--by auc is for two classes, but there are {classes}")
+
+
 def recoveries_of(
     learners: Sequence[Sequence[Curve]], shifts: Sequence[int]
 ) -> list[list[int | None]]:
@@ -61,9 +88,23 @@ def recoveries_of(
         learners: for each, its curve at each seed.
         shifts: index of the first example after each shift.
     """
+    points = [[rolling_points(own) for own in curves] for curves in learners]
+    return recoveries_by(points, shifts, BLOCK * len(learners[0][0]))
+
+
+def recoveries_by(
+    learners: Sequence[Sequence[Points]], shifts: Sequence[int], end: int
+) -> list[list[int | None]]:
+    """Return the recoveries of each learner, over all seeds and shifts.
+
+    Args:
+        learners: for each, its points at each seed.
+        shifts: index of the first example after each shift.
+        end: index after the last example of the curves.
+    """
     taken: list[list[int | None]] = [[] for _ in learners]
-    for curves in zip(*learners, strict=True):
-        found = recoveries(list(map(rolling_points, curves)), shifts, BLOCK * len(curves[0]))
+    for points in zip(*learners, strict=True):
+        found = recoveries(points, shifts, end)
         for mine, more in zip(taken, found, strict=True):
             mine.extend(more)
     return taken
@@ -82,23 +123,24 @@ def examples_shown(examples: float) -> str:
     return f"{examples:,.0f}" if math.isfinite(examples) else "never"
 
 
-def table(runs: Sequence[Run], shifts: Sequence[Shift], digits: int = 3) -> str:
-    """Return the runs as aligned lines, the best accuracy first; with recoveries if there are any.
+def table(runs: Sequence[Run], shifts: Sequence[Shift], digits: int = 3, by: str = ACCURATE) -> str:
+    """Return the runs as aligned lines, the best first; with recoveries if there are any.
 
     Args:
         runs: over the same seeds.
         shifts: of the stream.
-        digits: of accuracies, after the point.
+        digits: of all numbers, after the point.
+        by: the score that orders them, and from which recovery is read; see `Run.merit`.
     """
-    taken = taken_of(runs, shifts)
+    taken = taken_of(runs, shifts, by)
     names = [name for name in SHOWN if any(run.score(name) is not None for run in runs)]
     ends = ("recovery",) if any(taken) else ()
     lines = [("learner", "setting", "accuracy", *(SHOWN[name] for name in names), *ends)]
-    for run, own in sorted(zip(runs, taken, strict=True), key=lambda found: -found[0].accuracy):
+    for run, own in sorted(zip(runs, taken, strict=True), key=lambda found: -found[0].merit(by)):
         setting = f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting
         recovered = examples_shown(median_recovery(own))
         scores = [run.score(name) for name in names]
-        others = ["–" if score is None else f"{score:.3f}" for score in scores]
+        others = ["–" if score is None else f"{score:.{digits}f}" for score in scores]
         recovery = (recovered,) if ends else ()
         lines.append((run.learner, setting, shown(run.accuracies, digits), *others, *recovery))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -122,10 +164,13 @@ def _level(run: Run) -> Level:
     return Level(run.accuracy, math.nan if loss is None else loss)
 
 
-def taken_of(runs: Sequence[Run], shifts: Sequence[Shift]) -> list[list[int | None]]:
+def taken_of(
+    runs: Sequence[Run], shifts: Sequence[Shift], by: str = ACCURATE
+) -> list[list[int | None]]:
     """Return the recoveries of each run; empty where the stream has no shift to recover from."""
-    curves = [[curve(found) for found in run.outcomes] for run in runs]
-    return recoveries_of(curves, [shift.example for shift in shifts])
+    end = max((BLOCK * len(curve(found)) for run in runs for found in run.outcomes), default=0)
+    starts = [shift.example for shift in shifts]
+    return recoveries_by([run.points(by) for run in runs], starts, end)
 
 
 def plot(runs: Sequence[Run], stream: Stream, path: Path) -> None:
@@ -161,6 +206,7 @@ def run(
     peers: Mapping[str, Peer],
     seeds: Sequence[int],
     picture: Path | None,
+    by: str = ACCURATE,
 ) -> int:
     """Compare, print the table, and give the reason for each peer that is skipped.
 
@@ -170,10 +216,13 @@ def run(
         peers: peers by name.
         seeds: seeds of the stream.
         picture: where to write the rolling accuracies as a picture; None for no picture.
+        by: one of BY.
 
     Raises:
         PictureError: the picture cannot be written.
+        FunnelError: the runs cannot be compared by this score.
     """
+    check_by(by, stream.classes)
     check_picture(picture)
     torch.set_num_threads(settings.threads)
     reasons = {name: peer.missing(stream) for name, peer in peers.items()}
@@ -183,11 +232,12 @@ def run(
     taken = {name: peer for name, peer in peers.items() if not reasons[name]}
     passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
-        runs = evaluate(stream, settings, taken, seeds, bar.update)
-    explanation = ACCURACY + SCORES + RECOVERY * any(taken_of(runs, stream.shifts))
+        runs = evaluate(stream, settings, taken, seeds, bar.update, by)
+    explanation = explained(ACCURACY, any(taken_of(runs, stream.shifts, by)), by)
     sys.stdout.write(
         f"{below_floors(runs)}{stream.name}: {stream.examples:,} examples, {len(seeds)} "
-        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream.shifts)}\n{explanation}"
+        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream.shifts, by=by)}\n"
+        f"{explanation}"
     )
     if picture is not None:
         plot(runs, stream, picture)

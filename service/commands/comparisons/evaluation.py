@@ -1,5 +1,6 @@
 """The service's learner and its peers, test-then-train, without log and HTTP."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,16 @@ from service.fold.step import Fold
 from service.settings import Settings
 from streams.batch import Batch, Features, Labels
 from streams.peers.peers import Peer
-from streams.prequential import Outcomes, prequential
+from streams.prequential import (
+    Curve,
+    Outcomes,
+    Probabilities,
+    curve,
+    points_of,
+    prequential,
+    rolling_points,
+)
+from streams.recovery import Points
 from streams.sources.catalog import Stream
 
 CPU = torch.device("cpu")
@@ -36,8 +46,12 @@ class Served:
 
     def predict(self, features: Features) -> Labels:
         """Return a label for each row of [n, d], int64 [n]."""
-        labels: Labels = self._evaluate(Snapshot.of(self.state), features)[0].numpy()
-        return labels
+        return self.answer(features)[0]
+
+    def answer(self, features: Features) -> tuple[Labels, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, classes]."""
+        labels, found = self._evaluate(Snapshot.of(self.state), features)
+        return labels.numpy(), found.double().numpy()
 
     def learn(self, batch: Batch) -> None:
         """Learn a batch."""
@@ -75,6 +89,8 @@ class Run:
     """Outcomes of each seed."""
     scores: list[dict[str, float]] = field(default_factory=list)
     """Other scores of each seed, by the names of `service.commands.comparisons.tally.SHOWN`."""
+    rankings: list[Curve] = field(default_factory=list)
+    """AUC of each seed, as `streams.prequential.rolling_auc` returns it, of two classes."""
 
     @property
     def is_floor(self) -> bool:
@@ -96,6 +112,32 @@ class Run:
         found = [own[name] for own in self.scores if name in own]
         return sum(found) / len(found) if found else None
 
+    def add(self, tally: Tally) -> None:
+        """Add what a tally has counted in a pass."""
+        self.scores.append(tally.read())
+        if tally.is_binary:
+            self.rankings.append(tally.ranking())
+
+    def merit(self, by: str) -> float:
+        """Return how good the run is: the more, the better.
+
+        Args:
+            by: ``accuracy``, ``auc`` or ``log_loss``.
+        """
+        if by == "accuracy":
+            return self.accuracy
+        score = self.score(by)
+        if score is None:
+            return -math.inf
+        return -score if by == "log_loss" else score
+
+    def points(self, by: str) -> list[Points]:
+        """Return the curve of each seed from which recovery is read: of the AUC if runs are
+        compared by it, otherwise of the accuracy."""
+        if by == "auc":
+            return [points_of(own) for own in self.rankings]
+        return [rolling_points(curve(own)) for own in self.outcomes]
+
 
 def floor_runs() -> dict[str, Run]:
     """Return runs of the floors, by name, without outcomes."""
@@ -103,22 +145,31 @@ def floor_runs() -> dict[str, Run]:
 
 
 def add_served(
-    state: State, labels: Sequence[Labels], classes: int, own: Run, floors: Mapping[str, Run]
+    state: State,
+    labels: Sequence[Labels],
+    classes: int,
+    own: Run,
+    floors: Mapping[str, Run],
+    tally: Tally,
 ) -> None:
-    """Add what the fold has measured of the served learner and of the floors in a pass.
+    """Add what was measured of the served learner's answers and of the floors in a pass.
 
     Args:
-        state: after the pass.
+        state: after the pass; the fold has scored the floors.
         labels: of its batches, int64.
         classes: number of classes.
         own: the run of the served learner; it has its outcomes.
         floors: the runs of the floors.
+        tally: of what the served learner answered.
     """
-    own.scores.append(scores_of(state.served.scores, SHOWN))
-    right = floor_outcomes(labels, classes)
+    own.add(tally)
+    found = floor_outcomes(labels, classes)
     for k, (name, run) in enumerate(floors.items()):
-        run.outcomes.append(right[name])
+        right, of_floor = found[name]
+        run.outcomes.append(right)
         run.scores.append(scores_of(state.floors.scores, SHOWN, k))
+        if classes == 2:
+            run.rankings.append(of_floor.ranking())
 
 
 def evaluate(
@@ -127,6 +178,7 @@ def evaluate(
     peers: Mapping[str, Peer],
     seeds: Sequence[int],
     progress: Callable[[int], object] = lambda examples: None,
+    by: str = "accuracy",
 ) -> list[Run]:
     """Run the service's learner, the floors, and each peer at its best setting in hindsight.
 
@@ -136,6 +188,7 @@ def evaluate(
         peers: all of which can run on the stream.
         seeds: of the streams.
         progress: called with the number of examples of each batch that a learner has learned.
+        by: the score by which a setting is the best; see `Run.merit`.
     """
     own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
     tried = {
@@ -145,10 +198,10 @@ def evaluate(
     floors = floor_runs()
     for seed in seeds:
         batches = list(stream.batches(settings.batch_size, seed))
-        served = Served(settings)
-        own.outcomes.append(prequential(served, batches, progress))
+        served, tally = Served(settings), Tally(stream.classes)
+        own.outcomes.append(prequential(served, batches, progress, tally.add))
         labels = [batch.labels for batch in batches]
-        add_served(served.state, labels, stream.classes, own, floors)
+        add_served(served.state, labels, stream.classes, own, floors, tally)
         plain = list(as_inputs(batches))
         prepared = list(standardized(batches)) if settings.standardize else plain
         for peer in peers.values():
@@ -157,7 +210,7 @@ def evaluate(
                 tally = Tally(stream.classes)
                 learner = make(stream, seed)
                 run.outcomes.append(prequential(learner, given, progress, tally.add))
-                run.scores.append(tally.read())
+                run.add(tally)
     return [own, *floors.values()] + [
-        max(runs, key=lambda run: run.accuracy) for runs in tried.values()
+        max(runs, key=lambda run: run.merit(by)) for runs in tried.values()
     ]

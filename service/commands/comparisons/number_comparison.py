@@ -30,11 +30,6 @@ of all scored numbers is explained. Peers get the same numbers, standardized, an
 (river's trees the rows themselves), and are shown at the best of their settings, chosen for this
 stream in hindsight.
 """
-QUANTILES = f"""\
-Each batch is predicted before it is learned; the first one is not scored, as nothing is known
-before it. Coverage is the share of numbers that are not above a quantile. The last column is after
-the first {LATE:,} rows.
-"""
 
 
 class ServedNumbers:
@@ -196,33 +191,5 @@ def run(
     sys.stdout.write(
         f"{warning(own, floors)}{stream.name}: {stream.examples:,} rows\n\n"
         f"{table([own, *best.values()])}\n{EXPLANATION}"
-    )
-    return 0
-
-
-def run_quantiles(
-    stream: RowStream, settings: Settings, schema: Schema, batches: Sequence[RowBatch]
-) -> int:
-    """Print the pinball loss and the coverage of Funnel's quantiles; arguments as for `run`."""
-    torch.set_num_threads(settings.threads)
-    levels = np.array(settings.predicts.quantiles)
-    served, found = ServedNumbers(settings, schema), []
-    with progress_bar(f"{stream.name}, 1 run", stream.examples) as bar:
-        for batch in batches:
-            missed = batch.numbers[:, None] - served.answers(batch)
-            found.append(missed)
-            served.learn(batch)
-            bar.update(len(batch))
-    missed = np.concatenate(found[1:] or found)
-    late = np.concatenate(found)[max(len(found[0]), LATE) :]
-    lines = [("quantile", "pinball loss", "coverage", f"coverage after {LATE:,}")]
-    for k, level in enumerate(levels):
-        loss = np.maximum(level * missed[:, k], (level - 1.0) * missed[:, k]).mean()
-        covered = f"{(missed[:, k] <= 0).mean():.4f}"
-        after = f"{(late[:, k] <= 0).mean():.4f}" if len(late) else "–"
-        lines.append((f"{level:g}", f"{loss:.4f}", covered, after))
-    sys.stdout.write(
-        f"{stream.name}: {stream.examples:,} rows, Funnel ({settings.optimizer})\n\n"
-        f"{aligned(lines)}\n{QUANTILES}"
     )
     return 0

@@ -8,7 +8,14 @@ import numpy as np
 import orjson
 import torch
 
-from service.commands.comparisons.comparison import RECOVERY, SCORES, below_floors, table, taken_of
+from service.commands.comparisons.comparison import (
+    ACCURATE,
+    below_floors,
+    check_by,
+    explained,
+    table,
+    taken_of,
+)
 from service.commands.comparisons.evaluation import CPU, Run, add_served, floor_runs
 from service.commands.comparisons.tally import Tally
 from service.fold.inputs import filled, scaled
@@ -19,9 +26,10 @@ from service.fold.standardizer import Standardizer
 from service.fold.state import State
 from service.fold.step import Fold
 from service.settings import Settings
-from streams.peers.row_learners import Codes, Probabilistic, RowBatch, RowLearner
+from streams.peers.library_learners import Codes
+from streams.peers.row_learners import Probabilistic, RowBatch, RowLearner
 from streams.peers.row_peers import RowPeer
-from streams.prequential import Observe
+from streams.prequential import Observe, Probabilities
 from streams.progress import progress_bar
 from streams.rows.rows import Rows
 from streams.rowstream import RowStream
@@ -31,7 +39,7 @@ FLOOR_PEERS = ("majority", "no-change")
 EXPLANATION = """\
 Accuracy is prequential: each batch is predicted before it is learned. Peers get the same numbers,
 standardized, and the same keys (river's trees the rows themselves), and are shown at the best of
-their settings, chosen for this stream in hindsight.
+their settings by {by}, chosen for this stream in hindsight.
 """
 
 
@@ -55,11 +63,21 @@ class ServedRows:
 
     def predict(self, batch: RowBatch) -> Codes:
         """Return a label for each row; the first one before any is known."""
-        if not self.state.schema.labels:
-            return np.zeros(len(batch), np.int64)
-        found = self._evaluate(Snapshot.of(self.state), batch.rows)[0].numpy()
-        numbers = np.array([self._numbers[name] for name in self.state.schema.labels], np.int64)
-        return np.asarray(numbers[found])
+        return self.answer(batch)[0]
+
+    def answer(self, batch: RowBatch) -> tuple[Codes, Probabilities]:
+        """Return labels as `predict` does, and their probabilities, fp64 [n, labels].
+
+        All are equally probable before any is known.
+        """
+        n, known = len(batch), self.state.schema.labels
+        if not known:
+            return np.zeros(n, np.int64), np.full((n, len(self._numbers)), 1 / len(self._numbers))
+        labels, found = self._evaluate(Snapshot.of(self.state), batch.rows)
+        numbers = np.array([self._numbers[name] for name in known], np.int64)
+        probabilities = np.zeros((n, len(self._numbers)))
+        probabilities[:, numbers] = found.double().numpy()
+        return np.asarray(numbers[labels.numpy()]), probabilities
 
     def learn(self, batch: RowBatch) -> None:
         """Learn a batch, as a trainer does: first the change of the schema, then the step."""
@@ -128,6 +146,7 @@ def run(
     peers: Mapping[str, RowPeer],
     skipped: Mapping[str, str],
     seeds: Sequence[int],
+    by: str = ACCURATE,
 ) -> int:
     """Compare, and print the table.
 
@@ -138,7 +157,12 @@ def run(
         peers: that run, by name.
         skipped: why other peers do not, by name.
         seeds: of the stream, if it is drawn, and of the peers; Funnel draws nothing.
+        by: one of `service.commands.comparisons.comparison.BY`.
+
+    Raises:
+        FunnelError: the runs cannot be compared by this score.
     """
+    check_by(by, len(stream.labels))
     torch.set_num_threads(settings.threads)
     for name, reason in skipped.items():
         sys.stderr.write(f"{name} is skipped: {reason}\n")
@@ -158,20 +182,21 @@ def run(
             if stream.is_drawn or not batches:
                 batches = prepared(list(stream.batches(settings.batch_size, seed)), schema, labels)
                 served = ServedRows(settings, schema, labels)
-                outcomes = outcomes_of(served, batches, bar.update)
+                own_tally = Tally(len(labels))
+                outcomes = outcomes_of(served, batches, bar.update, own_tally.add)
             own.outcomes.append(outcomes)
             given = [batch.labels for batch in batches]
-            add_served(served.state, given, len(labels), own, floors)
+            add_served(served.state, given, len(labels), own, floors, own_tally)
             for name, peer in peers.items():
                 for one, make in zip(tried[name], peer.settings.values(), strict=True):
                     learner, tally = make(len(labels), seed), Tally(len(labels))
                     one.outcomes.append(outcomes_of(learner, batches, bar.update, tally.add))
-                    one.scores.append(tally.read())
-    best = [max(runs, key=lambda one: one.accuracy) for runs in tried.values()]
+                    one.add(tally)
+    best = [max(runs, key=lambda one: one.merit(by)) for runs in tried.values()]
     shown, shifts = [own, *floors.values(), *best], stream.shifts
-    explanation = EXPLANATION + SCORES + RECOVERY * any(taken_of(shown, shifts))
+    explanation = explained(EXPLANATION, any(taken_of(shown, shifts, by)), by)
     sys.stdout.write(
-        f"{below_floors(shown)}{stream.name}: {stream.examples:,} rows\n\n"
-        f"{table(shown, shifts, 4)}\n{explanation}"
+        f"{below_floors(shown)}{stream.name}: {stream.examples:,} rows, {len(seeds)} "
+        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(shown, shifts, 4, by)}\n{explanation}"
     )
     return 0

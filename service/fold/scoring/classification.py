@@ -31,6 +31,8 @@ RING = 10_000
 """Outcomes that are kept."""
 WINDOWS = (WINDOW, RING)
 TOTAL = "total"
+EVEN = 1e-5
+"""Log odds of two classes that are 0: rounding would tell the classes of even odds apart."""
 MOST_PENDING = 8_000
 """Most outcomes that may be in the ring alone; counting many together costs less."""
 LOSS, NORM, CONFIDENCE, LABEL, PREDICTED = range(5)
@@ -229,6 +231,7 @@ class Scores:
         if self.is_binary:
             brier = 2.0 * miss.square()
             own = -losses - miss.log()
+            own = torch.where(own.abs() < EVEN, 0.0, own)
             logits, hits = torch.where(labels == 1, own, -own), labels
         else:
             brier = norms.square() - 2.0 * (1.0 - miss) + 1.0

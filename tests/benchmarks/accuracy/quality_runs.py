@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from service.commands.comparisons.evaluation import Served, as_inputs, standardized
+from service.commands.comparisons.tally import Tally
 from service.settings import Settings, load_settings
 from streams.batch import Batch
 from streams.peers.peers import PEERS
-from streams.prequential import Curve, curve, prequential
+from streams.prequential import Curve, Learner, curve, prequential
 from streams.sources.catalog import Stream
 
 OWN = {"pool": "**Funnel, the pool**", "funnel": "**Funnel, one**"}
@@ -42,6 +44,9 @@ class Result:
     """Correct answers in each hundred."""
     seconds: float
     """Seconds to learn and answer, on a machine that may have been busy."""
+    log_loss: float = math.nan
+    """Mean over the stream, in nats; NaN in results of earlier versions."""
+    ece: float = math.nan
 
     @property
     def curve(self) -> Curve:
@@ -104,13 +109,16 @@ def run(key: Key, inputs: Inputs) -> Result:
     stream = inputs.stream
     if key.learner in OWN:
         taken, began = inputs.batches, time.perf_counter()
-        outcomes = prequential(Served(own_settings(key.learner, stream)), taken)
+        learner: Learner = Served(own_settings(key.learner, stream))
     else:
         peer = PEERS[key.learner]
         taken, began = inputs.plain if peer.raw else inputs.standardized, time.perf_counter()
-        outcomes = prequential(peer.settings[key.setting](stream, key.seed), taken)
+        learner = peer.settings[key.setting](stream, key.seed)
+    tally = Tally(stream.classes)
+    outcomes = prequential(learner, taken, observe=tally.add)
+    seconds, scores = time.perf_counter() - began, tally.read()
     hits = np.rint(100 * curve(outcomes)).astype(int).tolist()
-    return Result(float(outcomes.mean()), hits, time.perf_counter() - began)
+    return Result(float(outcomes.mean()), hits, seconds, scores["log_loss"], scores["ece"])
 
 
 def own_settings(optimizer: str, stream: Stream) -> Settings:

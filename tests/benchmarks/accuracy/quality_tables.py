@@ -41,12 +41,31 @@ class Best:
         return [result.accuracy for result in self.results]
 
     @property
+    def losses(self) -> list[float]:
+        return [result.log_loss for result in self.results]
+
+    @property
+    def errors(self) -> list[float]:
+        """Expected calibration errors."""
+        return [result.ece for result in self.results]
+
+    @property
     def curves(self) -> list[Curve]:
         return [result.curve for result in self.results]
 
 
-def best(found: Results, stream: Stream, learner: str, seeds: Sequence[int]) -> Best | None:
-    """Return a learner at its best setting over the seeds that all its contenders have run."""
+def best(
+    found: Results, stream: Stream, learner: str, seeds: Sequence[int], by_loss: bool = False
+) -> Best | None:
+    """Return a learner at its best setting over the seeds that all its contenders have run.
+
+    Args:
+        found: the results.
+        stream: it learned.
+        learner: its name.
+        seeds: of the stream.
+        by_loss: whether the best has the least log loss; otherwise it has the most accuracy.
+    """
     names = contenders(found, stream, learner, seeds[0])
 
     def result(setting: str, seed: int) -> Result | None:
@@ -59,6 +78,8 @@ def best(found: Results, stream: Stream, learner: str, seeds: Sequence[int]) -> 
         Best(n, [found[Key(stream.name, learner, n, s, stream.examples)] for s in common], common)
         for n in names
     ]
+    if by_loss:
+        return min(choices, key=lambda choice: statistics.mean(choice.losses))
     return max(choices, key=lambda choice: statistics.mean(choice.accuracies))
 
 
@@ -120,6 +141,40 @@ def accuracy_table(streams: Sequence[Stream], learners: Sequence[str], taken: Ta
     head = ("accuracy", *(s.name for s in streams), "mean")
     note = f"\n{most} seeds, or as many as in brackets.\n"
     return table(head, rows) + note
+
+
+def probability_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:
+    """Return log losses and calibration errors, with the least of each stream in bold.
+
+    Args:
+        streams: columns.
+        learners: rows.
+        taken: the setting with the least log loss of each.
+    """
+    losses = {key: statistics.mean(choice.losses) for key, choice in taken.items()}
+    errors = {key: statistics.mean(choice.errors) for key, choice in taken.items()}
+    rows = []
+    for learner in learners:
+        cells = []
+        for stream in streams:
+            key = stream.name, learner
+            if math.isnan(losses.get(key, math.nan)):
+                cells.append("–")
+                continue
+            pair = [
+                f"**{own[key]:.3f}**" if own[key] == least(own, stream) else f"{own[key]:.3f}"
+                for own in (losses, errors)
+            ]
+            cells.append(" / ".join(pair))
+        if set(cells) != {"–"}:
+            rows.append((title(learner), *cells))
+    return table(("log loss / ECE", *(s.name for s in streams)), rows)
+
+
+def least(found: dict[tuple[str, str], float], stream: Stream) -> float:
+    """Return the least value of a stream, by name and learner; of those that are known."""
+    own = (value for (name, _), value in found.items() if name == stream.name)
+    return min((value for value in own if not math.isnan(value)), default=math.nan)
 
 
 def lead_table(streams: Sequence[Stream], learners: Sequence[str], taken: Taken) -> str:

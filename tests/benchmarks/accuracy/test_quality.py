@@ -1,6 +1,7 @@
 """The table of accuracies can be computed in parts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_what_has_been_run_is_not_run_again(
     table = capsys.readouterr().out
     assert "| **Funnel, one** | " in table
     assert "±" in table
+    assert re.search(r"^\| log loss / ECE \| phishing \|$", table, re.M)
+    assert re.search(r"^\| SGD \| (\*\*)?0\.\d{3}(\*\*)? / (\*\*)?0\.\d{3}", table, re.M)
     lines = whole.splitlines(keepends=True)
     results.write_text("".join(lines[:3]))
     run(results, monkeypatch)

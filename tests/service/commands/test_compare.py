@@ -1,6 +1,7 @@
 """The service's learner compared with its peers, and `funnel compare` as a user runs it."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from service.commands.comparisons.comparison import (
     table,
 )
 from service.commands.comparisons.evaluation import Run, Served, standardized
+from service.commands.comparisons.tally import SHOWN, Tally, scores_of
 from service.commands.picture import save, set_title
 from service.settings import load_settings
 from streams.batch import concatenate
@@ -135,7 +137,8 @@ def test_a_file_has_no_recovery_and_any_name(
     out = capsys.readouterr().out
     assert "Accuracy is prequential" in out
     head = out.partition("learner ")[2].splitlines()[0]
-    assert head.split() == ["setting", "accuracy", "log", "loss", "AUC", "balanced", "ECE"]
+    scores = ["log", "loss", "AUC", "balanced", "rare", "recall", "ECE"]
+    assert head.split() == ["setting", "accuracy", *scores]
     assert "Recovery is" not in out
     assert "–" not in out
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -173,8 +176,53 @@ def test_a_model_below_a_floor_is_said_in_the_first_line(
     assert out.startswith("Funnel (sgd) is below the floor majority: accuracy ")
     rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
     assert {"majority, a floor", "no_change, a floor", "Funnel (sgd)"} <= rows.keys()
-    assert rows["majority, a floor"][-2:-1] == ["0.500"]
-    assert "–" in next(line for line in out.splitlines() if line.startswith("Vowpal Wabbit"))
+    assert rows["majority, a floor"][-3:-1] == ["0.500", "0.000"]
+    assert "–" not in next(line for line in out.splitlines() if line.startswith("Vowpal Wabbit"))
+
+
+def test_runs_can_be_compared_by_auc_where_a_class_is_rare(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A setting that is the best by accuracy may know nothing of a class of 8 %."""
+    options = ["churn", "--examples", "6000", "--peers", "scikit-learn,vw", "--seeds", "2"]
+    assert main(["compare", *options, "--by", "auc"]) == 0
+    out = capsys.readouterr().out
+    head, *lines = out.partition("learner ")[2].partition("\n\n")[0].splitlines()
+    assert head.endswith("recovery")
+    aucs = [float(re.findall(r"\d\.\d{4}", line)[-4]) for line in lines]
+    assert len(aucs) == 5
+    assert aucs == sorted(aucs, reverse=True)
+    assert aucs[-1] < 0.53 < 0.6 < aucs[0]
+    assert "settings by AUC" in out
+    assert "until the AUC of" in out
+
+
+def test_more_classes_than_two_have_no_auc(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPARE, "--by", "auc"]) == 1
+    assert "--by auc is for two classes, but there are 10" in capsys.readouterr().err
+    assert main(["compare", "orders", "--examples", "500", "--by", "auc"]) == 1
+    assert "there are 3" in capsys.readouterr().err
+
+
+def test_a_half_that_is_rounded_says_nothing_of_the_label() -> None:
+    """In fp32 the half of a mixture may be a little less, for the label that is right as well."""
+    tally, labels = Tally(2), np.arange(1_000) % 2
+    probabilities = np.full((1_000, 2), np.float32(0.49999997), np.float64)
+    tally.add(np.zeros(1_000, np.int64), probabilities, labels)
+    found = tally.read()
+    assert found["auc"] == 0.5
+    assert found["ece"] < 1e-3
+
+
+def test_what_is_compared_is_what_the_service_answers() -> None:
+    """Its answers are calibrated, and the fold scores them as `calibrated`."""
+    stream = get("segments", 2_000)
+    settings = load_settings({"features": 18, "classes": 7, "device": "cpu"})
+    served, tally = Served(settings), Tally(7)
+    prequential(served, stream.batches(100), observe=tally.add)
+    assert served.state.calibration is not None
+    known = scores_of(served.state.calibration.scores, SHOWN)
+    assert tally.read() == pytest.approx(known, rel=1e-5)
 
 
 def test_a_model_above_the_floors_has_no_such_line(capsys: pytest.CaptureFixture[str]) -> None:

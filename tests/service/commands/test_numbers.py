@@ -1,13 +1,16 @@
 """``funnel compare`` where labels are numbers, and the service agrees with it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from service.cli import main
+from service.commands.comparisons import quantile_comparison
 from service.commands.comparisons.number_comparison import LATE, Run, Scores, table, warning
+from service.commands.comparisons.quantile_comparison import best
 from service.commands.labels import task_of
 from streams.peers.number_learners import (
     LastNumber,
@@ -18,7 +21,9 @@ from streams.peers.number_learners import (
     VowpalWabbitNumbers,
 )
 from streams.peers.number_peers import NUMBER_PEERS
-from streams.peers.row_learners import RowBatch
+from streams.peers.quantile_peers import QUANTILE_PEERS
+from streams.peers.row_learners import RowBatch, ScikitRows
+from streams.peers.row_peers import ROW_PEERS
 from streams.rows.rows import Rows
 from tests.support.harness import serving, wait_for
 from tests.support.metrics import sample, scrape
@@ -77,13 +82,74 @@ def test_quantiles_are_shown_with_their_coverage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "rents.csv", 2_000)
-    options = ["--task", "quantile:0.1,0.5,0.9", "--batch-size", "20"]
+    options = ["--task", "quantile:0.1,0.5,0.9", "--batch-size", "20", "--peers", ""]
     assert main(["compare", str(path), *options]) == 0
-    found = re.findall(r"^(0\.\d)  +([\d.]+)  +([\d.]+)", capsys.readouterr().out, re.MULTILINE)
-    assert [level for level, _, _ in found] == ["0.1", "0.5", "0.9"]
-    coverages = [float(coverage) for _, _, coverage in found]
+    found = quantile_lines(capsys.readouterr().out)
+    assert [level for level, _, _, _ in found] == ["0.1", "0.5", "0.9"]
+    coverages = [float(coverage) for _, _, _, coverage in found]
     assert coverages == sorted(coverages)
     assert coverages[0] < 0.3 < coverages[1] < 0.7 < coverages[2]
+
+
+def quantile_lines(text: str) -> list[tuple[str, str, str, str]]:
+    """Return quantile, learner, pinball loss and coverage of each line of the table of these."""
+    return re.findall(
+        r"^(0\.\d+)  +(\S.*?)  +\S.*?  +([\d.]+)  +([\d.]+)  +[\d.–]+$", text, re.MULTILINE
+    )
+
+
+def test_quantiles_have_peers_with_a_learner_for_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "rents.csv", 1_500)
+    options = ["--task", "quantile:0.1,0.9", "--batch-size", "20"]
+    peers = "mean,no-change,vw,river-linear,scikit-learn"
+    assert main(["compare", str(path), *options, "--peers", peers]) == 0
+    out, err = capsys.readouterr()
+    assert "scikit-learn is skipped: it does not learn quantiles batch by batch" in err
+    found = quantile_lines(out)
+    assert [level for level, *_ in found] == ["0.1"] * 5 + ["0.9"] * 5
+    for own in (found[:5], found[5:]):
+        losses = [float(loss) for _, _, loss, _ in own]
+        assert losses == sorted(losses)
+        assert len({learner for _, learner, _, _ in own}) == 5
+        *_, first, second = (learner for _, learner, _, _ in own)
+        assert {first, second} == {
+            "the quantiles of the numbers so far",
+            "the last known number and the quantiles of the changes so far",
+        }
+    [crossed] = re.findall(r"^Funnel \(pool\).* ([\d.]+)$", out, re.MULTILINE)
+    assert crossed == "0.0000"
+    assert "worse than a floor" not in out
+
+
+@pytest.mark.parametrize("name", QUANTILE_PEERS)
+def test_a_peer_of_quantiles_covers_its_share(name: str) -> None:
+    peer = QUANTILE_PEERS[name]
+    if peer.missing:
+        pytest.skip(peer.missing)
+    rng = np.random.default_rng(0)
+    inputs, numbers = rng.normal(size=(100, 50, 2)), rng.normal(size=(100, 50))
+    if name in ("vw", "river-linear"):
+        numbers += inputs @ np.array([3.0, -2.0])
+    batches = [batch(x, y) for x, y in zip(inputs, numbers, strict=True)]
+    middle = dict(list(peer.settings.items())[2:6] or peer.settings)
+    for quantile in (0.1, 0.9):
+        _, found = best(middle, quantile, batches, 50, numbers[1:].ravel(), lambda n: None)
+        covered = (numbers[1:].ravel() <= found)[-2_500:].mean()
+        assert covered == pytest.approx(quantile, abs=0.05)
+
+
+def test_what_a_quantile_loses_and_where_quantiles_cross() -> None:
+    numbers, quantiles = np.array([0.0, 2.0, 4.0]), np.array([0.1, 0.9])
+    own = quantile_comparison.Run("Funnel", ("", ""), 0, np.array([[0, 4], [3, 2], [3, 5]], float))
+    assert own.losses(numbers, quantiles) == pytest.approx([(0.9 + 0.1) / 3, (0.4 + 0.1) / 3])
+    assert own.crossed == pytest.approx(1 / 3)
+    floor = quantile_comparison.Run("a rule", ("", ""), 1, np.stack([numbers, numbers], axis=1))
+    assert quantile_comparison.warning(own, [floor], numbers, quantiles) == (
+        "Funnel is worse than a floor: its pinball loss is 0.2500; a rule (0.0000)\n\n"
+    )
+    assert quantile_comparison.warning(floor, [own], numbers, quantiles) == ""
 
 
 def test_a_named_set_of_numbers_is_learned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,8 +187,12 @@ def test_the_mae_is_that_of_the_service(
         assert main(["stream", str(path), "--to", service.url]) == 0
         wait_for(lambda: client.get("/model").json()["examples_learned"] == 1_000)
         wait_for(lambda: sample(scrape(client), "funnel_model_version") == 10)
-        shown = sample(scrape(client), "funnel_loss", learner="served", window="total")
+        found = scrape(client)
+    shown = sample(found, "funnel_loss", learner="served", window="total")
     assert shown == pytest.approx(offline, rel=5e-5, abs=5e-5)
+    score = sample(found, "funnel_score", learner="served", metric="mae", window="total")
+    assert score == pytest.approx(shown, rel=1e-6)
+    assert not any(name == "funnel_class_recall" for name, _ in found)
 
 
 TEXTS = {
@@ -188,6 +258,16 @@ LINEAR = {
     "vw": (VowpalWabbitNumbers, "-l 0.5, standardized target"),
     "river-linear": (RiverLinear, "SGD 0.01"),
 }
+
+
+def test_scikit_learn_learns_an_intercept_at_its_whole_rate() -> None:
+    """The only column says nothing, and nine of ten labels are 1."""
+    learner = ROW_PEERS["scikit-learn"].settings["eta0 0.01, a column of ones"](2, 0)
+    assert isinstance(learner, ScikitRows)
+    one = replace(batch(np.zeros((50, 1)), []), labels=(np.arange(50) % 10 > 0).astype(np.int64))
+    for _ in range(40):
+        learner.learn(one)
+    assert learner.answer(one)[1][:, 1] == pytest.approx(0.9, abs=0.02)
 
 
 @pytest.mark.parametrize("name", LINEAR)

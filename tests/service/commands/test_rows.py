@@ -68,7 +68,8 @@ def test_compare_learns_strings_missing_values_and_times(
     learners = ("most frequent label", "last known", "scikit-learn", "Vowpal Wabbit", "Hoeffding")
     for learner in learners:
         assert learner in out
-    accuracies = [float(found) for found in re.findall(r"(0\.\d{4})", out)]
+    accuracies = [float(found) for found in re.findall(r"^\S.*?  (0\.\d{4})", out, re.M)]
+    assert len(accuracies) == 6
     assert accuracies == sorted(accuracies, reverse=True)
 
 

@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from streams.batch import Batch
 from streams.peers.hypergradient import HypergradientSGD
+from streams.peers.library_learners import likeliest
 from streams.peers.peers import PEERS, QUICK, Peer, UnknownPeerError, find_peers
 from streams.peers.torch_learner import TorchLearner
-from streams.prequential import prequential
+from streams.prequential import Probabilistic, prequential
 from streams.sources.catalog import get
 
 STREAM = get("segments", 500)
@@ -155,8 +156,10 @@ def test_scikit_learn_is_run_as_by_hand() -> None:
 
 
 def test_vowpal_wabbit_is_run_as_by_hand() -> None:
+    """Its likeliest label is the label that it gives without probabilities."""
     peer = installed("vw")
-    outcomes = prequential(peer.settings["-l 0.5"](STREAM, 0), BATCHES)
+    learner = peer.settings["-l 0.5"](STREAM, 0)
+    outcomes = prequential(learner, BATCHES)
     workspace = importlib.import_module("vowpalwabbit").Workspace(
         "--quiet --oaa 7 --loss_function logistic -l 0.5"
     )
@@ -171,6 +174,25 @@ def test_vowpal_wabbit_is_run_as_by_hand() -> None:
         for line, y in zip(lines, batch.labels, strict=True):
             workspace.learn(f"{y + 1} {line}")
     assert outcomes.tolist() == expected
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_gives_probabilities_of_which_the_largest_is_its_label(name: str) -> None:
+    peer = installed(name)
+    learner = list(peer.settings.values())[len(peer.settings) // 2](STREAM, 0)
+    assert isinstance(learner, Probabilistic)
+    for batch in BATCHES:
+        labels, probabilities = learner.answer(batch.features)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-6)
+        own = probabilities[np.arange(len(labels)), labels]
+        np.testing.assert_allclose(own, probabilities.max(axis=1))
+        learner.learn(batch)
+
+
+def test_probabilities_that_are_no_numbers_become_equal() -> None:
+    labels, found = likeliest([[float("nan"), 1.0], [0.0, 0.0], [0.25, 0.75]])
+    assert labels.tolist() == [0, 0, 1]
+    assert found.tolist() == [[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]]
 
 
 @pytest.mark.parametrize("name", PEERS)

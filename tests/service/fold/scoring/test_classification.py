@@ -155,6 +155,18 @@ def test_auc_of_probabilities_in_a_narrow_range_is_that_of_river() -> None:
     assert scores.measure().windows["total"].auc == pytest.approx(exact, abs=BINNED)
 
 
+def test_even_odds_say_nothing_of_the_label_however_they_are_rounded() -> None:
+    scores = Scores(2, CPU)
+    labels = torch.arange(1_000) % 2
+    for half in (0.49999997, 0.5, 0.50000006):
+        answers = torch.full((1_000, 2), half)
+        losses = torch.full((1_000,), -math.log(half))
+        scores.update(answers, torch.zeros_like(labels), labels, losses, torch.tensor(True))
+    total = scores.measure().windows["total"]
+    assert total.auc == 0.5
+    assert total.ece == pytest.approx(0.0, abs=1e-3)
+
+
 def test_certain_predictions_are_finite_and_scored() -> None:
     scores = Scores(2, CPU)
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0], [200.0, 0.0]])
