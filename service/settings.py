@@ -124,6 +124,11 @@ class Settings(BaseModel):
         (), description="baselines that learn from the same batches, with commas: adagrad, or "
         "adagrad:0.05 to set its learning rate; each costs a step a batch",
     )  # fmt: skip
+    effort: Literal["auto", "full", "fast"] = Field(
+        "auto",
+        description="of FUNNEL_MODEL=auto: full: all families learn every batch; fast: all but the "
+        "linear experts skip it; auto: they skip batches while more than 2 s of learning waits",
+    )
     experts: int = Field(
         MAX_EXPERTS, ge=1, le=MAX_EXPERTS,
         description="experts of the served pool; memory and time grow with them",
@@ -361,6 +366,8 @@ class Settings(BaseModel):
             idle.add("max_classes")
         if self.optimizer != "pool":
             idle.add("experts")
+        if self.model != AUTO:
+            idle.add("effort")
         if learners == {"pool"}:  # its experts have their own learning rates
             idle |= {"lr", "momentum"}
         if not learners & {"funnel"}:

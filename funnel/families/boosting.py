@@ -20,6 +20,8 @@ MOST_BOOST = 5.0
 """Most times as many trees as that while there are few examples."""
 ROWS = 2_048
 """Most examples that a tree is grown on."""
+MOST_DUE = 10.0
+"""Most trees that skipped batches leave due."""
 IMPORTANCE_KEPT, IMPORTANCE_OF_GAIN = 0.995, 0.1
 """How the importances of columns are averaged over trees."""
 
@@ -94,21 +96,43 @@ class Boosted:
             importances: gains of the columns, fp32 [D]; those of the new trees are added.
             generator: draws.
         """
+        self._note(moved, logits)
+        slots = self._slots(int(self.counts[0]))
+        stale = slots[self.fitted[slots, 0].isnan()]
+        if len(stale):
+            self.fitted[stale] = self.logits(self.memory.rows[stale])
+        due = float(self.credit)
+        while due >= 1.0:
+            due -= 1.0
+            self._add_tree(slots, len(moved.slots), importances, generator)
+        self.credit.fill_(due)
+
+    def skip(self, moved: Moved) -> None:
+        """Note a batch that came into the memory; its trees are grown with a later one.
+
+        Args:
+            moved: what the batch moved there.
+        """
+        unknown = self.fitted.new_full((len(moved.slots), self.fitted.shape[1]), torch.nan)
+        self._note(moved, unknown)
+        self.credit.clamp_(max=MOST_DUE)
+
+    def _note(self, moved: Moved, logits: Tensor) -> None:
+        """Take a batch into the window, and count the trees that it makes due.
+
+        Args:
+            moved: what the batch moved in the memory.
+            logits: of its examples, fp32 [n, C]; NaN if they are computed later.
+        """
         n = len(moved.slots)
         moved.follow(self.fitted, logits)
         self.prior.mul_(2.0 ** (-n / PRIOR_HALF_LIFE)).add_(self.memory.counted(moved.slots))
-        held = min(int(self.counts[0]) + n, self.window.newest)
-        self.counts[0] = held
+        self.counts[0] = min(int(self.counts[0]) + n, self.window.newest)
         self.seen += n
-        slots = self._slots(held)
-        m = min(len(slots), self.window.rows)
+        m = min(len(self._slots(int(self.counts[0]))), self.window.rows)
         often = 1.0 if n >= 100 else min(4.0, max(1.0, 1000 / int(self.seen)))
         boost = min(max(1.0, self.window.rows / m), MOST_BOOST)
-        due = float(self.credit) + n / 100 * often * TREES_PER_100 * boost
-        while due >= 1.0:
-            due -= 1.0
-            self._add_tree(slots, n, importances, generator)
-        self.credit.fill_(due)
+        self.credit += n / 100 * often * TREES_PER_100 * boost
 
     def restart(self, newest: int) -> None:
         """Forget all trees, and all of the window except its newest examples."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from funnel.families.forest import forest_logits
-from funnel.families.frequencies import Frequencies
+from funnel.families.frequencies import RECENT, Frequencies
 from funnel.families.interface import Examples, Given
 from funnel.families.memory import MOST_ADDED, NEWEST, SAMPLED, Memory
 from funnel.families.neighbours import MOST_RANKED, NEAR, Remembered, names_of
@@ -54,7 +54,7 @@ class Frozen(NamedTuple):
     """All that answering needs, at one version; nothing changes it."""
 
     shares: Tensor
-    """Frequencies of the labels, fp32 [3, C]."""
+    """Frequencies of the labels, fp32 [4, C]."""
     forests: tuple[tuple[Tensor, Tensor, Tensor], ...]
     """Features, thresholds and leaves of each."""
     grown: tuple[int, ...]
@@ -66,7 +66,7 @@ class Frozen(NamedTuple):
 
     def answers(self, given: Given) -> Answered:
         """Return the answers to inputs."""
-        rows = with_lags(given.raw, self.shares[0])
+        rows = with_lags(given.raw, self.shares[RECENT])
         logits = torch.stack(
             [forest_logits(*f, rows, g) for f, g in zip(self.forests, self.grown, strict=True)]
         )
@@ -158,9 +158,24 @@ class Ensemble:
             examples: the batch.
             answered: as `answers` returned it.
         """
+        self._take(examples, answered.rows, answered.logits)
+
+    def skip(self, examples: Examples) -> None:
+        """Remember a batch that is finite, without growing trees."""
+        self._take(examples, with_lags(examples.given.raw, self.frequencies.recent), None)
+
+    def _take(self, examples: Examples, rows: Tensor, logits: Tensor | None) -> None:
+        """Take a batch.
+
+        Args:
+            examples: the batch.
+            rows: its inputs as the memory holds them, fp32 [n, D].
+            logits: of the forests, fp32 [3, n, C]; None if no trees are grown.
+        """
         counts = examples.weights > 0
         if not bool(counts.all()):
-            examples, answered = _those(examples, answered, counts)
+            examples, rows = _those(examples, counts), rows[counts]
+            logits = None if logits is None else logits[:, counts]
         for begin in range(0, len(examples.labels), MOST_ADDED):
             own = slice(begin, begin + MOST_ADDED)
             part = examples._replace(
@@ -168,13 +183,14 @@ class Ensemble:
                 weights=examples.weights[own],
                 seed=(*examples.seed, begin),
             )
-            moved = self.memory.add(
-                answered.rows[own], part.labels, part.weights, part.generator(0)
-            )
+            moved = self.memory.add(rows[own], part.labels, part.weights, part.generator(0))
             changed = torch.cat([moved.slots, moved.targets]).div(PIECE, rounding_mode="floor")
             for piece in changed.unique().tolist():
                 self._copies[piece] = None
-            self.trees.learn(part, moved, answered.logits[:, own])
+            if logits is None:
+                self.trees.skip(moved)
+            else:
+                self.trees.learn(part, moved, logits[:, own])
             self.frequencies.learn(part)
 
     def frozen(self) -> Frozen:
@@ -219,14 +235,10 @@ class Ensemble:
         )
 
 
-def _those(examples: Examples, answered: Answered, counts: Tensor) -> tuple[Examples, Answered]:
+def _those(examples: Examples, counts: Tensor) -> Examples:
     """Return the examples that count for something."""
-    given = examples.given
-    kept = examples._replace(
-        given=given._replace(raw=given.raw[counts]),
+    return examples._replace(
+        given=examples.given._replace(raw=examples.given.raw[counts]),
         labels=examples.labels[counts],
         weights=examples.weights[counts],
-    )
-    return kept, Answered(
-        answered.probabilities[:, counts], answered.rows[counts], answered.logits[:, counts]
     )

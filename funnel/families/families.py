@@ -76,6 +76,8 @@ class Families:
         self.leading, self.perceptrons, self.ensemble = leading, perceptrons, ensemble
         own = len(perceptrons.experts)
         self.mixture = Mixture(leading + own + len(ensemble.names), ensemble.is_open.device)
+        self.skipped = torch.zeros((), dtype=torch.int64)
+        """Batches that they have skipped."""
         self._score = perceptrons.execution.part(perceptrons.score, perceptrons.tensors().values())
 
     @property
@@ -92,7 +94,8 @@ class Families:
             "ensemble": self.ensemble.tensors(),
             "mixture": self.mixture.tensors(),
         }
-        return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.items()}
+        named = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.items()}
+        return named | {"skipped": self.skipped}
 
     def answer(
         self, prepared: Tensor, given: Given, labels: Tensor, importance: Tensor | None
@@ -137,6 +140,15 @@ class Families:
         self.perceptrons.update(prepared, examples.labels, decision)
         self.ensemble.learn(examples, proposed.answered)
 
+    def skip(self, examples: Examples) -> None:
+        """Remember a batch that is kept, and learn it later as far as memory goes.
+
+        Neighbours and frequencies know it at once. Trees catch up with the next batch that they
+        learn; perceptrons and the mixture never see it.
+        """
+        self.ensemble.skip(examples)
+        self.skipped.add_(1)
+
     def resized(
         self, perceptron: nn.Module, features: int, ensemble: Ensemble, opened: int, bias: float
     ) -> "Families":
@@ -155,6 +167,7 @@ class Families:
         larger = Families(self.leading, pool, ensemble)
         for name, tensor in larger.mixture.tensors().items():
             tensor.copy_(self.mixture.tensors()[name])
+        larger.skipped.copy_(self.skipped)
         return larger
 
     def frozen(self) -> Frozen:

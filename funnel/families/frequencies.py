@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from funnel.families.interface import Examples
 
-HALF_LIVES = (3.0, 30.0, 300.0)
-"""Examples after which a label counts half."""
+HALF_LIVES = (0.3, 3.0, 30.0, 300.0)
+"""Examples after which a label counts half. The first is nearly the last label alone."""
+RECENT = 1
+"""The half-life whose frequencies trees see."""
 FORGOTTEN = 1e-3
 """Share of a batch that is dealt to all labels alike, so that none has the frequency 0."""
 
@@ -28,11 +30,16 @@ class Frequencies:
     def __init__(self, is_open: Tensor) -> None:
         self.is_open = is_open
         self.shares = (is_open / is_open.sum()).repeat(len(HALF_LIVES), 1)
-        """fp32 [3, C], each row sums to 1."""
+        """fp32 [4, C], each row sums to 1."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
         return {"shares": self.shares}
+
+    @property
+    def recent(self) -> Tensor:
+        """Frequencies of the latest labels, fp32 [C], the tensor itself."""
+        return self.shares[RECENT]
 
     def learn(self, examples: Examples) -> None:
         """Learn a batch; an example of weight w counts as w examples do."""

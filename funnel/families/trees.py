@@ -107,6 +107,15 @@ class Trees:
             long.become(short)
         self.excess.copy_(torch.tensor(excess, dtype=torch.float64))
 
+    def skip(self, moved: Moved) -> None:
+        """Note a batch that has come into the memory, and grow no trees.
+
+        Args:
+            moved: what it moved there.
+        """
+        for boosted in self.forests.values():
+            boosted.skip(moved)
+
 
 def with_lags(raw: Tensor, recent: Tensor) -> Tensor:
     """Return inputs after the frequencies of the latest labels, fp32 [n, MOST_LAGS + d]."""

@@ -15,8 +15,8 @@ TOPICS = {
         "standardize", "calibrate", "seed",
     ),
     "optimizer": (
-        "optimizer", "experts", "lr", "gain_lr", "scale_lr", "momentum", "loss_guard", "shadow",
-        "class_weights", "batch_size",
+        "optimizer", "experts", "effort", "lr", "gain_lr", "scale_lr", "momentum", "loss_guard",
+        "shadow", "class_weights", "batch_size",
     ),
     "computing": ("device", "threads"),
     "log and checkpoints": (

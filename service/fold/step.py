@@ -79,7 +79,8 @@ class Asked(NamedTuple):
 
     given: Given
     """Its inputs, as they take them."""
-    proposed: Proposed
+    proposed: Proposed | None
+    """Their answers; None if they skip it."""
 
 
 class Outcome(NamedTuple):
@@ -105,6 +106,8 @@ class Fold:
         """Rows that come next, in their order, encoded for a schema."""
         self._started: tuple[Standardizer, int] | None = None
         """A standardizer without blank features, and the version of the state that will have it."""
+        self._is_fast = False
+        """True while the families beyond the pool skip the batch."""
         self._prepared_for: Hyperparameters | None = None
         self._size: Size | None = None
         self._prepare()
@@ -142,7 +145,7 @@ class Fold:
             )
         return version in (2, 3, FOLD_VERSION)
 
-    def step(self, batch: AnyBatch) -> Report:
+    def step(self, batch: AnyBatch, is_fast: bool = False) -> Report:
         """Score the batch with the weights as they are, then take one update.
 
         A batch whose loss or gradient is not finite changes nothing but its count; a batch that the
@@ -151,8 +154,10 @@ class Fold:
         Args:
             batch: checked examples (see `streams.batch.check`), or rows that the schema takes (see
                 `State.reshape`).
+            is_fast: whether the families beyond the pool skip the batch. The pool answers it alone,
+                and they only remember its examples, from which trees catch up with a later batch.
         """
-        state = self.state
+        state, self._is_fast = self.state, is_fast
         if state.hyperparameters is not self._prepared_for or state.size is not self._size:
             self._prepare()
         with self._without_gradients:
@@ -278,15 +283,15 @@ class Fold:
         of = entries or {}
         own = of.get(SERVED)
         self._seed()
-        proposed = self._propose(inputs, labels, importance, given)
-        others = None if proposed is None else proposed.proposed.probabilities
+        asked = self._ask(inputs, labels, importance, given)
+        others = None if asked is None or asked.proposed is None else asked.proposed.probabilities
         keep, finite, accuracy, loss, floor, dense, decision = passes.observe(
             inputs, labels, importance, own, others
         )
         if not on_host or keep:
             learners[SERVED].update(with_entries(dense, own), labels, decision)
-            if proposed is not None:
-                self._learn_families(proposed, dense, labels, importance)
+            if asked is not None:
+                self._learn_families(asked, dense, labels, importance)
         for name, shadow in passes.shadows.items():
             self._seed()
             prepared = with_entries(dense, of.get(name))
@@ -307,7 +312,7 @@ class Fold:
         standardizer = self.state.standardizer
         return standardizer.mean.clone(), standardizer.scale
 
-    def _propose(
+    def _ask(
         self, inputs: Tensor, labels: Tensor, importance: Tensor | None, given: Given | None
     ) -> "Asked | None":
         """Ask the families beyond the pool for their answers, if there are any."""
@@ -316,6 +321,8 @@ class Fold:
         if families is None:
             return None
         given = given_of(inputs, *self._unit()) if given is None else given
+        if self._is_fast:
+            return Asked(given, None)
         prepared = prepared_of(state, inputs)
         return Asked(given, families.answer(prepared, given, labels, importance))
 
@@ -326,7 +333,10 @@ class Fold:
         assert state.served.families is not None, "they were asked"
         weights = torch.ones(len(labels)) if importance is None else importance
         examples = Examples(asked.given, labels, weights, (state.spec.seed, state.version))
-        state.served.families.learn(prepared, examples, asked.proposed)
+        if asked.proposed is None:
+            state.served.families.skip(examples)
+        else:
+            state.served.families.learn(prepared, examples, asked.proposed)
 
     def _seed(self) -> None:
         """Seed the draws of a user's module, such as dropout, by the step, so that replay repeats
@@ -412,7 +422,9 @@ def observe(
     if state.calibration is not None:
         scored = batch.scored
         answers, predicted = scored.answers, scored.labels
-        state.calibration.learn(answers, predicted, labels, finite, keep, importance)
+        is_skipped = served.families is not None and others is None
+        learns = torch.zeros_like(keep) if is_skipped else keep  # it is of all families
+        state.calibration.learn(answers, predicted, labels, finite, learns, importance)
     decision = served.decide(batch, keep, labels)
     accuracy, floor = outcomes.correct.float().mean(), floors.mean()
     return Observed(keep, finite, accuracy, loss, floor, prepared, decision)

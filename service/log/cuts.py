@@ -7,7 +7,7 @@ entries, even if a later reader could decode them. A cut may also carry a comman
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import orjson
@@ -77,6 +77,7 @@ class _Record(BaseModel):
     command: str
     sources: dict[str, NonNegativeInt]
     fold: int = 1
+    effort: Literal["full", "fast"] = "full"
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,12 @@ class Cut:
     """Examples of the batch by source."""
     fold: int = 1
     """Version of the fold that learned the batch."""
+    is_fast: bool = False
+    """True if the families that cost most skip the batch (`service.fold.step.Fold.step`)."""
 
     def to_json(self) -> str:
         """Return the text that is recorded."""
+        effort = {"effort": "fast"} if self.is_fast else {}
         return orjson.dumps(
             {
                 "position": str(self.position),
@@ -110,6 +114,7 @@ class Cut:
                 "sources": dict(self.sources),
                 "fold": self.fold,
             }
+            | effort
         ).decode()
 
     @classmethod
@@ -130,6 +135,7 @@ class Cut:
                 _decode(number, found.command),
                 found.sources,
                 found.fold,
+                found.effort == "fast",
             )
         except ValidationError as error:
             first = error.errors()[0]

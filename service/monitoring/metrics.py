@@ -50,6 +50,7 @@ COUNTERS = {
     "dead_entries": "Entries discarded because they cannot be decoded",
     "drift_events": "Changes detected in the served model's error",
     "examples": "Examples learned, by the way they came",
+    "fast_batches": "Batches that all families except linear skipped, to keep up",
     "missing_values": "Rows without a usable value, by column",
     "new_keys": "Keys that got a row of the table for the first time, by column",
     "nonfinite_batches": "Batches skipped because loss or gradient was not finite",
@@ -174,6 +175,8 @@ def _learning(statistics: Statistics) -> Iterable[Metric]:
     yield _family("examples", ["source"], sources)
     yield _single("batches", statistics.version)
     yield _single("nonfinite_batches", statistics.nonfinite_batches)
+    if statistics.fast_batches is not None:
+        yield _single("fast_batches", statistics.fast_batches)
     yield _single("quarantined_batches", statistics.quarantined_batches)
     yield _single("dead_entries", progress.dead)
 

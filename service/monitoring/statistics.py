@@ -91,6 +91,8 @@ class Statistics:
     calibrated: ScoreSummary | None
     """Scores of the served learner's calibrated probabilities; None if it is not calibrated."""
     nonfinite_batches: int
+    fast_batches: int | None
+    """Batches that families skipped to keep up; None without families."""
     quarantined_batches: int
     progress: Progress
     entries_added: int
@@ -152,7 +154,7 @@ def read_statistics(
         waiting_since_ms: Unix time in milliseconds of the oldest entry that is read but not
             learned.
     """
-    learners = state.learners()
+    learners, families = state.learners(), state.served.families
     telemetry = {name: learner.pool.telemetry() for name, learner in learners.items()}
     return Statistics(
         version=state.version,
@@ -165,6 +167,7 @@ def read_statistics(
         number_floors={} if state.number_floors is None else state.number_floors.read(),
         calibrated=None if state.calibration is None else state.calibration.scores.measure(),
         nonfinite_batches=int(state.served.nonfinite),
+        fast_batches=None if families is None else int(families.skipped),
         quarantined_batches=int(state.guard.quarantined),
         progress=progress,
         entries_added=extent.added,

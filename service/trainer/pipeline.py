@@ -19,6 +19,8 @@ GROUP_SECONDS = 0.05
 AHEAD_BYTES = 16 << 20
 """Examples are read ahead up to this size as fp32, and in any case up to a full batch."""
 BLOCK_MS = 2_000
+BEHIND_SECONDS = 2.0
+"""Time that waiting batches may take before families skip batches."""
 
 Group = list[tuple[Cut, AnyBatch | None]]
 
@@ -46,7 +48,7 @@ class Pipeline:
     ) -> None:
         self.replica, self.log, self.pending = replica, log, pending
         self._batch_size, self._max_wait = settings.batch_size, settings.max_wait_ms / 1000
-        self._worker, self._clock = worker, clock
+        self._worker, self._clock, self._effort = worker, clock, settings.effort
         self._recorded: Group = []
         """Recorded, but not given to the worker yet."""
         self._learning: asyncio.Future[None] | None = None
@@ -55,6 +57,8 @@ class Pipeline:
         """When the first entry after the last cut was read; when the worker began a batch."""
         self._step_seconds = 1.0
         """Time that the last batch took on the host."""
+        self._whole_seconds = 0.0
+        """Time that the last batch took that no family skipped."""
 
     @property
     def is_quiet(self) -> bool:
@@ -160,10 +164,19 @@ class Pipeline:
             group += self._take(self.pending.examples)
         return group
 
+    @property
+    def _is_fast(self) -> bool:
+        """True if families should skip the next batch: a decision, which its cut records."""
+        if self._effort == "full" or not self.replica.has_families:
+            return False
+        waiting = self.pending.examples / self._batch_size * self._whole_seconds
+        return self._effort == "fast" or waiting > BEHIND_SECONDS
+
     def _take(self, size: int) -> Group:
         """Take a batch; a change of the schema that it needs is a cut of its own before it."""
         before = Cut(self.pending.position, entries=self.pending.entries)
         cut, batch = self.pending.take(size)
+        cut = replace(cut, is_fast=batch is not None and self._is_fast)
         command = self.replica.reshape_for(batch)
         return [*([(replace(before, command=command), None)] if command else []), (cut, batch)]
 
@@ -173,3 +186,5 @@ class Pipeline:
             self._moved_at = self._clock.monotonic()
             self.replica.apply(cut, batch)
             self._step_seconds = max(1e-9, self._clock.monotonic() - self._moved_at)
+            if not cut.is_fast:
+                self._whole_seconds = self._step_seconds

@@ -164,6 +164,11 @@ class Replica:
             self._fold = Fold(self.state)
         check_spec(self.state.spec, spec, what, self.is_open)
 
+    @property
+    def has_families(self) -> bool:
+        """True if there are families that can skip batches."""
+        return self.state.served.families is not None
+
     async def recover(self, log: Log, accept_gap: bool, keep_lease: KeepLease) -> Pending:
         """Check that the log reaches back, take it over, and apply every recorded cut.
 
@@ -465,7 +470,7 @@ class Replica:
         at, applied = self.progress, None
         if batch is not None:
             began, n = self._clock.monotonic(), len(batch)
-            report = self._fold.step(batch)
+            report = self._fold.step(batch, cut.is_fast)
             seconds = self._clock.monotonic() - began
             self.state.drift.note(report, n, self.state.examples, cut.position)
             applied = AppliedBatch(at.position, cut.position, report, seconds, n)

@@ -3,11 +3,12 @@
     python -m tests.benchmarks.quality
 
 Batches have 100 examples, and every model is logistic regression, except river's trees. The
-service's learner runs with its defaults. The peers get inputs standardized as the service does (the
-trees get raw inputs) and run with every setting of a grid. Each stream shows the setting with the
-best mean over the seeds, an oracle that no user has; the table of log loss and calibration error
-shows the one with the least log loss. A setting that is 2 points below its learner's
-best on the first seed is not run on the others. Intervals are 95 % of the mean over seeds.
+service's learner runs with its defaults, and as `auto`, all families. The peers get inputs
+standardized as the service does (the trees get raw inputs) and run with every setting of a grid.
+Each stream shows the setting with the best mean over the seeds, an oracle that no user has; the
+table of log loss and calibration error shows the one with the least log loss. A setting that is 2
+points below its learner's best on the first seed is not run on the others. Intervals are 95 % of
+the mean over seeds.
 
 Each run becomes a line of --results when it ends, and is not run again. You can interrupt the
 program and continue later, or run parts with --streams, --learners, --seeds and --seconds. To
@@ -27,7 +28,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from service.fold.spec import OPTIMIZERS
 from streams.peers.peers import PEERS
 from streams.sources.catalog import Stream, get
 from streams.sources.names import EXAMPLES, NAMES
@@ -118,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*(name for name in OWN if name in OPTIMIZERS), *PEERS]
+    known = [*OWN, *PEERS]
     parser.add_argument("--results", type=Path, default=Path("quality.jsonl"), metavar="FILE")
     parser.add_argument("--streams", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
     parser.add_argument("--learners", nargs="+", default=known, choices=known, metavar="NAME")

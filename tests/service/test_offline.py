@@ -21,6 +21,8 @@ def test_accuracy_in_the_metrics_is_that_of_the_fold_offline(
 ) -> None:
     stream = get("recurring", 3_000, "digits")
     options = {"model": model, "optimizer": optimizer}
+    if model == "auto":
+        options["effort"] = "full"  # otherwise the backlog decides what is learned
     settings = load_settings(options)
     offline = State(settings.spec, settings.hyperparameters, CPU)
     for batch in stream.batches(settings.batch_size):

@@ -19,7 +19,11 @@ from streams.peers.peers import PEERS
 from streams.prequential import Curve, Learner, curve, prequential
 from streams.sources.catalog import Stream
 
-OWN = {"pool": "**Funnel, the pool**", "funnel": "**Funnel, one**"}
+AUTO = "auto"
+"""The learner of all families."""
+OWN = {
+    AUTO: "**Funnel, all families**", "pool": "**Funnel, the pool**", "funnel": "**Funnel, one**",
+}  # fmt: skip
 BATCH = 100
 BEHIND = 0.02
 """Points below its learner's best on the first seed from which a setting is not run again."""
@@ -121,10 +125,12 @@ def run(key: Key, inputs: Inputs) -> Result:
     return Result(float(outcomes.mean()), hits, seconds, scores["log_loss"], scores["ece"])
 
 
-def own_settings(optimizer: str, stream: Stream) -> Settings:
+def own_settings(learner: str, stream: Stream) -> Settings:
+    is_auto = learner == AUTO
     return load_settings(
         {
-            "optimizer": optimizer,
+            "model": AUTO if is_auto else "logistic",
+            "optimizer": "pool" if is_auto else learner,
             "features": stream.width,
             "classes": stream.classes,
             "batch_size": BATCH,

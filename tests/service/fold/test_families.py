@@ -12,6 +12,7 @@ from service.fold.networks import ModelError
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
+from service.fold.step import Fold
 from service.model import build_state
 from service.settings import load_settings
 from streams.batch import Batch
@@ -89,6 +90,43 @@ def test_a_batch_that_the_guard_skips_changes_no_family() -> None:
     report = step(state, checkers(50, turned=True))
     assert not report.kept
     assert same_tensors(before, state.served.families.tensors())
+
+
+def is_fast(k: int) -> bool:
+    return k % 5 in (1, 2, 3)
+
+
+def test_a_state_with_skipped_batches_resumes_bit_for_bit() -> None:
+    mine, other = a_state(), a_state()
+    fold = Fold(mine)
+    for k in range(18):
+        fold.step(checkers(k), is_fast(k))
+    other.load({k: v.clone() for k, v in mine.tensors().items()}, mine.version, mine.examples)
+    again = Fold(other)
+    for k in range(18, 27):
+        assert fold.step(checkers(k), is_fast(k)) == again.step(checkers(k), is_fast(k))
+    assert same_tensors(mine.tensors(), other.tensors())
+    assert mine.served.families is not None
+    assert int(mine.served.families.skipped) == sum(map(is_fast, range(27)))
+
+
+def test_a_skipped_batch_is_answered_by_the_linear_pool_as_if_it_were_alone() -> None:
+    mine = a_state()
+    spec = replace(mine.spec, model="logistic", hidden=())
+    linear, fold = Fold(State(spec, HYPERPARAMETERS, CPU)), Fold(mine)
+    for k in range(10):
+        mine_of, linear_of = fold.step(checkers(k), True), linear.step(checkers(k))
+        assert (mine_of.accuracy, mine_of.loss) == (linear_of.accuracy, linear_of.loss)
+    parts = linear.state.served.pool.tensors()
+    assert same_tensors({k: mine.served.pool.tensors()[k] for k in parts}, parts)
+
+
+def test_trees_catch_up_on_skipped_batches_from_memory() -> None:
+    state = a_state()
+    fold = Fold(state)
+    for k in range(30):
+        fold.step(checkers(k), True)
+    assert np.mean([fold.step(checkers(100 + k)).accuracy for k in range(12)][-6:]) > 0.9
 
 
 def test_numbers_are_learned_by_linear_experts() -> None:

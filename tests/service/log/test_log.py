@@ -30,12 +30,13 @@ async def test_cuts_come_back_as_they_were_recorded(store: Store) -> None:
         Cut(Position(EntryId(6, 0)), 0, 6, command=Change({"lr": 0.25})),
         Cut(Position(EntryId(6, 0)), 0, 6, command=Gap()),
         Cut(Position(EntryId(6, 0)), 0, 6, command=Upgrade(2), fold=2),
+        Cut(Position(EntryId(7, 0)), 10, 7, is_fast=True),
     ]
     await fill(store, 1)
     await log.append_cuts(await log.take_epoch(0), 1, cuts)
     assert await log.cuts_after(0) == list(enumerate(cuts, 1))
     assert await log.cuts_after(1) == list(enumerate(cuts[1:], 2))
-    assert await log.cut_range() == (1, 5)
+    assert await log.cut_range() == (1, 6)
 
 
 async def test_a_trainer_of_an_older_epoch_writes_nothing(store: Store) -> None:

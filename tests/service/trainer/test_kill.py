@@ -56,7 +56,7 @@ def test_resume_after_kill_is_bit_identical(tmp_path: Path, uninterrupted: Fold)
 @pytest.mark.slow
 def test_resume_after_kill_of_all_families_is_bit_identical(tmp_path: Path) -> None:
     stream = get("agrawal", 1_500)
-    options = OPTIONS | {"model": "auto", "features": 9, "classes": 2}
+    options = OPTIONS | {"model": "auto", "effort": "full", "features": 9, "classes": 2}
     folds = []
     for name, kills in (("whole", 0), ("killed", 3)):
         service = ServiceProcess(tmp_path / name, options)
