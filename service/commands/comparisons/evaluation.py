@@ -8,7 +8,7 @@ import torch
 
 from service.commands.comparisons.tally import SHOWN, Tally, floor_outcomes, scores_of
 from service.fold.inputs import to_inputs
-from service.fold.networks import find_device
+from service.fold.networks import AUTO, find_device
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.standardizer import Standardizer
 from service.fold.state import State
@@ -144,6 +144,12 @@ def floor_runs() -> dict[str, Run]:
     return {name: Run(f"{name}, a floor", what, 0) for name, what in FLOORS_SAY.items()}
 
 
+def name_of(settings: Settings) -> str:
+    """Return the name of the served learner in tables."""
+    is_auto = settings.model == AUTO and not settings.predicts.is_numeric
+    return f"Funnel ({AUTO if is_auto else settings.optimizer})"
+
+
 def add_served(
     state: State,
     labels: Sequence[Labels],
@@ -190,7 +196,7 @@ def evaluate(
         progress: called with the number of examples of each batch that a learner has learned.
         by: the score by which a setting is the best; see `Run.merit`.
     """
-    own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
+    own = Run(name_of(settings), "as served", 0)
     tried = {
         peer.title: [Run(peer.title, name, len(peer.settings)) for name in peer.settings]
         for peer in peers.values()

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import torch
 
-from service.commands.comparisons.evaluation import CPU
+from service.commands.comparisons.evaluation import CPU, name_of
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
@@ -172,7 +172,7 @@ def run(
     torch.set_num_threads(settings.threads)
     numbers = np.concatenate([batch.numbers for batch in batches])
     first = len(batches[0]) if len(batches) > 1 else 0
-    own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
+    own = Run(name_of(settings), "as served", 0)
     tried = {
         name: [Run(peer.title, setting, len(peer.settings)) for setting in peer.settings]
         for name, peer in peers.items()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from service.commands.comparisons.evaluation import name_of
 from service.commands.comparisons.number_comparison import (
     LATE,
     ServedNumbers,
@@ -182,7 +183,7 @@ def run(
             bar.update(len(batch))
         as_served = ("as served",) * len(quantiles)
         predicted = np.concatenate(answers)[first:]
-        own = Run(f"Funnel ({settings.optimizer})", as_served, 0, predicted)
+        own = Run(name_of(settings), as_served, 0, predicted)
         others = {}
         for name, peer in peers.items():
             each = [

@@ -16,7 +16,7 @@ from service.commands.comparisons.comparison import (
     table,
     taken_of,
 )
-from service.commands.comparisons.evaluation import CPU, Run, add_served, floor_runs
+from service.commands.comparisons.evaluation import CPU, Run, add_served, floor_runs, name_of
 from service.commands.comparisons.tally import Tally
 from service.fold.inputs import filled, scaled
 from service.fold.schema.encode import encode
@@ -167,7 +167,7 @@ def run(
     for name, reason in skipped.items():
         sys.stderr.write(f"{name} is skipped: {reason}\n")
     labels = stream.labels
-    own = Run(f"Funnel ({settings.optimizer})", "as served", 0)
+    own = Run(name_of(settings), "as served", 0)
     floors = floor_runs()
     peers = {name: peer for name, peer in peers.items() if name not in FLOOR_PEERS}
     tried = {
