@@ -31,6 +31,8 @@ from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
 
 logger = logging.getLogger("funnel")
+MOST_FEATURES, MOST_CLASSES = 10_000, 1_000
+"""Limits of the model of all families."""
 
 DRAIN_SECONDS = 20.0
 """Longest wait for the trainer to finish and write its last checkpoint."""
@@ -194,6 +196,16 @@ def _of_families(spec: Spec, settings: Settings, device: torch.device) -> torch.
             f"FUNNEL_MODEL=auto is a pool: leave FUNNEL_OPTIMIZER={spec.optimizer} unset, or "
             "choose logistic or mlp"
         )
+    classes = settings.max_classes if spec.schema else spec.classes
+    for name, value, most in (
+        ("FEATURES", spec.features, MOST_FEATURES),
+        ("MAX_CLASSES" if spec.schema else "CLASSES", classes, MOST_CLASSES),
+    ):
+        if value > most and not spec.predicts.is_numeric:
+            raise ModelError(
+                f"FUNNEL_MODEL=auto remembers 8,192 examples whole, and takes at most {most:,} as "
+                f"FUNNEL_{name}, not {value:,}; choose logistic or mlp"
+            )
     if device.type != "cpu" and settings.device != "auto":
         raise ModelError(
             f"trees and neighbours learn on the CPU, not on {device}: set FUNNEL_DEVICE=cpu, or "

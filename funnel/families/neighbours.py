@@ -25,6 +25,8 @@ NEAR = 1_000
 """The newest examples among which some experts look."""
 MOST_RANKED = 64
 SEGMENT = 64
+MOST_ASKED = 512
+"""Inputs that are compared with the memory at once, which takes 16 MB for each metric."""
 RANGE = 1.7
 """Ranks are from -RANGE to RANGE, which has about the variance of standardized inputs."""
 EXPERTS = {
@@ -93,8 +95,10 @@ class Remembered:
         Args:
             given: inputs, with the same scaling at every call.
         """
-        n = len(given.raw)
-        prior = self.prior / self.prior.sum()
+        if len(given.raw) > MOST_ASKED:
+            parts = (given._replace(raw=raw) for raw in given.raw.split(MOST_ASKED))
+            return torch.cat([self.answers(part) for part in parts], dim=1)
+        n, prior = len(given.raw), self.prior / self.prior.sum()
         if not len(self.labels):
             return prior.expand(len(names_of(self.has_ranks)), n, -1)
         importance = self.importances[MOST_LAGS:]

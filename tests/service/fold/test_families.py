@@ -143,6 +143,8 @@ def test_numbers_are_learned_by_linear_experts() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"optimizer": "sgd"}, "FUNNEL_MODEL=auto is a pool: leave FUNNEL_OPTIMIZER=sgd unset"),
+     ({"features": 10_001}, "takes at most 10,000 as FUNNEL_FEATURES, not 10,001"),
+     ({"classes": 1_001}, "takes at most 1,000 as FUNNEL_CLASSES, not 1,001"),
      ({"device": "meta"}, "trees and neighbours learn on the CPU, not on meta")],
 )  # fmt: skip
 def test_what_it_cannot_do_is_refused_by_name(options: dict[str, Any], message: str) -> None:
