@@ -419,7 +419,7 @@ class Settings(BaseModel):
             if spec.shape is None and INPUTS in self.opens:
                 taken["schema"] = AUTO
         own = {k: getattr(self, k) for k in self.model_fields_set if not k.endswith(FILE)}
-        own = {name: value for name, value in own.items() if value != AUTO or name == "schema"}
+        own = {k: v for k, v in own.items() if v != AUTO or k in ("schema", "model")}
         return Settings.model_validate(taken | own)
 
     @property

@@ -200,9 +200,14 @@ def reasons(
         top: number of parts of each.
 
     Raises:
-        UnreadableModelError: as `strongest`.
+        UnreadableModelError: as `strongest`, and where trees and neighbours answer, too.
     """
     schema = _schema(snapshot)
+    if snapshot.families is not None:
+        raise UnreadableModelError(
+            "answers of the model auto are not sums over features; logistic explains its answers, "
+            "and GET /features shows the weights of auto's linear experts"
+        )
     weights, experts = _dense(snapshot)
     encoded = encode(schema, rows)
     inputs = scaled(torch.from_numpy(encoded.dense))
