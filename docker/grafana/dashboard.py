@@ -303,10 +303,14 @@ def what_is_funnel_doing() -> Row:
         ),
         timeseries(
             "Weights of the experts",
-            "Shares of the mixture that predicts, with OPTIMIZER=pool. Good: they move to other "
-            "experts at drift. Bad: one always has all: the stream needs steps that no expert "
-            "takes.",
-            Query("funnel_expert_weight", "{{expert}}"),
+            "Shares of the mixture that predicts, with OPTIMIZER=pool; with MODEL=auto those of "
+            "families. Good: they move to other experts at drift. Bad: one always has all: the "
+            "stream needs steps that no expert takes.",
+            Query(
+                "funnel_family_weight or funnel_expert_weight unless on (instance, job) "
+                "funnel_family_weight",
+                "{{family}}{{expert}}",
+            ),
             unit="percentunit", limits=(0, 1), style=STACKED,
         ),
         timeseries(
