@@ -313,7 +313,7 @@ def test_a_task_that_is_set_is_kept_whatever_the_labels(tmp_path: Path) -> None:
     with serving(tmp_path, **OPTIONS, task="multiclass") as service, service.client() as client:
         assert client.post("/learn?wait=applied", json=PRICES).status_code == 200
         assert (inputs(client), task(client)) == ("rows", "multiclass")
-        assert client.get("/schema").json()["labels"] == ["310.25", 275]
+        assert client.get("/schema").json()["labels"] == [310.25, 275]
 
 
 def test_of_classes_and_numbers_at_one_moment_one_is_accepted(tmp_path: Path) -> None:
