@@ -189,8 +189,9 @@ class Ensemble:
                 self._copies[piece] = None
             if logits is None:
                 self.trees.skip(moved)
-            else:
-                self.trees.learn(part, moved, logits[:, own])
+            else:  # the trees of an earlier part answer the next one, too
+                now = self.trees.logits(rows[own]) if begin else logits[:, own]
+                self.trees.learn(part, moved, now)
             self.frequencies.learn(part)
 
     def frozen(self) -> Frozen:

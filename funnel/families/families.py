@@ -87,6 +87,12 @@ class Families:
         own = (f"{PERCEPTRON}/{k}" for k in range(len(self.perceptrons.experts)))
         return (*linear, *own, *self.ensemble.names)
 
+    @property
+    def has_learned(self) -> bool:
+        """True once a batch was learned, not only remembered: before, only the leading pool knows
+        anything, so it answers alone."""
+        return self.ensemble.trees.forests["memory"].grown > 0
+
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
         parts = {

@@ -6,11 +6,12 @@ and the step is that of the online Newton step [E. Hazan, A. Agarwal, S. Kale, '
 algorithms for online convex optimization', Machine Learning 69, 2007], with the Hessian in place of
 the outer products of gradients, forgotten over a horizon, and a ridge:
 
-    H ← e^(-n / horizon) H + Σ ∇²,    a ← a - (H + ridge I)⁻¹ (Σ ∇ + ridge n / horizon (a - v)),
+    H ← e^(-n / horizon) H + Σ ∇²,
+    a ← a - (H + ridge I)⁻¹ (Σ ∇ + ridge min(1, n / horizon) (a - v)),
 
-which pulls the weights to those v of Fixed Share. For exp-concave losses the regret of such a step
-to the best fixed a is O(K log T). One that forgets has no such bound, so Fixed Share mixes the
-stacks with the plain mixture (`funnel.families.mixture`).
+which pulls the weights to those v of Fixed Share, and no further. For exp-concave losses the regret
+of such a step to the best fixed a is O(K log T). One that forgets has no such bound, so Fixed Share
+mixes the stacks with the plain mixture (`funnel.families.mixture`).
 """
 
 import math
@@ -73,7 +74,7 @@ class Stack:
         weighted_means = (means * importance.sqrt()[:, None]).double()
         hessian = self.hessian * torch.exp(-n / self.horizon)
         hessian = hessian + spread @ spread.T - weighted_means.T @ weighted_means
-        pull = RIDGE * n / self.horizon
+        pull = RIDGE * (n / self.horizon).clamp(max=1.0)  # as far as the prior, but not beyond
         gradient = (importance[:, None] * (chosen - means)).sum(dim=0).double()
         gradient = gradient + pull * (prior.double() - self.weights)
         ridge = RIDGE * torch.eye(experts, dtype=torch.float64, device=hessian.device)

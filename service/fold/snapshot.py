@@ -53,7 +53,7 @@ class Snapshot:
     unit: Tensor | None = None
     """Unit of the numbers that are predicted (`service.fold.target`); None for classes."""
     families: Frozen | None = None
-    """The families beyond the pool; None without."""
+    """The families beyond the pool; None without, and as long as they have skipped all batches."""
     codes: int = 0
     """Room for the keys of rows that are inputs of trees."""
 
@@ -65,7 +65,7 @@ class Snapshot:
     @classmethod
     def of(cls, state: State) -> "Snapshot":
         """Copy what prediction needs, on the device, without waiting for it."""
-        keeps = state.spec.standardize
+        keeps, families = state.spec.standardize, state.served.families
         return cls(
             state.version,
             state.served.frozen(),
@@ -77,7 +77,7 @@ class Snapshot:
             state.size.opened,
             state.spec.predicts,
             state.target.unit.clone() if state.target is not None else None,
-            state.served.families.frozen() if state.served.families is not None else None,
+            families.frozen() if families is not None and families.has_learned else None,
             state.size.codes,
         )
 

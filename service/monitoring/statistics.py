@@ -201,8 +201,13 @@ def _learner(learner: Learner, found: PoolTelemetry) -> LearnerStatistics:
     weights = dict(zip(names, found["weights"].tolist(), strict=False))
     ages = dict(zip(names, found["ages"].tolist(), strict=False))
     if (families := learner.families) is not None:
-        shares = families.mixture.weights.shares().tolist()
-        weights = dict(zip(families.names, shares, strict=True))
+        shares = dict.fromkeys(families.names, 0.0) | dict(
+            zip(families.names, weights.values(), strict=False)
+        )
+        if families.has_learned:
+            mixed = families.mixture.weights.shares().tolist()
+            shares = dict(zip(families.names, mixed, strict=True))
+        weights = shares
         ages = dict(zip(families.names, found["ages"].tolist(), strict=False))
     numbers = None if learner.numbers is None else learner.numbers.read()
     return LearnerStatistics(learner.scores.measure(), numbers, tensors, weights, ages)

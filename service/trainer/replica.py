@@ -465,14 +465,21 @@ class Replica:
         """Prepare for batches that `apply` will get, in their order; they need not come."""
         self._fold.foresee(batches)
 
+    def _answers(self, cut: Cut) -> bool:
+        """Return whether a batch is answered as `Snapshot` answers. Where families skip one, the
+        pool's errors are no drift of an answer that all families give."""
+        families = self.state.served.families
+        return not cut.is_fast or families is None or not families.has_learned
+
     def apply(self, cut: Cut, batch: AnyBatch | None) -> None:
         """Apply a recorded cut: its batch, then its command."""
         at, applied = self.progress, None
         if batch is not None:
-            began, n = self._clock.monotonic(), len(batch)
+            began, n, is_answered = self._clock.monotonic(), len(batch), self._answers(cut)
             report = self._fold.step(batch, cut.is_fast)
             seconds = self._clock.monotonic() - began
-            self.state.drift.note(report, n, self.state.examples, cut.position)
+            if is_answered:
+                self.state.drift.note(report, n, self.state.examples, cut.position)
             applied = AppliedBatch(at.position, cut.position, report, seconds, n)
         match cut.command:
             case Begin(spec, hyperparameters):

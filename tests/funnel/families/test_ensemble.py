@@ -97,6 +97,17 @@ def test_a_batch_larger_than_the_ring_is_learned_in_parts() -> None:
     assert torch.equal(newest, batch.given.raw[-10:].flip(0))
 
 
+def test_logits_that_are_kept_are_those_of_the_forest_after_a_batch_in_parts() -> None:
+    ensemble = an_ensemble()
+    taught(ensemble, range(3))
+    batch = a_batch(3, n=3_000)
+    ensemble.learn(batch, ensemble.answers(batch.given))
+    for boosted in ensemble.trees.forests.values():
+        slots = ensemble.memory.newest(int(boosted.counts[0]))
+        kept, now = boosted.fitted[slots], boosted.logits(ensemble.memory.rows[slots])
+        torch.testing.assert_close(kept, now, rtol=0.0, atol=1e-4)
+
+
 def test_an_example_of_weight_zero_is_not_learned() -> None:
     one, other = an_ensemble(), an_ensemble()
     batch = a_batch(0, n=60)

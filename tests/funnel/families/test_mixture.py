@@ -50,6 +50,21 @@ def test_a_stack_takes_the_newton_step_of_its_equation() -> None:
     np.testing.assert_allclose(stack.hessian.numpy(), hessian, atol=1e-3)
 
 
+def test_a_batch_much_longer_than_the_horizon_pulls_weights_to_the_prior_and_no_further() -> None:
+    k, n, horizon = 3, 100, 1_000.0
+    same = opinions(1, n, 2).expand(k, -1, -1)  # only the pull tells these experts apart
+    seen = evidence(same, torch.ones(2, dtype=torch.bool))
+    stack, prior = Stack(k, horizon, torch.device("cpu")), torch.tensor([0.5, 0.3, 0.2])
+    far = []
+    for step in range(6):
+        answers = stacked(stack.weights, seen, torch.ones(2, dtype=torch.bool))
+        labels, heavy = labels_of(n, 2, seed=step), torch.full((n,), 300.0)
+        stack.learn(seen, answers, labels, heavy, prior, TRUE)
+        off = stack.weights - prior
+        far.append(float((off - off.mean()).abs().max()))
+    assert far[-1] < 1e-3
+
+
 def test_closed_classes_have_no_probability() -> None:
     is_open = torch.tensor([True, True, False, False])
     given = opinions(5, 20, 2)

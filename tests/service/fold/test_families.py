@@ -121,6 +121,22 @@ def test_a_skipped_batch_is_answered_by_the_linear_pool_as_if_it_were_alone() ->
     assert same_tensors({k: mine.served.pool.tensors()[k] for k in parts}, parts)
 
 
+def test_families_that_skipped_all_batches_answer_nothing() -> None:
+    state, spec = a_state(), replace(a_state().spec, model="logistic", hidden=())
+    linear = State(spec, HYPERPARAMETERS, CPU)
+    folds = Fold(state), Fold(linear)
+    for k in range(5):
+        for fold in folds:
+            fold.step(checkers(k), True)
+    questions = checkers(9).features
+    for mine, theirs in zip(
+        Evaluator(state.served)(Snapshot.of(state), questions),
+        Evaluator(linear.served)(Snapshot.of(linear), questions),
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs)
+
+
 def test_trees_catch_up_on_skipped_batches_from_memory() -> None:
     state = a_state()
     fold = Fold(state)

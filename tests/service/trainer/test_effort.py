@@ -5,13 +5,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+import numpy as np
 import pytest
 
 from service.fold.state import State
+from service.log.cuts import Cut
+from service.log.position import EntryId, Position
 from service.settings import load_settings
 from service.trainer.pipeline import BEHIND_SECONDS, Pipeline
 from service.trainer.replica import Replica
 from service.trainer.worker import Worker
+from streams.batch import Batch
 from tests.support.clock import StillClock
 from tests.support.memory_log import MemoryLog, MemoryServer
 from tests.support.replicas import fill, keep_lease
@@ -95,3 +99,18 @@ async def test_replay_repeats_the_effort_of_each_cut(memory: MemoryServer, log: 
     await again.recover(log, False, keep_lease)
     assert skipped(again) == 6
     assert same_tensors(again.state.tensors(), last.state.tensors())
+
+
+def checkers(k: int) -> Batch:
+    """Return a batch whose labels no linear expert learns, but trees do."""
+    rng = np.random.default_rng(k)
+    features = rng.uniform(-1, 1, (100, 6)).astype(np.float32)
+    return Batch(features, (features[:, 0] * features[:, 1] > 0).astype(np.int64))
+
+
+def test_what_the_linear_experts_alone_get_wrong_is_no_drift() -> None:
+    replica = a_replica()
+    for k in range(50):
+        cut = Cut(Position(EntryId(k + 1, 0)), 100, 1, is_fast=25 <= k < 40)
+        replica.apply(cut, checkers(k))
+    assert replica.state.drift.events == ()
