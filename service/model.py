@@ -31,8 +31,8 @@ from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
 
 logger = logging.getLogger("funnel")
-MOST_FEATURES, MOST_CLASSES = 10_000, 1_000
-"""Limits of the model of all families."""
+MOST_FEATURES, MOST_CLASSES, MOST_ANSWERS = 10_000, 1_000, 2_000_000
+"""Limits of the model of all families; the last is of examples of a batch times classes."""
 
 DRAIN_SECONDS = 20.0
 """Longest wait for the trainer to finish and write its last checkpoint."""
@@ -206,6 +206,11 @@ def _of_families(spec: Spec, settings: Settings, device: torch.device) -> torch.
                 f"FUNNEL_MODEL=auto remembers 8,192 examples whole, and takes at most {most:,} as "
                 f"FUNNEL_{name}, not {value:,}; choose logistic or mlp"
             )
+    if settings.batch_size * classes > MOST_ANSWERS and not spec.predicts.is_numeric:
+        raise ModelError(
+            f"FUNNEL_MODEL=auto takes a kilobyte for each class and example of a batch: lower "
+            f"FUNNEL_BATCH_SIZE to {MOST_ANSWERS // classes:,}"
+        )
     if device.type != "cpu" and settings.device != "auto":
         raise ModelError(
             f"trees and neighbours learn on the CPU, not on {device}: set FUNNEL_DEVICE=cpu, or "

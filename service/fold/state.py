@@ -15,6 +15,7 @@ from service.fold.drift.monitor import PREFIX as DRIFT
 from service.fold.drift.monitor import Monitor
 from service.fold.learner import Learner
 from service.fold.loss_guard import LossGuard
+from service.fold.networks import AUTO
 from service.fold.schema.changes import Change
 from service.fold.schema.kinds import Kind
 from service.fold.schema.schema import Schema
@@ -126,12 +127,14 @@ class State:
         """Continue with other hyperparameters and baselines; a new baseline starts blank."""
         self.hyperparameters = hyperparameters
         self.served.set_hyperparameters(hyperparameters)
-        shadows = {}
+        shadows, spec = {}, self.spec
+        if spec.model == AUTO:  # a shadow is one learner
+            spec = replace(spec, model="logistic", hidden=())
         for shadow in map(Shadow.parse, hyperparameters.shadow):
             own = shadow.hyperparameters(hyperparameters)
             learner = self.shadows.get(shadow.name)
             if learner is None:
-                learner = Learner(self.spec, shadow.optimizer, own, self.device, self.size)
+                learner = Learner(spec, shadow.optimizer, own, self.device, self.size)
             learner.set_hyperparameters(own)
             shadows[shadow.name] = learner
         self.shadows = shadows

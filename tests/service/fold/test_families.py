@@ -92,6 +92,14 @@ def test_a_batch_that_the_guard_skips_changes_no_family() -> None:
     assert same_tensors(before, state.served.families.tensors())
 
 
+def test_a_shadow_is_one_learner_without_families() -> None:
+    state = State(a_state().spec, replace(HYPERPARAMETERS, shadow=("pool", "adagrad")), CPU)
+    for k in range(3):
+        step(state, checkers(k))
+    assert state.served.families is not None
+    assert all(shadow.families is None for shadow in state.shadows.values())
+
+
 def is_fast(k: int) -> bool:
     return k % 5 in (1, 2, 3)
 
@@ -161,6 +169,7 @@ def test_numbers_are_learned_by_linear_experts() -> None:
     [({"optimizer": "sgd"}, "FUNNEL_MODEL=auto is a pool: leave FUNNEL_OPTIMIZER=sgd unset"),
      ({"features": 10_001}, "takes at most 10,000 as FUNNEL_FEATURES, not 10,001"),
      ({"classes": 1_001}, "takes at most 1,000 as FUNNEL_CLASSES, not 1,001"),
+     ({"classes": 500, "batch_size": 5_000}, "lower FUNNEL_BATCH_SIZE to 4,000"),
      ({"device": "meta"}, "trees and neighbours learn on the CPU, not on meta")],
 )  # fmt: skip
 def test_what_it_cannot_do_is_refused_by_name(options: dict[str, Any], message: str) -> None:
