@@ -1,6 +1,5 @@
 """Rows that take replacements when they are needed have the bits of rows that take them at once."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -81,28 +80,30 @@ def test_any_sequence_gives_the_same_bits(scale: float, found: list[tuple[str, o
     seen, before = -1, dict[str, Tensor]()
     log_weights = torch.tensor([-1.0, -0.5, -3.0, -2.0])
 
-    def both(act: Callable[[Rows], object]) -> None:
-        act(lazy)
-        act(eager)
-
     for what, how in found:
         used = eager.used
         some = torch.arange(0, used, 2 + used % 3)
         match what, how:
             case "use", int(more):
-                both(lambda rows, count=used + more: rows.use(count))  # type: ignore[misc]
+                for rows in (lazy, eager):
+                    rows.use(used + more)
             case "write", int(seed):
                 random = torch.Generator().manual_seed(seed)
                 values = [torch.randn(len(some), width, generator=random) for width in (8, 16)]
-                both(lambda rows, v=values, own=some: rows.write(own, *v))  # type: ignore[misc]
+                for rows in (lazy, eager):
+                    rows.write(some, *values)
             case "renew", Tensor() as which:
-                both(lambda rows, which=which: rows.from_the_start(which))  # type: ignore[misc]
+                for rows in (lazy, eager):
+                    rows.from_the_start(which)
             case "restart", Tensor() as which:
-                both(lambda rows, which=which: rows.from_best(which, log_weights))  # type: ignore[misc]
+                for rows in (lazy, eager):
+                    rows.from_best(which, log_weights)
             case "rescale", float(ratio):
-                both(lambda rows, ratio=ratio: rows.rescale(ratio))  # type: ignore[misc]
+                for rows in (lazy, eager):
+                    rows.rescale(ratio)
             case "scale", float(bound):
-                both(lambda rows, bound=bound: rows.set_scale(bound))  # type: ignore[misc]
+                for rows in (lazy, eager):
+                    rows.set_scale(bound)
             case "read", _:
                 pairs = zip(lazy.read(some), eager.read(some), strict=True)
                 assert all(same({"": one}, {"": other}) for one, other in pairs)
