@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from tests.support.skips import Skips, read
+from tests.support.states import forget_traces
 
 collect_ignore = ["benchmarks/litserve_peer.py"]  # it needs the extra `bench`
 
@@ -27,6 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_traces_of_other_modules() -> Iterator[None]:
+    yield
+    forget_traces()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -247,7 +247,7 @@ class ChainFold:
     def foresee(self, batches: Sequence[AnyBatch]) -> None:
         """Nothing is prepared."""
 
-    def step(self, batch: AnyBatch) -> Report:
+    def step(self, batch: AnyBatch, is_fast: bool = False) -> Report:
         state = self.state
         numbers, is_bad = _read(batch)
         fold, lr = state.drift.fold_version, state.hyperparameters.lr

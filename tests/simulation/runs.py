@@ -5,6 +5,10 @@ from collections import Counter
 
 from tests.simulation.plan import Plan
 from tests.simulation.world import simulate
+from tests.support.states import forget_traces
+
+COLLECTED = 20
+"""Runs after which garbage is collected."""
 
 
 def failure(plan: Plan) -> str:
@@ -26,6 +30,8 @@ def run(first: int, count: int) -> tuple[Counter[str], dict[int, str]]:
             events += simulate(Plan.of(seed)).events
         except Exception as error:
             broken[seed] = f"{type(error).__name__}: {error}"
+        if seed % COLLECTED == 0:
+            forget_traces()
     gc.enable()
-    gc.collect()
+    forget_traces()
     return events, broken

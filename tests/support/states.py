@@ -1,5 +1,6 @@
 """Small states and batches for tests."""
 
+import gc
 import os
 import time
 from collections.abc import Mapping
@@ -37,6 +38,15 @@ def a_state(
     device: torch.device = CPU,
 ) -> State:
     return State(a_spec(model), hyperparameters, device)
+
+
+def forget_traces() -> None:
+    """Free all traces: torch keeps those of states that are gone, 10 MB for each of them.
+
+    Nothing may use a trace that was made before.
+    """
+    gc.collect()
+    torch.jit._state._python_cu.drop_all_functions()
 
 
 def step(state: State, batch: Batch) -> Report:
