@@ -5,13 +5,14 @@ tuned to. They are credited with their best setting for each file: an oracle tha
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from streams.peers.row_peers import PeerOf, among
 
 if TYPE_CHECKING:  # help names the peers, and does not wait for numpy
     from streams.peers.number_learners import NumberLearner
 
+T = TypeVar("T")
 Make = Callable[[int], "NumberLearner"]
 """Makes a learner, given a seed."""
 NumberPeer = PeerOf[Make]
@@ -72,6 +73,42 @@ def _forest(leaves: str, seed: int) -> "NumberLearner":
 
 _LEAVES = {"mean": "means in leaves", "adaptive": "means or linear models in leaves"}
 
+
+def of_vowpal_wabbit(
+    make: "Callable[[str, bool, T], NumberLearner]",
+) -> "dict[str, Callable[[T], NumberLearner]]":
+    """Return the settings of Vowpal Wabbit by name.
+
+    Args:
+        make: takes options, whether the target is standardized, and what `Make` takes.
+    """
+    return {
+        f"-l {lr:g}{', standardized target' * standardizes}": partial(
+            make, f"-l {lr}", standardizes
+        )
+        for lr in (0.02, 0.1, 0.5, 2.5, 10.0)
+        for standardizes in (False, True)
+    }
+
+
+def of_river(
+    make: "Callable[[str, float, T], NumberLearner]",
+) -> "dict[str, Callable[[T], NumberLearner]]":
+    """Return the settings of river's linear regression by name.
+
+    Args:
+        make: takes the name of an optimizer, its learning rate, and what `Make` takes.
+    """
+    return {
+        f"{optimizer} {lr:g}": partial(make, optimizer, lr)
+        for optimizer, rates in (
+            ("SGD", (1e-3, 0.003, 0.01, 0.03, 0.1)),
+            ("AdaGrad", (0.01, 0.03, 0.1, 0.3, 1.0)),
+        )
+        for lr in rates
+    }
+
+
 NUMBER_PEERS: dict[str, NumberPeer] = {
     "mean": PeerOf("the mean of the numbers so far", {"default": _mean}),
     "no-change": PeerOf("the last known number", {"default": _no_change}),
@@ -89,25 +126,12 @@ NUMBER_PEERS: dict[str, NumberPeer] = {
     ),
     "vw": PeerOf(
         "Vowpal Wabbit, squared loss",
-        {
-            f"-l {lr:g}{', standardized target' * standardizes}": partial(
-                _vowpal_wabbit, f"-l {lr}", standardizes
-            )
-            for lr in (0.02, 0.1, 0.5, 2.5, 10.0)
-            for standardizes in (False, True)
-        },
+        of_vowpal_wabbit(_vowpal_wabbit),
         "vowpalwabbit",
     ),
     "river-linear": PeerOf(
         "river LinearRegression",
-        {
-            f"{optimizer} {lr:g}": partial(_linear, optimizer, lr)
-            for optimizer, rates in (
-                ("SGD", (1e-3, 0.003, 0.01, 0.03, 0.1)),
-                ("AdaGrad", (0.01, 0.03, 0.1, 0.3, 1.0)),
-            )
-            for lr in rates
-        },
+        of_river(_linear),
         "river",
     ),
     "river-tree": PeerOf(

@@ -4,10 +4,10 @@ quantile: an oracle that no user has. Nothing keeps the quantiles of a peer in o
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
+from streams.peers.number_peers import of_river, of_vowpal_wabbit
 from streams.peers.row_peers import PeerOf, among
 
 if TYPE_CHECKING:  # help names the peers, and does not wait for numpy
@@ -55,25 +55,12 @@ QUANTILE_PEERS: dict[str, QuantilePeer] = {
     ),
     "vw": PeerOf(
         "Vowpal Wabbit, quantile loss",
-        {
-            f"-l {lr:g}{', standardized target' * standardizes}": partial(
-                _vowpal_wabbit, f"-l {lr}", standardizes
-            )
-            for lr in (0.02, 0.1, 0.5, 2.5, 10.0)
-            for standardizes in (False, True)
-        },
+        of_vowpal_wabbit(_vowpal_wabbit),
         "vowpalwabbit",
     ),
     "river-linear": PeerOf(
         "river LinearRegression, quantile loss",
-        {
-            f"{optimizer} {lr:g}": partial(_linear, optimizer, lr)
-            for optimizer, rates in (
-                ("SGD", (1e-3, 0.003, 0.01, 0.03, 0.1)),
-                ("AdaGrad", (0.01, 0.03, 0.1, 0.3, 1.0)),
-            )
-            for lr in rates
-        },
+        of_river(_linear),
         "river",
     ),
 }

@@ -6,7 +6,7 @@ for everything else. River's trees get the rows as they are.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,18 @@ class NoChange:
         self._last = int(batch.labels[-1])
 
 
+class Classifier(Protocol):
+    """The methods of a scikit-learn classifier that are used; n inputs, sparse or dense."""
+
+    def partial_fit(
+        self, X: csr_matrix, y: Codes, classes: Codes, sample_weight: list[float]
+    ) -> object: ...
+
+    def predict(self, X: csr_matrix) -> npt.ArrayLike: ...
+
+    def predict_proba(self, X: csr_matrix) -> npt.ArrayLike: ...
+
+
 class ScikitRows:
     """A scikit-learn classifier with ``partial_fit``, on hashed sparse columns.
 
@@ -113,7 +125,7 @@ class ScikitRows:
             the intercept at a hundredth of the rate.
     """
 
-    def __init__(self, model: Any, classes: int, has_ones: bool = False) -> None:
+    def __init__(self, model: Classifier, classes: int, has_ones: bool = False) -> None:
         self.model, self._classes, self._has_ones = model, np.arange(classes), has_ones
 
     def predict(self, batch: RowBatch) -> Codes:

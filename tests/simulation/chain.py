@@ -194,7 +194,7 @@ class ChainState(State):
         return table
 
     def reshape(self, changes: Sequence[SchemaChange]) -> None:
-        """Take any row: the schema stays as it is, and whoever recovers decides on it again."""
+        """Take any row: the schema stays as it is, and a recovery decides on it again."""
 
     def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
         self.hyperparameters = hyperparameters

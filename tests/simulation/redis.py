@@ -32,7 +32,7 @@ class MemoryRedis:
     async def aclose(self) -> None:
         """Nothing is open."""
 
-    async def eval(self, script: str, _: int, *arguments: Any) -> bytes:
+    async def eval(self, script: str, _: int, *arguments: str) -> bytes:
         """Claim the log, which is the only script that is sent alone.
 
         Raises:
