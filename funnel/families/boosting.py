@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from funnel.families.forest import Forest, leaf_of
-from funnel.families.growing import features_of_tree, grow
+from funnel.families.forests.forest import Forest, Tree, replace_tree
+from funnel.families.forests.growing import features_of_tree, grow
 from funnel.families.memory import NEWEST, PRIOR_HALF_LIFE, Memory, Moved
 
 TREES_PER_100 = 2.0
@@ -52,13 +52,13 @@ class Boosted:
 
     def __init__(self, window: Window, memory: Memory, usable: Tensor) -> None:
         self.window, self.memory, self.usable = window, memory, usable
-        device, classes = memory.rows.device, len(memory.prior)
-        self.forest = Forest(window.trees, classes, device)
+        device, outputs = memory.rows.device, memory.outcome.outputs
+        self.forest = Forest(window.trees, outputs, device)
         slots = len(memory.rows) if window.remembers else NEWEST
-        self.fitted = torch.zeros(slots, classes, device=device)
-        """Logits of the examples in the memory as the forest gives them, fp32 [slots, C]."""
-        self.prior = (memory.prior > 0).float()
-        """Decayed counts of the labels, fp32 [C]; 0 where a class is closed."""
+        self.fitted = torch.zeros(slots, outputs, device=device)
+        """Outputs for the examples in the memory as the forest gives them, fp32 [slots, A]."""
+        self.prior = memory.outcome.prior()
+        """Decayed statistics of the labels, as the memory has them, fp32."""
         self.counts = torch.zeros(2, dtype=torch.int64)
         """On the host: examples of the window, and trees that were grown."""
         self.credit = torch.zeros((), dtype=torch.float64)
@@ -77,12 +77,12 @@ class Boosted:
         return int(self.counts[1])
 
     @property
-    def log_prior(self) -> Tensor:
-        """fp32 [C]; -inf where a class is closed."""
-        return (self.prior / self.prior.sum()).log()
+    def offset(self) -> Tensor:
+        """Outputs that say what the statistics of the labels say, fp32 [A]."""
+        return self.memory.outcome.offset(self.prior)
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Return the logits of examples without those of the prior, fp32 [n, C]."""
+        """Return the outputs for examples without the offset, fp32 [n, A]."""
         return self.forest.logits(rows, self.grown)
 
     def learn(
@@ -92,7 +92,7 @@ class Boosted:
 
         Args:
             moved: what the batch moved there.
-            logits: of its examples, as `logits` gave them before, fp32 [n, C].
+            logits: of its examples, as `logits` gave them before, fp32 [n, A].
             importances: gains of the columns, fp32 [D]; those of the new trees are added.
             generator: draws.
         """
@@ -122,11 +122,11 @@ class Boosted:
 
         Args:
             moved: what the batch moved in the memory.
-            logits: of its examples, fp32 [n, C]; NaN if they are computed later.
+            logits: of its examples, fp32 [n, A]; NaN if they are computed later.
         """
         n = len(moved.slots)
         moved.follow(self.fitted, logits)
-        self.prior.mul_(2.0 ** (-n / PRIOR_HALF_LIFE)).add_(self.memory.counted(moved.slots))
+        self.prior.mul_(2.0 ** (-n / PRIOR_HALF_LIFE)).add_(moved.counted)
         self.counts[0] = min(int(self.counts[0]) + n, self.window.newest)
         self.seen += n
         m = min(len(self._slots(int(self.counts[0]))), self.window.rows)
@@ -141,7 +141,7 @@ class Boosted:
         self.forest.leaves.zero_()
         self.counts.copy_(torch.tensor([len(slots), 0]))
         self.seen.fill_(len(slots))
-        self.prior.copy_((self.prior > 0).float() + self.memory.counted(slots))
+        self.prior.copy_(self.memory.outcome.prior() + self.memory.counted(slots))
 
     def become(self, other: "Boosted") -> None:
         """Take the window and the trees of another one, of no more trees and a shorter window."""
@@ -154,6 +154,16 @@ class Boosted:
         self.prior.copy_(other.prior)
         self.counts.copy_(other.counts)
         self.seen.copy_(other.counts[0])
+
+    def rescale(self, ratio: Tensor, shift: Tensor) -> None:
+        """Continue with numbers in another unit; the newest ones are inputs, too."""
+        outcome, forest = self.memory.outcome, self.forest
+        forest.leaves.mul_(ratio)
+        self.fitted.mul_(ratio)
+        is_lag = forest.features < outcome.lags
+        moved = forest.thresholds * ratio + shift
+        forest.thresholds.copy_(torch.where(is_lag, moved, forest.thresholds))
+        self.prior.copy_(outcome.rescaled(self.prior, ratio, shift))
 
     def _slots(self, held: int) -> Tensor:
         """Return the slots of the window, int64."""
@@ -169,32 +179,22 @@ class Boosted:
         if len(slots) > window.rows:
             newest = memory.newest(min(new, window.rows // 4))
             drawn = torch.randint(len(slots), (window.rows - len(newest),), generator=generator)
-            rows = torch.cat([newest, slots[drawn]])
-        forest.leaves.mul_(1.0 - window.fade)
-        fitted = self.fitted[slots].mul_(1.0 - window.fade)
-        self.fitted[slots] = fitted
+            rows = torch.cat([newest, slots.index_select(0, drawn)])
+        kept = 1.0 - window.fade * memory.outcome.fading
+        forest.leaves.mul_(kept)
+        self.fitted.mul_(kept)
         chosen = features_of_tree(self.usable, generator)
-        tree = grow(
-            memory.bins(rows, chosen),
-            memory.labels[rows],
-            memory.weights[rows],
-            self.fitted[rows] + self.log_prior,
-            chosen,
-            memory.edges[chosen],
-            generator,
-        )
-        grown = self.grown
-        place = grown % window.trees
-        features, thresholds = forest.features[place], forest.thresholds[place]
-        whole = memory.rows[slots]
-        if grown >= window.trees:
-            gone = leaf_of(features[None], thresholds[None], whole)[0]
-            fitted -= forest.leaves[place][gone]
-        features.copy_(tree.features)
-        thresholds.copy_(tree.thresholds)
-        forest.leaves[place] = tree.leaves
-        fitted += tree.leaves[leaf_of(features[None], thresholds[None], whole)[0]]
-        self.fitted[slots] = fitted
-        self.counts[1] = grown + 1
+        weights = memory.weights.index_select(0, rows)
+        outputs = self.fitted.index_select(0, rows).add_(self.offset)
+        labels = memory.labels.index_select(0, rows)
+        slopes = memory.outcome.slopes(labels, weights, outputs, generator)
+        grown = grow(memory.bins(rows, chosen), slopes, weights, chosen, memory.edges[chosen])
+        tree, count = Tree(grown.features, grown.thresholds, grown.leaves), self.grown
+        place = forest.tree(count % window.trees)
+        gone = place if count >= window.trees else None
+        replace_tree(self.fitted, memory.columns, slots, gone, tree)
+        for mine, theirs in zip(place, tree, strict=True):
+            mine.copy_(theirs)
+        self.counts[1] = count + 1
         importances.mul_(IMPORTANCE_KEPT)
-        importances.index_add_(0, tree.features, IMPORTANCE_OF_GAIN * tree.gains)
+        importances.index_add_(0, grown.features, IMPORTANCE_OF_GAIN * grown.gains)

@@ -5,18 +5,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from funnel.families.forest import forest_logits
-from funnel.families.frequencies import RECENT, Frequencies
-from funnel.families.interface import Examples, Given
-from funnel.families.memory import MOST_ADDED, NEWEST, SAMPLED, Memory
+from funnel.families.compared import Compared, Measure, Piece
+from funnel.families.forests.forest import forest_logits
+from funnel.families.frequencies import Frequencies, Recent
+from funnel.families.interface import MOST_LAGS, Examples, Given, Scaling
+from funnel.families.memory import MOST_ADDED, Memory, Waiting
 from funnel.families.neighbours import MOST_RANKED, NEAR, Remembered, names_of
-from funnel.families.trees import MOST_LAGS, Trees, with_lags
+from funnel.families.numbers import Numbers
+from funnel.families.outcomes import Classes, Outcome
+from funnel.families.trees import Trees, with_lags
 
-OF_COLUMNS, EDGES, SPLITS = ("memory.rows", "trees.importances"), "memory.edges", ".features"
+COMPARED = "compared"
+OF_COLUMNS = ("memory.rows", "trees.importances", *(f"{COMPARED}.{k}" for k in Measure._fields))
+WAITING = "waiting"
+INPUTS_WAITING = f"{WAITING}.rows"
+EDGES, SPLITS = "memory.edges", ".features"
 """Names of tensors with columns, of that with a row for each, and how the names of those end that
 hold numbers of columns."""
-PIECE = 512
-"""Rows of the memory that are copied together for a snapshot."""
+
+
+TREES, NEIGHBOURS, FREQUENCIES = "trees", "neighbours", "frequencies"
+ALL = (TREES, NEIGHBOURS, FREQUENCIES)
 
 
 class Layout(NamedTuple):
@@ -33,6 +42,10 @@ class Layout(NamedTuple):
         """Numbers of an example, with room for more."""
         return self.codes + self.numbers
 
+    def compared(self) -> slice:
+        """Return which of them have a distance: the numbers that there are, at least one."""
+        return slice(self.codes, self.codes + max(1, self.used_numbers))
+
     def used(self) -> Tensor:
         """Return which of them there are, int64."""
         codes, numbers = torch.arange(self.used_codes), torch.arange(self.used_numbers)
@@ -42,38 +55,43 @@ class Layout(NamedTuple):
 class Answered(NamedTuple):
     """The answers of all experts to a batch."""
 
-    probabilities: Tensor
-    """fp32 [E, n, C]."""
+    answers: Tensor
+    """fp32 [E, n, A]."""
     rows: Tensor
     """Inputs as the memory holds them, fp32 [n, D]."""
     logits: Tensor
-    """Logits of the forests, fp32 [3, n, C]."""
+    """Outputs of the forests, fp32 [3, n, A]."""
 
 
 class Frozen(NamedTuple):
     """All that answering needs, at one version; nothing changes it."""
 
     shares: Tensor
-    """Frequencies of the labels, fp32 [4, C]."""
+    """Frequencies of the labels, or recent numbers, fp32 [4, A]."""
     forests: tuple[tuple[Tensor, Tensor, Tensor], ...]
     """Features, thresholds and leaves of each."""
     grown: tuple[int, ...]
     """Trees of each that were grown."""
-    log_priors: Tensor
-    """fp32 [3, C]."""
+    offsets: Tensor
+    """Offsets of the forests, fp32 [3, A]."""
     remembered: Remembered
     """For the neighbours."""
+    families: tuple[str, ...]
+    """The families that answer."""
 
     def answers(self, given: Given) -> Answered:
         """Return the answers to inputs."""
-        rows = with_lags(given.raw, self.shares[RECENT])
-        logits = torch.stack(
-            [forest_logits(*f, rows, g) for f, g in zip(self.forests, self.grown, strict=True)]
-        )
-        trees = (logits + self.log_priors[:, None]).softmax(dim=2)
-        shares = self.shares[:, None].expand(-1, len(rows), -1)
-        found = torch.cat([trees, self.remembered.answers(given), shares])
-        return Answered(found, rows, logits)
+        outcome = self.remembered.outcome
+        rows = with_lags(given.raw, outcome.recent(self.shares))
+        logits = rows.new_zeros(len(self.forests), len(rows), outcome.outputs)
+        for own, forest, grown in zip(logits, self.forests, self.grown, strict=True):
+            own.copy_(forest_logits(*forest, rows, grown))
+        found = [outcome.answers(logits + self.offsets[:, None])]
+        if NEIGHBOURS in self.families:
+            found.append(self.remembered.answers(given))
+        if FREQUENCIES in self.families:
+            found.append(self.shares[:, None].expand(-1, len(rows), -1))
+        return Answered(torch.cat(found), rows, logits)
 
 
 class Ensemble:
@@ -81,53 +99,66 @@ class Ensemble:
 
     Args:
         layout: of an example's numbers.
-        is_open: which classes there are, bool [C].
+        outcome: of the labels.
         has_ranks: whether neighbours are also looked for by ranks; by default if there are few
             numbers.
+        families: of ALL, those that learn and answer.
     """
 
-    def __init__(self, layout: Layout, is_open: Tensor, has_ranks: bool | None = None) -> None:
-        self.layout, self.is_open = layout, is_open
+    def __init__(
+        self,
+        layout: Layout,
+        outcome: Outcome,
+        has_ranks: bool | None = None,
+        families: tuple[str, ...] = ALL,
+    ) -> None:
+        self.layout, self.outcome, self.families = layout, outcome, families
         self.has_ranks = layout.width <= MOST_RANKED if has_ranks is None else has_ranks
-        self.memory = Memory(MOST_LAGS + layout.width, is_open)
+        self.memory = Memory(MOST_LAGS + layout.width, outcome)
         self.trees = Trees(self.memory, layout.used())
-        self.frequencies = Frequencies(is_open)
-        self.names = (*self.trees.names, *names_of(self.has_ranks), *self.frequencies.names)
-        pieces = -(-(NEWEST + SAMPLED) // PIECE)
-        self._copies: list[Tensor | None] = [None] * pieces
-        """Copies of pieces of the memory that snapshots share; None where the memory is newer."""
+        self.frequencies = recent_of(outcome)
+        each = self.trees.names, names_of(self.has_ranks), self.frequencies.names
+        self.names = tuple(
+            n for f, own in zip(ALL, each, strict=True) if f in families for n in own
+        )
+        self.compared = Compared(self.memory, MOST_LAGS, layout.compared(), self.has_ranks)
+        self.waiting = Waiting(layout.width, outcome)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
         parts = {
             "memory": self.memory.tensors(),
-            "trees": self.trees.tensors(),
-            "frequencies": self.frequencies.tensors(),
+            WAITING: self.waiting.tensors(),
+            FREQUENCIES: self.frequencies.tensors(),
         }
+        if NEIGHBOURS in self.families:
+            parts[COMPARED] = self.compared.tensors()
+        if TREES in self.families:
+            parts[TREES] = self.trees.tensors()
         return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.items()}
 
-    def resized(self, layout: Layout, is_open: Tensor) -> "Ensemble":
+    def resized(self, layout: Layout, outcome: Outcome) -> "Ensemble":
         """Return an ensemble with room for more numbers or classes that goes on.
 
         A number that is new was missing before, and a class that is new had no example.
 
         Args:
             layout: no smaller than its own.
-            is_open: bool [C], no shorter than its own.
+            outcome: of no fewer classes than its own.
         """
-        larger = Ensemble(layout, is_open, self.has_ranks)
+        larger = Ensemble(layout, outcome, self.has_ranks, self.families)
         larger.memory.rows.fill_(torch.inf)
-        opened, old, shift = (
-            larger.memory.prior.clone(),
-            self.layout,
-            layout.codes - self.layout.codes,
-        )
+        larger.waiting.rows.fill_(torch.inf)
+        larger.compared.measure.scale.fill_(1.0)
+        old, shift = self.layout, layout.codes - self.layout.codes
         coded, columns = MOST_LAGS + old.codes, self.memory.rows.shape[1]
         place = torch.arange(columns)
         place[coded:] += shift
         for name, mine in self.tensors().items():
             theirs = larger.tensors()[name]
-            if name in OF_COLUMNS:
+            if name == INPUTS_WAITING:
+                theirs[:, place[MOST_LAGS:] - MOST_LAGS] = mine
+            elif name in OF_COLUMNS:
                 theirs[..., place] = mine
             elif name == EDGES:
                 theirs[place] = mine
@@ -136,20 +167,20 @@ class Ensemble:
             if name.endswith(SPLITS):
                 theirs[theirs >= coded] += shift
         for prior in (larger.memory.prior, *(f.prior for f in larger.trees.forests.values())):
-            prior.copy_(torch.where(prior > 0, prior, opened))
+            prior.copy_(outcome.opened(prior))
         larger.loaded()
         return larger
 
     def loaded(self) -> None:
         """Notice that other values were copied into the tensors."""
         self.memory.loaded()
-        self._copies = [None] * len(self._copies)
+        if NEIGHBOURS in self.families:
+            self.compared.loaded()
 
     def answers(self, given: Given) -> Answered:
         """Return the answers to a batch."""
-        used = self.memory.used
-        pieces = self.memory.rows[:used].split(PIECE)
-        return self._view(pieces).answers(given)
+        own = (self.compared.present(),) if NEIGHBOURS in self.families else ()
+        return self._view(own).answers(given)
 
     def learn(self, examples: Examples, answered: Answered) -> None:
         """Learn a batch that is finite.
@@ -160,9 +191,50 @@ class Ensemble:
         """
         self._take(examples, answered.rows, answered.logits)
 
+    @property
+    def _lags(self) -> Tensor:
+        """Statistics of the latest labels that trees see, fp32 [lags]."""
+        return self.outcome.recent(self.frequencies.shares)
+
+    def rescale(self, ratio: Tensor, shift: Tensor) -> None:
+        """Continue with numbers in another unit, in which all answers stay what they are.
+
+        Args:
+            ratio: of the old unit to the new one, 0-dim.
+            shift: what a number of 0 in the old unit is in the new one, 0-dim.
+        """
+        assert isinstance(self.frequencies, Recent), "only numbers have a unit"
+        self.memory.rescale(ratio, shift)
+        self.waiting.labels.mul_(ratio).add_(shift)
+        self.trees.rescale(ratio, shift)
+        self.frequencies.rescale(ratio, shift)
+        self.loaded()
+
     def skip(self, examples: Examples) -> None:
-        """Remember a batch that is finite, without growing trees."""
-        self._take(examples, with_lags(examples.given.raw, self.frequencies.recent), None)
+        """Let a batch that is finite wait; `catch_up` remembers it, without growing trees."""
+        n = len(examples.labels)
+        if self.waiting.held + n > MOST_ADDED:
+            self.catch_up(examples.given.scaling)
+        if n > MOST_ADDED:
+            self._take(examples, with_lags(examples.given.raw, self._lags), None)
+            return
+        self.waiting.add(examples.given.raw, examples.labels, examples.weights, examples.seed)
+
+    def catch_up(self, scaling: Scaling) -> None:
+        """Remember the examples that wait.
+
+        Args:
+            scaling: how inputs are standardized now.
+        """
+        held, *seed = self.waiting.counts.tolist()
+        if not held:
+            return
+        raw, labels, weights = (
+            part[:held] for part in (self.waiting.rows, self.waiting.labels, self.waiting.weights)
+        )
+        examples = Examples(Given(raw, scaling), labels, weights, tuple(seed))
+        self._take(examples, with_lags(raw, self._lags), None)
+        self.waiting.counts[0] = 0
 
     def _take(self, examples: Examples, rows: Tensor, logits: Tensor | None) -> None:
         """Take a batch.
@@ -170,7 +242,7 @@ class Ensemble:
         Args:
             examples: the batch.
             rows: its inputs as the memory holds them, fp32 [n, D].
-            logits: of the forests, fp32 [3, n, C]; None if no trees are grown.
+            logits: of the forests, fp32 [3, n, A]; None if no trees are grown.
         """
         counts = examples.weights > 0
         if not bool(counts.all()):
@@ -183,36 +255,31 @@ class Ensemble:
                 weights=examples.weights[own],
                 seed=(*examples.seed, begin),
             )
-            moved = self.memory.add(rows[own], part.labels, part.weights, part.generator(0))
-            changed = torch.cat([moved.slots, moved.targets]).div(PIECE, rounding_mode="floor")
-            for piece in changed.unique().tolist():
-                self._copies[piece] = None
-            if logits is None:
-                self.trees.skip(moved)
-            else:  # the trees of an earlier part answer the next one, too
+            new, learns = (rows[own], part.labels, part.weights), logits is not None
+            moved = self.memory.add(*new, part.generator(0), measures=learns)
+            if NEIGHBOURS in self.families:
+                self.compared.follow(moved, rows[own], part.given.scaling, self.trees.importances)
+            if TREES in self.families and logits is not None:
+                # the trees of an earlier part answer the next one, too
                 now = self.trees.logits(rows[own]) if begin else logits[:, own]
                 self.trees.learn(part, moved, now)
-            self.frequencies.learn(part)
+            elif TREES in self.families:
+                self.trees.skip(moved)
+            self.frequencies.learn(part, self.memory)
 
     def frozen(self) -> Frozen:
         """Return a copy of the present; pieces of the memory that did not change are shared."""
-        used = self.memory.used
-        pieces = []
-        for number, piece in enumerate(self.memory.rows[:used].split(PIECE)):
-            copy = self._copies[number]
-            if copy is None or len(copy) != len(piece):
-                copy = self._copies[number] = piece.clone()
-            pieces.append(copy)
         view = self._view(())
         return Frozen(
             view.shares.clone(),
             tuple((f.clone(), t.clone(), leaves.clone()) for f, t, leaves in view.forests),
             view.grown,
-            view.log_priors,
-            view.remembered.copy(tuple(pieces)),
+            view.offsets,
+            view.remembered.copy(self.compared.copies() if NEIGHBOURS in self.families else ()),
+            self.families,
         )
 
-    def _view(self, pieces: tuple[Tensor, ...]) -> Frozen:
+    def _view(self, pieces: tuple[Piece, ...]) -> Frozen:
         """Return what answering needs, over the tensors themselves."""
         memory, trees = self.memory, self.trees
         used = memory.used
@@ -222,18 +289,33 @@ class Ensemble:
             memory.weights[:used],
             memory.newest(NEAR),
             memory.prior,
-            trees.importances,
-            memory.edges,
+            trees.importances[MOST_LAGS:][self.layout.compared()]
+            if self.has_ranks
+            else self.compared.importances,
+            self.compared.edges,
+            self.compared.scaling,
             self.has_ranks,
+            self.outcome,
+            self.layout.compared(),
         )
-        forests = [boosted.forest for boosted in trees.forests.values()]
+        grow = list(trees.forests.values()) if TREES in self.families else []
+        forests = [boosted.forest for boosted in grow]
         return Frozen(
             self.frequencies.shares,
             tuple((f.features, f.thresholds, f.leaves) for f in forests),
-            tuple(boosted.grown for boosted in trees.forests.values()),
-            trees.log_priors,
+            tuple(boosted.grown for boosted in grow),
+            trees.offsets[: len(grow)],
             remembered,
+            self.families,
         )
+
+
+def recent_of(outcome: Outcome) -> Frequencies | Recent:
+    """Return the experts that know the latest labels alone."""
+    if isinstance(outcome, Numbers):
+        return Recent(outcome)
+    assert isinstance(outcome, Classes), "labels are numbers or classes"
+    return Frequencies(outcome)
 
 
 def _those(examples: Examples, counts: Tensor) -> Examples:

@@ -16,8 +16,8 @@ from funnel.families.ensemble import Answered, Ensemble
 from funnel.families.ensemble import Frozen as FrozenEnsemble
 from funnel.families.interface import Examples, Given
 from funnel.families.mixture import Mixed, Mixture, Weights
+from funnel.families.numbers import Numbers
 from funnel.pool.growth import grown
-from funnel.pool.loss import CROSS_ENTROPY
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Pool, Scored
 
@@ -27,10 +27,10 @@ LINEAR, PERCEPTRON = "linear", "mlp"
 class Proposed(NamedTuple):
     """The answers of all families but the leading pool to a batch."""
 
-    probabilities: Tensor
-    """fp32 [E, n, C], finite."""
-    scored: Scored
-    """The batch as the perceptrons score it."""
+    answers: Tensor
+    """fp32 [E, n, A], finite."""
+    scored: Scored | None
+    """The batch as the perceptrons score it; None without them."""
     answered: Answered
     """The answers of trees, neighbours and frequencies."""
 
@@ -38,29 +38,38 @@ class Proposed(NamedTuple):
 class Frozen(NamedTuple):
     """All that answering needs, at one version; nothing changes it."""
 
+    leading: int
+    """Number of experts of the leading pool."""
     perceptrons: dict[str, Tensor]
     """Their parameters."""
     ensemble: FrozenEnsemble
     """Trees, neighbours and frequencies."""
     weights: Weights
     """The weights of the mixture."""
-    is_open: Tensor
-    """Which classes there are, bool [C]."""
+    held: dict[str, Tensor]
+    """Tensors that the loss of the perceptrons has learned."""
 
-    def answers(self, networks: Experts, linear: Tensor, prepared: Tensor, given: Given) -> Tensor:
-        """Return the mixture's probabilities, fp32 [n, C].
+    def answers(
+        self, networks: Experts | None, linear: Tensor, own: Tensor, prepared: Tensor, given: Given
+    ) -> Tensor:
+        """Return the mixture's answers, fp32 [n, A]; a number has a standard deviation, too.
 
         Args:
-            networks: computes the perceptrons; for one thread.
-            linear: probabilities of the leading pool's experts, [K, n, C].
+            networks: computes the perceptrons, if there are any; for one thread.
+            linear: answers of the leading pool's experts, [K, n, .].
+            own: of the leading pool itself, [n, .].
             prepared: the inputs of networks, fp32 [n, d].
             given: the inputs of the others.
         """
-        outputs = networks.outputs(self.perceptrons, {}, prepared)
-        own = CROSS_ENTROPY.answers({}, outputs)
-        others = self.ensemble.answers(given).probabilities
-        each = known(torch.cat([linear, own, others]), self.is_open)
-        return self.weights.mix(each, self.is_open).answers
+        outcome, answered = self.ensemble.remembered.outcome, self.ensemble.answers(given)
+        each = [outcome.of_pool(linear[: self.leading], own)]
+        if networks is not None:
+            outputs = networks.outputs(self.perceptrons, {}, prepared)
+            perceptrons = networks.loss.answers(self.held, outputs)[: networks.count]
+            each.append(perceptrons[..., : outcome.outputs])
+        known = outcome.known(torch.cat([*each, answered.answers]))
+        answers = self.weights.mix(known, outcome).answers
+        return outcome.shown(answers, self.weights.held)
 
 
 class Families:
@@ -68,70 +77,87 @@ class Families:
 
     Args:
         leading: number of experts of the leading pool.
-        perceptrons: a pool of them, with C outputs.
-        ensemble: the other families, of C classes.
+        perceptrons: a pool of them; None for none.
+        ensemble: the other families, of the same outcome.
     """
 
-    def __init__(self, leading: int, perceptrons: Pool, ensemble: Ensemble) -> None:
+    def __init__(self, leading: int, perceptrons: Pool | None, ensemble: Ensemble) -> None:
         self.leading, self.perceptrons, self.ensemble = leading, perceptrons, ensemble
-        own = len(perceptrons.experts)
-        self.mixture = Mixture(leading + own + len(ensemble.names), ensemble.is_open.device)
-        self.skipped = torch.zeros((), dtype=torch.int64)
-        """Batches that they have skipped."""
-        self._score = perceptrons.execution.part(perceptrons.score, perceptrons.tensors().values())
+        own = 0 if perceptrons is None else len(perceptrons.experts)
+        outcome = ensemble.outcome
+        self.mixture = Mixture(
+            leading + outcome.pools + own + len(ensemble.names),
+            outcome,
+            leading if outcome.pools else None,
+        )
+        self.skipped, self.learned = torch.zeros(2, dtype=torch.int64)
+        """Batches that they have skipped and learned."""
+        self._score = None
+        if perceptrons is not None:
+            tensors = perceptrons.tensors().values()
+            self._score = perceptrons.execution.part(perceptrons.score, tensors)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all experts, family first, those of the leading pool before the others."""
         linear = (f"{LINEAR}/{k}" for k in range(self.leading))
-        own = (f"{PERCEPTRON}/{k}" for k in range(len(self.perceptrons.experts)))
-        return (*linear, *own, *self.ensemble.names)
+        pools = (f"{LINEAR}/pool",)[: self.ensemble.outcome.pools]
+        count = 0 if self.perceptrons is None else len(self.perceptrons.experts)
+        own = (f"{PERCEPTRON}/{k}" for k in range(count))
+        return (*linear, *pools, *own, *self.ensemble.names)
 
     @property
     def has_learned(self) -> bool:
         """True once a batch was learned, not only remembered: before, only the leading pool knows
         anything, so it answers alone."""
-        return self.ensemble.trees.forests["memory"].grown > 0
+        return bool(self.learned)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, the tensors themselves."""
-        parts = {
-            PERCEPTRON: self.perceptrons.tensors(),
-            "ensemble": self.ensemble.tensors(),
-            "mixture": self.mixture.tensors(),
-        }
+        parts = {"ensemble": self.ensemble.tensors(), "mixture": self.mixture.tensors()}
+        if self.perceptrons is not None:
+            parts[PERCEPTRON] = self.perceptrons.tensors()
         named = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.items()}
-        return named | {"skipped": self.skipped}
+        return named | {"skipped": self.skipped, "learned": self.learned}
 
     def answer(
         self, prepared: Tensor, given: Given, labels: Tensor, importance: Tensor | None
     ) -> Proposed:
         """Return the answers of all but the leading pool, before the batch is learned.
 
+        The examples of batches that were skipped are remembered first.
+
         Args:
             prepared: the inputs of networks, fp32 [n, features].
             given: the inputs of the others.
-            labels: int64 [n].
+            labels: [n].
             importance: weights of the examples, fp32 [n]; None for 1.
         """
-        scored = self._score(prepared, labels, importance)
+        scored, outcome = None, self.ensemble.outcome
+        found = list[Tensor]()
+        if self.perceptrons is not None and self._score is not None:
+            scored = self._score(prepared, labels, importance)
+            assert scored.each is not None, "a scored batch has the answers of each expert"
+            found.append(scored.each[: len(self.perceptrons.experts), :, : outcome.outputs])
+        self.ensemble.catch_up(given.scaling)
         answered = self.ensemble.answers(given)
-        assert scored.each is not None, "a scored batch has the answers of each expert"
-        found = torch.cat([scored.each, answered.probabilities])
-        return Proposed(known(found, self.ensemble.is_open), scored, answered)
+        known = outcome.known(torch.cat([*found, answered.answers]))
+        return Proposed(known, scored, answered)
 
-    def mixed(self, linear: Tensor, probabilities: Tensor) -> tuple[Mixed, Tensor]:
-        """Return the mixture's answers, and the probabilities of all experts, [K, n, C].
+    def mixed(self, linear: Tensor, own: Tensor, answers: Tensor) -> tuple[Mixed, Tensor]:
+        """Return the mixture's answers, and the answers of all experts, [K, n, A].
 
         It is a function of tensors without a host read.
 
         Args:
-            linear: probabilities of the leading pool's experts.
-            probabilities: of the others, as `answer` proposed them.
+            linear: answers of the leading pool's experts, [K, n, .].
+            own: of the leading pool itself, [n, .].
+            answers: of the others, as `answer` proposed them.
         """
-        is_open = self.ensemble.is_open
-        each = torch.cat([known(linear, is_open), probabilities])
-        return self.mixture.weights.mix(each, is_open), each
+        outcome = self.ensemble.outcome
+        first = outcome.of_pool(linear[: self.leading], own)
+        each = torch.cat([outcome.known(first), answers])
+        return self.mixture.weights.mix(each, outcome), each
 
     def learn(self, prepared: Tensor, examples: Examples, proposed: Proposed) -> None:
         """Learn a batch that is kept, in all families but the leading pool.
@@ -142,15 +168,18 @@ class Families:
             proposed: as `answer` returned it.
         """
         keep = torch.ones((), dtype=torch.bool, device=prepared.device)
-        decision = self.perceptrons.decide(proposed.scored, keep)
-        self.perceptrons.update(prepared, examples.labels, decision)
+        if self.perceptrons is not None and proposed.scored is not None:
+            decision = self.perceptrons.decide(proposed.scored, keep)
+            self.perceptrons.update(prepared, examples.labels, decision)
         self.ensemble.learn(examples, proposed.answered)
+        self.learned.add_(1)
 
     def skip(self, examples: Examples) -> None:
-        """Remember a batch that is kept, and learn it later as far as memory goes.
+        """Let a batch that is kept wait, and learn it later as far as memory goes.
 
-        Neighbours and frequencies know it at once. Trees catch up with the next batch that they
-        learn; perceptrons and the mixture never see it.
+        Neighbours and frequencies know it once the next batch is learned, or 1,024 examples wait.
+        Trees catch up with the next batch that they learn; perceptrons and the mixture never see
+        it.
         """
         self.ensemble.skip(examples)
         self.skipped.add_(1)
@@ -167,32 +196,39 @@ class Families:
             opened: number of classes that are open.
             bias: logarithm of the odds of a class that opens.
         """
-        pool = grown(self.perceptrons, perceptron, features)
-        if pool.classes is not None and (first := int((~pool.classes.closed()).sum())) < opened:
-            pool.open_classes(first, opened, bias)
+        pool = None
+        if self.perceptrons is not None:
+            pool = grown(self.perceptrons, perceptron, features)
+            if pool.classes is not None and (first := int((~pool.classes.closed()).sum())) < opened:
+                pool.open_classes(first, opened, bias)
         larger = Families(self.leading, pool, ensemble)
         for name, tensor in larger.mixture.tensors().items():
             tensor.copy_(self.mixture.tensors()[name])
         larger.skipped.copy_(self.skipped)
+        larger.learned.copy_(self.learned)
         return larger
 
     def frozen(self) -> Frozen:
         """Return a copy of the present."""
+        pool = self.perceptrons
         return Frozen(
-            {name: tensor.clone() for name, tensor in self.perceptrons.parameters.items()},
+            self.leading,
+            {} if pool is None else {name: one.clone() for name, one in pool.parameters.items()},
             self.ensemble.frozen(),
-            Weights(*(tensor.clone() for tensor in self.mixture.weights)),
-            self.ensemble.is_open,
+            self.mixture.weights.copy(),
+            {} if pool is None else {name: one.clone() for name, one in pool.held.items()},
         )
 
+    def rescale(self, ratio: Tensor, shift: Tensor) -> None:
+        """Continue with numbers in another unit, in which all answers stay what they are.
 
-def known(probabilities: Tensor, is_open: Tensor) -> Tensor:
-    """Return probabilities that are finite: an expert that has diverged knows nothing.
-
-    Args:
-        probabilities: [E, n, C].
-        is_open: which classes there are, bool [C].
-    """
-    even = is_open / is_open.sum()
-    is_known = torch.isfinite(probabilities).all(dim=2, keepdim=True)
-    return torch.where(is_known, probabilities, even)
+        Args:
+            ratio: of the old unit to the new one, 0-dim.
+            shift: what a number of 0 in the old unit is in the new one, 0-dim.
+        """
+        outcome = self.ensemble.outcome
+        assert isinstance(outcome, Numbers), "only numbers have a unit"
+        if self.perceptrons is not None:
+            self.perceptrons.rescale(ratio, shift)
+        self.ensemble.rescale(ratio, shift)
+        outcome.rescale(self.mixture.held, ratio)

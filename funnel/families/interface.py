@@ -8,6 +8,8 @@ from torch import Tensor
 
 LIMIT = 5.0
 """Standardized inputs are clamped to ±LIMIT."""
+MOST_LAGS = 16
+"""Most statistics of the latest labels that are inputs of trees."""
 LEAST_ODDS = 1e-6
 """Least probability of a label when losses are compared."""
 
@@ -19,9 +21,6 @@ class Scaling(NamedTuple):
     """fp32 [d]."""
     scale: Tensor
     """fp32 [d], above 0."""
-    is_number: Tensor
-    """1 where inputs have distances, fp32 [d]; 0 for codes of categories, whose order says
-    nothing."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return inputs standardized, fp32 [n, d]; a missing one, which is not finite, is 0."""
@@ -48,7 +47,7 @@ class Examples(NamedTuple):
     given: Given
     """Its inputs."""
     labels: Tensor
-    """int64 [n]."""
+    """[n]: classes, int64, or numbers, fp32."""
     weights: Tensor
     """fp32 [n], not below 0."""
     seed: tuple[int, ...]

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from funnel.families.growing import BINS, bins_of, quantiles
+from funnel.compiled import loops
+from funnel.families.forests.forest import LOOPS
+from funnel.families.forests.growing import BINS, bins_of, quantiles
+from funnel.families.outcomes import Outcome
 
 NEWEST = 4_096
 SAMPLED = 4_096
@@ -22,7 +24,7 @@ EDGE_ROWS = 2_000
 MOST_BINNED = 96
 """Numbers of an example whose bins are kept; of more, only some are ever asked for."""
 PRIOR_HALF_LIFE = 2_000.0
-"""Examples after which a label counts half in the prior of the classes."""
+"""Examples after which a label counts half in the statistics of the labels."""
 
 
 class Moved(NamedTuple):
@@ -34,6 +36,10 @@ class Moved(NamedTuple):
     """Where they go, int64 [m], each once."""
     slots: Tensor
     """Slots of the new examples, int64 [n], in their order."""
+    counted: Tensor
+    """Weight of each class among the new examples, fp32 [C]."""
+    is_measured: bool = False
+    """True if the quantiles were taken again."""
 
     def follow(self, kept: Tensor, new: Tensor) -> None:
         """Let what is kept for each slot follow, in place.
@@ -47,26 +53,73 @@ class Moved(NamedTuple):
         kept[self.slots] = new
 
 
-class Memory:
-    """Examples in slots, the quantiles of their numbers, and how frequent their classes are.
+class Waiting:
+    """Examples that wait to come into the memory, in their order.
 
     Args:
         width: numbers of an example, D.
-        is_open: which classes there are, bool [C].
+        outcome: of the labels.
     """
 
-    def __init__(self, width: int, is_open: Tensor) -> None:
-        slots, device = NEWEST + SAMPLED, is_open.device
-        self.rows = torch.zeros(slots, width, device=device)
-        """fp32 [slots, D]; a missing number is infinite."""
-        self.labels = torch.zeros(slots, dtype=torch.int64, device=device)
-        """int64 [slots]."""
+    def __init__(self, width: int, outcome: Outcome) -> None:
+        device = outcome.device
+        self.rows = torch.zeros(MOST_ADDED, width, device=device)
+        """fp32 [MOST_ADDED, D]."""
+        self.labels = torch.zeros(MOST_ADDED, dtype=outcome.label_type, device=device)
+        """[MOST_ADDED]: classes, int64, or numbers, fp32."""
+        self.weights = torch.zeros(MOST_ADDED, device=device)
+        self.counts = torch.zeros(3, dtype=torch.int64)
+        """On the host: how many wait, and two numbers of which the last batch is drawn."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state by name, the tensors themselves."""
+        return {name: getattr(self, name) for name in ("rows", "labels", "weights", "counts")}
+
+    @property
+    def held(self) -> int:
+        """How many wait."""
+        return int(self.counts[0])
+
+    def add(self, rows: Tensor, labels: Tensor, weights: Tensor, seed: tuple[int, ...]) -> None:
+        """Add examples, for which there is room.
+
+        Args:
+            rows: fp32 [n, d]; they are the last d numbers.
+            labels: [n].
+            weights: fp32 [n].
+            seed: two numbers.
+        """
+        held = self.held
+        own = slice(held, held + len(labels))
+        self.rows[own, -rows.shape[1] :] = rows
+        self.labels[own], self.weights[own] = labels, weights
+        self.counts.copy_(torch.tensor([held + len(labels), *seed]))
+
+
+class Memory:
+    """Examples in slots, the quantiles of their numbers, and statistics of their labels.
+
+    Args:
+        width: numbers of an example, D.
+        outcome: of the labels.
+    """
+
+    def __init__(self, width: int, outcome: Outcome) -> None:
+        slots, device = NEWEST + SAMPLED, outcome.device
+        self.outcome = outcome
+        self.columns = torch.zeros(width, slots, device=device)
+        """fp32 [D, slots]; a missing number is infinite."""
+        self.rows = self.columns.t()
+        """The same numbers, fp32 [slots, D]."""
+        self.labels = torch.zeros(slots, dtype=outcome.label_type, device=device)
+        """[slots]: classes, int64, or numbers, fp32."""
         self.weights = torch.zeros(slots, device=device)
         """fp32 [slots]."""
         self.edges = torch.zeros(width, BINS - 1, device=device)
         """Quantiles of the columns, ascending, fp32 [D, BINS - 1]."""
-        self.prior = is_open.float()
-        """Decayed counts of the labels, fp32 [C]; 0 where a class is closed."""
+        self.prior = outcome.prior()
+        """Decayed statistics of the labels, fp32: the count of each class, 0 where it is closed; or
+        count, sum and sum of squares of numbers."""
         self.counts = torch.zeros(5, dtype=torch.int64)
         """On the host: examples in the ring; the slot of the next one; examples that left it; all
         examples; at how many of these the quantiles are taken again."""
@@ -93,15 +146,21 @@ class Memory:
         return slots.remainder(NEWEST)
 
     def add(
-        self, rows: Tensor, labels: Tensor, weights: Tensor, generator: torch.Generator
+        self,
+        rows: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        generator: torch.Generator,
+        measures: bool = True,
     ) -> Moved:
         """Add at most MOST_ADDED examples, and return what that moved.
 
         Args:
             rows: fp32 [n, D].
-            labels: int64 [n].
+            labels: [n].
             weights: fp32 [n].
             generator: draws the sample.
+            measures: whether the quantiles are taken again if they are due.
         """
         ring, following, gone, seen, due = self.counts.tolist()
         n = len(labels)
@@ -111,43 +170,66 @@ class Memory:
         drawn = torch.rand(len(leaving), generator=generator, dtype=torch.float64)
         places = torch.where(numbers < SAMPLED, numbers, (drawn * (numbers + 1)).long())
         stays = places < SAMPLED
-        moved = Moved(*_last_of_each(leaving[stays], places[stays]), slots)
-        for kept, new in ((self.rows, rows), (self.labels, labels), (self.weights, weights)):
-            moved.follow(kept, new)
-        ring, seen, is_due = min(ring + n, NEWEST), seen + n, seen + n >= due
+        counted = self.outcome.counted(labels, weights)
+        moved = Moved(*_last_of_each(leaving[stays], places[stays]), slots, counted)
+        self._move(moved, rows)
+        moved.follow(self.labels, labels)
+        moved.follow(self.weights, weights)
+        is_due = seen + n >= due and (measures or not seen)
+        ring, seen = min(ring + n, NEWEST), seen + n
         if is_due:
             due = seen + NEWEST // 2 if seen >= NEWEST else max(int(1.5 * seen), seen + 1)
         counts = [ring, (following + n) % NEWEST, gone + len(leaving), seen, due]
         self.counts.copy_(torch.tensor(counts))
-        self.prior.mul_(2.0 ** (-n / PRIOR_HALF_LIFE)).add_(self.counted(moved.slots))
+        self.prior.mul_(2.0 ** (-n / PRIOR_HALF_LIFE)).add_(counted)
         if is_due:
             newest = self.newest(NEWEST)
             if len(newest) > EDGE_ROWS:
                 newest = newest[torch.randperm(len(newest), generator=generator)[:EDGE_ROWS]]
-            self.edges.copy_(quantiles(self.rows[newest]))
+            self.edges.copy_(quantiles(self.columns[:, newest]))
             self.loaded()
         elif self._bins is not None:
-            changed = torch.cat([moved.targets, moved.slots])
-            self._bins[:, changed] = bins_of(self.rows[changed], self.edges).byte()
-        return moved
+            moved.follow(self._bins.t(), self._binned(moved.slots).t())
+        return moved._replace(is_measured=is_due)
+
+    def _move(self, moved: Moved, rows: Tensor) -> None:
+        if (compiled := loops(LOOPS)) is None or rows.is_cuda:
+            moved.follow(self.rows, rows)
+            return
+        places = (moved.sources, moved.targets, moved.slots)
+        compiled.move(*(t.numpy() for t in (self.columns, *places, rows.contiguous())))
+
+    def rescale(self, ratio: Tensor, shift: Tensor) -> None:
+        """Continue with labels in another unit; those of late are inputs, too. Call `loaded`."""
+        lags = self.outcome.lags
+        self.labels.mul_(ratio).add_(shift)
+        self.columns[:lags].mul_(ratio).add_(shift)
+        self.edges[:lags].mul_(ratio).add_(shift)
+        self.prior.copy_(self.outcome.rescaled(self.prior, ratio, shift))
 
     def loaded(self) -> None:
         """Compute what follows from the tensors, after other values were copied into them."""
         if self._bins is not None:
-            used = self.used
-            self._bins[:, :used] = bins_of(self.rows[:used], self.edges).byte()
+            used = torch.arange(self.used)
+            self._bins[:, : len(used)] = self._binned(used)
+
+    def _binned(self, slots: Tensor) -> Tensor:
+        """Return the bins of all numbers of some examples, uint8 [D, slots]."""
+        return bins_of(self.columns, self.edges, slots, torch.arange(len(self.columns)))
 
     def bins(self, slots: Tensor, columns: Tensor) -> Tensor:
-        """Return the bins of some numbers of some examples, int64 [columns, slots]."""
+        """Return the bins of some numbers of some examples, uint8 [columns, slots]."""
         if self._bins is None:
-            return bins_of(self.rows[slots][:, columns], self.edges[columns])
-        return self._bins[columns][:, slots].long()
+            return bins_of(self.columns, self.edges, slots, columns)
+        if (compiled := loops(LOOPS)) is None or slots.is_cuda:
+            return self._bins[columns].index_select(1, slots)
+        found = torch.empty(len(columns), len(slots), dtype=torch.uint8)
+        compiled.take(*(t.numpy() for t in (self._bins, slots, columns, found)))
+        return found
 
     def counted(self, slots: Tensor) -> Tensor:
-        """Return the weight of each class among examples, fp32 [C]."""
-        shown = functional.one_hot(self.labels[slots], len(self.prior)).float()
-        found: Tensor = self.weights[slots] @ shown
-        return found
+        """Return what examples add to the statistics of the labels, fp32."""
+        return self.outcome.counted(self.labels[slots], self.weights[slots])
 
 
 def _last_of_each(sources: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,11 @@
 The lower level has Fixed Share (`funnel.pool.mixing`) over all experts, and stacks
 (`funnel.families.stack`) of the same experts. The upper level is a second Fixed Share over these
 three. Its loss exceeds that of the best sequence of them by little, as the bound there says, so a
-stack can help but hardly harm.
+stack can help but hardly harm. The losses of numbers and quantiles are convex and no -log of a
+density; for them the loss of a mean is at most the mean of the losses (`funnel.pool.loss`).
+
+Where numbers are predicted, the leading pool's own answer is a part, too, and leads at first: on a
+short stream nothing else has had the time to learn.
 """
 
 from typing import NamedTuple
@@ -11,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from funnel.families.interface import LEAST_ODDS
-from funnel.families.stack import Stack, evidence, stacked
+from funnel.families.outcomes import Evidence, Held, Outcome
+from funnel.families.stack import Stack
 from funnel.pool.mixing import FixedShare
 
 HORIZONS = (1_000.0, 6_000.0)
@@ -23,11 +27,12 @@ class Mixed(NamedTuple):
     """The answers to a batch."""
 
     answers: Tensor
-    """Probabilities, fp32 [n, C]."""
+    """fp32 [n, A]."""
     parts: Tensor
-    """Probabilities of Fixed Share and of each stack, fp32 [1 + stacks, n, C]."""
-    evidence: Tensor
-    """As the stacks see the experts, fp32 [n, K, C]."""
+    """Answers of Fixed Share, of the leading pool if it is a part, and of each stack, fp32
+    [P, n, A]."""
+    evidence: Evidence
+    """As the stacks see the experts."""
 
 
 class Weights(NamedTuple):
@@ -36,34 +41,53 @@ class Weights(NamedTuple):
     experts: Tensor
     """Log weights of the experts, fp32 [K]."""
     parts: Tensor
-    """Log weights of Fixed Share and the stacks, fp32 [1 + stacks]."""
+    """Log weights of the parts, fp32 [P]."""
     stacks: Tensor
-    """Weights of each stack, float64 [stacks, K]."""
+    """Weights of each stack, float64 [stacks, ..., K], or one more with an intercept."""
+    held: Held
+    """Tensors that the outcome has learned."""
+    own: int | None
+    """Which expert is a part, if one is."""
+
+    def copy(self) -> "Weights":
+        """Return a copy, which lasts."""
+        held = {name: tensor.clone() for name, tensor in self.held.items()}
+        return Weights(
+            self.experts.clone(), self.parts.clone(), self.stacks.clone(), held, self.own
+        )
 
     def shares(self) -> Tensor:
         """Return how much of the answer each expert has, fp32 [K], summing to 1.
 
         That of Fixed Share is the weight there; that of a stack, whose weights may be negative, is
-        the size of the weight among the sizes of all. The parts count by their weights.
+        the size of the weight among the sizes of all, of all quantiles together. The parts count by
+        their weights.
         """
-        first, *others = self.parts.softmax(dim=0)
-        found: Tensor = first * self.experts.softmax(dim=0)
-        for part, own in zip(others, self.stacks.abs().float(), strict=True):
-            found = found + part * own / own.sum()
+        parts = self.parts.softmax(dim=0)
+        found: Tensor = parts[0] * self.experts.softmax(dim=0)
+        sizes = self.stacks[..., : len(self.experts)].abs().float()
+        for part, own in zip(parts[-len(sizes) :], sizes, strict=True):
+            each = own.reshape(-1, len(self.experts)).sum(dim=0)
+            found = found + part * each / each.sum()
+        if self.own is not None:
+            found = found.index_add(0, torch.tensor([self.own]), parts[1:2])
         return found
 
-    def mix(self, probabilities: Tensor, is_open: Tensor) -> Mixed:
+    def mix(self, answers: Tensor, outcome: Outcome) -> Mixed:
         """Mix the answers of all experts.
 
         Args:
-            probabilities: [K, n, C], finite.
-            is_open: which classes there are, bool [C].
+            answers: [K, n, A], finite.
+            outcome: what they answer.
         """
-        seen = evidence(probabilities, is_open)
-        first = torch.einsum("k,knc->nc", self.experts.softmax(dim=0), probabilities)
-        parts = torch.stack([first, *(stacked(own, seen, is_open) for own in self.stacks)])
-        answers = torch.einsum("p,pnc->nc", self.parts.softmax(dim=0), parts)
-        return Mixed(answers / answers.sum(dim=1, keepdim=True), parts, seen)
+        held = self.held
+        seen = outcome.evidence(answers, held)
+        first = torch.einsum("k,knc->nc", self.experts.softmax(dim=0), answers)
+        alone = [] if self.own is None else [answers[self.own]]
+        stacks = [outcome.stacked(own, seen, held) for own in self.stacks]
+        parts = torch.stack([first, *alone, *stacks])
+        mixed = torch.einsum("p,pnc->nc", self.parts.softmax(dim=0), parts)
+        return Mixed(outcome.completed(mixed, held), parts, seen)
 
 
 class Mixture:
@@ -71,13 +95,23 @@ class Mixture:
 
     Args:
         experts: K.
-        device: where they are.
+        outcome: what they answer.
+        own: the expert that is a part of the mixture, too, if one is.
     """
 
-    def __init__(self, experts: int, device: torch.device) -> None:
-        self.experts = FixedShare(experts, device)
-        self.parts = FixedShare(1 + len(HORIZONS), device)
-        self.stacks = [Stack(experts, horizon, device) for horizon in HORIZONS]
+    def __init__(self, experts: int, outcome: Outcome, own: int | None = None) -> None:
+        self.outcome, self.own, device = outcome, own, outcome.device
+        self.experts = FixedShare(experts, device, outcome.rate)
+        self.parts = FixedShare(1 + (own is not None) + len(HORIZONS), device)
+        if own is not None:
+            parts = len(self.parts.log_weights)
+            first = torch.full((parts,), (1.0 - outcome.leads) / (parts - 1), device=device)
+            first[1] = outcome.leads
+            self.parts.log_weights.copy_(first.log())
+            self.parts.log_weights_at.copy_(first.log().expand_as(self.parts.log_weights_at))
+        self.stacks = [Stack(experts, horizon, outcome) for horizon in HORIZONS]
+        self.held: Held = outcome.fresh()
+        """Tensors that the outcome has learned."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -85,36 +119,37 @@ class Mixture:
         named |= {f"parts.{k}": v for k, v in self.parts.tensors().items()}
         for number, stack in enumerate(self.stacks):
             named |= {f"stack{number}.{k}": v for k, v in stack.tensors().items()}
-        return named
+        return named | {f"outcome.{k}": v for k, v in self.held.items()}
 
     @property
     def weights(self) -> Weights:
         """The present weights; copy what has to last."""
         stacks = torch.stack([stack.weights for stack in self.stacks])
-        return Weights(self.experts.log_weights, self.parts.log_weights, stacks)
+        return Weights(
+            self.experts.log_weights, self.parts.log_weights, stacks, self.held, self.own
+        )
+
+    def losses(self, answers: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses of answers [E, n, A], fp32 [E, n]."""
+        return self.outcome.losses(answers, labels, self.outcome.unit(self.held))
 
     def learn(
-        self,
-        mixed: Mixed,
-        probabilities: Tensor,
-        labels: Tensor,
-        importance: Tensor,
-        keep: Tensor,
+        self, mixed: Mixed, answers: Tensor, labels: Tensor, importance: Tensor, keep: Tensor
     ) -> None:
         """Learn from a batch, in place.
 
         Args:
             mixed: as `Weights.mix` answered it with the present weights.
-            probabilities: those it was given, [K, n, C].
-            labels: int64 [n].
+            answers: those it was given, [K, n, A].
+            labels: [n].
             importance: weights of the examples, fp32 [n].
             keep: bool, 0-dim; where it is False nothing changes.
         """
-        all_healthy = torch.ones(len(probabilities), dtype=torch.bool, device=keep.device)
-        prior = self.experts.log_weights.softmax(dim=0)
-        for stack, own in zip(self.stacks, mixed.parts[1:], strict=True):
-            stack.learn(mixed.evidence, own, labels, importance, prior, keep)
-        for share, given in ((self.experts, probabilities), (self.parts, mixed.parts)):
-            chosen = given.gather(2, labels.expand(len(given), -1)[:, :, None])[:, :, 0]
-            losses = -chosen.clamp(min=LEAST_ODDS).log()
+        all_healthy = torch.ones(len(answers), dtype=torch.bool, device=keep.device)
+        prior, held = self.experts.log_weights.softmax(dim=0), self.held
+        for stack, own in zip(self.stacks, mixed.parts[-len(HORIZONS) :], strict=True):
+            stack.learn(mixed.evidence, own, labels, importance, prior, held, keep)
+        for share, given in ((self.experts, answers), (self.parts, mixed.parts)):
+            losses = self.losses(given, labels)
             share.update(losses, all_healthy[: len(given)], keep, importance)
+        self.outcome.learn(held, mixed.answers, labels, importance, keep)

@@ -8,17 +8,15 @@
   restarts.
 
 Trees see the numbers as they came and, for at most MOST_LAGS classes, the frequencies of the latest
-labels.
+labels; where numbers are predicted, their recent means.
 """
-
-import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from funnel.families.boosting import Boosted, Window
-from funnel.families.interface import LEAST_ODDS, Examples
+from funnel.families.interface import MOST_LAGS, Examples
 from funnel.families.memory import NEWEST, Memory, Moved
 
 SHORT = Window(newest=1_000, rows=1_000)
@@ -29,8 +27,6 @@ LIMIT = 30.0
 """Nats of evidence for a change."""
 MATURE = 500
 """Examples after which *short* may be found worse than knowing nothing."""
-MOST_LAGS = 16
-"""Most classes whose latest frequencies are inputs."""
 NUMBER = 1
 """Number of the family, for draws."""
 
@@ -46,9 +42,8 @@ class Trees:
     names = tuple(f"trees/{name}" for name in WINDOWS)
 
     def __init__(self, memory: Memory, used: Tensor) -> None:
-        width, classes = memory.rows.shape[1], len(memory.prior)
-        lags = classes if classes <= MOST_LAGS else 0
-        usable = torch.cat([torch.arange(lags), MOST_LAGS + used])
+        self.outcome, width = memory.outcome, memory.rows.shape[1]
+        usable = torch.cat([torch.arange(self.outcome.lags), MOST_LAGS + used])
         self.forests = {name: Boosted(window, memory, usable) for name, window in WINDOWS.items()}
         self.importances = torch.full((width,), 1.0 / width, device=memory.rows.device)
         """Gains of the columns in all trees of late, fp32 [D]."""
@@ -65,7 +60,7 @@ class Trees:
         return named | {"importances": self.importances, "excess": self.excess}
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Return the logits of the forests without their priors, fp32 [3, n, C].
+        """Return the outputs of the forests without their offsets, fp32 [3, n, A].
 
         Args:
             rows: as the memory holds them, fp32 [n, D].
@@ -73,9 +68,9 @@ class Trees:
         return torch.stack([boosted.logits(rows) for boosted in self.forests.values()])
 
     @property
-    def log_priors(self) -> Tensor:
-        """Priors of the forests, fp32 [3, C]."""
-        return torch.stack([boosted.log_prior for boosted in self.forests.values()])
+    def offsets(self) -> Tensor:
+        """Offsets of the forests, fp32 [3, A]."""
+        return torch.stack([boosted.offset for boosted in self.forests.values()])
 
     def learn(self, examples: Examples, moved: Moved, logits: Tensor) -> None:
         """Learn a batch that has come into the memory.
@@ -83,14 +78,14 @@ class Trees:
         Args:
             examples: the batch.
             moved: what it moved there.
-            logits: as `logits` returned them before, [3, n, C].
+            logits: as `logits` returned them before, [3, n, A].
         """
-        labels, n = examples.labels, len(examples.labels)
-        answers = (logits + self.log_priors[:, None]).softmax(dim=2)
-        chosen = answers.gather(2, labels.expand(len(answers), -1)[:, :, None])[:, :, 0]
-        losses = (-chosen.clamp(min=LEAST_ODDS).log() * examples.weights).sum(dim=1).tolist()
+        outcome, labels, n = self.outcome, examples.labels, len(examples.labels)
         short, long, _ = self.forests.values()
-        ignorance = float(examples.weights.sum()) * math.log(max(2, int((short.prior > 0).sum())))
+        answers = outcome.answers(logits + self.offsets[:, None])
+        each = outcome.losses(answers, labels, outcome.spread(long.prior))
+        losses = (each * examples.weights).sum(dim=1).tolist()
+        ignorance = outcome.ignorance(short.prior, labels, examples.weights)
         excess = self.excess.tolist()
         excess[0] = max(0.0, excess[0] + losses[1] - losses[0])
         worse = losses[0] - ignorance
@@ -107,6 +102,11 @@ class Trees:
             long.become(short)
         self.excess.copy_(torch.tensor(excess, dtype=torch.float64))
 
+    def rescale(self, ratio: Tensor, shift: Tensor) -> None:
+        """Continue with numbers in another unit."""
+        for boosted in self.forests.values():
+            boosted.rescale(ratio, shift)
+
     def skip(self, moved: Moved) -> None:
         """Note a batch that has come into the memory, and grow no trees.
 
@@ -117,8 +117,7 @@ class Trees:
             boosted.skip(moved)
 
 
-def with_lags(raw: Tensor, recent: Tensor) -> Tensor:
-    """Return inputs after the frequencies of the latest labels, fp32 [n, MOST_LAGS + d]."""
-    lags = recent if len(recent) <= MOST_LAGS else recent[:0]
+def with_lags(raw: Tensor, lags: Tensor) -> Tensor:
+    """Return inputs after the statistics of the latest labels, fp32 [n, MOST_LAGS + d]."""
     own = functional.pad(lags, (0, MOST_LAGS - len(lags)))
     return torch.cat([own.expand(len(raw), -1), raw], dim=1)

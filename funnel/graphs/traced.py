@@ -60,6 +60,11 @@ class Traced(Generic[P, Result]):
         return trace(function, tensors, self._state)
 
 
+def is_tracing() -> bool:
+    """Return whether a function is being traced: only operators of torch get into the trace."""
+    return torch._C._get_tracing_state() is not None
+
+
 def trace(function: Function, tensors: Sequence[Tensor], state: Sequence[Tensor] = ()) -> Function:
     """Trace a call on the tensors' values, and undo its changes; see `Traced`."""
     changed = [t for t in (*tensors, *state) if not _overlaps_itself(t)]

@@ -26,7 +26,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from funnel.pool import mixing
+from funnel.pool import mixing, persistence
 from funnel.tensorlists import weighted
 
 Held = Mapping[str, Tensor]
@@ -208,13 +208,20 @@ class NumericLoss(Loss, Protocol):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """-log of the probability of the label, in nats; probabilities are the softmax of logits."""
+    """-log of the probability of the label, in nats; probabilities are the softmax of logits.
+
+    With ``no_change`` and several experts, the last known label is an answer, too, and is mixed
+    with theirs (`funnel.pool.persistence`); the loss learns what that answer needs, and no more.
+    """
 
     limits_steps: ClassVar[bool] = False
+    no_change: bool = False
+    can_close: bool = True
+    """True if classes can be closed (`funnel.pool.classes`)."""
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
-        """Return nothing: the loss learns nothing."""
-        return {}
+        """Implement `Loss.fresh`."""
+        return persistence.fresh(device) if self.no_change and experts > 1 else {}
 
     def judge(
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
@@ -224,7 +231,9 @@ class CrossEntropy:
         losses = -log_odds.gather(1, labels.expand(len(log_odds), 1, -1))[:, 0]
         probabilities = log_odds.exp_()
         error = probabilities.clone().sub_(one_hot(labels, probabilities.shape[1]))
-        return Judged(probabilities, losses, error.div_(len(labels)), None)
+        error = error.div_(len(labels))
+        found = self.joined(held, outputs[..., 0], probabilities, losses, labels, importance)
+        return Judged(found.answers, found.losses, error, found.summary)
 
     def targets(self, labels: Tensor, outputs: int) -> Tensor:
         """Return the labels as probabilities of 0 and 1."""
@@ -236,7 +245,33 @@ class CrossEntropy:
 
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
         """Implement `Loss.answers`."""
-        return outputs.softmax(dim=-1)
+        return self._with_no_change(held, outputs, outputs.softmax(dim=-1))
+
+    def joined(
+        self, held: Held, outputs: Tensor, answers: Tensor, losses: Tensor, labels: Tensor,
+        importance: Tensor | None,
+    ) -> persistence.Joined:  # fmt: skip
+        """Join the answer of no change to those of experts, if it is held.
+
+        Args:
+            held: what the loss has learned.
+            outputs: of the experts for one example, [K, C].
+            answers: of the experts, [K, C, n].
+            losses: of the experts, [K, n].
+            labels: int64 [n].
+            importance: weights of the examples, fp32 [n]; None for 1.
+        """
+        return persistence.joined(
+            held, outputs, self.can_close, answers, losses, labels, importance
+        )
+
+    def _with_no_change(self, held: Held, outputs: Tensor, answers: Tensor) -> Tensor:
+        """Return answers [K, n, C], and that of no change after them if it is held."""
+        if persistence.LAST not in held:
+            return answers
+        one = outputs[:, :1].flatten(0, 1)
+        row = persistence.chances(held[persistence.LAST], one, self.can_close)
+        return torch.cat([answers, row.expand_as(answers[:1])])
 
     def mixed(self, log_weights: Tensor, answers: Tensor, healthy: Tensor, held: Held) -> Tensor:
         """Implement `Loss.mixed`; probabilities are uniform where no expert is healthy."""
@@ -268,7 +303,9 @@ class CrossEntropy:
         return log_classes
 
     def learn(self, held: Held, summary: Tensor | None, n: Tensor | float, learned: Tensor) -> None:
-        """Learn nothing."""
+        """Implement `Loss.learn`."""
+        if summary is not None:
+            persistence.learn(held, summary, learned.any())
 
 
 class Binary(CrossEntropy):
@@ -282,7 +319,8 @@ class Binary(CrossEntropy):
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
     ) -> Judged:
         """Implement `Loss.judge`."""
-        found = super().judge(held, torch.cat([-outputs, outputs], dim=1), labels)
+        both = torch.cat([-outputs, outputs], dim=1)
+        found = super().judge(held, both, labels, importance)
         return found._replace(error=found.error[:, 1:].contiguous())
 
     def targets(self, labels: Tensor, outputs: int) -> Tensor:
@@ -295,7 +333,8 @@ class Binary(CrossEntropy):
 
     def answers(self, held: Held, outputs: Tensor) -> Tensor:
         """Implement `Loss.answers`."""
-        return torch.cat([-outputs, outputs], dim=-1).softmax(dim=-1)
+        both = torch.cat([-outputs, outputs], dim=-1)
+        return self._with_no_change(held, both, both.softmax(dim=-1))
 
     def chosen(self, outputs: Tensor, mixed: Tensor) -> Tensor:
         """Implement `Loss.chosen`."""
@@ -366,7 +405,9 @@ class Gaussian:
         around = (labels - held["mean"]).clamp(*_range(held["variance"][-1]))
         near = held["mean"] + around
         means = _means(torch.cat([squares, torch.stack([around.square(), near])]), importance)
-        last = _last(labels, importance, held["last"]) if "last" in held else means[:0]
+        last = (
+            persistence.last_of(labels, importance, held["last"]) if "last" in held else means[:0]
+        )
         bound = bound[: len(outputs)]
         error = (outputs - labels).clamp_(-bound, bound).div_(len(labels))
         return Judged(answers, losses, error, torch.cat([means, last]))
@@ -623,15 +664,6 @@ def _means(values: Tensor, importance: Tensor | None) -> Tensor:
     if importance is None:
         return values.mean(dim=-1)
     return weighted(values, importance).sum(dim=-1) / importance.sum().clamp(min=1e-12)
-
-
-def _last(labels: Tensor, importance: Tensor | None, otherwise: Tensor) -> Tensor:
-    """Return the last number, [1], of those that have a weight."""
-    if importance is None:
-        return labels[-1:]
-    order = torch.arange(1, len(labels) + 1, device=labels.device)
-    place = (order * (importance > 0)).argmax(dim=0, keepdim=True)
-    return torch.where((importance > 0).any(), labels[place], otherwise)
 
 
 def _rate(seen: Tensor, n: Tensor | float) -> Tensor:

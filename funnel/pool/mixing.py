@@ -53,6 +53,8 @@ class FixedShare:
         device: where losses will be.
         rate: η in [0, 1].
         switch_rates: each σ in [0, 1).
+        last_share: share of the weight that is dealt to the last one, in (0, 1), at first and in
+            every share update; None for 1 / K, as each of the others gets.
 
     Raises:
         TypeError, ValueError: an argument is outside its range; the message names it.
@@ -64,6 +66,7 @@ class FixedShare:
         device: torch.device,
         rate: float = RATE,
         switch_rates: Sequence[float] = SWITCH_RATES,
+        last_share: float | None = None,
     ) -> None:
         check_number("rate", rate, low=0.0, high=1.0)
         if not switch_rates:
@@ -75,6 +78,12 @@ class FixedShare:
         """log(1 - σ), [A, 1]."""
         self.log_rates_kept = torch.tensor(math.log1p(-RATE_SWITCH_RATE), device=device)
         self.log_weights = torch.full((experts,), -math.log(experts), device=device)
+        self._log_dealt: Tensor | None = None
+        """Logarithms of the shares that are dealt, [K]; None for equal ones."""
+        if last_share is not None:
+            self.log_weights.fill_(math.log((1.0 - last_share) / (experts - 1)))
+            self.log_weights[-1] = math.log(last_share)
+            self._log_dealt = self.log_weights.clone()
         """log Σ u v of the experts, fp32 [K], normalized up to rounding."""
         self.log_weights_at = self.log_weights.repeat(n, 1)
         """log v at each switch rate, [A, K]."""
@@ -109,7 +118,7 @@ class FixedShare:
         log_rates = _shared(log_rates, n * self.log_rates_kept)
         own = weighted(losses, importance).sum(dim=1)
         evidence = torch.where(healthy, log_weights - self.rate * own, -math.inf)
-        log_weights = _shared(evidence.log_softmax(dim=1), n * self.log_kept)
+        log_weights = _shared(evidence.log_softmax(dim=1), n * self.log_kept, self._log_dealt)
         mixture = torch.logsumexp(log_rates[:, None] + log_weights, dim=0)
         for mine, new in (
             (self.log_rate_weights, log_rates),
@@ -119,9 +128,15 @@ class FixedShare:
             mine.copy_(torch.where(keep, new, mine))
 
 
-def _shared(log_weights: Tensor, log_kept: Tensor) -> Tensor:
-    """Share update along the last dimension: w ← (1 - α) w + α / K, with log(1 - α) given."""
-    dealt = (-torch.expm1(log_kept) / log_weights.shape[-1]).log()
+def _shared(log_weights: Tensor, log_kept: Tensor, log_dealt: Tensor | None = None) -> Tensor:
+    """Share update along the last dimension: w ← (1 - α) w + α / K, with log(1 - α) given.
+
+    With ``log_dealt``, [K], that is dealt instead of 1 / K.
+    """
+    if log_dealt is None:
+        dealt = (-torch.expm1(log_kept) / log_weights.shape[-1]).log()
+    else:
+        dealt = (-torch.expm1(log_kept)).log() + log_dealt
     return torch.logaddexp(log_weights + log_kept, dealt)
 
 

@@ -179,7 +179,12 @@ class Experts:
             training, gradients = self._vectorized(parameters, buffers, inputs, labels, importance)
         else:
             training, gradients = self._one_by_one(parameters, buffers, inputs, labels, importance)
-        return Differentiated(logits, log_odds.exp_(), losses, training, gradients)
+        found = self.loss.joined(
+            held or {}, logits[:, 0], log_odds.exp_().mT, losses, labels, importance
+        )
+        return Differentiated(
+            logits, found.answers.mT, found.losses, training, gradients, found.summary
+        )
 
     def _by_loss(
         self,

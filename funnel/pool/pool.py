@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from funnel.graphs.execution import Execution
 from funnel.inner.interface import StateLists
-from funnel.pool import mixing
+from funnel.pool import mixing, persistence
 from funnel.pool.classes import CLOSED, Classes
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
@@ -102,7 +102,9 @@ class PoolTelemetry(TypedDict):
     """The pool as a whole; device tensors."""
 
     weights: Tensor
-    """Weights of the experts, fp32 [K], summing to 1."""
+    """Weights of the experts among themselves, fp32 [K], summing to 1."""
+    rivals: Tensor
+    """Weights among all that is mixed of the answers that are of no expert, fp32 [R]."""
     ages: Tensor
     """Batches that each expert has learned since it started, int64 [K]."""
     best: Tensor
@@ -160,8 +162,11 @@ class Pool:
         self.held: Held = loss.fresh(len(experts), first.device)
         """Tensors that the loss has learned."""
         self.rivals = int("last" in self.held)
-        """Answers that are mixed, too, but are of no expert: that the last number comes again."""
-        self.mixing = FixedShare(len(experts) + self.rivals, first.device, rate, switch_rates)
+        """Answers that are mixed, too, but are of no expert: that the last label comes again."""
+        share = persistence.SHARE if self.rivals and isinstance(loss, CrossEntropy) else None
+        self.mixing = FixedShare(
+            len(experts) + self.rivals, first.device, rate, switch_rates, share
+        )
         self.cap = NormCap.fresh((len(experts),), first.device)
         self.renewal = Renewal(torch.tensor([e.renews for e in experts], device=first.device))
         self.inner = Grouped(runs_of(experts))
@@ -475,6 +480,7 @@ class Pool:
             log_gains[name] = stacked_mean(own["log_gain"], weights)
         return {
             "weights": weights,
+            "rivals": self.mixing.log_weights[len(self.experts) :].exp(),
             "ages": self.state.step[0].flatten().clone(),
             "best": weights.argmax(),
             "step_sizes": step_sizes,

@@ -12,8 +12,9 @@ from funnel.pool.loss import Held, Loss
 from funnel.pool.pool import predicted
 from funnel.pool.sparse import arranged
 from funnel.pool.tables.index import KeyIndex, Keys, Numbers
-from funnel.pool.tables.replacements import NO_REPLACEMENTS, Epochs, Replacements
-from funnel.pool.tables.rows import CHUNK, NewWeights
+from funnel.pool.tables.replacements import Replacements
+from funnel.pool.tables.rows import NewWeights
+from funnel.pool.tables.version import Version
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,22 +28,23 @@ class Published:
     """Weight [K, out, in] and bias [K, out] of each layer in turn; the first over dense inputs."""
     log_weights: Tensor
     """Log weights of the experts, fp32 [K]."""
-    chunks: tuple[Tensor, ...]
-    """Weights of the rows, fp32 [CHUNK, K · out] each; the last may be shorter."""
-    used: int
-    """Number of rows."""
+    rows: Version
+    """Weights of the rows, K · out each."""
     loss: Loss
     """The loss, which decides what an answer is."""
     held: Held
     """Tensors that the loss had learned."""
     index: KeyIndex
     """Rows by key: it goes on learning, but only adds rows."""
-    epochs: tuple[Epochs, ...] = ()
-    """Epochs of the rows, by chunk."""
-    replacements: Replacements = NO_REPLACEMENTS
+    replacements: Replacements
     """The replacements that rows may have to take yet."""
-    start_of: NewWeights | None = None
+    start_of: NewWeights
     """Returns the weights that rows start with."""
+
+    @property
+    def used(self) -> int:
+        """Number of rows."""
+        return self.rows.used
 
     @torch.no_grad()
     def outputs(
@@ -90,16 +92,7 @@ class Published:
         return self.loss.chosen(outputs, answers), answers
 
     def columns(self, rows: Numbers) -> Tensor:
-        """Return the weights of ascending rows, [K · out, U]."""
-        first = self.parameters[0]
-        parts = [first.new_zeros(0, first.shape[0] * first.shape[1])]
-        ends = np.searchsorted(rows, np.arange(1, len(self.chunks) + 1) * CHUNK)
-        for number, own in enumerate(np.split(rows, ends[:-1])):
-            if len(own):
-                at = own - number * CHUNK
-                part = self.chunks[number][torch.from_numpy(at)]
-                if self.start_of is not None:
-                    epochs = self.epochs[number][at]
-                    self.replacements.bring(part.numpy(), epochs, self.start_of, own)
-                parts.append(part)
-        return torch.cat(parts).t()
+        """Return the weights of rows, [K · out, U]."""
+        weights, epochs = self.rows.read(rows)
+        self.replacements.bring(weights, epochs, self.start_of, rows)
+        return torch.from_numpy(weights).t()

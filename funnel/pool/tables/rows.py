@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +30,12 @@ from funnel.pool.tables.replacements import (
     Sources,
     sources_of,
 )
+from funnel.pool.tables.version import Version
 
 CAPACITY = 1024
 """Rows that there is memory for at first."""
 CHUNK = 4096
-"""Rows that are published together."""
+"""Rows that take replacements together."""
 BLOCK = 8
 """Rows of which it is known together whether they have changed. Half of the blocks stay as they
 are if a batch names 8 % of the rows, evenly spread."""
@@ -102,6 +104,8 @@ class Rows:
         self._looks = 0
         self._all_changed = -1
         """The number of looks before all blocks changed last."""
+        self._versions: list[ref[Version]] = []
+        """Versions that may still be in use. Only the thread that learns changes the list."""
         self._set_replacements(NO_REPLACEMENTS)
         self.epochs = np.zeros(0, dtype=np.uint8)
         """By row, how many of them it has taken; uint8 [capacity]."""
@@ -143,11 +147,13 @@ class Rows:
         """
         if self._all_changed > look:
             return np.arange(-(-self.used // BLOCK))
-        return self.written_since(look)
-
-    def written_since(self, look: int) -> Numbers:
-        """Return the same blocks, without those that have only replacements to take."""
         found: Numbers = (self._changed[: -(-self.used // BLOCK)] > look).nonzero()[0]
+        return found
+
+    def version(self) -> Version:
+        """Return the weights and epochs of the rows in use, which later changes do not change."""
+        found = Version(self.weights.numpy(), self.epochs, self.used)
+        self._versions = [*map(ref, self._in_use()), ref(found)]
         return found
 
     def use(self, count: int) -> None:
@@ -165,6 +171,7 @@ class Rows:
 
     def start(self, count: int) -> None:
         """Have exactly so many rows in use, all fresh."""
+        self._versions.clear()  # they go on reading the old memory, which nobody writes any more
         self.used = 0
         self.weights = torch.zeros(0, self._experts * self._out)
         self.state = self._blank.repeat(0, 1)
@@ -189,11 +196,12 @@ class Rows:
         """Replace some rows.
 
         Args:
-            rows: numbers, int64 [U], all different.
+            rows: numbers, int64 [U], ascending and different.
             weights: [U, K · out].
             state: [U, S].
         """
         numbers = rows.numpy()
+        self._keep(numbers)
         _records(self.weights)[numbers] = _records(weights)
         _records(self.state)[numbers] = _records(state)
         self.epochs[numbers] = self.replacements.epoch
@@ -222,6 +230,7 @@ class Rows:
         """Multiply the weights of all rows."""
         if self._scale or not 0.0 <= ratio < math.inf:  # otherwise new weights stay 0
             self._forget_replacements()
+        self._keep(np.arange(self.used))
         self.weights[: self.used] *= ratio
         self._changed.fill(self._looks)
 
@@ -262,6 +271,7 @@ class Rows:
             own = slice(start, min(start + CHUNK, self.used))
             if self.epochs[own].min() < epoch:
                 numbers = np.arange(own.start, own.stop)
+                self._keep(numbers)
                 self._bring(self.weights[own], self.state[own], self.epochs[own], numbers)
         self.epochs[: self.used] = epoch
 
@@ -286,9 +296,19 @@ class Rows:
         """Let all rows take the replacements, of which copies of rows lose count."""
         if self.replacements.epoch:
             self.settle()
+            self._keep(np.arange(self.used))
             self._set_replacements(NO_REPLACEMENTS)
             self.epochs.fill(0)
             self._changed.fill(self._looks)
+
+    def _keep(self, rows: Numbers) -> None:
+        """Give versions in use the rows that are about to change, int64, ascending."""
+        for version in self._in_use():
+            version.keep(rows)
+
+    def _in_use(self) -> list[Version]:
+        found = [version() for version in self._versions]
+        return [version for version in found if version is not None]
 
     def _bring(self, weights: Tensor, state: Tensor, epochs: Epochs, rows: Numbers) -> None:
         """Let some rows, which hold these numbers, take the replacements that they have not."""
@@ -324,6 +344,8 @@ class Rows:
         epochs = paged((capacity,), np.uint8)
         epochs[: len(self.epochs)] = self.epochs
         self._changed, self.epochs = changed, epochs
+        for version in self._in_use():
+            version.move(self.weights.numpy(), epochs)
 
     def _split(self, weights: Tensor, state: Tensor) -> dict[str, Tensor]:
         """Return the fields of rows by name as views, [r, its experts, out].

@@ -36,8 +36,7 @@ from funnel.pool.stacked import fresh_state
 from funnel.pool.tables.index import KeyIndex, Keys, Numbers
 from funnel.pool.tables.pages import paged
 from funnel.pool.tables.published import Published
-from funnel.pool.tables.replacements import Epochs
-from funnel.pool.tables.rows import BLOCK, CHUNK, Field, Rows, scale_of
+from funnel.pool.tables.rows import BLOCK, Field, Rows, scale_of
 
 KEYS, VISITS, COUNTS = "table.keys", "table.visits", "table.counts"
 
@@ -81,11 +80,6 @@ class Table:
         """Scratch: the rows of a batch; all False between batches."""
         self._positions = np.zeros(0, dtype=np.int32)
         """Scratch: the column of each row of a batch."""
-        self._chunks: list[Tensor] = []
-        self._epochs: list[Epochs] = []
-        """Copies of the weights and epochs of rows that were published."""
-        self._published = -1
-        """The look at the rows when they were last published."""
 
     @property
     def _scale(self) -> float:
@@ -224,29 +218,15 @@ class Table:
     def published(self) -> Published:
         """Return what prediction needs, which later batches do not change.
 
-        Chunks of rows that have not changed since the last call are shared with its result.
+        It shares the rows, of which only those are copied that change while it is in use.
         """
-        weights = self.rows.weights
-        count = -(-self.rows.used // CHUNK)
-        self._chunks += [weights[:0]] * (count - len(self._chunks))
-        self._epochs += [self.rows.epochs[:0]] * (count - len(self._epochs))
-        del self._chunks[count:], self._epochs[count:]
-        changed = self.rows.written_since(self._published)
-        self._published = self.rows.look()
-        for number in np.unique(changed // (CHUNK // BLOCK)).tolist():
-            stop = min((number + 1) * CHUNK, self.rows.used)
-            own = weights[number * CHUNK : stop]
-            self._chunks[number] = torch.from_numpy(paged(own.shape, np.float32)).copy_(own)
-            self._epochs[number] = self.rows.epochs[number * CHUNK : stop].copy()
         return Published(
             tuple(p.clone() for p in self.pool.parameters.values()),
             self.pool.mixing.log_weights.clone(),
-            tuple(self._chunks),
-            self.rows.used,
+            self.rows.version(),
             self.pool.loss,
             {name: tensor.clone() for name, tensor in self.pool.held.items()},
             self.index,
-            tuple(self._epochs),
             self.rows.of_weights,
             self.rows.start_of,
         )

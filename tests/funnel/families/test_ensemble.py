@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from funnel.families.ensemble import Ensemble, Layout
-from funnel.families.interface import Examples, Given, Scaling
-from funnel.families.trees import MOST_LAGS
+from funnel.families.interface import MOST_LAGS, Examples, Given, Scaling
+from funnel.families.outcomes import Classes
 
 WIDTH, CLASSES = 5, 3
 
 
 def an_ensemble(classes: int = CLASSES) -> Ensemble:
-    return Ensemble(Layout(0, WIDTH, 0, WIDTH), torch.ones(classes, dtype=torch.bool))
+    return Ensemble(Layout(0, WIDTH, 0, WIDTH), Classes(torch.ones(classes, dtype=torch.bool)))
 
 
 def a_batch(step: int, n: int = 100, turned: bool = False) -> Examples:
     raw = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(step))
     labels = (raw[:, 0] > 0.2).long() + ((raw[:, 1] * raw[:, 2]) > 0).long()
-    scaling = Scaling(torch.zeros(WIDTH), torch.ones(WIDTH), torch.ones(WIDTH))
+    scaling = Scaling(torch.zeros(WIDTH), torch.ones(WIDTH))
     return Examples(Given(raw, scaling), 2 - labels if turned else labels, torch.ones(n), (0, step))
 
 
@@ -29,9 +29,7 @@ def taught(ensemble: Ensemble, steps: range, turned: bool = False) -> list[float
     for step in steps:
         batch = a_batch(step, turned=turned)
         answered = ensemble.answers(batch.given)
-        found.append(
-            float((answered.probabilities[1].argmax(dim=1) == batch.labels).float().mean())
-        )
+        found.append(float((answered.answers[1].argmax(dim=1) == batch.labels).float().mean()))
         ensemble.learn(batch, answered)
     return found
 
@@ -64,9 +62,7 @@ def test_it_resumes_bit_for_bit_from_copies_of_its_tensors(at: int) -> None:
     taught(other, range(at, at + 8))
     same(copies(one), copies(other))
     given = a_batch(999).given
-    assert torch.equal(
-        one.frozen().answers(given).probabilities, other.frozen().answers(given).probabilities
-    )
+    assert torch.equal(one.frozen().answers(given).answers, other.frozen().answers(given).answers)
 
 
 def test_a_snapshot_answers_as_the_ensemble_did_and_never_changes() -> None:
@@ -75,9 +71,9 @@ def test_a_snapshot_answers_as_the_ensemble_did_and_never_changes() -> None:
     for step in range(0, 100, 4):  # across the end of the ring
         taught(ensemble, range(step, step + 4))
         frozen.append(ensemble.frozen())
-        expected.append(ensemble.answers(given).probabilities.clone())
+        expected.append(ensemble.answers(given).answers.clone())
     for snapshot, answers in zip(frozen, expected, strict=True):
-        assert torch.equal(snapshot.answers(given).probabilities, answers)
+        assert torch.equal(snapshot.answers(given).answers, answers)
 
 
 def test_trees_learn_what_no_line_separates_and_follow_a_reversal() -> None:
@@ -133,27 +129,45 @@ def test_a_batch_of_no_weight_changes_nothing() -> None:
 
 
 def test_it_grows_without_a_change_of_its_answers() -> None:
-    small = Ensemble(Layout(1, WIDTH, 1, WIDTH), torch.tensor([True, True, True, False]))
+    small = Ensemble(Layout(1, WIDTH, 1, WIDTH), Classes(torch.tensor([True, True, True, False])))
     given = []
     for step in range(60):
         batch = a_batch(step)
         raw = torch.cat([torch.full((100, 1), 7.0), batch.given.raw], dim=1)
         unit = torch.ones(1 + WIDTH)
-        batch = batch._replace(given=Given(raw, Scaling(0 * unit, unit, unit)))
+        batch = batch._replace(given=Given(raw, Scaling(0 * unit, unit)))
         small.learn(batch, small.answers(batch.given))
         given.append(batch.given)
-    is_open = torch.tensor([True] * 3 + [False] * 5)
-    large = small.resized(Layout(4, 2 * WIDTH, 1, WIDTH), is_open)
+    more = Classes(torch.tensor([True] * 3 + [False] * 5))
+    large = small.resized(Layout(4, 2 * WIDTH, 1, WIDTH), more)
     asked = given[-1].raw
     wide = torch.full((100, 4 + 2 * WIDTH), math.inf)
     wide[:, :1], wide[:, 4 : 4 + WIDTH] = asked[:, :1], asked[:, 1:]
     unit = torch.ones(4 + 2 * WIDTH)
     before = small.answers(given[-1])
-    after = large.answers(Given(wide, Scaling(0 * unit, unit, unit)))
+    after = large.answers(Given(wide, Scaling(0 * unit, unit)))
     torch.testing.assert_close(after.logits[..., :4], before.logits)
-    assert float(after.probabilities[:, :, 4:].abs().max()) == 0.0
+    assert float(after.answers[:, :, 4:].abs().max()) == 0.0
     trees = slice(0, 3)
-    torch.testing.assert_close(after.probabilities[trees, :, :4], before.probabilities[trees])
+    torch.testing.assert_close(after.answers[trees, :, :4], before.answers[trees])
+
+
+@pytest.mark.parametrize("used", [0, WIDTH])
+def test_room_that_is_not_in_use_is_not_compared(used: int) -> None:
+    layout = Layout(16, 32, 2, used)
+    ensemble = Ensemble(layout, Classes(torch.ones(3, dtype=torch.bool)))
+    for step in range(3):
+        batch = a_batch(step)
+        raw = torch.full((100, layout.width), math.inf)
+        raw[:, :2] = batch.labels[:, None].float()
+        raw[:, 16 : 16 + used] = batch.given.raw[:, :used]
+        unit = torch.ones(layout.width)
+        given = Given(raw, Scaling(0 * unit, unit))
+        answered = ensemble.answers(given)
+        ensemble.learn(batch._replace(given=given), answered)
+    assert ensemble.compared.present().numbers.shape == (300, max(1, used))
+    assert bool(torch.isfinite(answered.answers).all())
+    torch.testing.assert_close(answered.answers.sum(dim=2), torch.ones(answered.answers.shape[:2]))
 
 
 def test_wild_and_missing_numbers_leave_everything_finite() -> None:
@@ -164,7 +178,7 @@ def test_wild_and_missing_numbers_leave_everything_finite() -> None:
         batch.given.raw[1::2, 1] = -1e18
         batch.given.raw[:, 2] = math.inf
         answered = ensemble.answers(batch.given)
-        assert bool(torch.isfinite(answered.probabilities).all())
+        assert bool(torch.isfinite(answered.answers).all())
         ensemble.learn(batch, answered)
     for name, tensor in ensemble.tensors().items():
         if name not in ("memory.rows", "memory.edges") and not name.endswith("thresholds"):

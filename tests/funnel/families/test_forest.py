@@ -4,12 +4,11 @@ import math
 
 import torch
 
-from funnel.families.forest import DEPTH, LEAVES, NODES, forest_logits, leaf_of
-from funnel.families.growing import (
+from funnel.families.forests.forest import DEPTH, LEAVES, NODES, forest_logits, leaf_of
+from funnel.families.forests.growing import (
     BINS,
     LEAST_GAIN,
     LEAST_HESSIAN,
-    RATE,
     RIDGE,
     Grown,
     bins_of,
@@ -17,6 +16,7 @@ from funnel.families.growing import (
     grow,
     quantiles,
 )
+from funnel.families.outcomes import RATE, Classes
 
 
 def a_forest(trees: int, width: int, classes: int) -> tuple[torch.Tensor, ...]:
@@ -33,6 +33,15 @@ def rows_of(n: int, width: int, seed: int = 3) -> torch.Tensor:
     return rows
 
 
+def leaves_of(features: torch.Tensor, thresholds: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return leaf_of(features, thresholds, rows.t().contiguous(), torch.arange(len(rows)))
+
+
+def binned(rows: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    m, width = rows.shape
+    return bins_of(rows.t().contiguous(), edges, torch.arange(m), torch.arange(width))
+
+
 def walked(features: list[int], thresholds: list[float], row: list[float]) -> int:
     node = 0
     for _ in range(DEPTH):
@@ -43,7 +52,7 @@ def walked(features: list[int], thresholds: list[float], row: list[float]) -> in
 def test_an_example_falls_where_a_plain_walk_takes_it() -> None:
     features, thresholds, _ = a_forest(4, 5, 3)
     rows = rows_of(50, 5)
-    found = leaf_of(features, thresholds, rows).tolist()
+    found = leaves_of(features, thresholds, rows).tolist()
     for tree in range(4):
         own = features[tree].tolist(), thresholds[tree].tolist()
         assert found[tree] == [walked(*own, row) for row in rows.tolist()]
@@ -52,7 +61,7 @@ def test_an_example_falls_where_a_plain_walk_takes_it() -> None:
 def test_logits_are_the_sums_of_the_leaves() -> None:
     features, thresholds, leaves = a_forest(6, 5, 3)
     rows = rows_of(40, 5)
-    places = leaf_of(features, thresholds, rows)
+    places = leaves_of(features, thresholds, rows)
     expected = sum((leaves[t][places[t]] for t in range(4)), torch.zeros(40, 3))
     torch.testing.assert_close(forest_logits(features, thresholds, leaves, rows, 4), expected)
     whole = sum((leaves[t][places[t]] for t in range(6)), torch.zeros(40, 3))
@@ -64,17 +73,23 @@ def of_two_classes(m: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, ((rows[:, 1] > 0.3) ^ (rows[:, 2] < -0.2)).long()
 
 
-def grown(rows: torch.Tensor, labels: torch.Tensor) -> Grown:
-    generator, weights = torch.Generator().manual_seed(0), torch.ones(len(labels))
-    chosen = torch.arange(rows.shape[1])
-    logits = torch.zeros(len(labels), int(labels.max()) + 1)
-    edges = quantiles(rows)
-    return grow(bins_of(rows, edges), labels, weights, logits, chosen, edges, generator)
+def grown(
+    rows: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    edges: torch.Tensor | None = None,
+) -> Grown:
+    generator, classes = torch.Generator().manual_seed(0), int(labels.max()) + 1
+    outcome = Classes(torch.ones(classes, dtype=torch.bool))
+    weights = torch.ones(len(labels)) if weights is None else weights
+    edges = quantiles(rows.t()) if edges is None else edges
+    slopes = outcome.slopes(labels, weights, torch.zeros(len(labels), classes), generator)
+    return grow(binned(rows, edges), slopes, weights, torch.arange(rows.shape[1]), edges)
 
 
 def test_the_first_split_has_the_largest_gain_of_all() -> None:
     rows, labels = of_two_classes(400, 4)
-    tree, edges = grown(rows, labels), quantiles(rows)
+    tree, edges = grown(rows, labels), quantiles(rows.t())
     g, h = labels.double() - 0.5, torch.full((400,), 0.25 + 1e-3, dtype=torch.float64)
 
     def score(mask: torch.Tensor) -> float:
@@ -98,7 +113,7 @@ def test_the_first_split_has_the_largest_gain_of_all() -> None:
 def test_leaves_are_newton_steps_of_the_examples_in_them() -> None:
     rows, labels = of_two_classes(400, 4)
     tree = grown(rows, labels)
-    places = leaf_of(tree.features[None], tree.thresholds[None], rows)[0]
+    places = leaves_of(tree.features[None], tree.thresholds[None], rows)[0]
     for leaf in places.unique().tolist():
         mine = labels[places == leaf].double()
         slope = float((mine - 0.5).sum())
@@ -120,10 +135,7 @@ def test_a_weight_of_two_counts_as_two_copies() -> None:
     weights = torch.ones(300)
     weights[:100] = 2.0
     twice = grown(torch.cat([rows, rows[:100]]), torch.cat([labels, labels[:100]]))
-    edges = quantiles(torch.cat([rows, rows[:100]]))
-    generator = torch.Generator().manual_seed(0)
-    chosen, logits = torch.arange(4), torch.zeros(300, 2)
-    once = grow(bins_of(rows, edges), labels, weights, logits, chosen, edges, generator)
+    once = grown(rows, labels, weights, quantiles(torch.cat([rows, rows[:100]]).t()))
     assert torch.equal(once.features, twice.features)
     torch.testing.assert_close(once.leaves, twice.leaves)
 
@@ -132,7 +144,7 @@ def test_missing_values_go_the_same_way_in_growing_and_in_answering() -> None:
     rows = rows_of(700, 3)
     labels = (torch.isinf(rows[:, 0]) | (rows[:, 0] > 1.0)).long()
     tree = grown(rows, labels)
-    places = leaf_of(tree.features[None], tree.thresholds[None], rows)[0]
+    places = leaves_of(tree.features[None], tree.thresholds[None], rows)[0]
     for leaf in places.unique().tolist():
         slope = float((labels[places == leaf].double() - 0.5).sum())
         curvature = 0.25 * int((places == leaf).sum())
@@ -146,7 +158,7 @@ def test_many_classes_are_learned_through_two_projections() -> None:
     rows = rows_of(2_000, 6)
     labels = (rows[:, 1].clamp(-1.99, 1.99) + 2).mul(2).long()  # eight classes
     places_of = grown(rows, labels)
-    places = leaf_of(places_of.features[None], places_of.thresholds[None], rows)[0]
+    places = leaves_of(places_of.features[None], places_of.thresholds[None], rows)[0]
     right = (places_of.leaves[places].argmax(dim=1) == labels).float().mean()
     assert float(right) > 0.7
 

@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from funnel.families.memory import NEWEST, SAMPLED, Memory
+from funnel.families.outcomes import Classes
 
-OPEN = torch.ones(2, dtype=torch.bool)
+TWO = Classes(torch.ones(2, dtype=torch.bool))
 
 
 def filled(sizes: list[int], seed: int = 0) -> Memory:
     """Return a memory of examples whose only number is their number in the stream."""
-    memory, first = Memory(1, OPEN), 0
+    memory, first = Memory(1, TWO), 0
     for step, n in enumerate(sizes):
         rows = torch.arange(first, first + n).float()[:, None]
         generator = torch.Generator().manual_seed(seed * 1_000 + step)
@@ -47,7 +48,7 @@ def test_the_sample_is_uniform_over_all_older_examples() -> None:
 
 
 def test_what_is_kept_for_each_slot_follows_its_example() -> None:
-    memory = Memory(1, OPEN)
+    memory = Memory(1, TWO)
     kept = torch.full((NEWEST + SAMPLED,), -1.0)
     for step in range(12):
         rows = torch.arange(1_000 * step, 1_000 * (step + 1)).float()[:, None]

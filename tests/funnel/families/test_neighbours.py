@@ -8,61 +8,71 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from funnel.families.growing import quantiles
+from funnel.families.compared import Piece, compared, ranks
+from funnel.families.forests.growing import quantiles
 from funnel.families.interface import Given, Scaling
-from funnel.families.neighbours import EXPERTS, Remembered, distances, names_of, ranks, smallest
-from funnel.families.trees import MOST_LAGS
+from funnel.families.neighbours import EXPERTS, Remembered, names_of, smallest
+from funnel.families.outcomes import Classes
 
 
-def remembered(m: int, d: int, classes: int = 3, missing: bool = False) -> Remembered:
+def remembered(
+    m: int, d: int, classes: int = 3, missing: bool = False, has_ranks: bool = True
+) -> Remembered:
     generator = torch.Generator().manual_seed(m)
-    rows = torch.randn(m, MOST_LAGS + d, generator=generator)
+    rows = torch.randn(m, d, generator=generator)
     if missing:
-        rows[::5, MOST_LAGS] = math.inf
+        rows[::5, 0] = math.inf
+    edges = quantiles(rows.t()) if m else torch.zeros(d, 31)
+    importances = torch.rand(d, generator=generator)
+    scaling = given_of(1, d).scaling
+    numbers, others = compared(rows, scaling, edges, None if has_ranks else importances)
+    norms = torch.zeros(2, 0, dtype=torch.int32)
+    if not has_ranks:
+        norms = torch.stack([p.int().square().sum(dim=1) for p in (numbers, others)]).int()
+    split = (512 * k for k in range(-(-m // 512)))
+    pieces = [
+        Piece(numbers[k : k + 512], others[k : k + 512], norms[:, k : k + 512]) for k in split
+    ]
     return Remembered(
-        rows.split(512),
+        tuple(pieces),
         torch.randint(classes, (m,), generator=generator),
         torch.ones(m),
         torch.arange(m).flip(0)[:1_000],
         torch.arange(1.0, classes + 1),
-        torch.rand(MOST_LAGS + d, generator=generator),
-        quantiles(rows) if m else torch.zeros(MOST_LAGS + d, 31),
-        True,
+        importances,
+        edges,
+        scaling,
+        has_ranks,
+        Classes(torch.ones(classes, dtype=torch.bool)),
+        slice(0, d),
     )
 
 
 def given_of(n: int, d: int) -> Given:
     raw = torch.randn(n, d, generator=torch.Generator().manual_seed(n))
-    return Given(raw, Scaling(torch.zeros(d), torch.ones(d), torch.ones(d)))
+    return Given(raw, Scaling(torch.zeros(d), torch.ones(d)))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 1_500), st.integers(1, 12), st.integers(0, 99))
 def test_the_smallest_are_those_of_a_sort(m: int, k: int, seed: int) -> None:
     values = torch.randn(3, m, generator=torch.Generator().manual_seed(seed))
-    found, places = smallest(values, k)
-    assert torch.equal(found, values.sort(dim=1).values[:, :k])
-    assert torch.equal(values.gather(1, places), found)
+    assert torch.equal(smallest(values, k), values.sort(dim=1).values[:, :k])
 
 
-def test_distances_are_weighted_squares() -> None:
-    a, b, w = torch.randn(5, 4), torch.randn(1_100, 4), torch.rand(4)
-    pieces = b.split(512)
-    found = distances(a, pieces, [p.square() for p in pieces], w)
-    expected = (w * (a[:, None] - b[None]).square()).sum(dim=2)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
+@pytest.mark.parametrize("has_ranks", [True, False])
 @pytest.mark.parametrize("m", [1, 3, 700, 3_000])
-def test_the_plain_metric_votes_as_defined(m: int) -> None:
-    memory, asked = remembered(m, 4), given_of(20, 4)
+def test_the_plain_metric_votes_as_defined(m: int, has_ranks: bool) -> None:
+    memory, asked = remembered(m, 4, has_ranks=has_ranks), given_of(20, 4)
     answers = memory.answers(asked)
-    b = torch.cat(memory.rows)[:, MOST_LAGS:].clamp(-5, 5)
+    b = torch.cat([piece.numbers for piece in memory.pieces]).float()
+    if not has_ranks:  # integers, 24 of which are a standard deviation
+        asked = asked._replace(raw=asked.raw.mul(24).round())
     prior = memory.prior / memory.prior.sum()
     for place, (k, newest) in enumerate(EXPERTS["plain"]):
-        slots = memory.newest if newest else torch.arange(m)
+        slots = memory.newest.sort().values if newest else torch.arange(m)
         far = (asked.raw[:, None] - b[slots][None]).square().sum(dim=2)
-        near, order = far.sort(dim=1)
+        near, order = far.sort(dim=1, stable=True)  # the first of those at one distance
         for i in range(20):
             r = near[i, :k].sqrt()
             votes = torch.zeros(3)

@@ -31,6 +31,7 @@ class Eager(Rows):
         return self.named()[self.fields[index].name]
 
     def from_the_start(self, which: Tensor) -> None:
+        self._keep(np.arange(self.used))
         for k in which.nonzero().flatten().tolist():
             for index, one in enumerate(self.fields):
                 if one.experts.start <= k < one.experts.stop:
@@ -43,6 +44,7 @@ class Eager(Rows):
     def from_best(self, which: Tensor, log_weights: Tensor) -> None:
         if not bool(which.any()):
             return
+        self._keep(np.arange(self.used))
         for index, one in enumerate(self.fields):
             bad, held = which[one.experts], self.field(index)
             if bool(bad.all()) and one.of_run:

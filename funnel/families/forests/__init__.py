@@ -1,0 +1,1 @@
+"""Forests: trees in tensors, and how one is grown."""

@@ -1,0 +1,51 @@
+"""A rehearsal of the compiled loops: they are compiled, and their bits compared with those of the
+torch operators that are their twins. Where one differs, operators run instead.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from funnel.compiled import rehearsed
+from funnel.families.ensemble import Ensemble, Layout
+from funnel.families.forests.forest import LOOPS
+from funnel.families.interface import Examples, Given, Scaling
+from funnel.families.numbers import Numbers
+from funnel.families.outcomes import Classes, Outcome
+
+WIDTH, EXAMPLES = 3, 80
+
+
+def rehearse() -> str:
+    """Choose the code that runs in this process, and return which, in words.
+
+    It compiles for some seconds where no process has compiled on this disk before.
+    """
+    cpu = torch.device("cpu")
+    two, three = (Classes(torch.ones(classes, dtype=torch.bool)) for classes in (2, 3))
+    numbers, quantiles = Numbers((), cpu), Numbers((0.1, 0.9), cpu)
+    cases = (two, True), (three, True), (three, False), (numbers, True), (quantiles, False)
+    return rehearsed(LOOPS, [partial(_learned, *case) for case in cases])
+
+
+def _learned(outcome: Outcome, has_ranks: bool) -> dict[str, Tensor]:
+    """Return the state and the answers of families that have learned a little."""
+    ensemble = Ensemble(Layout(0, WIDTH, 0, WIDTH), outcome, has_ranks)
+    one = torch.ones(WIDTH)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(4):
+        raw = torch.randn(EXAMPLES, WIDTH, generator=generator)
+        raw[step::7, 1] = torch.inf
+        labels = raw[:, 0] + raw[:, 2]
+        if isinstance(outcome, Classes):
+            labels = ((raw[:, 0] > 0).long() + (raw[:, 2] > 1)).clamp(max=outcome.outputs - 1)
+        given = Given(raw, Scaling(0 * one, one))
+        examples = Examples(given, labels, torch.ones(EXAMPLES), (0, step))
+        if step == 1:
+            ensemble.skip(examples)
+        else:
+            ensemble.catch_up(given.scaling)
+            ensemble.learn(examples, ensemble.answers(given))
+    found = ensemble.frozen().answers(given).answers
+    return ensemble.tensors() | {"answers": found}
