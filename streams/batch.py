@@ -29,12 +29,16 @@ FEATURE_TYPES: Types = INTEGERS | {
 LABEL_TYPES: Types = INTEGERS | {
     "U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
 }  # fmt: skip
-KEPT = {"features": {"U8", "F16", "F32"}, "labels": {"I64", "F32"}, "weights": {"F32"}}
+ID_TYPES: Types = {"U8": np.dtype("u1")}
+KEPT = {
+    "features": {"U8", "F16", "F32"}, "labels": {"I64", "F32"}, "weights": {"F32"}, "ids": {"U8"},
+}  # fmt: skip
 """Types that stay as they are; other features, weights and labels that are no integers become
 float32, other integers as labels int64."""
 EXACT = 1 << 24
 """Integers up to this magnitude are float32 too."""
 SHAPES = {"features": "[n, d]", "labels": "[n]", "weights": "[n]"}
+SHAPES_OF_ALL = SHAPES | {"ids": "[n, bytes]"}
 BATCH = "batch"
 """Field of a log entry that holds the bytes."""
 HEADER_BYTES = 64 << 10
@@ -48,6 +52,11 @@ MAX_WEIGHT = 1e6
 Features = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float32]
+
+
+DEFAULT_MODEL, FORMER_MODEL = "auto", "logistic"
+"""The model of a service whose settings name none, now and in Funnel 0.1: there, the latter goes on
+where its log is."""
 
 
 def log_key(model: str) -> str:
@@ -129,6 +138,42 @@ def decode_features(raw: bytes, expects_bytes: bool = False) -> Features:
         InvalidBatchError: as for `decode`.
     """
     return _tensors(raw, {"features": FEATURE_TYPES}, expects_bytes=expects_bytes)["features"]
+
+
+def decode_questions(raw: bytes, expects_bytes: bool = False) -> tuple[Features, object]:
+    """Return the features in a safetensors file, and their ids; None without these.
+
+    Ids are the tensor ``ids``, uint8 [n, w]: texts in UTF-8, each filled up with zeros. Arguments
+    as for `decode`.
+
+    Raises:
+        InvalidBatchError: as for `decode`, or an id is no UTF-8.
+    """
+    tensors = _tensors(raw, {"features": FEATURE_TYPES}, {"ids": ID_TYPES}, expects_bytes)
+    if "ids" not in tensors:
+        return tensors["features"], None
+    ids: list[str] = []
+    for row in tensors["ids"]:
+        try:
+            ids.append(row.tobytes().rstrip(b"\0").decode())
+        except UnicodeDecodeError as error:
+            raise InvalidBatchError(f"an id is no UTF-8: {error}", "ids", len(ids)) from error
+    return tensors["features"], ids
+
+
+def questions_to_bytes(features: Features, ids: Sequence[str]) -> bytes:
+    """Return the safetensors file that `decode_questions` reads.
+
+    >>> decode_questions(questions_to_bytes(np.zeros((2, 3), np.float32), ["a", "order-7"]))[1]
+    ['a', 'order-7']
+
+    Args:
+        features: [n, d].
+        ids: texts without a zero at their end, [n].
+    """
+    texts = np.array([own.encode() for own in ids])
+    filled_up = texts.view(np.uint8).reshape(len(texts), -1)
+    return save({"features": np.ascontiguousarray(features), "ids": filled_up})
 
 
 def refuse_integers(features: Features) -> None:
@@ -361,8 +406,9 @@ def _tensors(
             raise InvalidBatchError(
                 f"{name} have dtype {kind}, expected one of {', '.join(types)}", name
             )
-        if len(shape) != len(SHAPES[name].split()):
-            raise InvalidBatchError(f"{name} have shape {shape[:8]}, expected {SHAPES[name]}", name)
+        if len(shape) != len((expected_shape := SHAPES_OF_ALL[name]).split()):
+            message = f"{name} have shape {shape[:8]}, expected {expected_shape}"
+            raise InvalidBatchError(message, name)
         if max(shape) > MAX_DIMENSION:
             raise InvalidBatchError(
                 f"{name} have shape {shape}, and no dimension may exceed {MAX_DIMENSION}",

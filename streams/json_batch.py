@@ -1,7 +1,7 @@
 """Batches written as JSON or NDJSON, for people and for languages without safetensors."""
 
 import re
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from io import BytesIO
 from struct import Struct
 from struct import error as StructError
@@ -62,7 +62,7 @@ def from_json(
         rows, labels = [rows], [document["label"]]
         weights = [document["weight"]] if "weight" in document else None
     features = _features(rows, _may_hold_booleans(raw), width, expects_bytes)
-    labels = _labels(labels, len(features), numeric_labels)
+    labels = labels_of(labels, len(features), numeric_labels)
     has_weights = not document.keys().isdisjoint({"weights", "weight"})
     return Batch(features, labels, weights_of(weights, len(labels)) if has_weights else None)
 
@@ -88,6 +88,38 @@ def weights_of(values: object, examples: int) -> Weights:
     return weights.astype(np.float32)
 
 
+def labels_of(labels: object, count: int, are_numbers: bool) -> Labels:
+    """Return labels of JSON, int64 [count], or float32 if they are numbers with fractions.
+
+    Args:
+        labels: should be a list of integers, or of numbers.
+        count: how many examples there are.
+        are_numbers: whether they may have fractions.
+
+    Raises:
+        InvalidBatchError: they are something else, or another number of them.
+    """
+    if not isinstance(labels, list):
+        kind = "numbers" if are_numbers else "integers"
+        raise InvalidBatchError(f"labels must be a list of {kind}", "labels")
+    if len(labels) != count:
+        raise InvalidBatchError(
+            f"labels have shape [{len(labels)}], expected [{count}], one label an example", "labels"
+        )
+    if are_numbers:
+        return _numbers(labels)
+    for index, label in enumerate(labels):
+        if type(label) is not int:
+            raise InvalidBatchError(
+                f"a label must be an integer, got {_json_name(type(label))} {str(label)[:40]}",
+                "labels",
+                index,
+            )
+        if label not in INT64:
+            raise InvalidBatchError(f"label {label} does not fit int64", "labels", index)
+    return np.array(labels, dtype=np.int64)
+
+
 def features_from_json(
     raw: bytes, width: int | None = None, expects_bytes: bool = False
 ) -> Features:
@@ -98,7 +130,30 @@ def features_from_json(
     Raises:
         InvalidBatchError: as for `from_json`.
     """
-    rows = _object(raw, {"features"})["features"]
+    return _inputs(_object(raw, {"features"}), raw, width, expects_bytes)
+
+
+def questions_from_json(
+    raw: bytes, width: int | None = None, expects_bytes: bool = False
+) -> tuple[Features, object]:
+    """Read ``{"features": [[…], …], "ids": […]}``, where ids may be absent.
+
+    Arguments as for `from_json`.
+
+    Returns:
+        Features as `features_from_json`, and the ids as they are; None without them.
+
+    Raises:
+        InvalidBatchError: as for `from_json`.
+    """
+    document = _object(raw, {"features"}, allowed={"ids"})
+    return _inputs(document, raw, width, expects_bytes), document.get("ids")
+
+
+def _inputs(
+    document: dict[str, Any], raw: bytes, width: int | None, expects_bytes: bool
+) -> Features:
+    rows = document["features"]
     if type(rows) is list and rows and type(rows[0]) in NUMBER:
         rows = [rows]
     return _features(rows, _may_hold_booleans(raw), width, expects_bytes)
@@ -117,27 +172,74 @@ def from_ndjson(
     Raises:
         InvalidBatchError: as for `from_json`; the index counts examples.
     """
-    rows: list[Any] = []
-    labels: list[Any] = []
-    weights: list[Any] = []
-    booleans = has_weights = False
+    examples, booleans = _lines(raw, {"features", "label"}, {"weight"})
+    found = None
+    if any("weight" in example for example in examples):
+        weights = [example.get("weight", 1.0) for example in examples]
+        found = weights_of(weights, len(examples))
+    rows = [example["features"] for example in examples]
+    features = _features(rows, booleans, width, expects_bytes)
+    labels = [example["label"] for example in examples]
+    return Batch(features, labels_of(labels, len(rows), numeric_labels), found)
+
+
+def questions_from_ndjson(
+    raw: bytes, width: int | None = None, expects_bytes: bool = False
+) -> tuple[Features, object]:
+    """Read one ``{"features": […], "id": …}`` a line, where all ids may be absent.
+
+    Arguments as for `from_json`.
+
+    Returns:
+        Features as `features_from_json`, and the ids as they are; None without them.
+
+    Raises:
+        InvalidBatchError: as for `from_ndjson`, or some lines have an id and others have none.
+    """
+    examples, booleans = _lines(raw, {"features"}, {"id"})
+    rows = [example["features"] for example in examples]
+    features = _features(rows, booleans, width, expects_bytes)
+    return features, ids_of(examples)
+
+
+def ids_of(examples: Sequence[Mapping[str, object]]) -> list[object] | None:
+    """Return the ``id`` of each example as it is; None if none has one.
+
+    Raises:
+        InvalidBatchError: some have one and others have none.
+    """
+    count = sum("id" in example for example in examples)
+    if not count:
+        return None
+    if count < len(examples):
+        index = next(k for k, example in enumerate(examples) if "id" not in example)
+        raise InvalidBatchError("this example has no id, and others have one", "id", index)
+    return [example["id"] for example in examples]
+
+
+def _lines(raw: bytes, keys: set[str], allowed: Set[str]) -> tuple[list[dict[str, Any]], bool]:
+    """Return the object of each line that is not blank, and whether booleans may be in them.
+
+    Args:
+        raw: the lines.
+        keys, allowed: as for `_object`.
+
+    Raises:
+        InvalidBatchError: as for `_object`; the index counts examples.
+    """
+    examples: list[dict[str, Any]] = []
+    booleans = False
     for line in BytesIO(raw):
         if not line.strip():
             continue
-        if len(rows) == MAX_LISTS:
+        if len(examples) == MAX_LISTS:
             raise TooManyError(f"more than {MAX_LISTS} examples; send several requests")
         try:
-            example = _object(line, {"features", "label"}, allowed={"weight"})
+            examples.append(_object(line, keys, allowed=allowed))
         except InvalidBatchError as error:
-            raise InvalidBatchError(str(error), error.field, len(rows)) from error
+            raise InvalidBatchError(str(error), error.field, len(examples)) from error
         booleans = booleans or _may_hold_booleans(line)
-        rows.append(example["features"])
-        labels.append(example["label"])
-        weights.append(example.get("weight", 1.0))
-        has_weights = has_weights or "weight" in example
-    found = weights_of(weights, len(rows)) if has_weights else None
-    features = _features(rows, booleans, width, expects_bytes)
-    return Batch(features, _labels(labels, len(rows), numeric_labels), found)
+    return examples, booleans
 
 
 def _object(
@@ -283,28 +385,6 @@ def _may_hold_booleans(raw: bytes) -> bool:
 
 def _recurs(raw: bytes, letter: bytes) -> bool:
     return raw.find(letter) != raw.rfind(letter)
-
-
-def _labels(labels: object, count: int, are_numbers: bool) -> Labels:
-    if not isinstance(labels, list):
-        kind = "numbers" if are_numbers else "integers"
-        raise InvalidBatchError(f"labels must be a list of {kind}", "labels")
-    if len(labels) != count:
-        raise InvalidBatchError(
-            f"labels have shape [{len(labels)}], expected [{count}], one label an example", "labels"
-        )
-    if are_numbers:
-        return _numbers(labels)
-    for index, label in enumerate(labels):
-        if type(label) is not int:
-            raise InvalidBatchError(
-                f"a label must be an integer, got {_json_name(type(label))} {str(label)[:40]}",
-                "labels",
-                index,
-            )
-        if label not in INT64:
-            raise InvalidBatchError(f"label {label} does not fit int64", "labels", index)
-    return np.array(labels, dtype=np.int64)
 
 
 def _numbers(labels: list[Any]) -> Labels:

@@ -4,7 +4,7 @@ A. P. Dawid, 'Statistical theory: the prequential approach' (1984); J. Gama, R. 
 P. P. Rodrigues, 'On evaluating stream learning algorithms' (2013).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -49,6 +49,7 @@ def prequential(
     batches: Iterable[Batch],
     progress: Callable[[int], object] = lambda examples: None,
     observe: Observe | None = None,
+    come: Iterable[Sequence[Batch]] | None = None,
 ) -> Outcomes:
     """Predict, then learn, batch after batch; return which predictions were right, bool [n].
 
@@ -57,12 +58,15 @@ def prequential(
         batches: the stream.
         progress: called with the number of examples of each batch that is done.
         observe: called after each batch is predicted; probabilities are asked for if it is given.
+        come: for each batch the batches that are learned once it is predicted, if labels come
+            later (see `streams.delays.arrivals`); None if it is the batch itself.
 
     Raises:
         ValueError: the learner did not give one label an example.
     """
     outcomes = []
-    for batch in batches:
+    steps = ((b, (b,)) for b in batches) if come is None else zip(batches, come, strict=True)
+    for batch, known in steps:
         probabilities = None
         if observe is not None and isinstance(learner, Probabilistic):
             predicted, probabilities = learner.answer(batch.features)
@@ -76,7 +80,8 @@ def prequential(
         outcomes.append(predicted == batch.labels)
         if observe is not None:
             observe(predicted, probabilities, batch.labels)
-        learner.learn(batch)
+        for one in known:
+            learner.learn(one)
         progress(len(batch))
     return np.concatenate(outcomes)
 

@@ -10,6 +10,7 @@ import io
 import lzma
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow.parquet
 
 from streams.batch import InvalidBatchError
 from streams.rows.delimited import columns_of, from_file
-from streams.rows.ipc.arrow import from_ipc
+from streams.rows.ipc.arrow import from_batches
 from streams.rows.labels import labelled, weighted
 from streams.rows.records import from_json
 from streams.rows.rows import Chunk, Rows, join
@@ -85,11 +86,36 @@ def read(
     Raises:
         TableError: the file cannot be read, or is no table of labelled rows.
     """
-    name = "standard input" if path == STANDARD_INPUT else Path(path).name
-    try:
+    with _faults(path) as name:
         rows, label = _read(path, label)
         rows = rows if weight is None else weighted(rows, weight)
         return RowFile(name, _without(rows, drop), label)
+
+
+def read_questions(path: str, drop: Sequence[str] = ()) -> Rows:
+    """Read a whole file of rows to predict; no column holds labels.
+
+    Args:
+        path: as for `read`.
+        drop: columns to remove.
+
+    Raises:
+        TableError: the file cannot be read, or is no table of rows.
+    """
+    with _faults(path):
+        return _without(_read(path, None, is_labelled=False)[0], drop)
+
+
+@contextmanager
+def _faults(path: str) -> Iterator[str]:
+    """Give the name of a file, which errors of reading it begin with.
+
+    Raises:
+        TableError: in place of any of these.
+    """
+    name = "standard input" if path == STANDARD_INPUT else Path(path).name
+    try:
+        yield name
     except (TableError, InvalidBatchError) as error:
         index = getattr(error, "index", None)
         where = "" if index is None or "line" in str(error) else f"row {index + 1}: "
@@ -98,30 +124,34 @@ def read(
         raise TableError(f"{name} cannot be read: {error}") from error
 
 
-def _read(path: str, label: str | None) -> tuple[Rows, str]:
+def _read(path: str, label: str | None, is_labelled: bool = True) -> tuple[Rows, str]:
     if path == STANDARD_INPUT:
         raw = sys.stdin.buffer.read()
         if raw.lstrip()[:1] == b"{":
-            return _labelled(_lined(raw.splitlines()), label)
-        return _text(io.StringIO(raw.decode("utf-8-sig", "surrogateescape"), newline=""), label)
+            return _labelled(_lined(raw.splitlines()), label, is_labelled)
+        return _text(
+            io.StringIO(raw.decode("utf-8-sig", "surrogateescape"), newline=""), label, is_labelled
+        )
     kinds = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
     if set(kinds) & set(TEXT):
         with opened(Path(path)) as file:
-            return _text(io.StringIO(file.read(), newline=""), label)
+            return _text(io.StringIO(file.read(), newline=""), label, is_labelled)
     if set(kinds) & set(LINED):
         with opened(Path(path)) as file:
-            return _labelled(_lined(line.encode() for line in file), label)
+            return _labelled(_lined(line.encode() for line in file), label, is_labelled)
     if kinds[-1:] and kinds[-1] in ARROW:
         with pa.memory_map(path) as source:
-            return _labelled(_batches(_arrow(source)), label)
+            return _labelled(from_batches(_arrow(source)), label, is_labelled)
     if kinds[-1:] and kinds[-1] in PARQUET:
         with pa.parquet.ParquetFile(path) as table:
-            return _labelled(_batches(table.iter_batches(LINES)), label)
+            return _labelled(from_batches(table.iter_batches(LINES)), label, is_labelled)
     ends = ", ".join((*TEXT, *LINED, *PARQUET, *ARROW))
     raise TableError(f"a file of rows ends in one of {ends}; .csv may be compressed")
 
 
-def _text(file: io.StringIO, label: str | None) -> tuple[Rows, str]:
+def _text(file: io.StringIO, label: str | None, is_labelled: bool) -> tuple[Rows, str]:
+    if not is_labelled:
+        return from_file(file, None), ""
     names = columns_of(file)
     column = label or (LABEL if LABEL in names else names[-1])
     return from_file(file, column), column
@@ -146,21 +176,11 @@ def _arrow(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
         yield file.get_batch(index)
 
 
-def _batches(batches: Iterable[pa.RecordBatch]) -> Rows:
-    """Return batches of any types as rows."""
-    parts = []
-    for batch in batches:
-        for start in range(0, batch.num_rows, LINES):
-            part, sink = batch.slice(start, LINES), pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, part.schema) as stream:
-                stream.write_batch(part)
-            parts.append(from_ipc(sink.getvalue().to_pybytes(), None, False))
-    return join(parts)
-
-
-def _labelled(rows: Rows, label: str | None) -> tuple[Rows, str]:
+def _labelled(rows: Rows, label: str | None, is_labelled: bool) -> tuple[Rows, str]:
     if not len(rows):
         raise TableError("there are no rows")
+    if not is_labelled:
+        return rows, ""
     names = rows.chunks[0].columns.schema.names
     column = label or (LABEL if LABEL in names else names[-1])
     return labelled(rows, column), column

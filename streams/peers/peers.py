@@ -117,10 +117,33 @@ def _softmax(rule: str, lr: float, bias: bool, stream: "Stream", seed: int) -> "
     )
 
 
-def _trees(path: str, stream: "Stream", seed: int) -> "Learner":
+def _river(
+    path: str, arguments: Mapping[str, object], has_seed: bool, stream: "Stream", seed: int
+) -> "Learner":
     from streams.peers.library_learners import RiverLearner
 
-    return RiverLearner(resolve_name(path)(seed=seed), classes=stream.classes)
+    more = {"seed": seed} if has_seed else {}
+    return RiverLearner(resolve_name(path)(**arguments, **more), classes=stream.classes)
+
+
+def _grid(path: str, name: str, values: Sequence[int], has_seed: bool = True) -> dict[str, Make]:
+    """Return one of river's models for each value of an argument."""
+    return {f"{name} {v}": partial(_river, path, {name: v}, has_seed) for v in values}
+
+
+def bagging(n_models: int, seed: int) -> Any:
+    """Return river's leveraging bagging of so many Hoeffding trees."""
+    from river.ensemble import LeveragingBaggingClassifier
+    from river.tree import HoeffdingTreeClassifier
+
+    return LeveragingBaggingClassifier(HoeffdingTreeClassifier(), n_models, seed=seed)
+
+
+def neighbours(n_neighbors: int) -> Any:
+    """Return river's nearest neighbours among the last 1,000 examples."""
+    from river.neighbors import KNNClassifier, LazySearch
+
+    return KNNClassifier(n_neighbors, LazySearch(window_size=1_000))
 
 
 _CONSTANT = {"learning_rate": "constant", "penalty": None}
@@ -130,6 +153,9 @@ _ADAGRAD = {
 }
 _FREE = {"lr": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)}
 _VOWPAL = (0.005, 0.02, 0.1, 0.5, 2.5, 10.0, 40.0)
+
+TREES = (10, 30, 100)
+"""Numbers of trees that forests are tuned to."""
 
 PEERS: dict[str, Peer] = {
     "adagrad": Peer("AdaGrad", _torch("torch.optim:Adagrad", _ADAGRAD)),
@@ -223,16 +249,43 @@ PEERS: dict[str, Peer] = {
     ),
     "river-tree": Peer(
         "river HoeffdingAdaptiveTreeClassifier",
-        {"default": partial(_trees, "river.tree:HoeffdingAdaptiveTreeClassifier")},
+        {"default": partial(_river, "river.tree:HoeffdingAdaptiveTreeClassifier", {}, True)},
         "river",
         raw=True,
         max_features=100,
     ),
     "river-forest": Peer(
         "river ARFClassifier",
-        {"default": partial(_trees, "river.forest:ARFClassifier")},
+        _grid("river.forest:ARFClassifier", "n_models", TREES),
         "river",
         raw=True,
+        max_features=100,
+    ),
+    "river-patches": Peer(
+        "river SRPClassifier",
+        _grid("river.ensemble:SRPClassifier", "n_models", TREES),
+        "river",
+        raw=True,
+        max_features=100,
+    ),
+    "river-bagging": Peer(
+        "river LeveragingBaggingClassifier, Hoeffding trees",
+        _grid("streams.peers.peers:bagging", "n_models", TREES),
+        "river",
+        raw=True,
+        max_features=100,
+    ),
+    "river-mondrian": Peer(
+        "river AMFClassifier",
+        _grid("river.forest:AMFClassifier", "n_estimators", TREES),
+        "river",
+        raw=True,
+        max_features=100,
+    ),
+    "river-neighbours": Peer(
+        "river KNNClassifier, the last 1,000",
+        _grid("streams.peers.peers:neighbours", "n_neighbors", (1, 3, 5, 11), has_seed=False),
+        "river",
         max_features=100,
     ),
 }

@@ -4,7 +4,7 @@ They get what Funnel makes of the same rows: standardized numbers, with a missin
 for everything else. River's trees get the rows as they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 
 from streams.peers.library_learners import Codes, as_probabilities, likeliest
 from streams.prequential import Probabilities
-from streams.rows.rows import Rows
+from streams.rows.rows import Rows, join, merged
 
 HASHED = 1 << 18
 """Columns into which keys are hashed for scikit-learn, as its FeatureHasher does."""
@@ -45,6 +45,47 @@ class RowBatch:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.labels)
+
+
+def take_rows(parts: Sequence[tuple[RowBatch, int, int]]) -> RowBatch:
+    """Return parts of batches as one; a number of a column that some of them lack is missing.
+
+    Args:
+        parts: each a batch, the first row and the row after the last.
+    """
+    width = max(batch.dense.shape[1] for batch, _, _ in parts)
+    examples, keys, values, dense = [], [], [], []
+    count = 0
+    for batch, start, stop in parts:
+        low, high = np.searchsorted(batch.examples, [start, stop])
+        examples.append(batch.examples[low:high] + (count - start))
+        keys.append(batch.keys[low:high])
+        values.append(batch.values[low:high])
+        own = batch.dense[start:stop]
+        dense.append(np.pad(own, ((0, 0), (0, width - own.shape[1]))))
+        count += stop - start
+    rows = [batch.rows.part(start, stop) for batch, start, stop in parts]
+    return RowBatch(
+        rows[0] if len(rows) == 1 else merged(join(rows)),
+        np.concatenate(dense),
+        np.concatenate(examples).astype(np.int32),
+        np.concatenate(keys),
+        np.concatenate(values),
+        np.concatenate([batch.labels[start:stop] for batch, start, stop in parts]),
+        np.concatenate([batch.numbers[start:stop] for batch, start, stop in parts]),
+    )
+
+
+def steps_of(
+    batches: Sequence[RowBatch], come: Sequence[Sequence[RowBatch]] | None
+) -> Iterable[tuple[RowBatch, Sequence[RowBatch]]]:
+    """Return each batch that is predicted with those that are learned then.
+
+    Args:
+        batches: of a stream.
+        come: what is learned after each; None if it is the batch itself.
+    """
+    return [(b, (b,)) for b in batches] if come is None else zip(batches, come, strict=True)
 
 
 Row = dict[str, object] | dict[str, float]

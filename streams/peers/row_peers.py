@@ -10,6 +10,8 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from streams.peers.peers import TREES
+
 if TYPE_CHECKING:  # help names the peers, and does not wait for numpy
     from streams.peers.row_learners import RowLearner
 
@@ -69,10 +71,10 @@ def _vowpal_wabbit(options: str, classes: int, seed: int) -> "RowLearner":
     return VowpalWabbitRows(classes, f"--random_seed {seed} {options}")
 
 
-def _river(path: str, classes: int, seed: int) -> "RowLearner":
+def _river(path: str, arguments: Mapping[str, object], classes: int, seed: int) -> "RowLearner":
     from streams.peers.row_learners import RiverRows
 
-    return RiverRows(resolve_name(path)(seed=seed), classes)
+    return RiverRows(resolve_name(path)(**arguments, seed=seed), classes)
 
 
 _RATES: Mapping[str, Mapping[str, object]] = {
@@ -102,11 +104,16 @@ ROW_PEERS: dict[str, RowPeer] = {
     ),
     "river-tree": PeerOf(
         "river HoeffdingAdaptiveTreeClassifier",
-        {"default": partial(_river, "river.tree:HoeffdingAdaptiveTreeClassifier")},
+        {"default": partial(_river, "river.tree:HoeffdingAdaptiveTreeClassifier", {})},
         "river",
     ),
     "river-forest": PeerOf(
-        "river ARFClassifier", {"default": partial(_river, "river.forest:ARFClassifier")}, "river"
+        "river ARFClassifier",
+        {
+            f"n_models {n}": partial(_river, "river.forest:ARFClassifier", {"n_models": n})
+            for n in TREES
+        },
+        "river",
     ),
 }
 QUICK = ("majority", "no-change", "scikit-learn", "vw")

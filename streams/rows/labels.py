@@ -142,6 +142,29 @@ def weighted(rows: Rows, column: str) -> Rows:
     return Rows(tuple(chunks))
 
 
+def identified(rows: Rows, column: str) -> tuple[Rows, list[str]]:
+    """Return rows whose ids are one of their columns until now, and the ids as canonical texts.
+
+    Args:
+        rows: with that column.
+        column: its name.
+
+    Raises:
+        InvalidBatchError: the column is not there, lacks a value, or holds times.
+    """
+    chunks, ids = [], list[str]()
+    for chunk in rows.chunks:
+        found, rest = split_off(chunk, column, "id")
+        if found.null_count:
+            index = len(ids) + pc.index(found.is_null(), True).as_py()
+            raise InvalidBatchError("the id is missing", column, index)
+        if pa.types.is_timestamp(found.type):
+            raise InvalidBatchError("ids must not be times; send texts or integers", column)
+        ids += [canonical(value) for value in found.to_pylist()]
+        chunks.append(Chunk(rest, chunk.labels, chunk.weights))
+    return Rows(tuple(chunks)), ids
+
+
 def without(rows: Rows, names: Collection[str]) -> Rows:
     """Return rows without some columns, which need not be there."""
     chunks = []
@@ -152,6 +175,21 @@ def without(rows: Rows, names: Collection[str]) -> Rows:
             continue
         stay = [name for name in own if name not in names]
         chunks.append(Chunk(chunk.columns.select(stay), chunk.labels, chunk.weights))
+    return Rows(tuple(chunks))
+
+
+def emptied(rows: Rows, name: str) -> Rows:
+    """Return rows whose values of a column are missing; it need not be there."""
+    chunks = []
+    for chunk in rows.chunks:
+        if name not in chunk.names:
+            chunks.append(chunk)
+            continue
+        columns = chunk.columns
+        place = columns.schema.get_field_index(name)
+        nothing = pa.nulls(columns.num_rows, columns.schema.field(place).type)
+        columns = columns.set_column(place, name, nothing)
+        chunks.append(Chunk(columns, chunk.labels, chunk.weights))
     return Rows(tuple(chunks))
 
 

@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 
 from streams.batch import InvalidBatchError, TooManyError
-from streams.json_batch import weights_of
+from streams.json_batch import ids_of, weights_of
 from streams.rows.bounds import (
     MAX_COLUMNS,
     MAX_ROWS,
@@ -48,6 +48,29 @@ def from_json(raw: bytes, labelled: bool) -> Rows:
         InvalidBatchError: the document does not hold such rows; message, field and index say why.
         MemoryError: the document is too large to parse.
     """
+    return _from_json(raw, labelled, None)
+
+
+def questions_from_json(raw: bytes) -> tuple[Rows, object]:
+    """Read ``{"rows": [{…}, …], "ids": […]}``, or ``{"row": {…}, "id": …}``; ids may be absent.
+
+    Args:
+        raw: the document, in UTF-8.
+
+    Returns:
+        Rows as `from_json`, and the ids as they are; None without them.
+
+    Raises:
+        InvalidBatchError: as for `from_json`.
+        MemoryError: the document is too large to parse.
+    """
+    ids: dict[str, object] = {}
+    rows = _from_json(raw, False, ids)
+    return rows, ids.get("ids")
+
+
+def _from_json(raw: bytes, labelled: bool, ids: dict[str, object] | None) -> Rows:
+    """Return the rows of a document, and add its ids; with None it may have none."""
     raw = raw.removeprefix(BOM)
     may_be_list = raw[:SHOWN].lstrip().startswith(b"[")
     check_containers(raw, has_pairs=may_be_list)
@@ -59,6 +82,11 @@ def from_json(raw: bytes, labelled: bool) -> Rows:
             return _one_by_one(document, labelled, has_weight)
         is_one = _is_pair(document)
         names = ("row", "label", "weight") if is_one else ("rows", "labels", "weights")
+        if ids is not None and isinstance(document, dict):
+            name = "id" if is_one else "ids"
+            if name in document:
+                own = document.pop(name)
+                ids["ids"] = [own] if is_one else own
         rows, labels, weights = _members(document, *names, labelled)
         if is_one:
             return [rows], [labels], None if weights is None else [weights]
@@ -69,7 +97,7 @@ def from_json(raw: bytes, labelled: bool) -> Rows:
         return rows, labels, weights
 
     found, keys = rows_from(read, labelled)
-    own = 1 + labelled + (found.weights is not None)
+    own = 1 + labelled + (found.weights is not None) + len(ids or ())
     if has_weight:  # a list of pairs
         own = len(found) * (1 + labelled) + sum(has_weight)
     check_duplicates(raw, keys + own, len(found), has_pairs=bool(has_weight))
@@ -84,17 +112,50 @@ def from_ndjson(raw: bytes, labelled: bool) -> Rows:
     Raises:
         InvalidBatchError: as for `from_json`; the index counts rows.
     """
+    return _from_ndjson(raw, labelled, None)
+
+
+def questions_from_ndjson(raw: bytes) -> tuple[Rows, object]:
+    """Read one ``{"row": {…}, "id": …}`` a line, where all ids may be absent.
+
+    Args:
+        raw: the lines, in UTF-8.
+
+    Returns:
+        Rows as `from_ndjson`, and the ids as they are; None without them.
+
+    Raises:
+        InvalidBatchError: as for `from_ndjson`, or some lines have an id and others have none.
+        MemoryError: a line is too large to parse.
+    """
+    asked: list[dict[str, object]] = []
+    rows = _from_ndjson(raw, False, asked)
+    return rows, ids_of(asked)
+
+
+def _from_ndjson(raw: bytes, labelled: bool, asked: list[dict[str, object]] | None) -> Rows:
+    """Return the rows of lines, and add the ``id`` of each; with None they may have none."""
     raw = raw.removeprefix(BOM)
     has_weight: list[bool] = []
 
     def read(load: Loader) -> Read:
         documents = (load(line) for line in BytesIO(raw) if line.strip())
+        if asked is not None:
+            asked.clear()
+            documents = (_without_id(document, asked) for document in documents)
         return _one_by_one(documents, labelled, has_weight)
 
     found, keys = rows_from(read, labelled)
-    own = len(found) * (1 + labelled) + sum(has_weight)
+    own = len(found) * (1 + labelled) + sum(has_weight) + sum(map(len, asked or ()))
     check_duplicates(raw, keys + own, len(found), is_lines=True)
     return found
+
+
+def _without_id(document: object, asked: list[dict[str, object]]) -> object:
+    """Return a document without its id, which is added to others."""
+    has_id = isinstance(document, dict) and "id" in document
+    asked.append({"id": document.pop("id")} if isinstance(document, dict) and has_id else {})
+    return document
 
 
 def _is_pair(document: object) -> bool:

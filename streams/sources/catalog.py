@@ -31,6 +31,10 @@ from streams.sources.names import EXAMPLES, NAMES
 
 BLOCK = 100  # examples made at once
 PHASE = 6_000
+LONGEST = 200_000_000
+"""Examples of an endless stream; at 500 a second they last 4 days."""
+ANGLES = (90, 0, 45)
+"""Angles of `abrupt`, in degrees."""
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -143,6 +147,26 @@ def get(name: str, examples: int = EXAMPLES, source: str = "mnist") -> Stream:
     raise UnknownStreamError(f"no stream {name!r}; there are {', '.join(NAMES)}")
 
 
+def endless(name: str, every: int, source: str = "mnist") -> Stream:
+    """Return a stream that nobody reads to its end.
+
+    Args:
+        name: one of `streams.sources.names.ENDLESS` of dense features.
+        every: examples between the turns of `abrupt`, which come in a circle; `gradual` turns once
+            around in eight times as many. The others do not depend on it.
+        source: source of the images.
+    """
+    length = max(1, LONGEST // every) * every
+    if name == "abrupt":
+        drift, marks = partial(_turned, ANGLES, every), _every(every, length, _angle)
+    elif name == "gradual":
+        drift, marks = partial(_turning, 8 * every), [Shift(0, "turns all the time")]
+    else:
+        return get(name, length, source)
+    blocks = partial(_drifting_images, SOURCES[source], drift)
+    return Stream(name, 784, 10, length, tuple(marks), blocks)
+
+
 def _drifting_images(source: Source, drift: Drift, seed: int, held: int | None) -> Iterator[Batch]:
     images, labels = source()
     rng = np.random.default_rng([seed, 0] if held is None else [seed, 2, held])
@@ -197,9 +221,12 @@ def _every(step: int, examples: int, what: Callable[[int], str]) -> list[Shift]:
 
 
 def _abrupt(examples: int) -> tuple[Drift, list[Shift]]:
-    angles, third = (90, 0, 45), -(-examples // (3 * BLOCK)) * BLOCK
-    marks = _every(third, examples, lambda k: f"{angles[k]}°")
-    return partial(_turned, angles, third), marks
+    third = -(-examples // (3 * BLOCK)) * BLOCK
+    return partial(_turned, ANGLES, third), _every(third, examples, _angle)
+
+
+def _angle(turn: int) -> str:
+    return f"{ANGLES[turn % len(ANGLES)]}°"
 
 
 def _recurring(examples: int) -> tuple[Drift, list[Shift]]:

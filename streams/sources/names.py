@@ -8,12 +8,16 @@ NAMES = (
     "sea", "agrawal", "hyperplane", "rbf", "led",
     "bananas", "phishing", "segments", "shuttle",
 )  # fmt: skip
+ENDLESS = (*NAMES[:11], "orders", "clicks")
+"""Streams that are made, and go on for as long as they are read; `abrupt` turns again and again."""
 ROW_NAMES = ("orders", "churn", "clicks")
 """Streams of rows with names, which are made up."""
 NUMBER_NAMES = ("trump_approval", "chick_weights", "water_flow")
 """Sets of river whose labels are numbers; rows with names."""
 IMAGES = ("digits", "mnist")
 """Sources of images."""
+WHICH_IS_THERE = "auto"
+"""In place of a source: MNIST, or the digits where it cannot be fetched."""
 
 STANDARD_INPUT = "-"
 """The name of a file that is standard input."""

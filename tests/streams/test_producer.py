@@ -16,9 +16,9 @@ import pytest
 
 from service.cli import main
 from streams.batch import Batch
+from streams.client.backoff import MAX_WAIT
+from streams.client.transport import CONNECT_SECONDS
 from streams.producer import (
-    CONNECT_SECONDS,
-    MAX_WAIT,
     REMINDER_SECONDS,
     HTTPTarget,
     ProducerError,

@@ -53,6 +53,19 @@ def test_every_kind_of_file_gives_the_same_rows(ending: str, tmp_path: Path) -> 
     assert cells(found.rows) == cells(rowfile.read(written(tmp_path, ".csv")).rows)
 
 
+@pytest.mark.parametrize("ending", [".csv", ".ndjson", ".parquet", ".arrow"])
+def test_rows_to_predict_keep_every_column_and_need_no_label(ending: str, tmp_path: Path) -> None:
+    rows = rowfile.read_questions(written(tmp_path, ending))
+    assert len(rows) == len(FRAME)
+    assert all(chunk.labels is None for chunk in rows.chunks)
+    assert {*rows.chunks[0].names} == {*FRAME.columns}
+    assert {*rowfile.read_questions(written(tmp_path, ending), ["at"]).chunks[0].names} == {
+        "plan", "age", "label",
+    }  # fmt: skip
+    with pytest.raises(TableError, match="there is no column 'x' to drop"):
+        rowfile.read_questions(written(tmp_path, ending), ["x"])
+
+
 @pytest.mark.parametrize("ending", [".csv", ".ndjson"])
 def test_standard_input_is_read_by_what_it_holds(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

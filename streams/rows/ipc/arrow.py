@@ -1,7 +1,7 @@
 """Rows written as an Arrow IPC stream, and the conversion of Arrow's columns."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,14 @@ from streams.rows.ipc.flatbuffer import FlatbufferError
 from streams.rows.ipc.messages import check_stream
 from streams.rows.labels import column_labels
 from streams.rows.numbers import Numbers, Values
-from streams.rows.rows import Chunk, Rows
+from streams.rows.rows import Chunk, Rows, join
 from streams.rows.table import place_of_label, rows_of
 from streams.rows.times import TIME, check_times
 
 FLOAT, INTEGER = pa.float64(), pa.int64()
 FLOATS = (pa.float32(), FLOAT)
+PART = 10_000
+"""Rows that are converted at once."""
 INDEX = re.compile(r"__index_level_\d+__")
 """Names that pandas gives to its index, which is no column of the rows."""
 
@@ -225,20 +227,55 @@ def _times(name: str, column: pa.Array) -> pa.Array:
     return times
 
 
-def to_ipc(chunk: Chunk) -> tuple[bytes, dict[str, str]]:
-    """Return labelled rows as an Arrow IPC stream, and the query that names its own columns.
+def from_batches(batches: Iterable[pa.RecordBatch]) -> Rows:
+    """Return batches of any types that `from_ipc` takes as rows, as many as there are.
+
+    Raises:
+        InvalidBatchError: as for `from_ipc`.
+    """
+    parts = []
+    for batch in batches:
+        for start in range(0, batch.num_rows, PART):
+            part, sink = batch.slice(start, PART), pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, part.schema) as stream:
+                stream.write_batch(part)
+            parts.append(from_ipc(sink.getvalue().to_pybytes(), None, False))
+    return join(parts)
+
+
+def to_ipc(chunk: Chunk, ids: Sequence[str] | None = None) -> tuple[bytes, dict[str, str]]:
+    """Return rows as an Arrow IPC stream, and the query that names its own columns.
 
     Args:
-        chunk: with labels.
+        chunk: with labels, if they are sent.
+        ids: of questions whose labels come later, [n]; None without them.
     """
     batch, query = chunk.columns, {}
-    for use, values in (("label", chunk.labels), ("weight", chunk.weights)):
+    own = (("label", chunk.labels), ("weight", chunk.weights), ("id", ids))
+    for use, values in own:
         if values is not None:
-            names = batch.schema.names
-            query[use] = next(n for k in range(len(names) + 1) if (n := use + "_" * k) not in names)
+            query[use] = free_name(use, batch.schema.names)
             batch = batch.append_column(query[use], pa.array(values))
+    return stream_of(pa.Table.from_batches([batch])), query
+
+
+def free_name(use: str, names: Collection[str]) -> str:
+    """Return a name for a column that is added to others.
+
+    >>> free_name("label", ["age", "label"])
+    'label_'
+
+    Args:
+        use: what the column holds; the name begins with it.
+        names: of the other columns.
+    """
+    return next(n for k in range(len(names) + 1) if (n := use + "_" * k) not in names)
+
+
+def stream_of(table: pa.Table) -> bytes:
+    """Return a table as an Arrow IPC stream, without compression and metadata of its own."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as stream:
-        stream.write_batch(batch)
+    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
+        stream.write_table(table.replace_schema_metadata(None))
     raw: bytes = sink.getvalue().to_pybytes()
-    return raw, query
+    return raw

@@ -7,13 +7,15 @@ from streams.batch import check, concatenate
 from streams.sources.catalog import (
     IMAGE_STREAMS,
     LABELLED,
+    LONGEST,
     PHASE,
     SOURCES,
     SYNTHETIC,
     UnknownStreamError,
+    endless,
     get,
 )
-from streams.sources.names import EXAMPLES, IMAGES, NAMES
+from streams.sources.names import ENDLESS, EXAMPLES, IMAGES, NAMES
 
 
 def test_help_names_the_streams_and_sources_that_there_are() -> None:
@@ -90,3 +92,27 @@ def test_a_generators_examples_are_finite(name: str) -> None:
 def test_the_error_for_an_unknown_stream_lists_the_names() -> None:
     with pytest.raises(UnknownStreamError, match="abrupt"):
         get("abrubt")
+
+
+def test_an_endless_abrupt_stream_turns_in_a_circle_after_each_so_many_examples() -> None:
+    stream = endless("abrupt", 150, "digits")
+    assert [(s.example, s.what) for s in stream.shifts[:5]] == [
+        (0, "90°"),
+        (150, "0°"),
+        (300, "45°"),
+        (450, "90°"),
+        (600, "0°"),
+    ]
+    assert stream.examples >= LONGEST - 150
+    short = concatenate(list(get("abrupt", 300, "digits").batches(100, 3)))  # the first 100 alike
+    first = next(stream.batches(100, 3))
+    np.testing.assert_array_equal(first.features, short.part(0, 100).features)
+
+
+@pytest.mark.parametrize("name", [name for name in ENDLESS if name in NAMES])
+def test_an_endless_stream_can_be_read_at_once(name: str) -> None:
+    stream = endless(name, 10_000, "digits")
+    batch = next(stream.batches(100, 0))
+    check(batch, stream.width, stream.classes)
+    assert stream.shifts[0].example == 0
+    assert stream.examples >= LONGEST - 10_000

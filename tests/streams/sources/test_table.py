@@ -192,10 +192,11 @@ def test_a_file_compares_as_the_stream_that_it_holds(
 
 
 def test_a_label_is_refused_for_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "abrupt", "--label", "y"]) == 1
+    assert main(["compare", "abrupt", "--label", "y"]) == 2
     assert "--label is for a file" in capsys.readouterr().err
 
 
 def test_neither_a_stream_nor_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "abrubt"]) == 1
-    assert "no stream and no file 'abrubt'; there are abrupt, recurring" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "no stream and no file 'abrubt' (did you mean abrupt?); there are abrupt" in shown

@@ -1,0 +1,1 @@
+"""A client of the service in Python, with and without asyncio."""

@@ -1,0 +1,1 @@
+"""Labels that come later than their examples, to measure what that costs."""
