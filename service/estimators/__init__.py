@@ -1,0 +1,1 @@
+"""Estimators: Funnel's models in scikit-learn's and river's contracts."""

@@ -1,0 +1,120 @@
+"""Where the model of all families can be, and where it is the default.
+
+Settings that name no model mean `auto`. In Funnel 0.1 they meant `logistic`, by which its log's
+keys and its checkpoints are named: where either is found, that model continues, since its producers
+write to those keys. It is the default, too, for settings that `auto` does not fit. A model of all
+families that has begun continues as well: neither another's log nor a setting puts an empty model
+in its place. Checkpoints count before logs, because other services may share the server.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from service.fold.networks import find_device
+from service.log.keys import Keys
+from service.log.server import has_log
+from service.settings import INPUTS, Settings
+from streams.batch import DEFAULT_MODEL, FORMER_MODEL
+
+MOST_FEATURES, MOST_CLASSES, MOST_ANSWERS = 10_000, 1_000, 2_000_000
+"""Limits of the model of all families; the last is of examples of a batch times classes."""
+
+logger = logging.getLogger("funnel")
+
+
+def folder_of(data_dir: Path, model: str) -> Path:
+    """Return the folder of a model's checkpoints."""
+    return data_dir / "checkpoints" / model.replace(":", "-")
+
+
+def misfit(settings: Settings, device: torch.device) -> str:
+    """Return why all families cannot learn what the settings describe; nothing if they can.
+
+    Args:
+        settings: of a service.
+        device: that it uses.
+    """
+    if settings.optimizer != "pool":
+        return (
+            f"FUNNEL_MODEL=auto is a pool: leave FUNNEL_OPTIMIZER={settings.optimizer} unset, or "
+            "choose logistic or mlp"
+        )
+    is_named = bool(settings.schema)
+    may_be_named = INPUTS in settings.opens and "model" not in settings.model_fields_set
+    bounds = [] if is_named else [("FEATURES", settings.features, MOST_FEATURES)]
+    classes = 0
+    if not settings.predicts.is_numeric:
+        counts = {"CLASSES": settings.classes, "MAX_CLASSES": settings.max_classes}
+        own = [*["CLASSES"] * (not is_named), *["MAX_CLASSES"] * (is_named or may_be_named)]
+        bounds += [(name, counts[name], MOST_CLASSES) for name in own]
+        classes = max(counts[name] for name in own)
+    for name, value, most in bounds:
+        if value > most:
+            return (
+                f"FUNNEL_MODEL=auto remembers 8,192 examples whole, and takes at most {most:,} as "
+                f"FUNNEL_{name}, not {value:,}; choose logistic or mlp"
+            )
+    if settings.batch_size * classes > MOST_ANSWERS:
+        return (
+            f"FUNNEL_MODEL=auto takes a kilobyte for each class and example of a batch: lower "
+            f"FUNNEL_BATCH_SIZE to {MOST_ANSWERS // classes:,}"
+        )
+    if device.type != "cpu":
+        return (
+            f"trees and neighbours learn on the CPU, not on {device}: set FUNNEL_DEVICE=cpu, or "
+            "FUNNEL_MODEL to logistic or mlp"
+        )
+    return ""
+
+
+def named(settings: Settings) -> Settings:
+    """Return settings that name a model, for work without a log.
+
+    Raises:
+        ModelError: the device cannot be used.
+    """
+    if "model" in settings.model_fields_set:
+        return settings
+    return _naming(
+        settings, FORMER_MODEL if misfit(settings, find_device(settings.device)) else DEFAULT_MODEL
+    )
+
+
+async def as_found(settings: Settings, url: str) -> Settings:
+    """Return settings that name a model: without one, that which the data folder or the log has.
+
+    A model of all families is returned even where the settings do not fit it: its start then fails,
+    and the message says which setting to change.
+
+    Args:
+        settings: of the service.
+        url: of the log's server.
+
+    Raises:
+        LogUnavailable: they name none, and the log cannot be asked.
+        ModelError: the device cannot be used.
+    """
+    if "model" in settings.model_fields_set:
+        return settings
+    for model in (FORMER_MODEL, DEFAULT_MODEL):
+        folder = folder_of(settings.data_dir, model)
+        if any(folder.glob("*.safetensors")):
+            return _continuing(settings, model, f"{folder} has its checkpoints")
+    for model in (FORMER_MODEL, DEFAULT_MODEL):
+        if await has_log(url, model):
+            return _continuing(settings, model, f"{Keys(model).log} is its log")
+    if reason := misfit(settings, find_device(settings.device)):
+        logger.info("the model is %s: %s", FORMER_MODEL, reason)
+    return _naming(settings, FORMER_MODEL if reason else DEFAULT_MODEL)
+
+
+def _continuing(settings: Settings, model: str, reason: str) -> Settings:
+    if model == FORMER_MODEL:
+        logger.info("the model is %s: %s, and FUNNEL_MODEL is not set", model, reason)
+    return _naming(settings, model)
+
+
+def _naming(settings: Settings, model: str) -> Settings:
+    return settings.model_copy(update={"model": model})
