@@ -20,13 +20,15 @@ counts as w copies of it; of weight 0, it is scored and nothing is learned from 
 """
 
 import math
+from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from funnel.tensorlists import weighted
-from service.fold.scoring.classification import Scores
+from service.fold.scoring.classification import Scores, arrays_of, loops_for
 
 PRIOR = 30.0
 """Examples at even odds, or so, that a = 1 and b = 0 count as."""
@@ -40,6 +42,8 @@ TINY = 1e-30
 """Least probability that differs from 0 here."""
 EDGE = 1e-12
 """Least distance of w from 0 and 1."""
+BOUNDS = np.array([SLOPES, OFFSETS])
+LOG_TINY = float(torch.tensor(TINY, dtype=torch.float64).log())
 
 
 class Calibration:
@@ -59,6 +63,8 @@ class Calibration:
         """a, b, w."""
         self.curvature = PRIOR * torch.eye(2, dtype=torch.float64, device=device)
         """A."""
+        self._room: Room | None = None
+        self._arrays = arrays_of(self.answer, self.curvature)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -103,6 +109,11 @@ class Calibration:
             losses = -own.clamp(min=TINY).log()
             self.scores.update(probabilities, predicted, labels, losses, finite)
             return
+        if probabilities.is_contiguous() and (compiled := loops_for(labels)) is not None:
+            if finite or keep:
+                batch = (probabilities, predicted, labels, importance)
+                self._learn_compiled(compiled, *batch, finite, keep)
+            return
         found = scaled_by(self.classes, probabilities, predicted, self.answer)
         a, b, weight = self.answer.unbind()
         answered = weight * found.scaled + (1.0 - weight) * found.given
@@ -119,7 +130,7 @@ class Calibration:
         evidence = (
             torch.logit(weight, eps=EDGE) + RATE * weighted(logs[1] - logs[2], importance).sum()
         )
-        dealt = -math.expm1(len(labels) * math.log1p(-SHARE))
+        dealt = _dealt(len(labels))
         new = torch.stack(
             [
                 (a - (bb * d_a - ab * d_b) / det).clamp(*SLOPES),
@@ -129,6 +140,88 @@ class Calibration:
         )
         self.answer.copy_(torch.where(keep, new, self.answer))
         self.curvature.copy_(torch.where(keep, curvature, self.curvature))
+
+    def _learn_compiled(
+        self,
+        compiled: ModuleType,
+        probabilities: Tensor,
+        predicted: Tensor,
+        labels: Tensor,
+        importance: Tensor | None,
+        finite: Tensor,
+        keep: Tensor,
+    ) -> None:
+        """Do the same by compiled loops, bit for bit."""
+        n, is_binary = len(labels), self.classes == 2
+        if self._room is None or self._room.others.tensor.shape != probabilities.shape:
+            self._room = Room(n, probabilities.shape[1])
+        room, given, guess = self._room, probabilities.numpy(), predicted.numpy()
+        label = labels.numpy()
+        weights = room.ones if importance is None else importance.numpy()
+        answer, curvature = self._arrays
+        parts, logs, inputs, platt = (
+            pair.array for pair in (room.parts, room.logs, room.inputs, room.platt)
+        )
+        compiled.split(given, guess, room.others.array, parts)
+        if probabilities.shape[1] > 2:
+            torch.sum(room.others.tensor, dim=1, out=room.rest)
+        logs[:] = parts[:2]
+        room.logs.tensor.log_()
+        odds = (guess, answer, TINY, LOG_TINY, MOST_ODDS, is_binary)
+        compiled.scale(parts, logs, *odds, inputs, platt)
+        room.platt.tensor.sigmoid_()
+        batch = (given, room.others.array, parts, platt, guess, label, weights, answer)
+        compiled.answer_all(
+            *batch, TINY, EDGE, is_binary, inputs, room.answered.array, room.own.array,
+            room.slopes.array, room.off.array,
+        )  # fmt: skip
+        room.own.tensor.log_()
+        compiled.compare(room.own.array, weights, room.losses, room.gains.array)
+        if finite:
+            norms = torch.linalg.vector_norm(room.answered.tensor, dim=1).numpy()
+            shown = (room.answered.array, norms, guess, label, room.losses)
+            compiled.score(*self.scores.arrays, *shown)
+        if keep:
+            torch.mm(room.slopes.tensor, room.turned, out=room.more.tensor)
+            torch.mv(room.inputs.tensor, room.off.tensor, out=room.slope.tensor)
+            weight = room.weight.array
+            weight[0] = room.own.array[-1] + RATE * float(room.gains.tensor.sum())
+            room.weight.tensor.sigmoid_()
+            step = (room.more.array, room.slope.array, weight, room.dealt, BOUNDS)
+            compiled.take_step(answer, curvature, *step)
+
+
+class Paired:
+    """Numbers as a tensor and as an array, in one memory."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.float64) -> None:
+        with torch.inference_mode(mode=False):
+            self.tensor = torch.ones(shape, dtype=dtype)
+        self.array = self.tensor.numpy()
+
+
+class Room:
+    """Room for what compiled loops set for a batch of n examples; see `service.fold.scoring.loops`.
+
+    Args:
+        n: number of examples.
+        classes: number of classes.
+    """
+
+    def __init__(self, n: int, classes: int) -> None:
+        self.ones, self.dealt = np.ones(n, np.float32), _dealt(n)
+        self.others, self.parts = Paired(n, classes), Paired(3, n)
+        self.rest = self.parts.tensor[1]
+        self.logs, self.inputs, self.platt = Paired(2, n), Paired(2, n), Paired(n)
+        self.answered, self.own = Paired(n, classes, dtype=torch.float32), Paired(3 * n + 1)
+        self.slopes, self.off, self.gains = Paired(2, n), Paired(n), Paired(n)
+        self.losses, self.weight = np.empty(n, np.float32), Paired(1)
+        self.more, self.slope, self.turned = Paired(2, 2), Paired(2), self.inputs.tensor.T
+
+
+def _dealt(n: int) -> float:
+    """Return the share of the weight that n examples redistribute."""
+    return -math.expm1(n * math.log1p(-SHARE))
 
 
 def calibrated(classes: int, probabilities: Tensor, predicted: Tensor, answer: Tensor) -> Tensor:

@@ -115,8 +115,8 @@ def given_of(inputs: Tensor, mean: Tensor | None, scale: Tensor | None) -> Given
     """
     one = torch.ones_like(inputs[0])
     if mean is None or scale is None:
-        return Given(inputs, Scaling(torch.zeros_like(one), one, one))
-    return Given(inputs, Scaling(mean, scale, one))
+        return Given(inputs, Scaling(torch.zeros_like(one), one))
+    return Given(inputs, Scaling(mean, scale))
 
 
 def given_of_rows(
@@ -140,11 +140,9 @@ def given_of_rows(
     singles = first[:, None] + np.arange(encoded.singles)
     raw[:, : encoded.singles] = encoded.keys[singles] >> np.uint64(64 - CODE_BITS)
     center, unit = torch.zeros(codes + numbers), torch.ones(codes + numbers)
-    is_number = torch.zeros(codes + numbers)
-    is_number[codes:] = 1.0
     if mean is not None and scale is not None:
         center[codes : codes + width], unit[codes : codes + width] = mean, scale
-    return Given(torch.from_numpy(raw), Scaling(center, unit, is_number))
+    return Given(torch.from_numpy(raw), Scaling(center, unit))
 
 
 def to_inputs(features: Features, device: torch.device) -> Tensor:

@@ -14,12 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from funnel.families.ensemble import Ensemble, Layout
-from funnel.families.families import Families
+from funnel.families.ensemble import ALL, Ensemble, Layout
+from funnel.families.families import PERCEPTRON, Families
 from funnel.families.mixture import Mixed
+from funnel.families.numbers import Numbers
+from funnel.families.outcomes import Classes, Outcome
 from funnel.pool.classes import close_
 from funnel.pool.growth import grown, grown_table
-from funnel.pool.loss import is_far
+from funnel.pool.loss import CROSS_ENTROPY, is_far
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Decision, Pool, Scored, predicted
 from funnel.pool.sparse import Inputs, Sparse
@@ -29,7 +31,7 @@ from service.fold.optimizers import expert_name, experts_of, loss_of
 from service.fold.schema.encode import Encoded
 from service.fold.scoring.classification import Scores
 from service.fold.scoring.regression import QuantileScores, RegressionScores, fresh_scores
-from service.fold.spec import Hyperparameters, Size, Spec
+from service.fold.spec import FAMILIES, Hyperparameters, Size, Spec
 from service.fold.trial import Trial
 
 logger = logging.getLogger("funnel")
@@ -41,6 +43,8 @@ Outputs = Callable[[dict[str, Tensor], Tensor], Tensor]
 """Maps the same to the outputs of each expert, fp32 [K, n, out]."""
 
 WEIGHTS = "mixing.log_weights"
+HELD = "loss."
+"""Prefix of the names of what the loss has learned, among the tensors of `Learner.frozen`."""
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -52,10 +56,12 @@ class ScoredBatch(NamedTuple):
     """True if the batch can be learned: loss and gradient are finite; bool, 0-dim."""
     buffers: list[Tensor]
     """The module's buffers as they were before the batch."""
+    alone: Scored | None = None
+    """As the pool alone scores it, where families answer, too."""
     mixed: Mixed | None = None
     """The answers of all families; None without."""
     each: Tensor | None = None
-    """Probabilities of the experts of all families, [K, n, C]."""
+    """Answers of the experts of all families, [K, n, A]."""
 
 
 class Entries(NamedTuple):
@@ -115,7 +121,7 @@ class Learner:
         experts = experts_of(spec, optimizer, hyperparameters, size.active)
         self.writes_inputs = False
         """True if the model is a user's module that changes its inputs in place."""
-        loss = loss_of(spec.predicts)
+        loss = loss_of(spec)
         if spec.model not in networks.BUILT_IN:
             trial = Trial(spec, module, loss, device)
             trial.run(experts)
@@ -176,22 +182,37 @@ class Learner:
 
     def _fresh_families(self) -> Families | None:
         is_auto = self.spec.model == networks.AUTO and self.optimizer == "pool"
-        if not is_auto or self.spec.predicts.is_numeric:
+        if not is_auto:
             return None
-        pool = Pool(self._perceptron().to(self.device), self.size.features)
-        return Families(len(self.pool.experts), pool, Ensemble(*self._layout()))
+        pool, chosen = None, self.spec.families or FAMILIES
+        if PERCEPTRON in chosen:
+            module, loss = self._perceptron().to(self.device), self.pool.loss
+            loss = loss if self._is_numeric else CROSS_ENTROPY
+            pool = Pool(module, self.size.features, loss=loss)
+        others = tuple(name for name in ALL if name in chosen)
+        ensemble = Ensemble(*self._layout(), families=others)
+        return Families(len(self.pool.experts), pool, ensemble)
 
-    def _layout(self) -> tuple[Layout, Tensor]:
-        """Return the layout of the examples of trees and neighbours, and the open classes."""
+    @property
+    def _is_numeric(self) -> bool:
+        return self.spec.predicts.is_numeric
+
+    def _layout(self) -> tuple[Layout, Outcome]:
+        """Return the layout of the examples of trees and neighbours, and what these answer."""
         size = self.size
+        layout = Layout(size.codes, size.features, *size.used)
+        if self._is_numeric:
+            return layout, Numbers(self.spec.predicts.quantiles, self.device)
         is_open = torch.arange(max(2, size.classes), device=self.device) < max(1, size.opened)
-        return Layout(size.codes, size.features, *size.used), is_open
+        return layout, Classes(is_open)
 
     def _perceptron(self) -> nn.Module:
         """Return the network of the family ``mlp``, whose classes without a label are closed."""
         spec, size = self.spec, self.size
-        classes = max(2, size.classes)
-        module = networks.build("mlp", size.features, classes, spec.hidden, spec.seed)
+        outputs = self._outputs if self._is_numeric else max(2, size.classes)
+        module = networks.build("mlp", size.features, outputs, spec.hidden, spec.seed)
+        if self._is_numeric:
+            return module
         close_(module, max(1, size.opened))
         return module
 
@@ -284,7 +305,7 @@ class Learner:
             prepared: fp32 [n, d].
             labels: int64 [n].
             importance: weights of the examples, fp32 [n]; None for 1.
-            others: probabilities of the families beyond the pool, [E, n, C]; None without.
+            others: answers of the families beyond the pool, [E, n, A]; None without.
 
         Raises:
             RuntimeError, MemoryError, OSError: the machine failed, not the module; another try may
@@ -315,14 +336,14 @@ class Learner:
         assert self.families is not None, "only families have others"
         scored = batch.scored
         assert scored.each is not None, "a scored batch has the answers of each expert"
-        mixed, each = self.families.mixed(scored.each, others)
-        own = mixed.answers.gather(1, labels[:, None])[:, 0]
+        mixed, each = self.families.mixed(scored.each, scored.answers, others)
+        outcome, held = self.families.ensemble.outcome, self.families.mixture.held
         answered = scored._replace(
-            answers=mixed.answers,
-            labels=mixed.answers.argmax(dim=1),
-            losses=-own.clamp(min=TINY).log(),
+            answers=outcome.shown(mixed.answers, held),
+            labels=outcome.chosen(mixed.answers),
+            losses=outcome.scored(mixed.answers, labels, held),
         )
-        return batch._replace(scored=answered, mixed=mixed, each=each)
+        return batch._replace(scored=answered, alone=scored, mixed=mixed, each=each)
 
     def _log(self, error: BaseException, examples: int) -> None:
         """Log what the model raised; its traceback only once, as every batch may raise the same."""
@@ -361,11 +382,13 @@ class Learner:
         if self.table is not None and len(self.pool.parameters) == 2:
             factor = 0.0 if bool(is_far(ratio, shift)) else float(ratio)
             self.table.rows.rescale(factor)  # beyond one layer they are not of the last
+        if self.families is not None:
+            self.families.rescale(ratio, shift)
 
     def frozen(self) -> dict[str, Tensor]:
         """Return copies of what prediction needs, on the device."""
         named = self.pool.parameters | self.pool.buffers | {WEIGHTS: self.pool.mixing.log_weights}
-        named |= {f"loss.{name}": tensor for name, tensor in self.pool.held.items()}
+        named |= {HELD + name: tensor for name, tensor in self.pool.held.items()}
         return {k: v.detach().clone() for k, v in named.items()}
 
     def network(self) -> Outputs:
@@ -390,12 +413,11 @@ class Learner:
         Call it in one thread. A single expert's answers are NaN where its outputs are not finite.
         The mixture of several experts ignores experts whose answers are not finite.
         """
-        count, loss, held_names = len(self.pool.experts), self.pool.loss, list(self.pool.held)
-        network = self.network()
+        count, loss, network = len(self.pool.experts), self.pool.loss, self.network()
 
         def evaluate(frozen: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
             outputs = network(frozen, inputs)
-            held = {name: frozen[f"loss.{name}"] for name in held_names}
+            held = held_of(frozen)
             if count == 1:
                 answers = loss.answers(held, outputs)[0]
             else:
@@ -403,3 +425,12 @@ class Learner:
             return loss.chosen(outputs, answers), answers
 
         return evaluate
+
+
+def held_of(frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what the loss had learned, by name.
+
+    Args:
+        frozen: as `Learner.frozen` returned it.
+    """
+    return {k.removeprefix(HELD): v for k, v in frozen.items() if k.startswith(HELD)}

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
 from funnel.pool.expert import DEFAULT_EXPERTS, MATTER_MOST, NUMBER_EXPERTS, Expert, for_width
-from funnel.pool.loss import CROSS_ENTROPY, Binary, Gaussian, Loss, Pinball
+from funnel.pool.loss import Binary, CrossEntropy, Gaussian, Loss, Pinball
 from service.fold.spec import MAX_EXPERTS, Hyperparameters, Spec
-from service.fold.task import Task
 
 INNER: dict[str, Inner] = {
     "sgd": SGD(),
@@ -18,13 +17,14 @@ INNER: dict[str, Inner] = {
 }
 
 
-def loss_of(task: Task) -> Loss:
-    """Return the loss by which the experts of a task learn."""
+def loss_of(spec: Spec) -> Loss:
+    """Return the loss by which the experts of a model learn."""
+    task = spec.predicts
     match task.kind:
         case "multiclass":
-            return CROSS_ENTROPY
+            return CrossEntropy(spec.no_change, can_close=bool(spec.schema))
         case "binary":
-            return Binary()
+            return Binary(spec.no_change, can_close=False)
         case "regression":
             return Gaussian()
         case "quantile":

@@ -24,3 +24,5 @@ class Report:
     """True if the batch was learned."""
     floor: float | Tensor = math.nan
     """Mean cross-entropy of the floor `majority` on the batch, in nats."""
+    linear: float | Tensor = math.nan
+    """The loss of the linear experts, where other families answer with them; otherwise NaN."""

@@ -9,10 +9,11 @@ from funnel.families.families import Frozen
 from funnel.families.interface import Given
 from funnel.pool.loss import Gaussian, Pinball
 from funnel.pool.networks import Experts
+from funnel.pool.pool import predicted
 from funnel.pool.tables.published import Published
 from service.fold.calibration import calibrated
 from service.fold.inputs import completed, given_of, given_of_rows, scaled, to_inputs
-from service.fold.learner import Learner
+from service.fold.learner import WEIGHTS, Learner, held_of
 from service.fold.schema.encode import encode
 from service.fold.schema.schema import Schema
 from service.fold.standardizer import standardized
@@ -91,11 +92,12 @@ class Evaluator:
 
     def __init__(self, learner: Learner) -> None:
         self.device, self._evaluate = learner.device, learner.evaluator()
-        self._loss, self._held = learner.pool.loss, list(learner.pool.held)
+        self._loss = learner.pool.loss
         self._network, self._perceptrons = learner.network(), None
-        if learner.families is not None:
+        if learner.families is not None and learner.families.perceptrons is not None:
             own = learner.families.perceptrons
-            self._perceptrons = Experts(own.models.unused, len(own.experts), learner.size.features)
+            size, count = learner.size.features, len(own.experts)
+            self._perceptrons = Experts(own.models.unused, count, size, own.loss)
         layers = [tensor for tensor in learner.frozen().values() if tensor.dim() > 1]
         self._products = sum(layer.numel() for layer in layers)
         self._may_be_quick = learner.is_plain and learner.device.type == "cpu"
@@ -135,7 +137,7 @@ class Evaluator:
     def _of_families(
         self, snapshot: Snapshot, outputs: Tensor, prepared: Tensor, given: Given
     ) -> tuple[Tensor, Tensor]:
-        """Return the labels and probabilities of all families.
+        """Return the labels and answers of all families.
 
         Args:
             snapshot: that has them.
@@ -144,11 +146,12 @@ class Evaluator:
             given: inputs of trees and neighbours.
         """
         assert snapshot.families is not None, "there are families"
-        assert self._perceptrons is not None, "the learner has families"
-        held = {name: snapshot.weights[f"loss.{name}"] for name in self._held}
+        held = held_of(snapshot.weights)
         linear = self._loss.answers(held, outputs)
-        answers = snapshot.families.answers(self._perceptrons, linear, prepared, given)
-        return answers.argmax(dim=1), answers
+        own = predicted(self._loss, held, snapshot.weights[WEIGHTS], outputs)
+        families, networks = snapshot.families, self._perceptrons
+        answers = families.answers(networks, linear, own, prepared, given)
+        return self._loss.chosen(outputs, answers), answers
 
     def _answered(
         self, snapshot: Snapshot, labels: Tensor, answers: Tensor

@@ -11,7 +11,7 @@ from service.fold.task import Task
 SHADOW_LR = {"sgd": 0.03, "adagrad": 0.1, "adagrad-ema": 0.1, "rmsprop": 1e-3, "adam": 1e-3}
 """The plain optimizers, with the learning rates of shadows that name none."""
 OPTIMIZERS = ("pool", "funnel", *SHADOW_LR)
-FOLD_VERSION = 4
+FOLD_VERSION = 5
 """The arithmetic of a step; checkpoints and cuts name it. Raise it whenever equal states and equal
 batches no longer give equal states, and let `service.fold.step.Fold.can_replay` say which older
 cuts give the same bits.
@@ -22,9 +22,13 @@ cuts give the same bits.
    direction and its accuracies from where the change was seen, and a user's module that changes
    its inputs in place changes a copy of them.
 4: drift is also found in the loss minus that of the majority floor (`service.fold.drift.excess`).
+5: of all families, neighbours compare examples as they were standardized when they came, the leaves
+   of trees are sums of integers, and the examples of fast batches wait.
 """
 MAX_EXPERTS = 6
 """Experts of the default pool."""
+LINEAR, FAMILIES = "linear", ("mlp", "trees", "neighbours", "frequencies")
+"""The family that every model ``auto`` has, and those that it may have."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,15 @@ class Spec:
     classes."""
     calibrate: bool = False
     """True if answered probabilities are calibrated (`service.fold.calibration`)."""
+    no_change: bool = False
+    """True if the last known class is an expert of every pool, served or a shadow, too
+    (`funnel.pool.persistence`). No setting chooses it: it is so in every new model except
+    ``auto``, and a log goes on as it began."""
+    is_narrow: bool = False
+    """True if rows have little room for more columns (`service.fold.state.size_of`). No setting
+    chooses it: it is so in every new model of rows, and a log goes on as it began."""
+    families: tuple[str, ...] = ()
+    """LINEAR and the families of FAMILIES that a model ``auto`` has, if it does not have all."""
 
     @property
     def predicts(self) -> Task:
@@ -92,15 +105,16 @@ class Spec:
         return None if self.schema else (self.features, self.classes)
 
     def fields(self) -> dict[str, Any]:
-        """Return the spec as JSON shows it. Dense features have no schema, and show none. A task
-        and a calibration that earlier versions did not have are not shown where there is none."""
+        """Return the spec as JSON shows it. Dense features have no schema, and show none. A
+        field that earlier versions did not have is not shown where it is as it was then."""
         found = asdict(self)
         if not self.schema:
             del found["schema"], found["table_bits"]
         if self.task == "multiclass":
             del found["task"]
-        if not self.calibrate:
-            del found["calibrate"]
+        for name in ("calibrate", "no_change", "is_narrow", "families"):
+            if not found[name]:
+                del found[name]
         return found
 
     @classmethod
@@ -108,14 +122,15 @@ class Spec:
         """Return the spec that was written as JSON."""
         if fields["optimizer"] != "pool":  # older versions recorded it for a pool among the shadows
             fields = fields | {"experts": 0}
-        return cls(**fields | {"hidden": tuple(fields["hidden"])})
+        tuples = {name: tuple(fields.get(name, ())) for name in ("hidden", "families")}
+        return cls(**fields | tuples)
 
     def differences(self, other: "Spec") -> list[tuple[str, object, object]]:
         """Return each field in which another spec differs: its name, that value, and the own one.
 
-        A field that only one of two models or optimizers uses is not named if no setting has to
-        change for it: the experts of a pool that has all of them, and layers that the other model
-        does not have.
+        A field is not named if no setting has to change for it: the experts of a pool that has all
+        of them, and layers that the other model does not have, where another field differs;
+        and ``no_change`` and ``is_narrow``, which no setting chooses.
 
         >>> pool = Spec("logistic", 6, 3, (), "pool", True, 0, experts=6)
         >>> pool.differences(replace(pool, optimizer="funnel", experts=0))
@@ -124,7 +139,7 @@ class Spec:
         mine, theirs = asdict(self), asdict(other)
         if mine["schema"] and theirs["schema"] and mine["schema"] != theirs["schema"]:
             mine["schema"], theirs["schema"] = "what SCHEMA declares now", "declared otherwise"
-        unset = set()
+        unset = {"no_change", "is_narrow"}
         if other.optimizer != self.optimizer and other.experts in (0, MAX_EXPERTS):
             unset.add("experts")
         if other.model != self.model and not other.hidden:

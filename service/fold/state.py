@@ -32,14 +32,20 @@ NEW_KEYS, BUCKETS = "new_keys", "key_buckets"
 KEY_BITS = 4
 KEY_BUCKETS = 1 << KEY_BITS
 """Buckets in which the keys of a column are counted, to see whether other ones come."""
+FAMILIES = "families."
+"""Prefix of the names of the tensors of families."""
 FLOORS = "floors."
 """Prefix of the names of the floors' tensors."""
 SCHEMA = "schema"
 """Name of the tensor that holds the schema, uint8."""
 UNCOUNTED = (".histogram", ".by_class")
 """How the names of counts end that earlier versions did not keep."""
+UNKEPT = ("families.ensemble.compared.", "families.ensemble.waiting.", "families.learned")
+"""How the names of tensors of all families begin that earlier versions did not keep."""
 LEAST_FEATURES, LEAST_CLASSES = 16, 2
 """Room for dense inputs and classes of rows at first; it doubles."""
+NARROW = 4
+"""Least room for dense inputs where there is little; it grows by a quarter at most."""
 
 
 def active_of(schema: Schema) -> int:
@@ -48,24 +54,32 @@ def active_of(schema: Schema) -> int:
     return max(1, schema.width + len(schema.singles) + int(schema.pairs.shape[1]) + texts)
 
 
-def size_of(schema: Schema) -> Size:
-    """Return how large the learners of rows with a schema are."""
-    labels = len(schema.labels)
-    room = 0 if schema.numeric_labels else _room(labels, LEAST_CLASSES)
-    codes = len(schema.singles)
-    return Size(
-        _room(schema.width, LEAST_FEATURES),
-        room,
-        active_of(schema),
-        labels,
-        _room(codes, LEAST_FEATURES),
-        (codes, schema.width),
-    )
+def size_of(schema: Schema, is_narrow: bool) -> Size:
+    """Return how large the learners of rows with a schema are.
+
+    Args:
+        schema: of the rows.
+        is_narrow: whether columns have room for a quarter more at most, which every step computes
+            with; otherwise for as many again.
+    """
+    labels, codes = len(schema.labels), len(schema.singles)
+    room = 0 if schema.numeric_labels else _doubled(labels, LEAST_CLASSES)
+    if is_narrow:
+        width, of_codes = _narrow(max(schema.width, NARROW)), _narrow(codes)
+    else:
+        width, of_codes = (_doubled(needed, LEAST_FEATURES) for needed in (schema.width, codes))
+    return Size(width, room, active_of(schema), labels, of_codes, (codes, schema.width))
 
 
-def _room(needed: int, least: int) -> int:
+def _doubled(needed: int, least: int) -> int:
     """Return the smallest least · 2^k that is enough: shapes change seldom."""
     return least << max(0, -(-needed // least) - 1).bit_length()
+
+
+def _narrow(needed: int) -> int:
+    """Return the smallest m · 2^k with m up to 8 that is enough, a multiple of NARROW."""
+    step = max(NARROW, 1 << max(0, needed.bit_length() - 3))
+    return -(-needed // step) * step
 
 
 def _as_bytes(schema: Schema) -> Tensor:
@@ -90,7 +104,7 @@ class State:
         self.spec, self.device = spec, device
         self.schema = Schema.from_json(orjson.loads(spec.schema)) if spec.schema else Schema()
         """The schema of rows; an empty one for dense features."""
-        self.size = size_of(self.schema) if spec.schema else spec.size
+        self.size = size_of(self.schema, spec.is_narrow) if spec.schema else spec.size
         self.missing = torch.zeros(len(self.schema.columns), 2, dtype=torch.int64)
         """By column, int64 [columns, 2]: rows without a usable value, and all rows, both since the
         column was added."""
@@ -129,7 +143,7 @@ class State:
         self.served.set_hyperparameters(hyperparameters)
         shadows, spec = {}, self.spec
         if spec.model == AUTO:  # a shadow is one learner
-            spec = replace(spec, model="logistic", hidden=())
+            spec = replace(spec, model="logistic", hidden=(), families=())
         for shadow in map(Shadow.parse, hyperparameters.shadow):
             own = shadow.hyperparameters(hyperparameters)
             learner = self.shadows.get(shadow.name)
@@ -152,7 +166,7 @@ class State:
 
     def _take(self, schema: Schema) -> None:
         """Continue with a larger schema."""
-        self.schema, self.size = schema, size_of(schema)
+        self.schema, self.size = schema, size_of(schema, self.spec.is_narrow)
         more = len(schema.columns) - len(self.missing)
         self.missing = functional.pad(self.missing, (0, 0, 0, more))
         self.new_keys = functional.pad(self.new_keys, (0, more))
@@ -198,7 +212,7 @@ class State:
         return floors | {
             name: torch.zeros_like(tensor)
             for name, tensor in self.tensors().items()
-            if name.endswith(UNCOUNTED) and not name.startswith(FLOORS)
+            if (name.endswith(UNCOUNTED) and not name.startswith(FLOORS)) or name.startswith(UNKEPT)
         }
 
     def _fresh_floors(self) -> Floors:
@@ -212,10 +226,19 @@ class State:
             return None
         return Calibration(self.size.opened, self.device, self.size.classes)
 
-    def set_calibrate(self, calibrate: bool) -> None:
-        """Continue with a spec that calibrates or not; nothing must have been learned yet."""
+    def begin_as(self, spec: Spec) -> None:
+        """Continue as a log began, with a spec that differs in what no setting has to choose.
+
+        Args:
+            spec: with the sizes and the optimizer of its own; nothing must have been learned yet.
+        """
         assert self.version == 0, "a spec is fixed for life"
-        self.spec = replace(self.spec, calibrate=calibrate)
+        self.spec, hyperparameters = spec, self.hyperparameters
+        if spec.schema:
+            self.size = size_of(self.schema, spec.is_narrow)
+        self.served = Learner(spec, spec.optimizer, hyperparameters, self.device, self.size)
+        self.shadows = {}
+        self.set_hyperparameters(hyperparameters)
         self.calibration = self._fresh_calibration()
 
     @property
@@ -326,6 +349,8 @@ class State:
         if SCHEMA in tensors:
             self._make_room(tensors)
             tensors = self._counts_of_rows() | tensors
+        if self.spec.predicts.is_numeric and not any(name.startswith(FAMILIES) for name in tensors):
+            self.served.families = None  # earlier versions learned numbers by the pool alone
         tensors = self._scores_of_before() | tensors
         mine = self.tensors()
         if mine.keys() != tensors.keys():

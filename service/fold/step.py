@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funnel.compiled import loops
 from funnel.families.families import Proposed
 from funnel.families.interface import Examples, Given
 from funnel.graphs.execution import Execution
@@ -35,7 +36,7 @@ from service.fold.networks import BUILT_IN
 from service.fold.report import Report
 from service.fold.schema.encode import Encoded, encode, encode_each
 from service.fold.schema.schema import Schema
-from service.fold.scoring.classification import MOST_PENDING, UNKNOWN
+from service.fold.scoring.classification import LOOPS, MOST_PENDING, UNKNOWN
 from service.fold.scoring.floors import MAJORITY
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
 from service.fold.standardizer import Standardizer
@@ -46,6 +47,23 @@ from streams.rows.rows import Rows
 
 WORST_LOSS = -math.log(torch.finfo(torch.float32).tiny)
 """Nats that a shadow is charged for a prediction that is not finite: the least odds of fp32."""
+
+
+class Pending(NamedTuple):
+    """A batch of classes that was answered, to be counted by `count`."""
+
+    answers: Tensor
+    """Probabilities, fp32 [n, classes]."""
+    predicted: Tensor
+    """int64 [n]."""
+    losses: Tensor
+    """Cross-entropy in nats, fp32 [n]."""
+    finite: Tensor
+    """True if it is scored, bool, 0-dim."""
+    keep: Tensor
+    """True if it is learned, bool, 0-dim."""
+    calibrates: Tensor
+    """True if the calibration learns it, bool, 0-dim."""
 
 
 class Observed(NamedTuple):
@@ -59,8 +77,11 @@ class Observed(NamedTuple):
     """Accuracy of the predictions, 0-dim, in [0, 1]."""
     loss: Tensor
     """Mean loss (see `judged`), 0-dim."""
-    floor: Tensor
-    """Mean loss of the floor `majority`, or of the mean of numbers, 0-dim."""
+    floor: Tensor | Pending
+    """Mean loss of the floor `majority`, or of the mean of numbers, 0-dim; or the batch, if it is
+    still to be counted."""
+    linear: Tensor
+    """Mean loss of the pool alone, 0-dim."""
     prepared: Tensor
     """The dense inputs of the learners, fp32 [n, d]."""
     decision: Decision
@@ -90,6 +111,7 @@ class Outcome(NamedTuple):
     accuracy: Tensor
     loss: Tensor
     floor: Tensor
+    linear: Tensor
 
 
 class Fold:
@@ -130,11 +152,13 @@ class Fold:
         a single optimizer differentiated a user's module by autograd, even one of linear layers.
         Version 3 differs from both in how it standardizes inputs, and for a user's module that
         changes them in place. Version 4 differs from 3 only in the monitor of drift, which replays
-        each version as it was.
+        each version as it was. Version 5 differs from 4 only in trees and neighbours.
         """
         learners = self.state.learners().values()
         writes_inputs = any(learner.writes_inputs for learner in learners)
         if version < 3 and (self.state.spec.standardize or writes_inputs):
+            return False
+        if version < 5 and self.state.served.families is not None:
             return False
         if version == 1:
             is_users = self.state.spec.model not in BUILT_IN
@@ -143,7 +167,7 @@ class Fold:
                 and (learner.optimizer == "pool" or (is_users and learner.is_plain))
                 for learner in learners
             )
-        return version in (2, 3, FOLD_VERSION)
+        return version in (2, 3, 4, FOLD_VERSION)
 
     def step(self, batch: AnyBatch, is_fast: bool = False) -> Report:
         """Score the batch with the weights as they are, then take one update.
@@ -155,14 +179,14 @@ class Fold:
             batch: checked examples (see `streams.batch.check`), or rows that the schema takes (see
                 `State.reshape`).
             is_fast: whether the families beyond the pool skip the batch. The pool answers it alone,
-                and they only remember its examples, from which trees catch up with a later batch.
+                and its examples wait until they remember them, from which trees catch up.
         """
         state, self._is_fast = self.state, is_fast
         if state.hyperparameters is not self._prepared_for or state.size is not self._size:
             self._prepare()
         with self._without_gradients:
             if isinstance(batch, Rows):
-                keep, accuracy, loss, floor = self._learn_rows(batch)
+                keep, accuracy, loss, floor, linear = self._learn_rows(batch)
             else:
                 inputs, labels, weights = self._upload(batch)
                 if state.spec.standardize and state.examples == 0:
@@ -171,7 +195,7 @@ class Fold:
                     labels = labels.float()
                     if state.examples == 0:
                         state.target.start(labels)
-                keep, accuracy, loss, floor = self._learn(inputs, labels, weights)
+                keep, accuracy, loss, floor, linear = self._learn(inputs, labels, weights)
             state.version += 1
             before, state.examples = state.examples, state.examples + len(batch)
             if before // MOST_PENDING < state.examples // MOST_PENDING:
@@ -180,7 +204,9 @@ class Fold:
                 state.byte_examples += len(batch)
             if self.execution.on_host:
                 least = max(float(loss), 0.0)  # rounding may give less; NaN stays
-                return Report(state.version, float(accuracy), least, bool(keep), float(floor))
+                alone = math.nan if state.served.families is None else float(linear)
+                found = float(accuracy), least, bool(keep), float(floor), alone
+                return Report(state.version, *found)
             at_least = loss.clamp(min=0.0)
             return Report(state.version, accuracy.clone(), at_least, keep.clone(), floor.clone())
 
@@ -218,7 +244,7 @@ class Fold:
         counts[:, 1] += len(rows)
         if not len((encoded := labelled(encoded)).labels):
             nothing = torch.zeros((), device=state.device)
-            return Outcome(nothing.bool(), nothing, nothing, nothing + math.nan)
+            return Outcome(nothing.bool(), nothing, nothing, nothing + math.nan, nothing + math.nan)
         dense = scaled(torch.from_numpy(encoded.dense).to(state.device))
         if state.spec.standardize:
             if not encoded.is_whole:
@@ -284,10 +310,12 @@ class Fold:
         own = of.get(SERVED)
         self._seed()
         asked = self._ask(inputs, labels, importance, given)
-        others = None if asked is None or asked.proposed is None else asked.proposed.probabilities
-        keep, finite, accuracy, loss, floor, dense, decision = passes.observe(
+        others = None if asked is None or asked.proposed is None else asked.proposed.answers
+        keep, finite, accuracy, loss, floor, linear, dense, decision = passes.observe(
             inputs, labels, importance, own, others
         )
+        if isinstance(floor, Pending):
+            floor = count(self.state, learners[SERVED], floor, labels, importance)
         if not on_host or keep:
             learners[SERVED].update(with_entries(dense, own), labels, decision)
             if asked is not None:
@@ -303,7 +331,7 @@ class Fold:
             if not on_host or bool((ratio != 1.0) | (shift != 0.0)):
                 for learner in learners.values():
                     learner.rescale(ratio, shift)
-        return Outcome(keep, accuracy, loss, floor)
+        return Outcome(keep, accuracy, loss, floor, linear)
 
     def _unit(self) -> tuple[Tensor | None, Tensor | None]:
         """Return mean and scale of the inputs as they are now; None if they stay as they come."""
@@ -368,8 +396,9 @@ class Passes:
     def __init__(self, state: State, learners: Mapping[str, Learner], execution: Execution) -> None:
         self.learners = dict(learners)
         served, part = learners[SERVED], execution.pass_of_model
+        is_apart = execution.on_host and loops(LOOPS) is not None
         self.observe = part(
-            partial(observe, state, served),
+            partial(observe, state, served, is_apart),
             [*state.shared().values(), *served.tensors().values()],
         )
         self.shadows: dict[
@@ -387,6 +416,7 @@ class Passes:
 def observe(
     state: State,
     served: Learner,
+    is_apart: bool,
     inputs: Tensor,
     labels: Tensor,
     importance: Tensor | None = None,
@@ -398,11 +428,12 @@ def observe(
     Args:
         state: its standardizer, guard, floors and calibration.
         served: the served learner, or its part for the keys that the batch touches.
+        is_apart: whether a batch of classes is left to be counted, by loops that no trace can hold.
         inputs: fp32 [n, d]; the numbers of rows may be fewer than the learner has room for.
         labels: [n], classes, int64, or standardized numbers, fp32.
         importance: weights of the examples, fp32 [n]; None for 1.
         entries: the keys of rows as inputs; None for dense features.
-        others: probabilities of the families beyond the pool, [E, n, C]; None without.
+        others: answers of the families beyond the pool, [E, n, A]; None without.
     """
     prepared = prepared_of(state, inputs)
     batch = served.score(with_entries(prepared, entries), labels, importance, others)
@@ -410,24 +441,48 @@ def observe(
     outcomes = judged(state, served, batch.scored, labels)
     loss, width = outcomes.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
-    score(state, served, batch.scored, outcomes, labels, _counts(state, finite))
     if state.target is None:
-        floors = state.floors.score(labels, finite)[MAJORITY]
-        state.floors.learn(labels, keep)
+        is_skipped = served.families is not None and others is None
+        calibrates = torch.zeros_like(keep) if is_skipped else keep  # it is of all families
+        answered = (batch.scored.answers, batch.scored.labels, outcomes.losses)
+        pending = Pending(*answered, finite, keep, calibrates)
+        floor = pending if is_apart else count(state, served, pending, labels, importance)
     else:
-        floors = outcomes.floors
-        _score_floors(state, labels, _counts(state, finite), keep)
+        counted = _counts(state, finite)
+        score(state, served, batch.scored, outcomes, labels, counted)
+        _score_floors(state, labels, counted, keep)
+        floor = outcomes.floors.mean()
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
-    if state.calibration is not None:
-        scored = batch.scored
-        answers, predicted = scored.answers, scored.labels
-        is_skipped = served.families is not None and others is None
-        learns = torch.zeros_like(keep) if is_skipped else keep  # it is of all families
-        state.calibration.learn(answers, predicted, labels, finite, learns, importance)
     decision = served.decide(batch, keep, labels)
-    accuracy, floor = outcomes.correct.float().mean(), floors.mean()
-    return Observed(keep, finite, accuracy, loss, floor, prepared, decision)
+    accuracy, linear = outcomes.correct.float().mean(), loss
+    if batch.alone is not None:
+        linear = judged(state, served, batch.alone, labels).losses.mean()
+    return Observed(keep, finite, accuracy, loss, floor, linear, prepared, decision)
+
+
+def count(
+    state: State, served: Learner, batch: Pending, labels: Tensor, importance: Tensor | None = None
+) -> Tensor:
+    """Score a batch of classes, and let floors and calibration take it.
+
+    Args:
+        state: its floors and calibration.
+        served: the served learner.
+        batch: as it was answered.
+        labels: int64 [n].
+        importance: weights of the examples, fp32 [n]; None for 1.
+
+    Returns:
+        Mean loss of the floor `majority`, 0-dim.
+    """
+    answers, predicted, losses, finite, keep, calibrates = batch
+    served.scores.update(answers, predicted, labels, losses, finite)
+    floors = state.floors.score(labels, finite)[MAJORITY]
+    state.floors.learn(labels, keep)
+    if state.calibration is not None:
+        state.calibration.learn(answers, predicted, labels, finite, calibrates, importance)
+    return floors.mean()
 
 
 def prepared_of(state: State, inputs: Tensor) -> Tensor:

@@ -68,18 +68,24 @@ PAID = tuple(math.exp(-tilt * SLACK) for tilt in TILTS)
 
 
 class ExcessLoss:
-    """The test, and all that it depends on."""
+    """The test, and all that it depends on.
 
-    def __init__(self) -> None:
+    Args:
+        name: of its tensors.
+    """
+
+    def __init__(self, name: str = NAME) -> None:
+        self._name = name
         self._sum = 0.0
         """Sum of the excess losses of the examples that do not make a block yet, in nats."""
         self._examples = self._correct = 0
         """Counts of these examples."""
         self._blocks: deque[tuple[float, int, float]] = deque(maxlen=KEPT)
         """The newest since the start: mean excess, examples, error rate."""
-        self._begin()
+        self.restart()
 
-    def _begin(self) -> None:
+    def restart(self) -> None:
+        """Forget all but the examples that do not make a block yet."""
         self._count = 0
         """Blocks since the start."""
         self._level = self._correlation = self._previous = 0.0
@@ -117,7 +123,7 @@ class ExcessLoss:
         if not self._test((mean - self._level) * math.sqrt(m) / self._scale, m):
             return None
         excesses, errors = ([block[k] for block in self._blocks] for k in (0, 2))
-        self._begin()
+        self.restart()
         return means_at(errors, change_at(excesses, is_rise=True))
 
     def _estimate(self) -> None:
@@ -151,22 +157,26 @@ class ExcessLoss:
             *self._evidence, *self._expected,
         ]  # fmt: skip
         blocks = torch.tensor(list(self._blocks), dtype=torch.float64).reshape(-1, 3)
-        return {NAME: torch.tensor(numbers, dtype=torch.float64), f"{NAME}.blocks": blocks}
+        named = {self._name: torch.tensor(numbers, dtype=torch.float64)}
+        return named | {f"{self._name}.blocks": blocks}
 
     @classmethod
-    def load(cls, numbers: Sequence[float], blocks: Sequence[Sequence[float]]) -> "ExcessLoss":
+    def load(
+        cls, numbers: Sequence[float], blocks: Sequence[Sequence[float]], name: str = NAME
+    ) -> "ExcessLoss":
         """Return the test that `tensors` described.
 
         Args:
             numbers: of the first tensor.
             blocks: of the second.
+            name: of the tensors.
 
         Raises:
             ValueError: there are more or fewer numbers.
         """
         if len(numbers) != SINGLE + 2 * len(TILTS) or len(blocks) > KEPT:
             raise ValueError(f"{NAME} has {len(numbers)} numbers and {len(blocks)} blocks")
-        own = cls()
+        own = cls(name)
         own._blocks.extend((x, int(m), error) for x, m, error in blocks)
         own._sum, examples, correct, count = numbers[:4]
         own._examples, own._correct, own._count = int(examples), int(correct), int(count)

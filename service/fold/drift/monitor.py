@@ -32,6 +32,9 @@ NAMES = (*MAKERS, EXCESS)
 PREFIX = "drift."
 """Prefix of the names of the monitor's tensors."""
 COUNTS, EXCESS_TENSOR = PREFIX + "counts", PREFIX + EXCESS
+LINEAR = "linear_excess_loss"
+LINEAR_TENSOR = PREFIX + LINEAR
+"""The same test of the linear experts alone, in the state of a model of all families."""
 
 
 class Monitor:
@@ -57,6 +60,9 @@ class Monitor:
         self.last_recovery: int | None = None
         self._detectors = {name: Detector(name) for name in MAKERS}
         self._excess = ExcessLoss()
+        self._linear: ExcessLoss | None = None
+        """The same test of the linear experts, where other families answer with them. Memories and
+        trees recover from a change in so few examples that their own excess may not show it."""
         self._correct = self._gathered = 0
         """Counts of the examples that do not make a number yet."""
         self._recent: deque[tuple[int, int]] = deque()
@@ -81,7 +87,7 @@ class Monitor:
         """
         if not isinstance(report.accuracy, Tensor) and not self._pending:
             self._take(float(report.accuracy), float(report.loss), float(report.floor),
-                       report.version, batch, examples, position)  # fmt: skip
+                       float(report.linear), report.version, batch, examples, position)  # fmt: skip
             return
         self._pending.append((report, batch, examples, position))
         if len(self._pending) >= MAX_PENDING:
@@ -93,15 +99,18 @@ class Monitor:
             return
         pending, self._pending = self._pending, []
         found = torch.stack(
-            [torch.as_tensor(x).float() for r, *_ in pending for x in (r.accuracy, r.loss, r.floor)]
+            [
+                torch.as_tensor(x).float()
+                for r, *_ in pending
+                for x in (r.accuracy, r.loss, r.floor, r.linear)
+            ]
         ).tolist()
-        for (report, batch, examples, position), accuracy, loss, floor in zip(
-            pending, found[::3], found[1::3], found[2::3], strict=True
-        ):
-            self._take(accuracy, loss, floor, report.version, batch, examples, position)
+        for k, (report, batch, examples, position) in enumerate(pending):
+            accuracy, loss, floor, linear = found[4 * k : 4 * k + 4]
+            self._take(accuracy, loss, floor, linear, report.version, batch, examples, position)
 
     def _take(
-        self, accuracy: float, loss: float, floor: float, version: int, batch: int,
+        self, accuracy: float, loss: float, floor: float, linear: float, version: int, batch: int,
         examples: int, position: Position,
     ) -> None:  # fmt: skip
         if not math.isfinite(loss):
@@ -111,6 +120,13 @@ class Monitor:
         self._measure_recovery(examples)
         if self.fold_version >= 4 and math.isfinite(floor):
             change = self._excess.update(loss - floor, correct, batch)
+            if math.isfinite(linear):
+                self._linear = self._linear or ExcessLoss(LINEAR)
+                found = self._linear.update(linear - floor, correct, batch)
+                if change or found:
+                    self._linear.restart()
+                    self._excess.restart()
+                change = change or found
             if change is not None:
                 self._add(EXCESS, "worse", change, examples, version, position)
         self._correct += correct
@@ -195,7 +211,10 @@ class Monitor:
         }
         for name, detector in self._detectors.items():
             named[name] = torch.tensor(detector.numbers, dtype=torch.float64)
-        return {PREFIX + k: v for k, v in (named | self._excess.tensors()).items()}
+        named |= self._excess.tensors()
+        if self._linear is not None:
+            named |= self._linear.tensors()
+        return {PREFIX + k: v for k, v in named.items()}
 
     def positions(self) -> tuple[Position, ...]:
         """Return the events' positions in the log."""
@@ -225,6 +244,9 @@ class Monitor:
         if EXCESS_TENSOR in tensors:
             blocks = tensors[f"{EXCESS_TENSOR}.blocks"].tolist()
             self._excess = ExcessLoss.load(tensors[EXCESS_TENSOR].tolist(), blocks)
+        if LINEAR_TENSOR in tensors:
+            blocks = tensors[f"{LINEAR_TENSOR}.blocks"].tolist()
+            self._linear = ExcessLoss.load(tensors[LINEAR_TENSOR].tolist(), blocks, LINEAR)
         self.events = tuple(
             _event(row, position)
             for row, position in zip(tensors["drift.events"].tolist(), positions, strict=True)
@@ -254,6 +276,8 @@ def check(tensors: dict[str, Tensor], positions: int) -> None:
     if EXCESS_TENSOR not in tensors:
         wanted = {k: v for k, v in wanted.items() if not k.startswith(EXCESS_TENSOR)}
         wanted[COUNTS] = wanted[COUNTS][: -len(DIRECTIONS)]
+    if LINEAR_TENSOR in tensors:
+        wanted |= {PREFIX + k: v for k, v in ExcessLoss(LINEAR).tensors().items()}
     if tensors.keys() != wanted.keys():
         raise ValueError(f"tensors differ: {sorted(tensors.keys() ^ wanted.keys())[:4]}")
     for name, own in wanted.items():
@@ -267,9 +291,9 @@ def check(tensors: dict[str, Tensor], positions: int) -> None:
     kinds = torch.tensor([len(NAMES), len(DIRECTIONS)])
     if ((events[:, 1:3] < 0) | (events[:, 1:3] >= kinds)).any():
         raise ValueError("drift.events names an unknown detector or direction")
-    if EXCESS_TENSOR in tensors:
-        blocks = tensors[f"{EXCESS_TENSOR}.blocks"].tolist()
-        ExcessLoss.load(tensors[EXCESS_TENSOR].tolist(), blocks)
+    for name in (EXCESS_TENSOR, LINEAR_TENSOR):
+        if name in tensors:
+            ExcessLoss.load(tensors[name].tolist(), tensors[f"{name}.blocks"].tolist())
     for name in MAKERS:
         if ((tensors[f"drift.{name}"] < 0) | (tensors[f"drift.{name}"] > 1)).any():
             raise ValueError(f"drift.{name} holds numbers that are not error rates")

@@ -9,13 +9,17 @@ only adds to them, and `read` and `measure` bring them to the host.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, softsign
 
+from funnel.compiled import loops
+from funnel.graphs.traced import is_tracing
 from service.fold.scoring.measures import (
     BINS,
     MAX_CONFUSED,
@@ -42,6 +46,7 @@ UNKNOWN = -1
 """The predicted class of a prediction that was wrong if no more is known of it."""
 SURE = 100.0
 """The logit of a probability of 1, and its negative that of 0; fp32 has none farther out."""
+LOOPS = "service.fold.scoring.loops"
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class Scores:
         """Outcomes at example index modulo RING. For examples that an earlier version scored, NORM
         and CONFIDENCE are NaN, and all fields are if that version no longer held the outcome."""
         self._slots = torch.arange(RING, device=device)
+        self.arrays = arrays_of(self.ring, self.scored)
+        """The ring and the number of outcomes as arrays, for compiled loops on a CPU."""
 
     def _blank(self, learners: int, device: torch.device) -> Tensor:
         rows = self.room if self.has_confusion else 3
@@ -177,7 +184,13 @@ class Scores:
             keep: bool, 0-dim; where it is False nothing changes.
             known: where it is False, an example counts as predicted wrong with certainty; bool [n].
         """
-        norms, confidence = probabilities.norm(dim=1), probabilities.amax(dim=1)
+        norms = torch.linalg.vector_norm(probabilities, dim=1)
+        if known is None and (compiled := loops_for(labels)) is not None:
+            if keep:
+                batch = (probabilities.contiguous(), norms, predicted, labels, losses)
+                compiled.score(*self.arrays, *(t.numpy() for t in batch))
+            return
+        confidence = probabilities.amax(dim=1)
         if known is not None:
             norms, confidence = torch.where(known, torch.stack([norms, confidence]), 1.0).unbind()
             predicted = torch.where(known, predicted, UNKNOWN)
@@ -333,6 +346,23 @@ class Scores:
 def bins_of(logits: Tensor) -> Tensor:
     """Return the bins of finite logits, int64; `service.fold.scoring.measures` has their bounds."""
     return ((softsign(logits / SPREAD) + 1.0) * (BINS / 2)).long().clamp_(max=BINS - 1)
+
+
+def arrays_of(*tensors: Tensor) -> list[npt.NDArray[np.generic]]:
+    """Return tensors on a CPU as arrays in the same memory, without those of a GPU."""
+    return [tensor.numpy() for tensor in tensors if tensor.is_cpu]
+
+
+def loops_for(labels: Tensor) -> ModuleType | None:
+    """Return the compiled loops for a batch; None where torch operators run instead: on a GPU, in a
+    trace, without numba, and for more examples than a ring takes at once.
+
+    Args:
+        labels: of the batch, [n].
+    """
+    if not labels.is_cpu or is_tracing() or len(labels) > RING - MOST_PENDING:
+        return None
+    return loops(LOOPS)
 
 
 def _add(counts: Tensor, places: Tensor, weights: Tensor) -> None:

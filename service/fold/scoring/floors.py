@@ -12,13 +12,14 @@ before. Weights of examples do not count. All is on the device, and nothing is r
 """
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from service.fold.scoring.classification import Scores
+from service.fold.scoring.classification import Scores, arrays_of, loops_for
 
 FLOORS = ("majority", "no_change")
 """Names of the floors, as the label ``learner`` of metrics shows them."""
@@ -28,6 +29,8 @@ MAJORITY = 0
 """The number of ``majority`` among them."""
 UNKNOWN = -1
 """The last label before the first."""
+MOST_EXACT = 1 << 24
+"""Labels up to which fp32 adds their counts exactly, in any order."""
 
 
 class Floors:
@@ -50,8 +53,15 @@ class Floors:
         self.tries = torch.tensor([1, 2], device=device)
         """1 and the examples whose label was the last one before their batch; 2 and all examples
         that had such a label before them."""
+        self._take_arrays()
         self.scores = Scores(opened, device, room, len(FLOORS))
         """The scores of the floors, in the order of FLOORS."""
+
+    def _take_arrays(self) -> None:
+        """Take the counts as arrays for compiled loops, and room for the shares of the classes."""
+        self._arrays = arrays_of(self.counts, self.last, self.tries)
+        with torch.inference_mode(mode=False):
+            self._shares = torch.zeros(len(FLOORS), len(self.counts))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -72,6 +82,7 @@ class Floors:
         self.scores.resize(opened, room)
         self.counts = pad(self.counts, (0, room - len(self.counts)))
         self.counts[self.opened : opened] = 1
+        self._take_arrays()
         self._classes = torch.arange(room, device=self.counts.device)
         self.opened = opened
 
@@ -102,16 +113,36 @@ class Floors:
         Returns:
             Cross-entropy of each floor and example, fp32 [2, n], in nats.
         """
-        probabilities = self.probabilities()
+        if (compiled := loops_for(labels)) is not None:
+            return self._score_compiled(compiled, labels, keep)
+        probabilities = self.probabilities().contiguous()
         losses = losses_of(probabilities, labels)
         each = [
-            probabilities.norm(dim=1, keepdim=True),
+            torch.linalg.vector_norm(probabilities, dim=1, keepdim=True),
             probabilities.amax(dim=1, keepdim=True),
             labels.float()[None],
             probabilities.argmax(dim=1, keepdim=True).float(),
         ]
         outcomes = torch.stack([losses, *(one.expand_as(losses) for one in each)], dim=-1)
         self.scores.add(outcomes, keep)
+        return losses
+
+    def _score_compiled(self, compiled: ModuleType, labels: Tensor, keep: Tensor) -> Tensor:
+        """Do the same by compiled loops, bit for bit."""
+        probabilities, found = self._shares, self._shares.numpy()
+        is_two = len(self.counts) == 2
+        divide = compiled.divide_in_two if is_two else compiled.divide
+        total = divide(*self._arrays, found)
+        if self.opened < 2 or total > MOST_EXACT:
+            probabilities = self.probabilities().contiguous()
+            found = probabilities.numpy()
+        elif not is_two:
+            compiled.persist(*self._arrays, found, float(probabilities[1].sum()))
+            compiled.scale_down(found, float(probabilities[1].sum()))
+        losses = torch.empty(len(FLOORS), len(labels))
+        norms = torch.linalg.vector_norm(probabilities, dim=1)
+        batch = (t.numpy() for t in (probabilities.log(), norms, labels, losses))
+        compiled.score_floors(*self.scores.arrays, found, *batch, bool(keep))
         return losses
 
     def balance(self) -> Tensor:
@@ -134,6 +165,10 @@ class Floors:
             labels: int64 [n], of open classes.
             keep: bool, 0-dim; where it is False nothing changes.
         """
+        if (compiled := loops_for(labels)) is not None:
+            if keep:
+                compiled.learn_floors(*self._arrays, labels.numpy())
+            return
         n = len(labels)
         self.counts.index_add_(0, labels, keep.long().expand(n))
         repeated = (labels == self.last).sum()

@@ -116,10 +116,10 @@ def test_a_baseline_takes_the_learning_rate_that_it_is_given() -> None:
 
 
 def test_a_pool_may_come_and_go_beside_another_optimizer() -> None:
-    alone = load_settings({"optimizer": "funnel"})
-    beside = load_settings({"optimizer": "funnel", "shadow": "pool"})
+    alone = load_settings({"model": "logistic", "optimizer": "funnel"})
+    beside = load_settings({"model": "logistic", "optimizer": "funnel", "shadow": "pool"})
     assert beside.spec == alone.spec, "a checkpoint of one is that of the other"
     assert Spec.of(asdict(alone.spec) | {"experts": 6}) == alone.spec, "as it was written before"
     state = State(beside.spec, beside.hyperparameters, CPU)
-    served = State(load_settings({}).spec, HYPERPARAMETERS, CPU)
+    served = State(load_settings({"model": "logistic"}).spec, HYPERPARAMETERS, CPU)
     assert state.shadows["pool"].tensors().keys() == served.served.tensors().keys()

@@ -1,5 +1,6 @@
 """The test of the excess loss: quick, seldom wrong, and exact after a restart."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,11 +12,13 @@ import torch
 from service.fold.drift.excess import BLOCK, GRACE, ExcessLoss
 from service.fold.drift.monitor import EXCESS_TENSOR, Monitor
 from service.fold.report import Report
+from service.fold.state import State
 from service.fold.step import Fold
 from service.log.position import EntryId, Position
-from service.settings import Settings
+from service.settings import Settings, load_settings
 from streams.made import churn
 from tests.support.named import a_row_state
+from tests.support.states import CPU, same_tensors
 
 Numbers = npt.NDArray[np.float64]
 Noise = Callable[[np.random.Generator, int], Numbers]
@@ -95,10 +98,20 @@ def test_a_reversal_of_churn_is_seen_in_9_of_10_seeds(size: int) -> None:
     assert sum(reversal_seen(size, seed) for seed in range(10)) >= 9
 
 
-def reversal_seen(size: int, seed: int, at: int = 8_000) -> bool:
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 5])
+def test_a_reversal_is_seen_though_all_families_recover_from_it_at_once(seed: int) -> None:
+    settings = load_settings({"model": "auto", "schema": "auto", "device": "cpu"})
+    state = State(settings.spec, settings.hyperparameters, CPU)
+    assert reversal_seen(100, seed, state=state)
+    assert len(state.drift.events) == 1, "two tests are one detector"
+
+
+def reversal_seen(size: int, seed: int, at: int = 8_000, state: State | None = None) -> bool:
     """Return whether the fold sees the reversal of `churn` within 500 examples, and nothing else
     before it."""
-    state = a_row_state(hyperparameters=Settings.model_construct().hyperparameters)
+    if state is None:
+        state = a_row_state(hyperparameters=Settings.model_construct().hyperparameters)
     fold, learned = Fold(state), 0
     for batch in churn.churn(at + 500, reversal=at).batches(size, seed):
         if changes := state.schema.changes_for(batch):
@@ -120,6 +133,24 @@ def feed(monitor: Monitor, excess: Numbers, start: int = 0, device: bool = False
                 floor=torch.tensor(0.5),
             )  # fmt: skip
         monitor.note(report, 100, 100 * (k + 1), Position(EntryId(1000 * (k + 1), 0)))
+
+
+def test_the_test_of_linear_experts_goes_on_after_a_restart() -> None:
+    whole, first = Monitor(), Monitor()
+
+    def feed_both(monitor: Monitor, start: int, stop: int) -> None:
+        for k in range(start, stop):
+            linear = 0.5 + (0.3 if 150 <= k < 160 else 0.0) + 0.05 * math.sin(7.0 * k)
+            report = Report(k + 1, 0.92, 0.5 + 0.05 * math.sin(7.0 * k), True, 0.5, linear)
+            monitor.note(report, 100, 100 * (k + 1), Position(EntryId(1000 * (k + 1), 0)))
+
+    feed_both(whole, 0, 200)
+    feed_both(first, 0, 153)
+    second = Monitor()
+    second.load(first.tensors(), first.positions())
+    feed_both(second, 153, 200)
+    assert names(whole) == names(second) == ["excess_loss"]
+    assert same_tensors(whole.tensors(), second.tensors())
 
 
 def reversal() -> Numbers:

@@ -1,0 +1,237 @@
+"""Compiled loops of scores, floors and calibration: plain loops over arrays, for numba.
+
+Each is what one step adds on a CPU, where an operator of torch costs more than its numbers. The
+operators in the modules that call them are their twins, and give the same bits. So logarithms,
+sigmoids, lengths, and sums whose order matters stay with torch, and nothing is contracted or
+reordered (no ``fastmath``).
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.compiled import compiled
+from service.fold.scoring.classification import RING
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@compiled
+def score(
+    ring: Floats, scored: Ints, probabilities: Floats, norms: Floats, predicted: Ints,
+    labels: Ints, losses: Floats,
+) -> None:  # fmt: skip
+    """Write the outcomes of a batch of one learner into the ring, [1, RING, 5]."""
+    at = int(scored[()]) % RING
+    for i in range(len(labels)):
+        confidence = probabilities[i, 0]
+        for p in probabilities[i]:
+            if p > confidence or p != p:
+                confidence = p
+            if confidence != confidence:
+                break
+        row = ring[0, at]
+        row[0] = losses[i]
+        row[1] = norms[i]
+        row[2] = confidence
+        row[3] = np.float32(labels[i])
+        row[4] = np.float32(predicted[i])
+        at = at + 1 if at + 1 < RING else 0
+    scored[()] += len(labels)
+
+
+@compiled
+def divide(counts: Ints, last: Ints, tries: Ints, found: Floats) -> int:
+    """Set the share of each class, and in the second row that of all but the last label; return
+    the sum of the counts."""
+    total = 0
+    for count in counts:
+        total += count
+    for c in range(len(counts)):
+        share = np.float32(counts[c]) / np.float32(total)
+        found[0, c] = share
+        found[1, c] = np.float32(0.0) if c == last[()] else share
+    return total
+
+
+@compiled
+def persist(counts: Ints, last: Ints, tries: Ints, found: Floats, rest: float) -> None:
+    """Give the last label its rate, and spread what is left over the others, whose sum is given."""
+    rate = np.float32(tries[0]) / np.float32(tries[1])
+    factor = (np.float32(1.0) - rate) / np.float32(rest)
+    for c in range(len(counts)):
+        found[1, c] = rate if c == last[()] else found[1, c] * factor
+
+
+@compiled
+def scale_down(found: Floats, total: float) -> None:
+    """Divide the second row by its sum."""
+    for c in range(found.shape[1]):
+        found[1, c] /= np.float32(total)
+
+
+@compiled
+def divide_in_two(counts: Ints, last: Ints, tries: Ints, found: Floats) -> int:
+    """Do all three for two classes, whose sum has one order; return the sum of the counts."""
+    total = divide(counts, last, tries, found)
+    persist(counts, last, tries, found, np.float64(found[1, 0] + found[1, 1]))
+    scale_down(found, np.float64(found[1, 0] + found[1, 1]))
+    return total
+
+
+@compiled
+def score_floors(
+    ring: Floats, scored: Ints, probabilities: Floats, logs: Floats, norms: Floats, labels: Ints,
+    losses: Floats, keep: bool,
+) -> None:  # fmt: skip
+    """Compute the losses of floors, [K, n], and write their outcomes into the ring, [K, RING, 5].
+
+    All examples have the same probabilities, [K, classes]; their logarithms and lengths are given.
+    """
+    for k in range(len(probabilities)):
+        guess = 0
+        for c in range(probabilities.shape[1]):
+            if probabilities[k, c] > probabilities[k, guess]:
+                guess = c
+        at = int(scored[()]) % RING
+        for i in range(len(labels)):
+            losses[k, i] = -logs[k, labels[i]]
+            if keep:
+                row = ring[k, at]
+                row[0] = losses[k, i]
+                row[1] = norms[k]
+                row[2] = probabilities[k, guess]
+                row[3] = np.float32(labels[i])
+                row[4] = np.float32(guess)
+                at = at + 1 if at + 1 < RING else 0
+    if keep:
+        scored[()] += len(labels)
+
+
+@compiled
+def learn_floors(counts: Ints, last: Ints, tries: Ints, labels: Ints) -> None:
+    """Take the labels of a batch."""
+    before = last[()]
+    for label in labels:
+        counts[label] += 1
+        if label == before:
+            tries[0] += 1
+    if before >= 0:
+        tries[1] += len(labels)
+    last[()] = labels[-1]
+
+
+@compiled
+def split(probabilities: Floats, predicted: Ints, others: Doubles, parts: Doubles) -> None:
+    """Set the probabilities of the classes that are not predicted, [n, classes], and in ``parts``,
+    [3, n], that of the predicted one, the first other one, and the largest other one.
+
+    With two classes, the first other one is all of the rest; with more, their sum takes its place.
+    """
+    for i in range(len(predicted)):
+        second = np.float64(0.0)
+        for c in range(probabilities.shape[1]):
+            p = np.float64(probabilities[i, c])
+            if c == predicted[i]:
+                parts[0, i] = p
+                p = np.float64(0.0)
+            elif c < 2:
+                parts[1, i] = p
+            others[i, c] = p
+            if p > second or p != p:
+                second = p
+        parts[2, i] = second
+
+
+@compiled
+def scale(
+    parts: Doubles, logs: Doubles, predicted: Ints, answer: Doubles, tiny: float, log_tiny: float,
+    most: float, is_binary: bool, inputs: Doubles, scaled: Doubles,
+) -> None:  # fmt: skip
+    """Set the inputs of Platt scaling, x and 1, [2, n], and a x + b, [n].
+
+    ``logs`` are those of the first two rows of the parts, which are taken as at least ``tiny``.
+    """
+    a, b = answer[0], answer[1]
+    for i in range(len(predicted)):
+        top = log_tiny if parts[0, i] < tiny else logs[0, i]
+        odds = top - (log_tiny if parts[1, i] < tiny else logs[1, i])
+        if odds > most:
+            odds = most
+        elif odds < -most:
+            odds = -most
+        if is_binary and predicted[i] != 1:
+            odds = -odds
+        inputs[0, i] = odds
+        inputs[1, i] = 1.0
+        scaled[i] = a * odds + b
+
+
+@compiled
+def answer_all(
+    probabilities: Floats, others: Doubles, parts: Doubles, platt: Doubles, predicted: Ints,
+    labels: Ints, importance: Floats, answer: Doubles, tiny: float, edge: float,
+    is_binary: bool, inputs: Doubles, answered: Floats, own: Doubles, slopes: Doubles,
+    off: Doubles,
+) -> None:  # fmt: skip
+    """Set what is answered, [n, classes]; of the label its probability in the answer, after scaling
+    and before, at least ``tiny``, and the odds of the weight, [3 n + 1]; and the terms of the
+    Newton step, [2, n], [n]."""
+    weight, n = answer[2], len(labels)
+    rest_weight = 1.0 - weight
+    inner = edge if weight < edge else (1.0 - edge if weight > 1.0 - edge else weight)
+    own[3 * n] = inner / (1.0 - inner)
+    for i in range(len(labels)):
+        q, rest, second, label = platt[i], parts[1, i], parts[2, i], labels[i]
+        is_watched = not is_binary or predicted[i] == 1
+        watched = 1 if is_binary else predicted[i]
+        kept = q if is_watched else 1.0 - q
+        both = second + rest
+        least = second / (tiny if both < tiny else both)
+        if least > kept or least != least:
+            kept = least
+        factor = (1.0 - kept) / (tiny if rest < tiny else rest)
+        for c in range(probabilities.shape[1]):
+            given = np.float64(probabilities[i, c])
+            scaled = given
+            if rest > tiny:
+                scaled = kept if c == predicted[i] else others[i, c] * factor
+            mixed = weight * scaled + rest_weight * given
+            answered[i, c] = np.float32(mixed)
+            if c == label:
+                own[i] = tiny if mixed < tiny else mixed
+                own[n + i] = tiny if scaled < tiny else scaled
+                own[2 * n + i] = tiny if given < tiny else given
+        came = 1.0 if label == watched else 0.0
+        off[i] = (q - came) * importance[i]
+        slope = (q * (1.0 - q)) * importance[i]
+        slopes[0, i] = slope * inputs[0, i]
+        slopes[1, i] = slope * inputs[1, i]
+
+
+@compiled
+def compare(logs: Doubles, importance: Floats, losses: Floats, gains: Doubles) -> None:
+    """Set the losses of what is answered, and how much less scaling loses, [n]."""
+    n = len(losses)
+    for i in range(n):
+        losses[i] = -np.float32(logs[i])
+        gains[i] = (logs[n + i] - logs[2 * n + i]) * importance[i]
+
+
+@compiled
+def take_step(
+    answer: Doubles, curvature: Doubles, more: Doubles, slope: Doubles, weight: Doubles,
+    dealt: float, bounds: Doubles,
+) -> None:  # fmt: skip
+    """Add to the curvature, take the Newton step within bounds, and deal a share of the weight."""
+    for j in range(2):
+        for k in range(2):
+            curvature[j, k] += more[j, k]
+    aa, ab, bb = curvature[0, 0], curvature[0, 1], curvature[1, 1]
+    det = aa * bb - ab * ab
+    a = answer[0] - (bb * slope[0] - ab * slope[1]) / det
+    b = answer[1] - (aa * slope[1] - ab * slope[0]) / det
+    answer[0] = bounds[0, 0] if a < bounds[0, 0] else (bounds[0, 1] if a > bounds[0, 1] else a)
+    answer[1] = bounds[1, 0] if b < bounds[1, 0] else (bounds[1, 1] if b > bounds[1, 1] else b)
+    answer[2] = (1.0 - dealt) * weight[0] + dealt / 2
