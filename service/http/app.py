@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from enum import Enum
 from importlib.metadata import version
 from typing import Any
 
@@ -15,12 +16,15 @@ from starlette.exceptions import HTTPException
 from service.http.answers import Answers
 from service.http.body import Bodies
 from service.http.budget import MEMORY, Budget
-from service.http.errors import HTTPError
+from service.http.errors import ErrorBody, HTTPError
+from service.http.examples import with_examples
 from service.http.guard import ADMIN, LEARN, OPEN_PATHS, PREDICT, Guard
 from service.http.routes import (
+    dead,
     drift,
     health,
     history,
+    labels,
     learn,
     model,
     page,
@@ -29,12 +33,21 @@ from service.http.routes import (
     schema,
 )
 from service.http.sites import Sites
-from service.http.strict import check
+from service.http.strict import check, check_headers
 from service.http.waits import Waits
 from service.service import Service
 
 logger = logging.getLogger("funnel")
 
+GROUPS: dict[str | Enum, Sequence[APIRouter]] = {
+    "learn": (learn.router, labels.router),
+    "predict": (predict.router,),
+    "model": (model.router, schema.router, pictures.router),
+    "watch": (drift.router, history.router, dead.router),
+}
+"""The groups of routes that the page /docs shows, in order."""
+DEMO, HEALTH = "demo", "health"
+"""The groups of the demo's own routes, and of those for probes and scrapes."""
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -63,9 +76,12 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     )
     app.state.service, app.state.bodies, app.state.budget = service, bodies, budget
     app.state.waits = Waits()
-    modules = (learn, predict, model, schema, drift, history, pictures, health, page)
-    for router in (*(module.router for module in modules), *more):
-        app.include_router(router, dependencies=[Depends(check)])
+    wrong: dict[int | str, dict[str, Any]] = {422: {"model": ErrorBody}}
+    for group, routers in {**GROUPS, DEMO: more}.items():
+        for router in routers:
+            app.include_router(router, dependencies=[Depends(check)], responses=wrong, tags=[group])
+    for module in (health, page):  # probes and browsers may add queries against caches
+        app.include_router(module.router, dependencies=[Depends(check_headers)], tags=[HEALTH])
 
     async def answer(_: Request, error: Exception) -> Response:
         refusal = as_http_error(error)
@@ -77,6 +93,13 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
 
     if settings.api_key:
         _describe_key(app)
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        document, model = describe(), service.model
+        return document if model is None else with_examples(document, model)
+
+    setattr(app, "openapi", described)  # noqa: B010  FastAPI's own way to extend it
     app.add_middleware(Answers, budget=budget, metrics=service.metrics)
     app.add_middleware(
         Guard,

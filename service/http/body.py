@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -14,12 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
 from service.http.budget import MEDIUM, SMALL, Budget, Reservation
-from service.http.codecs.codec import Codec, Examples
+from service.http.codecs.codec import Codec, Examples, Unlabelled
+from service.http.codecs.labels import LABELS
 from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS, Named, Packed, holds_rows
 from service.http.codecs.table import LEARN, PREDICT
 from service.http.errors import HTTPError, unavailable
 from service.http.json_process import JSONProcessError, JSONProcesses
 from service.log.entries import Shape
+from service.log.labels import Labels
 from streams.batch import Features, InvalidBatchError, TooManyError
 from streams.rows.rows import Rows
 
@@ -34,10 +36,12 @@ PATIENCE_SECONDS = 5.0
 LANES = {SMALL: 1, MEDIUM: 1, math.inf: 2}
 """Threads that decode bodies of up to so many bytes: a body never waits for larger ones."""
 
+LABEL_BYTES = 200
+"""Memory of a label of a question."""
 ROWS = (0, 0, False)
 """This stands for a model of rows, which its schema checks."""
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 
 
 class Bodies:
@@ -76,14 +80,14 @@ class Bodies:
 
     def features(
         self, request: Request, shape: Shape, expects_bytes: bool
-    ) -> AbstractAsyncContextManager[Features]:
+    ) -> AbstractAsyncContextManager[Unlabelled[Features]]:
         """Return the examples without labels of a request, as `examples` does."""
         model = *shape, expects_bytes
-        return self._decoded(request, model, PREDICT, lambda features: features.nbytes)
+        return self._decoded(request, model, PREDICT, lambda found: found.inputs.nbytes)
 
-    def rows(self, request: Request) -> AbstractAsyncContextManager[Rows]:
+    def rows(self, request: Request) -> AbstractAsyncContextManager[Unlabelled[Rows]]:
         """Return the rows without labels of a request, as `examples` does."""
-        return self._decoded(request, ROWS, PREDICT_ROWS, lambda rows: 8 * rows.cells)
+        return self._decoded(request, ROWS, PREDICT_ROWS, lambda rows: 8 * rows.inputs.cells)
 
     def labelled_rows(
         self, request: Request, named: Named
@@ -98,6 +102,16 @@ class Bodies:
             named: its columns of labels and weights.
         """
         return self._decoded(request, ROWS, LEARN_ROWS, _size, named.to_bytes())
+
+    def labels(self, request: Request, shape: Shape | None) -> AbstractAsyncContextManager[Labels]:
+        """Return the labels of questions of a request, as `examples` does.
+
+        Args:
+            request: with the body.
+            shape: of the model's examples; None for rows.
+        """
+        model = ROWS if shape is None else (*shape, False)
+        return self._decoded(request, model, LABELS, lambda found: LABEL_BYTES * len(found))
 
     @asynccontextmanager
     async def labelled_either(
@@ -122,7 +136,9 @@ class Bodies:
                 yield examples
 
     @asynccontextmanager
-    async def either(self, request: Request, shape: Shape) -> AsyncIterator[Features | Rows]:
+    async def either(
+        self, request: Request, shape: Shape
+    ) -> AsyncIterator[Unlabelled[Features] | Unlabelled[Rows]]:
         """Return what a request to an open model holds: as `features`, or as `rows`.
 
         Args:
@@ -133,11 +149,11 @@ class Bodies:
             kind, body, has_rows = await self._read_either(request, held, PREDICT, PREDICT_ROWS)
             if has_rows:
                 rows = await self._decode(PREDICT_ROWS[kind], body, ROWS, b"")
-                held.change(8 * rows.cells)
+                held.change(8 * rows.inputs.cells)
                 yield rows
             else:
                 features = await self._decode(PREDICT[kind], body, (*shape, False), b"")
-                held.change(features.nbytes)
+                held.change(features.inputs.nbytes)
                 yield features
 
     async def _read_either(

@@ -46,7 +46,7 @@ async def _running(service: Annotated[Service, Depends(_service)]) -> Model:
     if service.draining.is_set():
         raise unavailable("draining", "the service is shutting down")
     if service.model is None:
-        raise unavailable("starting", "the service is starting")
+        raise unavailable("starting", f"the service is starting{service.waits}")
     return service.model
 
 

@@ -20,8 +20,18 @@ ADMIN, LEARN, PREDICT = "admin", "learn", "predict"
 """Scopes of keys; admin may do everything."""
 OPEN_PATHS = ("/health/live", "/health/ready")
 ENDLESS_PATHS = ("/events",)
-SCOPES = {("POST", "/learn"): LEARN, ("POST", "/predict"): PREDICT}
+SCOPES = {
+    ("POST", "/learn"): LEARN,
+    ("POST", "/labels"): LEARN,
+    ("POST", "/predict"): PREDICT,
+}
 """Scopes that requests other than reads need; admin where none is listed. These have a body."""
+ADMIN_READS = ("/dead",)
+"""Paths whose reads need scope admin."""
+LEARN_HEADER = b"funnel-learn-key"
+"""Header that holds the key of scope learn for a question with ids, which writes to the log."""
+HELD = "funnel.scopes"
+"""Key of the request's scope that holds the scopes of its keys; missing if no key is needed."""
 BASIC = 'Basic realm="Funnel", charset="UTF-8"'
 
 
@@ -99,17 +109,31 @@ class Guard:
         held = {name for name, key in self._expected.items() if hmac.compare_digest(given, key)}
         if not held:
             return HTTPError(401, "unauthorized", "send the header Authorization: Bearer <key>")
-        otherwise = PREDICT if scope["method"] in READS else ADMIN
+        is_open = scope["method"] in READS and scope["path"] not in ADMIN_READS
+        otherwise = PREDICT if is_open else ADMIN
         needed = SCOPES.get((scope["method"], scope["path"]), otherwise)
+        scope[HELD] = held | self._of_header(scope)
         if held & {needed, ADMIN} or self._leads_nowhere(scope):
             return None
         return HTTPError(403, "forbidden", f"this request needs a key of scope {needed}")
+
+    def _of_header(self, scope: Scope) -> set[str]:
+        """Return the scope of the key in the header that a question with ids may have."""
+        key = self._expected.get(LEARN, b"")
+        sent = [value for name, value in scope["headers"] if name == LEARN_HEADER]
+        return {LEARN} if key and sent and hmac.compare_digest(sent[0], key) else set()
 
     def _leads_nowhere(self, scope: Scope) -> bool:
         """Return whether a read has no route; with any valid key the answer is 404, not 403."""
         return scope["method"] in READS and all(
             route.matches(scope)[0] is Match.NONE for route in self.routes
         )
+
+
+def may_ask(scope: Scope) -> bool:
+    """Return whether the keys of a request allow questions with ids, which write to the log."""
+    held = scope.get(HELD)
+    return held is None or not held.isdisjoint({LEARN, ADMIN})
 
 
 def _key_of(authorization: bytes, method: str) -> bytes:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Sized
 from struct import Struct
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ CODECS: list[Codec[Any]] = [
     codec for codecs in (LEARN, PREDICT, LEARN_ROWS, PREDICT_ROWS) for codec in codecs.values()
 ]
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 
 
 class JSONProcessError(RuntimeError):

@@ -218,7 +218,7 @@ async def _start(service: Service, url: str) -> None:
     gc.freeze()  # what torch and the web framework made stays: a full collection would take 0.2 s
     logger.info(
         "serving %s on %s: version %d, %d examples learned",
-        service.settings.model,
+        model.settings.model,
         url,
         status.version,
         status.examples,

@@ -1,6 +1,6 @@
 """Refuses unknown queries, and queries and headers with two values."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from fastapi import Request
@@ -12,30 +12,43 @@ SINGLE = ("Content-Type", "Content-Encoding", "Idempotency-Key")
 """Headers of which a request may have one value. `Guard` sees to Authorization."""
 
 
-async def check(request: Request) -> None:
-    """Check a request of a route that has a body, or queries of its own.
-
-    A route without queries ignores them: the files of the page may have some against caches.
+async def check_headers(request: Request) -> None:
+    """Check the headers of a request.
 
     Raises:
-        HTTPError: 422 a query is unknown, or a query or header has two values.
+        HTTPError: 422 a header has two values.
     """
     for name in SINGLE:
         if _differ(request.headers.getlist(name)):
             message = f"the header {name} came with different values; send it once"
             raise HTTPError(422, "invalid", message, name)
+
+
+async def check(request: Request) -> None:
+    """Check the headers and queries of a request.
+
+    Raises:
+        HTTPError: 422 a query is unknown, or a query or header has two values.
+    """
+    await check_headers(request)
     route, given = request.scope.get("route"), request.query_params
-    if not given or not isinstance(route, APIRoute) or not (known := _queries(route)):
+    if not given or not isinstance(route, APIRoute):
         return
+    known = _queries(route)
     for name in given:
         if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}? It" if close else "it"
-            message = f"unknown query {name[:40]!r}: {hint} may be {', '.join(known)}"
-            raise HTTPError(422, "invalid", message, name[:40])
+            raise HTTPError(422, "invalid", _unknown(name, known), name[:40])
         if _differ(given.getlist(name)):
             message = f"the query {name} came with different values; send it once"
             raise HTTPError(422, "invalid", message, name)
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    if not known:
+        return f"unknown query {name[:40]!r}: this route has none"
+    close = get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]!r}? It" if close else "it"
+    return f"unknown query {name[:40]!r}: {hint} may be {', '.join(known)}"
 
 
 def _differ(values: Iterable[str]) -> bool:

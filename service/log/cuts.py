@@ -1,7 +1,8 @@
 """Cuts: the trainer's recorded decisions, and the entries that wait to be cut.
 
 A cut records where a batch ends and which entries before that are dead: replay discards the same
-entries, even if a later reader could decode them. A cut may also carry a command.
+entries, even if a later reader could decode them. It records which question each label met, too. A
+cut may also carry a command.
 """
 
 from collections import deque
@@ -16,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from service.log.entries import Entry, Fields, is_damaged
 from service.log.errors import CutError, DamagedCutError, LogError
 from service.log.keys import Field
-from service.log.position import EntryId, Position
+from service.log.labels import Join, Label, Place, Result
+from service.log.position import ORIGIN, TOP, EntryId, Position
 from streams.examples import AnyBatch, joined
+from streams.rows.rows import Rows, merged
 
 GAP = '{"gap": true}'
 """The text of `Gap`; its bytes may not change."""
@@ -78,6 +81,12 @@ class _Record(BaseModel):
     sources: dict[str, NonNegativeInt]
     fold: int = 1
     effort: Literal["full", "fast"] = "full"
+    joins: dict[str, list[str | list[Any]]] = {}
+    met: list[list[Any]] = []
+    unknown: list[str] = []
+    closed: str = str(ORIGIN)
+    evicted: NonNegativeInt = 0
+    now: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,33 @@ class Cut:
     """Version of the fold that learned the batch."""
     is_fast: bool = False
     """True if the families that cost most skip the batch (`service.fold.step.Fold.step`)."""
+    joins: Mapping[EntryId, Sequence[Join]] = field(default_factory=dict)
+    """By entry with labels of questions, what became of those of its labels that lie between the
+    previous cut and this one, in order."""
+    met: Sequence[Join] = ()
+    """Labels that had waited for their questions, and have met them, or that questions got when
+    their time was over; their examples come last in the batch."""
+    unknown: Sequence[bytes] = ()
+    """Hashes of the ids of labels that have waited in vain."""
+    closed: EntryId = ORIGIN
+    """Questions before this entry of theirs are closed from now on; ORIGIN closes none."""
+    evicted: int = 0
+    """Questions without a label among those, which were closed before their time."""
+    now: int = 0
+    """Time of the log at which labels were joined or questions closed, in Unix milliseconds; 0 if
+    none were."""
 
     def to_json(self) -> str:
         """Return the text that is recorded."""
-        effort = {"effort": "fast"} if self.is_fast else {}
+        more: dict[str, object] = {
+            "joins": {str(entry): list(map(_join, own)) for entry, own in self.joins.items()},
+            "met": list(map(_met, self.met)),
+            "unknown": [own.hex() for own in self.unknown],
+            "closed": "" if self.closed == ORIGIN else str(self.closed),
+            "evicted": self.evicted,
+            "now": self.now,
+            "effort": "fast" if self.is_fast else "",
+        }
         return orjson.dumps(
             {
                 "position": str(self.position),
@@ -114,7 +146,7 @@ class Cut:
                 "sources": dict(self.sources),
                 "fold": self.fold,
             }
-            | effort
+            | {name: value for name, value in more.items() if value}
         ).decode()
 
     @classmethod
@@ -136,13 +168,50 @@ class Cut:
                 found.sources,
                 found.fold,
                 found.effort == "fast",
+                {EntryId.parse(e): tuple(map(_read_join, own)) for e, own in found.joins.items()},
+                tuple(_read_met(*one) for one in found.met),
+                tuple(map(bytes.fromhex, found.unknown)),
+                EntryId.parse(found.closed),
+                found.evicted,
+                found.now,
             )
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise CutError(f"{where}: {first['msg']}" if where else first["msg"]) from error
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise CutError(str(error)) from error
+
+
+def _join(join: Join) -> str | list[object]:
+    """Return the record of a label: its result, or the question that is learned with it."""
+    if join.place is None:
+        return str(join.result)
+    return _place(join) + ([] if join.result == Result.JOINED else [str(join.result)])
+
+
+def _place(join: Join) -> list[object]:
+    assert join.place is not None, "only a label that is learned has a question"
+    return [str(join.place.entry), join.place.row]
+
+
+def _read_join(record: str | list[Any]) -> Join:
+    if isinstance(record, str):
+        return Join(Result(record))
+    entry, row, *result = record
+    return Join(Result(*result or [Result.JOINED]), Place(EntryId.parse(entry), int(row)))
+
+
+def _met(join: Join) -> list[object]:
+    end = [] if join.result == Result.JOINED else [str(join.result)]
+    return [*_place(join), join.label, join.weight, *end]
+
+
+def _read_met(
+    entry: str, row: int, label: Label, weight: float, result: str = Result.JOINED
+) -> Join:
+    place = Place(EntryId.parse(entry), int(row))
+    return Join(Result(result), place, label=label, weight=float(weight))
 
 
 def checksum(text: str) -> str:
@@ -246,10 +315,40 @@ class Pending:
 
     def add(self, entry: Entry) -> None:
         """Queue the next entry of the log."""
-        if entry.id == self.position.entry:
-            entry = _after(entry, self.position.taken or 0)
+        if entry.joins is None:
+            entry = self.rest(entry)
         self._queue.append(entry)
         self.examples += entry.examples
+
+    def rest(self, entry: Entry) -> Entry:
+        """Return what of an entry lies after the last cut."""
+        if entry.id != self.position.entry:
+            return entry
+        return _after(entry, self.position.taken or 0)
+
+    def decide(self, entry: EntryId, joins: Sequence[Join]) -> None:
+        """Set what became of the first of the labels of an entry that was read.
+
+        Raises:
+            KeyError: there is no such entry, or it has fewer labels.
+        """
+        for k, own in enumerate(self._queue):
+            if own.id == entry and own.labels is not None and len(own.labels) >= len(joins):
+                self._queue[k] = decided(own, joins)
+                self.examples += self._queue[k].examples - own.examples
+                return
+        raise KeyError(entry)
+
+    @property
+    def oldest_question(self) -> EntryId:
+        """The oldest entry of questions that labels have met which are not cut; TOP without any."""
+        joins = (join for entry in self._queue for join in entry.joins or ())
+        return min((join.place.entry for join in joins if join.place is not None), default=TOP)
+
+    def labels_of(self, entry: EntryId) -> Entry | None:
+        """Return an entry that was read, if it holds labels of questions."""
+        found = (one for one in self._queue if one.id == entry and one.labels is not None)
+        return next(found, None)
 
     def take(self, size: int, recorded: Cut | None = None) -> tuple[Cut, AnyBatch | None]:
         """Cut off up to ``size`` examples, with the dead entries before and right after them.
@@ -260,11 +359,27 @@ class Pending:
                 that cut names it.
         """
         parts: list[AnyBatch] = []
+        joins: dict[EntryId, Sequence[Join]] = {}
         dead: dict[EntryId, str] = {}
         sources: dict[str, int] = {}
         left = size
         while self._queue and (recorded is None or self.position != recorded.position):
             entry = self._queue[0]
+            if entry.joins is not None:
+                taken = _taken(entry.joins, left if recorded is None else self.examples)
+                if not taken:
+                    break
+                found = [join.example for join in taken if join.example is not None]
+                parts += found
+                left -= len(found)
+                joins[entry.id] = taken
+                if found:
+                    sources[entry.source] = sources.get(entry.source, 0) + len(found)
+                self._pass_labels(entry, taken)
+                continue
+            is_dead = recorded is not None and entry.id in recorded.dead
+            if entry.labels is not None and not is_dead:
+                break  # what becomes of them is not decided
             if entry.batch is None if recorded is None else entry.id in recorded.dead:
                 dead[entry.id] = entry.reason
                 self._pass(entry)
@@ -282,8 +397,25 @@ class Pending:
                 self._queue[0] = _after(entry, n)
                 before = self.position.taken if self.position.entry == entry.id else 0
                 self.position = Position(entry.id, (before or 0) + n)
-        cut = Cut(self.position, size - left, self.entries, dead, sources=sources)
-        return cut, joined(parts) if parts else None
+        cut = Cut(self.position, size - left, self.entries, dead, sources=sources, joins=joins)
+        if not parts:
+            return cut, None
+        batch = joined(parts)
+        return cut, merged(batch) if joins and isinstance(batch, Rows) else batch
+
+    def _pass_labels(self, entry: Entry, taken: Sequence[Join]) -> None:
+        """Move the position after the first labels of the first entry."""
+        assert entry.labels is not None, "it has labels"
+        if len(taken) == len(entry.labels):
+            self._pass(entry)
+            return
+        before = self.position.taken if self.position.entry == entry.id else 0
+        rest = entry._replace(labels=entry.labels.after(len(taken)), joins=None, examples=0)
+        if later := (entry.joins or ())[len(taken) :]:
+            rest = decided(rest, later)
+        self.examples += rest.examples - entry.examples
+        self._queue[0] = rest
+        self.position = Position(entry.id, (before or 0) + len(taken))
 
     def _pass(self, entry: Entry) -> None:
         self._queue.popleft()
@@ -292,8 +424,25 @@ class Pending:
         self.entries += 1
 
 
+def decided(entry: Entry, joins: Sequence[Join]) -> Entry:
+    """Return an entry of labels with what became of the first of them."""
+    return entry._replace(joins=tuple(joins), examples=sum(j.example is not None for j in joins))
+
+
+def _taken(joins: Sequence[Join], left: int) -> Sequence[Join]:
+    """Return the first joins, with at most so many examples, and the results right after them."""
+    for k, join in enumerate(joins):
+        if join.example is not None:
+            if not left:
+                return joins[:k]
+            left -= 1
+    return joins
+
+
 def _after(entry: Entry, taken: int) -> Entry:
-    """Return an entry without its first examples."""
+    """Return an entry without its first examples or labels."""
+    if entry.labels is not None:
+        return entry._replace(labels=entry.labels.after(taken))
     if entry.batch is None:
         return entry
     rest = entry.batch.part(taken, entry.examples)

@@ -1,4 +1,4 @@
-"""Entries of the log: batches of examples, or what cannot be decoded as one."""
+"""Entries of the log: batches of examples, labels of questions, or what cannot be decoded."""
 
 import logging
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from zlib import crc32
 
 from service.log.errors import LogUnavailable
 from service.log.keys import Field, Inputs
+from service.log.labels import Join, Labels, read_labels
 from service.log.position import EntryId
 from streams.batch import Batch, InvalidBatchError, check, decode
 from streams.examples import AnyBatch
@@ -21,7 +22,7 @@ logger = logging.getLogger("funnel")
 
 BATCH, JSON, SOURCE = Field.BATCH.encode(), Field.JSON.encode(), Field.SOURCE.encode()
 ARROW, ROWS, ROW = Field.ARROW.encode(), Field.ROWS.encode(), Field.ROW.encode()
-CRC32 = Field.CRC32.encode()
+LABELS, CRC32 = Field.LABELS.encode(), Field.CRC32.encode()
 DENSE, NAMED = (BATCH, JSON), (ARROW, ROWS, ROW)
 """Fields that hold the examples of a model of dense features, and of one of named rows."""
 Shape = tuple[int, int]
@@ -36,7 +37,7 @@ RawEntry = tuple[EntryId, Fields]
 
 
 class Entry(NamedTuple):
-    """An entry as read: its examples, or the reason why it has none."""
+    """An entry as read: its examples, labels of questions, or the reason why it has none."""
 
     id: EntryId
     batch: AnyBatch | None
@@ -46,6 +47,10 @@ class Entry(NamedTuple):
     reason: str = ""
     is_damaged: bool = False
     """True if it is not what was written."""
+    labels: Labels | None = None
+    """Labels of questions; which examples they give is a decision."""
+    joins: tuple[Join, ...] | None = None
+    """Results of its labels, or of the first of them; None before they are decided."""
 
 
 def is_damaged(fields: Fields, name: bytes) -> bool:
@@ -94,10 +99,14 @@ def read_entry(
         LogUnavailable: the entry may be good; try again later.
     """
     source = "http" if fields.get(SOURCE) == b"http" else "redis"
-    content = next((name for name in DENSE + NAMED if name in fields), None)
+    content = next((name for name in (*DENSE, *NAMED, LABELS) if name in fields), None)
     if content is not None and is_damaged(fields, content):
         return Entry(entry, None, source, 0, DAMAGED, is_damaged=True)
     try:
+        if content == LABELS:
+            _check_length(fields[LABELS])
+            labels = read_labels(fields[LABELS], None if shape is None else shape[1])
+            return Entry(entry, None, source, 0, labels=labels)
         expects_bytes = expects_bytes and source == "redis"  # HTTP has refused its own
         batch = _rows(fields) if shape is None else _dense(fields, *shape, expects_bytes)
     except InvalidBatchError as error:
@@ -123,7 +132,7 @@ def _dense(fields: Fields, width: int, classes: int, expects_bytes: bool) -> Bat
             f"rows with named columns, but this model takes {width} dense features"
         )
     else:
-        raise InvalidBatchError(f"no field 'batch' or 'json', only {sorted(fields)[:4]}")
+        raise InvalidBatchError(f"no field 'batch' or 'json', only {_names(fields)}")
     check(batch, width, classes)
     return batch
 
@@ -134,7 +143,13 @@ def _rows(fields: Fields) -> Rows:
         return from_fields(fields)
     if any(name in fields for name in DENSE):
         raise InvalidBatchError("dense features, but this model takes rows with named columns")
-    raise InvalidBatchError(f"no field 'arrow', 'rows' or 'row', only {sorted(fields)[:4]}")
+    raise InvalidBatchError(f"no field 'arrow', 'rows' or 'row', only {_names(fields)}")
+
+
+def _names(fields: Fields) -> str:
+    """Return the names of the first fields of an entry, in words."""
+    names = [repr(name.decode(errors="replace")[:40]) for name in sorted(fields)[:4]]
+    return ", ".join(names) or "none"
 
 
 def _check_length(document: bytes) -> None:

@@ -1,6 +1,6 @@
 """How far the log reaches, and whether that is far enough: XREAD is silent about gaps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -20,6 +20,10 @@ class Extent:
     """The highest id ever given."""
     first: EntryId | None
     """Id of the oldest entry that is still there."""
+    asked: EntryId = ORIGIN
+    """The highest id ever given to questions."""
+    time: int = field(default=0, compare=False)
+    """The server's Unix time, in milliseconds."""
 
     @classmethod
     def of(cls, reply: bytes, key: str) -> "Extent":
@@ -33,13 +37,15 @@ class Extent:
             found = orjson.loads(reply)
         except orjson.JSONDecodeError as error:
             raise ForeignError(f"the name of the log {key} is not text: {reply[:80]!r}") from error
+        asked, time = EntryId.parse(found.get("asked", "0-0")), int(found.get("time", 0))
         if found["kind"] == "none":
-            return cls(found["uuid"], 0, 0, ORIGIN, None)
+            return cls(found["uuid"], 0, 0, ORIGIN, None, asked, time)
         if found["kind"] != "stream":
             raise GapError(f"the key {key} holds a {found['kind']}, not a stream")
         first, last = found["first-entry"], EntryId.parse(found["last-generated-id"])
         oldest = EntryId.parse(first) if first else None
-        return cls(found["uuid"], found["length"], found["entries-added"], last, oldest)
+        added = found["entries-added"]
+        return cls(found["uuid"], found["length"], added, last, oldest, asked, time)
 
 
 def check_reach(extent: Extent, progress: Progress) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import uuid
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -32,6 +33,8 @@ JOINED = Load(256, 1 << 20)
 """Most rows, and bytes of their values, of requests that share an entry."""
 JOINED_CELLS = 20_000
 """Most cells of the same: readers take as many whatever the columns are."""
+LATER = 64 << 20
+"""Most bytes of questions that wait to be written while nobody waits for them."""
 SMALL = Load(64, 64 << 10)
 """Requests with fewer rows and bytes of values may share an entry."""
 KEY_SECONDS = 3_600
@@ -61,6 +64,8 @@ class _Entry:
     rows: list[Rows] = field(default_factory=list)
     """One for each request, until they are encoded."""
     cells: int = 0
+    is_question: bool = False
+    """True if it is one of the stream of questions, which no backlog counts."""
 
     def takes(self, other: "_Entry") -> bool:
         """Take in the rows of the entry that follows; return False if they need their own."""
@@ -96,6 +101,8 @@ class Intake:
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
         self._in_flight: set[str] = set()
+        self._later = 0
+        """Bytes of questions for whose confirmation nobody waits."""
         self._group_under_way: list[_Entry] = []
 
     async def append(
@@ -147,6 +154,50 @@ class Intake:
         entry = self._reserved(Load(len(rows), rows.buffer_bytes))
         entry.rows, entry.cells = [rows], rows.cells
         return await self._confirmed(entry)
+
+    async def ask(self, fields: Mapping[str, bytes | int]) -> EntryId:
+        """Append questions, and return the id of their entry once the server has confirmed it.
+
+        Args:
+            fields: of the entry (see `service.log.questions`).
+
+        Raises:
+            LogUnavailable: the server did not confirm, or has given out its highest id.
+        """
+        try:
+            return await self._confirmed(self._question(fields))
+        except LogFullError as error:
+            raise LogUnavailable("the stream of questions has given out its highest id") from error
+
+    def ask_later(self, fields: Mapping[str, bytes | int], lost: Callable[[], object]) -> None:
+        """Append questions as `ask` does, without waiting.
+
+        Args:
+            fields: of the entry.
+            lost: called if the server does not confirm, or LATER bytes of others wait for that.
+        """
+        entry = self._question(fields)
+        size = entry.load.bytes
+        if self._later + size > LATER:
+            lost()
+            return
+        self._later += size
+
+        def note(answer: "asyncio.Future[bytes]") -> None:
+            self._later -= size
+            if answer.cancelled() or answer.exception() is not None:
+                lost()
+
+        entry.answers[0].add_done_callback(note)
+        self._queue.append(entry)
+        self._arrived.set()
+
+    def _question(self, fields: Mapping[str, bytes | int]) -> _Entry:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        size = sum(len(value) for value in fields.values() if isinstance(value, bytes))
+        pairs = [part for pair in fields.items() for part in pair]
+        command = ("XADD", self.keys.asked, "*", *pairs)
+        return _Entry(Load(0, size), [answer], command, is_question=True)
 
     def _reserved(self, load: Load) -> _Entry:
         self.backlog.reserve(load)
@@ -248,7 +299,8 @@ class Intake:
             if all(answer.done() for answer in entry.answers):
                 continue
             with contextlib.suppress(ValueError):  # `append` reports it
-                self.backlog.note(EntryId.parse(reply.rpartition(b" ")[2]), entry.load)
+                if not entry.is_question:
+                    self.backlog.note(EntryId.parse(reply.rpartition(b" ")[2]), entry.load)
             for answer in entry.answers:
                 if not answer.done():
                     answer.set_result(reply)

@@ -20,13 +20,20 @@ class Field:
     ROW = "row"
     """One row as a JSON object; with ``label``."""
     LABELS = "labels"
-    """Labels of ``rows``, as a JSON list."""
+    """Labels of ``rows``, as a JSON list; without any examples, labels of questions that were
+    asked before (see `service.log.labels`)."""
     LABEL = "label"
     """Label of ``row``: JSON, or plain text."""
     WEIGHTS = "weights"
     """Weights of ``rows``, as a JSON list; may be absent."""
     WEIGHT = "weight"
     """Weight of ``row``, a JSON number; may be absent."""
+    IDS = "ids"
+    """Hashes of the ids of questions, 16 bytes each."""
+    GIVEN = "given"
+    """The answers that were given to questions (see `service.log.questions`)."""
+    VERSION = "version"
+    """Version of the model that gave them."""
     SOURCE = "source"
     """``http`` if the service itself appended the entry."""
     CUT = "cut"
@@ -57,8 +64,10 @@ class Keys:
     def __init__(self, model: str) -> None:
         self._start = f"funnel:{{{model}}}:"
         self.log = log_key(model)
-        """Stream of the entries, each with a field ``batch``, ``json``, ``arrow``, ``rows`` or
-        ``row``."""
+        """Stream of the entries, each with a field ``batch``, ``json``, ``arrow``, ``rows``,
+        ``row`` or, for labels of questions, ``labels``."""
+        self.asked = f"{self._start}asked"
+        """Stream of the questions that wait for their labels (see `service.log.questions`)."""
         self.cuts = f"{self._start}cuts"
         """Stream of the trainer's decisions; cut k has the id ``k-0``."""
         self.dead = f"{self._start}dead"

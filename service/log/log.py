@@ -24,7 +24,8 @@ from service.log.errors import (
 )
 from service.log.extent import Extent
 from service.log.keys import Inputs, Keys
-from service.log.position import EntryId, Position
+from service.log.position import ORIGIN, EntryId, Position
+from service.log.questions import Asked
 from service.log.server import check_server
 
 KNOWN_INPUTS = tuple(
@@ -37,6 +38,8 @@ DEAD_BYTES = 4_096
 CUTS_A_READ = 1_000
 DIGITS = 15
 """Most digits of a number that a key holds; Lua's numbers are exact so far."""
+ASKED_AT_ONCE, ASKED_BYTES = 1_000, 8 << 20
+"""Entries of questions, and bytes of them, that the server looks through in one go."""
 COUNTED_AT_ONCE = 1_024
 """Entries that one `Log.count_after` counts; the server answers no other client meanwhile."""
 
@@ -90,6 +93,15 @@ class Log(Protocol):
         It counts at most COUNTED_AT_ONCE: if that is the count, call again from the returned id.
         """
 
+    async def asked_after(self, after: EntryId) -> list[Asked]:
+        """Return the next entries of questions after an id, at most some hundreds."""
+
+    async def questions(self, entries: Sequence[EntryId]) -> list[Fields]:
+        """Return the fields of some entries of questions; none of an entry that is gone."""
+
+    async def raise_asked(self, entry: EntryId) -> None:
+        """Let the ids of later questions be higher than one, if they are not anyway."""
+
     async def append_cuts(
         self, epoch: int, first: int, cuts: Sequence[Cut], schema: str = ""
     ) -> None:
@@ -129,8 +141,9 @@ class Log(Protocol):
         Each is 0 if there is none.
         """
 
-    async def trim(self, position: Position, cut: int) -> None:
-        """Remove entries before a position and cuts before a cut; both themselves stay.
+    async def trim(self, position: Position, cut: int, asked: EntryId = ORIGIN) -> None:
+        """Remove entries before a position, cuts before a cut and questions before an entry of
+        theirs; these themselves stay.
 
         A log that ends before the position has lost its end: all its entries stay.
         """
@@ -179,7 +192,7 @@ class RedisLog(Log):
         self.redis, self.keys = redis, Keys(model)
 
     async def extent(self) -> Extent:
-        keys = [self.keys.log, self.keys.uuid]
+        keys = [self.keys.log, self.keys.uuid, self.keys.asked]
         return Extent.of(await self._eval(scripts.DESCRIBE, keys, uuid.uuid4().hex), keys[0])
 
     async def take_epoch(self, at_least: int) -> int:
@@ -216,6 +229,22 @@ class RedisLog(Log):
             scripts.COUNT, [self.keys.log], str(after), str(last), COUNTED_AT_ONCE
         )
         return int(count), EntryId.parse(newest)
+
+    async def asked_after(self, after: EntryId) -> list[Asked]:
+        arguments = (str(after), ASKED_AT_ONCE, ASKED_BYTES)
+        found = await self._eval(scripts.ASKED, [self.keys.asked], *arguments)
+        return [Asked(EntryId.parse(entry), hashes, size) for entry, hashes, size in found]
+
+    async def questions(self, entries: Sequence[EntryId]) -> list[Fields]:
+        found: list[Fields] = []
+        while len(found) < len(entries):
+            ids = map(str, entries[len(found) : len(found) + ASKED_AT_ONCE])
+            raw = await self._eval(scripts.FETCH, [self.keys.asked], ASKED_BYTES, *ids)
+            found += [dict(zip(own[::2], own[1::2], strict=True)) for own in raw]
+        return found
+
+    async def raise_asked(self, entry: EntryId) -> None:
+        await self._eval(scripts.RAISE_ASKED, [self.keys.asked], str(entry))
 
     async def append_cuts(
         self, epoch: int, first: int, cuts: Sequence[Cut], schema: str = ""
@@ -272,9 +301,9 @@ class RedisLog(Log):
         last = EntryId.parse(await self._eval(scripts.LAST_ID, [self.keys.cuts]))
         return (oldest[0][0].milliseconds if oldest else 0), last.milliseconds
 
-    async def trim(self, position: Position, cut: int) -> None:
-        keys = [self.keys.log, self.keys.cuts]
-        await self._eval(scripts.TRIM, keys, str(position.entry), f"{cut}-0")
+    async def trim(self, position: Position, cut: int, asked: EntryId = ORIGIN) -> None:
+        keys = [self.keys.log, self.keys.cuts, self.keys.asked]
+        await self._eval(scripts.TRIM, keys, str(position.entry), f"{cut}-0", str(asked))
 
     async def archive(self) -> None:
         mark = uuid.uuid4().hex[:8]
@@ -299,7 +328,8 @@ class RedisLog(Log):
     async def _check_keys(self) -> None:
         """Raise ForeignError if a key holds what no service writes there."""
         keys = self.keys
-        streams, numbers = (keys.log, keys.cuts, keys.dead, keys.newest), (keys.aside, keys.epoch)
+        streams = (keys.log, keys.asked, keys.cuts, keys.dead, keys.newest)
+        numbers = (keys.aside, keys.epoch)
         strings = (*numbers, keys.uuid, keys.lease, keys.inputs)
         expected = dict.fromkeys(streams, "stream") | dict.fromkeys(strings, "string")
         async with self.redis.pipeline(transaction=False) as pipe:

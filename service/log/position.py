@@ -81,3 +81,5 @@ class Progress:
     """Examples learned that came over HTTP."""
     redis: int = 0
     """Examples learned that came by XADD."""
+    asked: EntryId = ORIGIN
+    """Questions before this entry of theirs are closed: no later label meets them."""

@@ -102,10 +102,11 @@ TRIM = """#!lua flags=allow-oom
 if #redis.call('XREVRANGE', KEYS[1], '+', ARGV[1], 'COUNT', 1) > 0 then
   redis.call('XTRIM', KEYS[1], 'MINID', ARGV[1])
 end
+if ARGV[3] ~= '0-0' then redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3]) end
 return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
 """
-"""KEYS: log, cuts. ARGV: an id of each. A log without that entry or a later one has lost its end,
-and after a step of the server's clock its new entries have lower ids: they stay."""
+"""KEYS: log, cuts, questions. ARGV: an id of each. A log without that entry or a later one has lost
+its end, and after a step of the server's clock its new entries have lower ids: they stay."""
 
 DESCRIBE = """
 if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SET', KEYS[2], ARGV[1]) end
@@ -116,10 +117,19 @@ if found.kind == 'stream' then
   found['first-entry'] = found['first-entry'] and found['first-entry'][1]
   found['last-entry'] = nil
 end
+local now = redis.call('TIME')
+found.time = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
+if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then
+  local asked = redis.call('XINFO', 'STREAM', KEYS[3])
+  for i = 1, #asked, 2 do
+    if asked[i] == 'last-generated-id' then found.asked = asked[i + 1] end
+  end
+end
 return cjson.encode(found)
 """
-"""KEYS: log, uuid. ARGV: a uuid for the log if it has none. The reply lacks the entries themselves,
-which XINFO STREAM would send along. It writes only where it must: a full disk allows no write."""
+"""KEYS: log, uuid and perhaps the questions. ARGV: a uuid for the log if it has none. The reply has
+the server's time in milliseconds, and lacks the entries themselves, which XINFO STREAM would send
+along. It writes only where it must: a full disk allows no write."""
 
 READ = """
 local found, bytes, after = {}, 0, ARGV[1]
@@ -134,6 +144,48 @@ return found
 """
 """KEYS: log. ARGV: an id, the most entries, the most bytes; the last entry may exceed them. XRANGE
 refuses to look for entries after the highest id."""
+
+RAISE_ASKED = """#!lua flags=allow-oom
+local asked = redis.pcall('XADD', KEYS[1], ARGV[1], 'ids', '')
+if asked.err then
+  if string.find(asked.err, 'equal or smaller') then return 0 end
+  return asked
+end
+redis.call('XDEL', KEYS[1], ARGV[1])
+return 1
+"""
+"""KEYS: questions. ARGV: an id; the next question gets a higher one. Nothing is added."""
+
+ASKED = """
+local found, bytes, after = {}, 0, ARGV[1]
+while #found < tonumber(ARGV[2]) and bytes < tonumber(ARGV[3]) do
+  if after == '18446744073709551615-18446744073709551615' then break end
+  local entry = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 1)[1]
+  if not entry then break end
+  local ids, size = '', 0
+  for i = 1, #entry[2], 2 do
+    size = size + #entry[2][i] + #entry[2][i + 1]
+    if entry[2][i] == 'ids' then ids = entry[2][i + 1] end
+  end
+  found[#found + 1], after, bytes = {entry[1], ids, size}, entry[1], bytes + size
+end
+return found
+"""
+"""KEYS: questions. ARGV: an id, the most entries, the most bytes that the server reads. It returns
+of each entry its id, the hashes of the questions' ids, and its size in bytes."""
+
+FETCH = """
+local found, bytes = {}, 0
+for i = 2, #ARGV do
+  if bytes >= tonumber(ARGV[1]) then break end
+  local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
+  found[i - 1] = entry and entry[2] or {}
+  for _, field in ipairs(found[i - 1]) do bytes = bytes + #field end
+end
+return found
+"""
+"""KEYS: questions. ARGV: the most bytes, ids of entries. It returns the fields of the first of
+them, none if an entry is gone; the last may exceed the bytes."""
 
 LAST_ID = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end

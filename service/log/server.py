@@ -3,9 +3,10 @@
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from service.log.errors import LogError
+from service.log.errors import LogError, LogUnavailable
+from service.log.keys import Keys
 
 SOCKET_SECONDS = 15.0
 """Time-out of the connection; longer than any BLOCK."""
@@ -29,6 +30,21 @@ def connect(url: str) -> Redis:
         client_name="funnel",
         protocol=2,
     )
+
+
+async def has_log(url: str, model: str) -> bool:
+    """Return whether a server has the log of a model, or its name or its cuts.
+
+    Raises:
+        LogUnavailable: it cannot be asked.
+    """
+    keys, redis = Keys(model), connect(url)
+    try:
+        return bool(await redis.exists(keys.log, keys.uuid, keys.cuts))
+    except (RedisError, OSError) as error:
+        raise LogUnavailable(f"the log cannot be reached: {error}") from error
+    finally:
+        await redis.aclose()
 
 
 async def check_server(redis: Redis) -> list[str]:

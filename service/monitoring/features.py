@@ -21,18 +21,27 @@ from service.fold.schema.schema import Schema
 from service.fold.snapshot import Snapshot
 from service.fold.standardizer import standardized
 from service.fold.state import State
+from service.fold.task import Task
 from service.process import Clock
 from streams.errors import FunnelError
 from streams.examples import AnyBatch
-from streams.rows.rows import Rows
+from streams.rows.labels import emptied
+from streams.rows.rows import Rows, join
 
 MAX_NAMES = 100_000
 """Keys whose names are remembered; beyond that no new ones are."""
 LONGEST_NAME = 200
 """Characters of a name that are kept."""
+LEAST_PROBABILITY = 1e-9
+"""Smaller probabilities count as this one, so that log odds are finite."""
 EVERY_SECONDS = 1.0
 NOTED_ROWS = 1_000
 """Rows of a batch whose names are noted at a time."""
+
+
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Answer = tuple[npt.NDArray[np.int64 | np.float32], npt.NDArray[np.float32]]
 
 
 class UnreadableModelError(FunnelError):
@@ -200,14 +209,9 @@ def reasons(
         top: number of parts of each.
 
     Raises:
-        UnreadableModelError: as `strongest`, and where trees and neighbours answer, too.
+        UnreadableModelError: as `strongest`.
     """
     schema = _schema(snapshot)
-    if snapshot.families is not None:
-        raise UnreadableModelError(
-            "answers of the model auto are not sums over features; logistic explains its answers, "
-            "and GET /features shows the weights of auto's linear experts"
-        )
     weights, experts = _dense(snapshot)
     encoded = encode(schema, rows)
     inputs = scaled(torch.from_numpy(encoded.dense))
@@ -235,6 +239,58 @@ def reasons(
             nats = value * float(own[predicted[row], key])
             parts[row].append(Part(names[int(distinct[key])], nats))
     return [sorted(found, key=lambda part: -abs(part.nats))[:top] for found in parts]
+
+
+def without_each(schema: Schema, rows: Rows) -> tuple[list[str], Rows]:
+    """Return the columns that rows have, m of m, and m copies of the rows, each without one.
+
+    Args:
+        schema: of the model; it does not look at other columns.
+        rows: n of them.
+
+    Returns:
+        The names of the columns, and m · n rows: all without the values of the first, and so on.
+    """
+    own = {name for chunk in rows.chunks for name in chunk.names}
+    names = [column.name for column in schema.columns if column.name in own]
+    return names, join([emptied(rows, name) for name in names])
+
+
+def differences(
+    names: Sequence[str], task: Task, answer: Answer, without: Answer, top: int
+) -> list[list[Part]]:
+    """Return the parts of each answer by what changes without a column, the largest first.
+
+    That is how much the log odds of the predicted label, relative to the mean of all labels, or the
+    number fall once the values of the column are missing. Columns that stand in for each other have
+    small parts (Robnik-Šikonja and Kononenko, 'Explaining Classifications for Individual
+    Instances', 2008).
+
+    Args:
+        names: of m columns.
+        task: of the model.
+        answer: labels [n], and probabilities or numbers [n, A].
+        without: the same of the rows of `without_each`, [m · n].
+        top: number of parts of each answer.
+    """
+    if task.is_numeric:
+        own, others = answer[0].astype(np.float64), without[0].astype(np.float64)
+    else:
+        classes = answer[0].astype(np.int64)
+        own, others = _odds(answer[1], classes), _odds(without[1], np.tile(classes, len(names)))
+    parts = (own - others.reshape(len(names), -1)).T
+    largest = np.argsort(-np.abs(parts), axis=1, kind="stable")[:, :top]
+    return [
+        [Part(names[k], float(row[k])) for k in order]
+        for row, order in zip(parts, largest, strict=True)
+    ]
+
+
+def _odds(probabilities: npt.NDArray[np.float32], classes: Indices) -> Floats:
+    """Return the log odds of classes relative to the mean of all, [n]."""
+    logs = np.log(probabilities.astype(np.float64).clip(LEAST_PROBABILITY))
+    found: Floats = logs[np.arange(len(classes)), classes] - logs.mean(axis=1)
+    return found
 
 
 def _schema(snapshot: Snapshot) -> Schema:

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from service.log.backlog import Load
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
-from service.monitoring.status import Condition, Status
+from service.monitoring.status import Condition, LabelStatus, Status
 
 disable_created_metrics()
 
@@ -32,6 +32,7 @@ Key = TypeVar("Key", bound=tuple[str, ...])
 
 STEP_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 HTTP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+DELAY_BUCKETS = (0.1, 1, 10, 60, 300, 900, 1_800, 3_600, 10_800, 43_200, 86_400, 604_800)
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -49,8 +50,12 @@ COUNTERS = {
     "damaged_entries": "Entries discarded because their checksum did not match, by this process",
     "dead_entries": "Entries discarded because they cannot be decoded",
     "drift_events": "Changes detected in the served model's error",
+    "evicted_questions": "Questions closed before their time, as they took more than "
+    "FUNNEL_JOIN_BYTES",
     "examples": "Examples learned, by the way they came",
+    "damaged_questions": "Entries of questions that could not be read, by this process",
     "fast_batches": "Batches that all families except linear skipped, to keep up",
+    "labels": "Labels that came later, by what became of them",
     "missing_values": "Rows without a usable value, by column",
     "new_keys": "Keys that got a row of the table for the first time, by column",
     "nonfinite_batches": "Batches skipped because loss or gradient was not finite",
@@ -74,11 +79,16 @@ GAUGES = {
     "gain": "Quantiles of Funnel's gains p",
     "gain_at_bound_ratio": "Share of the gains at a bound",
     "gradient_norm": "Length of the last gradient",
+    "given_accuracy": "Accuracy of the answers that were given to questions, by their labels",
     "key_collision_ratio": "Share of the visits of keys that met another key's slot",
+    "label_coverage": "Share of the questions of the last FUNNEL_LABEL_TTL that have a label",
     "lag_seconds": "Age of the oldest entry that waits to be learned",
     "learning": "1 for the trainer's present condition, 0 for the others",
     "loss": "Prequential cross-entropy in nats",
     "model_version": "Batches folded into the model",
+    "oldest_question_seconds": "Age of the oldest question that is not closed",
+    "open_bytes": "Bytes of the questions that are not closed",
+    "open_questions": "Questions that wait for their labels",
     "ready": "1 if predictions are served",
     "recovery_examples": (
         "Examples from the last drift that the model recovered from to its recovery"
@@ -122,10 +132,17 @@ class Metrics(Collector):
         )
         what = "Time from a checked prediction request to its answer"
         self.predict_seconds = histogram("predict_seconds", what, buckets=HTTP_BUCKETS)
+        what = "Examples that the linear experts answered alone, as they had waited too long"
+        self.fast_predictions = counter("fast_predictions", what)
         what = "Time of a request, from its head to the end of its answer"
         self.http_seconds = histogram(
             "http_request_seconds", what, ["route", "code"], buckets=HTTP_BUCKETS
         )
+        self.asked = counter("asked", "Questions that were asked with ids, through this process")
+        what = "Questions that the log did not confirm, with FUNNEL_TRACK=async"
+        self.lost_questions = counter("lost_questions", what)
+        what = "Time from a question to its label, both as they came to the log's server"
+        self.label_delay_seconds = histogram("label_delay_seconds", what, buckets=DELAY_BUCKETS)
         self.rejected = counter("rejected", "Requests refused, by error code", ["code"])
         what = "Drift events that the webhook did not get"
         self.webhook_failures = counter("webhook_failures", what)
@@ -161,10 +178,29 @@ def _trainer(status: Status, backlog: Load) -> Iterable[Metric]:
         yield _single("backlog_examples", backlog.examples)
         yield _single("backlog_bytes", backlog.bytes)
         yield _single("damaged_entries", status.damaged_entries)
+        yield from _labels(status.labels)
         yield from _learning(status.statistics)
         yield from _scores(status.statistics)
         yield from _columns(status.statistics)
         yield from _optimizer(status.statistics)
+
+
+def _labels(labels: LabelStatus) -> Iterable[Metric]:
+    yield _family("labels", ["result"], {(name,): n for name, n in labels.results.items()})
+    yield _single("open_questions", labels.open_questions)
+    yield _single("open_bytes", labels.open_bytes)
+    yield _single("oldest_question_seconds", labels.oldest_seconds)
+    yield _single("damaged_questions", labels.damaged)
+    yield _single("evicted_questions", labels.evicted)
+    if labels.coverage is not None:
+        yield _single("label_coverage", labels.coverage)
+    accuracies = {
+        ("total",): labels.given_accuracy,
+        ("rolling",): labels.rolling_given_accuracy,
+    }
+    known = {window: value for window, value in accuracies.items() if value is not None}
+    if known:
+        yield _family("given_accuracy", ["window"], known)
 
 
 def _learning(statistics: Statistics) -> Iterable[Metric]:

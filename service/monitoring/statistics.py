@@ -26,6 +26,9 @@ ORDERS = [f"{quantile:g}" for quantile in QUANTILES]
 """Names of the quantiles of gains."""
 
 
+NO_CHANGE = "no_change"
+RIVALS = (NO_CHANGE,)
+"""Names of what a pool mixes with its experts' answers (`funnel.pool.persistence`)."""
 CALIBRATED = "calibrated"
 """Name of the served learner's calibrated probabilities among the scores."""
 
@@ -58,7 +61,8 @@ class LearnerStatistics:
     """Scores of predicted numbers; None for classes."""
     tensors: dict[str, TensorStatistics]
     expert_weights: dict[str, float]
-    """Weights by the names of the pool's experts; empty without a pool. With families, how much of
+    """Weights by the names of the pool's experts, and of NO_CHANGE where the last known label is
+    mixed with them; empty without a pool. With families, how much of
     the answer each expert has (`funnel.families.mixture.Weights.shares`); a name begins with its
     family and a slash."""
     expert_ages: dict[str, int]
@@ -198,7 +202,9 @@ def _learner(learner: Learner, found: PoolTelemetry) -> LearnerStatistics:
         for name, own in found["tensors"].items()
     }
     names = learner.expert_names
-    weights = dict(zip(names, found["weights"].tolist(), strict=False))
+    rivals = dict(zip(RIVALS, found["rivals"].tolist(), strict=False)) if names else {}
+    own = found["weights"] * (1.0 - sum(rivals.values()))
+    weights = dict(zip(names, own.tolist(), strict=False)) | rivals
     ages = dict(zip(names, found["ages"].tolist(), strict=False))
     if (families := learner.families) is not None:
         shares = dict.fromkeys(families.names, 0.0) | dict(

@@ -57,6 +57,33 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class LabelStatus:
+    """The questions, and the labels that came later."""
+
+    results: Mapping[str, int]
+    """Labels by what became of them (`service.log.labels.Result`)."""
+    open_questions: int
+    """Questions that wait for their labels."""
+    open_bytes: int
+    """Bytes of the entries of questions that are not closed."""
+    oldest_seconds: float
+    """Age of the oldest of these entries; 0 without one."""
+    coverage: float | None
+    """Share of the questions that are not closed which have a label; None without any."""
+    delay_seconds: float | None
+    """Median time from a question to its label, of the last 1,000 in this process; None before the
+    first."""
+    given_accuracy: float | None
+    """Share of the answers that were right when they were given; None before the first."""
+    rolling_given_accuracy: float | None
+    """The same of the last 1,000 that have a label."""
+    damaged: int
+    """Entries of questions that could not be read, in this process."""
+    evicted: int
+    """Questions without a label that were closed before their time."""
+
+
+@dataclass(frozen=True)
 class Status:
     """One trainer at one moment; the trainer replaces it as a whole and never changes it."""
 
@@ -88,6 +115,7 @@ class Status:
     """Examples and bytes in an entry, on recent average; 0 before the first."""
     damaged_entries: int
     """Entries whose checksum did not match, in this process."""
+    labels: LabelStatus
 
     @property
     def learned(self) -> Learned:

@@ -5,7 +5,8 @@ The rows of large tables are in other files, which checkpoints share (see `servi
 A file is a safetensors file whose metadata, ``funnel``, is JSON:
 
 - ``format``: of names, shapes and metadata. Formats from 1 on are read, too (see
-  `service.trainer.formats`). It is 6 with chunks, and 5 without.
+  `service.trainer.formats`). It is 6 with chunks, and 5 without;
+  7 with labels of questions.
 - ``fold``: version of the arithmetic that made the state; 1 where it is missing.
 - ``state``: spec, hyperparameters (``rates``), and the counts of batches and examples. Together
   with the tensors this is all of it.
@@ -15,6 +16,8 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 - ``chunks``: where the rows of large tables are, if there are any.
 - ``log``: which log the state has learned from, and how far.
 - ``drifts``: positions of the drift events in the log.
+- ``joined``: true if the tensor ``joins`` holds what cuts have decided on labels of questions (see
+  `service.trainer.joining.joins`), as bytes of JSON. The format is 7 then.
 - ``byte_examples``: how many of the examples had uint8 features; missing if that is not known.
 - ``numerics``: the versions and hardware on which the bits depend.
 - ``digest``: SHA-256 of the whole file with this value replaced by 64 tildes, so that any damaged
@@ -39,14 +42,17 @@ from torch import Tensor
 from funnel.pool.tables.table import COUNTS, KEYS
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
-from service.log.position import Position, Progress
+from service.log.position import ORIGIN, EntryId, Position, Progress
 from service.trainer.blocks import Bytes
 from service.trainer.chunks import Ledger, Manifest, Read, TableCopy
 from service.trainer.formats import from_format_1, from_format_2, from_format_4
+from service.trainer.joining.joins import Joins
 from streams.errors import FunnelError
 
-FORMAT, WHOLE = 6, 5
-"""Formats of files with and without chunks."""
+FORMAT, CHUNKED, WHOLE = 7, 6, 5
+"""Formats of files with labels of questions, and without: with and without chunks."""
+JOINS = "joins"
+"""Name of the tensor that holds what was decided on labels of questions."""
 TABLE = KEYS.partition(".")[0] + "."
 """The start of the names of a table's tensors, after that of its learner."""
 BLANK = "~" * 64
@@ -79,9 +85,17 @@ class Checkpoint:
     tensors are not among ``tensors``."""
     byte_examples: int | None = None
     """Examples with uint8 features (see `service.fold.state.State`); None if that is not known."""
+    joins: Joins = field(default_factory=Joins)
+    """The decisions of cuts on labels of questions; no part of the digest."""
 
     @classmethod
-    def of(cls, state: State, progress: Progress, ledger: Ledger | None = None) -> "Checkpoint":
+    def of(
+        cls,
+        state: State,
+        progress: Progress,
+        ledger: Ledger | None = None,
+        joins: Joins | None = None,
+    ) -> "Checkpoint":
         """Copy the state; waits for the device.
 
         Args:
@@ -89,6 +103,7 @@ class Checkpoint:
             progress: its own.
             ledger: of large tables, only what the next checkpoint has to look at is copied; without
                 it, everything.
+            joins: what was decided on labels of questions.
         """
         tables = {}
         if ledger is not None:
@@ -111,6 +126,7 @@ class Checkpoint:
             state.drift.positions(),
             tables=tables,
             byte_examples=state.byte_examples,
+            joins=Joins() if joins is None else joins.copy(),
         )
 
     def apart(self, ledger: Ledger) -> "Checkpoint":
@@ -186,8 +202,11 @@ def encode(
         manifest: where the blocks of its large tables are; None if it has none apart.
     """
     progress = asdict(copy.progress) | {"position": str(copy.progress.position)}
+    asked = progress.pop("asked")
+    if asked != ORIGIN:
+        progress["asked"] = str(asked)
     metadata = {
-        "format": FORMAT if manifest else WHOLE,
+        "format": CHUNKED if manifest else WHOLE,
         "fold": copy.fold,
         "state": copy.summary(),
         "log": progress,
@@ -202,9 +221,13 @@ def encode(
     if manifest:
         metadata["chunks"] = manifest.to_json()
         tensors = tensors | manifest.tensors()
+    if copy.joins:
+        metadata |= {"format": FORMAT, "joined": True}
+        raw = bytearray(copy.joins.to_json())
+        tensors = tensors | {JOINS: torch.frombuffer(raw, dtype=torch.uint8)}
     text = orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode()
-    raw = save_tensors(tensors, {"funnel": text})
-    return raw.replace(BLANK.encode(), hashlib.sha256(raw).hexdigest().encode(), 1)
+    found = save_tensors(tensors, {"funnel": text})
+    return found.replace(BLANK.encode(), hashlib.sha256(found).hexdigest().encode(), 1)
 
 
 class Decoded(NamedTuple):
@@ -259,6 +282,9 @@ def decode(raw: bytes) -> Decoded:
         state, log = metadata["state"], metadata["log"]
         spec, rates = Spec.of(state["spec"]), Hyperparameters.of(state["rates"])
         tensors = load_tensors(raw)
+        joins = Joins()
+        if metadata.get("joined"):
+            joins = Joins.from_json(tensors.pop(JOINS).numpy().tobytes())
         manifest = Manifest.of(metadata["chunks"], tensors) if "chunks" in metadata else None
         if kind == 1:
             tensors = from_format_1(tensors, spec, rates)
@@ -266,7 +292,9 @@ def decode(raw: bytes) -> Decoded:
             tensors = from_format_2(tensors)
         if kind <= 4:
             tensors = from_format_4(tensors)
-        progress = Progress(**log | {"position": Position.parse(log["position"])})
+        asked = EntryId.parse(log.get("asked", str(ORIGIN)))
+        read = {"position": Position.parse(log["position"]), "asked": asked}
+        progress = Progress(**log | read)
         version, examples = state["version"], state["examples"]
         drifts = tuple(map(Position.parse, metadata.get("drifts", ())))
         copy = Checkpoint(
@@ -279,6 +307,7 @@ def decode(raw: bytes) -> Decoded:
             drifts,
             fold,
             byte_examples=metadata.get("byte_examples"),
+            joins=joins,
         )
     except (DamagedError, NewerError):
         raise

@@ -1,6 +1,7 @@
 """Learning as a pipeline: while some batches are learned, the next are read, cut and recorded."""
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -8,6 +9,7 @@ from service.log.cuts import Cut, Pending
 from service.log.log import Log
 from service.process import Clock
 from service.settings import Settings
+from service.trainer.joining.examples import batch_of
 from service.trainer.replica import Replica
 from service.trainer.worker import Worker
 from streams.examples import AnyBatch
@@ -53,6 +55,8 @@ class Pipeline:
         """Recorded, but not given to the worker yet."""
         self._learning: asyncio.Future[None] | None = None
         self._reading: asyncio.Task[None] | None = None
+        self.is_read = False
+        """True if all entries of the log were read when its time was last looked at."""
         self._waits_since = self._moved_at = clock.monotonic()
         """When the first entry after the last cut was read; when the worker began a batch."""
         self._step_seconds = 1.0
@@ -145,9 +149,14 @@ class Pipeline:
 
     def _rest_due_in(self) -> float:
         """Return the seconds until fewer examples than a batch have waited long enough."""
-        if not self.pending or not self.is_quiet or self.replica.is_open:
+        if not self.is_quiet or self.replica.is_open:
             return float("inf")
-        waited = self._clock.monotonic() - self._waits_since
+        since = [self._waits_since] if self.pending else []
+        if (met := self.replica.joiner.met_since) is not None:
+            since.append(met)
+        if not since:
+            return float("inf")
+        waited = self._clock.monotonic() - min(since)
         return max(0.0, self._max_wait - waited)
 
     def _cut(self) -> Group:
@@ -162,7 +171,32 @@ class Pipeline:
         has_rest = self.pending and self.is_quiet and not group and not self.replica.is_open
         if has_rest and (not self.pending.examples or self._rest_due_in() == 0):
             group += self._take(self.pending.examples)
+        if self.is_quiet and not self.replica.is_open:
+            while len(group) < most and (met := self._take_met()):
+                group += met
+            tidied = self.replica.joiner.tidied
+            if (cut := tidied(self._here, self.pending, self.is_read)) is not None:
+                group.append((cut, None))
         return group
+
+    @property
+    def _here(self) -> Cut:
+        """A cut that does not move the position."""
+        return Cut(self.pending.position, entries=self.pending.entries)
+
+    def _take_met(self) -> Group:
+        """Take labels that have waited and met their questions, if they have waited long enough."""
+        joiner = self.replica.joiner
+        if joiner.met_since is None or self._rest_due_in() > 0:
+            return []
+        here = self._here
+        met = joiner.take(here.position, self._batch_size)
+        if (batch := batch_of(met)) is None:
+            return []
+        sources = dict(Counter(join.source for join in met))
+        n, now, is_fast = len(batch), joiner.now, self._is_fast
+        cut = replace(here, examples=n, sources=sources, met=met, now=now, is_fast=is_fast)
+        return self._with_schema(here, cut, batch)
 
     @property
     def _is_fast(self) -> bool:
@@ -174,9 +208,14 @@ class Pipeline:
 
     def _take(self, size: int) -> Group:
         """Take a batch; a change of the schema that it needs is a cut of its own before it."""
-        before = Cut(self.pending.position, entries=self.pending.entries)
+        before = self._here
         cut, batch = self.pending.take(size)
-        cut = replace(cut, is_fast=batch is not None and self._is_fast)
+        now = self.replica.joiner.now if cut.joins else 0
+        cut = replace(cut, is_fast=batch is not None and self._is_fast, now=now)
+        return self._with_schema(before, cut, batch)
+
+    def _with_schema(self, before: Cut, cut: Cut, batch: AnyBatch | None) -> Group:
+        """Return a cut, and one that changes the schema before it if its batch needs that."""
         command = self.replica.reshape_for(batch)
         return [*([(replace(before, command=command), None)] if command else []), (cut, batch)]
 

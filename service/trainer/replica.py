@@ -21,14 +21,18 @@ from service.fold.step import Fold
 from service.log.cuts import Begin, Change, Command, Cut, Gap, Pending, Reshape, Upgrade
 from service.log.entries import Entry, read_entry
 from service.log.errors import BlankError, ForeignError, GapError, LogError, LogFullError, damaged
-from service.log.extent import check_reach
+from service.log.extent import Extent, check_reach
+from service.log.labels import Join
 from service.log.log import COUNTED_AT_ONCE, Log, drop_from
 from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.process import Clock
 from service.trainer.choice import check_spec, is_unclaimed
+from service.trainer.joining.examples import Rules, batch_of
+from service.trainer.joining.joiner import Joiner
+from service.trainer.joining.joins import Joins
 from service.trainer.store import CheckpointStore
 from streams.batch import InvalidBatchError
-from streams.examples import AnyBatch
+from streams.examples import AnyBatch, joined
 from streams.rows.rows import Rows
 
 logger = logging.getLogger("funnel")
@@ -66,6 +70,8 @@ class Replica:
         opens: what the log may still choose (see `service.trainer.choice`).
         is_calibration_recorded: whether it is the log that says if probabilities are calibrated,
             once it has begun, and not the settings.
+        joiner: decides which questions labels meet; None for one with the settings' defaults.
+        became: called with what became of labels, by the entry that holds them.
     """
 
     def __init__(
@@ -77,7 +83,13 @@ class Replica:
         policies: Collection[str] = POLICIES,
         opens: Collection[str] = (),
         is_calibration_recorded: bool = False,
+        joiner: Joiner | None = None,
+        became: Callable[[EntryId, Sequence[Join]], object] = lambda *_: None,
     ) -> None:
+        self.joiner = joiner or Joiner(clock)
+        self.joins = Joins()
+        """The decisions of the applied cuts on labels of questions."""
+        self._became = became
         self._is_calibration_recorded = is_calibration_recorded
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
@@ -141,6 +153,7 @@ class Replica:
         self.state.load(newest.tensors, *counts, newest.drifts, newest.byte_examples)
         self._take_schema()
         self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
+        self.joins = newest.joins.copy()
         return True
 
     async def compare(self, log: Log) -> None:
@@ -158,9 +171,11 @@ class Replica:
             self._is_compared, self.is_open = True, False
 
     def _check_spec(self, spec: Spec, what: str) -> None:
-        own = self.state.spec
-        if self._is_calibration_recorded and own != spec == replace(own, calibrate=spec.calibrate):
-            self.state.set_calibrate(spec.calibrate)
+        own = replace(self.state.spec, no_change=spec.no_change, is_narrow=spec.is_narrow)
+        if self._is_calibration_recorded:
+            own = replace(own, calibrate=spec.calibrate)
+        if self.state.spec != spec == own:
+            self.state.begin_as(spec)
             self._fold = Fold(self.state)
         check_spec(self.state.spec, spec, what, self.is_open)
 
@@ -239,6 +254,8 @@ class Replica:
         if begins_again or self.state.hyperparameters != self._hyperparameters:
             change = Change(self._hyperparameters.fields())
             await self._carry_out(log, self._command_cut(change))
+        self.joiner.begin(self.joins)
+        self.joiner.look(extent.time)
         self.has_recovered = True
         return Pending(self.progress.position, self.progress.entries)
 
@@ -337,15 +354,43 @@ class Replica:
                 is_moved = pending.position != cut.position
                 if is_moved and pending.count(cut.position.entry) < expected:
                     raise GapError(f"cut {number} is not applied yet, and entries of it are gone")
-                again, batch = pending.take(cut.examples, cut)
-                if (again.position, again.examples) != (cut.position, cut.examples):
+                repeated = cut
+                if cut.joins or cut.met:
+                    rules = replace(self._rules, names=self.state.schema.labels)
+                    repeated = await self.joiner.repeat(log, number, cut, pending, rules)
+                size = cut.examples - len(cut.met)
+                again, batch = pending.take(size, cut)
+                if (again.position, again.examples) != (cut.position, size):
                     if pending and (reason := pending.reason):
                         how = f"cut {number} has learned entry {pending.oldest}, but now {reason}"
                         raise damaged(how, log.keys.log, log.keys.cuts)
                     raise damaged(
                         f"cut {number} ends within another entry", log.keys.log, log.keys.cuts
                     )
-                self.apply(cut, batch)
+                if (met := batch_of(repeated.met)) is not None:
+                    batch = met if batch is None else joined([batch, met])
+                self.apply(replace(repeated, joins=again.joins), batch)
+
+    @property
+    def _rules(self) -> Rules:
+        """The examples that the next batch may hold."""
+        return Rules(self.state.spec.shape, self.schema.check, self.schema.labels)
+
+    async def watch_questions(self, log: Log, extent: Extent, is_read: bool) -> None:
+        """Look at the log's time, and read the questions up to their end if there are new ones.
+
+        Args:
+            log: with the questions.
+            extent: of the log, as it is now.
+            is_read: whether all entries up to its end were read; then questions may time out.
+        """
+        self.joiner.look(extent.time)
+        if extent.asked < self.joiner.highest:
+            await self.joiner.look_for_loss(log)
+        if extent.asked > self.joiner.newest:
+            await self.joiner.catch_up(log, self._rules)
+        if is_read and not self.is_open:
+            await self.joiner.time_out(log, self._rules)
 
     async def _carry_out(self, log: Log, cut: Cut) -> None:
         """Record a cut that has no batch, and apply it."""
@@ -393,6 +438,9 @@ class Replica:
         # Large entries are decoded in another thread, so that the lease is renewed meanwhile.
         is_large = sum(sizes) > READ_BYTES
         entries = await asyncio.to_thread(decode) if is_large else decode()
+        if is_new and any(entry.labels is not None for entry in entries):
+            rest = [e if e.labels is None else pending.rest(e) for e in entries]
+            entries = await self.joiner.join(log, rest, pending.position, self._rules)
         for entry, size in zip(entries, sizes, strict=True):
             self._measure(entry, size)
             pending.add(self._admitted(entry) if is_new else entry)
@@ -490,6 +538,9 @@ class Replica:
             case Reshape(changes):
                 self.state.reshape(list(map(from_json, changes)))
         self.is_open = False
+        self.joins.apply(cut)
+        for entry, joins in cut.joins.items():
+            self._became(entry, joins)
         self.progress = replace(
             at,
             cut=at.cut + 1,
@@ -498,6 +549,7 @@ class Replica:
             dead=at.dead + len(cut.dead),
             http=at.http + cut.sources.get("http", 0),
             redis=at.redis + cut.sources.get("redis", 0),
+            asked=self.joins.closed,
         )
         if applied is not None and batch is not None:
             self._observe(applied, batch)

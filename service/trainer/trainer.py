@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from service.fold.state import State
 from service.fold.task import AUTO
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import Extent, check_reach
+from service.log.labels import Join, Result
 from service.log.lease import Lease, Lock
 from service.log.log import COUNTED_AT_ONCE, Log
 from service.log.position import EntryId
@@ -34,10 +35,12 @@ from service.monitoring.history import History
 from service.monitoring.notify import DriftNews
 from service.monitoring.pictures import Newest
 from service.monitoring.statistics import Statistics, read_statistics
-from service.monitoring.status import Condition, Drift, Role, Status
+from service.monitoring.status import Condition, Drift, LabelStatus, Role, Status
 from service.process import Clock, SystemClock
-from service.settings import Settings
+from service.settings import Settings, seconds, size_of
 from service.trainer.choice import AnotherModelError
+from service.trainer.joining.joiner import Joiner, Summary
+from service.trainer.joining.joins import Joins
 from service.trainer.pipeline import Pipeline
 from service.trainer.rejections import Rejections
 from service.trainer.replica import AppliedBatch, Replica
@@ -84,6 +87,7 @@ class Trainer:
         clock: the time.
         workers: makes a worker with a given name.
         history: of the trainer whose place it takes; None begins one.
+        delayed: called with the seconds from each question to its label.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class Trainer:
         clock: Clock | None = None,
         workers: Callable[[str], Worker] = Worker,
         history: History | None = None,
+        delayed: Callable[[float], object] = lambda _: None,
     ) -> None:
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
@@ -108,7 +113,22 @@ class Trainer:
         self._log, self._settings, self._observe = log, settings, observe
         declared, policies = settings.declared, settings.declared_policies
         opens, follows = settings.opens, settings.calibrate == AUTO
-        self._replica = Replica(state, self._on_batch, clock, declared, policies, opens, follows)
+        ttl, grace = seconds(settings.label_ttl), seconds(settings.label_grace)
+        timeout, _, default = settings.label_timeout.partition(":")
+        joiner = Joiner(
+            clock,
+            ttl,
+            grace,
+            settings.labels == "last",
+            delayed,
+            seconds(timeout) if timeout else None,
+            default,
+            size_of(settings.join_bytes),
+        )
+        choices = declared, policies, opens, follows
+        self._replica = Replica(
+            state, self._on_batch, clock, *choices, joiner=joiner, became=self._on_labels
+        )
         self._waiters, self._rejections = Waiters(), Rejections()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()
@@ -293,6 +313,10 @@ class Trainer:
         if self._waiters or age >= max(PUBLISH_SECONDS, PUBLISH_RATIO * self._publishing_seconds):
             self._publish()
 
+    def _on_labels(self, entry: EntryId, joins: Sequence[Join]) -> None:
+        results = [join.result for join in joins]
+        self._waiters.remember_labels(entry, results, self._replica.state.version)
+
     def _publish(self) -> None:
         """Publish a snapshot of the state and the status, then answer the waiters of its entries.
 
@@ -331,6 +355,7 @@ class Trainer:
             mean_entry=replica.mean_entry,
             mean_bytes=replica.mean_bytes,
             damaged_entries=replica.damaged_entries,
+            labels=_label_status(replica.joins, replica.joiner.summary),
         )
 
     def _become(self, condition: Condition, reason: str = "") -> None:
@@ -499,6 +524,11 @@ class Trainer:
         await self._rejections.record(self._log)
         extent, replica = await self._log.extent(), self._replica
         check_reach(extent, replica.progress)
+        pipeline.is_read = extent.last <= pipeline.pending.newest
+        await replica.watch_questions(self._log, extent, pipeline.is_read)
+        if (joiner := replica.joiner).evicted_bytes > joiner.most_bytes / 4:
+            joiner.evicted_bytes = 0
+            self._writer.request()  # the log's server keeps what older checkpoints need
         newest, seen = pipeline.pending.newest, pipeline.pending.seen
         is_known, unread = extent.last == newest, 0
         if extent.last > newest and pipeline.is_idle and self.caught_up.is_set():
@@ -520,3 +550,21 @@ class Trainer:
         self._statistics = read_statistics(state, progress, extent, waiting_since_ms)
         self._publish()
         self.history.add_point(self._statistics, self.status.backlog(), self._writer.age)
+
+
+def _label_status(joins: Joins, known: Summary) -> LabelStatus:
+    """Return the status of the labels of questions."""
+    recent = [*joins.recent]
+    asked = known.open + known.labelled
+    return LabelStatus(
+        results={result: joins.counts[result] for result in Result},
+        open_questions=known.open,
+        open_bytes=known.bytes,
+        oldest_seconds=known.oldest,
+        coverage=known.labelled / asked if asked else None,
+        delay_seconds=known.delay,
+        given_accuracy=joins.correct / joins.scored if joins.scored else None,
+        rolling_given_accuracy=sum(recent) / len(recent) if recent else None,
+        damaged=known.damaged,
+        evicted=joins.evicted,
+    )

@@ -3,8 +3,9 @@
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.fold.report import Report
 from service.log.errors import Stopped
@@ -14,6 +15,8 @@ from service.trainer.worker import promise
 
 RECENT = 4_096
 """Reports kept for callers that come late."""
+LABELLED = 256
+"""Entries with labels of questions whose results are kept for the same."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Applied:
     finite, or the model raised."""
     loss: float | None
     """Mean cross-entropy on the same batch, in nats."""
+    results: tuple[str, ...] = ()
+    """Results of the labels of the entry, if it holds labels of questions."""
 
 
 class Waiters:
@@ -35,6 +40,8 @@ class Waiters:
         self._lock, self._ended = threading.Lock(), ""
         self._waiting: list[tuple[EntryId, Future[Applied | None]]] = []
         self._recent: deque[AppliedBatch] = deque(maxlen=RECENT)
+        self._joined: dict[EntryId, Applied] = {}
+        """Results of the labels of recent entries, oldest first."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -57,13 +64,23 @@ class Waiters:
         """Remember a batch; they come in order."""
         self._recent.append(applied)
 
+    def remember_labels(self, entry: EntryId, results: Sequence[str], version: int) -> None:
+        """Remember what became of the next labels of an entry, and the model's version then."""
+        before = self._joined[entry].results if entry in self._joined else ()
+        self._joined[entry] = Applied(version, None, None, (*before, *results))
+        if len(self._joined) > LABELLED:
+            del self._joined[next(iter(self._joined))]
+
     def answer(self, position: Position) -> None:
         """Answer for all entries before a position; wait for the device if there are any."""
         with self._lock:
             ready = [w for w in self._waiting if position.covers(w[0])]
             self._waiting = [w for w in self._waiting if not position.covers(w[0])]
         for entry, future in ready:
-            future.set_result(self._result_of(entry))
+            found = self._result_of(entry)
+            if (joined := self._joined.get(entry)) is not None:
+                found = replace(found or joined, results=joined.results)
+            future.set_result(found)
 
     def _result_of(self, entry: EntryId) -> Applied | None:
         """Return the result of the batch in which an entry ends, if it is remembered."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from service.log.errors import Stopped
 from service.log.log import Log
 from service.monitoring.status import Checkpointing
-from service.process import Clock
+from service.process import Clock, return_freed_memory
 from service.trainer.checkpoint import Checkpoint
 from service.trainer.replica import Replica
 from service.trainer.store import CheckpointStore, Info
@@ -98,7 +98,7 @@ class CheckpointWriter:
             oldest = None if writing.exception() else self.checkpoints.oldest()
             if oldest is not None and oldest.log == progress.log:
                 lowest = min(oldest.position, progress.position, key=lambda at: at.entry)
-                await log.trim(lowest, oldest.cut)
+                await log.trim(lowest, oldest.cut, oldest.asked)
 
     async def finish(self, replica: Replica) -> None:
         """Write the state as it is at the end, and wait for that."""
@@ -135,7 +135,8 @@ class CheckpointWriter:
 
     def _begin(self, replica: Replica) -> "asyncio.Future[Info]":
         requested = self._take_requests()
-        copy = Checkpoint.of(replica.state, replica.progress, self.checkpoints.ledger)
+        ledger, joins = self.checkpoints.ledger, replica.joins
+        copy = Checkpoint.of(replica.state, replica.progress, ledger, joins)
         self._begun_at = begun_at = self._clock.monotonic()
         self._begun_bytes = replica.read_bytes
 
@@ -156,4 +157,5 @@ class CheckpointWriter:
             self._worker.start(lambda: self.checkpoints.write(copy))
         )
         self._writing.add_done_callback(answer)
+        self._worker.start(return_freed_memory)
         return self._writing

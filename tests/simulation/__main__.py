@@ -6,6 +6,7 @@ import time
 import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from multiprocessing import get_context
 
 from tests.simulation.plan import Plan, shrink
@@ -16,9 +17,9 @@ BLOCK = 50
 """Schedules that a worker runs at a time."""
 
 
-def replay(seed: int, is_small: bool) -> int:
+def replay(seed: int, is_small: bool, asks: bool) -> int:
     """Run one schedule, and print all that happens."""
-    plan = Plan.of(seed)
+    plan = Plan.asking(seed) if asks else Plan.of(seed)
     if is_small and failure(plan):
         plan = shrink(plan, lambda smaller: bool(failure(smaller)))
     trace: list[str] = []
@@ -38,18 +39,21 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes that run them")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one, and print its trace")
     parser.add_argument("--shrink", action="store_true", help="replay a smaller one that fails")
+    parser.add_argument("--labels", action="store_true", help="clients ask, and label later")
     options = parser.parse_args()
     if options.replay is not None:
-        return replay(options.replay, options.shrink)
+        return replay(options.replay, options.shrink, options.labels)
     began, events, failed = time.monotonic(), Counter[str](), 0
     starts = range(options.seed, options.seed + options.schedules, BLOCK)
     sizes = [min(BLOCK, options.seed + options.schedules - start) for start in starts]
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        for found, broken in pool.map(run, starts, sizes):
+        for found, broken in pool.map(run, starts, sizes, repeat(options.labels)):
             events += found
             for seed, how in broken.items():
                 failed += 1
-                print(f"seed {seed}: {how}\n  python -m tests.simulation --replay {seed} --shrink")
+                more = " --labels" * options.labels
+                again = f"python -m tests.simulation --replay {seed} --shrink{more}"
+                print(f"seed {seed}: {how}\n  {again}")
     seconds = time.monotonic() - began
     print(f"{options.schedules} schedules in {seconds:.1f} s; {dict(events.most_common())}")
     print(f"{failed} broke a promise" if failed else "every promise held")

@@ -30,6 +30,7 @@ from service.fold.state import KEY_BUCKETS, SERVED, State
 from service.log.position import Position
 from streams.examples import AnyBatch
 from streams.rows.rows import Rows
+from tests.simulation.joins import ASKED, BY_LABEL
 
 BAD = 1.0
 """Second feature of an example whose batch is skipped."""
@@ -88,13 +89,19 @@ class _ChainTable(Table):
         keys, place = np.unique(numbers // IN_ROW, return_inverse=True)
         more = np.zeros((len(keys), IN_ROW), dtype=np.float32)
         np.add.at(more, (place, numbers % IN_ROW), 1)
-        rows = torch.from_numpy(self.index.admit(keys.astype(np.uint64)))
+        numbers = self.index.admit(keys.astype(np.uint64))
+        order = numbers.argsort()
+        rows = torch.from_numpy(numbers[order])
         self.rows.use(self.index.used)
-        counts = self.rows.weights[rows] + torch.from_numpy(more)
+        counts = self.rows.weights[rows] + torch.from_numpy(more[order])
         self.rows.write(rows, counts, self.rows.state[rows])
 
     def published(self) -> Published:
-        return Published((), torch.zeros(0), (), 0, CROSS_ENTROPY, {}, self.index)
+        own = self.rows
+        return Published(
+            (), torch.zeros(0), own.version(), CROSS_ENTROPY, {}, self.index,
+            own.of_weights, own.start_of,
+        )  # fmt: skip
 
     def learned(self) -> dict[int, int]:
         counts = self.rows.weights[: self.rows.used].int().tolist()
@@ -228,7 +235,10 @@ def _read(batch: AnyBatch) -> tuple[Numbers, bool]:
         return np.array(numbers, dtype=np.int64), any(
             BAD in one[IS_BAD].to_pylist() for one in columns
         )
-    return batch.features[:, 0].astype(np.int64), bool(BAD in batch.features[:, 1])
+    numbers = batch.features[:, 0].astype(np.int64)
+    is_asked = numbers >= ASKED  # what a question is learned as depends on its label
+    numbers += np.where(is_asked, BY_LABEL, 0) * batch.labels.astype(np.int64)
+    return numbers, bool(BAD in batch.features[:, 1])
 
 
 class ChainFold:

@@ -28,12 +28,14 @@ class Mutant:
         file: that it is in.
         right: the code as it is, once in the file.
         wrong: the code with the fault.
+        asks: whether it shows where labels come later.
     """
 
     what: str
     file: str
     right: str
     wrong: str
+    asks: bool = False
 
     def sow(self, root: Path) -> None:
         """Change the file in a copy of the tree.
@@ -53,6 +55,7 @@ STORE, WRITER = "service/trainer/store.py", "service/trainer/writer.py"
 REPLICA, TRAINER = "service/trainer/replica.py", "service/trainer/trainer.py"
 PIPELINE, CUTS = "service/trainer/pipeline.py", "service/log/cuts.py"
 CHOICE = "service/trainer/choice.py"
+JOINER, JOINS = "service/trainer/joining/joiner.py", "service/trainer/joining/joins.py"
 MUTANTS = (
     Mutant("a file is not synced before it gets its name", STORE, "            file.sync()\n", ""),
     Mutant(
@@ -408,6 +411,55 @@ MUTANTS = (
         "                except (LogUnavailable, UnreadableError) as error:\n",
         "                except UnreadableError as error:\n",
     ),
+    Mutant(
+        "labels are decided on before the questions are read",
+        JOINER,
+        "        await self.catch_up(log, rules)\n        hashes",
+        "        hashes",
+        asks=True,
+    ),
+    Mutant(
+        "a question that has a label gets another one",
+        JOINS,
+        "        self.used[join.place] = join.label\n",
+        "",
+        asks=True,
+    ),
+    Mutant(
+        "a checkpoint forgets which questions have labels",
+        JOINS,
+        """                "used": used,""",
+        """                "used": {},""",
+        asks=True,
+    ),
+    Mutant(
+        "a checkpoint forgets which labels wait",
+        JOINS,
+        """                "waiting": waiting,""",
+        """                "waiting": [],""",
+        asks=True,
+    ),
+    Mutant(
+        "a question is closed before it is recorded that a label has met it",
+        JOINER,
+        "            first = min(met, pending.oldest_question)\n",
+        "            first = TOP\n",
+        asks=True,
+    ),
+    Mutant(
+        "a label does not supersede the default of a question that has timed out",
+        JOINER,
+        "        may = self._learns_last or earlier.result == Result.TIMEOUT\n",
+        "        may = False\n",
+        asks=True,
+    ),
+    Mutant(
+        "a label that has waited is recorded as met before it is recorded as waiting",
+        JOINER,
+        "if not at.is_after(position))\n        taken",
+        "if at)\n        taken",
+        asks=True,
+    ),
 )
 
 
@@ -424,7 +476,7 @@ def caught(mutant: Mutant, schedules: int, seed: int) -> str:
         mutant.sow(root)
         context = multiprocessing.get_context("fork")  # torch is imported once
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(root, schedules, seed, sender))
+        process = context.Process(target=_run, args=(root, schedules, seed, mutant.asks, sender))
         process.start()
         sender.close()
         try:
@@ -435,16 +487,16 @@ def caught(mutant: Mutant, schedules: int, seed: int) -> str:
     return how
 
 
-def _run(root: Path, schedules: int, seed: int, sender: Connection) -> None:
+def _run(root: Path, schedules: int, seed: int, asks: bool, sender: Connection) -> None:
     """Run schedules with the code in a folder until one fails; send how it did."""
     for name in [n for n in sys.modules if n.split(".")[0] in PACKAGES]:
         del sys.modules[name]
     sys.path[:0] = [str(root), str(root / "service" / "entry")]
     plan, runs = (importlib.import_module(f"tests.simulation.{n}") for n in ("plan", "runs"))
     assert str(root) in str(runs.__file__), "the copy is imported"
-    found = (
-        (k, how) for k in range(seed, seed + schedules) if (how := runs.failure(plan.Plan.of(k)))
-    )
+    plan_of = plan.Plan.asking if asks else plan.Plan.of
+    seeds = range(seed, seed + schedules)
+    found = ((k, how) for k in seeds if (how := runs.failure(plan_of(k))))
     number, how = next(found, (0, ""))
     sender.send(f"seed {number}: {how[:100]}" if how else "")
 

@@ -5,8 +5,9 @@ it was sent. Where others deleted entries, a trainer may or may not have read th
 several folds may be right, and the oracle keeps them all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, combinations
 
 from service.log.cuts import Begin, Change, Cut, Gap, Upgrade
@@ -14,6 +15,7 @@ from service.log.keys import Inputs
 from service.log.position import BEGINNING, EntryId, Position
 from service.trainer.checkpoint import Checkpoint
 from tests.simulation.chain import link
+from tests.simulation.joins import Joined, Label, Rules, Seen, UnjoinedError
 
 MAX_GUESSES = 6
 """Most deleted entries in one cut for which every combination is tried."""
@@ -31,6 +33,8 @@ class Sent:
     source: str = "redis"
     is_bad: bool = False
     """Whether batches with it are skipped."""
+    labels: tuple[Label, ...] | None = None
+    """Labels of questions, if it holds these."""
     kind: str = ""
     """What it holds, as `service.log.log.Log.claim` has it; nothing if the plan has chosen that."""
 
@@ -63,6 +67,8 @@ class Folded:
     is_skipped: bool = False
     letters: tuple[EntryId, ...] = ()
     """Entries that this cut discards."""
+    joined: Joined = field(default_factory=Joined)
+    """What is decided on labels of questions."""
 
     def history(self) -> Iterator["Folded"]:
         """Return this fold and those before it, back to the beginning."""
@@ -89,6 +95,10 @@ class Oracle:
     """After the last recorded cut."""
     by_digest: dict[bytes, list[Folded]] = field(default_factory=dict)
     """All that ever were right."""
+    seen: Seen = field(default_factory=Seen)
+    """Questions and labels."""
+    rules: Rules = field(default_factory=Rules)
+    """The settings of labels."""
 
     def __post_init__(self) -> None:
         self._know(self.tips)
@@ -137,7 +147,8 @@ class Oracle:
                 bases = [f for f in bases if f.cut == number - 1]
             if not bases:
                 raise ViolationError(f"cut {number} was recorded after cut {self.tips[0].cut}")
-            after = [f for b in bases for f in _continue(b, number, cut, entries, deleted)]
+            take = partial(_take, seen=self.seen, rules=self.rules)
+            after = [f for b in bases for f in _continue(b, number, cut, entries, deleted, take)]
         if not after:
             raise ViolationError(
                 f"cut {number} does not follow from the log: {cut} after cut {bases[0].cut} at "
@@ -172,8 +183,16 @@ class Oracle:
         raise ViolationError(f"a checkpoint at {copy.progress} is no fold of the log")
 
 
+Take = Callable[[Folded, int, Cut, dict[EntryId, Sent], list[EntryId]], Folded | None]
+
+
 def _continue(
-    base: Folded, number: int, cut: Cut, entries: dict[EntryId, Sent], deleted: set[EntryId]
+    base: Folded,
+    number: int,
+    cut: Cut,
+    entries: dict[EntryId, Sent],
+    deleted: set[EntryId],
+    take: Take,
 ) -> Iterator[Folded]:
     """Yield the folds after a cut, one for each set of deleted entries that were read in time."""
     begin, end = base.position, cut.position
@@ -192,17 +211,42 @@ def _continue(
         sets = iter([tuple(doubtful[k:]) for k in range(len(doubtful) + 1)] + [tuple(doubtful)])
     for unread in sets:
         read = [e for e in passed if e not in unread]
-        if (after := _take(base, number, cut, entries, read)) is not None:
+        if (after := take(base, number, cut, entries, read)) is not None:
             yield after
 
 
 def _take(
-    base: Folded, number: int, cut: Cut, entries: dict[EntryId, Sent], read: list[EntryId]
+    base: Folded,
+    number: int,
+    cut: Cut,
+    entries: dict[EntryId, Sent],
+    read: list[EntryId],
+    seen: Seen,
+    rules: Rules,
 ) -> Folded | None:
-    """Return the fold after a cut that passes these entries, or None if it does not agree."""
+    """Return the fold after a cut that passes these entries, or None if it does not agree.
+
+    Raises:
+        ViolationError: labels are joined wrongly.
+    """
+    begun = base.position
+    parts = {
+        entry: (
+            labels[(begun.taken or 0) if entry == begun.entry else 0 :][
+                : len(cut.joins.get(entry, ())) if entry == cut.position.entry else None
+            ],
+            entries[entry].source,
+        )
+        for entry in read
+        if (labels := entries[entry].labels) is not None
+    }
+    try:
+        joined, learned, met = base.joined.after(cut, parts, seen, rules)
+    except UnjoinedError as error:
+        raise ViolationError(f"cut {number}: {error}") from error
     numbers: list[int] = []
     dead: list[EntryId] = []
-    sources = {"http": 0, "redis": 0}
+    sources = {"http": 0, "redis": 0, "timeout": 0}
     whole, is_bad = 0, False
     for entry in read:
         sent = entries[entry]
@@ -213,10 +257,13 @@ def _take(
             continue
         first = (base.position.taken or 0) if entry == base.position.entry else 0
         last = cut.position.taken if entry == cut.position.entry else None
-        part = sent.numbers[first:last]
+        part = [*sent.numbers[first:last], *learned.get(entry, ())]
         numbers += part
         sources[sent.source] += len(part)
         is_bad = is_bad or (sent.is_bad and bool(part))
+    for own, source in met:
+        numbers.append(own)
+        sources[source] += 1
     same = (
         len(numbers) == cut.examples
         and base.entries + whole == cut.entries
@@ -236,5 +283,5 @@ def _take(
     return Folded(
         base, number, cut.position, cut.entries, version, base.examples + len(numbers),
         base.dead + len(dead), base.http + sources["http"], base.redis + sources["redis"],
-        digest, lr, tuple(numbers), is_bad and bool(numbers), tuple(dead),
+        digest, lr, tuple(numbers), is_bad and bool(numbers), tuple(dead), joined,
     )  # fmt: skip

@@ -53,6 +53,38 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Labelling:
+    """Questions whose labels come later."""
+
+    questions: int
+    """Requests that ask."""
+    ttl: str
+    grace: str
+    timeout: str
+    """Settings, as they are given."""
+    keeps: str
+    """Which of two labels of a question counts."""
+    join_bytes: str
+
+    @classmethod
+    def of(cls, rng: random.Random) -> "Labelling":
+        """Draw one."""
+        return cls(
+            rng.randint(3, 30),
+            rng.choice(("1h", "1h", "1h", "4s")),
+            rng.choice(("60s", "60s", "1s", "0s")),
+            rng.choice(("", "", "", "2s:1")),
+            rng.choice(("first", "first", "last")),
+            rng.choice(("256MB", "256MB", "256MB", "1kB")),
+        )
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether no question is closed, and none gets a label that nobody has sent."""
+        return (self.ttl, self.timeout, self.join_bytes) == ("1h", "", "256MB")
+
+
+@dataclass(frozen=True)
 class Plan:
     """What happens in one run."""
 
@@ -83,6 +115,18 @@ class Plan:
     lease_seconds: float
     sends: tuple[str, ...] = ()
     """The kinds of examples that come to an open model; none if the model is not open."""
+    labelling: Labelling | None = None
+    """How clients ask and label; None if they do not."""
+
+    @classmethod
+    def asking(cls, seed: int) -> "Plan":
+        """Return a plan of a seed in which clients ask, too: of chains of dense features."""
+        plan = cls.of(seed)
+        rng = random.Random(f"{seed}/labelling")
+        return replace(
+            plan, kind="plain", is_real=False, inherited=0, sends=(), labelling=Labelling.of(rng),
+            faults=tuple(f for f in plan.faults if f.kind in FAULTS),
+        )  # fmt: skip
 
     @classmethod
     def of(cls, seed: int) -> "Plan":
@@ -145,7 +189,8 @@ class Plan:
     def __str__(self) -> str:
         lines = [
             f"seed {self.seed}: {self.kind}{', real state' if self.is_real else ''}"
-            f"{f', open to {self.sends}' if self.sends else ''}, processes on "
+            f"{f', open to {self.sends}' if self.sends else ''}"
+            f"{f', {self.labelling}' if self.labelling else ''}, processes on "
             f"machines {self.machines}, {'locks' if self.locks else 'no locks'}, "
             f"{'embedded' if self.is_embedded else 'remote'} server, {self.entries} entries, "
             f"{self.inherited} inherited cuts, loss {self.loss}, late {self.late}, batches of "
@@ -166,6 +211,9 @@ class Plan:
             plan = replace(self, **change)  # type: ignore[arg-type]
             if plan != self and plan.entries and plan.machines:
                 yield plan
+        if (own := self.labelling) is not None:
+            for fewer in {own.questions // 2, own.questions - 1} - {0, own.questions}:
+                yield replace(self, labelling=replace(own, questions=fewer))
 
 
 def shrink(plan: Plan, fails: Callable[[Plan], bool]) -> Plan:

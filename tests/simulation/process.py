@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -15,7 +15,7 @@ from service.log.entries import inputs_of
 from service.log.errors import LogUnavailable
 from service.log.intake import Intake
 from service.log.lease import Lock
-from service.log.position import EntryId
+from service.log.position import ORIGIN, EntryId
 from service.model import Model
 from service.monitoring.status import Condition, Role
 from service.settings import Settings
@@ -333,10 +333,27 @@ class Process:
             RefusedError: the examples are of another kind than the service learns.
             KeyReusedError, KeyInFlightError: as `Intake.append`.
         """
+        return await self._answered(self._post(payload, key, field), patience)
+
+    async def ask(self, fields: Mapping[str, bytes | int], patience: float) -> EntryId:
+        """Append questions, as a client that gives up after some time.
+
+        Raises:
+            LogUnavailable: there is no answer, or the answer is an error.
+        """
         if not self.is_up:
             raise LogUnavailable("connection refused")
+        return await self._answered(self.intake.ask(fields), patience)
+
+    async def _answered(
+        self, request: Coroutine[object, object, EntryId], patience: float
+    ) -> EntryId:
+        """Return the answer to a request, unless the process dies before it."""
+        if not self.is_up:
+            request.close()
+            raise LogUnavailable("connection refused")
         loop, died = asyncio.get_running_loop(), self._died_event
-        posting = loop.create_task(self._post(payload, key, field), context=self.context)
+        posting = loop.create_task(request, context=self.context)
         dying = asyncio.ensure_future(died.wait())
         await asyncio.wait({posting, dying}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         dying.cancel()
@@ -344,6 +361,16 @@ class Process:
             posting.cancel()
             raise LogUnavailable("there is no answer")
         return posting.result()
+
+    @property
+    def has_joined(self) -> bool:
+        """True if it has read all questions, each has timed out if it may, and no label waits to be
+        recorded with its own."""
+        joiner = self.trainer._replica.joiner
+        labelling = self.world.plan.labelling
+        is_open = bool(labelling and labelling.timeout and joiner._index._unlabelled)
+        is_read = joiner.newest >= max(self.world.server.asked, default=ORIGIN)
+        return is_read and joiner.met_since is None and not is_open
 
     def watch(self, entry: EntryId) -> None:
         """Wait until an entry is learned, and check that it is then."""
@@ -381,10 +408,16 @@ class Process:
             return False
         status = self.trainer.status
         is_published = self.trainer.snapshot.version == status.version
-        return is_published and status.progress.position.covers(entry)
+        is_joined = self.world.plan.labelling is None or self.has_joined
+        return is_published and is_joined and status.progress.position.covers(entry)
 
     def __str__(self) -> str:
         if not self.is_up:
             return f"{self.name} is down"
         status = self.trainer.status
-        return f"{self.name} is {status.condition} {status.reason!r} at {status.progress.position}"
+        joins = ""
+        if self.world.plan.labelling is not None:
+            joiner = self.trainer._replica.joiner
+            joins = f", questions read to {joiner.newest}, {joiner.summary}"
+        at = status.progress.position
+        return f"{self.name} is {status.condition} {status.reason!r} at {at}{joins}"

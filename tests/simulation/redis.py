@@ -8,6 +8,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from service.log import scripts
+from service.log.entries import Fields
 from service.log.errors import LogUnavailable
 from service.log.position import ORIGIN, TOP
 from tests.support.memory_log import MemoryServer, Network
@@ -53,6 +54,8 @@ class MemoryRedis:
     def execute(self, *command: Any) -> Any:
         """Execute a command at the server."""
         match command:
+            case ("XADD", key, "*", *fields) if key.endswith(":asked"):
+                return str(self.server.ask(_raw(fields))).encode()
             case ("XADD", _, "*", *fields):
                 return str(self._add(fields)).encode()
             case ("EVAL", scripts.APPEND_ONCE, 3, _, key, _, digest, _, *arguments):
@@ -62,8 +65,7 @@ class MemoryRedis:
         raise ResponseError(f"unknown command {command[:2]}")
 
     def _add(self, fields: list[Any]) -> Any:
-        raw = [f if isinstance(f, bytes) else str(f).encode() for f in fields]
-        return self.server.add(dict(zip(raw[::2], raw[1::2], strict=True)))
+        return self.server.add(_raw(fields))
 
     def _append_once(
         self, key: str, digest: str, payload: bytes, checksum: int, kept: int, field: str
@@ -97,6 +99,11 @@ class MemoryRedis:
                 "first-entry": first and str(first),
             }
         )
+
+
+def _raw(fields: list[Any]) -> Fields:
+    raw = [f if isinstance(f, bytes) else str(f).encode() for f in fields]
+    return dict(zip(raw[::2], raw[1::2], strict=True))
 
 
 class Pipeline:

@@ -20,14 +20,21 @@ def failure(plan: Plan) -> str:
     return ""
 
 
-def run(first: int, count: int) -> tuple[Counter[str], dict[int, str]]:
-    """Run some schedules; return the events and the failures by seed."""
+def run(first: int, count: int, asks: bool = False) -> tuple[Counter[str], dict[int, str]]:
+    """Run some schedules; return the events and the failures by seed.
+
+    Args:
+        first: of the seeds.
+        count: of the schedules.
+        asks: whether clients ask with ids, and label their questions, too.
+    """
+    plan_of = Plan.asking if asks else Plan.of
     events: Counter[str] = Counter()
     broken: dict[int, str] = {}
     gc.disable()  # a run makes little garbage, and collections take a tenth of the time
     for seed in range(first, first + count):
         try:
-            events += simulate(Plan.of(seed)).events
+            events += simulate(plan_of(seed)).events
         except Exception as error:
             broken[seed] = f"{type(error).__name__}: {error}"
         if seed % COLLECTED == 0:

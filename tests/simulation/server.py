@@ -1,5 +1,6 @@
 """The log's server in a simulation: it knows what each entry means, and checks what trainers do."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from service.log.cuts import Begin, Cut
 from service.log.entries import Fields
 from service.log.errors import LogUnavailable
 from service.log.keys import Inputs
+from service.log.labels import HASH_BYTES
 from service.log.position import ORIGIN, EntryId, Position
 from service.process import Clock
 from tests.simulation.loop import OWNER, Owner
@@ -95,12 +97,27 @@ class SimulatedServer(MemoryServer):
         added = super().add(fields, entry)
         for later in [e for e in reversed(self.ever) if e >= added]:  # of a stream that is gone
             del self.ever[later]
-        sent = self.meanings.get(fields.get(b"batch", fields.get(b"arrow", b"")), Sent(None))
+        payload = fields.get(b"batch", fields.get(b"arrow", fields.get(b"labels", b"")))
+        sent = self.meanings.get(payload, Sent(None))
+        if sent.labels is not None:
+            self.oracle.seen.label(added)
         is_http = fields.get(b"source") == b"http"
         if added <= self._lost_up_to:
             self.forgiven.update(sent.numbers or ())
         self.ever[added] = replace(sent, source="http" if is_http else "redis")
         return added
+
+    def ask(self, fields: Fields) -> EntryId:
+        entry, hashes = super().ask(fields), fields[b"ids"]
+        own = [hashes[k : k + HASH_BYTES] for k in range(0, len(hashes), HASH_BYTES)]
+        self.oracle.seen.ask(entry, own)
+        return entry
+
+    def ask_by_hand(self, fields: Fields) -> None:
+        """Append questions that no client has asked, if the server takes them."""
+        with contextlib.suppress(LogUnavailable):
+            self.check_up()
+            super().ask(fields)
 
     def delete_by_hand(self, entries: list[EntryId]) -> None:
         """Delete entries, as another program might."""
@@ -174,11 +191,11 @@ class SimulatedServer(MemoryServer):
         super().bury(letter)
         self.letters.append(letter)
 
-    def trim(self, position: Position, cut: int) -> None:
+    def trim(self, position: Position, cut: int, asked: EntryId = ORIGIN) -> None:
         if cut > self.trimmed_to and (reach := self._reach()) < cut:
             self._violate(f"the log is trimmed to cut {cut}, but may be only to cut {reach}")
         self.trimmed_to = max(self.trimmed_to, cut)
-        super().trim(position, cut)
+        super().trim(position, cut, asked)
 
     def _violate(self, what: str) -> None:
         self._violated(ViolationError(what))

@@ -4,6 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from service.log.labels import Join
+from service.log.position import BEGINNING, Position
+from service.trainer.joining.index import Index
+from service.trainer.joining.joins import Joins
 from tests.simulation.mutants import MUTANTS, ROOT, Mutant
 from tests.simulation.oracle import ViolationError
 from tests.simulation.plan import FAULTS, FOREIGN_FAULTS, Plan, shrink
@@ -11,6 +15,8 @@ from tests.simulation.runs import failure, run
 from tests.simulation.world import simulate
 
 SCHEDULES, PART = 2_000, 250
+ASKING = 80
+"""Schedules in which clients ask, and label their questions later."""
 
 FOUND = {
     310: "a model that began after a gap had hyperparameters that no cut recorded",
@@ -23,6 +29,14 @@ FOUND = {
     46635: "a checkpoint and a trim during a takeover looked like damage",
 }
 """Seeds whose schedules broke a promise once, and how."""
+
+
+FOUND_ASKING = {
+    3: "a label that came after a question had timed out was learned before the default was",
+    13: "a label was in conflict with a default that was never recorded",
+    25: "a question that was read while labels were decided on counted as unknown",
+}
+"""The same of schedules with labels that come later."""
 
 
 @pytest.mark.parametrize("first", range(0, SCHEDULES, PART))
@@ -40,10 +54,36 @@ def test_what_a_schedule_found_once_stays_mended(seed: int) -> None:
     simulate(Plan.of(seed))
 
 
+def test_each_label_meets_its_question_once_whatever_happens() -> None:
+    events, broken = run(0, ASKING, asks=True)
+    assert not broken, "python -m tests.simulation --labels --replay SEED --shrink shows it"
+    assert events["asked"] > 10 * ASKING
+    assert events["labelled"] > 10 * ASKING
+    assert events["kill"] > ASKING
+
+
+@pytest.mark.parametrize("seed", FOUND_ASKING)
+def test_what_a_schedule_with_labels_found_once_stays_mended(seed: int) -> None:
+    simulate(Plan.asking(seed))
+
+
+def test_a_label_that_is_joined_wrongly_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Index, "use", lambda *_: None)
+    right = Joins.note
+
+    def note(own: Joins, join: Join, now: int, at: Position = BEGINNING) -> None:
+        right(own, join, now, at)
+        if join.place is not None:
+            del own.used[join.place]
+
+    monkeypatch.setattr(Joins, "note", note)
+    assert any("is decided on" in failure(Plan.asking(seed)) for seed in range(10))
+
+
 def test_a_seed_repeats_its_schedule() -> None:
-    for seed in (7, 8):
+    for plan in (Plan.of(7), Plan.of(8), Plan.asking(7)):
         one, other = list[str](), list[str]()
-        assert simulate(Plan.of(seed), one) == simulate(Plan.of(seed), other)
+        assert simulate(plan, one) == simulate(plan, other)
         assert _without_names(one) == _without_names(other)
 
 

@@ -38,11 +38,13 @@ from streams.rows.entry import from_bytes as rows_from_bytes
 from streams.rows.rows import Rows
 from tests.simulation.chain import ChainState, chained
 from tests.simulation.disk import Platter
+from tests.simulation.joins import ASKED, BY_LABEL, Label, Rules, question_of
 from tests.simulation.loop import OWNER, OwnClock, Owner, SimulatedClock, SimulatedLoop
 from tests.simulation.oracle import Folded, Oracle, ViolationError
 from tests.simulation.plan import Fault, Plan
 from tests.simulation.process import Process
 from tests.simulation.producers import CLASSES, FEATURES, Producers
+from tests.simulation.questions import Askers
 from tests.simulation.server import SimulatedServer
 from tests.support.named import a_row_spec
 
@@ -79,19 +81,38 @@ def hyperparameters(lr: float) -> Hyperparameters:
 @cache  # reading them takes longer than a short run
 def _base(is_open: bool, is_numeric: bool) -> Settings:
     if is_open:
-        return load_settings({"standardize": False, "calibrate": False})
-    chosen = {"task": OF_NUMBERS.task} if is_numeric else {}
-    return load_settings({"schema": ""} | chosen)  # the plan has chosen what is learned
+        return load_settings({"model": "logistic", "standardize": False, "calibrate": False})
+    chosen = {"model": "logistic", "schema": ""} | ({"task": OF_NUMBERS.task} if is_numeric else {})
+    return load_settings(chosen)  # the plan has chosen what is learned
 
 
 def _settings(plan: Plan) -> Settings:
+    labelling = plan.labelling
+    later = labelling and {
+        "label_ttl": labelling.ttl,
+        "label_grace": labelling.grace,
+        "label_timeout": labelling.timeout,
+        "labels": labelling.keeps,
+        "join_bytes": labelling.join_bytes,
+    }
     return _base(plan.is_open, plan.is_numeric).model_copy(
-        update={
+        update=(later or {})
+        | {
             "batch_size": plan.batch_size,
             "max_wait_ms": plan.max_wait_ms,
             "checkpoint_every_seconds": plan.checkpoint_every,
             "lease_seconds": plan.lease_seconds,
         }
+    )
+
+
+def _rules(plan: Plan) -> Rules:
+    """Return what decides on labels, as the oracle takes it."""
+    if (labelling := plan.labelling) is None:
+        return Rules()
+    _, has_default, default = labelling.timeout.partition(":")
+    return Rules(
+        labelling.keeps == "last", labelling.grace != "0s", int(default) if has_default else None
     )
 
 
@@ -111,7 +132,7 @@ class World:
         self.violation: ViolationError | None = None
         self.is_over = False
         """True once no more faults happen and nobody needs to try again for ever."""
-        self.oracle = Oracle()
+        self.oracle = Oracle(rules=_rules(plan))
         self.server_clock = OwnClock(clock)
         self.server = SimulatedServer(
             self.server_clock,
@@ -130,6 +151,7 @@ class World:
         self._rng = random.Random(f"{plan.seed}/faults")
         self._has_gap = False
         self.producers = Producers(self)
+        self.askers = Askers(self)
         self.processes: list[Process] = []
         self._faults: set[asyncio.Task[None]] = set()
 
@@ -197,6 +219,8 @@ class World:
         except ViolationError as violation:
             self.violate(violation)
             return
+        if self.plan.labelling is not None and not fold.joined.agrees(copy.joins):
+            self.violate(ViolationError(f"{path.name} holds other decisions: {copy.joins}"))
         if missing := self._unrecorded(fold):
             self.violate(ViolationError(f"{path.name} lies after {missing}, not among the dead"))
         if not self._needs(found) & self._rotten:
@@ -257,6 +281,7 @@ class World:
         for process in self.processes:
             process.start()
         producing = asyncio.create_task(self.producers.run())
+        asking = asyncio.create_task(self.askers.run()) if self.plan.labelling else None
         operating = asyncio.create_task(self._operate())
         for fault in self.plan.faults:
             await asyncio.sleep(max(0.0, fault.at - self.clock.now))
@@ -275,6 +300,8 @@ class World:
         await self._settle()
         operating.cancel()
         await producing
+        if asking is not None:
+            await asking
         for process in self.processes:
             if self._rng.random() < 0.5:
                 await process.end()
@@ -570,11 +597,15 @@ class World:
         tip, state = right[shown], last.state
         assert isinstance(state, ChainState)
         numbers = Counter(k for one in tip.history() for k in one.numbers)
-        if twice := [k for k, n in numbers.items() if n > 1 and k not in server.forgotten]:
+        again = {k for k in numbers if k >= ASKED}  # `_check_labels` looks at questions
+        if twice := [
+            k for k, n in numbers.items() if n > 1 and k not in server.forgotten and k not in again
+        ]:
             raise ViolationError(f"examples {twice} are learned twice")
         if state.learned != numbers:
             raise ViolationError("the state and the fold have learned other examples")
         acknowledged = set(self.producers.acknowledged)
+        self._check_labels(tip)
         if lost := sorted(acknowledged - numbers.keys() - server.forgiven):
             raise ViolationError(f"examples {lost} are acknowledged and not learned")
         if last.trainer.snapshot.version != tip.version or status.backlog():
@@ -583,6 +614,33 @@ class World:
                 f"backlog {status.backlog()}"
             )
         return tip
+
+    def _check_labels(self, tip: Folded) -> None:
+        """Check that each question is learned once with its label, if that came after it.
+
+        Raises:
+            ViolationError: one is not.
+        """
+        if (labelling := self.plan.labelling) is None:
+            return
+        learned = [k for one in tip.history() for k in one.numbers if k >= ASKED]
+        times = Counter(map(question_of, learned))
+        if labelling.keeps == "first" and (twice := [k for k, n in times.items() if n > 1]):
+            raise ViolationError(f"questions {twice} are learned twice")
+        if not labelling.is_patient:
+            return
+        seen, first = self.oracle.seen, dict[bytes, tuple[Label, int]]()
+        for entry, sent in self.server.ever.items():
+            for label in sent.labels or ():
+                first.setdefault(label.hash, (label, seen.labelled[entry]))
+        for own, (label, moment) in first.items():
+            asked = [at for _, at in seen.places.get(own, [])]
+            code = own in seen.numbers and seen.numbers[own] + BY_LABEL * label.label
+            if asked and asked[0] < moment and code not in learned:
+                raise ViolationError(f"question {code} had its label in time, and is not learned")
+        sent_hashes = {label.hash for label, _ in self.askers.acknowledged}
+        if missing := sent_hashes - first.keys():
+            raise ViolationError(f"{len(missing)} labels are acknowledged, and not in the log")
 
     def _check_real(self, last: Process) -> Folded:
         state, tip = self.new_state(0.0, self.settings), self.oracle.tips[0]
@@ -666,6 +724,8 @@ def simulate(plan: Plan, trace: list[str] | None = None) -> Outcome:
         contextlib.nullcontext() if plan.is_real else chained(),
         patch("service.trainer.blocks.LEAST_BYTES", 0),
         patch("service.trainer.chunks.MOST_SMALL", MOST_SMALL),
+        # It walks the heap that all processes share here: most of the time in a large test run.
+        patch("service.trainer.writer.return_freed_memory", lambda: None),
     ):
         try:
             return loop.run_until_complete(world.run())

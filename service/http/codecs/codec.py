@@ -1,19 +1,27 @@
 """A format of request bodies, and the checks that every format shares."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from service.log.keys import Field
-from streams.batch import Batch, Features, TooManyError, check, check_features
+from service.log.labels import HASH_BYTES, hashes_of
+from streams.batch import (
+    Batch,
+    Features,
+    InvalidBatchError,
+    TooManyError,
+    check,
+    check_features,
+)
 
 MAX_EXAMPLES = 65_536
 """Most examples in a request: a body of narrow rows unfolds into logits many times its size."""
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -36,6 +44,20 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Unlabelled(Generic[T]):
+    """Examples without labels."""
+
+    inputs: T
+    """[n]."""
+    hashes: bytes = b""
+    """Hashes of their ids, HASH_BYTES each, if they are questions whose labels come later."""
+
+    def __len__(self) -> int:
+        """Return the number of examples, n."""
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
 class Wire(Generic[T]):
     """How a ``T`` comes back from the process that decoded it: a number of examples and bytes."""
 
@@ -48,9 +70,29 @@ EXAMPLES_WIRE = Wire[Examples](
     lambda examples, _: (examples.count, examples.payload),
     lambda count, packed: Examples(count, bytes(packed)),
 )
-FEATURES_WIRE = Wire[Features](
-    lambda found, _: (len(found), found.astype(np.float32, copy=False).tobytes()),
-    lambda count, packed: np.frombuffer(packed, np.float32).reshape(count, -1),
+
+
+def unlabelled_wire(pack: Callable[[T], bytes], unpack: Callable[[int, bytes], T]) -> Wire[Any]:
+    """Return how examples without labels come back.
+
+    Args:
+        pack: returns the bytes of examples.
+        unpack: returns so many examples of these bytes.
+    """
+
+    def packed(found: Unlabelled[T], options: bytes) -> tuple[int, bytes]:
+        return len(found), bytes([bool(found.hashes)]) + found.hashes + pack(found.inputs)
+
+    def unpacked(count: int, raw: bytearray) -> Unlabelled[T]:
+        start = 1 + raw[0] * HASH_BYTES * count
+        return Unlabelled(unpack(count, bytes(memoryview(raw)[start:])), bytes(raw[1:start]))
+
+    return Wire(packed, unpacked)
+
+
+FEATURES_WIRE: Wire[Unlabelled[Features]] = unlabelled_wire(
+    lambda found: found.astype(np.float32, copy=False).tobytes(),
+    lambda count, raw: np.frombuffer(raw, np.float32).reshape(count, -1),
 )
 
 
@@ -102,23 +144,52 @@ def checked(batch: Batch, features: int, classes: int, payload: bytes | None = N
         InvalidBatchError: they cannot be learned.
     """
     count = len(batch.labels)
-    _check_count(count)
+    check_count(count)
     check(batch, features, classes)
     return Examples(count, batch.to_bytes() if payload is None else payload)
 
 
-def checked_features(found: Features, features: int) -> Features:
-    """Return ``found``, [n, features].
+def checked_features(found: Features, features: int, ids: object = None) -> Unlabelled[Features]:
+    """Return features.
+
+    Args:
+        found: not checked yet.
+        features: of the model.
+        ids: of the questions, as JSON; None without them.
 
     Raises:
-        InvalidBatchError: they cannot be predicted.
+        InvalidBatchError: they cannot be predicted, or have other ids.
     """
-    _check_count(len(found))
+    check_count(len(found))
     check_features(found, features)
-    return found
+    return Unlabelled(found, hashes(ids, len(found)))
 
 
-def _check_count(examples: int) -> None:
+def hashes(ids: object, count: int) -> bytes:
+    """Return the hashes of ids; none if there are no ids.
+
+    Args:
+        ids: of JSON; None without them.
+        count: of the questions.
+
+    Raises:
+        InvalidBatchError: they are no ids, or others than one a question, or one occurs twice.
+    """
+    if ids is None:
+        return b""
+    found = hashes_of(ids, count)
+    if len(set(found)) < count:
+        index = next(k for k, own in enumerate(found) if own in found[:k])
+        raise InvalidBatchError("this id occurs twice in one request", "ids", index)
+    return b"".join(found)
+
+
+def check_count(examples: int) -> None:
+    """Check that a request has no more than MAX_EXAMPLES.
+
+    Raises:
+        TooManyError: it has.
+    """
     if examples > MAX_EXAMPLES:
         raise TooManyError(
             f"{examples} examples in one request, at most {MAX_EXAMPLES}; send several requests"

@@ -12,11 +12,12 @@ from service.http.codecs.codec import (
     FEATURES_WIRE,
     Codec,
     Examples,
+    Unlabelled,
     checked,
     checked_features,
 )
 from streams.batch import MAX_WEIGHT, Features
-from streams.json_batch import features_from_json, from_json
+from streams.json_batch import from_json, questions_from_json
 
 MEDIA_TYPE = "application/json"
 MAX_IN_PROCESS = 64 << 10
@@ -40,8 +41,11 @@ def _decode_examples(
     return checked(batch, features, classes)
 
 
-def _decode_features(body: bytes, features: int, _: int, expects_bytes: bool = False) -> Features:
-    return checked_features(features_from_json(body, features, expects_bytes), features)
+def _decode_features(
+    body: bytes, features: int, _: int, expects_bytes: bool = False
+) -> Unlabelled[Features]:
+    found, ids = questions_from_json(body, features, expects_bytes)
+    return checked_features(found, features, ids)
 
 
 def _content(
@@ -67,6 +71,7 @@ def _array(title: str, items: dict[str, Any], example: object) -> dict[str, Any]
 ROWS = _array("Features", {"type": "array", "items": {"type": "number"}}, [[0.0, 0.5, 1.0]])
 LABELS = _array("Labels", {"type": "number"}, [2])
 WEIGHTS = _array("Weights", {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT}, [1.0])
+IDS = _array("Ids", {"anyOf": [{"type": "string"}, {"type": "integer"}]}, ["order-17"])
 EXAMPLES = Codec(
     MEDIA_TYPE,
     _decode_examples,
@@ -77,7 +82,7 @@ EXAMPLES = Codec(
 FEATURES = Codec(
     MEDIA_TYPE,
     _decode_features,
-    _content("Inputs", "Examples without labels.", features=ROWS),
+    _content("Inputs", "Examples without labels.", {"ids": IDS}, features=ROWS),
     max_in_process=MAX_IN_PROCESS,
     wire=FEATURES_WIRE,
 )

@@ -14,8 +14,15 @@ from typing import Any, TypeVar
 import orjson
 import pyarrow as pa
 
-from service.http.codecs.codec import MAX_EXAMPLES, Codec, Wire
-from service.http.codecs.json import MAX_IN_PROCESS, MEDIA_TYPE, WEIGHTS
+from service.http.codecs.codec import (
+    MAX_EXAMPLES,
+    Codec,
+    Unlabelled,
+    Wire,
+    hashes,
+    unlabelled_wire,
+)
+from service.http.codecs.json import IDS, MAX_IN_PROCESS, MEDIA_TYPE, WEIGHTS
 from streams.batch import InvalidBatchError, TooManyError
 from streams.rows import delimited, entry, records
 from streams.rows.ipc import arrow
@@ -115,20 +122,19 @@ def _unpack(count: int, packed: bytearray) -> Rows | Packed:
 
 
 LABELLED_WIRE = Wire[Rows | Packed](_pack, _unpack)
-WIRE = Wire[Rows](
-    lambda rows, _: (len(rows), entry.to_bytes(rows)),
-    lambda count, packed: entry.from_bytes(bytes(packed)),
+WIRE: Wire[Unlabelled[Rows]] = unlabelled_wire(
+    entry.to_bytes, lambda count, raw: entry.from_bytes(raw)
 )
-T = TypeVar("T", Rows, Rows | Packed)
+T = TypeVar("T", Unlabelled[Rows], Rows | Packed)
 
 
 def _checked(
-    read: Callable[[bytes], Rows],
+    read: Callable[[bytes], T],
     body: bytes,
     features: int,
     classes: int,
     expects_bytes: bool = False,
-) -> Rows:
+) -> T:
     rows = read(body)
     if (count := len(rows)) > MAX_EXAMPLES:
         raise TooManyError(
@@ -141,7 +147,7 @@ def _checked(
 
 def _codec(
     media_type: str,
-    read: Callable[[bytes], Rows],
+    read: Callable[[bytes], T],
     content: dict[str, Any],
     wire: Wire[T],
     max_in_process: int = MAX_IN_PROCESS,
@@ -171,33 +177,14 @@ def _json(is_labelled: bool) -> dict[str, Any]:
         "schema": {
             "title": "Labelled rows" if is_labelled else "Rows",
             "type": "object",
-            "properties": properties | (labels if is_labelled else {}),
+            "properties": properties | (labels if is_labelled else {"ids": IDS}),
         }
     }
 
 
-def _codecs(is_labelled: bool, wire: Wire[T]) -> dict[str, Codec[T]]:
-    row = (
-        '{"row": {"plan": "basic", "age": 41}'
-        + (', "label": "stay"' if is_labelled else "")
-        + "}\n"
-    )
-    table = "plan,age,label\nbasic,41,stay\n" if is_labelled else "plan,age\nbasic,41\n"
-    found = (
-        _codec(MEDIA_TYPE, partial(_from_json, is_labelled), _json(is_labelled), wire),
-        _codec(NDJSON, partial(_from_ndjson, is_labelled), _text(row), wire),
-        _codec(CSV, _from_csv, _text(table), wire),
-        _codec(ARROW, _from_ipc, BINARY, wire, MAX_ARROW),
-    )
-    return {codec.media_type: codec for codec in found}
-
-
-def _from_json(is_labelled: bool, body: bytes) -> Rows:
-    return records.from_json(body, is_labelled)
-
-
-def _from_ndjson(is_labelled: bool, body: bytes) -> Rows:
-    return records.from_ndjson(body, is_labelled)
+def _row(is_labelled: bool) -> dict[str, Any]:
+    label = ', "label": "stay"' if is_labelled else ', "id": "order-17"'
+    return _text('{"row": {"plan": "basic", "age": 41}' + label + "}\n")
 
 
 def _from_csv(body: bytes) -> Rows:
@@ -208,11 +195,55 @@ def _from_ipc(body: bytes) -> Rows:
     return arrow.from_ipc(body, None, False)
 
 
+def _labelled(read: Callable[[bytes], Rows]) -> Callable[[bytes], Rows | Packed]:
+    return read
+
+
+def _unlabelled(read: Callable[[bytes], Rows]) -> Callable[[bytes], Unlabelled[Rows]]:
+    return partial(_without_ids, read)
+
+
+def _without_ids(read: Callable[[bytes], Rows], body: bytes) -> Unlabelled[Rows]:
+    return Unlabelled(read(body))
+
+
+def _questions(body: bytes) -> Unlabelled[Rows]:
+    rows, ids = records.questions_from_json(body)
+    return Unlabelled(rows, hashes(ids, len(rows)))
+
+
+def _line_questions(body: bytes) -> Unlabelled[Rows]:
+    rows, ids = records.questions_from_ndjson(body)
+    return Unlabelled(rows, hashes(ids, len(rows)))
+
+
+def _from_json(body: bytes) -> Rows:
+    return records.from_json(body, True)
+
+
+def _from_ndjson(body: bytes) -> Rows:
+    return records.from_ndjson(body, True)
+
+
 def holds_rows(body: bytes) -> bool:
     """Return whether a body of JSON or NDJSON that holds either has rows, and no features."""
     found = KEY.search(body)
     return found is not None and found[1] != b"features"
 
 
-LEARN_ROWS = _codecs(True, LABELLED_WIRE)
-PREDICT_ROWS = _codecs(False, WIRE)
+def _by_type(*codecs: Codec[T]) -> dict[str, Codec[T]]:
+    return {codec.media_type: codec for codec in codecs}
+
+
+LEARN_ROWS: dict[str, Codec[Rows | Packed]] = _by_type(
+    _codec(MEDIA_TYPE, _labelled(_from_json), _json(True), LABELLED_WIRE),
+    _codec(NDJSON, _labelled(_from_ndjson), _row(True), LABELLED_WIRE),
+    _codec(CSV, _labelled(_from_csv), _text("plan,age,label\nbasic,41,stay\n"), LABELLED_WIRE),
+    _codec(ARROW, _labelled(_from_ipc), BINARY, LABELLED_WIRE, MAX_ARROW),
+)
+PREDICT_ROWS: dict[str, Codec[Unlabelled[Rows]]] = _by_type(
+    _codec(MEDIA_TYPE, _questions, _json(False), WIRE),
+    _codec(NDJSON, _line_questions, _row(False), WIRE),
+    _codec(CSV, _unlabelled(_from_csv), _text("plan,age\nbasic,41\n"), WIRE),
+    _codec(ARROW, _unlabelled(_from_ipc), BINARY, WIRE, MAX_ARROW),
+)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from service.http.codecs.codec import Codec, Examples, checked, checked_features
-from streams.batch import Features, decode, decode_features
+from service.http.codecs.codec import Codec, Examples, Unlabelled, checked, checked_features
+from streams.batch import Features, decode, decode_questions
 
 MEDIA_TYPE = "application/octet-stream"
 MAX_AT_ONCE = 1 << 20
@@ -17,8 +17,11 @@ def _decode_examples(
     return checked(decode(body, expects_bytes), features, classes, payload=body)
 
 
-def _decode_features(body: bytes, features: int, _: int, expects_bytes: bool = False) -> Features:
-    return checked_features(decode_features(body, expects_bytes), features)
+def _decode_features(
+    body: bytes, features: int, _: int, expects_bytes: bool = False
+) -> Unlabelled[Features]:
+    found, ids = decode_questions(body, expects_bytes)
+    return checked_features(found, features, ids)
 
 
 def _content(description: str) -> dict[str, Any]:
@@ -31,4 +34,9 @@ EXAMPLES = Codec(
     _content(f"{TENSORS}; labels [n] int64, or floats to predict; weights [n], if any"),
     MAX_AT_ONCE,
 )
-FEATURES = Codec(MEDIA_TYPE, _decode_features, _content(TENSORS), MAX_AT_ONCE)
+FEATURES = Codec(
+    MEDIA_TYPE,
+    _decode_features,
+    _content(f"{TENSORS}; ids [n, bytes] uint8, UTF-8 filled up with zeros, if any"),
+    MAX_AT_ONCE,
+)

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.http.codecs import json, ndjson, safetensors
-from service.http.codecs.codec import Codec, Examples
+from service.http.codecs.codec import Codec, Examples, Unlabelled
 from streams.batch import Features
 
 LEARN: dict[str, Codec[Examples]] = {
     codec.media_type: codec for codec in (json.EXAMPLES, ndjson.EXAMPLES, safetensors.EXAMPLES)
 }
-PREDICT: dict[str, Codec[Features]] = {
-    codec.media_type: codec for codec in (json.FEATURES, safetensors.FEATURES)
+PREDICT: dict[str, Codec[Unlabelled[Features]]] = {
+    codec.media_type: codec for codec in (json.FEATURES, ndjson.FEATURES, safetensors.FEATURES)
 }
 
 

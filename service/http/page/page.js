@@ -3,6 +3,7 @@
 import { address } from "./address.js";
 import { Chart, compact, element } from "./charts.js";
 import { showPictures } from "./pictures.js";
+import { showQuestions } from "./questions.js";
 import { showRows } from "./rows.js";
 import { showScores } from "./scores.js";
 
@@ -101,6 +102,7 @@ async function askModel() {
   }
   if (model === null) return;
   showScores(model);
+  showQuestions(model.questions, model.rolling_accuracy);
   if (hits() !== "Accuracy") {
     byId("accuracy-title").textContent = "Share of the last 1,000 predictions nearer than the mean";
   }
@@ -178,6 +180,7 @@ function drawOptimizer(kept, x, marks) {
 const FAMILIES = {
   linear: "linear experts", mlp: "networks", trees: "trees", neighbours: "neighbours",
   frequencies: "label frequencies",
+  recent: "recent numbers",
 };
 
 function heaviest(kept) {

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -112,21 +112,22 @@ async def learn(
     others wait, it is 202. A request with rows that change the schema is answered once they have
     changed it.
     """
-    _check_backlog(model)
+    check_backlog(model)
     is_keyed = idempotency_key is not None
     async with _examples(request, bodies, model, label, weight, is_keyed) as examples:
         count = len(examples)
         changes_schema = isinstance(examples, Examples) and examples.changes_schema
-        entry = await _append(model, examples, idempotency_key)
+        entry = await append(model, examples, idempotency_key)
         del examples  # their memory is not held while they are waited for
     accepted = {"accepted": count, "entry": str(entry)}
     if not (wait or changes_schema):
         return JSONResponse(accepted, 202)
     with waits.one_more() as reason:
-        applied = None if reason else await _applied(service, model, entry)
-    if applied is None or not wait:
+        learned = None if reason else await applied(service, model, entry)
+    if learned is None or not wait:
         return JSONResponse(accepted | ({"reason": reason} if reason else {}), 202)
-    return JSONResponse(accepted | asdict(applied), 200)
+    scores = {"accuracy": learned.accuracy, "loss": learned.loss}
+    return JSONResponse(accepted | {"model_version": learned.model_version} | scores, 200)
 
 
 @asynccontextmanager
@@ -249,7 +250,7 @@ def _checked(model: Model, named: Named, found: Rows | Packed, may_share: bool) 
     return Examples(len(rows), payload, Field.ARROW, changes)
 
 
-def _check_backlog(model: Model) -> None:
+def check_backlog(model: Model) -> None:
     """Refuse a request before its body is read; `Intake.append` checks again."""
     try:
         model.intake.backlog.check()
@@ -262,7 +263,7 @@ def _backlog_full(error: BacklogFullError) -> HTTPError:
     return HTTPError(429, "backlog_full", message, retry=RETRY_SECONDS)
 
 
-async def _append(model: Model, examples: Examples | Rows, key: str | None) -> EntryId:
+async def append(model: Model, examples: Examples | Rows, key: str | None) -> EntryId:
     """Return the entry that holds the examples."""
     try:
         if isinstance(examples, Rows):
@@ -281,7 +282,7 @@ async def _append(model: Model, examples: Examples | Rows, key: str | None) -> E
         raise HTTPError(409, "key_in_flight", str(error), retry=RETRY_SECONDS) from error
 
 
-async def _applied(service: Service, model: Model, entry: EntryId) -> Applied | None:
+async def applied(service: Service, model: Model, entry: EntryId) -> Applied | None:
     """Wait until an entry is learned; None if that takes too long or learning ends first."""
     try:
         async with asyncio.timeout(WAIT_SECONDS):

@@ -12,6 +12,7 @@ from service.http.errors import ErrorBody, unavailable
 from service.log.errors import Stopped
 from service.model import Model
 from service.monitoring.statistics import Statistics
+from service.monitoring.status import LabelStatus
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
@@ -70,6 +71,26 @@ class ClassesAnswer(BaseModel):
     """
 
 
+class QuestionsAnswer(BaseModel):
+    """The questions that were asked with ids, and the labels that came later."""
+
+    given_accuracy: float | None
+    """Share of the answers that were right when they were given; null before the first label, and
+    where numbers are predicted."""
+    rolling_given_accuracy: float | None
+    """The same of the last 1,000 that have a label."""
+    coverage: float | None
+    """Share of the questions of the last `FUNNEL_LABEL_TTL` that have a label."""
+    delay_seconds: float | None
+    """Median time from a question to its label, of the last 1,000 labels since the start."""
+    open_questions: int
+    """Questions that wait for their labels."""
+    oldest_seconds: float
+    """Age of the oldest question that is not closed."""
+    results: dict[str, int]
+    """Labels by what became of them."""
+
+
 class ModelAnswer(BaseModel):
     """The served model."""
 
@@ -101,6 +122,8 @@ class ModelAnswer(BaseModel):
     numbers: dict[str, dict[str, dict[str, float]]]
     """Scores of predicted numbers, without those that are not defined: by learner or floor, then
     by window; `scores` is empty then."""
+    questions: QuestionsAnswer | None
+    """Null if nothing was asked with ids."""
     classes: list[str]
     """The first 100 classes, as ``by_class`` has them."""
     by_class: dict[str, ClassesAnswer]
@@ -173,7 +196,23 @@ async def model(model: Running) -> ModelAnswer:
         reason=status.reason,
         accuracy=scores.accuracy if scores else math.nan,
         rolling_accuracy=scores.rolling_accuracy if scores else math.nan,
+        questions=_questions(status.labels),
         **_scores(status.statistics),
+    )
+
+
+def _questions(labels: LabelStatus) -> QuestionsAnswer | None:
+    """Return what is known of questions; None if there are none."""
+    if not (labels.open_bytes or any(labels.results.values())):
+        return None
+    return QuestionsAnswer(
+        given_accuracy=labels.given_accuracy,
+        rolling_given_accuracy=labels.rolling_given_accuracy,
+        coverage=labels.coverage,
+        delay_seconds=labels.delay_seconds,
+        open_questions=labels.open_questions,
+        oldest_seconds=labels.oldest_seconds,
+        results={str(result): n for result, n in labels.results.items()},
     )
 
 

@@ -51,7 +51,7 @@ def rows(n: int) -> bytes:
 
 async def read(bodies: Bodies, asked: Request) -> Features:
     async with bodies.features(asked, SHAPE, False) as features:
-        return features
+        return features.inputs
 
 
 def test_a_dripping_body_is_cut_off(monkeypatch: pytest.MonkeyPatch, bodies: Bodies) -> None:
@@ -100,7 +100,7 @@ def test_what_a_body_holds_counts_while_it_is_handled() -> None:
 
     async def use() -> None:
         async with bodies.features(request(rows(3)), SHAPE, False) as features:
-            assert budget.held == features.nbytes
+            assert budget.held == features.inputs.nbytes
 
     asyncio.run(use())
     assert budget.held == 0

@@ -173,7 +173,7 @@ def test_the_documentation_describes_bodies_and_errors(client: httpx.Client) -> 
     }  # fmt: skip
     assert learn["responses"].keys() >= {"200", "202", "409", "413", "415", "422", "429", "503"}
     assert paths["/predict"]["post"]["requestBody"]["content"].keys() == {
-        "application/json", "application/octet-stream",
+        "application/json", "application/x-ndjson", "application/octet-stream",
     }  # fmt: skip
     assert paths.keys() >= {"/model", "/optimizer", "/checkpoint", "/health/live", "/metrics"}
 

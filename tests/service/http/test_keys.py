@@ -26,11 +26,13 @@ SMALL = {"features": 2, "classes": 2, "batch_size": 1}
 BODIES = {
     "/learn": {"features": [[0, 1]], "labels": [1]},
     "/predict": {"features": [[0, 1]]},
+    "/labels": {"ids": ["a"], "labels": [1]},
 }
 READERS = {ADMIN, PREDICT}
 # For each request, the status with a key that allows it; other keys get 403.
 MATRIX = [
     ("POST", "/learn", 202, {ADMIN, LEARN}),
+    ("POST", "/labels", 202, {ADMIN, LEARN}),
     ("POST", "/predict", 200, READERS),
     ("POST", "/checkpoint", 201, {ADMIN}),
     ("GET", "/model", 200, READERS),
@@ -38,6 +40,8 @@ MATRIX = [
     ("GET", "/optimizer/gains", 200, READERS),
     ("GET", "/newest", 200, READERS),
     ("GET", "/drift", 200, READERS),
+    ("GET", "/dead", 200, {ADMIN}),
+    ("HEAD", "/dead", 200, {ADMIN}),
     ("GET", "/history", 200, READERS),
     ("GET", "/schema", 404, READERS),
     ("GET", "/features", 404, READERS),
@@ -234,9 +238,9 @@ def test_keys_that_protect_nothing_are_refused(
 
 
 def test_a_service_with_refused_keys_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--learn-key", "hush"]) == 1
+    assert main(["serve", "--learn-key", "hush"]) == 2
     assert capsys.readouterr().err == (
-        "funnel: FUNNEL_LEARN_KEY: set FUNNEL_API_KEY too, the key that may do everything\n"
+        "funnel: --learn-key: set FUNNEL_API_KEY too, the key that may do everything\n"
     )
 
 

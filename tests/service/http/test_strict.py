@@ -38,6 +38,10 @@ def refusal(answer: httpx.Response) -> tuple[int, str, str | None, str]:
         ("GET", "/history?sinse=3", None, "sinse", "did you mean 'since'?"),
         ("GET", "/drift?limit=3", None, "limit", "it may be since"),
         ("GET", "/features?tap=3", None, "tap", "did you mean 'top'?"),
+        ("GET", "/dead?coutn=3", None, "coutn", "did you mean 'count'?"),
+        ("GET", "/model?since=3", None, "since", "this route has none"),
+        ("GET", "/optimizer?x=1", None, "x", "this route has none"),
+        ("POST", "/checkpoint?wait=1", None, "wait", "this route has none"),
     ],
 )
 def test_an_unknown_query_is_refused_with_the_closest_one(
@@ -51,7 +55,7 @@ def test_an_unknown_query_is_refused_with_the_closest_one(
 @pytest.mark.parametrize(
     "url", ["/", "/page/page.js", "/metrics", "/health/ready", "/openapi.json"]
 )
-def test_pages_and_routes_without_queries_ignore_them(client: httpx.Client, url: str) -> None:
+def test_pages_probes_and_scrapes_ignore_queries(client: httpx.Client, url: str) -> None:
     assert client.get(f"{url}?v=123").status_code == 200
 
 

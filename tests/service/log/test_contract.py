@@ -27,6 +27,8 @@ READS: dict[str, Call] = {
     "count_after": lambda log: log.count_after(ORIGIN, TOP),
     "cuts_after": lambda log: log.cuts_after(0),
     "cut_range": lambda log: log.cut_range(),
+    "asked_after": lambda log: log.asked_after(ORIGIN),
+    "questions": lambda log: log.questions([EntryId(1, 0)]),
 }
 WRITES: dict[str, Call] = {
     "take_epoch": lambda log: log.take_epoch(0),
@@ -34,6 +36,7 @@ WRITES: dict[str, Call] = {
     "record_skipped": lambda log: log.record_skipped(SKIPPED),
     "forget_skipped": lambda log: log.forget_skipped(0),
     "claim": lambda log: log.claim("rows"),
+    "raise_asked": lambda log: log.raise_asked(EntryId(1, 0)),
     "trim": lambda log: log.trim(Position(ORIGIN), 1),
     "take_lease": lambda log: log.take_lease("a", 90_000, ""),
     "release_lease": lambda log: log.release_lease("a"),

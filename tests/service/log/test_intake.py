@@ -20,6 +20,7 @@ from streams.rows.records import from_json
 from streams.rows.rows import Rows, join
 from tests.support.harness import RedisProcess
 from tests.support.named import some_rows
+from tests.support.questions import fields_of, questions
 
 pytestmark = pytest.mark.anyio
 
@@ -343,3 +344,19 @@ async def test_a_log_of_another_type_fails_each_request_and_not_the_writer(
         await appender.append(b"a", "key")
     await appender.redis.delete(appender.keys.log)
     await appender.append(b"a", "key")
+
+
+async def test_questions_are_appended_and_count_towards_no_backlog(
+    server: RedisProcess, model: str
+) -> None:
+    backlog = Backlog(Load(1, 1))
+    async with an_intake(server.url, model, backlog) as intake:
+        own = questions(["a", "b"])
+        for _ in range(3):
+            entry = await intake.ask(own.to_fields())
+        found = await intake.redis.xrange(intake.keys.asked, str(entry))
+        assert found == [(str(entry).encode(), fields_of(own))]
+        assert backlog.waiting() == Load(0, 0)
+        await intake.redis.xadd(intake.keys.asked, {"x": "y"}, id=str(TOP))
+        with pytest.raises(LogUnavailable):
+            await intake.ask(own.to_fields())

@@ -4,7 +4,7 @@ import pytest
 
 from service.log.keys import Keys
 
-NAMES = ("log", "cuts", "dead", "aside", "uuid", "epoch", "lease")
+NAMES = ("log", "asked", "cuts", "dead", "aside", "uuid", "epoch", "lease")
 
 
 def test_keys_share_one_cluster_slot_by_their_braces() -> None:

@@ -1,17 +1,21 @@
 """The log, on a real server and in memory: cuts are fenced, and missing entries are noticed."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from itertools import chain
 
 import pytest
 
+from service.log import log as logs
 from service.log.cuts import Begin, Change, Cut, Gap, Upgrade
 from service.log.errors import FencedError, GapError, LogUnavailable
 from service.log.extent import check_reach
+from service.log.labels import hash_of
 from service.log.log import COUNTED_AT_ONCE, DEAD_BYTES
 from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from tests.support.logs import Store, fill
+from tests.support.questions import fields_of, questions
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +67,53 @@ async def test_a_dead_entry_is_kept_with_its_reason(store: Store) -> None:
     await store.log.append_cuts(epoch, 1, [Cut(Position(entry), 0, 1, {entry: "why"})])
     [letter] = await store.letters()
     assert letter == {b"entry": str(entry).encode(), b"reason": b"why", b"batch": b"x"}
+
+
+async def test_later_questions_get_higher_ids_than_the_one_that_is_named(store: Store) -> None:
+    high = EntryId(int(1000 * time.time()) + 3_600_000, 5)
+    await store.log.raise_asked(high)
+    assert (await store.log.extent()).asked == high
+    assert await store.log.asked_after(ORIGIN) == []
+    await store.log.raise_asked(EntryId(7, 0))
+    entry = await store.ask(fields_of(questions(["a"])))
+    assert entry == EntryId(high.milliseconds, high.sequence + 1)
+    assert [one.id for one in await store.log.asked_after(ORIGIN)] == [entry]
+
+
+async def test_questions_are_read_in_order_by_their_hashes_and_whole(store: Store) -> None:
+    assert (await store.log.extent()).asked == ORIGIN
+    assert await store.log.asked_after(ORIGIN) == []
+    fields = [fields_of(questions([f"{k}", f"{k}-"])) for k in range(3)]
+    entries = [await store.ask(own) for own in fields]
+    foreign = await store.ask({b"x": b"y"})
+    found = await store.log.asked_after(ORIGIN)
+    assert [one.id for one in found] == [*entries, foreign]
+    assert [one.hashes for one in found] == [*(own[b"ids"] for own in fields), b""]
+    sizes = [sum(map(len, own)) + sum(map(len, own.values())) for own in fields]
+    assert [one.size for one in found] == [*sizes, 2]
+    assert await store.log.asked_after(entries[1]) == found[2:]
+    gone = EntryId(1, 1)
+    asked = [entries[2], gone, entries[0]]
+    assert await store.log.questions(asked) == [fields[2], {}, fields[0]]
+    assert await store.log.questions([]) == []
+    extent = await store.log.extent()
+    assert (extent.asked, extent.last) == (foreign, ORIGIN)
+    assert abs(extent.time / 1000 - time.time()) < 60
+    await store.log.trim(Position(ORIGIN), 0, entries[1])
+    assert await store.log.asked_after(ORIGIN) == found[1:]
+    await store.log.trim(Position(ORIGIN), 0)
+    assert await store.log.asked_after(ORIGIN) == found[1:]
+    assert (await store.log.extent()).asked == foreign
+
+
+async def test_many_questions_are_fetched_in_several_calls(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "ASKED_AT_ONCE", 4)
+    monkeypatch.setattr(logs, "ASKED_BYTES", 700)
+    entries = [await store.ask(fields_of(questions([f"{k}"]))) for k in range(11)]
+    found = await store.log.questions(entries)
+    assert [own[b"ids"] for own in found] == [hash_of(f"{k}") for k in range(11)]
 
 
 async def reach(store: Store, uuid: str, position: Position, entries: int) -> None:

@@ -124,6 +124,7 @@ FOREIGN_KEYS: dict[str, tuple[Callable[[Log], str], tuple[str, ...]]] = {
     "the log is a string": (lambda log: log.keys.log, ("SET", "{}", "x")),
     "the log is a list": (lambda log: log.keys.log, ("RPUSH", "{}", "x")),
     "the cuts are a hash": (lambda log: log.keys.cuts, ("HSET", "{}", "x", "y")),
+    "the questions are a string": (lambda log: log.keys.asked, ("SET", "{}", "x")),
     "the dead letters are a string": (lambda log: log.keys.dead, ("SET", "{}", "x")),
     "the newest keys are a set": (lambda log: log.keys.newest, ("SADD", "{}", "x")),
     "the epoch is a stream": (lambda log: log.keys.epoch, ("XADD", "{}", "*", "x", "y")),

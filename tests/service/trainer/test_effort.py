@@ -24,10 +24,12 @@ from tests.support.states import CPU, same_tensors
 pytestmark = pytest.mark.anyio
 
 OPTIONS = {"model": "auto", "hidden": (4,), "features": 6, "classes": 3, "batch_size": 20}
+NUMERIC = ("regression", "quantile:0.1,0.5,0.9")
 
 
-def a_replica() -> Replica:
-    settings = load_settings(OPTIONS)
+def a_replica(task: str = "multiclass") -> Replica:
+    own = {k: v for k, v in OPTIONS.items() if k != "classes"} if task in NUMERIC else OPTIONS
+    settings = load_settings(own | {"task": task})
     return Replica(
         State(settings.spec, settings.hyperparameters, CPU), lambda *_: None, StillClock()
     )
@@ -106,6 +108,19 @@ def checkers(k: int) -> Batch:
     rng = np.random.default_rng(k)
     features = rng.uniform(-1, 1, (100, 6)).astype(np.float32)
     return Batch(features, (features[:, 0] * features[:, 1] > 0).astype(np.int64))
+
+
+@pytest.mark.parametrize("task", NUMERIC)
+def test_replay_repeats_the_effort_of_numbers(task: str) -> None:
+    one, again = a_replica(task), a_replica(task)
+    for k in range(12):
+        batch = checkers(k)
+        numbers = Batch(batch.features, batch.labels.astype(np.float32) * 7.0 + 3.0)
+        cut = Cut(Position(EntryId(k + 1, 0)), 100, 1, is_fast=k % 3 == 1)
+        one.apply(cut, numbers)
+        again.apply(cut, numbers)
+    assert skipped(one) == 4
+    assert same_tensors(one.state.tensors(), again.state.tensors())
 
 
 def test_what_the_linear_experts_alone_get_wrong_is_no_drift() -> None:

@@ -33,7 +33,13 @@ from tests.support.harness import (
 )
 from tests.support.states import CPU, a_batch, step
 
-SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000}
+SMALL = {
+    "model": "logistic",
+    "features": 6,
+    "classes": 3,
+    "batch_size": 20,
+    "max_wait_ms": 600_000,
+}
 LOG = "funnel:{logistic}:log"
 
 
@@ -208,7 +214,8 @@ def test_a_clock_that_jumps_ahead_and_back_does_not_stop_learning(world: World) 
 
 def test_a_service_that_never_reached_its_log_ends_in_order(tmp_path: Path) -> None:
     port = free_port()
-    command = ["serve", "--redis-url", "redis://127.0.0.1:1", "--port", str(port)]
+    options = ["--redis-url", "redis://127.0.0.1:1", "--port", str(port)]
+    command = ["serve", "--model", "logistic", *options]
     service = subprocess.Popen(
         [sys.executable, "-m", "service.cli", *command], env=os.environ | {"OMP_NUM_THREADS": "1"}
         | {"FUNNEL_DATA_DIR": str(tmp_path)}, stderr=subprocess.DEVNULL,

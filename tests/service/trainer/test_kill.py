@@ -54,14 +54,16 @@ def test_resume_after_kill_is_bit_identical(tmp_path: Path, uninterrupted: Fold)
 
 
 @pytest.mark.slow
-def test_resume_after_kill_of_all_families_is_bit_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["multiclass", "regression", "quantile:0.1,0.5,0.9"])
+def test_resume_after_kill_of_all_families_is_bit_identical(tmp_path: Path, task: str) -> None:
     stream = get("agrawal", 1_500)
-    options = OPTIONS | {"model": "auto", "effort": "full", "features": 9, "classes": 2}
+    options = OPTIONS | {"model": "auto", "effort": "full", "features": 9} | settings_of(task, 2)
     folds = []
     for name, kills in (("whole", 0), ("killed", 3)):
         service = ServiceProcess(tmp_path / name, options)
         try:
-            folds.append(fold(service, stream.batches(ENTRY), kills, seed=2, longest=0.8))
+            batches = all_of_task(task, stream.batches(ENTRY))
+            folds.append(fold(service, batches, kills, seed=2, longest=0.8))
         finally:
             service.kill()
     assert folds[0] == folds[1]

@@ -20,8 +20,8 @@ from tests.support.replicas import a_replica, fill, keep_lease
 
 pytestmark = pytest.mark.anyio
 
-BY_TWENTY = load_settings({"batch_size": 20, "max_wait_ms": 0})
-HARDLY_EVER = load_settings({"batch_size": 1_000, "max_wait_ms": 600_000})
+BY_TWENTY = load_settings({"model": "logistic", "batch_size": 20, "max_wait_ms": 0})
+HARDLY_EVER = load_settings({"model": "logistic", "batch_size": 1_000, "max_wait_ms": 600_000})
 
 
 @asynccontextmanager

@@ -264,8 +264,9 @@ def test_what_the_log_keeps_and_a_restart_repeats_is_bounded_in_bytes_at_any_rat
             redis.client() as direct,
         ):
             for written in range(1, 6):
-                for k in range(10):
+                for k in range(9):
                     learn(client, 10 * written + k, wait="")
+                learn(client, 10 * written + 9)  # what is read ahead does not count as learned
                 done = f'funnel_checkpoints_total{{result="ok"}} {written}.0'
                 wait_for(lambda done=done: done in client.get("/metrics").text)
             wait_for(lambda: direct.xlen(LOG) <= 40)

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 SETTINGS = load_settings(
     {
+        "model": "logistic",
         "batch_size": 20,
         "max_wait_ms": 600_000,
         "checkpoint_every_seconds": 60.0,

@@ -1,9 +1,11 @@
-"""Whether probabilities are calibrated is fixed for a log's life, and recorded in it."""
+"""What no setting has to choose is fixed for a log's life, and recorded in it."""
 
 from dataclasses import replace
 
 import pytest
+import torch
 
+from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.log.errors import LogError
 from service.log.log import Log
@@ -11,7 +13,7 @@ from service.trainer.replica import Replica
 from tests.support.clock import StillClock
 from tests.support.memory_log import MemoryLog, MemoryServer
 from tests.support.replicas import fill, keep_lease, learn
-from tests.support.states import CPU, HYPERPARAMETERS, a_spec, same_tensors
+from tests.support.states import CPU, HYPERPARAMETERS, a_batch, a_spec, same_tensors
 
 pytestmark = pytest.mark.anyio
 
@@ -44,6 +46,32 @@ async def test_a_log_goes_on_as_it_began_unless_the_settings_say_otherwise(
     one, other = heir.state.tensors(), again.state.tensors()
     assert one.keys() == other.keys() == first.state.tensors().keys()
     assert same_tensors(one, other)
+
+
+@pytest.mark.parametrize("no_change", [False, True])
+async def test_a_log_goes_on_with_the_experts_that_it_began_with(
+    memory: MemoryServer, log: MemoryLog, no_change: bool
+) -> None:
+    """A log of an earlier version does not know of the last label as an expert."""
+
+    def replica(no_change: bool) -> Replica:
+        spec = replace(a_spec(optimizer="pool"), no_change=no_change)
+        hyperparameters = replace(HYPERPARAMETERS, shadow=("pool", "adagrad"))
+        return Replica(State(spec, hyperparameters, CPU), lambda *_: None, StillClock())
+
+    fill(memory, 6)
+    first = replica(no_change)
+    await learn(first, log, await first.recover(log, False, keep_lease), 20)
+    heir = replica(not no_change)
+    evaluator = Evaluator(heir.state.served)
+    pending = await heir.recover(log, False, keep_lease)
+    assert heir.state.spec == first.state.spec
+    assert same_tensors(heir.state.tensors(), first.state.tensors())
+    await learn(heir, log, pending, 20)
+    rows = a_batch(99).features
+    _, found = evaluator(Snapshot.of(heir.state), rows)
+    _, other = Evaluator(heir.state.served)(Snapshot.of(heir.state), rows)
+    assert torch.equal(found, other)
 
 
 async def test_settings_that_contradict_the_log_are_refused_by_name(

@@ -1,0 +1,1 @@
+"""Labels meet their questions, which were asked before or come later."""
