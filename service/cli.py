@@ -5,15 +5,20 @@ commands start at once.
 """
 
 import argparse
+import difflib
 import errno
 import io
 import os
+import re
 import signal
 import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from types import FrameType
+from typing import NoReturn
 
+from service.commands.typed import as_typed
 from streams.errors import FunnelError
 
 COMMANDS = {
@@ -22,7 +27,11 @@ COMMANDS = {
     "stream": "send a stream to a service or into its log",
     "compare": "compare Funnel with other learners on a stream",
     "schema": "infer the schema of a file of rows with names",
+    "status": "show whether a service is ready, and how it learns",
+    "predict": "let a service predict the rows of a file",
+    "dead": "list what a service did not learn, and why",
     "data": "fetch data sets",
+    "completion": "print a script that completes commands in a shell",
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
 SERVERS = ("serve", "demo")
@@ -33,22 +42,71 @@ OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC)
 """The reader of the output is gone, as in ``funnel compare FILE | head -1``, or a disk is full."""
 
 
+USAGE, INTERRUPTED = 2, 130
+"""Exit statuses: of a command line that cannot be understood, and after Ctrl-C."""
+OPTIONAL = re.compile(r"\s*\[-[^\[\]]*(?:\[[^\]]*\])?[^\[\]]*\]")
+"""An option in the line of usage that argparse makes."""
+DEFINED = re.compile(r"^ +(?:-\w, )?(--[a-z][a-z-]*)", re.MULTILINE)
+"""An option in help."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    chosen: "Parser | None" = None
+    """The parser of the command that was named, of the parser of all commands."""
+
+    @property
+    def names(self) -> list[str]:
+        """The long options."""
+        return DEFINED.findall(self.format_help())
+
+    def check(self, options: Iterable[str]) -> None:
+        """Refuse an option that is not known, with the one that was probably meant."""
+        parser = self.chosen or self
+        known = [*self.names, *parser.names]
+        for option in options:
+            if option not in known:
+                hint = _hint(option, known)
+                parser.error(f"no option {option}{hint}. See {parser.prog} --help")
+
+    def error(self, message: str) -> NoReturn:
+        """Print an error and exit with status 2."""
+        self.exit(USAGE, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+
+class _Version(argparse.Action):
+    """Shows the version, which takes a while to find, when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the version and exit with status 0."""
+        from importlib.metadata import version
+
+        sys.stdout.write(f"funnel {version('funnel-stream')}\n")
+        parser.exit()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    An error that the user can fix prints one line and returns 1; any other shows its traceback.
+    An error that the user can fix prints one line and returns 1, or 2 if its message begins with an
+    option that was typed; any other error shows its traceback.
     """
     given = sys.argv[1:] if arguments is None else arguments
     is_output_closed = _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may know no Greek letters
-    command = next((word for word in given if word in COMMANDS), "")
+    command = next((word for word in given if not word.startswith("-")), "")
     end_on_sigterm(0 if command in SERVERS else 128 + signal.SIGTERM)
+    end_on_sigint()
     try:
         parser = make_parser(command)
         if not given:
-            parser.print_help(sys.stderr)
-            return 2
+            parser.print_help()
+            return 0
+        if command and command not in COMMANDS:
+            parser.error(f"no command {command!r}{_hint(command, COMMANDS)}. See funnel --help")
+        parser.check(_typed(given))
         options = parser.parse_args(given)
         if is_output_closed and command not in WITHOUT_OUTPUT:
             raise FunnelError("standard output is closed: redirect it, for example to /dev/null")
@@ -57,16 +115,47 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except FunnelError as error:
-        sys.stderr.write(f"funnel: {error}\n")
-        return 1
+        message = as_typed(str(error), set(_typed(given)))
+        sys.stderr.write(f"funnel: {message}\n")
+        return USAGE if message.startswith("--") else 1
     except OSError as error:
         if error.errno not in OUTPUT_ERRORS:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.stderr.write(f"funnel: {error}\n")
         return 1
+
+
+def _typed(given: Sequence[str]) -> list[str]:
+    """Return the long options of a command line, without their values."""
+    words = given[: given.index("--")] if "--" in given else given
+    return [word.partition("=")[0] for word in words if word.startswith("--")]
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    """Return the known word that is the closest, as a hint; empty if none is close."""
+    close = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def end_on_sigint() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt, but end the process at once in the middle of an import.
+
+    An import that is interrupted may swallow the exception, or show a traceback. Commands that have
+    something to remove import what they need before they make it.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        at = frame
+        while at is not None:
+            if at.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(INTERRUPTED)
+            at = at.f_back
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, end)
 
 
 def end_on_sigterm(status: int) -> None:
@@ -100,21 +189,38 @@ def _open_closed_streams() -> bool:
     return is_output_closed
 
 
-def make_parser(command: str = "") -> argparse.ArgumentParser:
-    """Return the parser of all commands, with the options of ``command`` alone."""
-    parser = argparse.ArgumentParser(
+def make_parser(command: str = "", is_whole: bool = False) -> Parser:
+    """Return the parser of all commands.
+
+    Args:
+        command: the one whose options it has.
+        is_whole: whether it has the options of every command, which takes longer.
+    """
+    parser = Parser(
         prog="funnel",
         description="Online learning for data that drifts, with no step size to tune.",
+        epilog="`funnel COMMAND --help` lists the options of a command.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"funnel {version('funnel-stream')}")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="show the version and exit",
+    )
     parsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
-        chosen = parsers.add_parser(name, help=line)
-        if name == command:
+        chosen = parsers.add_parser(name, help=line, allow_abbrev=False)
+        if name == command or is_whole:
             module = import_module(f"service.commands.{name}")
             chosen.description = module.DESCRIPTION
             module.add_options(chosen)
-            chosen.set_defaults(run=module.run)
+            usage = OPTIONAL.sub("", chosen.format_usage().removeprefix("usage: "))
+            words = usage.removeprefix(chosen.prog).split()
+            chosen.usage = " ".join((chosen.prog, "[OPTION ...]", *words))
+            chosen.set_defaults(run=module.run, whole=partial(make_parser, is_whole=True))
+            parser.chosen = chosen
     return parser
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from service.commands.options import add_settings, settings_of
 from service.commands.row_options import add_rows, kinds_of, rows_of, schema_of, source_of
-from service.commands.stream_options import add_stream, positive_int
+from service.commands.stream_options import add_delay, add_stream, positive_int
 from service.fold.task import AUTO, CLASSES, Task
-from service.settings import SettingsError, load_settings
+from service.settings import Settings, SettingsError, load_settings
 from streams.environment import PREFIX, home
 from streams.errors import FunnelError
 from streams.peers.number_peers import NUMBER_PEERS
@@ -31,7 +31,7 @@ DESCRIPTION = (
     "hindsight: an oracle that no user has. A file with strings, missing values or times is "
     "learned as rows with names. --task regression predicts numbers, and shows their errors; "
     "--task quantile:0.1,0.5,0.9 shows loss and coverage of quantiles. Without --task the labels "
-    "of a file decide."
+    "of a file decide. With --delay labels come later, for all learners alike."
 )
 
 
@@ -60,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE", type=home, help="write the rolling accuracies as a picture"
     )
+    add_delay(parser, has_clock=False)
     add_rows(parser)
     add_settings(parser, ("model", "optimizer", "computing"))
 
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         return _compare_numbers(stream, options, task)
     if not isinstance(stream, Stream):
         return _compare_rows(stream, options)
-    settings = settings_of(options, features=stream.width, classes=stream.classes)
+    settings = _settings_of(options, features=stream.width, classes=stream.classes)
     for name, theirs in (("features", stream.width), ("classes", stream.classes)):
         if (mine := getattr(settings, name)) != theirs:
             raise SettingsError(
@@ -96,7 +97,16 @@ def run(options: argparse.Namespace) -> int:
     from service.commands.comparisons import comparison
 
     peers = find_peers(options.peers)
-    return comparison.run(stream, settings, peers, range(options.seeds), options.plot, options.by)
+    return comparison.run(
+        stream, settings, peers, range(options.seeds), options.plot, options.by, options.delay
+    )
+
+
+def _settings_of(options: argparse.Namespace, **defaults: object) -> Settings:
+    """Return the settings of a service that has neither a log nor a data folder yet."""
+    from service.families import named
+
+    return named(settings_of(options, **defaults))
 
 
 def _task_of(options: argparse.Namespace) -> Task:
@@ -111,7 +121,7 @@ def _task_of(options: argparse.Namespace) -> Task:
     if not path.exists() or ".safetensors" in path.suffixes:
         return CLASSES
 
-    from service.commands.labels import task_of
+    from service.commands.comparisons.labels import task_of
     from streams.sources.faults import TableError
 
     with contextlib.suppress(TableError):  # what is wrong is reported where it is learned
@@ -130,7 +140,7 @@ def _compare_numbers(stream: "RowStream", options: argparse.Namespace, task: Tas
     if options.plot:
         raise FunnelError("--plot draws streams of dense features alone; it cannot draw rows")
     options.setting_task = str(task)
-    settings = settings_of(options, schema=AUTO)
+    settings = _settings_of(options, schema=AUTO)
 
     from service.commands.comparisons import number_comparison, quantile_comparison
     from service.commands.comparisons.row_comparison import prepared
@@ -151,12 +161,12 @@ def _compare_numbers(stream: "RowStream", options: argparse.Namespace, task: Tas
         names = QUICK_QUANTILES if options.peers is QUICK else options.peers
         learners, skipped = find_quantile_peers(names)
         _say_skipped(skipped)
-        return quantile_comparison.run(stream, settings, schema, batches, learners)
+        return quantile_comparison.run(stream, settings, schema, batches, learners, options.delay)
     names = QUICK_NUMBERS if options.peers is QUICK else options.peers
     peers, skipped = find_number_peers(names)
     _say_skipped(skipped)
     seeds = range(options.seeds)
-    return number_comparison.run(stream, settings, schema, batches, peers, seeds)
+    return number_comparison.run(stream, settings, schema, batches, peers, seeds, options.delay)
 
 
 def _say_skipped(skipped: Mapping[str, str]) -> None:
@@ -168,7 +178,12 @@ def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:
     """Compare on rows with names."""
     if options.plot:
         raise FunnelError("--plot draws streams of dense features alone; it cannot draw rows")
-    settings = settings_of(options, schema=AUTO)
+    if len(stream.labels) < 2:
+        raise FunnelError(
+            f"{stream.name}: all rows have the same label, so there is nothing to compare; is it "
+            "the label? (--label NAME)"
+        )
+    settings = _settings_of(options, schema=AUTO)
 
     from service.commands.comparisons import row_comparison
     from service.fold.schema.schema import Schema
@@ -184,5 +199,5 @@ def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:
         else Schema(max_classes=max(settings.max_classes, len(stream.labels)))
     )
     return row_comparison.run(
-        stream, settings, schema, peers, skipped, range(options.seeds), options.by
+        stream, settings, schema, peers, skipped, range(options.seeds), options.by, options.delay
     )

@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Collection
+from typing import Literal, get_args, get_origin
 
 from pydantic import SecretStr
 
+from service.commands.typed import as_typed, option_of
 from service.settings import SECRETS, Settings, load_settings
 from streams.environment import PREFIX
 
@@ -15,8 +17,8 @@ TOPICS = {
         "standardize", "calibrate", "seed",
     ),
     "optimizer": (
-        "optimizer", "experts", "effort", "lr", "gain_lr", "scale_lr", "momentum", "loss_guard",
-        "shadow", "class_weights", "batch_size",
+        "optimizer", "experts", "families", "effort", "lr", "gain_lr", "scale_lr", "momentum",
+        "loss_guard", "shadow", "class_weights", "batch_size",
     ),
     "computing": ("device", "threads"),
     "log and checkpoints": (
@@ -24,33 +26,55 @@ TOPICS = {
         "max_backlog_bytes", "checkpoint_every_seconds", "checkpoint_every_bytes", "lease_seconds",
         "accept_gap",
     ),
+    "labels that come later": (
+        "label_ttl", "label_grace", "labels", "label_timeout", "join_bytes", "track",
+    ),
     "HTTP": (
         "host", "allowed_hosts", "port", "api_key", "api_key_file", "learn_key", "learn_key_file",
-        "predict_key", "predict_key_file", "max_body_bytes", "drift_webhook", "drift_webhook_file",
+        "predict_key", "predict_key_file", "predict_ms", "max_body_bytes", "drift_webhook",
+        "drift_webhook_file",
     ),
 }  # fmt: skip
 """Every setting, by the heading under which help shows it."""
 
 
-def add_settings(parser: argparse.ArgumentParser, topics: Collection[str] = TOPICS) -> None:
-    """Add an option for every setting; help shows those of ``topics``, keys of `TOPICS`."""
-    groups = {topic: parser.add_argument_group(topic) for topic in TOPICS}
-    topic_of = {name: topic for topic, names in TOPICS.items() for name in names}
-    for name, field in Settings.model_fields.items():
-        default, topic = field.get_default(), topic_of[name]
-        is_flag = isinstance(default, bool)
-        line = f"{field.description} [{_shown(default) or 'none'}]".replace("%", "%%")
-        if name in SECRETS:
-            variable = PREFIX + name.upper()
-            line += f"; ps shows this option to every user: prefer {variable} or {variable}_FILE"
-        groups[topic].add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=f"setting_{name}",
-            nargs="?" if is_flag else None,
-            const="true" if is_flag else None,
-            metavar="BOOL" if is_flag else name.rpartition("_")[2].upper(),
-            help=line if topic in topics else argparse.SUPPRESS,
-        )
+def add_settings(
+    parser: argparse.ArgumentParser,
+    topics: Collection[str] = TOPICS,
+    without: Collection[str] = (),
+) -> None:
+    """Add an option for every setting that a command uses.
+
+    Args:
+        parser: where to.
+        topics: keys of `TOPICS`.
+        without: settings of these topics that the command does not use.
+    """
+    for topic in topics:
+        group = parser.add_argument_group(topic)
+        for name in TOPICS[topic]:
+            if name not in without:
+                _add(group, name)
+
+
+def _add(group: argparse._ArgumentGroup, name: str) -> None:
+    """Add the option of one setting."""
+    field = Settings.model_fields[name]
+    default = field.get_default()
+    is_flag = isinstance(default, bool)
+    line = f"{field.description} [{_shown(default) or 'none'}]".replace("%", "%%")
+    if name in SECRETS:
+        variable = PREFIX + name.upper()
+        line += f"; ps shows this option to every user: prefer {variable} or {variable}_FILE"
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    group.add_argument(
+        option_of(name),
+        dest=f"setting_{name}",
+        nargs="?" if is_flag else None,
+        const="true" if is_flag else None,
+        metavar="BOOL" if is_flag else "|".join(choices) or name.rpartition("_")[2].upper(),
+        help=line,
+    )
 
 
 def _shown(default: object) -> str:
@@ -79,8 +103,9 @@ def settings_of(options: argparse.Namespace, **defaults: object) -> Settings:
     }
     settings = load_settings(defaults | given)
     if idle := settings.without_effect:
+        names = as_typed(", ".join(idle), {option_of(name) for name in given})
         sys.stderr.write(
-            f"funnel: {', '.join(idle)} without effect: model {settings.model} with optimizer "
+            f"funnel: {names} without effect: model {settings.model} with optimizer "
             f"{settings.optimizer} does not use it\n"
         )
     return settings

@@ -8,6 +8,12 @@ imports a package, and names what is not installed. ``python -m funnel_stream`` 
 
 import signal
 import sys
+
+if __name__ == "__main__" or sys.argv[0].endswith(("/funnel", "\\funnel", "\\funnel.exe")):
+    # Ctrl-C in an import would show a traceback. The command sets a handler of its own later.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import os
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +43,8 @@ def main() -> int:
         if error.name is None or (package := error.name.partition(".")[0]) in PACKAGES:
             raise
         return _fail(f"the command needs {package}, which is not installed: {INSTALL}")
-    if status == 1:
+    has_own_model = "FUNNEL_MODEL" in os.environ or any("--model" in word for word in sys.argv)
+    if status in (1, 2) and has_own_model:
         for path in hidden(sys.path):
             sys.stderr.write(
                 f"funnel: {path} is hidden by Funnel's package of that name; rename it if your "

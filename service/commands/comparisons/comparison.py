@@ -15,6 +15,7 @@ from service.commands.comparisons.tally import SHOWN
 from service.commands.picture import check_picture, save, set_title
 from service.fold.scoring.floors import Level, below
 from service.settings import Settings
+from streams.delays.delay import Delay
 from streams.errors import FunnelError
 from streams.peers.peers import Peer
 from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
@@ -35,6 +36,11 @@ SCORES = """\
 Log loss is in nats; balanced is the mean recall of the classes; rare recall is that of the rarer of
 two classes; ECE is the expected calibration error. The floors are rules without a model, on the
 same batches.
+"""
+LATER = """\
+Labels come later than their questions, by --delay {delay}, counted in examples. All learners and
+the floors answer with what has come until then, and learn labels in the order in which they come.
+Standardizing needs no labels: peers standardize each question when it is asked.
 """
 RECOVERY = f"""\
 Recovery is the median, over shifts and seeds, of the examples after a shift until the {{of}} of
@@ -67,6 +73,11 @@ def explained(text: str, is_recovering: bool, by: str) -> str:
     """
     recovery = RECOVERY.format(of="AUC" if by == "auc" else "accuracy")
     return text.format(by=BY[by]) + SCORES + recovery * is_recovering
+
+
+def later_shown(delay: Delay | None) -> str:
+    """Return the text on labels that come later; empty if they do not."""
+    return "" if delay is None else LATER.format(delay=delay)
 
 
 def check_by(by: str, classes: int) -> None:
@@ -207,6 +218,7 @@ def run(
     seeds: Sequence[int],
     picture: Path | None,
     by: str = ACCURATE,
+    delay: Delay | None = None,
 ) -> int:
     """Compare, print the table, and give the reason for each peer that is skipped.
 
@@ -217,6 +229,7 @@ def run(
         seeds: seeds of the stream.
         picture: where to write the rolling accuracies as a picture; None for no picture.
         by: one of BY.
+        delay: of the labels, in examples; None if each batch is learned before the next.
 
     Raises:
         PictureError: the picture cannot be written.
@@ -232,12 +245,12 @@ def run(
     taken = {name: peer for name, peer in peers.items() if not reasons[name]}
     passes = len(seeds) * (1 + sum(len(peer.settings) for peer in taken.values()))
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
-        runs = evaluate(stream, settings, taken, seeds, bar.update, by)
+        runs = evaluate(stream, settings, taken, seeds, bar.update, by, delay)
     explanation = explained(ACCURACY, any(taken_of(runs, stream.shifts, by)), by)
     sys.stdout.write(
         f"{below_floors(runs)}{stream.name}: {stream.examples:,} examples, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream.shifts, by=by)}\n"
-        f"{explanation}"
+        f"{explanation}{later_shown(delay)}"
     )
     if picture is not None:
         plot(runs, stream, picture)

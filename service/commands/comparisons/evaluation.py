@@ -15,6 +15,8 @@ from service.fold.state import State
 from service.fold.step import Fold
 from service.settings import Settings
 from streams.batch import Batch, Features, Labels
+from streams.delays.arrivals import Arrivals, come_of, take_dense, take_labels
+from streams.delays.delay import Delay
 from streams.peers.peers import Peer
 from streams.prequential import (
     Curve,
@@ -146,8 +148,7 @@ def floor_runs() -> dict[str, Run]:
 
 def name_of(settings: Settings) -> str:
     """Return the name of the served learner in tables."""
-    is_auto = settings.model == AUTO and not settings.predicts.is_numeric
-    return f"Funnel ({AUTO if is_auto else settings.optimizer})"
+    return f"Funnel ({AUTO if settings.model == AUTO else settings.optimizer})"
 
 
 def add_served(
@@ -157,6 +158,7 @@ def add_served(
     own: Run,
     floors: Mapping[str, Run],
     tally: Tally,
+    come: Sequence[Sequence[Labels]] | None = None,
 ) -> None:
     """Add what was measured of the served learner's answers and of the floors in a pass.
 
@@ -167,15 +169,44 @@ def add_served(
         own: the run of the served learner; it has its outcomes.
         floors: the runs of the floors.
         tally: of what the served learner answered.
+        come: the labels that come after each batch, if they come later; then the floors are scored
+            by their answers to the questions, as the fold has scored them when the labels came.
     """
     own.add(tally)
-    found = floor_outcomes(labels, classes)
+    found = floor_outcomes(labels, classes, come)
     for k, (name, run) in enumerate(floors.items()):
         right, of_floor = found[name]
         run.outcomes.append(right)
-        run.scores.append(scores_of(state.floors.scores, SHOWN, k))
+        scores = scores_of(state.floors.scores, SHOWN, k) if come is None else of_floor.read()
+        run.scores.append(scores)
         if classes == 2:
             run.rankings.append(of_floor.ranking())
+
+
+def later_of(
+    delay: Delay | None,
+    labels: Sequence[Labels],
+    names: Sequence[str],
+    batch_size: int,
+    seed: int,
+) -> Arrivals | None:
+    """Return the order in which labels come; None if each batch is learned before the next.
+
+    Args:
+        delay: of the labels, in examples.
+        labels: of each batch, int64.
+        names: of the labels, by number.
+        batch_size: examples that are learned at once.
+        seed: of drawn delays.
+
+    Raises:
+        DelayError: the delay names a label that does not occur.
+    """
+    if delay is None:
+        return None
+    delay.check_labels(names)
+    given = [names[label] for own in labels for label in own.tolist()]
+    return Arrivals.of(delay.draws(seed).next(given), [*map(len, labels)], batch_size)
 
 
 def evaluate(
@@ -185,6 +216,7 @@ def evaluate(
     seeds: Sequence[int],
     progress: Callable[[int], object] = lambda examples: None,
     by: str = "accuracy",
+    delay: Delay | None = None,
 ) -> list[Run]:
     """Run the service's learner, the floors, and each peer at its best setting in hindsight.
 
@@ -195,6 +227,7 @@ def evaluate(
         seeds: of the streams.
         progress: called with the number of examples of each batch that a learner has learned.
         by: the score by which a setting is the best; see `Run.merit`.
+        delay: of the labels, in examples; None if each batch is learned before the next.
     """
     own = Run(name_of(settings), "as served", 0)
     tried = {
@@ -205,17 +238,23 @@ def evaluate(
     for seed in seeds:
         batches = list(stream.batches(settings.batch_size, seed))
         served, tally = Served(settings), Tally(stream.classes)
-        own.outcomes.append(prequential(served, batches, progress, tally.add))
         labels = [batch.labels for batch in batches]
-        add_served(served.state, labels, stream.classes, own, floors, tally)
+        names = stream.names or tuple(map(str, range(stream.classes)))
+        later = later_of(delay, labels, names, settings.batch_size, seed)
+        come = come_of(later, batches, take_dense)
+        own.outcomes.append(prequential(served, batches, progress, tally.add, come))
+        known = come_of(later, labels, take_labels)
+        add_served(served.state, labels, stream.classes, own, floors, tally, known)
         plain = list(as_inputs(batches))
         prepared = list(standardized(batches)) if settings.standardize else plain
+        come_plain = come_of(later, plain, take_dense)
+        come_prepared = come_of(later, prepared, take_dense)
         for peer in peers.values():
-            given = plain if peer.raw else prepared
+            given, come = (plain, come_plain) if peer.raw else (prepared, come_prepared)
             for run, make in zip(tried[peer.title], peer.settings.values(), strict=True):
                 tally = Tally(stream.classes)
                 learner = make(stream, seed)
-                run.outcomes.append(prequential(learner, given, progress, tally.add))
+                run.outcomes.append(prequential(learner, given, progress, tally.add, come))
                 run.add(tally)
     return [own, *floors.values()] + [
         max(runs, key=lambda run: run.merit(by)) for runs in tried.values()

@@ -9,15 +9,18 @@ import numpy as np
 import orjson
 import torch
 
-from service.commands.comparisons.evaluation import CPU, name_of
+from service.commands.comparisons.comparison import later_shown
+from service.commands.comparisons.evaluation import name_of
 from service.fold.schema.schema import Schema
-from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
-from service.fold.step import Fold
+from service.offline import Offline
 from service.settings import Settings
+from streams.delays.arrivals import Arrivals
+from streams.delays.delay import Delay
+from streams.errors import FunnelError
 from streams.peers.number_learners import NumberLearner, Numbers
 from streams.peers.number_peers import FLOORS, NumberPeer
-from streams.peers.row_learners import RowBatch
+from streams.peers.row_learners import RowBatch, steps_of, take_rows
 from streams.progress import progress_bar
 from streams.rowstream import RowStream
 
@@ -43,23 +46,24 @@ class ServedNumbers:
     def __init__(self, settings: Settings, schema: Schema) -> None:
         text = orjson.dumps(schema.to_json(), option=orjson.OPT_SORT_KEYS).decode()
         spec = replace(settings.spec, schema=text)
-        self.state = State(spec, settings.hyperparameters, CPU)
-        self._fold, self._evaluate = Fold(self.state), Evaluator(self.state.served)
+        self._offline = Offline(spec, settings.hyperparameters)
+
+    @property
+    def state(self) -> State:
+        """The state of the learner."""
+        return self._offline.state
 
     def answers(self, batch: RowBatch) -> Numbers:
         """Return value and deviation, or the quantiles, float64 [n, A]."""
-        found = self._evaluate(Snapshot.of(self.state), batch.rows)[1]
-        return np.asarray(found.numpy(), np.float64)
+        return np.asarray(self._offline.answer(batch.rows)[1], np.float64)
 
     def predict(self, batch: RowBatch) -> Numbers:
         """Return a number for each row, float64 [n]."""
         return self.answers(batch)[:, 0]
 
     def learn(self, batch: RowBatch) -> None:
-        """Learn a batch, as a trainer does: first the change of the schema, then the step."""
-        if changes := self.state.schema.changes_for(batch.rows):
-            self.state.reshape(changes)
-        self._fold.step(batch.rows)
+        """Learn a batch, as a trainer does."""
+        self._offline.learn(batch.rows)
 
 
 @dataclass(frozen=True)
@@ -110,15 +114,54 @@ class Run:
 
 
 def predictions(
-    learner: NumberLearner, batches: Sequence[RowBatch], progress: Callable[[int], object]
+    learner: NumberLearner,
+    batches: Sequence[RowBatch],
+    progress: Callable[[int], object],
+    come: Sequence[Sequence[RowBatch]] | None = None,
 ) -> Numbers:
-    """Predict, then learn, batch after batch; return the predictions, [n]."""
+    """Predict, then learn, batch after batch; return the predictions, [n].
+
+    Args:
+        learner: of numbers.
+        batches: of the stream.
+        progress: called with the number of rows of each batch that is done.
+        come: what is learned once each batch is predicted; None if it is the batch itself.
+    """
     found = []
-    for batch in batches:
+    for batch, known in steps_of(batches, come):
         found.append(learner.predict(batch))
-        learner.learn(batch)
+        for one in known:
+            learner.learn(one)
         progress(len(batch))
     return np.concatenate(found)
+
+
+def later_numbers(
+    delay: Delay | None, stream: RowStream, batches: Sequence[RowBatch], batch_size: int
+) -> tuple[list[list[RowBatch]] | None, int]:
+    """Return what is learned after each batch, and the rows that are not scored.
+
+    These are the rows that are asked before anything is known.
+
+    Args:
+        delay: of the labels, in examples; None if each batch is learned before the next.
+        stream: of the batches.
+        batches: of the stream, with their numbers.
+        batch_size: rows that are learned at once.
+
+    Raises:
+        FunnelError: nothing is known before the last row is asked, or labels have delays of their
+            own: they are numbers.
+    """
+    if delay is None:
+        return None, len(batches[0]) if len(batches) > 1 else 0
+    if delay.by_label:
+        raise FunnelError(f"--delay {delay} is by label, but the labels are numbers to predict")
+    sizes = [*map(len, batches)]
+    later = Arrivals.of(delay.draws(0).next([""] * sum(sizes)), sizes, batch_size)
+    if later.first == sum(sizes):
+        raise FunnelError(f"no label of {stream.name} comes before its end; --delay is {delay}")
+    return later.arranged(batches, take_rows), later.first
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -158,6 +201,7 @@ def run(
     batches: Sequence[RowBatch],
     peers: Mapping[str, NumberPeer],
     seeds: Sequence[int],
+    delay: Delay | None = None,
 ) -> int:
     """Compare, and print the table.
 
@@ -168,10 +212,14 @@ def run(
         batches: of the stream, with their numbers.
         peers: that run, by name.
         seeds: of the peers; Funnel draws nothing.
+        delay: of the labels, in examples; None if each batch is learned before the next.
+
+    Raises:
+        FunnelError: as for `later_numbers`.
     """
     torch.set_num_threads(settings.threads)
     numbers = np.concatenate([batch.numbers for batch in batches])
-    first = len(batches[0]) if len(batches) > 1 else 0
+    come, first = later_numbers(delay, stream, batches, settings.batch_size)
     own = Run(name_of(settings), "as served", 0)
     tried = {
         name: [Run(peer.title, setting, len(peer.settings)) for setting in peer.settings]
@@ -180,16 +228,16 @@ def run(
     passes = 1 + len(seeds) * sum(map(len, tried.values()))
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
         served = ServedNumbers(settings, schema)
-        own.scores.append(Scores.of(predictions(served, batches, bar.update), numbers, first))
+        own.scores.append(Scores.of(predictions(served, batches, bar.update, come), numbers, first))
         for seed in seeds:
             for name, peer in peers.items():
                 for one, make in zip(tried[name], peer.settings.values(), strict=True):
-                    found = predictions(make(seed), batches, bar.update)
+                    found = predictions(make(seed), batches, bar.update, come)
                     one.scores.append(Scores.of(found, numbers, first))
     best = {name: min(runs, key=lambda one: one.value("mae")) for name, runs in tried.items()}
     floors = [best[name] for name in FLOORS if name in best]
     sys.stdout.write(
         f"{warning(own, floors)}{stream.name}: {stream.examples:,} rows\n\n"
-        f"{table([own, *best.values()])}\n{EXPLANATION}"
+        f"{table([own, *best.values()])}\n{EXPLANATION}{later_shown(delay)}"
     )
     return 0

@@ -10,18 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from service.commands.comparisons.comparison import later_shown
 from service.commands.comparisons.evaluation import name_of
 from service.commands.comparisons.number_comparison import (
     LATE,
     ServedNumbers,
     aligned,
+    later_numbers,
     predictions,
 )
 from service.fold.schema.schema import Schema
 from service.settings import Settings
+from streams.delays.delay import Delay
 from streams.peers.number_learners import Numbers
 from streams.peers.quantile_peers import FLOORS, Make, QuantilePeer
-from streams.peers.row_learners import RowBatch
+from streams.peers.row_learners import RowBatch, steps_of
 from streams.progress import progress_bar
 from streams.rowstream import RowStream
 
@@ -134,6 +137,7 @@ def best(
     first: int,
     numbers: Numbers,
     progress: Callable[[int], object],
+    come: Sequence[Sequence[RowBatch]] | None = None,
 ) -> tuple[str, Numbers]:
     """Return the setting with the least loss of a quantile, and its predictions of the scored rows.
 
@@ -144,9 +148,10 @@ def best(
         first: rows of the first batch, which are not scored.
         numbers: of the scored rows.
         progress: called with the number of rows of each batch that a learner has learned.
+        come: what is learned once each batch is predicted; None if it is the batch itself.
     """
     found = {
-        setting: predictions(make(quantile), batches, progress)[first:]
+        setting: predictions(make(quantile), batches, progress, come)[first:]
         for setting, make in makes.items()
     }
     losses = {name: float(pinball(numbers - own, quantile)) for name, own in found.items()}
@@ -160,6 +165,7 @@ def run(
     schema: Schema,
     batches: Sequence[RowBatch],
     peers: Mapping[str, QuantilePeer],
+    delay: Delay | None = None,
 ) -> int:
     """Compare, and print the tables.
 
@@ -169,17 +175,22 @@ def run(
         schema: with which Funnel begins.
         batches: of the stream, with their numbers.
         peers: that run, by name.
+        delay: of the labels, in examples; None if each batch is learned before the next.
+
+    Raises:
+        FunnelError: as for `later_numbers`.
     """
     torch.set_num_threads(settings.threads)
     quantiles = np.array(settings.predicts.quantiles)
-    first = len(batches[0]) if len(batches) > 1 else 0
+    come, first = later_numbers(delay, stream, batches, settings.batch_size)
     numbers = np.concatenate([batch.numbers for batch in batches])[first:]
     passes = 1 + len(quantiles) * sum(len(peer.settings) for peer in peers.values())
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
         served, answers = ServedNumbers(settings, schema), []
-        for batch in batches:
+        for batch, known in steps_of(batches, come):
             answers.append(served.answers(batch))
-            served.learn(batch)
+            for one in known:
+                served.learn(one)
             bar.update(len(batch))
         as_served = ("as served",) * len(quantiles)
         predicted = np.concatenate(answers)[first:]
@@ -187,7 +198,7 @@ def run(
         others = {}
         for name, peer in peers.items():
             each = [
-                best(peer.settings, quantile, batches, first, numbers, bar.update)
+                best(peer.settings, quantile, batches, first, numbers, bar.update, come)
                 for quantile in quantiles.tolist()
             ]
             chosen, found = zip(*each, strict=True)
@@ -196,6 +207,6 @@ def run(
     sys.stdout.write(
         f"{warning(own, floors, numbers, quantiles)}{stream.name}: {stream.examples:,} rows\n\n"
         f"{summary(runs, numbers, quantiles)}\n{details(runs, numbers, quantiles, first)}\n"
-        f"{EXPLANATION}"
+        f"{EXPLANATION}{later_shown(delay)}"
     )
     return 0

@@ -13,21 +13,31 @@ from service.commands.comparisons.comparison import (
     below_floors,
     check_by,
     explained,
+    later_shown,
     table,
     taken_of,
 )
-from service.commands.comparisons.evaluation import CPU, Run, add_served, floor_runs, name_of
+from service.commands.comparisons.evaluation import (
+    CPU,
+    Run,
+    add_served,
+    floor_runs,
+    later_of,
+    name_of,
+)
 from service.commands.comparisons.tally import Tally
 from service.fold.inputs import filled, scaled
 from service.fold.schema.encode import encode
 from service.fold.schema.schema import Schema
-from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.standardizer import Standardizer
 from service.fold.state import State
-from service.fold.step import Fold
+from service.offline import Offline
 from service.settings import Settings
+from streams.batch import Labels
+from streams.delays.arrivals import come_of, take_labels
+from streams.delays.delay import Delay
 from streams.peers.library_learners import Codes
-from streams.peers.row_learners import Probabilistic, RowBatch, RowLearner
+from streams.peers.row_learners import Probabilistic, RowBatch, RowLearner, steps_of, take_rows
 from streams.peers.row_peers import RowPeer
 from streams.prequential import Observe, Probabilities
 from streams.progress import progress_bar
@@ -57,9 +67,13 @@ class ServedRows:
         spec = replace(
             settings.spec, features=0, classes=0, schema=text, table_bits=settings.table_bits
         )
-        self.state = State(spec, settings.hyperparameters, CPU)
-        self._fold, self._evaluate = Fold(self.state), Evaluator(self.state.served)
+        self._offline = Offline(spec, settings.hyperparameters)
         self._numbers = {label: k for k, label in enumerate(labels)}
+
+    @property
+    def state(self) -> State:
+        """The state of the learner."""
+        return self._offline.state
 
     def predict(self, batch: RowBatch) -> Codes:
         """Return a label for each row; the first one before any is known."""
@@ -70,20 +84,18 @@ class ServedRows:
 
         All are equally probable before any is known.
         """
-        n, known = len(batch), self.state.schema.labels
+        n, known = len(batch), self._offline.labels
         if not known:
             return np.zeros(n, np.int64), np.full((n, len(self._numbers)), 1 / len(self._numbers))
-        labels, found = self._evaluate(Snapshot.of(self.state), batch.rows)
+        labels, found = self._offline.answer(batch.rows)
         numbers = np.array([self._numbers[name] for name in known], np.int64)
         probabilities = np.zeros((n, len(self._numbers)))
-        probabilities[:, numbers] = found.double().numpy()
-        return np.asarray(numbers[labels.numpy()]), probabilities
+        probabilities[:, numbers] = found
+        return np.asarray(numbers[labels.astype(np.int64)]), probabilities
 
     def learn(self, batch: RowBatch) -> None:
-        """Learn a batch, as a trainer does: first the change of the schema, then the step."""
-        if changes := self.state.schema.changes_for(batch.rows):
-            self.state.reshape(changes)
-        self._fold.step(batch.rows)
+        """Learn a batch, as a trainer does."""
+        self._offline.learn(batch.rows)
 
 
 def prepared(batches: Sequence[Rows], schema: Schema, labels: Sequence[str]) -> list[RowBatch]:
@@ -122,10 +134,14 @@ def outcomes_of(
     batches: Sequence[RowBatch],
     progress: Callable[[int], object],
     observe: Observe | None = None,
+    come: Sequence[Sequence[RowBatch]] | None = None,
 ) -> np.ndarray:
-    """Predict, then learn, batch after batch; return which predictions were right, bool [n]."""
+    """Predict, then learn, batch after batch; return which predictions were right, bool [n].
+
+    Arguments as for `streams.prequential.prequential`.
+    """
     outcomes = []
-    for batch in batches:
+    for batch, known in steps_of(batches, come):
         probabilities = None
         if observe is not None and isinstance(learner, Probabilistic):
             predicted, probabilities = learner.answer(batch)
@@ -134,7 +150,8 @@ def outcomes_of(
         outcomes.append(predicted == batch.labels)
         if observe is not None:
             observe(predicted, probabilities, batch.labels)
-        learner.learn(batch)
+        for one in known:
+            learner.learn(one)
         progress(len(batch))
     return np.concatenate(outcomes)
 
@@ -147,6 +164,7 @@ def run(
     skipped: Mapping[str, str],
     seeds: Sequence[int],
     by: str = ACCURATE,
+    delay: Delay | None = None,
 ) -> int:
     """Compare, and print the table.
 
@@ -158,6 +176,7 @@ def run(
         skipped: why other peers do not, by name.
         seeds: of the stream, if it is drawn, and of the peers; Funnel draws nothing.
         by: one of `service.commands.comparisons.comparison.BY`.
+        delay: of the labels, in examples; None if each batch is learned before the next.
 
     Raises:
         FunnelError: the runs cannot be compared by this score.
@@ -174,23 +193,27 @@ def run(
         name: [Run(peer.title, setting, len(peer.settings)) for setting in peer.settings]
         for name, peer in peers.items()
     }
-    own_runs = len(seeds) if stream.is_drawn else 1
+    own_runs = len(seeds) if stream.is_drawn or delay is not None else 1
     passes = own_runs + len(seeds) * sum(map(len, tried.values()))
     batches: list[RowBatch] = []
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
         for seed in seeds:
             if stream.is_drawn or not batches:
                 batches = prepared(list(stream.batches(settings.batch_size, seed)), schema, labels)
+            given: list[Labels] = [batch.labels for batch in batches]
+            if stream.is_drawn or not own.outcomes or delay is not None:
+                later = later_of(delay, given, labels, settings.batch_size, seed)
+                come = come_of(later, batches, take_rows)
+                known = come_of(later, given, take_labels)
                 served = ServedRows(settings, schema, labels)
                 own_tally = Tally(len(labels))
-                outcomes = outcomes_of(served, batches, bar.update, own_tally.add)
+                outcomes = outcomes_of(served, batches, bar.update, own_tally.add, come)
             own.outcomes.append(outcomes)
-            given = [batch.labels for batch in batches]
-            add_served(served.state, given, len(labels), own, floors, own_tally)
+            add_served(served.state, given, len(labels), own, floors, own_tally, known)
             for name, peer in peers.items():
                 for one, make in zip(tried[name], peer.settings.values(), strict=True):
                     learner, tally = make(len(labels), seed), Tally(len(labels))
-                    one.outcomes.append(outcomes_of(learner, batches, bar.update, tally.add))
+                    one.outcomes.append(outcomes_of(learner, batches, bar.update, tally.add, come))
                     one.add(tally)
     best = [max(runs, key=lambda one: one.merit(by)) for runs in tried.values()]
     shown, shifts = [own, *floors.values(), *best], stream.shifts
@@ -198,5 +221,6 @@ def run(
     sys.stdout.write(
         f"{below_floors(shown)}{stream.name}: {stream.examples:,} rows, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(shown, shifts, 4, by)}\n{explanation}"
+        f"{later_shown(delay)}"
     )
     return 0

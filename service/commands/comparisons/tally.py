@@ -91,21 +91,26 @@ def rare_recall(measures: Measures) -> dict[str, float]:
     return {"rare_recall": measures.recall[rarer]} if sum(measures.confusion[rarer]) else {}
 
 
-def floor_outcomes(labels: Sequence[Labels], classes: int) -> dict[str, tuple[Outcomes, Tally]]:
+def floor_outcomes(
+    labels: Sequence[Labels], classes: int, come: Sequence[Sequence[Labels]] | None = None
+) -> dict[str, tuple[Outcomes, Tally]]:
     """Return which predictions of each floor were right, bool [n], and their tally, by its name.
 
     Args:
         labels: of each batch, int64.
         classes: number of classes.
+        come: the labels that come after each batch is predicted, if they come later.
     """
     floors, found = Floors(classes, CPU), []
     tallies = [Tally(classes) for _ in FLOORS]
-    for batch in labels:
+    steps = ((own, (own,)) for own in labels) if come is None else zip(labels, come, strict=True)
+    for batch, known in steps:
         each = floors.probabilities().double().numpy()
         predicted = np.repeat(each.argmax(axis=1)[:, None], len(batch), axis=1)
         found.append(predicted == batch)
-        for tally, own, guess in zip(tallies, each, predicted, strict=True):
-            tally.add(guess, np.tile(own, (len(batch), 1)), batch)
-        floors.learn(torch.from_numpy(batch), KEEP)
+        for tally, row, guess in zip(tallies, each, predicted, strict=True):
+            tally.add(guess, np.tile(row, (len(batch), 1)), batch)
+        for own in known:
+            floors.learn(torch.from_numpy(own), KEEP)
     right = np.concatenate(found, axis=1)
     return dict(zip(FLOORS, zip(right, tallies, strict=True), strict=True))

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 
-from service.commands.demonstration.report import Point, lines, plot
-from service.commands.demonstration.view import line, panel
+from service.commands.demonstration.report import Point, plot, table
+from service.commands.demonstration.view import Span, line, panel
 from service.commands.picture import check_picture
 from service.http.routes.demo import demo_router
 from service.http.server import serve
@@ -27,6 +27,10 @@ from streams.sources.catalog import Stream
 from streams.steering import Steered
 
 FRAME_SECONDS = 0.25
+SHOWN_SECONDS = 60
+"""Part of an endless run that the panel shows."""
+MAX_POINTS = 20_000
+"""Newest points of an endless run that are kept, of about an hour."""
 NO_IMAGES = (
     "This stream has no images, so the page has no buttons that turn it, and no pictures of inputs."
 )
@@ -40,15 +44,22 @@ class Demo:
         rate: examples a second.
         settings: settings of the service.
         console: where the view is drawn; if it is not a terminal, as plain lines.
+        is_endless: whether nobody expects the stream to end.
     """
 
     history: History
     """The service's, once it has started; it measures the recoveries."""
 
     def __init__(
-        self, stream: Stream | RowStream, rate: float, settings: Settings, console: Console
+        self,
+        stream: Stream | RowStream,
+        rate: float,
+        settings: Settings,
+        console: Console,
+        is_endless: bool = False,
     ) -> None:
         self.stream, self.rate, self.settings = stream, rate, settings
+        self._is_endless = is_endless
         self.console = console
         self.steered = Steered(stream, lambda shift: self.history.add_shift(*shift), settings.seed)
         self.points: list[Point] = []
@@ -94,8 +105,8 @@ class Demo:
             model = service.model
             assert model is not None, "the service has started"
             self.history = model.history
-            if not self.console.is_terminal:
-                self.console.print(f"Live page: {url}", highlight=False)
+            ends = "It goes on until Ctrl-C" if self._is_endless else "Ctrl-C ends it"
+            self.console.print(f"Live page: {url}   {ends}.", highlight=False)
             sending = asyncio.create_task(asyncio.to_thread(self._send, url))
             with Live(console=self.console, auto_refresh=False, transient=False) as view:
                 while not service.draining.is_set():
@@ -121,6 +132,7 @@ class Demo:
         seen = self.points[-1].examples if self.points else -1
         if point and point.examples > seen:
             self.points.append(point)
+            del self.points[:-MAX_POINTS]
             if not self.console.is_terminal:
                 for shift in self.history.shifts:
                     if seen < shift.example <= point.examples:
@@ -131,14 +143,19 @@ class Demo:
 
     def _panel(self, url: str) -> Panel:
         learned = self.points[-1].examples if self.points else 0
-        total = max(self.stream.examples, learned)
-        of = "" if self.steered.is_steered else f" of {total:,}"
+        is_endless = self._is_endless or self.steered.is_steered
+        if is_endless:
+            width = max(1, round(SHOWN_SECONDS * self.rate))
+            span, of = Span(max(0, learned - width), width), ""
+        else:
+            span, of = Span(0, max(self.stream.examples, learned)), f" of {self.stream.examples:,}"
+        ends = "until Ctrl-C" if is_endless else "Ctrl-C ends"
         note = (
             f"{learned:,}{of} examples learned at {self.rate:,.0f}/s · "
-            "gain spread: from the 5 % to the 95 % quantile of p · Ctrl-C ends"
+            f"gain spread: from the 5 % to the 95 % quantile of p · {ends}"
         )
         title = f"Funnel · {self.stream.name} · {url}"
-        return panel(self.points, self.history.shifts, total, title, note)
+        return panel(self.points, self.history.shifts, span, title, note)
 
 
 class _Console(Console):
@@ -169,7 +186,11 @@ def _point(status: Status) -> Point | None:
 
 
 def run_demo(
-    stream: Stream | RowStream, rate: float, settings: Settings, picture: Path | None
+    stream: Stream | RowStream,
+    rate: float,
+    settings: Settings,
+    picture: Path | None,
+    is_endless: bool = False,
 ) -> int:
     """Run the demo; return the exit status.
 
@@ -178,6 +199,7 @@ def run_demo(
         rate: examples a second.
         settings: settings of the service.
         picture: where to write the run as a picture; None for no picture.
+        is_endless: whether nobody expects the stream to end.
 
     Raises:
         PictureError: the picture cannot be written.
@@ -186,7 +208,7 @@ def run_demo(
     check_picture(picture)
     console = _Console()
     began = time.monotonic()
-    demo = Demo(stream, rate, settings, console)
+    demo = Demo(stream, rate, settings, console, is_endless)
     uvloop.run(demo.run())
     if not demo.points:
         return 0
@@ -197,8 +219,7 @@ def run_demo(
     )
     overall = ", ".join(f"{name} {share:.2%}" for name, share in last.overall.items())
     console.print(f"Accuracy of all examples: {overall}", highlight=False)
-    for text in lines(shifts):
-        console.print(text, highlight=False, soft_wrap=True)
+    console.print(table(shifts, last.overall), highlight=False)
     if picture is not None:
         plot(demo.points, shifts, stream.name, picture)
         console.print(f"picture: {picture}")

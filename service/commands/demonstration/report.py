@@ -1,12 +1,16 @@
 """The report of a demo: when each learner recovered from each shift, and a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.table import Table
 
 from service.commands.picture import save, set_title
 from service.monitoring.recovery import SERVED, ShiftRecovery
 from streams.recovery import WINDOW, WITHIN
+
+SHOWN_SHIFTS = 10
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,42 @@ class Point:
         return next(iter(self.accuracies.values()))
 
 
-def lines(shifts: Sequence[ShiftRecovery]) -> list[str]:
-    """Return one line for each shift that was measured."""
+def cells(shifts: Sequence[ShiftRecovery]) -> list[list[str]]:
+    """Return a row for each of the newest shifts that were measured.
+
+    It has the shift, its example, the goal, and for each learner the examples to its recovery.
+    """
+    measured = [shift for shift in shifts if shift.goal is not None][-SHOWN_SHIFTS:]
     return [
-        f"At {shift.example:,}, {shift.what}: within 2 points of {shift.goal:.1%}: "
-        + ", ".join(f"{name} {_shown(taken)}" for name, taken in shift.recovery_examples.items())
-        for shift in shifts
-        if shift.goal is not None
+        [shift.what, f"{shift.example:,}", f"{shift.goal:.1%}"]
+        + [_shown(taken) for taken in shift.recovery_examples.values()]
+        for shift in measured
     ]
 
 
 def _shown(taken: int | None) -> str:
-    return "never" if taken is None else f"after {taken:,} examples"
+    return "not" if taken is None else f"{taken:,}"
+
+
+def table(shifts: Sequence[ShiftRecovery], overall: Mapping[str, float]) -> Table:
+    """Return what each learner reached, as a table.
+
+    Args:
+        shifts: those that were sent; the newest that were measured are shown.
+        overall: accuracy of all examples by learner.
+    """
+    shown = Table(
+        title="Examples from each shift until the learner was within 2 points of the goal",
+        show_footer=True,
+    )
+    shown.add_column("shift", "accuracy of all")
+    shown.add_column("at example", justify="right")
+    shown.add_column("goal", justify="right")
+    for name, share in overall.items():
+        shown.add_column(name, f"{share:.2%}", justify="right")
+    for row in cells(shifts):
+        shown.add_row(*row)
+    return shown
 
 
 def plot(points: Sequence[Point], shifts: Sequence[ShiftRecovery], name: str, path: Path) -> None:

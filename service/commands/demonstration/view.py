@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Group
 from rich.panel import Panel
@@ -9,48 +10,72 @@ from rich.table import Table
 from rich.text import Text
 
 from service.commands.demonstration.report import Point
-from service.monitoring.recovery import ShiftRecovery
+from service.monitoring.recovery import SERVED, ShiftRecovery
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLUMNS = 60
 UNEVENNESS_FLOOR = 1e-9
 
 
+@dataclass(frozen=True)
+class Span:
+    """The examples that a panel is wide."""
+
+    begin: int
+    examples: int
+
+    def column(self, example: int) -> int | None:
+        """Return the column of an example; None before the first."""
+        column = (example - self.begin) * COLUMNS // self.examples
+        return min(COLUMNS - 1, column) if column >= 0 else None
+
+
 def panel(
-    points: Sequence[Point], shifts: Sequence[ShiftRecovery], total: int, title: str, note: str
+    points: Sequence[Point], shifts: Sequence[ShiftRecovery], span: Span, title: str, note: str
 ) -> Panel:
     """Return the run as sparklines over examples, with the shifts.
 
     Args:
         points: the run so far.
         shifts: those that were sent.
-        total: examples that the panel is wide.
+        span: the part of the run that is shown.
         title: of the panel.
         note: the line below.
     """
     if not points:
         return Panel(Text("waiting for the first batch …"), title=title)
-    now, table = points[-1], Table.grid(padding=(0, 1))
+    now, grid = points[-1], Table.grid(padding=(0, 1))
 
-    def spark(value: Callable[[Point], float], span: tuple[float, float] | None = None) -> Text:
+    def spark(value: Callable[[Point], float], limits: tuple[float, float] | None = None) -> Text:
         cells: list[float | None] = [None] * COLUMNS
         for point in points:
-            cells[_column(point.examples, total)] = value(point)
-        return _spark(cells, span)
+            if (column := span.column(point.examples)) is not None:
+                cells[column] = value(point)
+        return _spark(cells, limits)
 
-    rows = (
-        ("shift", _marks(shifts, now.examples, total), ""),
-        ("accuracy", spark(lambda p: p.accuracy, (0.0, 1.0)), _accuracies(now)),
+    def accuracy_of(name: str) -> Callable[[Point], float]:
+        return lambda point: point.accuracies.get(name, math.nan)
+
+    rows = [
+        ("shift", _marks(shifts, now.examples, span), ""),
+        *(
+            (
+                f"accuracy {'Funnel' if name == SERVED else name}",
+                spark(accuracy_of(name), (0.0, 1.0)),
+                f"{accuracy:.1%}",
+            )
+            for name, accuracy in now.accuracies.items()
+        ),
         ("scale s", spark(lambda p: math.log(p.scale)), f"{now.scale:.3f}"),
         (
             "gain spread",
             spark(lambda p: math.log(p.gains[5] / p.gains[1])),
             f"{now.gains[1]:.2f} … {now.gains[5]:.2f}",
         ),
-    )
+    ]
     for name, cells, value in rows:
-        table.add_row(Text(name, style="bold"), cells, value)
-    return Panel(Group(table, Text(note, style="dim")), title=title, expand=False)
+        grid.add_row(Text(name, style="bold"), cells, value)
+    return Panel(Group(grid, Text(note, style="dim")), title=title, expand=False)
 
 
 def line(point: Point) -> str:
@@ -68,15 +93,11 @@ def _accuracies(point: Point) -> str:
     return f"{point.accuracy:.1%}" + (f" ({shown})" if shadows else "")
 
 
-def _column(example: int, total: int) -> int:
-    return min(COLUMNS - 1, example * COLUMNS // total)
-
-
-def _marks(shifts: Sequence[ShiftRecovery], learned: int, total: int) -> Text:
+def _marks(shifts: Sequence[ShiftRecovery], learned: int, span: Span) -> Text:
     row = [" "] * COLUMNS
     for shift in shifts:
-        if shift.example <= learned:
-            column = _column(shift.example, total)
+        column = span.column(shift.example)
+        if column is not None and shift.example <= learned:
             for offset, letter in enumerate(f"▼{shift.what}"[: COLUMNS - column]):
                 row[column + offset] = letter
     return Text("".join(row), style="bold yellow")
@@ -84,6 +105,8 @@ def _marks(shifts: Sequence[ShiftRecovery], learned: int, total: int) -> Text:
 
 def _spark(cells: Sequence[float | None], span: tuple[float, float] | None) -> Text:
     known = [c for c in cells if c is not None and math.isfinite(c)]
+    if not known:
+        return Text()
     low, high = span or (min(known), max(known))
     letters = (" " if c is None or not math.isfinite(c) else _block(c, low, high) for c in cells)
     return Text("".join(letters), style="cyan")

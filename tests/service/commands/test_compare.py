@@ -34,7 +34,7 @@ def _one_thread() -> None:
 
 @pytest.mark.parametrize("optimizer", ["pool", "funnel", "adam"])
 def test_the_accuracy_is_that_of_the_service(optimizer: str) -> None:
-    served = Served(load_settings({"optimizer": optimizer, "device": "cpu"}))
+    served = Served(load_settings({"model": "logistic", "optimizer": optimizer, "device": "cpu"}))
     outcomes = prequential(served, get("abrupt", 3_000, "digits").batches(100))
     summary = served.state.served.scores.read()
     assert (summary.scored, summary.correct) == (3_000, outcomes.sum())
@@ -44,7 +44,9 @@ def test_the_accuracy_is_that_of_the_service(optimizer: str) -> None:
 def test_peers_get_the_inputs_of_the_services_model() -> None:
     """Plain SGD on the prepared batches is the service with FUNNEL_OPTIMIZER=sgd."""
     batches = list(get("labels", 6_600, "digits").batches(100))
-    served = Served(load_settings({"optimizer": "sgd", "lr": 0.03, "device": "cpu"}))
+    served = Served(
+        load_settings({"model": "logistic", "optimizer": "sgd", "lr": 0.03, "device": "cpu"})
+    )
     ours = prequential(served, batches)
     peer = PEERS["sgd"].settings["lr 0.03"](get("labels", 6_600, "digits"), 0)
     assert (prequential(peer, standardized(batches)) == ours).mean() > 0.999
@@ -110,7 +112,7 @@ def test_compare_prints_a_table_and_draws_a_picture(
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "gone is skipped: needs no_such_module" in errors
     assert "8,100 examples, 2 seeds" in out
-    assert "Funnel (pool)" in out
+    assert "Funnel (auto)" in out
     assert "SGD" in out
     assert "±" in out
     assert "100%" in errors
@@ -198,9 +200,9 @@ def test_runs_can_be_compared_by_auc_where_a_class_is_rare(
 
 
 def test_more_classes_than_two_have_no_auc(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*COMPARE, "--by", "auc"]) == 1
+    assert main([*COMPARE, "--by", "auc"]) == 2
     assert "--by auc is for two classes, but there are 10" in capsys.readouterr().err
-    assert main(["compare", "orders", "--examples", "500", "--by", "auc"]) == 1
+    assert main(["compare", "orders", "--examples", "500", "--by", "auc"]) == 2
     assert "there are 3" in capsys.readouterr().err
 
 

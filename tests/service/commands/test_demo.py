@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,10 +15,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
 
 from service.cli import main
 from service.commands.demonstration.demonstration import run_demo
-from service.commands.demonstration.report import lines
+from service.commands.demonstration.report import Point, cells
+from service.commands.demonstration.view import Span, panel
 from service.monitoring.recovery import ShiftRecovery
 from service.settings import load_settings
 from streams.batch import Batch
@@ -59,6 +63,17 @@ def test_the_demo_learns_marks_shifts_and_draws_a_picture(tmp_path: Path) -> Non
     assert processes_naming(tmp_path) == set()
 
 
+def rows_of(out: str) -> list[list[str]]:
+    """Return the cells of the table at the end."""
+    lines = [re.split("[│┃]", line)[1:-1] for line in out.splitlines() if line[:1] in ("│", "┃")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
+def table_of(out: str) -> list[list[str]]:
+    """Return the cells of the shifts in the table at the end."""
+    return [row for row in rows_of(out) if row[0] not in ("shift", "accuracy of all")]
+
+
 def shifts_of(url: str, seen: dict[int, ShiftRecovery], polled: list[ShiftRecovery]) -> None:
     """Read /events and /history until the demo ends; keep what they show of each shift."""
     wait_for(lambda: is_ready(url))
@@ -89,20 +104,102 @@ def is_ready(url: str) -> bool:
 @pytest.mark.slow
 def test_terminal_page_and_history_give_one_number_for_a_recovery(tmp_path: Path) -> None:
     port = free_port()
-    run = demo(tmp_path, "--examples", "9000", "--rate", "1500", "--port", str(port))
+    # The page has a point a second: several in each segment of 6 s, however slow the machine.
+    run = demo(
+        tmp_path, "--model", "logistic", "--examples", "9000", "--rate", "500", "--port", str(port)
+    )
     seen: dict[int, ShiftRecovery] = {}
     polled: list[ShiftRecovery] = []
     shifts_of(f"http://127.0.0.1:{port}", seen, polled)
     out, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     assert [(s.example, s.end) for s in seen.values()] == [(0, 3000), (3000, 6000), (6000, 9000)]
-    shown = [line for line in out.splitlines() if "within 2 points" in line]
-    assert shown == lines(list(seen.values()))
-    assert len(shown) == 2
-    assert all("served after" in line and "adagrad" in line for line in shown)
+    assert table_of(out) == cells(list(seen.values()))
+    assert len(table_of(out)) == 2
+    assert next(r for r in rows_of(out) if r[0] == "shift")[3:] == ["served", "adagrad"]
     ended = [shift for shift in polled if shift.end is not None]
     assert len(ended) >= 2
     assert ended == [seen[shift.id] for shift in ended]
+
+
+@pytest.mark.slow
+def test_a_demo_without_a_length_turns_until_ctrl_c_which_shows_a_table(tmp_path: Path) -> None:
+    run = demo(tmp_path, "--rate", "100", "--effort", "fast")  # a turn after each 2,000 examples
+    assert run.stdout is not None
+    shown = ""
+    for line in run.stdout:
+        shown += line
+        if ": 0°" in line:
+            break
+    assert "It goes on until Ctrl-C" in shown
+    os.killpg(run.pid, signal.SIGINT)
+    out, errors = run.communicate(timeout=60)
+    assert (run.returncode, errors) == (0, "")
+    assert "shift at 0: 90°" in shown
+    assert "shift at 2000: 0°" in shown
+    [last] = [row for row in rows_of(out) if row[0] == "accuracy of all"]
+    assert all(cell.endswith("%") for cell in last[3:])
+    assert processes_naming(tmp_path) == set()
+    assert [p.name for p in tmp_path.iterdir() if "funnel" in p.name] == []
+
+
+@pytest.mark.slow
+def test_a_taken_port_makes_the_demo_take_another_unless_the_port_was_chosen(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # then another program has it
+            other.bind(("127.0.0.1", 8000))
+            other.listen()
+        length = ["--examples", "200", "--rate", "1000"]
+        command = [*COMMAND[:-2], *length]
+        environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        ran = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=False, env=environment
+        )
+        assert (ran.returncode, ran.stderr) == (
+            0, "Port 8000 is taken, so the demo takes another one.\n",
+        )  # fmt: skip
+        assert "200 examples learned" in ran.stdout
+        chosen = demo(tmp_path, *length, "--port", "8000")
+        _, errors = chosen.communicate(timeout=120)
+        assert chosen.returncode == 1
+        assert "cannot listen on 127.0.0.1:8000" in errors
+
+
+def test_the_terminal_shows_each_learner_and_the_end_of_an_endless_run() -> None:
+    points = [
+        Point(n, {"served": 0.9, "adagrad": 0.5}, {}, 1.0, (0.5, 0.6, 0.7, 1.0, 1.2, 1.5, 2.0))
+        for n in range(0, 100_000, 500)
+    ]
+    shifts = [
+        ShiftRecovery(id=1, example=0, what="90°"),
+        ShiftRecovery(id=2, example=80_000, what="0°"),
+    ]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(panel(points, shifts, Span(70_000, 30_000), "title", "note"))
+    shown = console.export_text()
+    assert re.search(r"accuracy Funnel +[▁▂▃▄▅▆▇█]{60} +90.0%", shown)
+    assert re.search(r"accuracy adagrad +[▁▂▃▄▅▆▇█]{60} +50.0%", shown)
+    assert re.search(r"shift +▼0°", shown)
+    assert "90°" not in shown
+
+
+@pytest.mark.slow
+def test_digits_take_the_place_of_mnist_that_cannot_be_fetched(tmp_path: Path) -> None:
+    nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = [*COMMAND[:5], "--port", "0", "--examples", "200", "--rate", "1000"]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False,
+        env={k: v for k, v in os.environ.items() if k != "FUNNEL_DATA_DIR"} | nowhere
+        | {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": "/nowhere"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "200 examples learned" in ran.stdout
+    assert "MNIST could not be fetched" in ran.stderr
+    assert "digits take MNIST's place" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.slow
@@ -195,7 +292,8 @@ def test_the_demo_of_a_file_with_strings_ends_at_the_accuracy_of_compare(
     path = write(tmp_path / "shop.csv", 0, 1_500)
     assert main(["compare", str(path), "--peers", "", *options]) == 0
     offline = accuracy_of(capsys.readouterr().out)
-    command = [*COMMAND[:4], str(path), "--port", "0", "--rate", "3000", *options]
+    more = ["--port", "0", "--rate", "3000", "--effort", "full"]
+    command = [*COMMAND[:4], str(path), *more, *options]
     ran = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=120,
         env=os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
@@ -219,5 +317,7 @@ def test_options_that_do_not_belong_to_a_stream_are_refused(
     case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, message = REFUSED[case]
-    assert main(["demo", *arguments]) == 1
-    assert message in capsys.readouterr().err
+    status = main(["demo", *arguments])
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert status == (2 if shown.startswith("funnel: --") else 1)

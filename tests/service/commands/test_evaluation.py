@@ -10,7 +10,7 @@ import torch
 from service.commands.comparisons.evaluation import Served
 from service.settings import Settings
 from streams.batch import Batch
-from streams.prequential import prequential
+from streams.prequential import Outcomes, prequential
 
 Floats = npt.NDArray[np.float32]
 N, D, SIZE = 6_000, 8, 100
@@ -24,12 +24,19 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def accuracies(features: Floats, standardize: bool = True, first: int = SIZE) -> list[float]:
-    """Return the accuracy in each third of a stream whose first batch has ``first`` examples."""
-    settings = Settings(features=D, classes=2, standardize=standardize, device="cpu")
+def outcomes(
+    features: Floats, standardize: bool = True, first: int = SIZE, model: str = "logistic"
+) -> Outcomes:
+    """Return which answers are right on a stream whose first batch has ``first`` examples."""
+    settings = Settings(model=model, features=D, classes=2, standardize=standardize, device="cpu")
     ends = [0, *range(first, N, SIZE), N]
     batches = [Batch(features[i:j], LABELS[i:j]) for i, j in pairwise(ends)]
-    right = prequential(Served(settings), batches)
+    return prequential(Served(settings), batches)
+
+
+def accuracies(features: Floats, standardize: bool = True, first: int = SIZE) -> list[float]:
+    """Return the accuracy in each third of a stream whose first batch has ``first`` examples."""
+    right = outcomes(features, standardize, first)
     return [float(part.mean()) for part in np.array_split(right, 3)]
 
 
@@ -42,9 +49,10 @@ def test_a_wild_first_example_costs_next_to_nothing(value: float, first: int) ->
     assert min(f - c for f, c in zip(found, clean, strict=True)) > -0.03
 
 
-@pytest.mark.parametrize(
-    ("factor", "offset"), [(1 / 255, 0), (1e-3, 0), (1e3, 0), (1, 1e3), (1, -1e5)]
-)
+UNITS = [(1 / 255, 0), (1e-3, 0), (1e3, 0), (1, 1e3), (1, -1e5)]
+
+
+@pytest.mark.parametrize(("factor", "offset"), UNITS)
 def test_a_new_unit_or_zero_costs_a_few_batches_whatever_its_direction(
     factor: float, offset: float
 ) -> None:
@@ -53,6 +61,17 @@ def test_a_new_unit_or_zero_costs_a_few_batches_whatever_its_direction(
     _, middle, last = accuracies(features)
     assert middle > 0.93
     assert last > 0.97
+
+
+@pytest.mark.parametrize(("factor", "offset"), UNITS)
+def test_all_families_recover_from_a_new_unit_in_three_batches(
+    factor: float, offset: float
+) -> None:
+    features = CLEAN.copy()
+    features[N // 3 :] = features[N // 3 :] * np.float32(factor) + np.float32(offset)
+    right = outcomes(features, model="auto")
+    assert right[N // 3 + 3 * SIZE : N // 3 + 8 * SIZE].mean() > 0.9
+    assert right[-N // 3 :].mean() > 0.97
 
 
 @pytest.mark.parametrize("unit", [1e-18, 1e-12, 1e12])

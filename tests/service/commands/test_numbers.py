@@ -9,9 +9,9 @@ import pytest
 
 from service.cli import main
 from service.commands.comparisons import quantile_comparison
+from service.commands.comparisons.labels import task_of
 from service.commands.comparisons.number_comparison import LATE, Run, Scores, table, warning
 from service.commands.comparisons.quantile_comparison import best
-from service.commands.labels import task_of
 from streams.peers.number_learners import (
     LastNumber,
     Mean,
@@ -60,7 +60,7 @@ def test_compare_shows_errors_of_funnel_peers_and_floors(
     found = maes(out)
     assert len(found) == 7
     assert list(found.values()) == sorted(found.values())
-    assert found["Funnel (pool)"] < 0.3 * found["the mean of the numbers so far"]
+    assert found["Funnel (auto)"] < 0.3 * found["the mean of the numbers so far"]
     assert "worse than a floor" not in out
 
 
@@ -118,7 +118,7 @@ def test_quantiles_have_peers_with_a_learner_for_each(
             "the quantiles of the numbers so far",
             "the last known number and the quantiles of the changes so far",
         }
-    [crossed] = re.findall(r"^Funnel \(pool\).* ([\d.]+)$", out, re.MULTILINE)
+    [crossed] = re.findall(r"^Funnel \(auto\).* ([\d.]+)$", out, re.MULTILINE)
     assert crossed == "0.0000"
     assert "worse than a floor" not in out
 
@@ -181,9 +181,12 @@ def test_the_mae_is_that_of_the_service(
 ) -> None:
     path = write(tmp_path / "rents.csv", 1_000, words)
     assert main(["compare", str(path), "--task", "regression", "--peers", "mean"]) == 0
-    offline = maes(capsys.readouterr().out)["Funnel (pool)"]
+    offline = maes(capsys.readouterr().out)["Funnel (auto)"]
     options = {"schema": "auto", "task": "regression", "batch_size": 100, "max_wait_ms": 600_000}
-    with serving(tmp_path, **options) as service, service.client() as client:
+    with (
+        serving(tmp_path, model=None, effort="full", **options) as service,
+        service.client() as client,
+    ):
         assert main(["stream", str(path), "--to", service.url]) == 0
         wait_for(lambda: client.get("/model").json()["examples_learned"] == 1_000)
         wait_for(lambda: sample(scrape(client), "funnel_model_version") == 10)

@@ -39,7 +39,7 @@ def write(path: Path, seed: int, n: int, more: bool = False) -> Path:
 
 
 def accuracy_of(text: str) -> float:
-    [found] = re.findall(r"Funnel \(pool\)\s+as served\s+(0\.\d+)", text)
+    [found] = re.findall(r"Funnel \(auto\)\s+as served\s+(0\.\d+)", text)
     return float(found)
 
 
@@ -80,7 +80,8 @@ def test_two_unlike_files_are_streamed_to_one_service_which_agrees_with_compare(
     first, second = write(tmp_path / "a.csv", 0, 2_000), write(tmp_path / "b.csv", 1, 3_000, True)
     assert main(["compare", str(first), "--peers", "majority"]) == 0
     offline = accuracy_of(capsys.readouterr().out)
-    with serving(tmp_path, **OPTIONS) as service, service.client() as client:
+    options = OPTIONS | {"model": None, "effort": "full"}
+    with serving(tmp_path, **options) as service, service.client() as client:
 
         def learned(count: int) -> bool:
             return client.get("/model").json()["examples_learned"] == count
@@ -199,3 +200,13 @@ def test_a_wrong_option_is_refused_by_name(
         status = int(end.code or 0)
     assert status != 0
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("examples", [1, 300])
+def test_rows_of_one_label_are_refused_in_words(
+    examples: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("a,b,label\n" + "".join(f"{k},2,x\n" for k in range(examples)))
+    assert main(["compare", str(path)]) == 1
+    assert "all rows have the same label" in capsys.readouterr().err
