@@ -12,8 +12,9 @@ DEV := $(BIN)/installed-dev
 
 .PHONY: demo test lint audit fuzz install bench streams quality kill simulate mutants figure3 dashboards docs clean
 
+# `make demo ARGS="orders --rate 1000"`
 demo: $(SERVICE)
-	$(BIN)/funnel demo
+	$(BIN)/funnel demo $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --durations=10
@@ -63,13 +64,18 @@ quality: $(SERVICE)
 
 kill: install
 	$(BIN)/python -m tests.service.kill
+	$(BIN)/python -m tests.service.label_kills
 
-# Hours, on two cores: SCHEDULES and SEED choose fewer, and others.
+# Hours, on two cores: SCHEDULES and SEED choose fewer, and others. ASKING schedules have labels that
+# come later, too.
 SCHEDULES ?= 100000
+ASKING ?= 1000
 SEED ?= 0
 simulate: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulation \
 		--schedules $(SCHEDULES) --seed $(SEED) --workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulation --labels \
+		--schedules $(ASKING) --seed $(SEED) --workers 2
 
 mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulation.mutants

@@ -2,18 +2,21 @@
 
 import asyncio
 import logging
+import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch.jit._trace import TracerWarning
 
+from funnel.families.rehearsal import rehearse as rehearse_families
+from service.families import folder_of, misfit
 from service.fold import networks
 from service.fold.drift.events import Event
 from service.fold.networks import BUILT_IN, ModelError, find_device
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator
-from service.fold.spec import Spec
 from service.fold.state import State
 from service.log.backlog import Backlog, Load
 from service.log.intake import Intake
@@ -25,14 +28,13 @@ from service.monitoring.history import History
 from service.monitoring.status import Condition, Role, Status
 from service.predictor import Predictor
 from service.process import memory_bytes
+from service.rehearsal import rehearse as rehearse_counts
 from service.settings import INPUTS, Settings
 from service.trainer.checkpoint import numerics
 from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
 
 logger = logging.getLogger("funnel")
-MOST_FEATURES, MOST_CLASSES, MOST_ANSWERS = 10_000, 1_000, 2_000_000
-"""Limits of the model of all families; the last is of examples of a batch times classes."""
 
 DRAIN_SECONDS = 20.0
 """Longest wait for the trainer to finish and write its last checkpoint."""
@@ -48,6 +50,7 @@ class Model:
         observe: called with the seconds and the examples of each step.
         drifted: called with each new drift event, in the trainer's thread.
         before: the model whose place it takes; its trainer has ended.
+        delayed: called with the seconds from each question to its label.
 
     Raises:
         DamagedError, LogError, UnreadableError, OSError: the checkpoints cannot be used; the
@@ -62,6 +65,7 @@ class Model:
         observe: Callable[[float, int], None],
         drifted: Callable[[Event], object],
         before: "Model | None" = None,
+        delayed: Callable[[float], object] = lambda _: None,
     ) -> None:
         self._lock: Lock
         self.intake: Intake
@@ -69,7 +73,7 @@ class Model:
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
         name = settings.model
         store = CheckpointStore(
-            settings.data_dir / "checkpoints" / name.replace(":", "-"),
+            folder_of(settings.data_dir, name),
             numerics(state.device),
             logger.error,
         )
@@ -83,6 +87,7 @@ class Model:
             observe,
             drifted,
             history=before.history if before else None,
+            delayed=delayed,
         )
         self.history, self.newest = self.trainer.history, self.trainer.newest
         may_be_rows = INPUTS in settings.opens
@@ -94,7 +99,13 @@ class Model:
             most = Load(settings.max_backlog, settings.max_backlog_bytes or memory_bytes() // 4)
             backlog = Backlog(most, lambda: self.status.learned)
             self.intake = Intake(connect(url), name, backlog)
-        self.predictor = Predictor(Evaluator(state.served), lambda: self.trainer.snapshot)
+        if state.device.type == "cpu":
+            _rehearse("scores, floors and calibration", rehearse_counts)
+        if state.served.families is not None:
+            _rehearse("trees and neighbours", rehearse_families)
+        self.predictor = Predictor(
+            Evaluator(state.served), lambda: self.trainer.snapshot, settings.predict_ms / 1000
+        )
         try:
             self.trainer.start()
         except BaseException:
@@ -153,6 +164,14 @@ class Model:
         self._lock.close()
 
 
+@cache
+def _rehearse(parts: str, rehearse: Callable[[], str]) -> None:
+    """Choose the code of some parts, once in a process, and log which it is."""
+    began = time.monotonic()
+    chosen = rehearse()
+    logger.info("%s run in %s (%.1f s)", parts, chosen, time.monotonic() - began)
+
+
 def build_state(settings: Settings) -> State:
     """Return a fresh state; blocks for about a second.
 
@@ -170,7 +189,10 @@ def build_state(settings: Settings) -> State:
             f"model {spec.model!r} takes dense features; a model of rows is {' or '.join(BUILT_IN)}"
         )
     if spec.model == networks.AUTO:
-        device = _of_families(spec, settings, device)
+        if settings.device == "auto":
+            device = torch.device("cpu")
+        if reason := misfit(settings, device):
+            raise ModelError(reason)
     if spec.task == "binary" and not spec.schema and spec.classes != 2:
         raise ModelError(
             f"FUNNEL_TASK=binary is for two classes: set FUNNEL_CLASSES=2, not {spec.classes}"
@@ -182,38 +204,6 @@ def build_state(settings: Settings) -> State:
                 "or FUNNEL_TABLE_BITS=0 to learn from numbers alone"
             )
         device = torch.device("cpu")
+    if spec.model not in BUILT_IN:
+        logger.info("trying %s as it will be used, which takes some seconds", spec.model)
     return State(spec, settings.hyperparameters, device)
-
-
-def _of_families(spec: Spec, settings: Settings, device: torch.device) -> torch.device:
-    """Return the device of the model of all families.
-
-    Raises:
-        ModelError: the settings ask for what it cannot do.
-    """
-    if spec.optimizer != "pool":
-        raise ModelError(
-            f"FUNNEL_MODEL=auto is a pool: leave FUNNEL_OPTIMIZER={spec.optimizer} unset, or "
-            "choose logistic or mlp"
-        )
-    classes = settings.max_classes if spec.schema else spec.classes
-    for name, value, most in (
-        ("FEATURES", spec.features, MOST_FEATURES),
-        ("MAX_CLASSES" if spec.schema else "CLASSES", classes, MOST_CLASSES),
-    ):
-        if value > most and not spec.predicts.is_numeric:
-            raise ModelError(
-                f"FUNNEL_MODEL=auto remembers 8,192 examples whole, and takes at most {most:,} as "
-                f"FUNNEL_{name}, not {value:,}; choose logistic or mlp"
-            )
-    if settings.batch_size * classes > MOST_ANSWERS and not spec.predicts.is_numeric:
-        raise ModelError(
-            f"FUNNEL_MODEL=auto takes a kilobyte for each class and example of a batch: lower "
-            f"FUNNEL_BATCH_SIZE to {MOST_ANSWERS // classes:,}"
-        )
-    if device.type != "cpu" and settings.device != "auto":
-        raise ModelError(
-            f"trees and neighbours learn on the CPU, not on {device}: set FUNNEL_DEVICE=cpu, or "
-            "FUNNEL_MODEL to logistic or mlp"
-        )
-    return torch.device("cpu")

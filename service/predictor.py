@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,20 +61,27 @@ class Prediction:
     numbers."""
     snapshot: Snapshot | None = None
     """The snapshot that has answered."""
+    is_fast: bool = False
+    """True if the request had waited too long, and the linear experts answered alone."""
 
 
 @dataclass(frozen=True)
 class _Request:
     inputs: AnyInputs
     answer: "asyncio.Future[Prediction]"
+    arrived: float
+    """Time of the event loop, in seconds."""
+    snapshot: Snapshot | None = None
+    """The snapshot that is to answer; None for the newest."""
 
     def fail(self, error: FunnelError) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
 
-    def succeed(self, answers: Answers, snapshot: Snapshot) -> None:
+    def succeed(self, answers: Answers, snapshot: Snapshot, is_fast: bool = False) -> None:
         if not self.answer.done():
-            self.answer.set_result(Prediction(*answers, snapshot.version, snapshot.names, snapshot))
+            version, names = snapshot.version, snapshot.names
+            self.answer.set_result(Prediction(*answers, version, names, snapshot, is_fast))
 
 
 @dataclass
@@ -98,10 +105,14 @@ class Predictor:
     Args:
         evaluate: computes a pass; a long one runs in another thread.
         newest: returns the newest snapshot.
+        budget: seconds that a short request may wait before the linear experts of all families
+            answer alone; 0 for any time.
     """
 
-    def __init__(self, evaluate: Evaluator, newest: Callable[[], Snapshot]) -> None:
-        self._evaluate, self._newest = evaluate, newest
+    def __init__(
+        self, evaluate: Evaluator, newest: Callable[[], Snapshot], budget: float = 0.0
+    ) -> None:
+        self._evaluate, self._newest, self._budget = evaluate, newest, budget
         self._waiting: deque[_Request] = deque()
         self._rows = 0
         """Rows of the short requests that wait."""
@@ -113,15 +124,20 @@ class Predictor:
         self._arrived = asyncio.Event()
         self._logged: set[str] = set()
 
-    async def predict(self, inputs: AnyInputs) -> Prediction:
+    async def predict(self, inputs: AnyInputs, snapshot: Snapshot | None = None) -> Prediction:
         """Return the prediction for checked inputs.
+
+        Args:
+            inputs: the questions.
+            snapshot: answers them, in parts; None for the newest.
 
         Raises:
             NoPredictionError: the model raises for an example.
             PredictionFailed: the machine failed.
         """
-        request = _Request(inputs, asyncio.get_running_loop().create_future())
-        if len(inputs) > min(GATHER_ROWS, self._part):
+        loop = asyncio.get_running_loop()
+        request = _Request(inputs, loop.create_future(), loop.time(), snapshot)
+        if snapshot is not None or len(inputs) > min(GATHER_ROWS, self._part):
             self._waiting_long.append(request)
         else:
             self._waiting.append(request)
@@ -141,7 +157,8 @@ class Predictor:
             if requests := self._next():
                 await self._answer(requests, self._newest())
             if self._current is None and self._waiting_long:
-                self._current = _Long(self._waiting_long.popleft(), self._newest())
+                request = self._waiting_long.popleft()
+                self._current = _Long(request, request.snapshot or self._newest())
             if self._current is not None and await self._finish(self._current):
                 self._current = None
             self._note_idle()
@@ -169,6 +186,10 @@ class Predictor:
     async def _answer(self, requests: list[_Request], snapshot: Snapshot) -> None:
         """Answer requests in one pass; if the model raises, in smaller ones, down to one each."""
         inputs = joined_inputs([request.inputs for request in requests])
+        waited = asyncio.get_running_loop().time() - requests[0].arrived
+        is_fast = snapshot.families is not None and 0 < self._budget < waited
+        if is_fast:
+            snapshot = replace(snapshot, families=None)
         try:
             labels, probabilities = await self._pass(snapshot, inputs)
         except Exception as error:  # a user's code may raise anything
@@ -182,7 +203,7 @@ class Predictor:
         start = 0
         for request in requests:
             rows = slice(start, start := start + len(request.inputs))
-            request.succeed((labels[rows], probabilities[rows]), snapshot)
+            request.succeed((labels[rows], probabilities[rows]), snapshot, is_fast)
 
     async def _finish(self, long: _Long) -> bool:
         """Answer the next part of a long request, and return whether it was the last."""

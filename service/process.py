@@ -89,6 +89,16 @@ def keep_freed_memory() -> None:
     mallopt(M_TOP_PAD, LARGEST)
 
 
+def return_freed_memory() -> None:
+    """Give the kernel all that is free, where malloc is glibc's.
+
+    It takes milliseconds, and is for the end of work that comes seldom and needs much.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def raise_descriptor_limit() -> None:
     """Allow as many open files and connections as the system lets the process have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from service.families import as_found
 from service.fold.drift.events import Event
 from service.fold.state import State
 from service.log.backlog import Load
 from service.log.embedded import EmbeddedServer
-from service.log.errors import Stopped
+from service.log.errors import LogUnavailable, Stopped
 from service.model import DRAIN_SECONDS, Model, build_state
 from service.monitoring.metrics import Metrics, Reading
 from service.monitoring.notify import Webhook
@@ -44,6 +45,8 @@ class Service:
         """Set when the service begins to stop."""
         self.broken = ""
         """The essential task that failed, and how; the service then stops."""
+        self.waits = ""
+        """A colon and the reason why the start waits; empty if it does not."""
         self.viewers = 0
         """Open streams of events."""
         self._replaced = asyncio.Event()
@@ -85,15 +88,16 @@ class Service:
                 the service cannot be started; the message says why and what to do.
             Stopped: the service began to stop first.
         """
-        settings = self.settings
-        with _writing(settings.data_dir):
-            settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        building = asyncio.ensure_future(asyncio.to_thread(build_state, settings))
-        url = await self._start_server()  # it reads its file meanwhile
+        with _writing(self.settings.data_dir):
+            self.settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        url = await self._start_server()
+        settings = await self._as_found(url)
+        building = asyncio.to_thread(build_state, settings)
         state, notify = await self.unless_stopped(building), self._notify()
 
         def make(settings: Settings, state: State, before: Model | None = None) -> Model:
-            return Model(settings, state, url, self.metrics.observe_step, notify, before)
+            observe, delayed = self.metrics.observe_step, self.metrics.label_delay_seconds.observe
+            return Model(settings, state, url, observe, notify, before, delayed)
 
         def start() -> Model:
             try:
@@ -173,6 +177,24 @@ class Service:
                 if not waits:
                     logger.warning("%s; the start waits", error)
                 waits = True
+            await self.unless_stopped(asyncio.sleep(RETRY_SECONDS))
+
+    async def _as_found(self, url: str) -> Settings:
+        """Return the settings with the model that the data folder or the log has, if none is set.
+
+        Raises:
+            Stopped: the service began to stop first.
+        """
+        while True:
+            try:
+                found = await self.unless_stopped(as_found(self.settings, url))
+            except LogUnavailable as error:
+                if not self.waits:
+                    logger.warning("%s; the start waits, since FUNNEL_MODEL is not set", error)
+                self.waits = f": {error}"
+            else:
+                self.waits = ""
+                return found
             await self.unless_stopped(asyncio.sleep(RETRY_SECONDS))
 
     def _notify(self) -> Callable[[Event], object]:

@@ -4,7 +4,7 @@ import difflib
 import ipaddress
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,17 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
-from service.fold.spec import MAX_EXPERTS, OPTIMIZERS, Hyperparameters, Shadow, Spec
+from service.fold.spec import (
+    FAMILIES,
+    LINEAR,
+    MAX_EXPERTS,
+    OPTIMIZERS,
+    Hyperparameters,
+    Shadow,
+    Spec,
+)
 from service.fold.task import AUTO, CLASSES, Task
 from streams.environment import PREFIX, PathError, home, read_secret, variables
 from streams.errors import FunnelError
@@ -48,6 +57,11 @@ def _file_of(name: str) -> Any:
 
 
 MAX_SHADOWS = 8
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+DURATION = re.compile(r"([0-9]+(?:[.][0-9]+)?)(ms|s|m|h|d)")
+SIZES = {"": 0, "kB": 10, "MB": 20, "GB": 30}
+SIZE = re.compile(r"([0-9]+)(kB|MB|GB)?")
+MOST_SECONDS = 365 * UNITS["d"]
 INPUTS, TASK = "inputs", "task"
 """The choices that settings can leave open; see `Settings.opens`."""
 MODEL_NAME = re.compile(r"logistic|mlp|auto|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -56,6 +70,24 @@ MODEL_NAME = re.compile(r"logistic|mlp|auto|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 warnings.filterwarnings("ignore", 'Field name "schema" in "Settings" shadows', UserWarning)
 PERCEPTRONS = ("mlp", AUTO)
 """The models that have hidden layers."""
+
+
+MESSAGES = {
+    "int_parsing": "give a whole number",
+    "int_type": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "finite_number": "give a finite number",
+    "bool_parsing": "give true or false",
+    "bool_type": "give true or false",
+    "greater_than_equal": "give at least {ge:,}",
+    "greater_than": "give more than {gt:,}",
+    "less_than_equal": "give at most {le:,}",
+    "less_than": "give less than {lt:,}",
+    "literal_error": "give {expected}",
+}
+"""The messages of pydantic's errors, by their types."""
 
 
 class SettingsError(FunnelError, ValueError):
@@ -79,10 +111,10 @@ class Settings(BaseModel):
         "always", description="when the embedded log is synced to disk; always: before it answers"
     )
     model: str = Field(
-        "logistic",
-        description="logistic; mlp; auto: linear experts, networks, trees, neighbours and label "
-        "frequencies in one pool, on the CPU (numbers are learned by its linear experts alone); or "
-        "package.module:factory",
+        AUTO,
+        description="auto: linear experts, networks, trees, neighbours and recent labels in one "
+        "pool, on the CPU; logistic; mlp; or package.module:factory. If none is set, a log or data "
+        "folder of logistic keeps that, and so do settings that auto does not fit",
     )
     features: int = Field(784, ge=1, le=1_000_000, description="numbers in an example")
     classes: int = Field(
@@ -124,11 +156,20 @@ class Settings(BaseModel):
         (), description="baselines that learn from the same batches, with commas: adagrad, or "
         "adagrad:0.05 to set its learning rate; each costs a step a batch",
     )  # fmt: skip
+    families: tuple[str, ...] = Field(
+        (LINEAR, *FAMILIES),
+        description="of FUNNEL_MODEL=auto, with commas; linear is always among them",
+    )
     effort: Literal["auto", "full", "fast"] = Field(
         "auto",
         description="of FUNNEL_MODEL=auto: full: all families learn every batch; fast: all but the "
         "linear experts skip it; auto: they skip batches while more than 2 s of learning waits",
     )
+    predict_ms: int = Field(
+        100, ge=0, le=3_600_000,
+        description="of FUNNEL_MODEL=auto: a short question that waits longer is answered by the "
+        "linear experts alone; 0: all families answer, however long it takes",
+    )  # fmt: skip
     experts: int = Field(
         MAX_EXPERTS, ge=1, le=MAX_EXPERTS,
         description="experts of the served pool; memory and time grow with them",
@@ -176,7 +217,8 @@ class Settings(BaseModel):
     )
     api_key_file: Path | None = _file_of("API_KEY")
     learn_key: SecretStr = Field(
-        SecretStr(""), description="a key that may only POST /learn; API_KEY must be set too"
+        SecretStr(""),
+        description="a key that may only POST /learn and /labels; API_KEY must be set too",
     )
     learn_key_file: Path | None = _file_of("LEARN_KEY")
     predict_key: SecretStr = Field(
@@ -205,6 +247,31 @@ class Settings(BaseModel):
         5.0, ge=1, le=3600,
         description="a standby takes over when the trainer has been silent for this long",
     )  # fmt: skip
+    label_ttl: str = Field(
+        "1h", description="how long a question waits for its label: 90s, 30m, 1h, 2d"
+    )
+    label_grace: str = Field(
+        "60s", description="how long a label waits for its question, if it comes first"
+    )
+    labels: Literal["first", "last"] = Field(
+        "first",
+        description="a second label of a question that differs: first ignores it; last learns the "
+        "question again with it",
+    )
+    label_timeout: str = Field(
+        "",
+        description="30m:no: a question without a label after 30 minutes is learned with the label "
+        "no; empty: it is not learned",
+    )
+    join_bytes: str = Field(
+        "256MB",
+        description="most bytes of questions that wait for their labels; the oldest are closed",
+    )
+    track: Literal["sync", "async"] = Field(
+        "sync",
+        description="when a question with an id is answered; sync: once the log has it; async: at "
+        "once, and it may be lost",
+    )
     drift_webhook: SecretStr = Field(
         SecretStr(""), description="URL to which each new drift event is posted as JSON"
     )
@@ -273,7 +340,7 @@ class Settings(BaseModel):
             raise ValueError("give an address or a host name")
         return address
 
-    @field_validator("hidden", "shadow", "allowed_hosts", mode="before")
+    @field_validator("hidden", "shadow", "families", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -284,7 +351,7 @@ class Settings(BaseModel):
     @classmethod
     def _named(cls, value: str) -> str:
         if not MODEL_NAME.fullmatch(value):
-            raise ValueError("choose logistic, mlp or package.module:factory")
+            raise ValueError("choose auto, logistic, mlp or package.module:factory")
         return value
 
     @field_validator("task")
@@ -292,12 +359,44 @@ class Settings(BaseModel):
     def _predicted(cls, value: str) -> str:
         return value if value == AUTO else str(Task.parse(value))
 
+    @field_validator("label_ttl", "label_grace")
+    @classmethod
+    def _lasting(cls, value: str) -> str:
+        if seconds(value) > MOST_SECONDS:
+            raise ValueError("at most 365d")
+        return value
+
+    @field_validator("label_timeout")
+    @classmethod
+    def _defaulting(cls, value: str, info: ValidationInfo) -> str:
+        after, colon, label = value.partition(":")
+        if value and not (colon and label):
+            raise ValueError("give a time and a label: 30m:no")
+        if value and "label_ttl" in info.data and seconds(after) > seconds(info.data["label_ttl"]):
+            raise ValueError(f"the time is longer than {PREFIX}LABEL_TTL, when questions close")
+        return value
+
+    @field_validator("join_bytes")
+    @classmethod
+    def _sized(cls, value: str) -> str:
+        if not size_of(value):
+            raise ValueError("give at least one byte")
+        return value
+
     @field_validator("optimizer")
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in OPTIMIZERS:
             raise ValueError(f"choose one of {', '.join(OPTIMIZERS)}")
         return value
+
+    @field_validator("families")
+    @classmethod
+    def _of_auto(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = sorted(set(value) - {LINEAR, *FAMILIES})
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is none of {LINEAR}, {', '.join(FAMILIES)}")
+        return (LINEAR, *(name for name in FAMILIES if name in value))
 
     @field_validator("shadow")
     @classmethod
@@ -367,7 +466,7 @@ class Settings(BaseModel):
         if self.optimizer != "pool":
             idle.add("experts")
         if self.model != AUTO:
-            idle.add("effort")
+            idle |= {"effort", "families", "predict_ms"}
         if learners == {"pool"}:  # its experts have their own learning rates
             idle |= {"lr", "momentum"}
         if not learners & {"funnel"}:
@@ -412,7 +511,7 @@ class Settings(BaseModel):
         else:
             found = asdict(spec)
             names = {"optimizer", "standardize", "seed"}
-            names |= {name for name in ("hidden", "experts") if found[name]}
+            names |= {name for name in ("hidden", "experts", "families") if found[name]}
             names |= {"features", "classes"} if spec.shape else {"table_bits"}
             taken = {name: found[name] for name in names if found[name] or name != "classes"}
             taken |= {"task": spec.task, "calibrate": spec.calibrate}
@@ -426,11 +525,10 @@ class Settings(BaseModel):
     def spec(self) -> Spec:
         """The spec of the model, for its whole life."""
         is_named = bool(self.schema)
-        has_count = not (is_named or self.predicts.is_numeric)
         return Spec(
             self.model,
             0 if is_named else self.features,
-            self.classes if has_count else 0,
+            0 if is_named else self._counted,
             self.hidden if self.model in PERCEPTRONS else (),
             self.optimizer,
             self.standardize,
@@ -440,7 +538,18 @@ class Settings(BaseModel):
             self.table_bits if is_named else 0,
             str(self.predicts),
             self.calibrate is not False and not self.predicts.is_numeric,
+            self.model != AUTO and not self.predicts.is_numeric,
+            is_named,
+            self.families if self.model == AUTO and self.families != (LINEAR, *FAMILIES) else (),
         )
+
+    @property
+    def _counted(self) -> int:
+        """Classes of dense features: those that are set, 2 for binary, and none of numbers."""
+        if self.predicts.is_numeric:
+            return 0
+        is_set = "classes" in self.model_fields_set
+        return 2 if self.predicts.kind == "binary" and not is_set else self.classes
 
     def _undeclared(self) -> str:
         """Return the schema that every model of rows begins with, as canonical JSON."""
@@ -510,6 +619,34 @@ class Settings(BaseModel):
         )
 
 
+def seconds(duration: str) -> float:
+    """Return the seconds of a duration.
+
+    >>> seconds("90s"), seconds("1.5h")
+    (90.0, 5400.0)
+
+    Raises:
+        ValueError: it is none.
+    """
+    if (found := DURATION.fullmatch(duration)) is None:
+        raise ValueError("give a number and its unit: 500ms, 90s, 30m, 1h or 2d")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of a size.
+
+    >>> size_of("256MB"), size_of("1024")
+    (268435456, 1024)
+
+    Raises:
+        ValueError: it is none.
+    """
+    if (found := SIZE.fullmatch(text)) is None:
+        raise ValueError("give a number of bytes, or of kB, MB or GB: 256MB")
+    return int(found[1]) << SIZES[found[2] or ""]
+
+
 def _has_port(parts: SplitResult) -> bool:
     """Return whether the port of an address is valid or missing."""
     try:
@@ -547,7 +684,7 @@ def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
         return Settings(**given | dict(options or {}))
     except ValidationError as error:
         found = error.errors()[0]
-        message = found["msg"].removeprefix("Value error, ")
+        message = _message(error.errors(), found["loc"][:1])
         if not found["loc"]:
             raise SettingsError(message) from error
         name = str(found["loc"][0]).upper()
@@ -555,3 +692,19 @@ def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
         secret = field is None or field.annotation is SecretStr
         shown = "" if secret else f", got {found['input']!r}"
         raise SettingsError(f"{PREFIX}{name}: {message}{shown}") from error
+
+
+def _message(errors: Sequence[ErrorDetails], where: tuple[int | str, ...]) -> str:
+    """Return what is wrong with one setting, in words; it may be allowed to be one of two types."""
+    found = []
+    for error in errors:
+        if error["loc"][:1] == where:
+            limits = {
+                name: int(value) if isinstance(value, float) and value.is_integer() else value
+                for name, value in error.get("ctx", {}).items()
+            }
+            message = MESSAGES.get(error["type"], "").format(**limits)
+            found.append(message or error["msg"].removeprefix("Value error, "))
+            if len(error["loc"]) > 1 and isinstance(error["loc"][1], int):
+                return f"{found[0]}, or several with commas"
+    return " or ".join(dict.fromkeys(found))

@@ -1,5 +1,6 @@
 """For every test: seeds, a skip with a reason where there is no GPU, no deadline for examples."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("CI"):
         config.pluginmanager.register(Skips(read(Path(__file__).with_name("skips.toml"))))
+
+
+def pytest_collection_finish() -> None:
+    """Spare collections the modules and thousands of tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """The wheel holds what the packages need and nothing more; pins and requirements agree."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -17,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {"service", "experiments", "bench", "fuzz", "dev"}
+EXTRAS = {"onnx", "client", "service", "experiments", "bench", "fuzz", "dev"}
 INSTALLED_EXTRAS = sorted(EXTRAS - {"fuzz"})
 """By `make`; atheris has few platforms, and is installed where somebody fuzzes."""
 PINS = {
@@ -118,3 +119,13 @@ def test_make_installs_the_pinned_versions_only() -> None:
     assert [line for line in lines if "pip install" in line] == [
         "INSTALL := $(BIN)/pip install --quiet --constraint docker/constraints.txt"
     ]
+
+
+def test_make_demo_passes_options_on() -> None:
+    make = ["make", "--dry-run", "demo", "ARGS=orders --rate 5"]
+    # The gate runs in a make, whose variables a make inside it would take over.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    ran = subprocess.run(
+        make, cwd=ROOT, env=own | {"MFLAGS": ""}, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines()[-1] == ".venv/bin/funnel demo orders --rate 5"

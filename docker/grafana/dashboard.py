@@ -42,6 +42,7 @@ def funnel() -> JSON:
             how_far_off_are_numbers(),
             what_is_funnel_doing(),
             what_do_rows_hold(),
+            do_labels_come(),
             is_it_healthy(),
         ],
         [
@@ -372,6 +373,74 @@ def what_do_rows_hold() -> Row:
             "percent. Bad: above a tenth: a larger TABLE_BITS, for a new model, helps.",
             Query("funnel_key_collision_ratio", "collisions"),
             unit="percentunit", limits=(0, 1),
+        ),
+    ])  # fmt: skip
+
+
+def do_labels_come() -> Row:
+    """Return the row on labels that come later; it is empty where nothing is asked with ids."""
+    rate = "$__rate_interval"
+    return Row("Do labels come?", [
+        timeseries(
+            "Label coverage",
+            "Share of the questions of the last LABEL_TTL that have a label. Good: level. Bad: "
+            "falling: a producer of labels is slow, or has stopped.",
+            Query("funnel_label_coverage", "coverage"),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Labels by result",
+            "Labels that came later, a second, by what became of them. Good: joined. Bad: unknown "
+            "(other ids), late (a longer LABEL_TTL helps), conflict (two producers disagree), "
+            "invalid.",
+            Query(f"sum by (instance, result) (rate(funnel_labels_total[{rate}]))", "{{result}}"),
+            limits=(0, None),
+        ),
+        timeseries(
+            "Delay of labels",
+            "Time from a question to its label, both as they came to the log's server. Good: well "
+            "below LABEL_TTL. Bad: near it: the next ones are late.",
+            *_quantiles("funnel_label_delay_seconds"),
+            unit="s", limits=(0, None),
+        ),
+        timeseries(
+            "Accuracy of given answers",
+            "Accuracy of the answers that users got, over the last 1,000 with a label, and of the "
+            "model when the labels came. Good: close to each other. Bad: the first far below: "
+            "labels come so late that the answers were old.",
+            Query('funnel_given_accuracy{window="rolling"}', "given"),
+            Query('funnel_accuracy{learner="served",window="rolling"}', "when labels came"),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Questions",
+            "Questions that wait for their labels, and those that were asked, a second. Good: "
+            "level. Bad: no label comes for any of them.",
+            Query("funnel_open_questions", "open"),
+            Query(f"rate(funnel_asked_total[{rate}])", "asked a second"),
+            limits=(0, None),
+        ),
+        timeseries(
+            "Bytes of questions",
+            "Bytes of the questions that are not closed. Good: below JOIN_BYTES. Bad: at it: the "
+            "oldest are closed before their time.",
+            Query("funnel_open_bytes", "bytes"),
+            unit="bytes", limits=(0, None),
+        ),
+        timeseries(
+            "Age of the oldest question",
+            "Good: at most LABEL_TTL. Bad: above it: the trainer does not come to the log's end.",
+            Query("funnel_oldest_question_seconds", "age"),
+            unit="s", limits=(0, None),
+        ),
+        timeseries(
+            "Questions without a chance",
+            "Questions that were closed before their time, lost with TRACK=async, or damaged, a "
+            "minute. Good: none.",
+            Query(f"60 * rate(funnel_evicted_questions_total[{rate}])", "evicted"),
+            Query(f"60 * rate(funnel_lost_questions_total[{rate}])", "lost"),
+            Query(f"60 * rate(funnel_damaged_questions_total[{rate}])", "damaged"),
+            limits=(0, None),
         ),
     ])  # fmt: skip
 

@@ -36,7 +36,7 @@ Numbers = npt.NDArray[np.float64]
 
 def watched(name: str, seed: int, examples: int, source: str) -> tuple[list[str], list[int]]:
     """Return the events of a stream as text, and the examples at which it shifts."""
-    defaults = Settings.model_construct()
+    defaults = Settings.model_construct(model="logistic")
     state, stream = (
         State(defaults.spec, defaults.hyperparameters, torch.device("cpu")),
         get(name, examples, source),

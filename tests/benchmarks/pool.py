@@ -37,7 +37,7 @@ TURNS = 60
 
 def turn(optimizer: str, count: int, batch_size: int, device: str) -> Callable[[], object]:
     """Return a function that takes a step in the service, with ``count`` of the default experts."""
-    settings = Settings.model_construct()
+    settings = Settings.model_construct(model="logistic")
     spec = replace(settings.spec, optimizer=optimizer, experts=count)
     state = State(spec, settings.hyperparameters, torch.device(device))
     found = cycle(batches(batch_size)[:100])

@@ -38,7 +38,7 @@ SETTLED = 20_000
 
 def own_seconds(repeats: int) -> float:
     """Return the median seconds of the trainer's work for viewers, which it does once a second."""
-    settings = load_settings()
+    settings = load_settings({"model": "logistic"})
     torch.set_num_threads(settings.threads)
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
     clock = SystemClock()

@@ -84,7 +84,15 @@ class Tracer:
 async def trace(tracer: Tracer, directory: str, warm: int) -> dict[str, Way]:
     """Return the ways of three requests to a service of its own, after so many others."""
     service = Service(
-        load_settings({"data_dir": directory, "features": 6, "classes": 3, "batch_size": 20})
+        load_settings(
+            {
+                "model": "logistic",
+                "data_dir": directory,
+                "features": 6,
+                "classes": 3,
+                "batch_size": 20,
+            }
+        )
     )
     model = await service.start()
     await asyncio.to_thread(model.trainer.caught_up.wait)

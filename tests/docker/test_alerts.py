@@ -36,6 +36,11 @@ def jump(by: int, minutes: int) -> str:
     return f"0+0x{MINUTES - minutes} {by}+0x{minutes - 1}"
 
 
+def fall(before: float, after: float, minutes: int) -> str:
+    """A gauge that changes so many minutes before the end."""
+    return f"{before}+0x{MINUTES - minutes} {after}+0x{minutes - 1}"
+
+
 def scores(good: int, lately: int, minutes: int) -> Series:
     """Accuracy in percent, and what it changes to so many minutes before the end."""
     before = MINUTES - minutes
@@ -160,6 +165,7 @@ FIRE: list[tuple[str, str, Series]] = [
     ("FunnelBelowFloor", "of quantiles", number_floors(4.0, 3.0, metric="pinball")),
     ("FunnelColumnSilent", "it never lacked one", column(turns(0, 100, minutes=15))),
     ("FunnelColumnSilent", "it often lacked one", column(turns(60, 100, minutes=20))),
+    ("FunnelLabelsMissing", "a tenth of before", {"funnel_label_coverage": fall(0.9, 0.09, 20)}),
     ("FunnelCheckpointOld", "six minutes", {"funnel_checkpoint_age_seconds": level(360)}),
     ("FunnelCheckpointsFailing", "a full disk", checkpoints(level(9), rising(2))),
     ("FunnelDeadEntries", "one", {"funnel_dead_entries_total": jump(1, minutes=10)}),
@@ -206,6 +212,9 @@ SILENT: list[tuple[str, str, Series]] = [
     ("FunnelColumnSilent", "more missing", column(turns(0, 90, minutes=20))),
     ("FunnelColumnSilent", "a minute", column(turns(0, 100, minutes=1))),
     ("FunnelColumnSilent", "nothing sent", column(level(5), level(9))),
+    ("FunnelLabelsMissing", "level", {"funnel_label_coverage": level(0.3)}),
+    ("FunnelLabelsMissing", "a little lower", {"funnel_label_coverage": fall(0.9, 0.6, 20)}),
+    ("FunnelLabelsMissing", "for a minute", {"funnel_label_coverage": fall(0.9, 0.1, 1)}),
     ("FunnelEntriesDamaged", "none", {"funnel_damaged_entries_total": level(0)}),
     ("FunnelCheckpointOld", "half a minute", {"funnel_checkpoint_age_seconds": level(30)}),
     ("FunnelCheckpointsFailing", "one failed", checkpoints(rising(2), jump(1, minutes=5))),

@@ -57,7 +57,8 @@ def test_containers_are_given_the_keys_they_need() -> None:
 
     assert keys("service") == keys("standby") == keys("tabular")
     assert keys("service") == {"FUNNEL_API_KEY", "FUNNEL_LEARN_KEY", "FUNNEL_PREDICT_KEY"}
-    assert keys("generator") == keys("orders") == {"FUNNEL_LEARN_KEY"}
+    assert keys("generator") == {"FUNNEL_LEARN_KEY"}
+    assert keys("orders") == {"FUNNEL_LEARN_KEY", "FUNNEL_PREDICT_KEY"}, "it asks, too"
 
 
 def test_every_image_is_pinned() -> None:

@@ -123,11 +123,14 @@ def recovered(service: ServiceProcess) -> Iterator[None]:
 
 @contextlib.contextmanager
 def busy(service: ServiceProcess) -> Iterator[None]:
-    """Learn, predict, and refuse what is wrong (422) or too much (429), until somebody is done."""
+    """Learn, predict, ask, and send what is wrong or too much, until somebody is done."""
 
     def work(client: httpx.Client, k: int) -> None:
         batch, few = a_batch(k), a_batch(k, n=5)
         client.post("/predict", json={"features": batch.features.tolist()})
+        asked = {"features": batch.features[:2].tolist(), "ids": [f"{k}-0", f"{k}-1"]}
+        client.post("/predict", json=asked)
+        client.post("/labels", json={"ids": [f"{k}-0"], "labels": batch.labels[:1].tolist()})
         for body in (b"x", few.to_bytes(), few.to_bytes()):
             client.post("/learn", content=body, headers=SAFETENSORS)
         client.post("/learn?wait=applied", content=batch.to_bytes(), headers=SAFETENSORS)

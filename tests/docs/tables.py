@@ -110,6 +110,8 @@ def scrape(service: ServiceProcess) -> str:
             if k > 50 and "\nfunnel_recovery_examples " in client.get("/metrics").text:
                 break
         client.post("/learn", content=b"no batch")  # is refused, and counted
+        client.post("/predict", json={"features": [[0, 1, 2]], "ids": ["a"]})
+        client.post("/labels", json={"ids": ["a"], "labels": [1]})
         client.post("/checkpoint")
         wait_for(lambda: _is_complete(client))
         return client.get("/metrics").text
@@ -118,6 +120,7 @@ def scrape(service: ServiceProcess) -> str:
 def _is_complete(client: httpx.Client) -> bool:
     text = client.get("/metrics").text
     needed = ("recovery_examples ", "accuracy{", "expert_weight{", "checkpoint_age_seconds ")
+    needed += ("given_accuracy{", "label_coverage ")
     return all(f"\nfunnel_{name}" in text for name in needed)
 
 

@@ -37,7 +37,7 @@ def service() -> Iterator[ServiceProcess]:
     assert SERVE in spans(USE)
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as directory,  # short enough for a socket
-        serving(Path(directory), features=3, classes=2, batch_size=2) as running,
+        serving(Path(directory), model=None, features=3, classes=2, batch_size=2) as running,
     ):
         yield running
 
@@ -47,7 +47,7 @@ def of_rows() -> Iterator[ServiceProcess]:
     assert SERVE_ROWS in spans(USE)
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as directory,
-        serving(Path(directory)) as running,
+        serving(Path(directory), model=None) as running,
     ):
         yield running
 
@@ -57,7 +57,9 @@ def of_numbers() -> Iterator[ServiceProcess]:
     assert SERVE_NUMBERS in spans(USE)
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as directory,
-        serving(Path(directory), task="regression", features=3, batch_size=2) as running,
+        serving(
+            Path(directory), model=None, task="regression", features=3, batch_size=2
+        ) as running,
     ):
         yield running
 

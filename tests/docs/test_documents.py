@@ -9,6 +9,7 @@ from tests.docs.documents import DOCUMENTS, FENCE, README, ROOT, name_of, rows, 
 
 FIGURES = ROOT / "service/docs/figures.md"
 TABULAR = ROOT / "funnel/docs/streams.md"
+FAMILIES = ROOT / "funnel/docs/families.md"
 FAULTS = ROOT / "service/docs/faults.md"
 CONTRIBUTING = ROOT / ".github/CONTRIBUTING.md"
 
@@ -50,7 +51,7 @@ def test_the_figures_of_the_readme_are_those_of_the_tables() -> None:
     head = next(row for row in tabular.values() if row[0].startswith("accuracy"))
     columns = [head.index("mean"), head.index("agrawal (9)"), head.index("bananas (2)")]
     names = {
-        "Funnel": "Funnel, the pool",
+        "Funnel, `--model logistic`": "Funnel, the pool",
         "AdaGrad": "AdaGrad",
         "scikit-learn SGDClassifier": "scikit-learn SGDClassifier, log loss",
         "Vowpal Wabbit": "Vowpal Wabbit, its adaptive rule",
@@ -61,6 +62,11 @@ def test_the_figures_of_the_readme_are_those_of_the_tables() -> None:
         on_images = images[full][-1] if full in images else "not run"
         on_tables = [tabular[full][k].partition(" ±")[0] for k in columns]
         assert shown[name] == [on_images, *on_tables]
+    families = [row for row in rows(FAMILIES) if row[0] == "all families"]
+    on_images = next(row[-1] for row in families if len(row) == 8)
+    on_tables = next(row for row in families if len(row) == 11)
+    own = [cell.partition(" (")[0] for cell in shown["Funnel"]]
+    assert own == [on_images, *(on_tables[k].partition(" ±")[0] for k in columns)]
 
 
 def test_every_fault_names_a_test_that_exists() -> None:

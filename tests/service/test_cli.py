@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.cli import COMMANDS
+from service.cli import COMMANDS, make_parser
 from streams.batch import Batch
 from tests.support.harness import ServiceProcess, free_port, serving, wait_for
 
@@ -87,8 +87,95 @@ def test_a_stream_to_a_server_imports_nothing_heavy(
 
 def test_without_a_command_the_help_is_shown() -> None:
     ran = funnel()
-    assert ran.returncode == 2
-    assert all(line in ran.stderr for line in COMMANDS.values())
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert all(line in " ".join(ran.stdout.split()) for line in COMMANDS.values())
+
+
+MISTYPED = {
+    "sreve": "funnel: no command 'sreve' (did you mean serve?). See funnel --help",
+    "xyzzy": "funnel: no command 'xyzzy'. See funnel --help",
+    "--hepl": "funnel: no option --hepl (did you mean --help?). See funnel --help",
+    "serve --featurs 3": "funnel serve: no option --featurs (did you mean --features?). "
+    "See funnel serve --help",
+    "stream sea --tp http://h": "funnel stream: no option --tp (did you mean --to?). "
+    "See funnel stream --help",
+    "compare sea --port 1": "funnel compare: no option --port (did you mean --plot?). "
+    "See funnel compare --help",
+    "demo --rate=-1": "funnel demo: --rate: must be a number above 0, got '-1'",
+    "serve --features abc": "funnel: --features: give a whole number, got 'abc'",
+    "serve --hidden 256x128": "funnel: --hidden: give a whole number, or several with commas, "
+    "got '256x128'",
+    "serve --port=70000": "funnel: --port: give at most 65,535, got '70000'",
+    "serve --lr 0": "funnel: --lr: give more than 0, got '0'",
+    "serve --calibrate maybe": "funnel: --calibrate: give true or false or give 'auto', "
+    "got 'maybe'",
+    "serve --effort slow": "funnel: --effort: give 'auto', 'full' or 'fast', got 'slow'",
+    "serve --predict-key k": "funnel: --predict-key: set FUNNEL_API_KEY too, the key that may do "
+    "everything",
+    "dead --to nowhere": "funnel: --to: 'nowhere' is not an address: http://host:port",
+}
+
+
+@pytest.mark.parametrize("line", MISTYPED)
+def test_a_mistyped_command_line_is_answered_in_one_line_with_status_2(line: str) -> None:
+    ran = funnel(*line.split())
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"{MISTYPED[line]}\n"
+
+
+def test_a_variable_of_the_environment_is_named_as_a_variable() -> None:
+    ran = subprocess.run(
+        [*FUNNEL, "serve", "--port", "0"], capture_output=True, text=True, timeout=60,
+        env=environment() | {"FUNNEL_FEATURES": "abc"},
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert ran.stderr == "funnel: FUNNEL_FEATURES: give a whole number, got 'abc'\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_default_of_every_option(command: str) -> None:
+    """Flags, what must be given, and help itself have none."""
+    shown = make_parser(command).chosen
+    assert shown is not None
+    without = ("--help", "--plot", "--time", "--kind", "--drop", "--learning", "--json")
+    missing = [
+        action.option_strings[-1]
+        for action in shown._actions
+        if action.option_strings
+        and action.option_strings[-1] not in without
+        and not action.required
+        and "[" not in (action.help or "")
+    ]
+    assert missing == []
+
+
+IMPORTED = ["pathlib", "argparse", "pydantic", "numpy", "torch", "fastapi"]
+"""Modules that `funnel serve` imports, in this order."""
+
+
+@pytest.mark.parametrize("module", IMPORTED)
+def test_ctrl_c_is_silent_from_the_first_import_on(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "funnel_stream", "serve", "--port=0"]
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'service/entry'}"
+    with subprocess.Popen(
+        [*command, f"--data-dir={tmp_path}"], stderr=subprocess.PIPE, text=True,
+        env=environment() | {"PYTHONPATH": paths},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if re.search(rf"\| +{module}$", line):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = [line for line in process.stderr if not line.startswith("import time:")]
+    assert process.returncode in (130, -signal.SIGINT)
+    assert rest == []
+
+
+def test_a_start_that_fails_prints_its_error_alone(tmp_path: Path, taken: int) -> None:
+    ran = funnel("serve", "--port", str(taken), "--data-dir", str(tmp_path / "data"))
+    assert ran.returncode == 1
+    [line] = ran.stderr.splitlines()
+    assert line.startswith("funnel: cannot listen on 127.0.0.1:")
 
 
 def run_instead(
@@ -173,7 +260,7 @@ def test_a_terminal_without_greek_letters_shows_results(name: str, tmp_path: Pat
     path.write_text("a,label\n" + "1,ä\n2,β\n" * 10)
     ran = narrow(name, "compare", str(path), "--peers", "", "--seeds", "2")
     assert ran.returncode == 0, ran.stderr
-    assert b"Funnel (pool)" in ran.stdout
+    assert b"Funnel (auto)" in ran.stdout
     assert (" ± " if name == "latin-1" else " ? ").encode("latin-1") in ran.stdout
     ran = narrow(name, "demo", str(path), "--rate", "1000", "--port", str(free_port()))
     assert ran.returncode == 0, ran.stderr
@@ -187,7 +274,10 @@ def test_a_terminal_without_greek_letters_shows_results(name: str, tmp_path: Pat
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "serve"])
 def test_a_closed_output_is_one_line_before_the_work(command: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,label\n1,0\n2,1\n")
-    arguments = {"data": ["mnist"], "stream": ["rows.csv", "--to", "http://127.0.0.1:9"]}
+    arguments = {
+        "data": ["mnist"], "stream": ["rows.csv", "--to", "http://127.0.0.1:9"], "status": [],
+        "dead": [], "completion": ["bash"],
+    }  # fmt: skip
     shell = ["sh", "-c", 'exec "$@" >&-', "sh", *FUNNEL, command]
     ran = subprocess.run(
         [*shell, *arguments.get(command, ["rows.csv"])], capture_output=True, text=True, timeout=60,
@@ -230,6 +320,17 @@ def test_ctrl_c_ends_a_stream_that_waits_for_its_service(rows: Path) -> None:
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in rest
+
+
+def test_a_stream_of_another_shape_says_how_to_start_a_service_for_it(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    path = tmp_path / "wide.safetensors"
+    path.write_bytes(Batch(np.zeros((4, 5), dtype=np.float32), np.array([0, 1, 2, 1])).to_bytes())
+    ran = funnel("stream", str(path), "--to", service.url)
+    assert ran.returncode == 1
+    assert "features have shape [4, 5], expected [n, 3]" in ran.stderr
+    assert "funnel serve --features 5 --classes 3 --data-dir DIRECTORY" in ran.stderr
 
 
 def test_a_proxy_that_cannot_be_used_is_one_line(rows: Path) -> None:
@@ -286,11 +387,11 @@ MENDABLE = {
     "a bad port of Redis": (["stream", "rows.csv", "--to", "redis://h:x"], "is not an address"),
     "a taken port": (["serve", "--port", "TAKEN"], "cannot listen on 127.0.0.1:"),
     "a host": (["serve", "--port", "0", "--host", "no.invalid"], "listen on no.invalid:0: [Errno"),
-    "a setting": (["serve", "--batch-size", "0"], "FUNNEL_BATCH_SIZE"),
-    "a device": (["serve", "--port", "0", "--device", "gpu"], "FUNNEL_DEVICE: 'gpu' cannot be"),
+    "a setting": (["serve", "--batch-size", "0"], "--batch-size: give at least 1, got '0'"),
+    "a device": (["serve", "--port", "0", "--device", "gpu"], "--device: 'gpu' cannot be used"),
     "a model": (["serve", "--port", "0", "--model", "gone:Net"], "'gone:Net' cannot be imported"),
-    "a data folder": (["serve", "--port", "0", "--data-dir", "rows.csv"], "FUNNEL_DATA_DIR"),
-    "a log's folder": (["serve", "--port", "0", "--data-dir", "blocked"], "FUNNEL_DATA_DIR"),
+    "a data folder": (["serve", "--port", "0", "--data-dir", "rows.csv"], "--data-dir"),
+    "a log's folder": (["serve", "--port", "0", "--data-dir", "blocked"], "--data-dir"),
     "a picture's folder": (["compare", "sea", "--plot", "gone/x.png"], "no file can be written"),
     "a picture's kind": (["compare", "sea", "--plot", "x.txt"], "a picture ends in"),
 }
@@ -307,8 +408,9 @@ def test_an_error_that_the_user_can_mend_is_one_line(
     (tmp_path / "blocked/log").write_text("a file where the log's folder would be")
     arguments, message = MENDABLE[fault]
     ran = funnel(*(w.replace("TAKEN", str(taken)) for w in arguments), cwd=tmp_path)
-    assert ran.returncode == 1
     *before, last = ran.stderr.splitlines()
+    assert ran.returncode == (2 if last.startswith("funnel: --") else 1)
     assert last.startswith("funnel: ")
     assert message in last
-    assert [line for line in before if "2 examples" not in line] == []
+    told = ("2 examples", "takes some seconds")  # progress, and what is tried
+    assert [line for line in before if not any(text in line for text in told)] == []

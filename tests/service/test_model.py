@@ -12,7 +12,7 @@ from service.trainer.store import DamagedError
 from tests.support.harness import RedisProcess
 from tests.support.states import a_batch
 
-OPTIONS = {"features": 6, "classes": 3, "batch_size": 20, "optimizer": "sgd"}
+OPTIONS = {"model": "logistic", "features": 6, "classes": 3, "batch_size": 20, "optimizer": "sgd"}
 NAME = "checkpoint-00000001-00000000000001.safetensors"
 
 

@@ -62,13 +62,14 @@ def predicting(
     use: Callable[[Predictor, Watched], Awaitable[None]],
     state: State | None = None,
     between: Callable[[Watched], None] | None = None,
+    budget: float = 0.0,
 ) -> None:
     """Run ``use`` while a predictor runs; ``between`` is called in each pass."""
 
     async def run() -> None:
         evaluate = Watched(state)
         evaluate.after = between
-        predictor = Predictor(evaluate, lambda: Snapshot.of(evaluate.state))
+        predictor = Predictor(evaluate, lambda: Snapshot.of(evaluate.state), budget)
         running = asyncio.create_task(predictor.run())
         try:
             await use(predictor, evaluate)
@@ -283,3 +284,25 @@ def test_a_snapshot_stays_as_it_was_while_the_state_learns_on() -> None:
     assert (evaluate(snapshot, rows(1, 8))[1] == before).all()
     assert snapshot.version == 1
     assert (evaluate(Snapshot.of(state), rows(1, 8))[1] != before).any()
+
+
+@pytest.mark.parametrize("budget", [1e-9, 0.0, 3600.0])
+def test_a_question_that_waits_too_long_is_answered_by_the_linear_experts(budget: float) -> None:
+    spec = replace(a_spec(), model="auto", hidden=(8,), optimizer="pool", experts=6)
+    state = State(spec, HYPERPARAMETERS, CPU)
+    for k in range(5):
+        step(state, a_batch(k))
+    snapshot, question = Snapshot.of(state), rows(9, 3)
+    assert snapshot.families is not None
+    answering, waits_too_long = Evaluator(state.served), budget == 1e-9
+    of_all = answering(snapshot, question)[1].numpy()
+    of_linear = answering(replace(snapshot, families=None), question)[1].numpy()
+    assert not np.allclose(of_all, of_linear, atol=0.01)
+
+    async def use(predictor: Predictor, evaluate: Watched) -> None:
+        answer = await predictor.predict(question)
+        assert answer.is_fast == waits_too_long
+        expected = of_linear if waits_too_long else of_all
+        np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-5)
+
+    predicting(use, state, budget=budget)

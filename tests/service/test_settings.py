@@ -176,7 +176,8 @@ def test_a_variable_that_is_not_a_setting_is_refused(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("options", "idle"),
     [
-        ({"lr": "0.1", "hidden": "8"}, ["FUNNEL_HIDDEN", "FUNNEL_LR"]),
+        ({"lr": "0.1", "hidden": "8"}, ["FUNNEL_LR"]),
+        ({"lr": "0.1", "hidden": "8", "model": "logistic"}, ["FUNNEL_HIDDEN", "FUNNEL_LR"]),
         ({"lr": "0.1", "gain_lr": "0.1", "optimizer": "funnel"}, []),
         ({"lr": "0.1", "gain_lr": "0.1", "shadow": "funnel"}, []),
         ({"lr": "0.1", "gain_lr": "0.1", "optimizer": "adam"}, ["FUNNEL_GAIN_LR"]),
@@ -237,6 +238,16 @@ def test_a_recorded_model_fills_in_what_is_not_set(tmp_path: Path) -> None:
     assert plain.taking(None, "features").spec.task == "multiclass"
 
 
+def test_binary_has_two_classes_unless_their_number_is_set() -> None:
+    alone = load_settings({"task": "binary"})
+    assert alone.spec.classes == 2
+    assert alone.opens == {"inputs"}
+    rows = alone.taking(None, "rows")
+    assert (rows.spec.task, rows.spec.classes) == ("binary", 0)
+    assert load_settings({"task": "binary", "classes": "3"}).spec.classes == 3  # no model has it
+    assert load_settings({"task": "regression"}).spec.classes == 0
+
+
 def test_a_schema_makes_the_spec_one_of_rows(tmp_path: Path) -> None:
     declared = tmp_path / "shop.toml"
     declared.write_text('label = "churn"\n[columns]\nage = "number"\nplan = "category"\n')
@@ -276,7 +287,7 @@ def test_a_setting_without_effect_is_reported_and_stops_nothing(
 ) -> None:
     options = make_parser("serve").parse_args(["serve", "--lr", "0.1", "--momentum", "0"])
     assert settings_of(options).lr == 0.1
-    assert "FUNNEL_LR, FUNNEL_MOMENTUM without effect" in capsys.readouterr().err
+    assert "--lr, --momentum without effect" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -336,7 +347,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert f"usage: funnel {command}".strip() in shown
-    if command in ("serve", "demo"):
+    if command == "serve":
         for name in Settings.model_fields:
             assert f"--{name.replace('_', '-')}" in shown
 
@@ -344,11 +355,11 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serve", "--port", "x"], "FUNNEL_PORT"),
+        (["serve", "--port", "x"], "--port: give a whole number"),
         (["serve", "--model", "nowhere:Model"], "nowhere"),
-        (["serve", "--device", "cuda:99"], "DEVICE"),
+        (["serve", "--device", "cuda:99"], "--device"),
         (["stream", "sea", "--to", "ftp://host"], "ftp"),
-        (["demo", "sea", "--optimizer", "x"], "FUNNEL_OPTIMIZER"),
+        (["demo", "sea", "--optimizer", "x"], "--optimizer: choose one of"),
     ],
 )
 def test_a_failure_is_one_line_and_a_status(
@@ -360,8 +371,9 @@ def test_a_failure_is_one_line_and_a_status(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FUNNEL_PORT", str(free_port()))
-    assert main(arguments) == 1
+    status = main(arguments)
     errors = capsys.readouterr().err
+    assert status == (2 if errors.startswith("funnel: --") else 1)
     assert errors.startswith("funnel: ")
     assert errors.count("\n") == 1
     assert re.search(message, errors)

@@ -22,6 +22,9 @@ class Store(Protocol):
     async def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
         """Append an entry."""
 
+    async def ask(self, fields: Fields) -> EntryId:
+        """Append an entry of questions."""
+
     async def delete(self, *entries: EntryId) -> None:
         """Delete entries."""
 
@@ -55,6 +58,9 @@ class RedisStore(Store):
         added = await self._redis.xadd(self._keys.log, dict(fields), id=str(entry or "*"))
         return EntryId.parse(added)
 
+    async def ask(self, fields: Fields) -> EntryId:
+        return EntryId.parse(await self._redis.xadd(self._keys.asked, dict(fields)))
+
     async def delete(self, *entries: EntryId) -> None:
         await self._redis.xdel(self._keys.log, *map(str, entries))
 
@@ -87,6 +93,9 @@ class MemoryStore(Store):
 
     async def add(self, fields: Fields, entry: EntryId | None = None) -> EntryId:
         return self._server.add(fields, entry)
+
+    async def ask(self, fields: Fields) -> EntryId:
+        return self._server.ask(fields)
 
     async def delete(self, *entries: EntryId) -> None:
         self._server.delete(*entries)

@@ -16,8 +16,9 @@ from service.log.entries import Fields, RawEntry
 from service.log.errors import FencedError, LogUnavailable
 from service.log.extent import Extent
 from service.log.keys import Inputs, Keys
-from service.log.log import COUNTED_AT_ONCE, CUTS_A_READ, DEAD_BYTES, DEAD_KEPT, Log
+from service.log.log import ASKED_AT_ONCE, COUNTED_AT_ONCE, CUTS_A_READ, DEAD_BYTES, DEAD_KEPT, Log
 from service.log.position import ORIGIN, TOP, EntryId, Position
+from service.log.questions import IDS, Asked
 from service.process import Clock, SystemClock
 
 T = TypeVar("T")
@@ -59,6 +60,9 @@ class MemoryServer:
         self.clock = clock or SystemClock()
         self.entries: dict[EntryId, Fields] = {}
         self.last, self.added = ORIGIN, 0
+        self.asked: dict[EntryId, Fields] = {}
+        """The questions."""
+        self.last_asked = ORIGIN
         self.cuts: dict[int, str] = {}
         self.every_cut: list[tuple[int, str]] = []
         """The numbers and texts of all cuts that were ever recorded."""
@@ -116,13 +120,28 @@ class MemoryServer:
         self._notify()
         return entry
 
+    def ask(self, fields: Fields) -> EntryId:
+        """Append an entry of questions.
+
+        Raises:
+            LogUnavailable: there is no memory, or it is read-only.
+        """
+        self.check_writable()
+        if self.is_full:
+            raise LogUnavailable(f"the log cannot be reached: {FULL}")
+        now, last = EntryId(int(1000 * self.clock.time()), 0), self.last_asked
+        entry = max(now, EntryId(last.milliseconds, last.sequence + 1))
+        self.asked[entry], self.last_asked = fields, entry
+        return entry
+
     def take_epoch(self, at_least: int) -> int:
         """Begin a new epoch."""
         self.epoch = max(self.epoch, at_least) + 1
         return self.epoch
 
-    def trim(self, position: Position, cut: int) -> None:
-        """Delete what lies before a position and a cut."""
+    def trim(self, position: Position, cut: int, asked: EntryId = ORIGIN) -> None:
+        """Delete what lies before a position and a cut, and the questions before an entry."""
+        self.asked = {i: fields for i, fields in self.asked.items() if i >= asked}
         if any(i >= position.entry for i in self.entries):
             self.delete(*[i for i in self.entries if i < position.entry])
         self.cuts = {n: text for n, text in self.cuts.items() if n >= cut}
@@ -187,7 +206,9 @@ class MemoryLog(Log):
                     raise LogUnavailable(f"the log cannot be reached: {FULL}")
                 server.uuid = uuid.uuid4().hex
             first = next(iter(server.entries), None)
-            return Extent(server.uuid, len(server.entries), server.added, server.last, first)
+            now = int(1000 * server.clock.time())
+            ends = server.last, first, server.last_asked, now
+            return Extent(server.uuid, len(server.entries), server.added, *ends)
 
         return await self._ask("extent", extent)
 
@@ -237,6 +258,28 @@ class MemoryLog(Log):
             return len(found), found[-1] if found else after
 
         return await self._ask("count_after", count)
+
+    async def asked_after(self, after: EntryId) -> list[Asked]:
+        def find() -> list[Asked]:
+            later = [(i, fields) for i, fields in self.server.asked.items() if i > after]
+            return [
+                Asked(i, fields.get(IDS, b""), _bytes(fields, names=True))
+                for i, fields in later[:ASKED_AT_ONCE]
+            ]
+
+        return await self._ask("asked_after", find)
+
+    async def questions(self, entries: Sequence[EntryId]) -> list[Fields]:
+        asked = self.server.asked
+        return await self._ask("questions", lambda: [asked.get(entry, {}) for entry in entries])
+
+    async def raise_asked(self, entry: EntryId) -> None:
+        server = self.server
+
+        def rise() -> None:
+            server.last_asked = max(server.last_asked, entry)
+
+        await self._write("raise_asked", rise)
 
     async def append_cuts(
         self, epoch: int, first: int, cuts: Sequence[Cut], schema: str = ""
@@ -295,8 +338,8 @@ class MemoryLog(Log):
 
         return await self._ask("cut_range", cut_range)
 
-    async def trim(self, position: Position, cut: int) -> None:
-        await self._write("trim", lambda: self.server.trim(position, cut))
+    async def trim(self, position: Position, cut: int, asked: EntryId = ORIGIN) -> None:
+        await self._write("trim", lambda: self.server.trim(position, cut, asked))
 
     async def archive(self) -> None:
         await self._write("archive", self.server.archive)

@@ -46,7 +46,7 @@ class CountingDisk(SystemDisk):
 
 def a_state(random: np.random.Generator) -> tuple[State, Table]:
     """Return a state with a table of ROWS rows."""
-    settings = load_settings({"schema": "auto", "table_bits": BITS})
+    settings = load_settings({"model": "logistic", "schema": "auto", "table_bits": BITS})
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
     found = state.served.table
     assert found is not None

@@ -39,7 +39,7 @@ DRAIN_SECONDS = 600.0
 def bare_fold(batch_size: int, optimizer: str, seconds: float) -> float:
     """Return the examples per second of the steps alone, in this process."""
     torch.set_num_threads(1)
-    settings = load_settings({"optimizer": optimizer})
+    settings = load_settings({"model": "logistic", "optimizer": optimizer})
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
     taken = batches(batch_size)[:50]
     step(state, taken[0])

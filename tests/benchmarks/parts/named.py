@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -41,12 +42,14 @@ COUNT = 200_000
 WIDTH = 20
 """Numbers in a row without categories."""
 VOWPAL = "-b 20 --loss_function logistic --quiet"
-WARM_EXAMPLES, WARM_ROUNDS = 20_000, 6
+WARM_EXAMPLES, WARM_ROUNDS = 20_000, 10
 """Rows of the table before memory counts, and how often they come: code and traces are loaded then,
 and the heap is as large as requests in this number need."""
 LOOKS = 20
 BACKLOG = 50_000
 """Limit of waiting rows: more than a service learns in the second that a sender must wait."""
+FEW = 5_000
+"""The same for all families, so that what is left when senders stop is learned soon."""
 MB = 1e6
 
 
@@ -102,7 +105,7 @@ def speed(plan: Plan) -> str:
 def folded(batches: Sequence[Rows]) -> tuple[float, float]:
     """Return the rows per second of the steps alone, and the progressive log loss."""
     torch.set_num_threads(1)
-    settings = load_settings({"schema": "auto", "table_bits": BITS})
+    settings = load_settings({"model": "logistic", "schema": "auto", "table_bits": BITS})
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
     state.reshape(state.schema.changes_for(batches[0]))
     fold, total, began = Fold(state), 0.0, time.perf_counter()
@@ -166,9 +169,10 @@ def loss(plan: Plan) -> str:
     return table(head, shown)
 
 
-def table_bytes(count: int) -> int:
-    """Return the bytes of the rows in use after the first rows of the stream."""
-    settings = load_settings({"schema": "auto", "table_bits": BITS})
+def table_bytes(count: int) -> tuple[int, int]:
+    """Return the bytes of the numbers of the rows in use after the first rows of the stream, and
+    those of the table, which also has a key and a count of visits for each row."""
+    settings = load_settings({"model": "logistic", "schema": "auto", "table_bits": BITS})
     state = State(settings.spec, settings.hyperparameters, torch.device("cpu"))
     index = KeyIndex(BITS)
     for part in stream().parts(1_000):
@@ -181,12 +185,34 @@ def table_bytes(count: int) -> int:
             break
     assert state.served.table is not None
     rows_of = state.served.table.rows
-    return index.used * 4 * (rows_of.weights.shape[1] + rows_of.state.shape[1])
+    numbers = index.used * 4 * (rows_of.weights.shape[1] + rows_of.state.shape[1])
+    return numbers, numbers + index.keys.nbytes + index.row_visits.nbytes
 
 
 def memory(plan: Plan) -> str:
-    """Measure how the resident memory of a service grows while its table fills."""
+    """Measure in each round how the resident memory of a new service grows while its table does."""
     sent = bodies(ipc, 1_000, COUNT // 1_000)
+    found = [grown(sent) for _ in plan.rounds("memory")]
+    ends, starts = table_bytes(COUNT), table_bytes(WARM_EXAMPLES)
+    numbers, whole = ((end - start) / MB for end, start in zip(ends, starts, strict=True))
+    before, after, peak = ([one[k] for one in found] for k in range(3))
+    grew = [end - start for start, end in zip(before, after, strict=True)]
+    line = (
+        f"{WARM_EXAMPLES:,} to {COUNT:,}", f"{whole:,.1f}", show(before, ",.0f"),
+        show(after, ",.0f"), show(grew, ",.0f"), show([one / whole for one in grew], ".3g"),
+        show([one / numbers for one in grew], ".3g"), show(peak, ",.0f"),
+    )  # fmt: skip
+    head = ("different rows learned", "table grew by, MB", "resident before", "after", "grew by",
+            "× the table", "× its numbers", "peak")  # fmt: skip
+    return table(head, [line])
+
+
+def grown(sent: Sequence[bytes]) -> tuple[float, float, float]:
+    """Return the resident memory of a service before and after it learns rows, and its peak, MB.
+
+    Args:
+        sent: requests of 1,000 rows each.
+    """
     with (
         tempfile.TemporaryDirectory() as scratch,
         serving(
@@ -201,6 +227,7 @@ def memory(plan: Plan) -> str:
                 for body in bodies:
                     sender.post(body).expect(202)
             wait_for(lambda: learned(client) == before + 1_000 * len(bodies), DRAIN_SECONDS)
+            client.post("/checkpoint").raise_for_status()  # none is being written from here on
             time.sleep(1)  # what learning has freed goes back to the system meanwhile
             looks = []
             for _ in range(LOOKS):
@@ -210,16 +237,7 @@ def memory(plan: Plan) -> str:
 
         warm = WARM_EXAMPLES // 1_000
         before = resident(sent[:warm] * WARM_ROUNDS)
-        after = resident(sent[warm:])
-        peak = status(service.process.pid, "VmHWM")
-    grown = (table_bytes(COUNT) - table_bytes(WARM_EXAMPLES)) / MB
-    line = (
-        f"{WARM_EXAMPLES:,} to {COUNT:,}", f"{grown:,.0f}", f"{before:,.0f}", f"{after:,.0f}",
-        f"{after - before:,.0f}", f"{(after - before) / grown:.2f}", f"{peak:,.0f}",
-    )  # fmt: skip
-    head = ("different rows learned", "table grew by, MB", "resident before", "after", "grew by",
-            "× the table", "peak")  # fmt: skip
-    return table(head, [line])
+        return before, resident(sent[warm:]), status(service.process.pid, "VmHWM")
 
 
 def dense(plan: Plan) -> str:
@@ -237,30 +255,33 @@ def dense(plan: Plan) -> str:
             writer.write_batch(batch)
         named.append(sink.getvalue())
         plain.append(Batch(numbers[own], labels[own]).to_bytes())
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {
-        (what, size): [] for size in (1_000, 100) for what in ("rows", "features")
+    cases = [("auto", 100), ("logistic", 1_000), ("logistic", 100)]
+    found: dict[tuple[str, str, int], list[tuple[float, float]]] = {
+        (what, *case): [] for case in cases for what in ("rows", "features")
     }
     for _ in plan.rounds("numbers"):
-        for (what, size), rates in found.items():
+        for (what, model, size), rates in found.items():
+            options: dict[str, Any] = {"model": model, "effort": "full", "batch_size": size}
+            if model == "auto":
+                options["max_backlog"] = FEW
             if what == "rows":
-                rate = measured(named, ARROW, plan.seconds, schema="auto", batch_size=size)
+                rate = measured(named, ARROW, plan.seconds, schema="auto", **options)
             else:
-                rate = measured(
-                    plain, BYTES, plan.seconds, features=WIDTH, classes=2, batch_size=size
-                )
+                rate = measured(plain, BYTES, plan.seconds, features=WIDTH, classes=2, **options)
             rates.append(rate)
     lines = []
-    for size in (1_000, 100):
+    for model, size in cases:
         rates, spent = (
-            [[one[k] for one in found[what, size]] for what in ("rows", "features")] for k in (0, 1)
+            [[one[k] for one in found[what, model, size]] for what in ("rows", "features")]
+            for k in (0, 1)
         )
         shown = [
             [show(own, form) for own in both] for both, form in ((rates, ",.0f"), (spent, ".1f"))
         ]
         lines.append(
-            (f"{size:,}", *shown[0], ratios(*rates), *shown[1], ratios(spent[1], spent[0]))
+            (model, f"{size:,}", *shown[0], ratios(*rates), *shown[1], ratios(spent[1], spent[0]))
         )
-    head = ("batch", "rows (Arrow), rows/s", "features (safetensors)", "ratio",
+    head = ("model", "batch", "rows (Arrow), rows/s", "features (safetensors)", "ratio",
             "rows, ms of CPU per 1,000", "features", "ratio")  # fmt: skip
     return table(head, lines)
 

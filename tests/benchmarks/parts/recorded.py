@@ -106,7 +106,9 @@ def _record(
     texts: Sequence[str] = (),
 ) -> Recorded:  # fmt: skip
     given = {"schema": "auto"} if texts else {"features": width, "classes": classes}
-    settings = load_settings(given | {"batch_size": size, "device": "cpu", "calibrate": False})
+    settings = load_settings(
+        given | {"model": "logistic", "batch_size": size, "device": "cpu", "calibrate": False}
+    )
     spec = settings.spec
     if texts:
         empty = orjson.dumps(Schema().to_json(), option=orjson.OPT_SORT_KEYS).decode()
