@@ -55,7 +55,7 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 
 def test_the_wheel_holds_every_module_and_what_these_read(files: set[str]) -> None:
-    kinds = ("*.py", "py.typed", "*.html", "*.js", "*.css", "*.svg")
+    kinds = ("*.py", "py.typed", "*.html", "*.js", "*.css", "*.svg", "LICENSE")
     expected = {
         str(path.relative_to(ROOT))
         for package in ("funnel", "service", "streams")

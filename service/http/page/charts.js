@@ -1,21 +1,17 @@
-// Line charts as SVG: redrawn at each change, with a summary in words and values on request.
+// Line charts over examples learned, drawn by uPlot; each has a summary in words and values on request.
 
-const SVG = "http://www.w3.org/2000/svg";
-const MARGIN = { top: 20, right: 10, bottom: 20, left: 46 };
-const HEIGHT = 210;
+import { clock } from "./words.js";
+
+const { uPlot } = window;
 const MAX_POINTS = 600;
-const FONT = "11px system-ui, sans-serif";
+const TICK_GAP = 110;
+const MARK_ROOM = 20;
 const LABEL_GAP = 6;
+const FONT = "11px system-ui, sans-serif";
+const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3], [12, 4]];
 
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
-function shape(name, attributes = {}, ...children) {
-  const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
@@ -25,169 +21,173 @@ export function compact(number) {
   return number.toLocaleString("en", { notation: "compact", maximumFractionDigits: 1 });
 }
 
+function color(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
 export class Chart {
   // log: logarithmic vertical axis; floor, ceiling: limits of the axis, where they are fixed.
-  constructor(parent, { id, title, format, log = false, floor, ceiling }) {
-    Object.assign(this, { title, format, log, floor, ceiling });
-    this.svg = shape("svg", {
-      role: "img", tabindex: 0, height: HEIGHT, "aria-labelledby": `${id}-title`,
+  constructor(parent, { id, title, format, height = 210, log = false, floor, ceiling }) {
+    Object.assign(this, { format, height, log, floor, ceiling });
+    this.plot = element("div", {
+      class: "plot", role: "img", tabindex: 0, "aria-labelledby": `${id}-title`,
       "aria-describedby": `${id}-summary ${id}-readout`,
     });
+    this.waiting = element("p", { class: "waiting" }, "waiting for examples …");
     this.legend = element("ul", { class: "legend" });
     this.summary = element("p", { class: "summary", id: `${id}-summary` });
     this.readout = element("p", { class: "readout", id: `${id}-readout`, role: "status" });
-    const heading = element("h3", { id: `${id}-title` }, title);
+    this.title = element("h3", { id: `${id}-title` }, title);
     this.figure = element("figure", { class: "chart", id });
     const words = element("div", { class: "words" }, this.readout, this.summary);
-    this.figure.append(heading, this.svg, this.legend, words);
+    this.figure.append(this.title, this.plot, this.waiting, this.legend, words);
     parent.append(this.figure);
-    this.data = { x: [], lines: [], bands: [], marks: [] };
-    this.cursor = null;
-    new ResizeObserver(() => this.draw()).observe(this.svg);
-    this.svg.addEventListener("pointermove", (event) => this.point(event));
-    this.svg.addEventListener("pointerleave", () => this.moveTo(null));
-    this.svg.addEventListener("blur", () => this.moveTo(null));
-    this.svg.addEventListener("keydown", (event) => this.step(event));
+    this.data = { x: [], times: [], lines: [], bands: [], marks: [] };
+    this.shape = null; // of the chart that uPlot has drawn
+    this.drawn = null;
+    new ResizeObserver(() => this.draw()).observe(this.plot);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      this.shape = null;
+      this.draw();
+    });
+    this.plot.addEventListener("blur", () => this.moveTo(null));
+    this.plot.addEventListener("keydown", (event) => this.step(event));
   }
 
-  // x: numbers, ascending; lines: {name, values, floor}; bands: {low, high}; marks: {x, kind, label}.
-  show({ x, lines, bands = [], marks = [] }, words) {
+  // x: numbers, ascending; times: seconds, of each; lines: {name, values, floor}; bands: {low, high};
+  // marks: {x, kind, label}.
+  show({ x, times, lines, bands = [], marks = [] }, words) {
     const stride = Math.max(1, Math.ceil(x.length / MAX_POINTS));
     const kept = [...x.keys()].filter((k) => (x.length - 1 - k) % stride === 0);
     const thin = (values) => kept.map((k) => values[k] ?? null);
     this.data = {
       x: thin(x),
+      times: thin(times),
       lines: lines.map(({ name, values, floor }) => ({ name, values: thin(values), floor })),
       bands: bands.map(({ low, high }) => ({ low: thin(low), high: thin(high) })),
       marks,
     };
     if (this.summary.textContent !== words) this.summary.textContent = words;
-    this.drawLegend();
     this.draw();
   }
 
-  drawLegend() {
-    const names = this.data.lines.map((line) => line.name);
-    if (names.join("\n") === this.names) return;
-    this.names = names.join("\n");
-    this.legend.replaceChildren(...names.map((name, k) => {
-      const stroke = shape("line", { x1: 0, x2: 29, y1: 6, y2: 6, class: this.lookOf(k) });
-      return element("li", {}, shape("svg", { "aria-hidden": "true" }, stroke), name);
-    }));
-  }
-
   draw() {
-    const width = this.svg.clientWidth;
-    if (!width) return;
-    this.width = width;
-    this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    if (this.data.x.length < 2) {
-      const text = shape("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" });
-      text.append("waiting for examples …");
-      this.svg.replaceChildren(text);
+    const width = this.plot.clientWidth, { x, lines, bands } = this.data;
+    this.waiting.hidden = x.length > 1;
+    this.plot.hidden = x.length < 2;
+    if (x.length < 2 || !width) return;
+    const shape = JSON.stringify([lines.map(({ name, floor }) => [name, floor]), bands.length]);
+    const values = [x, ...bands.flatMap(({ low, high }) => [high, low]), ...lines.map((line) => line.values)];
+    if (shape !== this.shape) {
+      this.drawn?.destroy();
+      this.shape = shape;
+      this.drawn = new uPlot(this.options(width), values, this.plot);
+      this.drawLegend();
       return;
     }
-    const { x, lines, bands, marks } = this.data;
-    const across = linear(x[0], x[x.length - 1], MARGIN.left, width - MARGIN.right);
-    const up = this.vertical();
-    this.across = across;
-    const axes = shape("g", { "aria-hidden": "true" });
-    for (const value of up.ticks) {
-      const y = up.at(value);
-      axes.append(shape("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
-      axes.append(label(MARGIN.left - 5, y + 4, this.format(value), "end"));
-    }
-    for (const value of steps(x[0], x[x.length - 1], width / 110)) {
-      axes.append(label(across(value), HEIGHT - 5, compact(value), "middle"));
-    }
-    const areas = bands.map(({ low, high }) =>
-      shape("path", { class: "band", d: area(x, low, high, across, up.at) }));
-    const strokes = lines.map(({ values }, k) =>
-      shape("path", { class: `line ${this.lookOf(k)}`, d: path(x, values, across, up.at) }));
-    this.svg.replaceChildren(axes, ...areas, ...strokes.reverse(), ...this.drawMarks(marks, across));
-    this.drawCursor();
+    if (this.drawn.width !== width) this.drawn.setSize({ width, height: this.height });
+    this.drawn.setData(values);
   }
 
-  // Floors are thin, so that the lines of learners stand out.
-  lookOf(k) {
-    return this.data.lines[k].floor ? `floor dash-${1 + k % 4}` : look(k);
+  options(width) {
+    const { lines, bands } = this.data;
+    const faint = color("faint"), rule = color("rule");
+    const axis = { stroke: faint, font: FONT, grid: { stroke: rule, width: 1 }, ticks: { show: false } };
+    const edge = { width: 0, points: { show: false } };
+    return {
+      width, height: this.height, legend: { show: false },
+      cursor: { y: false, drag: { setScale: false, x: false }, points: { size: 6 } },
+      scales: { x: { time: false, range: (_, low, high) => [low, high > low ? high : low + 1] }, y: this.vertical() },
+      axes: [
+        { ...axis, grid: { show: false }, space: TICK_GAP, size: 40,
+          values: (_, ticks) => ticks.map((tick) => [compact(tick), this.clockAt(tick)].join("\n")) },
+        { ...axis, size: 52, space: 36, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : this.format(tick))) },
+      ],
+      padding: [MARK_ROOM, 28, 0, 0],
+      series: [
+        {},
+        ...bands.flatMap(() => [edge, edge]),
+        ...lines.map(({ floor }, k) => ({
+          stroke: floor ? faint : color(`line-${k % 5}`), width: floor ? 1 : 2,
+          dash: DASHES[floor ? 1 + k % 4 : k % 5], points: { show: false },
+        })),
+      ],
+      bands: bands.map((_, k) => ({ series: [2 * k + 1, 2 * k + 2], fill: `${color("line-0")}2e` })),
+      hooks: { draw: [(drawn) => this.drawMarks(drawn)], setCursor: [(drawn) => this.say(drawn.cursor.idx)] },
+    };
   }
 
   vertical() {
-    const { lines, bands } = this.data;
-    const all = [...lines.map((l) => l.values), ...bands.flatMap((b) => [b.low, b.high])]
-      .flat().filter((v) => v !== null && (!this.log || v > 0));
-    let low = this.floor ?? Math.min(...all), high = this.ceiling ?? Math.max(...all);
-    if (!all.length) [low, high] = [this.log ? 0.1 : 0, 1];
-    if (this.log) {
-      [low, high] = [Math.min(low / 1.2, 0.8), Math.max(high * 1.2, 1.25)];
-      const scaled = linear(Math.log(low), Math.log(high), HEIGHT - MARGIN.bottom, MARGIN.top);
-      return { at: (v) => scaled(Math.log(Math.max(v, low))), ticks: decades(low, high) };
-    }
-    if (high === low) high = low + 1;
-    return { at: linear(low, high, HEIGHT - MARGIN.bottom, MARGIN.top), ticks: steps(low, high, 5) };
+    if (!this.log) return { range: (_, low, high) => this.limits(low, high) };
+    return { distr: 3, log: 10, range: (_, low, high) => [Math.min(low / 1.2, 0.8), Math.max(high * 1.2, 1.25)] };
   }
 
-  drawMarks(marks, across) {
-    const right = this.width - MARGIN.right;
-    const within = marks.filter(({ x }) => across(x) >= MARGIN.left && across(x) <= right + 1);
+  limits(low, high) {
+    const [from, to] = [this.floor ?? low ?? 0, this.ceiling ?? high ?? 1];
+    return to > from ? [from, to] : [from, from + 1];
+  }
+
+  // The wall clock when so many examples had been learned.
+  clockAt(examples) {
+    const { x, times } = this.data;
+    const k = x.findIndex((value) => value >= examples);
+    return k < 0 ? "" : clock(times[k]);
+  }
+
+  drawLegend() {
+    this.legend.replaceChildren(...this.data.lines.map(({ name, floor }, k) => {
+      const look = floor ? `swatch floor dash-${1 + k % 4}` : `swatch color-${k % 5} dash-${k % 5}`;
+      return element("li", {}, element("span", { class: look, "aria-hidden": "true" }), name);
+    }));
+  }
+
+  // Marks lie as elements over the plot, with labels where these have room.
+  drawMarks({ root, over, bbox, valToPos }) {
+    this.layer ??= element("div", { class: "marks", "aria-hidden": "true" });
+    if (this.layer.parentNode !== over) over.append(this.layer);
+    const width = bbox.width / devicePixelRatio, left = over.offsetLeft;
+    const within = this.data.marks.map((mark) => ({ ...mark, at: valToPos(mark.x, "x") }))
+      .filter(({ at }) => at >= 0 && at <= width + 1);
     const taken = [];
-    return within.reverse().map(({ x, kind, label: words }) => {  // the newest labels have room first
-      const at = across(x);
-      const group = shape("g", { class: `mark ${kind}` });
-      group.append(shape("line", { x1: at, x2: at, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }));
-      if (kind === "drift") {
-        group.append(shape("path", { d: `M${at - 5} ${MARGIN.top - 7}h10l-5 7z` }));
-      } else {
-        const length = textWidth(words), spots = [[at + 3, "start"], [at - 3 - length, "end"]];
-        const fits = ([from]) => from >= 0 && from + length <= this.width
-          && taken.every(([a, b]) => from > b + LABEL_GAP || from + length < a - LABEL_GAP);
-        const spot = spots.find(fits);
-        if (spot) {
-          taken.push([spot[0], spot[0] + length]);
-          group.append(label(spot[1] === "start" ? at + 3 : at - 3, MARGIN.top - 8, words, spot[1]));
-        }
+    const made = within.reverse().map(({ at, kind, label }) => { // the newest labels have room first
+      const mark = element("div", { class: `mark ${kind}` });
+      mark.style.left = `${at}px`;
+      const length = textWidth(label);
+      const fits = (from) => from >= -left && from + length <= root.clientWidth - left
+        && taken.every(([a, b]) => from > b + LABEL_GAP || from + length < a - LABEL_GAP);
+      const from = label && [at + 3, at - 3 - length].find(fits);
+      if (label && from !== undefined) {
+        taken.push([from, from + length]);
+        const text = element("span", {}, label);
+        text.style.left = `${from - at}px`;
+        mark.append(text);
       }
-      return group;
+      return mark;
     });
+    this.layer.replaceChildren(...made);
   }
 
-  drawCursor() {
-    this.svg.querySelector(".cursor")?.remove();
-    const { x, lines, bands } = this.data;
-    if (this.cursor === null || !x.length) return;
-    this.cursor = Math.max(0, Math.min(x.length - 1, this.cursor));
-    const at = this.across(x[this.cursor]);
-    this.svg.append(shape("line", { class: "cursor", x1: at, x2: at, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }));
-    const parts = lines.map(({ name, values }) => `${name} ${this.say(values[this.cursor])}`);
-    if (bands.length) {
-      parts.push(`${this.say(bands[0].low[this.cursor])} … ${this.say(bands[0].high[this.cursor])}`);
+  say(index) {
+    const { x, times, lines, bands } = this.data;
+    let words = "";
+    if (index !== null && index !== undefined && index < x.length) {
+      const show = (value) => (value === null ? "–" : this.format(value));
+      const parts = lines.map(({ name, values }) => `${name} ${show(values[index])}`);
+      if (bands.length) parts.push(`${show(bands[0].low[index])} … ${show(bands[0].high[index])}`);
+      words = `At ${x[index].toLocaleString("en")}, ${clock(times[index])}: ${parts.join(", ")}`;
     }
-    const words = `At ${x[this.cursor].toLocaleString("en")}: ${parts.join(", ")}`;
     if (this.readout.textContent !== words) this.readout.textContent = words;
   }
 
-  say(value) {
-    return value === null ? "–" : this.format(value);
-  }
-
   moveTo(index) {
-    this.cursor = index;
-    if (index === null) this.readout.textContent = "";
-    this.drawCursor();
-  }
-
-  point(event) {
-    const { x } = this.data;
-    if (x.length < 2) return;
-    const place = event.clientX - this.svg.getBoundingClientRect().left;
-    const distances = x.map((value) => Math.abs(this.across(value) - place));
-    this.moveTo(distances.indexOf(Math.min(...distances)));
+    if (!this.drawn) return;
+    const left = index === null ? -10 : this.drawn.valToPos(this.data.x[index], "x");
+    this.drawn.setCursor({ left, top: index === null ? -10 : 0 });
   }
 
   step(event) {
     const last = this.data.x.length - 1;
-    const from = this.cursor ?? last;
+    const from = this.drawn?.cursor.idx ?? last;
     const to = {
       ArrowLeft: from - 1, ArrowRight: from + 1, PageUp: from - 10, PageDown: from + 10,
       Home: 0, End: last, Escape: null,
@@ -198,61 +198,10 @@ export class Chart {
   }
 }
 
-// The width of a label in pixels: a shape that is not drawn yet has none.
+// The width of a label in pixels.
 const canvas = document.createElement("canvas").getContext("2d");
 
 function textWidth(words) {
   canvas.font = FONT;
   return canvas.measureText(words).width;
-}
-
-function look(k) {
-  return `color-${k % 5} dash-${k % 5}`;
-}
-
-function label(x, y, words, anchor) {
-  return shape("text", { x, y, "text-anchor": anchor }, words);
-}
-
-function linear(low, high, from, to) {
-  const factor = (to - from) / (high - low || 1);
-  return (value) => from + (value - low) * factor;
-}
-
-function steps(low, high, about) {
-  const raw = (high - low) / Math.max(1, about);
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const size = power * [1, 2, 5, 10].find((k) => k * power >= raw);
-  const found = [];
-  for (let k = Math.ceil(low / size); k * size <= high; k++) found.push(k * size);
-  return found;
-}
-
-function decades(low, high) {
-  if (high / low < 4) return steps(low, high, 4);
-  const [from, to] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
-  const digits = high / low < 100 ? [1, 2, 5] : [1];
-  const found = [];
-  for (let k = from; k <= to; k++) found.push(...digits.map((digit) => digit * 10 ** k));
-  return found.filter((value) => value >= low && value <= high);
-}
-
-function path(x, values, across, up) {
-  let pen = "M";
-  return values.map((value, k) => {
-    if (value === null) {
-      pen = "M";
-      return "";
-    }
-    const piece = `${pen}${across(x[k]).toFixed(1)} ${up(value).toFixed(1)}`;
-    pen = "L";
-    return piece;
-  }).join("");
-}
-
-function area(x, low, high, across, up) {
-  const known = [...x.keys()].filter((k) => low[k] !== null && high[k] !== null);
-  if (!known.length) return "";
-  const corner = (values) => (k) => `${across(x[k]).toFixed(1)} ${up(values[k]).toFixed(1)}`;
-  return `M${known.map(corner(high)).join("L")}L${known.reverse().map(corner(low)).join("L")}Z`;
 }

@@ -1,12 +1,12 @@
 // Questions that wait for their labels, and how good their answers were, as GET /model has them.
 
 import { element } from "./charts.js";
+import { count } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const UNITS = [[86_400, "days"], [3_600, "hours"], [60, "minutes"], [1, "s"]];
 const isKnown = (value) => value !== null && value !== undefined;
 const percent = (share) => (isKnown(share) ? `${(100 * share).toFixed(1)} %` : "–");
-const count = (value) => value.toLocaleString("en");
 
 // A time in its largest unit of which there are two or more.
 function time(seconds) {

@@ -2,13 +2,12 @@
 
 import { address } from "./address.js";
 import { element } from "./charts.js";
+import { percent, short } from "./words.js";
 
 const EVERY_MS = 5000;
 const FEATURES = 15;
 const COLUMNS = 15;
 const byId = (id) => document.getElementById(id);
-const short = (value) => Number(value.toPrecision(3)).toString();
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const signed = (value) => `${value <= -0.005 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 
 let isShown = false;

@@ -1,11 +1,11 @@
 // Scores of all learners and floors over the last 1,000 examples, as GET /model has them.
 
 import { element } from "./charts.js";
+import { percent } from "./words.js";
 
 const WINDOW = "1000";
 const CLASSES = 15;
 const byId = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const nats = (value) => value.toFixed(3);
 const COLUMNS = [
   ["Accuracy", "accuracy", percent],

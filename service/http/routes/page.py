@@ -1,6 +1,8 @@
 """``GET /``: the live page. It loads nothing from other hosts and runs only its own scripts."""
 
+from collections.abc import Iterator
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Response
 
@@ -9,11 +11,6 @@ from service.http.errors import HTTPError
 router = APIRouter(include_in_schema=False)
 
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-FILES = {
-    file.name: file.read_bytes()
-    for file in (files("service.http") / "page").iterdir()
-    if file.name.rpartition(".")[2] in TYPES
-}
 HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -24,13 +21,25 @@ HEADERS = {
 }
 
 
+def _parts(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _parts(entry, f"{prefix}{entry.name}/")
+        elif entry.name.rpartition(".")[2] in TYPES:
+            yield prefix + entry.name, entry.read_bytes()
+
+
+FILES = dict(_parts(files("service.http") / "page"))
+"""The page's files by their paths."""
+
+
 @router.get("/")
 async def page() -> Response:
     """Return the page."""
     return await part("index.html")
 
 
-@router.get("/page/{name}")
+@router.get("/page/{name:path}")
 async def part(name: str) -> Response:
     """Return one of the page's files."""
     if name not in FILES:

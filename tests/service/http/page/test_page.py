@@ -1,6 +1,7 @@
 """The live page, in a real headless Chromium."""
 
 import base64
+import hashlib
 import os
 import re
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.http.routes import page as pages
 from tests.support.browser import PROGRAM, Page, browsing
 from tests.support.harness import (
     SAFETENSORS,
+    RedisProcess,
     ServiceProcess,
     free_port,
     processes_naming,
@@ -30,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="needs chromium"),
 ]
 
-MARK = "[...document.querySelectorAll('#accuracy .shift text')].map(t => t.textContent)"
+MARK = "[...document.querySelectorAll('#accuracy .mark.shift')].map(m => m.textContent)"
 SHIFTS = "[...document.querySelectorAll('#shifts li')].map(l => l.textContent)"
 CHARTS = ("accuracy", "scale", "gains", "throughput", "experts")
 
@@ -65,7 +68,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
             url = f"http://127.0.0.1:{port}/"
             wait_for(lambda: is_ready(url))
             page.open(url)
-            page.wait_for("document.querySelectorAll('#accuracy .line').length === 4")
+            page.wait_for("document.querySelectorAll('#accuracy .legend li').length === 4")
             page.wait_for("document.querySelectorAll('#buttons button').length === 4")
             yield Demo(url, process, page)
     finally:
@@ -74,21 +77,79 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         assert processes_naming(directory) == set()
 
 
+def press(page: Page, key: str) -> None:
+    for kind in ("keyDown", "keyUp"):
+        page.command("Input.dispatchKeyEvent", type=kind, key=key)
+
+
+INSIDE = "document.getElementById('inside').open"
+COLORED = """(selector => {
+  const canvas = document.querySelector(`${selector} canvas`);
+  if (!canvas) return 0;
+  const copy = new OffscreenCanvas(canvas.width, canvas.height)
+    .getContext('2d', { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  let colored = 0;
+  for (let k = 0; k < data.length; k += 4) {
+    const pixel = data.slice(k, k + 3);
+    colored += data[k + 3] > 200 && Math.max(...pixel) - Math.min(...pixel) > 60;
+  }
+  return colored;
+})"""
+"""Number of pixels of a chart in the color of a line; axes are grey."""
+
+
 def test_charts_pictures_and_numbers_hold_data(demo: Demo) -> None:
     page = demo.page
+    page.evaluate(f"{INSIDE} = true")
     for chart in CHARTS:
-        page.wait_for(
-            f"(document.querySelector('#{chart} .line')?.getAttribute('d') ?? '').length > 30"
-        )
+        page.wait_for(f"{COLORED}('#{chart}') > 200")
         assert page.evaluate(f"document.querySelector('#{chart} .summary').textContent")
     page.wait_for("document.querySelectorAll('#maps canvas').length === 10")
     page.wait_for("document.querySelectorAll('#newest canvas').length === 8")
     # A plain square is some 150 characters long.
     page.wait_for("document.querySelector('#maps canvas').toDataURL().length > 400")
-    numbers = page.evaluate("[...document.querySelectorAll('#now dd')].map(d => d.textContent)")
+    numbers = page.evaluate("[...document.querySelectorAll('main dd')].map(d => d.textContent)")
     assert len(numbers) == 8
     assert "–" not in numbers
     assert page.evaluate("document.getElementById('connection').textContent") == "live"
+
+
+def test_the_first_screen_answers_whether_it_learns_and_whether_it_is_better(demo: Demo) -> None:
+    page = demo.page
+    page.open(demo.url)
+    page.wait_for(
+        "/^Learning: [\\d,]+ examples a second/.test(document.getElementById('state').textContent)"
+    )
+    assert page.evaluate("document.getElementById('state').dataset.kind") == "good"
+    page.wait_for("document.querySelectorAll('#story li').length >= 2")
+    lead = page.evaluate("document.querySelector('#story li').textContent")
+    assert re.fullmatch(
+        r"The served model is right on [\d.]+ % of the last 1,000 examples(, [\d.]+ points (above"
+        r"|below) (adagrad|majority|no_change)){3}\.",
+        lead,
+    )
+    assert "Who carries the answer now: " in page.evaluate(
+        "document.getElementById('story').textContent"
+    )
+    assert not page.evaluate(INSIDE)
+    bottom = "document.querySelector('#accuracy').getBoundingClientRect().bottom"
+    assert page.evaluate(bottom) < 900
+
+
+def test_a_prediction_can_be_tried(demo: Demo) -> None:
+    page = demo.page
+    page.wait_for("document.getElementById('try-body').value.startsWith('{\"features\"')")
+    assert page.evaluate("document.getElementById('start').hidden")
+    answer = "document.getElementById('try-answer').textContent"
+    page.evaluate("document.querySelector('#try-form button').click()")
+    page.wait_for(f"{answer}.includes('probabilities')")
+    page.evaluate("document.getElementById('try-body').value = '{\"features\": [[1]]}'")
+    page.evaluate("document.querySelector('#try-form button').click()")
+    page.wait_for(f"{answer}.includes('784')")
+    assert page.problems.pop().startswith("Failed to load resource")  # the refused request
+    assert page.problems == []
 
 
 def test_a_turn_by_the_button_shows_as_a_mark_and_a_recovery(demo: Demo) -> None:
@@ -103,7 +164,7 @@ def test_a_turn_by_the_button_shows_as_a_mark_and_a_recovery(demo: Demo) -> None
     )
 
 
-CROWDED = """import('/page/charts.js').then(({ Chart }) => {
+CROWDED = """import('/page/charts.js').then(async ({ Chart }) => {
   const chart = new Chart(document.body, { id: 'crowded', title: 'Crowded', format: String });
   const marks = [
     ...[5, 12, 40, 41, 60, 88].map((x) => (
@@ -113,9 +174,10 @@ CROWDED = """import('/page/charts.js').then(({ Chart }) => {
     { x: 99, kind: 'shift', label: '45°' },
   ].sort((a, b) => a.x - b.x);
   const lines = [{ name: 'a', values: Array(100).fill(1) }];
-  chart.show({ x: [...Array(100).keys()], lines, marks }, '');
-  const inside = chart.svg.getBoundingClientRect();
-  const texts = [...chart.svg.querySelectorAll('.shift text')].map((text) => {
+  chart.show({ x: [...Array(100).keys()], times: Array(100).fill(0), lines, marks }, '');
+  await new Promise((done) => requestAnimationFrame(done));
+  const inside = chart.plot.getBoundingClientRect();
+  const texts = [...chart.plot.querySelectorAll('.mark.shift span')].map((text) => {
     const { left, right } = text.getBoundingClientRect();
     return [text.textContent, left - inside.left, inside.right - right, left, right];
   });
@@ -192,19 +254,26 @@ def test_everything_has_a_name_for_screen_readers(demo: Demo) -> None:
 
 def test_keys_read_values_of_a_chart(demo: Demo) -> None:
     page = demo.page
-    page.evaluate("document.querySelector('#accuracy svg').focus()")
+    page.evaluate("document.querySelector('#accuracy .plot').focus()")
     for key in ("ArrowLeft", "Home"):
-        for kind in ("keyDown", "keyUp"):
-            page.command("Input.dispatchKeyEvent", type=kind, key=key)
-    page.wait_for(
-        "/At .*served .*adagrad/.test(document.querySelector('#accuracy .readout').textContent)"
-    )
+        press(page, key)
+    readout = "document.querySelector('#accuracy .readout').textContent"
+    page.wait_for(f"/^At [\\d,]+, \\d\\d:\\d\\d:\\d\\d: served .*adagrad/.test({readout})")
+    press(page, "Escape")
+    page.wait_for(f"{readout} === ''")
 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Page]:
     with browsing(tmp_path / "profile") as page:
         yield page
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisProcess]:
+    process = RedisProcess(tmp_path / "redis").start()
+    yield process
+    process.kill()
 
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50}
@@ -228,10 +297,57 @@ def test_the_page_reconnects_when_the_service_returns(tmp_path: Path, browser: P
         assert browser.problems == []
         assert service.terminate() == 0
         browser.wait_for("document.getElementById('connection').textContent.startsWith('reconn')")
+        browser.wait_for("document.getElementById('state').textContent.includes('be reached')")
+        assert browser.evaluate("document.getElementById('state').dataset.kind") == "bad"
         service.start()
         learn(service)
         browser.wait_for("document.getElementById('connection').textContent === 'live'", 60)
-        browser.wait_for("document.querySelector('#now dd:last-child') !== null")
+        browser.wait_for("document.querySelectorAll('#now dd').length === 4")
+
+
+def test_an_empty_service_shows_the_command_that_sends_its_first_example(
+    tmp_path: Path, browser: Page
+) -> None:
+    with serving(tmp_path / "service", **SMALL) as service:
+        browser.open(service.url)
+        browser.wait_for("document.getElementById('curl').textContent.startsWith('curl ')")
+        assert "No example has come" in browser.evaluate(
+            "document.getElementById('state').textContent"
+        )
+        command = browser.evaluate("document.getElementById('curl').textContent")
+        ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+        assert '"accepted":1' in ran.stdout
+        browser.wait_for("document.getElementById('start').hidden", 60)
+        assert browser.problems == []
+
+
+def test_a_halt_is_named_in_colour_with_its_reason(
+    tmp_path: Path, redis: RedisProcess, browser: Page
+) -> None:
+    with serving(tmp_path / "service", **SMALL, redis_url=redis.url) as service:
+        learn(service)
+        browser.open(service.url)
+        browser.wait_for("document.querySelectorAll('#now dd').length === 4")
+        with redis.client() as direct:
+            direct.flushall()
+        browser.wait_for("document.getElementById('state').dataset.kind === 'bad'", 60)
+        words = browser.evaluate("document.getElementById('state').textContent")
+        assert words.startswith("Learning is halted: ")
+        assert "another log" in words
+        assert "runbook" in words
+
+
+ASSETS = {
+    "LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
+    "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+    "uPlot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+}
+"""SHA-256 of the files of uPlot 1.6.32, MIT, as its release has them."""
+
+
+def test_the_chart_library_is_that_of_its_release() -> None:
+    folder = Path(pages.__file__).parent.parent / "page" / "uplot"
+    assert {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()} == ASSETS
 
 
 def test_a_browser_may_use_a_key_as_its_password(tmp_path: Path, browser: Page) -> None:
@@ -243,7 +359,7 @@ def test_a_browser_may_use_a_key_as_its_password(tmp_path: Path, browser: Page) 
             "Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {credentials}"}
         )
         browser.open(service.url)
-        browser.wait_for("document.querySelectorAll('#now dd').length === 8")
+        browser.wait_for("document.querySelectorAll('#now dd').length === 4")
         assert browser.problems == []
 
 
@@ -251,7 +367,7 @@ def test_an_address_may_hold_the_password(tmp_path: Path, browser: Page) -> None
     with serving(tmp_path / "service", **SMALL, api_key="secret") as service:
         learn(service, Authorization="Bearer secret")
         browser.open(service.url.replace("://", "://me:secret@"))
-        browser.wait_for("document.querySelectorAll('#now dd').length === 8")
+        browser.wait_for("document.querySelectorAll('#now dd').length === 4")
         assert browser.problems == []
 
 
@@ -268,6 +384,7 @@ def test_names_are_shown_as_text_not_markup(tmp_path: Path, browser: Page) -> No
     with serving(tmp_path / "service", **options) as service:
         learn(service)
         browser.open(service.url)
+        browser.evaluate(f"{INSIDE} = true")
         browser.wait_for("document.querySelectorAll('#scale .legend li').length === 2")
         assert "<img" in browser.evaluate("document.querySelector('#scale .legend').textContent")
         assert browser.evaluate("document.querySelectorAll('img').length") == 0

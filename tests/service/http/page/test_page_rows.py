@@ -108,10 +108,10 @@ def test_every_table_has_a_name_and_headings(shown: Shown) -> None:
         node["name"]["value"] for node in nodes if node.get("role", {}).get("value") == "table"
     ]
     assert tables == [
-        "Learners and floors",
-        "Classes, the lowest recall first",
         "Features that matter most now",
         "Columns, recently",
+        "Learners and floors",
+        "Classes, the lowest recall first",
     ]
 
 

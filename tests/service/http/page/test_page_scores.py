@@ -72,7 +72,7 @@ def test_floors_are_thin_lines_and_all_have_scores(tmp_path: Path, browser: Page
         )
         assert "–" not in cells
         assert browser.evaluate("document.querySelectorAll('#classes tbody tr').length") == 2
-        browser.wait_for("document.querySelectorAll('#accuracy .line.floor').length === 2")
+        browser.wait_for("document.querySelectorAll('#accuracy .swatch.floor').length === 2")
         names = browser.evaluate(
             "[...document.querySelectorAll('#accuracy .legend li')].map(l => l.textContent)"
         )
