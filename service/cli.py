@@ -29,6 +29,7 @@ COMMANDS = {
     "schema": "infer the schema of a file of rows with names",
     "status": "show whether a service is ready, and how it learns",
     "predict": "let a service predict the rows of a file",
+    "export": "write the model that a service answers with as ONNX, torch or safetensors",
     "dead": "list what a service did not learn, and why",
     "data": "fetch data sets",
     "completion": "print a script that completes commands in a shell",

@@ -11,6 +11,7 @@ import torch
 from torch.jit._trace import TracerWarning
 
 from funnel.families.rehearsal import rehearse as rehearse_families
+from service.export import Exported
 from service.families import folder_of, misfit
 from service.fold import networks
 from service.fold.drift.events import Event
@@ -103,6 +104,7 @@ class Model:
             _rehearse("scores, floors and calibration", rehearse_counts)
         if state.served.families is not None:
             _rehearse("trees and neighbours", rehearse_families)
+        self._learner = state.served
         self.predictor = Predictor(
             Evaluator(state.served), lambda: self.trainer.snapshot, settings.predict_ms / 1000
         )
@@ -142,6 +144,14 @@ class Model:
     def inputs(self) -> str:
         """The field of a request that holds the examples."""
         return Inputs.ROWS if self.spec.shape is None else Inputs.FEATURES
+
+    def exported(self) -> bytes:
+        """Return the model that answers now as safetensors (`service.export.Exported`).
+
+        Raises:
+            ExportError: the model has families or columns that cannot be exported.
+        """
+        return Exported.of(self.trainer.snapshot, self._learner).to_bytes()
 
     def backlog(self) -> Load:
         """Estimate what is in the log and not learned yet."""

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from service.export import Exported
 from service.fold.report import Report
 from service.fold.schema.schema import Column
 from service.fold.snapshot import Evaluator, Snapshot
@@ -96,3 +97,14 @@ class Offline:
             found.append(self._evaluate(self._snapshot, part))
         labels, answers = zip(*found, strict=True)
         return torch.cat(labels)[:n].numpy(), torch.cat(answers)[:n].numpy()
+
+    def exported(self, order: Sequence[int] | None = None) -> Exported:
+        """Return the newest version as a module of torch.
+
+        Args:
+            order: the class of each output, if it is not its place.
+
+        Raises:
+            ExportError: the model has other families or columns than can be exported.
+        """
+        return Exported.of(Snapshot.of(self.state), self.state.served, order)

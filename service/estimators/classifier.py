@@ -13,13 +13,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from service.estimators.base import Estimator, Labels, Table, Weights
-from service.estimators.export import Exported, to_onnx
 from service.estimators.tables import (
     Record,
     labels_of,
     rows_of_table,
     text_of,
 )
+from service.export import Exported
 from service.settings import Settings
 from streams.rows.rows import Rows
 
@@ -174,7 +174,7 @@ class Classifier(ClassifierMixin, Estimator):
         self._check_started()
         places = {text: k for k, text in enumerate(self._offline.labels)}
         texts = [text_of(label) for label in self.classes_]
-        return Exported(self._offline.state, [places[text] for text in texts if text in places])
+        return self._offline.exported([places[text] for text in texts if text in places])
 
     def to_onnx(self) -> bytes:
         """Return what `to_torch` returns in ONNX, from ``inputs`` to ``probabilities``.
@@ -182,7 +182,7 @@ class Classifier(ClassifierMixin, Estimator):
         Raises:
             NotFittedError, ExportError: as for `to_torch`; or onnx is missing.
         """
-        return to_onnx(self.to_torch(), "probabilities")
+        return self.to_torch().in_format("onnx")
 
     @property
     def _multiclass(self) -> bool:

@@ -11,8 +11,8 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_array, column_or_1d
 
 from service.estimators.base import Estimator, Labels, Table, Weights
-from service.estimators.export import Exported, to_onnx
 from service.estimators.tables import Record, labels_of, rows_of_table
+from service.export import Exported
 from service.settings import Settings
 from streams.rows.rows import Rows
 
@@ -128,7 +128,7 @@ class Regressor(RegressorMixin, Estimator):
             ExportError: the model has other families or columns than can be exported.
         """
         self._check_started()
-        return Exported(self._offline.state, None)
+        return self._offline.exported()
 
     def to_onnx(self) -> bytes:
         """Return what `to_torch` returns in ONNX, from ``inputs`` to ``answers``.
@@ -136,7 +136,7 @@ class Regressor(RegressorMixin, Estimator):
         Raises:
             NotFittedError, ExportError: as for `to_torch`; or onnx is missing.
         """
-        return to_onnx(self.to_torch(), "answers")
+        return self.to_torch().in_format("onnx")
 
     def _settings(self) -> Settings:
         given = {"hidden": (64,)} if self.model == "mlp" else {}

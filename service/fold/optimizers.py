@@ -7,6 +7,7 @@ from funnel import SGD, Adagrad, AdagradEMA, Adam, Inner, RMSprop
 from funnel.pool.expert import DEFAULT_EXPERTS, MATTER_MOST, NUMBER_EXPERTS, Expert, for_width
 from funnel.pool.loss import Binary, CrossEntropy, Gaussian, Loss, Pinball
 from service.fold.spec import MAX_EXPERTS, Hyperparameters, Spec
+from service.fold.task import Task
 
 INNER: dict[str, Inner] = {
     "sgd": SGD(),
@@ -19,12 +20,22 @@ INNER: dict[str, Inner] = {
 
 def loss_of(spec: Spec) -> Loss:
     """Return the loss by which the experts of a model learn."""
-    task = spec.predicts
+    return loss_for(spec.predicts, spec.no_change, can_close=bool(spec.schema))
+
+
+def loss_for(task: Task, no_change: bool, can_close: bool) -> Loss:
+    """Return the loss of a task.
+
+    Args:
+        task: what is predicted.
+        no_change: whether the last known label is an expert.
+        can_close: whether there is room for classes that were not seen yet.
+    """
     match task.kind:
         case "multiclass":
-            return CrossEntropy(spec.no_change, can_close=bool(spec.schema))
+            return CrossEntropy(no_change, can_close=can_close)
         case "binary":
-            return Binary(spec.no_change, can_close=False)
+            return Binary(no_change, can_close=False)
         case "regression":
             return Gaussian()
         case "quantile":

@@ -26,7 +26,7 @@ SCOPES = {
     ("POST", "/predict"): PREDICT,
 }
 """Scopes that requests other than reads need; admin where none is listed. These have a body."""
-ADMIN_READS = ("/dead",)
+ADMIN_READS = ("/dead", "/model/export")
 """Paths whose reads need scope admin."""
 LEARN_HEADER = b"funnel-learn-key"
 """Header that holds the key of scope learn for a question with ids, which writes to the log."""

@@ -11,8 +11,8 @@ import torch
 from scipy import stats
 
 from service.commands.comparisons.evaluation import Run, evaluate
+from service.commands.comparisons.picture import check_picture, save, set_title
 from service.commands.comparisons.tally import SHOWN
-from service.commands.picture import check_picture, save, set_title
 from service.fold.scoring.floors import Level, below
 from service.settings import Settings
 from streams.delays.delay import Delay

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 
+from service.commands.comparisons.picture import check_picture
 from service.commands.demonstration.report import Point, plot, table
 from service.commands.demonstration.view import Span, line, panel
-from service.commands.picture import check_picture
 from service.http.routes.demo import demo_router
 from service.http.server import serve
 from service.monitoring.history import History

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from service.commands.picture import save, set_title
+from service.commands.comparisons.picture import save, set_title
 from service.monitoring.recovery import SERVED, ShiftRecovery
 from streams.recovery import WINDOW, WITHIN
 

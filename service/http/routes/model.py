@@ -4,11 +4,13 @@ import asyncio
 import math
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from service.export import ExportError
+from service.http.codecs.safetensors import MEDIA_TYPE as TYPE
 from service.http.dependencies import CODES, Learning, Running
-from service.http.errors import ErrorBody, unavailable
+from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.log.errors import Stopped
 from service.model import Model
 from service.monitoring.statistics import Statistics
@@ -258,6 +260,21 @@ def _sizes(model: Model) -> dict[str, int]:
     """Return the sizes of a model of rows, which grow with its schema."""
     schema = model.schema
     return {"features": len(schema.columns), "classes": len(schema.labels)}
+
+
+@router.get(
+    "/model/export",
+    response_class=Response,
+    responses={200: {"content": {TYPE: {}}}, 409: {"model": ErrorBody}},
+)
+async def export(model: Running) -> Response:
+    """Return the model that answers now as safetensors; `funnel export` makes ONNX of it."""
+    try:
+        raw = await asyncio.to_thread(model.exported)
+    except ExportError as error:
+        raise HTTPError(409, "not_exportable", str(error)) from error
+    disposition = f'attachment; filename="{model.settings.model}.safetensors"'
+    return Response(raw, media_type=TYPE, headers={"Content-Disposition": disposition})
 
 
 @router.get("/optimizer", response_model=OptimizerAnswer)

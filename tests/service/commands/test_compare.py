@@ -18,8 +18,8 @@ from service.commands.comparisons.comparison import (
     table,
 )
 from service.commands.comparisons.evaluation import Run, Served, standardized
+from service.commands.comparisons.picture import save, set_title
 from service.commands.comparisons.tally import SHOWN, Tally, scores_of
-from service.commands.picture import save, set_title
 from service.settings import load_settings
 from streams.batch import concatenate
 from streams.peers.peers import PEERS, Peer

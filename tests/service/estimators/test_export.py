@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from funnel import Classifier, Regressor
-from service.estimators.export import ExportError
+from service.export import ExportError
 
 
 def numbers(n: int, columns: int = 5, missing: float = 0.1) -> tuple[np.ndarray, np.ndarray]:

@@ -36,6 +36,7 @@ MATRIX = [
     ("POST", "/predict", 200, READERS),
     ("POST", "/checkpoint", 201, {ADMIN}),
     ("GET", "/model", 200, READERS),
+    ("GET", "/model/export", 200, {ADMIN}),
     ("GET", "/optimizer", 200, READERS),
     ("GET", "/optimizer/gains", 200, READERS),
     ("GET", "/newest", 200, READERS),
