@@ -27,6 +27,8 @@ logger = logging.getLogger("funnel")
 T = TypeVar("T")
 
 RETRY_SECONDS = 0.5
+REPLAY_SECONDS = 5.0
+"""Longest wait of a request for the end of a replay, after which the schema is known."""
 
 
 class Service:
@@ -45,6 +47,8 @@ class Service:
         """Set when the service begins to stop."""
         self.broken = ""
         """The essential task that failed, and how; the service then stops."""
+        self._informing: asyncio.Task[bool] | None = None
+        """Waits until the model's schema is known, for all requests that do."""
         self.waits = ""
         """A colon and the reason why the start waits; empty if it does not."""
         self.viewers = 0
@@ -148,6 +152,20 @@ class Service:
             return model
         await self.unless_stopped(self._replaced.wait())
         return self.model or model
+
+    async def informed(self, model: Model) -> Model:
+        """Return the model, or the one that takes its place, once it has replayed its log.
+
+        It waits for `REPLAY_SECONDS` at most.
+
+        Raises:
+            Stopped: the service began to stop first.
+        """
+        if self._informing is None or self._informing.done():
+            replayed = asyncio.to_thread(model.trainer.replayed.wait, REPLAY_SECONDS)
+            self._informing = asyncio.create_task(replayed)
+        await self.unless_stopped(asyncio.shield(self._informing))
+        return await self.newest(model)
 
     async def caught_up(self, model: Model) -> Model:
         """Return the model, or the one that takes its place, once it has caught up with its log.

@@ -63,6 +63,27 @@ async def _learning(
     return model
 
 
+async def _informed(
+    service: Annotated[Service, Depends(_service)], model: Annotated[Model, Depends(_learning)]
+) -> Model:
+    if knows_schema(model):
+        return model
+    try:
+        model = await service.informed(model)
+    except Stopped as error:
+        raise unavailable("draining", str(error)) from error
+    if knows_schema(model):
+        return model
+    message = "the log is replayed, and the schema is not known yet; send these again later"
+    raise unavailable("starting", message)
+
+
+def knows_schema(model: Model) -> bool:
+    """Return whether it is known how rows are to be read: not during a replay."""
+    is_dense = model.spec.shape is not None and not model.is_open
+    return is_dense or model.trainer.knows_schema
+
+
 AnyService = Annotated[Service, Depends(_service)]
 """The service, even while it starts or drains."""
 WaitsOf = Annotated[Waits, Depends(_waits)]
@@ -75,3 +96,5 @@ Running = Annotated[Model, Depends(_running)]
 """The model; 503 before it has started, and once the service drains."""
 Learning = Annotated[Model, Depends(_learning)]
 """The model, if it learns; 503 otherwise."""
+Informed = Annotated[Model, Depends(_informed)]
+"""The model, if it learns, once its schema is known; 503 if a replay takes longer."""

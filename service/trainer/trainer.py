@@ -104,6 +104,8 @@ class Trainer:
         history: History | None = None,
         delayed: Callable[[float], object] = lambda _: None,
     ) -> None:
+        self.replayed = threading.Event()
+        """Set unless a replay is to come or under way."""
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._clock = clock = clock or SystemClock()
@@ -277,6 +279,7 @@ class Trainer:
             reason = f"the trainer is {self._condition}: {self._reason}"
             self._waiters.close(reason)
             self._writer.close(reason)
+            self.replayed.set()
             self.caught_up.set()
 
     def _run(self) -> None:
@@ -376,6 +379,7 @@ class Trainer:
         logger.warning("learning may have passed to another service: %s", reason)
         if self._replica.has_recovered:
             self._drift_news.notify(self._replica.state.drift)
+        self.replayed.clear()
         self._replica.resign()
 
     async def _attempt(self, work: Awaitable[None], failure: str) -> bool:
@@ -406,6 +410,7 @@ class Trainer:
         """Serve the newest checkpoint while another service learns."""
         if self._condition != Condition.STANDBY:
             logger.info("%s; standing by", ANOTHER_LEARNS)
+            self.replayed.clear()
             self._replica.resign()
             self._become(Condition.STANDBY, ANOTHER_LEARNS)
         self._writer.give_up(ANOTHER_LEARNS)
@@ -468,6 +473,7 @@ class Trainer:
         if is_new:
             self._drift_news.skip(replica.state.drift)
         self._become(Condition.LEARNING)
+        self.replayed.set()
         pipeline = Pipeline(replica, self._log, pending, self._settings, self._worker, self._clock)
         await self._watch(pipeline)
         self.caught_up.set()

@@ -13,11 +13,12 @@ import pytest
 from redis.typing import EncodableT, FieldT
 
 from service.log.errors import LogError
+from service.log.keys import Keys
 from streams.batch import Batch
 from tests.support.harness import SAFETENSORS, RedisProcess, ServiceProcess, serving, wait_for
 from tests.support.named import records
 
-OPTIONS: dict[str, Any] = {"batch_size": 50, "lease_seconds": 1.0, "max_wait_ms": 200}
+OPTIONS: dict[str, Any] = {"batch_size": 50, "max_wait_ms": 200}
 DENSE = Batch(np.full((3, 784), 0.5, np.float32), np.array([1, 2, 3]))
 
 
@@ -88,6 +89,23 @@ def test_rows_decide_in_every_format(tmp_path: Path, kind: str) -> None:
         answer = client.post("/learn", content=bodies[kind], headers=headers)
         assert answer.status_code == 202, answer.text
         assert client.get("/schema").status_code == 200, "it is answered once it is of rows"
+
+
+def test_a_request_waits_for_a_replay_that_a_lost_lease_needs(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    with (
+        serving(tmp_path, **OPTIONS, redis_url=redis.url, lease_seconds=1) as service,
+        service.client() as client,
+        redis.client() as direct,
+    ):
+        client.post("/learn?wait=applied", json=rows(0)).raise_for_status()
+        for k in range(1, 6):
+            direct.delete(Keys("logistic").lease)
+            wait_for(lambda k=k: service.log.count("the lease ran out") == k)
+            answer = client.post("/learn", json=rows(k))
+            assert answer.status_code == 202, answer.text
+        wait_for(lambda: client.get("/model").json()["examples_learned"] == 300)
 
 
 def test_the_first_dense_features_keep_rows_out(tmp_path: Path) -> None:

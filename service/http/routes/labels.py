@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from service.http.codecs.codec import Examples
 from service.http.codecs.labels import LABELS
 from service.http.codecs.table import described
-from service.http.dependencies import AnyService, BodiesOf, Learning, WaitsOf
+from service.http.dependencies import AnyService, BodiesOf, Informed, WaitsOf
 from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.http.routes.learn import Accepted, InLog, append, applied, check_backlog
 from service.log.keys import Field
@@ -51,7 +51,7 @@ async def labels(
     service: AnyService,
     bodies: BodiesOf,
     waits: WaitsOf,
-    model: Learning,
+    model: Informed,
     wait: Annotated[
         Literal["applied"] | None, Query(description="answer when the labels are decided on")
     ] = None,
@@ -63,7 +63,7 @@ async def labels(
     """
     check_backlog(model)
     shape = model.spec.shape
-    if model.is_open or (shape is None and not model.trainer.knows_schema):
+    if model.is_open:
         raise unavailable("starting", NO_QUESTION)
     async with bodies.labels(request, shape) as found:
         if len(found) <= FEW:

@@ -14,7 +14,7 @@ from service.http.body import Bodies
 from service.http.codecs.codec import Examples
 from service.http.codecs.rows import Named, Packed
 from service.http.codecs.table import LEARN, described
-from service.http.dependencies import AnyService, BodiesOf, Learning, WaitsOf
+from service.http.dependencies import AnyService, BodiesOf, Informed, WaitsOf
 from service.http.errors import RETRY_SECONDS, ErrorBody, HTTPError, unavailable
 from service.log.backlog import BacklogFullError
 from service.log.entries import inputs_of
@@ -85,7 +85,7 @@ async def learn(
     service: AnyService,
     bodies: BodiesOf,
     waits: WaitsOf,
-    model: Learning,
+    model: Informed,
     wait: Annotated[
         Literal["applied"] | None, Query(description="answer when the examples are learned")
     ] = None,
@@ -144,9 +144,6 @@ async def _examples(
     Rows are small ones, which change no schema and may share an entry.
     """
     shape, is_open = model.spec.shape, model.is_open
-    if (is_open or shape is None) and not model.trainer.knows_schema:
-        message = "the log is replayed, and the schema is not known yet; send these again later"
-        raise unavailable("starting", message)
     named, may_share = Named(label, weight, model.schema.label), not (is_keyed or is_open)
     opens = model.settings.opens if is_open else frozenset()
     dense = shape and (shape[0], 0 if TASK in opens else shape[1])
