@@ -101,9 +101,9 @@ class Model:
             backlog = Backlog(most, lambda: self.status.learned)
             self.intake = Intake(connect(url), name, backlog)
         if state.device.type == "cpu":
-            _rehearse("scores, floors and calibration", rehearse_counts)
+            rehearse_once("scores, floors and calibration", rehearse_counts)
         if state.served.families is not None:
-            _rehearse("trees and neighbours", rehearse_families)
+            rehearse_once("trees and neighbours", rehearse_families)
         self._learner = state.served
         self.predictor = Predictor(
             Evaluator(state.served), lambda: self.trainer.snapshot, settings.predict_ms / 1000
@@ -175,7 +175,7 @@ class Model:
 
 
 @cache
-def _rehearse(parts: str, rehearse: Callable[[], str]) -> None:
+def rehearse_once(parts: str, rehearse: Callable[[], str]) -> None:
     """Choose the code of some parts, once in a process, and log which it is."""
     began = time.monotonic()
     chosen = rehearse()

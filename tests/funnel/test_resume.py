@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -42,34 +43,45 @@ def resume(path, model, opt):
     opt.load_state_dict(saved["opt"])
 
 if __name__ == "__main__":
-    dtype, inner, source, target = sys.argv[1:]
+    folder = sys.argv[1]
     torch.set_num_threads(1)
-    model, opt = build(dtype, inner)
-    resume(source, model, opt)
-    train(model, opt, STEPS, 2 * STEPS)
-    save(target, model, opt)
+    for dtype in ("float32", "bfloat16"):
+        for inner in INNERS:
+            model, opt = build(dtype, inner)
+            resume(f"{folder}/{dtype}-{inner}-middle.pt", model, opt)
+            train(model, opt, STEPS, 2 * STEPS)
+            save(f"{folder}/{dtype}-{inner}-end.pt", model, opt)
 """
 
 
-@pytest.mark.parametrize("inner", ["Adagrad", "AdagradEMA", "Adam", "RMSprop", "SGD", "NAdam"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_resume_in_a_new_process_is_bit_identical(dtype: str, inner: str, tmp_path: Path) -> None:
-    script = tmp_path / "half.py"
+DTYPES = ("float32", "bfloat16")
+INNERS = ("Adagrad", "AdagradEMA", "Adam", "RMSprop", "SGD", "NAdam")
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with whole runs, and runs whose second half was in a new process."""
+    folder = tmp_path_factory.mktemp("halves")
+    script = folder / "half.py"
     script.write_text(PROGRAM)
     here: dict = {"__name__": "half"}
     exec(PROGRAM, here)
     steps = here["STEPS"]
+    for dtype, inner in product(DTYPES, INNERS):
+        model, opt = here["build"](dtype, inner)
+        here["train"](model, opt, 0, steps)
+        here["save"](folder / f"{dtype}-{inner}-middle.pt", model, opt)
+        here["train"](model, opt, steps, 2 * steps)
+        here["save"](folder / f"{dtype}-{inner}-whole.pt", model, opt)
+    subprocess.run([sys.executable, script, folder], check=True, timeout=120)
+    return folder
 
-    model, opt = here["build"](dtype, inner)
-    here["train"](model, opt, 0, steps)
-    here["save"](tmp_path / "middle.pt", model, opt)
-    here["train"](model, opt, steps, 2 * steps)
-    here["save"](tmp_path / "whole.pt", model, opt)
 
-    command = [sys.executable, script, dtype, inner, tmp_path / "middle.pt", tmp_path / "end.pt"]
-    subprocess.run(command, check=True, timeout=120)
-    whole = torch.load(tmp_path / "whole.pt", weights_only=True)
-    end = torch.load(tmp_path / "end.pt", weights_only=True)
+@pytest.mark.parametrize("inner", INNERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_resume_in_a_new_process_is_bit_identical(dtype: str, inner: str, halves: Path) -> None:
+    whole = torch.load(halves / f"{dtype}-{inner}-whole.pt", weights_only=True)
+    end = torch.load(halves / f"{dtype}-{inner}-end.pt", weights_only=True)
     assert differences(whole, end) == []
 
 

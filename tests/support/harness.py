@@ -30,7 +30,13 @@ SAFETENSORS = {"Content-Type": "application/octet-stream"}
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["service.http.server", "torch._dynamo", "river.drift", "tests.support.harness"]
+    [
+        "service.http.server",
+        "torch._dynamo",
+        "river.drift",
+        "tests.support.harness",
+        "tests.support.rehearsed",
+    ]
 )
 
 

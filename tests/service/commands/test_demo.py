@@ -37,6 +37,8 @@ COMMAND = [
     "abrupt",
     "--source",
     "digits",
+    "--model",
+    "logistic",
     "--port",
     "0",
 ]
@@ -105,9 +107,7 @@ def is_ready(url: str) -> bool:
 def test_terminal_page_and_history_give_one_number_for_a_recovery(tmp_path: Path) -> None:
     port = free_port()
     # The page has a point a second: several in each segment of 6 s, however slow the machine.
-    run = demo(
-        tmp_path, "--model", "logistic", "--examples", "9000", "--rate", "500", "--port", str(port)
-    )
+    run = demo(tmp_path, "--examples", "9000", "--rate", "500", "--port", str(port))
     seen: dict[int, ShiftRecovery] = {}
     polled: list[ShiftRecovery] = []
     shifts_of(f"http://127.0.0.1:{port}", seen, polled)
@@ -124,7 +124,9 @@ def test_terminal_page_and_history_give_one_number_for_a_recovery(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_demo_without_a_length_turns_until_ctrl_c_which_shows_a_table(tmp_path: Path) -> None:
-    run = demo(tmp_path, "--rate", "100", "--effort", "fast")  # a turn after each 2,000 examples
+    run = demo(
+        tmp_path, "--model", "auto", "--rate", "100", "--effort", "fast"
+    )  # a turn after each 2,000 examples
     assert run.stdout is not None
     shown = ""
     for line in run.stdout:
@@ -284,7 +286,8 @@ def test_the_demo_without_a_folder_for_its_files_is_one_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [[], ["--drop", "plan", "--kind", "city=text", "--examples", "700"]]
+    "options",
+    [[], ["--drop", "plan", "--kind", "city=text", "--examples", "700"]],
 )
 def test_the_demo_of_a_file_with_strings_ends_at_the_accuracy_of_compare(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -147,10 +147,10 @@ def test_bad_labels_are_refused(client: httpx.Client, body: bytes, field: str | 
 
 
 def test_large_requests_with_ids_are_read_by_another_process(client: httpx.Client) -> None:
-    ids = [f"large-{k}" for k in range(6_000)]
+    ids = [f"large-{k:0100}" for k in range(1_500)]
     assert ask(client, *ids).status_code == 200
     results = label(client, **dict.fromkeys(ids, 1)).json()["results"]
-    assert results == ["joined"] * 6_000
+    assert results == ["joined"] * 1_500
 
 
 def test_what_becomes_of_labels_is_counted(client: httpx.Client) -> None:
@@ -357,12 +357,12 @@ def test_the_stream_of_questions_stays_within_its_bytes(tmp_path: Path) -> None:
     options = SMALL | {"join_bytes": "100kB", "redis_url": redis.url}
     try:
         with serving(tmp_path, **options) as running, running.client() as client:
-            for k in range(900):
-                ask(client, f"{k}").raise_for_status()
+            for k in range(0, 900, 3):
+                ask(client, f"{k}", f"{k + 1}", f"{k + 2}").raise_for_status()
             with redis.client() as direct:
                 wait_for(lambda: sample(scrape(client), "funnel_open_bytes") <= 100 << 10)
-                for k in range(900, 1_500):
-                    ask(client, f"{k}").raise_for_status()
+                for k in range(900, 1_500, 3):
+                    ask(client, f"{k}", f"{k + 1}", f"{k + 2}").raise_for_status()
                 wait_for(lambda: (direct.memory_usage(ASKED) or 0) < 300 << 10)
             assert sample(scrape(client), "funnel_evicted_questions_total") > 400
             assert label(client, **{"1499": 1, "0": 1}).json()["results"][0] == "joined"

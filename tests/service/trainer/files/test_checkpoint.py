@@ -65,10 +65,15 @@ def test_a_format_of_a_later_version_is_refused() -> None:
         decode(later)
 
 
+def a_short_copy() -> Checkpoint:
+    """Return a checkpoint of some tensors: the others are bytes as these are."""
+    whole = a_copy()
+    names = [name for name in whole.tensors if not name.endswith("ring")][:12]
+    return replace(whole, tensors={name: whole.tensors[name] for name in names})
+
+
 def test_every_flipped_bit_is_found() -> None:
-    whole = a_copy()  # the rings of scores are 99 of 100 bytes, and bytes as any others
-    short = {k: v for k, v in whole.tensors.items() if not k.endswith("ring")}
-    copy = replace(whole, tensors=short)
+    copy = a_short_copy()
     raw = encode(copy, copy.sha256(), NUMERICS)
     header = 8 + int.from_bytes(raw[:8], "little")
     places = [*range(0, 8 * header), *range(8 * header, 8 * len(raw), 97)]
@@ -80,7 +85,7 @@ def test_every_flipped_bit_is_found() -> None:
 
 
 def test_a_file_cut_short_is_found() -> None:
-    copy = a_copy()
+    copy = a_short_copy()
     raw = encode(copy, copy.sha256(), NUMERICS)
     for length in range(0, len(raw), 53):
         with pytest.raises(DamagedError):

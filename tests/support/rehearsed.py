@@ -1,0 +1,14 @@
+"""The first work of each service, done once for all that are forked from a process.
+
+The rehearsal of compiled loops takes seconds of the start of each service with all families.
+"""
+
+import torch
+
+from funnel.families.rehearsal import rehearse as rehearse_families
+from service.model import rehearse_once
+from service.rehearsal import rehearse as rehearse_counts
+
+torch.set_num_threads(1)  # a process with threads of torch must not be forked
+rehearse_once("scores, floors and calibration", rehearse_counts)
+rehearse_once("trees and neighbours", rehearse_families)
