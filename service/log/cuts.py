@@ -114,7 +114,7 @@ class Cut:
     previous cut and this one, in order."""
     met: Sequence[Join] = ()
     """Labels that had waited for their questions, and have met them, or that questions got when
-    their time was over; their examples come last in the batch."""
+    their time was over, or at once; their examples come last in the batch."""
     unknown: Sequence[bytes] = ()
     """Hashes of the ids of labels that have waited in vain."""
     closed: EntryId = ORIGIN
@@ -187,7 +187,8 @@ def _join(join: Join) -> str | list[object]:
     """Return the record of a label: its result, or the question that is learned with it."""
     if join.place is None:
         return str(join.result)
-    return _place(join) + ([] if join.result == Result.JOINED else [str(join.result)])
+    factor = [] if join.factor == 1.0 else [join.factor]
+    return _place(join) + ([] if join.result == Result.JOINED else [str(join.result), *factor])
 
 
 def _place(join: Join) -> list[object]:
@@ -198,13 +199,14 @@ def _place(join: Join) -> list[object]:
 def _read_join(record: str | list[Any]) -> Join:
     if isinstance(record, str):
         return Join(Result(record))
-    entry, row, *result = record
-    return Join(Result(*result or [Result.JOINED]), Place(EntryId.parse(entry), int(row)))
+    entry, row, *rest = record
+    place, result = Place(EntryId.parse(entry), int(row)), rest[0] if rest else Result.JOINED
+    return Join(Result(result), place, factor=float(rest[1]) if rest[1:] else 1.0)
 
 
 def _met(join: Join) -> list[object]:
     end = [] if join.result == Result.JOINED else [str(join.result)]
-    return [*_place(join), join.label, join.weight, *end]
+    return [*_place(join), join.label, join.weight * join.factor, *end]
 
 
 def _read_met(

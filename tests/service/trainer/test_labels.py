@@ -68,7 +68,7 @@ class Life:
             self.clock,
             self.ttl,
             self.grace,
-            self.learns_last,
+            "last" if self.learns_last else "first",
             self.delays.append,
             self.timeout,
             self.default,
