@@ -146,6 +146,11 @@ class Joiner:
         return Summary(index.open, index.bytes, index.labelled, age / 1000, self._damaged, delay)
 
     @property
+    def met(self) -> int:
+        """Labels that are about to be recorded as met."""
+        return len(self._met)
+
+    @property
     def newest(self) -> EntryId:
         """The last entry of questions that was read."""
         return self._newest
