@@ -85,6 +85,7 @@ class _Record(BaseModel):
     met: list[list[Any]] = []
     unknown: list[str] = []
     closed: str = str(ORIGIN)
+    repeats: list[tuple[str, int, str, int]] = []
     evicted: NonNegativeInt = 0
     now: NonNegativeInt = 0
 
@@ -124,6 +125,9 @@ class Cut:
     now: int = 0
     """Time of the log at which labels were joined or questions closed, in Unix milliseconds; 0 if
     none were."""
+    repeats: Sequence[tuple[Place, Place]] = ()
+    """Questions with a label that are closed from now on, and later ones with the same id that were
+    asked meanwhile, which have that label, too, and are not learned."""
 
     def to_json(self) -> str:
         """Return the text that is recorded."""
@@ -132,6 +136,7 @@ class Cut:
             "met": list(map(_met, self.met)),
             "unknown": [own.hex() for own in self.unknown],
             "closed": "" if self.closed == ORIGIN else str(self.closed),
+            "repeats": [[str(a.entry), a.row, str(b.entry), b.row] for a, b in self.repeats],
             "evicted": self.evicted,
             "now": self.now,
             "effort": "fast" if self.is_fast else "",
@@ -174,6 +179,7 @@ class Cut:
                 EntryId.parse(found.closed),
                 found.evicted,
                 found.now,
+                tuple(_read_repeat(*one) for one in found.repeats),
             )
         except ValidationError as error:
             first = error.errors()[0]
@@ -202,6 +208,10 @@ def _read_join(record: str | list[Any]) -> Join:
     entry, row, *rest = record
     place, result = Place(EntryId.parse(entry), int(row)), rest[0] if rest else Result.JOINED
     return Join(Result(result), place, factor=float(rest[1]) if rest[1:] else 1.0)
+
+
+def _read_repeat(closed: str, row: int, entry: str, own: int) -> tuple[Place, Place]:
+    return Place(EntryId.parse(closed), row), Place(EntryId.parse(entry), own)
 
 
 def _met(join: Join) -> list[object]:

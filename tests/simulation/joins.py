@@ -134,6 +134,13 @@ class Joined:
             given_up[own] = waiting.pop(own)[0]
         if cut.closed != ORIGIN and cut.closed < one.closed:
             raise UnjoinedError(f"questions are opened again: {cut.closed} after {one.closed}")
+        used = dict(one.used)
+        for old, new in cut.repeats:
+            [own] = [k for k, (place, _) in used.items() if place == old]
+            if not one._is_open(new, own, seen):
+                raise UnjoinedError(f"{new} does not repeat {old}")
+            used[own] = new, used[own][1]
+        one = replace(one, used=used)
         closed, now = max(one.closed, cut.closed), max(one.now, cut.now)
         one = replace(one, waiting=waiting, given_up=given_up, closed=closed, now=now)
         return one, learned, met

@@ -49,6 +49,10 @@ class Index:
         self._unlabelled: deque[Known] = deque()
         """Entries of which no question has timed out, oldest first."""
         self._unlabelled_bytes = 0
+        self._repeats: dict[Place, list[Place]] = {}
+        """Questions that repeat an open one that has a label, by that one."""
+        self.repeated: list[tuple[Place, Place]] = []
+        """Closed questions with a label, and the open ones that repeat them, to be recorded."""
         self.newest = ORIGIN
         """The last entry that was entered."""
         self.open = self.labelled = 0
@@ -88,6 +92,7 @@ class Index:
     def _enter(self, place: Place, own: bytes) -> bool:
         before, joins = self._places.get(own), self._joins
         if before is not None and before in joins.used:
+            self._repeats.setdefault(before, []).append(place)
             return False
         self._places[own] = place
         if before is not None and before.entry >= joins.closed:
@@ -120,6 +125,7 @@ class Index:
                     is_used = place in self._joins.used
                     self.labelled -= is_used
                     self.open -= not is_used
+                    self._hand_over(place, own)
         if len(known) == count:
             return None
         first = known[0].id if known else EntryId(self.newest[0], self.newest[1] + 1)
@@ -136,6 +142,21 @@ class Index:
     def oldest_waiting(self) -> EntryId:
         """The oldest entry of which no question has timed out; TOP without any."""
         return self._unlabelled[0].id if self._unlabelled else TOP
+
+    def _hand_over(self, closed: Place, own: bytes) -> None:
+        """Let the next question that repeats a closed one have its label, too.
+
+        Otherwise it would be open after a restart, when nothing is known of the closed one.
+        """
+        if not (repeats := self._repeats.pop(closed, [])):
+            return
+        place, *rest = repeats
+        if rest:
+            self._repeats[place] = rest
+        self._joins.repeat(closed, place)
+        self.repeated.append((closed, place))
+        self._places[own] = place
+        self.labelled += 1
 
     def _add_closed(self, known: Known) -> None:
         self._closed.append(known)

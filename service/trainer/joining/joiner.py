@@ -536,7 +536,9 @@ class Joiner:
         elif not given_up:
             return None
         closing = ORIGIN if closed is None else closed
-        return replace(here, unknown=given_up, closed=closing, evicted=evicted, now=self.now)
+        repeats, index.repeated = index.repeated, []
+        cut = replace(here, unknown=given_up, closed=closing, evicted=evicted, now=self.now)
+        return replace(cut, repeats=repeats)
 
     def _give_up(self, position: Position) -> list[bytes]:
         """Let old labels wait no longer; return the hashes of their ids."""

@@ -85,6 +85,8 @@ class Joins:
         for join in cut.met:
             self.note(join, cut.now)
         self.give_up(cut.unknown)
+        for closed, place in cut.repeats:
+            self.repeat(closed, place)
         self.close(cut.closed)
         self.evicted += cut.evicted
 
@@ -118,6 +120,11 @@ class Joins:
         for own in hashes:
             self.waiting.pop(own, None)
             self.counts[Result.UNKNOWN] += 1
+
+    def repeat(self, closed: Place, place: Place) -> None:
+        """Let a question that repeats another have its label, too."""
+        if closed in self.used:
+            self.used[place] = self.used[closed]
 
     def close(self, before: EntryId) -> None:
         """Close the questions before an entry."""

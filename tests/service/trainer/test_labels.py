@@ -728,6 +728,7 @@ def test_a_cut_with_labels_is_read_as_it_was_written() -> None:
         unknown=(hash_of("a"),),
         closed=EntryId(3, 0),
         now=77,
+        repeats=((place, Place(EntryId(6, 0), 1)),),
     )
     assert Cut.from_json(1, cut.to_json().encode()) == cut
 
@@ -744,3 +745,30 @@ def test_a_checkpoint_without_labels_has_the_format_that_it_had() -> None:
         Joins(now=5),
         copy.sha256(),
     )
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_question_that_repeats_a_labelled_one_is_not_learned_when_that_is_closed(
+    restarts: bool,
+) -> None:
+    """Nothing is known of the closed one after a restart: the server has let it go."""
+    life = await a_life(ttl=60.0, timeout=50.0, default="0")
+    first = ask(life.server, "a")
+    assert await life.decided(a=1) == ["joined"]
+    await life.pass_time(30)
+    ask(life.server, "a")
+    await life.pass_time(20)
+    ask(life.server, "a")
+    await life.pass_time(15)
+    assert life.replica.joins.closed > first
+    if restarts:
+        life.keep()
+        del life.server.asked[first]
+        await life.again()
+    assert await life.decided(a=1) == ["duplicate"]
+    assert await life.decided(a=2) == ["conflict"]
+    await life.pass_time(30)
+    await life.again()
+    await life.pass_time(40)
+    assert life.replica.state.examples == 1
+    await life.end()
