@@ -176,7 +176,8 @@ class Joined:
         match join.result:
             case Result.JOINED:
                 newest = max((place.entry for place in before), default=ORIGIN)
-                is_right = used is None and self._is_open(join.place, own, seen)
+                is_new = used is None or is_closed  # asked again after that, it is another one
+                is_right = is_new and self._is_open(join.place, own, seen)
                 is_right = is_right and join.place is not None and join.place.entry >= newest
                 is_right = is_right and not (rules.sums or rules.is_weighted)
             case Result.CORRECTED:
