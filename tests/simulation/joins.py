@@ -141,9 +141,8 @@ class Joined:
                 raise UnjoinedError(f"{new} does not repeat {old}")
             used[own] = new, used[own][1]
         one = replace(one, used=used)
-        for own in waiting if rules.sums else ():
-            newest = max((place.entry for place, _ in seen.places.get(own, ())), default=ORIGIN)
-            if one.closed <= newest < cut.closed:
+        for own in waiting.keys() & seen.places.keys() if rules.sums else ():
+            if one.closed <= max(place.entry for place, _ in seen.places[own]) < cut.closed:
                 raise UnjoinedError("a question is closed before the sum of its labels is learned")
         closed, now = max(one.closed, cut.closed), max(one.now, cut.now)
         one = replace(one, waiting=waiting, given_up=given_up, closed=closed, now=now)
