@@ -62,6 +62,8 @@ DURATION = re.compile(r"([0-9]+(?:[.][0-9]+)?)(ms|s|m|h|d)")
 SIZES = {"": 0, "kB": 10, "MB": 20, "GB": 30}
 SIZE = re.compile(r"([0-9]+)(kB|MB|GB)?")
 MOST_SECONDS = 365 * UNITS["d"]
+WEIGHTED = "weighted"
+"""In place of a time in `Settings.label_timeout`: the label is learned at once."""
 INPUTS, TASK = "inputs", "task"
 """The choices that settings can leave open; see `Settings.opens`."""
 MODEL_NAME = re.compile(r"logistic|mlp|auto|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -253,15 +255,15 @@ class Settings(BaseModel):
     label_grace: str = Field(
         "60s", description="how long a label waits for its question, if it comes first"
     )
-    labels: Literal["first", "last"] = Field(
+    labels: Literal["first", "last", "sum"] = Field(
         "first",
         description="a second label of a question that differs: first ignores it; last learns the "
-        "question again with it",
+        "question again with it; sum adds all labels up until the question's time is over",
     )
     label_timeout: str = Field(
         "",
         description="30m:no: a question without a label after 30 minutes is learned with the label "
-        "no; empty: it is not learned",
+        "no; weighted:no: at once, and again with another label; empty: it is not learned",
     )
     join_bytes: str = Field(
         "256MB",
@@ -366,12 +368,34 @@ class Settings(BaseModel):
             raise ValueError("at most 365d")
         return value
 
+    @field_validator("labels")
+    @classmethod
+    def _counting(cls, value: str, info: ValidationInfo) -> str:
+        task = info.data.get("task", AUTO)
+        if value == "sum" and (task == AUTO or not Task.parse(task).is_numeric):
+            raise ValueError(
+                f"sum adds numbers up, and {PREFIX}TASK is {task}: set {PREFIX}TASK=regression or "
+                "quantile:0.1,0.5,0.9, or give first or last"
+            )
+        return value
+
     @field_validator("label_timeout")
     @classmethod
     def _defaulting(cls, value: str, info: ValidationInfo) -> str:
         after, colon, label = value.partition(":")
         if value and not (colon and label):
-            raise ValueError("give a time and a label: 30m:no")
+            raise ValueError(f"give a time and a label, 30m:no, or {WEIGHTED}:no")
+        if label.endswith(f",{WEIGHTED}"):
+            own = label.removesuffix(f",{WEIGHTED}")
+            raise ValueError(f"weighted questions are learned at once: give {WEIGHTED}:{own}")
+        if after == WEIGHTED:
+            if info.data.get("labels", "first") != "first":
+                raise ValueError(
+                    f"{WEIGHTED} learns the first label alone: set {PREFIX}LABELS=first"
+                )
+            if info.data.get("task", "binary") != "binary":
+                raise ValueError(f"{WEIGHTED} is for two classes: set {PREFIX}TASK=binary")
+            return value
         if value and "label_ttl" in info.data and seconds(after) > seconds(info.data["label_ttl"]):
             raise ValueError(f"the time is longer than {PREFIX}LABEL_TTL, when questions close")
         return value

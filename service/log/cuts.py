@@ -85,6 +85,7 @@ class _Record(BaseModel):
     met: list[list[Any]] = []
     unknown: list[str] = []
     closed: str = str(ORIGIN)
+    repeats: list[tuple[str, int, str, int]] = []
     evicted: NonNegativeInt = 0
     now: NonNegativeInt = 0
 
@@ -114,7 +115,7 @@ class Cut:
     previous cut and this one, in order."""
     met: Sequence[Join] = ()
     """Labels that had waited for their questions, and have met them, or that questions got when
-    their time was over; their examples come last in the batch."""
+    their time was over, or at once; their examples come last in the batch."""
     unknown: Sequence[bytes] = ()
     """Hashes of the ids of labels that have waited in vain."""
     closed: EntryId = ORIGIN
@@ -124,6 +125,9 @@ class Cut:
     now: int = 0
     """Time of the log at which labels were joined or questions closed, in Unix milliseconds; 0 if
     none were."""
+    repeats: Sequence[tuple[Place, Place]] = ()
+    """Questions with a label that are closed from now on, and later ones with the same id that were
+    asked meanwhile, which have that label, too, and are not learned."""
 
     def to_json(self) -> str:
         """Return the text that is recorded."""
@@ -132,6 +136,7 @@ class Cut:
             "met": list(map(_met, self.met)),
             "unknown": [own.hex() for own in self.unknown],
             "closed": "" if self.closed == ORIGIN else str(self.closed),
+            "repeats": [[str(a.entry), a.row, str(b.entry), b.row] for a, b in self.repeats],
             "evicted": self.evicted,
             "now": self.now,
             "effort": "fast" if self.is_fast else "",
@@ -174,6 +179,7 @@ class Cut:
                 EntryId.parse(found.closed),
                 found.evicted,
                 found.now,
+                tuple(_read_repeat(*one) for one in found.repeats),
             )
         except ValidationError as error:
             first = error.errors()[0]
@@ -187,7 +193,8 @@ def _join(join: Join) -> str | list[object]:
     """Return the record of a label: its result, or the question that is learned with it."""
     if join.place is None:
         return str(join.result)
-    return _place(join) + ([] if join.result == Result.JOINED else [str(join.result)])
+    factor = [] if join.factor == 1.0 else [join.factor]
+    return _place(join) + ([] if join.result == Result.JOINED else [str(join.result), *factor])
 
 
 def _place(join: Join) -> list[object]:
@@ -198,13 +205,18 @@ def _place(join: Join) -> list[object]:
 def _read_join(record: str | list[Any]) -> Join:
     if isinstance(record, str):
         return Join(Result(record))
-    entry, row, *result = record
-    return Join(Result(*result or [Result.JOINED]), Place(EntryId.parse(entry), int(row)))
+    entry, row, *rest = record
+    place, result = Place(EntryId.parse(entry), int(row)), rest[0] if rest else Result.JOINED
+    return Join(Result(result), place, factor=float(rest[1]) if rest[1:] else 1.0)
+
+
+def _read_repeat(closed: str, row: int, entry: str, own: int) -> tuple[Place, Place]:
+    return Place(EntryId.parse(closed), row), Place(EntryId.parse(entry), own)
 
 
 def _met(join: Join) -> list[object]:
     end = [] if join.result == Result.JOINED else [str(join.result)]
-    return [*_place(join), join.label, join.weight, *end]
+    return [*_place(join), join.label, join.weight * join.factor, *end]
 
 
 def _read_met(

@@ -78,6 +78,12 @@ class Result(StrEnum):
     setting."""
     INVALID = "invalid"
     """The model cannot learn its question with it."""
+    ADDED = "added"
+    """It is added to the others of its id; the question is learned with their sum."""
+    ASSUMED = "assumed"
+    """The question is learned at once with the label of FUNNEL_LABEL_TIMEOUT, and with a weight."""
+    CORRECTED = "corrected"
+    """It corrects the one that was assumed: its question is learned with it, and with a weight."""
 
 
 class Place(NamedTuple):
@@ -88,7 +94,8 @@ class Place(NamedTuple):
 
 
 class Join(NamedTuple):
-    """The decision on a label. A cut records result and place; the rest can be read again."""
+    """The decision on a label. A cut records result, place and factor; the rest can be read
+    again."""
 
     result: Result
     place: Place | None = None
@@ -97,6 +104,9 @@ class Join(NamedTuple):
     """Hash of the question's id."""
     label: Label = 0
     weight: float = 1.0
+    factor: float = 1.0
+    """Importance weight, by which the label's own is multiplied; a cut records that of a label
+    that corrects another."""
     source: str = "redis"
     """Source of the label's entry."""
     is_right: bool | None = None

@@ -185,9 +185,10 @@ class Pipeline:
         return Cut(self.pending.position, entries=self.pending.entries)
 
     def _take_met(self) -> Group:
-        """Take labels that have waited and met their questions, if they have waited long enough."""
+        """Take labels that have waited and met their questions, if they fill a batch or have waited
+        long enough."""
         joiner = self.replica.joiner
-        if joiner.met_since is None or self._rest_due_in() > 0:
+        if not joiner.met or (joiner.met < self._batch_size and self._rest_due_in() > 0):
             return []
         here = self._here
         met = joiner.take(here.position, self._batch_size)

@@ -389,8 +389,8 @@ class Replica:
             await self.joiner.look_for_loss(log)
         if extent.asked > self.joiner.newest:
             await self.joiner.catch_up(log, self._rules)
-        if is_read and not self.is_open:
-            await self.joiner.time_out(log, self._rules)
+        if not self.is_open:
+            await self.joiner.time_out(log, self._rules, is_read)
 
     async def _carry_out(self, log: Log, cut: Cut) -> None:
         """Record a cut that has no batch, and apply it."""

@@ -37,7 +37,7 @@ from service.monitoring.pictures import Newest
 from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Condition, Drift, LabelStatus, Role, Status
 from service.process import Clock, SystemClock
-from service.settings import Settings, seconds, size_of
+from service.settings import WEIGHTED, Settings, seconds, size_of
 from service.trainer.choice import AnotherModelError
 from service.trainer.joining.joiner import Joiner, Summary
 from service.trainer.joining.joins import Joins
@@ -117,15 +117,17 @@ class Trainer:
         opens, follows = settings.opens, settings.calibrate == AUTO
         ttl, grace = seconds(settings.label_ttl), seconds(settings.label_grace)
         timeout, _, default = settings.label_timeout.partition(":")
+        wait = 0.0 if timeout == WEIGHTED else seconds(timeout) if timeout else None
         joiner = Joiner(
             clock,
             ttl,
             grace,
-            settings.labels == "last",
+            settings.labels,
             delayed,
-            seconds(timeout) if timeout else None,
+            wait,
             default,
             size_of(settings.join_bytes),
+            timeout == WEIGHTED,
         )
         choices = declared, policies, opens, follows
         self._replica = Replica(

@@ -392,3 +392,37 @@ def test_auto_keeps_the_policies_that_are_recorded(tmp_path: Path) -> None:
     assert limited.declared is not None
     [change] = recorded.changes_to(limited.declared, limited.declared_policies)
     assert recorded.after([change]).max_classes == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"labels": "sum"}, "sum adds numbers up, and FUNNEL_TASK is auto: set FUNNEL_TASK=regr"),
+        ({"labels": "sum", "task": "binary"}, "FUNNEL_TASK is binary: set FUNNEL_TASK=regression"),
+        ({"label_timeout": "weighted:no"}, "weighted is for two classes: set FUNNEL_TASK=binary"),
+        ({"label_timeout": "weighted:0", "task": "regression"}, "set FUNNEL_TASK=binary"),
+        ({"label_timeout": "weighted:", "task": "binary"}, "or weighted:no"),
+        ({"label_timeout": "weighted", "task": "binary"}, "or weighted:no"),
+        ({"label_timeout": "30m:no,weighted", "task": "binary"}, "give weighted:no"),
+        (
+            {"label_timeout": "weighted:no", "task": "binary", "labels": "last"},
+            "weighted learns the first label alone: set FUNNEL_LABELS=first",
+        ),
+        (
+            {"label_timeout": "weighted:0", "task": "regression", "labels": "sum"},
+            "weighted learns the first label alone: set FUNNEL_LABELS=first",
+        ),
+    ],
+)
+def test_labels_that_the_task_does_not_have_are_refused_with_what_to_set(
+    given: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(reason)):
+        load_settings(given)
+
+
+def test_labels_add_up_for_numbers_and_negatives_are_weighted_for_two_classes() -> None:
+    for task in ("regression", "quantile:0.1,0.9"):
+        assert load_settings({"labels": "sum", "task": task}).labels == "sum"
+    found = load_settings({"label_timeout": "weighted:no", "task": "binary", "label_ttl": "7d"})
+    assert found.label_timeout == "weighted:no"

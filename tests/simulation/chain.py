@@ -41,7 +41,14 @@ BITS, IN_ROW = 12, 4
 SCORES = ScoreSummary(0, 0, 0.0, 0.0, 0.0, 0.0, ())
 
 
-def link(before: bytes, numbers: Sequence[int], is_bad: bool, fold: int, lr: float) -> bytes:
+def link(
+    before: bytes,
+    numbers: Sequence[int],
+    is_bad: bool,
+    fold: int,
+    lr: float,
+    weights: Sequence[float] = (),
+) -> bytes:
     """Return the digest after a batch.
 
     Args:
@@ -50,8 +57,11 @@ def link(before: bytes, numbers: Sequence[int], is_bad: bool, fold: int, lr: flo
         is_bad: whether it is skipped.
         fold: version of the fold.
         lr: the hyperparameter.
+        weights: of the examples; none if each is 1.
     """
-    return hashlib.sha256(before + repr((list(numbers), is_bad, fold, lr)).encode()).digest()
+    content = list(numbers), is_bad, fold, lr
+    more = list(weights) if any(weight != 1 for weight in weights) else ""
+    return hashlib.sha256(before + f"{content}{more}".encode()).digest()
 
 
 class _StillMonitor(Monitor):
@@ -261,7 +271,8 @@ class ChainFold:
         state = self.state
         numbers, is_bad = _read(batch)
         fold, lr = state.drift.fold_version, state.hyperparameters.lr
-        state.chain = link(state.chain, numbers.tolist(), is_bad, fold, lr)
+        weights = [] if batch.weights is None else batch.weights.tolist()
+        state.chain = link(state.chain, numbers.tolist(), is_bad, fold, lr, weights)
         state.learn(numbers)
         state.version += 1
         state.examples += len(batch)

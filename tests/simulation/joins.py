@@ -60,7 +60,20 @@ class Rules:
     learns_last: bool = False
     has_grace: bool = True
     default: int | None = None
-    """The label of questions that have timed out."""
+    """The label of questions that have timed out, or are assumed to have it."""
+    sums: bool = False
+    """Whether labels of an id are added up until its question's time is over."""
+    is_weighted: bool = False
+    """Whether each question is learned with the default at once, and corrected later."""
+    wait_ms: float = 0
+    """No sooner than so long after its question, a label is too late for the sum."""
+
+    def weight_of(self, number: int) -> float:
+        """Return the weight of an example that is learned."""
+        if number < ASKED or not self.is_weighted:
+            return 1.0
+        label, p = (number - ASKED) // BY_LABEL, 1 - given(question_of(number))
+        return (1 - p) * (1 + p) if label == self.default else 1 + p
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,8 @@ class Joined:
                 raise UnjoinedError(f"{len(labels)} labels of {entry} are passed: {joins}")
             for join, label in zip(joins, labels, strict=True):
                 numbers = learned.setdefault(entry, [])
-                one = one._decided(join, label, source, seen, rules, seen.labelled[entry], numbers)
+                moment = seen.labelled[entry], entry.milliseconds
+                one = one._decided(join, label, source, seen, rules, moment, numbers)
         met: list[tuple[int, str]] = []
         for join in cut.met:
             one = one._met(join, seen, rules, met)
@@ -120,6 +134,16 @@ class Joined:
             given_up[own] = waiting.pop(own)[0]
         if cut.closed != ORIGIN and cut.closed < one.closed:
             raise UnjoinedError(f"questions are opened again: {cut.closed} after {one.closed}")
+        used = dict(one.used)
+        for old, new in cut.repeats:
+            [own] = [k for k, (place, _) in used.items() if place == old]
+            if not one._is_open(new, own, seen):
+                raise UnjoinedError(f"{new} does not repeat {old}")
+            used[own] = new, used[own][1]
+        one = replace(one, used=used)
+        for own in waiting.keys() & seen.places.keys() if rules.sums else ():
+            if one.closed <= max(place.entry for place, _ in seen.places[own]) < cut.closed:
+                raise UnjoinedError("a question is closed before the sum of its labels is learned")
         closed, now = max(one.closed, cut.closed), max(one.now, cut.now)
         one = replace(one, waiting=waiting, given_up=given_up, closed=closed, now=now)
         return one, learned, met
@@ -138,23 +162,35 @@ class Joined:
         source: str,
         seen: Seen,
         rules: Rules,
-        moment: int,
+        when: tuple[int, int],
         numbers: list[int],
     ) -> "Joined":
         """Return what is decided after a label; add the number that is learned."""
         own, places = label.hash, seen.places.get(label.hash, [])
         used, waits = self.used.get(own), self.waiting.get(own)
+        moment, at = when
+        is_assumed = rules.is_weighted and (used is None or used[1] == rules.default)
         before = [place for place, asked in places if asked < moment]
         is_closed = used is not None and used[0].entry < self.closed  # it may be forgotten
         may_wait = all(place.entry < self.closed for place in before)
-        may_wait = may_wait and (used is None or is_closed)
+        may_wait = may_wait and (used is None or is_closed or is_assumed)
         is_timed_out = used is None and bool(places) and rules.default is not None
         is_right, after = False, self
         match join.result:
             case Result.JOINED:
                 newest = max((place.entry for place in before), default=ORIGIN)
-                is_right = used is None and self._is_open(join.place, own, seen)
+                is_new = used is None or is_closed  # asked again after that, it is another one
+                is_right = is_new and self._is_open(join.place, own, seen)
                 is_right = is_right and join.place is not None and join.place.entry >= newest
+                is_right = is_right and not (rules.sums or rules.is_weighted)
+            case Result.CORRECTED:
+                is_right = is_assumed and used is not None and join.place == used[0]
+                is_right = is_right and label.label != rules.default
+            case Result.ADDED:
+                is_right = rules.sums and (used is None or is_closed)
+                is_right = is_right and (waits is not None or not may_wait or bool(places))
+                total = label.label + (waits[0] if waits else 0)
+                after = replace(self, waiting=self.waiting | {own: (total, source)})
             case Result.DUPLICATE:
                 is_right = (used is not None and used[1] == label.label) or (
                     waits is not None and waits[0] == label.label
@@ -165,6 +201,7 @@ class Joined:
                 is_right = used is not None and used[1] != label.label
                 if waits is not None and not rules.learns_last:
                     is_right = is_right or waits[0] != label.label
+                is_right = is_right and not (is_assumed and waits is None)
                 is_right = is_right or self.given_up.get(own, label.label) != label.label
                 if used is not None and rules.learns_last:
                     is_right = is_right and join.place == used[0]
@@ -174,13 +211,19 @@ class Joined:
                     is_right or is_timed_out
                 )  # and not recorded yet: this label supersedes it
                 is_right = is_right or (waits is not None and rules.learns_last and used is None)
+                if is_assumed and waits is None and label.label != rules.default:
+                    is_right = is_right or bool(places)  # the assumption is recorded before
                 after = replace(self, waiting=self.waiting | {own: (label.label, source)})
             case Result.UNKNOWN:
                 is_right = may_wait and not rules.has_grace
             case Result.LATE:
                 is_right = any(place.entry < self.closed for place, _ in places)
+                if rules.sums and places:
+                    ago = at - min(place.entry.milliseconds for place, _ in places)
+                    is_right = is_right or used is not None or ago >= rules.wait_ms
         if not is_right or (join.place is not None) != (
-            join.result == Result.JOINED or (join.result == Result.CONFLICT and rules.learns_last)
+            join.result in (Result.JOINED, Result.CORRECTED)
+            or (join.result == Result.CONFLICT and rules.learns_last)
         ):
             raise UnjoinedError(
                 f"{join} is decided on {label}, with {used=}, {waits=}, {places=}, closed before "
@@ -197,14 +240,27 @@ class Joined:
         """Return what is decided after a label that had waited; add the number that is learned."""
         [own] = [k for k, places in seen.places.items() for p, _ in places if p == join.place]
         label, source = self.waiting.get(own, (None, ""))
-        if join.result == Result.TIMEOUT:
-            label, source = rules.default, str(Result.TIMEOUT)
+        expected: tuple[Place | None, int | None] | None = None
+        if join.result in (Result.TIMEOUT, Result.ASSUMED):
+            label, source = rules.default, str(join.result)
+        if join.result == Result.CORRECTED:
+            expected = join.place, rules.default
         is_open = self._is_open(join.place, own, seen)
-        if own in self.used or not is_open or label is None or label != join.label:
-            raise UnjoinedError(f"{join} is met, with {label=}, used {self.used.get(own)}")
+        is_ruled = rules.is_weighted == (join.result in (Result.ASSUMED, Result.CORRECTED))
+        used = self.used.get(own)
+        if used is not None and used[0].entry < self.closed:
+            used = None  # it is asked again, and its id may be forgotten
+        if used != expected or not (is_open and is_ruled) or label is None:
+            raise UnjoinedError(f"{join} is met, with {label=}, {used=}")
+        if label != join.label:
+            raise UnjoinedError(f"{join} is met, and {label=} waits")
         assert join.place is not None
         numbers.append((seen.numbers[own] + BY_LABEL * label, source))
-        return self._using(own, join.place, label)
+        after = self._using(own, join.place, label)
+        waits = self.waiting.get(own)
+        if join.result == Result.ASSUMED and waits is not None and waits[0] != label:
+            return replace(after, waiting=self.waiting)
+        return after
 
     def _is_open(self, place: Place | None, own: bytes, seen: Seen) -> bool:
         known = {place for place, _ in seen.places.get(own, [])}
@@ -213,6 +269,11 @@ class Joined:
     def _using(self, own: bytes, place: Place, label: int) -> "Joined":
         waiting = {k: waits for k, waits in self.waiting.items() if k != own}
         return replace(self, used={**self.used, own: (place, label)}, waiting=waiting)
+
+
+def given(question: int) -> float:
+    """Return the probability that a question's answer gives each class; it is exact in float16."""
+    return question % 8 / 8
 
 
 def question_of(number: int) -> int:

@@ -460,6 +460,41 @@ MUTANTS = (
         "if at)\n        taken",
         asks=True,
     ),
+    Mutant(
+        "a label that corrects a negative is forgotten when that is recorded",
+        JOINS,
+        "        if join.result != Result.ASSUMED or (",
+        "        if join.result or (",
+        asks=True,
+    ),
+    Mutant(
+        "a cut forgets the weight of a label that corrects a negative",
+        CUTS,
+        "    factor = [] if join.factor == 1.0 else [join.factor]\n",
+        "    factor = [1.0] if join.factor == 1.0 else [1.0]\n",
+        asks=True,
+    ),
+    Mutant(
+        "a question is closed before the sum of its labels is learned",
+        JOINER,
+        "                first = min(first, index.oldest_waiting)\n",
+        "                first = min(first, TOP)\n",
+        asks=True,
+    ),
+    Mutant(
+        "a checkpoint holds the last label in place of the sum",
+        JOINS,
+        "added(before.label, join.label) if before and is_more",
+        "join.label if before and is_more",
+        asks=True,
+    ),
+    Mutant(
+        "a question that repeats a closed one is open after a restart",
+        JOINER,
+        "        return replace(cut, repeats=repeats)\n",
+        "        return replace(cut, repeats=repeats[:0])\n",
+        asks=True,
+    ),
 )
 
 

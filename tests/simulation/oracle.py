@@ -246,7 +246,7 @@ def _take(
         raise ViolationError(f"cut {number}: {error}") from error
     numbers: list[int] = []
     dead: list[EntryId] = []
-    sources = {"http": 0, "redis": 0, "timeout": 0}
+    sources = {"http": 0, "redis": 0, "timeout": 0, "assumed": 0}
     whole, is_bad = 0, False
     for entry in read:
         sent = entries[entry]
@@ -274,7 +274,8 @@ def _take(
         return None
     digest, version, lr = base.digest, base.version, base.lr
     if numbers:
-        digest, version = link(digest, numbers, is_bad, cut.fold, lr), version + 1
+        weights = [rules.weight_of(number) for number in numbers]
+        digest, version = link(digest, numbers, is_bad, cut.fold, lr, weights), version + 1
     match cut.command:
         case Begin(_, rates) | Change(rates):
             lr = rates["lr"]

@@ -29,6 +29,9 @@ REAL_EVERY = 50
 """One schedule in so many learns with a real state. Every other of them learns named rows, and half
 of the rest learn numbers."""
 
+RULES = {0: "sum", 2: "weighted"}
+"""What decides on labels, by the remainder of the seed after division by four."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -67,9 +70,14 @@ class Labelling:
     join_bytes: str
 
     @classmethod
-    def of(cls, rng: random.Random) -> "Labelling":
-        """Draw one."""
-        return cls(
+    def of(cls, rng: random.Random, rule: str = "") -> "Labelling":
+        """Draw one.
+
+        Args:
+            rng: draws.
+            rule: ``sum`` or ``weighted`` if labels are added up, or correct what was assumed.
+        """
+        one = cls(
             rng.randint(3, 30),
             rng.choice(("1h", "1h", "1h", "4s")),
             rng.choice(("60s", "60s", "1s", "0s")),
@@ -77,11 +85,32 @@ class Labelling:
             rng.choice(("first", "first", "last")),
             rng.choice(("256MB", "256MB", "256MB", "1kB")),
         )
+        if rule == "sum":
+            timeout = rng.choice(("", "2s:1"))
+            return replace(one, keeps="sum", ttl=one.ttl if timeout else "4s", timeout=timeout)
+        if rule == "weighted":
+            return replace(one, keeps="first", timeout="weighted:1")
+        return one
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no question is closed."""
+        return (self.ttl, self.join_bytes) == ("1h", "256MB")
 
     @property
     def is_patient(self) -> bool:
         """Whether no question is closed, and none gets a label that nobody has sent."""
-        return (self.ttl, self.timeout, self.join_bytes) == ("1h", "", "256MB")
+        return self.keeps_all and not self.timeout
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether questions are learned at once, before their labels."""
+        return self.timeout.startswith("weighted:")
+
+    @property
+    def ends_waits(self) -> bool:
+        """Whether something is learned when the time of a question is over."""
+        return bool(self.timeout) or self.keeps == "sum"
 
 
 @dataclass(frozen=True)
@@ -124,7 +153,8 @@ class Plan:
         plan = cls.of(seed)
         rng = random.Random(f"{seed}/labelling")
         return replace(
-            plan, kind="plain", is_real=False, inherited=0, sends=(), labelling=Labelling.of(rng),
+            plan, kind="plain", is_real=False, inherited=0, sends=(),
+            labelling=Labelling.of(rng, RULES.get(seed % 4, "")),
             faults=tuple(f for f in plan.faults if f.kind in FAULTS),
         )  # fmt: skip
 
@@ -178,7 +208,9 @@ class Plan:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether a real state learns numbers."""
+        """Whether the labels are numbers."""
+        if self.labelling is not None:
+            return self.labelling.keeps == "sum"
         return self.is_real and not self.is_named and self.seed // REAL_EVERY % 4 == 2
 
     @property

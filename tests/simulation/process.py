@@ -364,13 +364,15 @@ class Process:
 
     @property
     def has_joined(self) -> bool:
-        """True if it has read all questions, each has timed out if it may, and no label waits to be
-        recorded with its own."""
+        """True if it has read all questions, each has timed out if it may, no label waits to be
+        recorded with its own, and it has applied all cuts."""
         joiner = self.trainer._replica.joiner
         labelling = self.world.plan.labelling
-        is_open = bool(labelling and labelling.timeout and joiner._index._unlabelled)
+        is_open = bool(labelling and labelling.ends_waits and joiner._index._unlabelled)
         is_read = joiner.newest >= max(self.world.server.asked, default=ORIGIN)
-        return is_read and joiner.met_since is None and not is_open
+        cut = self.trainer.status.progress.cut
+        is_applied = any(tip.cut == cut for tip in self.world.oracle.tips)
+        return is_read and joiner.met_since is None and not is_open and is_applied
 
     def watch(self, entry: EntryId) -> None:
         """Wait until an entry is learned, and check that it is then."""

@@ -12,7 +12,7 @@ from service.log.errors import LogUnavailable
 from service.log.keys import Field
 from service.log.labels import Labels, hash_of
 from service.log.questions import Questions
-from tests.simulation.joins import ASKED, Label
+from tests.simulation.joins import ASKED, Label, given
 from tests.simulation.oracle import Sent
 from tests.simulation.producers import CLASSES, PATIENCE_SECONDS
 
@@ -77,9 +77,9 @@ class Askers:
         """Ask until it is confirmed, or no more: the same ids may be asked again."""
         rng, world = self._rng, self._world
         features = np.array([[k, 0.0] for k in numbers], np.float32)
-        answers = np.zeros((len(numbers), CLASSES), np.float16)
-        given = np.zeros(len(numbers), np.int64)
-        fields = Questions(features, b"".join(hashes), given, answers, 1).to_fields()
+        answers = np.array([[given(k)] * CLASSES for k in numbers], np.float16)
+        labels = np.zeros(len(numbers), np.int64)
+        fields = Questions(features, b"".join(hashes), labels, answers, 1).to_fields()
         for _ in range(TRIES):
             process = rng.choice([p for p in world.processes if p.is_up] or world.processes)
             try:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
+from math import inf
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,7 +28,7 @@ from service.fold.step import Fold
 from service.log.cuts import Begin, Cut
 from service.log.position import BEGINNING, TOP, Position, Progress
 from service.monitoring.status import Condition
-from service.settings import Settings, load_settings
+from service.settings import Settings, load_settings, seconds
 from service.trainer.checkpoint import Checkpoint, DamagedError, Decoded, decode, encode
 from service.trainer.chunks import NAME as CHUNK_NAME
 from service.trainer.chunks import DamagedChunkError, checked
@@ -41,7 +42,7 @@ from tests.simulation.disk import Platter
 from tests.simulation.joins import ASKED, BY_LABEL, Label, Rules, question_of
 from tests.simulation.loop import OWNER, OwnClock, Owner, SimulatedClock, SimulatedLoop
 from tests.simulation.oracle import Folded, Oracle, ViolationError
-from tests.simulation.plan import Fault, Plan
+from tests.simulation.plan import Fault, Labelling, Plan
 from tests.simulation.process import Process
 from tests.simulation.producers import CLASSES, FEATURES, Producers
 from tests.simulation.questions import Askers
@@ -110,9 +111,17 @@ def _rules(plan: Plan) -> Rules:
     """Return what decides on labels, as the oracle takes it."""
     if (labelling := plan.labelling) is None:
         return Rules()
-    _, has_default, default = labelling.timeout.partition(":")
+    wait, has_default, default = labelling.timeout.partition(":")
+    is_steady = labelling.join_bytes == "256MB" and all(
+        fault.kind not in ("server clock", "clock") for fault in plan.faults
+    )
     return Rules(
-        labelling.keeps == "last", labelling.grace != "0s", int(default) if has_default else None
+        labelling.keeps == "last",
+        labelling.grace != "0s",
+        int(default) if has_default else None,
+        labelling.keeps == "sum",
+        labelling.is_weighted,
+        1000 * seconds(wait or labelling.ttl) if is_steady and labelling.keeps == "sum" else -inf,
     )
 
 
@@ -179,7 +188,8 @@ class World:
             spec = NAMED if self.plan.is_named else SPEC
             spec = OF_NUMBERS if self.plan.is_numeric else spec
             return State(spec, hyperparameters(lr), torch.device("cpu"))
-        return ChainState(SPEC, hyperparameters(lr), self._stepped)
+        spec = OF_NUMBERS if self.plan.is_numeric else SPEC
+        return ChainState(spec, hyperparameters(lr), self._stepped)
 
     def _digest_of(self, owner: Owner) -> bytes:
         state = self.states[owner]
@@ -624,12 +634,27 @@ class World:
         if (labelling := self.plan.labelling) is None:
             return
         learned = [k for one in tip.history() for k in one.numbers if k >= ASKED]
-        times = Counter(map(question_of, learned))
-        if labelling.keeps == "first" and (twice := [k for k, n in times.items() if n > 1]):
+        seen, times = self.oracle.seen, Counter(map(question_of, learned))
+        is_once = labelling.keeps != "last" and not labelling.is_weighted
+        if labelling.join_bytes != "256MB":  # an id that is asked again then is another question
+            entries = {
+                seen.numbers[own]: {place.entry for place, _ in places}
+                for own, places in seen.places.items()
+                if own in seen.numbers
+            }
+            times = Counter({k: n for k, n in times.items() if len(entries.get(k, ())) == 1})
+        if is_once and (twice := [k for k, n in times.items() if n > 1]):
             raise ViolationError(f"questions {twice} are learned twice")
+        first = dict[bytes, tuple[Label, int]]()
+        waiting, closed = tip.joined.waiting, tip.joined.closed
+        left = [own for own in waiting for p, _ in seen.places.get(own, ()) if p.entry >= closed]
+        if labelling.keeps == "sum" and left:
+            raise ViolationError(f"{len(left)} sums of labels are never learned")
+        if labelling.is_weighted:
+            self._check_assumed(labelling, Counter(learned))
+            return
         if not labelling.is_patient:
             return
-        seen, first = self.oracle.seen, dict[bytes, tuple[Label, int]]()
         for entry, sent in self.server.ever.items():
             for label in sent.labels or ():
                 first.setdefault(label.hash, (label, seen.labelled[entry]))
@@ -641,6 +666,31 @@ class World:
         sent_hashes = {label.hash for label, _ in self.askers.acknowledged}
         if missing := sent_hashes - first.keys():
             raise ViolationError(f"{len(missing)} labels are acknowledged, and not in the log")
+
+    def _check_assumed(self, labelling: Labelling, learned: Counter[int]) -> None:
+        """Check that each question is learned as a negative, and the first positive corrects it.
+
+        Raises:
+            ViolationError: one is not.
+        """
+        seen, default = self.oracle.seen, self.oracle.rules.default
+        if not labelling.keeps_all or default is None:
+            return
+        if twice := [code for code, n in learned.items() if n > 1]:
+            raise ViolationError(f"questions {twice} are learned twice with a label")
+        codes = {own: seen.numbers[own] for own in seen.places if own in seen.numbers}
+        if missing := [k for k in codes.values() if not learned[k + BY_LABEL * default]]:
+            raise ViolationError(f"questions {missing} are not learned as negatives")
+        first = dict[bytes, tuple[Label, int]]()
+        for entry, sent in self.server.ever.items():
+            for label in sent.labels or ():
+                if label.label != default:
+                    first.setdefault(label.hash, (label, seen.labelled[entry]))
+        for own, (label, moment) in first.items():
+            if own in codes and seen.places[own][0][1] < moment:
+                code = codes[own] + BY_LABEL * label.label
+                if not learned[code]:
+                    raise ViolationError(f"question {code} is not corrected by its label")
 
     def _check_real(self, last: Process) -> Folded:
         state, tip = self.new_state(0.0, self.settings), self.oracle.tips[0]

@@ -4,6 +4,7 @@ import { element } from "./charts.js";
 import { count } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
+const MET = ["joined", "added", "corrected"];
 const UNITS = [[86_400, "days"], [3_600, "hours"], [60, "minutes"], [1, "s"]];
 const isKnown = (value) => value !== null && value !== undefined;
 const percent = (share) => (isKnown(share) ? `${(100 * share).toFixed(1)} %` : "–");
@@ -30,8 +31,9 @@ export function showQuestions(questions, now) {
   };
   byId("asked").replaceChildren(...Object.entries(entries).map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));
-  const others = Object.entries(results).filter(([name, n]) => n && name !== "joined");
+  const others = Object.entries(results).filter(([name, n]) => n && !MET.includes(name));
   const rest = others.map(([name, n]) => `${count(n)} ${name}`).join(", ");
-  byId("questions-summary").textContent = `${count(results.joined)} labels have met their questions`
+  const met = MET.reduce((sum, name) => sum + (results[name] ?? 0), 0);
+  byId("questions-summary").textContent = `${count(met)} labels have met their questions`
     + `${rest ? `; others: ${rest}` : ""}. Accuracies are of the last 1,000.`;
 }

@@ -38,6 +38,12 @@ class Rules:
         is_known = math.isfinite(label) if self.is_numeric else 0 <= label < self.shape[1]
         return label if is_known else None
 
+    def class_of(self, label: Label) -> int | None:
+        """Return the class of a label; None if it has none yet."""
+        if self.shape is not None:
+            return int(label)
+        return self.names.index(str(label)) if label in self.names else None
+
     @property
     def is_numeric(self) -> bool:
         """True if labels of dense features are numbers."""
@@ -68,7 +74,8 @@ def with_example(join: Join, questions: Questions, rules: Rules, is_new: bool) -
     assert join.place is not None, "it has a question"
     row, label = join.place.row, join.label
     inputs, answered = questions.part(row), questions.labels[row].item()
-    weights = None if join.weight == 1.0 else np.array([join.weight], np.float32)
+    weight = join.weight * join.factor
+    weights = None if weight == 1.0 else np.array([weight], np.float32)
     is_right: bool | None = None
     example: AnyBatch
     if isinstance(inputs, Rows):

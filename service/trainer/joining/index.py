@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import NamedTuple
 
 from service.log.labels import HASH_BYTES, Place
-from service.log.position import ORIGIN, EntryId
+from service.log.position import ORIGIN, TOP, EntryId
 from service.trainer.joining.joins import Joins
 
 KNOWN = 2
@@ -47,6 +48,11 @@ class Index:
         self._closed_bytes = 0
         self._unlabelled: deque[Known] = deque()
         """Entries of which no question has timed out, oldest first."""
+        self._unlabelled_bytes = 0
+        self._repeats: dict[Place, list[Place]] = {}
+        """Questions that repeat an open one that has a label, by that one."""
+        self.repeated: list[tuple[Place, Place]] = []
+        """Closed questions with a label, and the open ones that repeat them, to be recorded."""
         self.newest = ORIGIN
         """The last entry that was entered."""
         self.open = self.labelled = 0
@@ -79,12 +85,14 @@ class Index:
         else:
             self._known.append(known)
             self._unlabelled.append(known)
+            self._unlabelled_bytes += known.size
             self.bytes += known.size
         return [(place, own) for place, own in known.places() if self._enter(place, own)]
 
     def _enter(self, place: Place, own: bytes) -> bool:
         before, joins = self._places.get(own), self._joins
         if before is not None and before in joins.used:
+            self._repeats.setdefault(before, []).append(place)
             return False
         self._places[own] = place
         if before is not None and before.entry >= joins.closed:
@@ -94,7 +102,7 @@ class Index:
         is_used = place in joins.used
         self.labelled += is_used
         self.open += not is_used
-        return not is_used and own in joins.waiting
+        return own in joins.waiting
 
     def use(self, place: Place) -> None:
         """Count the first label of an open question."""
@@ -117,32 +125,64 @@ class Index:
                     is_used = place in self._joins.used
                     self.labelled -= is_used
                     self.open -= not is_used
+                    self._hand_over(place, own)
         if len(known) == count:
             return None
         first = known[0].id if known else EntryId(self.newest[0], self.newest[1] + 1)
         while self._unlabelled and self._unlabelled[0].id < first:
-            self._unlabelled.popleft()
+            self._pass_unlabelled()
         return first
+
+    def _pass_unlabelled(self) -> Known:
+        known = self._unlabelled.popleft()
+        self._unlabelled_bytes -= known.size
+        return known
+
+    @property
+    def oldest_waiting(self) -> EntryId:
+        """The oldest entry of which no question has timed out; TOP without any."""
+        return self._unlabelled[0].id if self._unlabelled else TOP
+
+    def _hand_over(self, closed: Place, own: bytes) -> None:
+        """Let the next question that repeats a closed one have its label, too.
+
+        Otherwise it would be open after a restart, when nothing is known of the closed one.
+        """
+        if not (repeats := self._repeats.pop(closed, [])):
+            return
+        place, *rest = repeats
+        if rest:
+            self._repeats[place] = rest
+        self._joins.repeat(closed, place)
+        self.repeated.append((closed, place))
+        self._places[own] = place
+        self.labelled += 1
 
     def _add_closed(self, known: Known) -> None:
         self._closed.append(known)
         self._closed_bytes += known.size
 
-    def timed_out(self, before: int, most: int) -> list[tuple[Place, bytes]]:
-        """Return open questions up to a time of the log, each of them once.
+    def timed_out(
+        self, before: int, most: int, most_bytes: float = inf
+    ) -> list[tuple[Place, bytes, bool]]:
+        """Return open questions up to a time of the log, each of them once, and whether it is over.
 
         Args:
             before: the time, in milliseconds.
             most: questions after which no further entry is looked at.
+            most_bytes: of the entries that have not timed out: beyond it, the oldest do early.
         """
-        found: list[tuple[Place, bytes]] = []
+        found: list[tuple[Place, bytes, bool]] = []
         waiting = self._unlabelled
-        while waiting and waiting[0].at <= before and len(found) < most:
-            known = waiting.popleft()
+        while waiting and len(found) < most:
+            is_over = waiting[0].at <= before
+            if not is_over and self._unlabelled_bytes <= most_bytes:
+                break
+            known = self._pass_unlabelled()
             if known.id >= self._joins.closed:
                 used = self._joins.used
                 found += [
-                    (place, own)
+                    (place, own, is_over)
                     for place, own in known.places()
                     if self._places.get(own) == place and place not in used
                 ]

@@ -7,11 +7,12 @@ cuts, and after a restart it starts from what they add up to (`service.trainer.j
 import asyncio
 import itertools
 import logging
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from service.log.cuts import Cut, Pending, decided
 from service.log.entries import Entry, Shape
@@ -22,8 +23,9 @@ from service.log.position import BEGINNING, ORIGIN, TOP, EntryId, Position
 from service.log.questions import Questions, read_questions
 from service.process import Clock
 from service.trainer.joining.examples import Rules, again, with_example
+from service.trainer.joining.importance import importance
 from service.trainer.joining.index import KNOWN, Index, Known
-from service.trainer.joining.joins import RECENT, Joins
+from service.trainer.joining.joins import RECENT, Joins, added
 from streams.batch import InvalidBatchError
 
 logger = logging.getLogger("funnel")
@@ -36,6 +38,10 @@ TIMED_OUT = 10_000
 """Questions without a label that time out in one go."""
 STEPS = 60
 """Questions are closed in so many steps a FUNNEL_LABEL_TTL."""
+MEETING = (Result.JOINED, Result.CORRECTED, Result.ADDED)
+"""Results of labels of open questions."""
+Keeps = Literal["first", "last", "sum"]
+"""Which labels of a question count."""
 
 
 class Summary(NamedTuple):
@@ -65,11 +71,14 @@ class Joiner:
         clock: bounds the advance of the log's time.
         ttl: seconds for which a question stays open.
         grace: seconds for which a label waits for its question.
-        learns_last: whether a second label that differs is learned, too.
+        keeps: a second label that differs: ``first`` ignores it, ``last`` learns the question again
+            with it, and ``sum`` adds all labels up until the question's time is over.
         delayed: called with the seconds from each question to its label.
         timeout: seconds after which a question without a label is learned with one; None for never.
         default: that label, as text.
         most_bytes: of the questions that are not closed: beyond it, the oldest are.
+        is_weighted: whether every question is learned with the default at once, and again with
+            another label, both with weights (see `service.trainer.joining.importance`).
     """
 
     def __init__(
@@ -77,17 +86,19 @@ class Joiner:
         clock: Clock,
         ttl: float = 3_600.0,
         grace: float = 60.0,
-        learns_last: bool = False,
+        keeps: Keeps = "first",
         delayed: Callable[[float], object] = lambda _: None,
         timeout: float | None = None,
         default: str = "",
         most_bytes: int = 256 << 20,
+        is_weighted: bool = False,
     ) -> None:
         self._timeout = None if timeout is None else round(1000 * timeout)
         self._default, self.most_bytes = default, most_bytes
         self.evicted_bytes = 0
         """Bytes of entries that were closed before their time, since room was last made."""
-        self._clock, self._delayed, self._learns_last = clock, delayed, learns_last
+        self._clock, self._delayed, self._is_weighted = clock, delayed, is_weighted
+        self._learns_last, self._sums = keeps == "last", keeps == "sum"
         self._ttl, self._grace = round(1000 * ttl), round(1000 * grace)
         self.now = 0
         """Time of the log, in Unix milliseconds: the server's, but it never goes back, and advances
@@ -105,8 +116,11 @@ class Joiner:
         self.now = max(self.now, joins.now)
         self._index = Index(self.joins)
         self._newest = ORIGIN
-        self._met: dict[Place, tuple[Join, Position]] = {}
-        """Labels that are about to be recorded as met, and where they lie, by their questions."""
+        self._met: dict[tuple[Place, bool], tuple[Join, Position]] = {}
+        """Labels that are about to be recorded as met, and where they lie, by their questions, and
+        by whether they are assumed."""
+        self._alone = dict.fromkeys(self.joins.waiting)
+        """Hashes of the ids of waiting labels whose questions are not known, oldest first."""
         self.met_since: float | None = None
         """Monotonic time since which such a label waits to be recorded, in seconds."""
         self._cache: OrderedDict[EntryId, tuple[Questions, int]] = OrderedDict()
@@ -130,6 +144,11 @@ class Joiner:
         age = 0 if index.oldest is None else max(0, self.now - index.oldest.at)
         delay = median(self._delays) if self._delays else None
         return Summary(index.open, index.bytes, index.labelled, age / 1000, self._damaged, delay)
+
+    @property
+    def met(self) -> int:
+        """Labels that are about to be recorded as met."""
+        return len(self._met)
 
     @property
     def newest(self) -> EntryId:
@@ -158,6 +177,7 @@ class Joiner:
                 highest,
             )
             self._index, self._newest = Index(self.joins), ORIGIN
+            self._alone = dict.fromkeys(self.joins.waiting)
             self._cache.clear()
             self._cached = 0
 
@@ -187,34 +207,92 @@ class Joiner:
             waits = self.joins.waiting.get(own)
             if waits is None or self._index.find(own) != place:
                 continue
-            label = Join(Result.JOINED, place, own, waits.label, waits.weight, waits.source)
-            self._record(self._learnable(label, questions, rules), waits.at)
+            if self._sums:
+                self._alone.pop(own, None)
+                continue
+            self._assume(place, own, questions, rules)
+            result, found = self._result(own, waits.label, rules)
+            if found is not None and result in (Result.JOINED, Result.CORRECTED):
+                label = Join(result, found, own, waits.label, waits.weight, source=waits.source)
+                self._record(self._learnable(label, questions, rules), waits.at)
 
-    async def time_out(self, log: Log, rules: Rules) -> None:
-        """Let old questions without a label be learned with that of the setting.
+    async def time_out(self, log: Log, rules: Rules, is_read: bool) -> None:
+        """Let questions be learned with the sums of their labels, or without one with the default.
 
-        Only if all entries of the log were read when its time was last looked at.
+        Args:
+            log: with the questions.
+            rules: of the model.
+            is_read: whether all entries of the log were read when its time was last looked at.
+                Otherwise the time of nothing is over, so that labels that came in time count.
         """
-        if self._timeout is None:
+        label = self._negative(rules)
+        if label is None and not self._sums:
             return
+        before = self.now - (self._ttl if self._timeout is None else self._timeout)
+        most_bytes = self.most_bytes if self._sums else math.inf
+        async with self._reading:
+            due = self._index.timed_out(
+                before if is_read or self._is_weighted else -1,
+                TIMED_OUT - len(self._met),
+                most_bytes,
+            )
+            chosen = [
+                (place, own, has_sum)
+                for place, own, is_over in due
+                if (has_sum := self._sums and own in self.joins.waiting)
+                or (is_over and label is not None)
+            ]
+            entries = {place.entry for place, *_ in chosen}
+            questions = await self._fetch(log, entries, rules.shape)
+        for place, own, has_sum in chosen:
+            if place in self.joins.used:
+                continue
+            if self._is_weighted:
+                self._assume(place, own, questions, rules)
+            elif has_sum:
+                self._learn_sum(place, own, questions, rules)
+            elif label is not None:
+                join = Join(Result.TIMEOUT, place, own, label, source=str(Result.TIMEOUT))
+                self._record(self._learnable(join, questions, rules), BEGINNING)
+
+    def _negative(self, rules: Rules) -> Label | None:
+        """Return the label of questions that get none; None if there is none."""
+        if self._timeout is None:
+            return None
         if (label := rules.label_of(self._default)) is None:
             logger.error("FUNNEL_LABEL_TIMEOUT: %r is no label of this model", self._default)
-            self._timeout = None
+            self._timeout, self._is_weighted = None, False
+        return label
+
+    def _assume(
+        self, place: Place, own: bytes, questions: Mapping[EntryId, Questions], rules: Rules
+    ) -> None:
+        """Let an open question be learned with the default at once, if that is the setting."""
+        label = self._negative(rules) if self._is_weighted else None
+        if label is None or place in self.joins.used or place.entry < self.joins.closed:
             return
-        async with self._reading:
-            due = self._index.timed_out(self.now - self._timeout, TIMED_OUT)
-            questions = await self._fetch(log, {place.entry for place, _ in due}, rules.shape)
-        for place, own in due:
-            join = Join(Result.TIMEOUT, place, own, label, source=str(Result.TIMEOUT))
-            if place not in self.joins.used:
-                self._record(self._learnable(join, questions, rules), BEGINNING)
+        waits = self.joins.waiting.get(own)
+        at = BEGINNING if waits is None else waits.at
+        join = Join(Result.ASSUMED, place, own, label, source=str(Result.ASSUMED))
+        self._record(self._learnable(join, questions, rules), at)
+
+    def _learn_sum(
+        self, place: Place, own: bytes, questions: Mapping[EntryId, Questions], rules: Rules
+    ) -> None:
+        """Let a question be learned with the sum of its labels; a failure gives them up."""
+        waits = self.joins.waiting[own]
+        join = Join(Result.JOINED, place, own, waits.label, waits.weight, source=waits.source)
+        learned = self._learnable(join, questions, rules)
+        if learned.place is None:
+            self._alone[own] = None
+        self._record(learned, waits.at)
 
     def _record(self, join: Join, at: Position) -> None:
         """Let a question that has a label now be learned by a cut of its own, if it can be."""
         if join.place is None:
             return
         self._use(join)
-        self._met[join.place] = join, at
+        self._met[join.place, join.result == Result.ASSUMED] = join, at
         if self.met_since is None:
             self.met_since = self._clock.monotonic()
 
@@ -264,8 +342,11 @@ class Joiner:
         each = zip(entry.labels.hashes, entry.labels.labels, weights, strict=True)
         for k, (own, label, weight) in enumerate(each, first):
             at = Position(entry.id, k)
-            result, place = self._result(own, label)
-            join = Join(result, place, own, label, weight, entry.source)
+            known = self._index.find(own)
+            if known is not None:
+                self._assume(known, own, questions, rules)
+            result, place = self._result(own, label, rules)
+            join = Join(result, place, own, label, weight, source=entry.source)
             if (other := self._superseded_by(own, label)) is not None:
                 join = join._replace(result=Result.JOINED, place=other)
             if join.place is not None:
@@ -273,32 +354,60 @@ class Joiner:
             if other is not None and join.place == other:
                 found.append(self._supersede(join, at))
                 continue
-            self._use(join, at)
-            if join.result == Result.JOINED and join.place is not None:
-                delay = max(0, entry.id.milliseconds - join.place.entry.milliseconds) / 1000
+            if known is not None and join.result in MEETING:
+                delay = max(0, entry.id.milliseconds - known.entry.milliseconds) / 1000
                 self._delays.append(delay)
                 self._delayed(delay)
+            if (place, True) in self._met and join.place is not None:
+                self._record(join, at)  # after what is assumed
+                join = _as_waiting(join)
+            else:
+                self._use(join, at)
             found.append(join)
         return found
 
-    def _result(self, own: bytes, label: Label) -> tuple[Result, Place | None]:
+    def _result(self, own: bytes, label: Label, rules: Rules) -> tuple[Result, Place | None]:
         """Return what becomes of a label, and the question that is learned with it."""
         joins = self.joins
         place = self._index.find(own)
+        if self._sums:
+            return self._sum(own, label, place), None
         if place is None:
             if (waits := joins.waiting.get(own)) is not None:
                 if waits.label == label:
                     return Result.DUPLICATE, None
                 return (Result.WAITING if self._learns_last else Result.CONFLICT), None
-            may_wait = self._grace and len(joins.waiting) < MOST_WAITING
-            return (Result.WAITING if may_wait else Result.UNKNOWN), None
+            return (Result.WAITING if self._may_wait else Result.UNKNOWN), None
         if place.entry < joins.closed:
             return Result.LATE, None
         if place not in joins.used:
             return Result.JOINED, place
         if joins.used[place] == label:
             return Result.DUPLICATE, None
+        if self._is_weighted and joins.used[place] == self._negative(rules):
+            return Result.CORRECTED, place
         return Result.CONFLICT, place if self._learns_last else None
+
+    def _sum(self, own: bytes, label: Label, place: Place | None) -> Result:
+        """Return what becomes of a label that is added to the others of its id."""
+        waits, joins = self.joins.waiting.get(own), self.joins
+        if place is not None and (
+            place in joins.used or place.entry < max(joins.closed, self._index.oldest_waiting)
+        ):
+            return Result.LATE
+        try:
+            added(0.0 if waits is None else waits.label, label)
+        except InvalidBatchError as error:
+            logger.info("a label is not added to those of its id: %s", error)
+            return Result.INVALID
+        if place is not None or waits is not None:
+            return Result.ADDED
+        return Result.WAITING if self._may_wait else Result.UNKNOWN
+
+    @property
+    def _may_wait(self) -> bool:
+        """True if one more label may wait for its question."""
+        return bool(self._grace) and len(self._alone) < MOST_WAITING
 
     def _superseded_by(self, own: bytes, label: Label) -> Place | None:
         """Return the question that is about to be recorded with a label that this one supersedes.
@@ -306,23 +415,27 @@ class Joiner:
         That is one that has timed out, or where the last label counts one that had waited.
         """
         place = self._index.find(own)
-        if place is None or place not in self._met:
+        if place is None or (place, False) not in self._met or self._sums or self._is_weighted:
             return None
-        earlier = self._met[place][0]
+        earlier = self._met[place, False][0]
         may = self._learns_last or earlier.result == Result.TIMEOUT
         return place if may and earlier.label != label else None
 
     def _supersede(self, join: Join, at: Position) -> Join:
         """Let a question be recorded with another label, which is recorded as waiting before."""
         assert join.place is not None, "it has a question"
-        self._met[join.place] = join, at
+        self._met[join.place, False] = join, at
         self.joins.used[join.place] = join.label
-        return join._replace(result=Result.WAITING, place=None, example=None, is_right=None)
+        return _as_waiting(join)
 
     def _use(self, join: Join, at: Position = BEGINNING) -> None:
         if join.place is not None and join.place not in self.joins.used:
             self._index.use(join.place)
         self.joins.note(join, self.now, at)
+        if join.result == Result.WAITING:
+            self._alone[join.hash] = None
+        elif join.hash not in self.joins.waiting:
+            self._alone.pop(join.hash, None)
 
     def _learnable(self, join: Join, questions: Mapping[EntryId, Questions], rules: Rules) -> Join:
         """Return a label with its question, or why that cannot be learned."""
@@ -330,6 +443,9 @@ class Joiner:
         own = questions.get(join.place.entry)
         if own is None or own.hash_of(join.place.row) != join.hash:
             return join._replace(result=Result.UNKNOWN, place=None)
+        if self._is_weighted and (negative := self._negative(rules)) is not None:
+            factor = importance(join.result, own, join.place.row, negative, rules)
+            join = join._replace(factor=factor)
         try:
             return with_example(join, own, rules, is_new=True)
         except InvalidBatchError as error:
@@ -376,7 +492,7 @@ class Joiner:
         taken = [*itertools.islice(found, most)]
         for join in taken:
             if join.place is not None:
-                del self._met[join.place]
+                del self._met[join.place, join.result == Result.ASSUMED]
         self.met_since = self._clock.monotonic() if self._met else None
         return taken
 
@@ -399,8 +515,10 @@ class Joiner:
         is_full = index.bytes > self.most_bytes
         evicted = 0
         if is_over or is_full:
-            met = min((place.entry for place in self._met), default=TOP)
+            met = min((place.entry for place, _ in self._met), default=TOP)
             first = min(met, pending.oldest_question)
+            if self._sums:
+                first = min(first, index.oldest_waiting)
             if is_over:
                 self._closed_at = self.now
                 last = self.now - self._ttl
@@ -418,17 +536,22 @@ class Joiner:
         elif not given_up:
             return None
         closing = ORIGIN if closed is None else closed
-        return replace(here, unknown=given_up, closed=closing, evicted=evicted, now=self.now)
+        repeats, index.repeated = index.repeated, []
+        cut = replace(here, unknown=given_up, closed=closing, evicted=evicted, now=self.now)
+        return replace(cut, repeats=repeats)
 
     def _give_up(self, position: Position) -> list[bytes]:
         """Let old labels wait no longer; return the hashes of their ids."""
         given_up = []
-        for own, waits in self.joins.waiting.items():
+        for own in self._alone:
+            waits = self.joins.waiting[own]
             if waits.since + self._grace > self.now:
                 break
             if not waits.at.is_after(position):
                 given_up.append(own)
         self.joins.give_up(given_up)
+        for own in given_up:
+            del self._alone[own]
         return given_up
 
     async def repeat(self, log: Log, number: int, cut: Cut, pending: Pending, rules: Rules) -> Cut:
@@ -474,3 +597,8 @@ class Joiner:
             how = f"cut {number} has joined labels that are not there: {error!r}"
             raise damaged(how, log.keys.log, log.keys.cuts) from error
         return replace(cut, met=tuple(met))
+
+
+def _as_waiting(join: Join) -> Join:
+    """Return the record of a label that is recorded as met later."""
+    return join._replace(result=Result.WAITING, place=None, factor=1.0, example=None, is_right=None)

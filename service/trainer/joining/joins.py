@@ -10,13 +10,17 @@ import orjson
 from service.log.cuts import Cut
 from service.log.labels import Join, Label, Place, Result
 from service.log.position import BEGINNING, ORIGIN, EntryId, Position
+from streams.batch import InvalidBatchError
+from streams.rows.names import canonical
 
 RECENT = 1_000
 """Answers in the rolling accuracy of the answers that were given."""
+MOST = (2 - 2**-23) * 2.0**127
+"""The largest float32."""
 
 
 class Waiting(NamedTuple):
-    """A label that waits for its question."""
+    """A label, or a sum of labels, that waits for its question."""
 
     label: Label
     weight: float
@@ -25,6 +29,24 @@ class Waiting(NamedTuple):
     """Time of the log, in milliseconds."""
     at: Position = BEGINNING
     """The position after the label, while the decision is not recorded."""
+
+
+def added(one: Label, more: Label) -> Label:
+    """Return the sum of two labels of a question, of the type of the second.
+
+    >>> added("0.5", "2"), added(0.5, 2.0)
+    ('2.5', 2.5)
+
+    Raises:
+        InvalidBatchError: one is no number, or the sum is outside float32.
+    """
+    try:
+        total = float(one) + float(more)
+    except ValueError as error:
+        raise InvalidBatchError(f"the label {more!r} is no number, and cannot be added") from error
+    if not abs(total) <= MOST:
+        raise InvalidBatchError(f"the sum {total} of the labels is outside float32")
+    return canonical(total) if isinstance(more, str) else total
 
 
 @dataclass
@@ -38,7 +60,8 @@ class Joins:
     used: dict[Place, Label] = field(default_factory=dict)
     """The labels of questions that are not closed."""
     waiting: dict[bytes, Waiting] = field(default_factory=dict)
-    """Labels that wait for their questions, by the hash of the id, oldest first."""
+    """Labels that wait for their questions, and sums that wait until theirs are learned, by the
+    hash of the id, oldest first."""
     counts: Counter[str] = field(default_factory=Counter)
     """Labels by result. One that waited counts as that, and then as what became of it."""
     evicted: int = 0
@@ -62,6 +85,8 @@ class Joins:
         for join in cut.met:
             self.note(join, cut.now)
         self.give_up(cut.unknown)
+        for closed, place in cut.repeats:
+            self.repeat(closed, place)
         self.close(cut.closed)
         self.evicted += cut.evicted
 
@@ -74,12 +99,16 @@ class Joins:
             at: the position after it, while it is not recorded.
         """
         self.counts[join.result] += 1
-        if join.result == Result.WAITING:
-            since = self.waiting[join.hash].since if join.hash in self.waiting else now
-            self.waiting[join.hash] = Waiting(join.label, join.weight, join.source, since, at)
+        before = self.waiting.get(join.hash)
+        if join.result in (Result.WAITING, Result.ADDED):
+            since = now if before is None else before.since
+            is_more = before is not None and join.result == Result.ADDED
+            label = added(before.label, join.label) if before and is_more else join.label
+            self.waiting[join.hash] = Waiting(label, join.weight, join.source, since, at)
         if join.place is None:
             return
-        self.waiting.pop(join.hash, None)
+        if join.result != Result.ASSUMED or (before is not None and before.label == join.label):
+            self.waiting.pop(join.hash, None)  # another label waits to correct what is assumed
         self.used[join.place] = join.label
         if join.is_right is not None and join.result == Result.JOINED:
             self.scored += 1
@@ -91,6 +120,11 @@ class Joins:
         for own in hashes:
             self.waiting.pop(own, None)
             self.counts[Result.UNKNOWN] += 1
+
+    def repeat(self, closed: Place, place: Place) -> None:
+        """Let a question that repeats another have its label, too."""
+        if closed in self.used:
+            self.used[place] = self.used[closed]
 
     def close(self, before: EntryId) -> None:
         """Close the questions before an entry."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.label_kills import folded, killed
+from tests.service.label_kills import RULES, folded, joined_by, killed
 
 QUESTIONS, KILLS = 15, 2
 
@@ -29,3 +29,9 @@ def test_labels_are_joined_once_whenever_the_service_is_killed(
 @pytest.mark.slow
 def test_a_standby_takes_over_with_open_questions(tmp_path: Path, uninterrupted: str) -> None:
     assert killed(tmp_path, KILLS, 1, True, QUESTIONS) == uninterrupted
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rule", RULES)
+def test_sums_and_weighted_negatives_outlast_kills(tmp_path: Path, rule: str, seed: int) -> None:
+    assert joined_by(rule, tmp_path, KILLS, seed, QUESTIONS)

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict, Unpack
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import orjson
@@ -19,156 +19,21 @@ from service.log.entries import Fields
 from service.log.errors import FencedError, GapError
 from service.log.labels import Join, Place, Result, hash_of
 from service.log.position import EntryId, Position, Progress
-from service.settings import load_settings
 from service.trainer.checkpoint import Checkpoint, decode, encode
 from service.trainer.joining import joiner
-from service.trainer.joining.joiner import Joiner
 from service.trainer.joining.joins import Joins
-from service.trainer.pipeline import Pipeline
-from service.trainer.replica import Replica
-from service.trainer.worker import Worker
 from streams.batch import Batch
 from streams.batch import decode as decode_batch
 from streams.examples import joined
 from streams.rows.rows import Chunk, Rows
 from tests.support.clock import StillClock
-from tests.support.memory_log import MemoryLog, MemoryServer
+from tests.support.lives import Life, a_life, cuts_of
+from tests.support.memory_log import MemoryServer
 from tests.support.named import a_row_spec, a_row_state, records, some_rows
 from tests.support.questions import ask, features_of, fields_of, label, questions
-from tests.support.replicas import keep_lease
 from tests.support.states import CPU, HYPERPARAMETERS, a_batch, a_spec, a_state
 
 pytestmark = pytest.mark.anyio
-
-BY_THREE = load_settings({"batch_size": 3, "max_wait_ms": 0})
-
-
-@dataclass
-class Life:
-    """A trainer's part of the work, from a recovery to the next, on a log in memory."""
-
-    server: MemoryServer
-    clock: StillClock
-    last: Checkpoint | None = None
-    results: dict[EntryId, list[str]] = field(default_factory=dict)
-    ttl: float = 3_600.0
-    grace: float = 60.0
-    learns_last: bool = False
-    timeout: float | None = None
-    default: str = ""
-    most_bytes: int = 1 << 30
-    make: Callable[[], State] = a_state
-    delays: list[float] = field(default_factory=list)
-
-    async def begin(self) -> "Life":
-        """Recover from the last checkpoint."""
-        self.log = MemoryLog(self.server)
-        self.worker = Worker("step")
-        own = Joiner(
-            self.clock,
-            self.ttl,
-            self.grace,
-            self.learns_last,
-            self.delays.append,
-            self.timeout,
-            self.default,
-            self.most_bytes,
-        )
-        self.replica = Replica(
-            self.make(), lambda *_: None, self.clock, joiner=own, became=self._note
-        )
-        if self.last is not None:
-            copy = decode(encode(self.last, self.last.sha256(), {})).copy
-            self.replica.state.load(copy.tensors, copy.version, copy.examples)
-            self.replica.progress, self.replica.joins = copy.progress, copy.joins.copy()
-        pending = await self.replica.recover(self.log, False, keep_lease)
-        self.pipeline = Pipeline(self.replica, self.log, pending, BY_THREE, self.worker, self.clock)
-        return self
-
-    def _note(self, entry: EntryId, joins: Sequence[Join]) -> None:
-        self.results.setdefault(entry, []).extend(str(join.result) for join in joins)
-
-    async def turn(self, times: int = 1) -> None:
-        """Take some turns, and look at the questions before each."""
-        for _ in range(times):
-            await self.watch()
-            await self.pipeline.turn(asyncio.Event(), 0.001)
-
-    async def watch(self) -> None:
-        if not self.pipeline.is_quiet:
-            return
-        extent = await self.log.extent()
-        is_read = self.pipeline.is_read = extent.last <= self.pipeline.pending.newest
-        await self.replica.watch_questions(self.log, extent, is_read)
-
-    async def settle(self) -> None:
-        """Take turns until nothing more happens."""
-        still = 0
-        async with asyncio.timeout(20):
-            while still < 4:
-                before = self.replica.progress.cut
-                await self.turn()
-                idle = self.pipeline.is_idle and self.replica.progress.cut == before
-                read = (await self.log.extent()).last <= self.pipeline.pending.newest
-                still = still + 1 if idle and read and not self.pipeline.pending else 0
-
-    async def stand_still(self) -> None:
-        """Take turns until no batch is being learned."""
-        async with asyncio.timeout(20):
-            while not self.pipeline.is_quiet:
-                await self.pipeline.turn(asyncio.Event(), 0.001)
-
-    def keep(self) -> Checkpoint:
-        """Take a checkpoint."""
-        own = self.replica
-        self.last = Checkpoint.of(own.state, own.progress, None, own.joins)
-        return self.last
-
-    async def end(self) -> None:
-        """End at once, wherever it is."""
-        if self.pipeline._reading is not None:
-            self.pipeline._reading.cancel()
-        await self.pipeline.close()
-        self.worker.end()
-
-    async def pass_time(self, seconds: float) -> None:
-        """Let time pass, with a look at it each second, until nothing more happens."""
-        for _ in range(round(seconds)):
-            self.clock.now += 1.0
-            await self.watch()
-        await self.settle()
-
-    async def decided(self, **labels: object) -> list[str]:
-        """Append labels, and return what becomes of them."""
-        entry = label(self.server, **labels)
-        await self.settle()
-        return self.results[entry]
-
-    async def again(self) -> "Life":
-        """End, and begin again from the last checkpoint."""
-        await self.end()
-        self.results.clear()
-        return await self.begin()
-
-
-class Options(TypedDict, total=False):
-    """The settings of a life."""
-
-    ttl: float
-    grace: float
-    learns_last: bool
-    timeout: float | None
-    default: str
-    most_bytes: int
-
-
-async def a_life(**options: Unpack[Options]) -> Life:
-    clock = StillClock()
-    return await Life(MemoryServer(clock), clock, **options).begin()
-
-
-def cuts_of(server: MemoryServer) -> list[Cut]:
-    return [Cut.from_json(number, text.encode()) for number, text in server.every_cut]
 
 
 def expected_digest(server: MemoryServer, truth: dict[str, int]) -> str:
@@ -267,7 +132,7 @@ def test_whatever_times_out_or_is_evicted_replays_to_the_same_state(
 
     async def run() -> None:
         limits = {"ttl": 30.0, "grace": 10.0, "timeout": 20.0, "default": "0", "most_bytes": 2_000}
-        life = await a_life(learns_last=learns_last, **limits)
+        life = await a_life(keeps="last" if learns_last else "first", **limits)
         for kind, what in actions:
             life.clock.now += 0.01
             if kind == "ask":
@@ -360,7 +225,7 @@ async def test_without_grace_a_label_before_its_question_is_unknown() -> None:
 
 @pytest.mark.parametrize(("learns_last", "examples"), [(False, 1), (True, 2)])
 async def test_a_second_label_that_differs_is_a_conflict(learns_last: bool, examples: int) -> None:
-    life = await a_life(learns_last=learns_last)
+    life = await a_life(keeps="last" if learns_last else "first")
     ask(life.server, "a")
     assert await life.decided(a=1) == ["joined"]
     assert await life.decided(a=1) == ["duplicate"]
@@ -481,7 +346,7 @@ async def test_a_question_that_is_read_while_others_are_fetched_is_joined(
 async def test_a_label_supersedes_a_default_that_is_not_recorded_yet(
     learns_last: bool, default: str
 ) -> None:
-    life = await a_life(learns_last=learns_last, timeout=60.0, default=default)
+    life = await a_life(keeps="last" if learns_last else "first", timeout=60.0, default=default)
     ask(life.server, "a", "b")
     await life.settle()
     life.clock.now += 61.0
@@ -863,6 +728,7 @@ def test_a_cut_with_labels_is_read_as_it_was_written() -> None:
         unknown=(hash_of("a"),),
         closed=EntryId(3, 0),
         now=77,
+        repeats=((place, Place(EntryId(6, 0), 1)),),
     )
     assert Cut.from_json(1, cut.to_json().encode()) == cut
 
@@ -879,3 +745,30 @@ def test_a_checkpoint_without_labels_has_the_format_that_it_had() -> None:
         Joins(now=5),
         copy.sha256(),
     )
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_question_that_repeats_a_labelled_one_is_not_learned_when_that_is_closed(
+    restarts: bool,
+) -> None:
+    """Nothing is known of the closed one after a restart: the server has let it go."""
+    life = await a_life(ttl=60.0, timeout=50.0, default="0")
+    first = ask(life.server, "a")
+    assert await life.decided(a=1) == ["joined"]
+    await life.pass_time(30)
+    ask(life.server, "a")
+    await life.pass_time(20)
+    ask(life.server, "a")
+    await life.pass_time(15)
+    assert life.replica.joins.closed > first
+    if restarts:
+        life.keep()
+        del life.server.asked[first]
+        await life.again()
+    assert await life.decided(a=1) == ["duplicate"]
+    assert await life.decided(a=2) == ["conflict"]
+    await life.pass_time(30)
+    await life.again()
+    await life.pass_time(40)
+    assert life.replica.state.examples == 1
+    await life.end()
