@@ -68,6 +68,7 @@ MODEL_NAME = re.compile(r"logistic|mlp|auto|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 warnings.filterwarnings("ignore", 'Field name "schema" in "Settings" shadows', UserWarning)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PERCEPTRONS = ("mlp", AUTO)
 """The models that have hidden layers."""
 
@@ -109,6 +110,12 @@ class Settings(BaseModel):
     )
     appendfsync: Literal["always", "everysec", "no"] = Field(
         "always", description="when the embedded log is synced to disk; always: before it answers"
+    )
+    name: str = Field(
+        "",
+        description="name of the model, in the keys of its log, its folder of checkpoints, "
+        "GET /model and metrics; empty: that of MODEL. Applications that share a log's server need "
+        "one each",
     )
     model: str = Field(
         AUTO,
@@ -347,6 +354,13 @@ class Settings(BaseModel):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
+    @field_validator("name")
+    @classmethod
+    def _called(cls, value: str) -> str:
+        if value and not NAME.fullmatch(value):
+            raise ValueError("use 1 to 64 letters, digits and . _ -, and a letter or digit first")
+        return value
+
     @field_validator("model")
     @classmethod
     def _named(cls, value: str) -> str:
@@ -492,6 +506,11 @@ class Settings(BaseModel):
             TASK: is_users or self.task != AUTO or self._sets("classes", "max_classes"),
         }
         return frozenset(name for name, is_closed in closed.items() if not is_closed)
+
+    @property
+    def called(self) -> str:
+        """The name of the model, in the keys of its log and its folder of checkpoints."""
+        return self.name or self.model
 
     def _sets(self, *names: str) -> bool:
         return not self.model_fields_set.isdisjoint(names)

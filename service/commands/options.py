@@ -13,8 +13,8 @@ from streams.environment import PREFIX
 
 TOPICS = {
     "model": (
-        "model", "task", "features", "classes", "schema", "max_classes", "table_bits", "hidden",
-        "standardize", "calibrate", "seed",
+        "name", "model", "task", "features", "classes", "schema", "max_classes", "table_bits",
+        "hidden", "standardize", "calibrate", "seed",
     ),
     "optimizer": (
         "optimizer", "experts", "families", "effort", "lr", "gain_lr", "scale_lr", "momentum",

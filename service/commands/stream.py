@@ -45,7 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="",
-        help="name of the model, for redis:// [the one whose log is there, or auto]",
+        help="FUNNEL_NAME of the service, or its FUNNEL_MODEL without one, for redis:// [the one "
+        "whose log is there, or auto]",
     )
     parser.add_argument(
         "--name", help="for idempotency keys: two runs of one name are one stream [random]"

@@ -39,6 +39,7 @@ from service.monitoring.status import Condition, Drift, LabelStatus, Role, Statu
 from service.process import Clock, SystemClock
 from service.settings import Settings, seconds, size_of
 from service.trainer.choice import AnotherModelError
+from service.trainer.identity import Identity
 from service.trainer.joining.joiner import Joiner, Summary
 from service.trainer.joining.joins import Joins
 from service.trainer.pipeline import Pipeline
@@ -140,7 +141,12 @@ class Trainer:
             clock,
             self._wake.set,
         )
-        self._lease = Lease(log, lock, settings.lease_seconds, clock)
+        folder = str(checkpoints.directory.absolute())
+        self._identity = Identity.of(settings, state.spec, folder, lock.name)
+        self._is_compared = False
+        """True once it is known that it could take over from the present learner."""
+        told = self._identity.to_json()
+        self._lease = Lease(log, lock, settings.lease_seconds, clock, told)
         self._drift_news = DriftNews(self.history, drifted)
         self.newest, self.feature_names = Newest(state, clock), FeatureNames(clock)
         self.columns = ColumnWindows()
@@ -408,6 +414,7 @@ class Trainer:
             logger.info("%s; standing by", ANOTHER_LEARNS)
             self._replica.resign()
             self._become(Condition.STANDBY, ANOTHER_LEARNS)
+            self._is_compared = False
         self._writer.give_up(ANOTHER_LEARNS)
         self._waiters.give_up(ANOTHER_LEARNS)
         try:
@@ -415,12 +422,54 @@ class Trainer:
                 self._load()
                 self._become(Condition.STANDBY, ANOTHER_LEARNS)
                 self._show(await self._log.extent())
+            if not self._is_compared:
+                await self._compare()
             await self._replica.compare(self._log)
         except UnreadableError as error:
             if self._reason != str(error):
                 logger.warning("%s; standing by with an older model", error)
             self._become(Condition.STANDBY, str(error))
         self.caught_up.set()
+
+    async def _compare(self) -> None:
+        """Compare itself with the learner; log what would change if it took over.
+
+        Raises:
+            LogError: it could not take over; the message lists why, and what to do.
+        """
+        key, folder = self._log.keys.log, self._writer.checkpoints.directory
+        learner = Identity.from_json(await self._log.learner())
+        if learner is None:  # of an earlier version, or gone
+            return
+        if differing := learner.differing(self._settings, self._replica.state.spec):
+            raise LogError(
+                f"the service on {learner.host} that learns from {key} has another model, so that "
+                f"this one could not take over from it: {', '.join(differing)}. Use its settings "
+                "to stand by, or another --name for another application"
+            )
+        first, _ = await self._log.cut_range()
+        if first > self._replica.progress.cut + 1 and not self._settings.accept_gap:
+            if self._writer.checkpoints.has_news:
+                return  # it is compared again with what has just been written
+            raise LogError(
+                f"this service could not take over from the one that learns from {key}: its own "
+                f"checkpoints in {folder} end at cut {self._replica.progress.cut}, and the log "
+                f"begins at cut {first}. Use the folder of the learner as --data-dir, which is "
+                f"{learner.folder} on {learner.host}, or another --name for another application"
+            )
+        if learner.keeps_elsewhere(self._lease.lock.name):
+            logger.warning(
+                "the learner keeps its checkpoints in %s, and this service looks for them in %s: "
+                "it will serve an older model. Use one --data-dir for both",
+                learner.folder,
+                folder,
+            )
+        if changing := learner.changing(self._identity):
+            logger.warning(
+                "if this service takes over, it goes on with its own settings: %s",
+                ", ".join(changing),
+            )
+        self._is_compared = True
 
     async def _keep_lease(self) -> None:
         """Renew the lease if that is due, unless a batch hangs.

@@ -131,6 +131,7 @@ class Schema(TypedDict):
 class Model(TypedDict):
     """The model that is served, and how far it has come; see ``GET /model``."""
 
+    name: str
     model: str
     optimizer: str
     hyperparameters: dict[str, object]

@@ -94,6 +94,8 @@ class QuestionsAnswer(BaseModel):
 class ModelAnswer(BaseModel):
     """The served model."""
 
+    name: str
+    """In the keys of its log and its folder of checkpoints."""
     model: str
     task: str
     """Classes are predicted (multiclass or binary), or numbers (regression, or quantile with its
@@ -173,6 +175,7 @@ async def model(model: Running) -> ModelAnswer:
     settings, status = model.settings, model.status
     scores = status.scores
     return ModelAnswer(
+        name=settings.called,
         model=settings.model,
         task=model.spec.task,
         inputs=model.inputs,

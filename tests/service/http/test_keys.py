@@ -192,7 +192,7 @@ def test_the_given_key_is_compared_with_every_key(
         PlainTextResponse("answer"),
         keys,
         routes=(),
-        metrics=Metrics(lambda: Reading(True, None, 0)),
+        metrics=Metrics(lambda: Reading("", True, None, 0)),
         sites=Sites("127.0.0.1", (), has_keys=True),
     )
 
