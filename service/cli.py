@@ -28,12 +28,16 @@ COMMANDS = {
     "compare": "compare Funnel with other learners on a stream",
     "schema": "infer the schema of a file of rows with names",
     "status": "show whether a service is ready, and how it learns",
+    "pause": "let a service learn nothing for a while",
+    "resume": "let a service go on learning after a pause",
     "predict": "let a service predict the rows of a file",
     "dead": "list what a service did not learn, and why",
     "data": "fetch data sets",
     "completion": "print a script that completes commands in a shell",
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
+FOLDERS = {"pause": "orders.", "resume": "orders."}
+"""The package in `service.commands` of commands whose module is not there itself."""
 SERVERS = ("serve", "demo")
 """Commands that SIGTERM is meant to end: then their exit status is 0."""
 WITHOUT_OUTPUT = ("serve",)
@@ -213,7 +217,7 @@ def make_parser(command: str = "", is_whole: bool = False) -> Parser:
     for name, line in COMMANDS.items():
         chosen = parsers.add_parser(name, help=line, allow_abbrev=False)
         if name == command or is_whole:
-            module = import_module(f"service.commands.{name}")
+            module = import_module(f"service.commands.{FOLDERS.get(name, '')}{name}")
             chosen.description = module.DESCRIPTION
             module.add_options(chosen)
             usage = OPTIONAL.sub("", chosen.format_usage().removeprefix("usage: "))

@@ -35,7 +35,7 @@ from service.fold.spec import (
     Spec,
 )
 from service.fold.task import AUTO, CLASSES, Task
-from streams.environment import PREFIX, PathError, home, read_secret, variables
+from streams.environment import PREFIX, PathError, home, named_keys, read_secret, variables
 from streams.errors import FunnelError
 
 if TYPE_CHECKING:
@@ -220,7 +220,8 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
     api_key: SecretStr = Field(
         SecretStr(""),
-        description="if set, requests need Authorization: Bearer <key>; this key may do everything",
+        description="if set, requests need Authorization: Bearer <key>; this key may do "
+        "everything. name:key, several with commas: commands are recorded with the name",
     )
     api_key_file: Path | None = _file_of("API_KEY")
     learn_key: SecretStr = Field(
@@ -445,6 +446,7 @@ class Settings(BaseModel):
         key = value.get_secret_value()
         if not key.strip() and (key or info.field_name in NEVER_EMPTY):
             raise ValueError("the key is blank; give one, or remove the setting to need none")
+        named_keys(key.strip(), "")
         return SecretStr(key.strip())
 
     @field_validator("drift_webhook")
@@ -462,7 +464,7 @@ class Settings(BaseModel):
         if value and not info.data.get("api_key"):
             raise ValueError(f"set {PREFIX}API_KEY too, the key that may do everything")
         for name in ("api_key", "learn_key"):
-            if value and info.data.get(name) == value:
+            if value and not _keys_of(value).isdisjoint(_keys_of(info.data.get(name))):
                 raise ValueError(f"choose a key other than {PREFIX}{name.upper()}")
         return value
 
@@ -664,6 +666,11 @@ def size_of(text: str) -> int:
     if (found := SIZE.fullmatch(text)) is None:
         raise ValueError("give a number of bytes, or of kB, MB or GB: 256MB")
     return int(found[1]) << SIZES[found[2] or ""]
+
+
+def _keys_of(value: SecretStr | None) -> set[str]:
+    """Return the keys of a setting."""
+    return set(named_keys(value.get_secret_value(), "").values()) if value else set()
 
 
 def _has_port(parts: SplitResult) -> bool:

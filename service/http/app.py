@@ -27,6 +27,7 @@ from service.http.routes import (
     labels,
     learn,
     model,
+    orders,
     page,
     pictures,
     predict,
@@ -42,7 +43,7 @@ logger = logging.getLogger("funnel")
 GROUPS: dict[str | Enum, Sequence[APIRouter]] = {
     "learn": (learn.router, labels.router),
     "predict": (predict.router,),
-    "model": (model.router, schema.router, pictures.router),
+    "model": (model.router, orders.router, schema.router, pictures.router),
     "watch": (drift.router, history.router, dead.router),
 }
 """The groups of routes that the page /docs shows, in order."""

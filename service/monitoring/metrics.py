@@ -90,6 +90,7 @@ GAUGES = {
     "oldest_question_seconds": "Age of the oldest question that is not closed",
     "open_bytes": "Bytes of the questions that are not closed",
     "open_questions": "Questions that wait for their labels",
+    "paused": "1 if an operator has paused learning",
     "ready": "1 if predictions are served",
     "recovery_examples": (
         "Examples from the last drift that the model recovered from to its recovery"
@@ -164,6 +165,7 @@ class Metrics(Collector):
         condition = status.condition if status is not None else Condition.STARTING
         yield _family("learning", ["condition"], {(c,): c == condition for c in Condition})
         if status is not None:
+            yield _single("paused", status.is_paused)
             yield _family("model_info", ["model"], {(reading.model,): 1})
             yield from _trainer(status, reading.backlog)
 

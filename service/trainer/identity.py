@@ -73,7 +73,7 @@ class Identity:
         """Return how another model differs from this one, so that it could not go on with it.
 
         Args:
-            settings: of the other model. What they leave open follows this one.
+            settings: of the other model, which follows this one where they leave a choice.
             spec: of the other model.
 
         Returns:

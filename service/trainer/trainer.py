@@ -12,6 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from service.fold.scoring.classification import ScoreSummary
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.fold.task import AUTO
+from service.log.cuts import Order
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import Extent, check_reach
 from service.log.labels import Join, Result
@@ -42,6 +44,7 @@ from service.trainer.choice import AnotherModelError
 from service.trainer.identity import Identity
 from service.trainer.joining.joiner import Joiner, Summary
 from service.trainer.joining.joins import Joins
+from service.trainer.orders import Orders, is_paused
 from service.trainer.pipeline import Pipeline
 from service.trainer.rejections import Rejections
 from service.trainer.replica import AppliedBatch, Replica
@@ -130,7 +133,7 @@ class Trainer:
         self._replica = Replica(
             state, self._on_batch, clock, *choices, joiner=joiner, became=self._on_labels
         )
-        self._waiters, self._rejections = Waiters(), Rejections()
+        self._waiters, self._rejections, self._orders = Waiters(), Rejections(), Orders()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()
         self._writer = CheckpointWriter(
@@ -212,6 +215,17 @@ class Trainer:
         self._poke()
         return future
 
+    def order(self, kind: type[Order], by: str) -> "Future[int]":
+        """Return a future of the number of the cut that carries an operator's command.
+
+        Args:
+            kind: of the command.
+            by: name of the key with which it is given.
+        """
+        future = self._orders.give(kind(by, round(1000 * self._clock.time())))
+        self._poke()
+        return future
+
     def read(self, work: Callable[[State], T]) -> "Future[T]":
         """Return a future of what a function reads off the state between two groups of batches.
 
@@ -282,6 +296,7 @@ class Trainer:
                 self._become(Condition.STOPPED, "the service is shutting down")
             reason = f"the trainer is {self._condition}: {self._reason}"
             self._waiters.close(reason)
+            self._orders.close(reason)
             self._writer.close(reason)
             self.caught_up.set()
 
@@ -362,6 +377,7 @@ class Trainer:
             mean_bytes=replica.mean_bytes,
             damaged_entries=replica.damaged_entries,
             labels=_label_status(replica.joins, replica.joiner.summary),
+            commands=replica.commands,
         )
 
     def _become(self, condition: Condition, reason: str = "") -> None:
@@ -377,6 +393,7 @@ class Trainer:
             logger.warning("%s; learning waits", reason)
         self._become(Condition.WAITING, reason)
         self._writer.give_up(reason)
+        self._orders.give_up(reason)
 
     def _resign(self, reason: str) -> None:
         logger.warning("learning may have passed to another service: %s", reason)
@@ -417,6 +434,7 @@ class Trainer:
             self._is_compared = False
         self._writer.give_up(ANOTHER_LEARNS)
         self._waiters.give_up(ANOTHER_LEARNS)
+        self._orders.give_up(ANOTHER_LEARNS)
         try:
             if self._writer.checkpoints.has_news:
                 self._load()
@@ -517,7 +535,9 @@ class Trainer:
         if is_new:
             self._drift_news.skip(replica.state.drift)
         self._become(Condition.LEARNING)
-        pipeline = Pipeline(replica, self._log, pending, self._settings, self._worker, self._clock)
+        self._note_pause()
+        own = self._settings, self._worker, self._clock, self._orders
+        pipeline = Pipeline(replica, self._log, pending, *own)
         await self._watch(pipeline)
         self.caught_up.set()
         return pipeline
@@ -539,6 +559,7 @@ class Trainer:
     async def _tend(self, pipeline: Pipeline) -> float:
         """Do what needs a state that stands still; return the seconds until the statistics."""
         replica = self._replica
+        self._note_pause()
         if self._writer.is_due(replica):
             await self._rejections.record(self._log)
         await self._writer.tend(replica, self._log)
@@ -551,6 +572,21 @@ class Trainer:
             else:
                 self._waiters.answer(replica.progress.position)
         return due_in
+
+    def _note_pause(self) -> None:
+        """Publish that learning is paused, or goes on; nobody waits for examples meanwhile."""
+        commands = self._replica.commands
+        if is_paused(commands):
+            order = commands[-1].order
+            at = datetime.fromtimestamp(order.at / 1000, UTC).isoformat(timespec="seconds")
+            reason = f"paused by {order.by} at {at}; POST /resume, or funnel resume, ends it"
+            if self._condition != Condition.PAUSED:
+                logger.info("learning is %s", reason)
+                self._become(Condition.PAUSED, reason)
+            self._waiters.give_up("learning is paused")
+        elif self._condition == Condition.PAUSED:
+            logger.info("learning goes on, as %s has ordered", commands[-1].order.by)
+            self._become(Condition.LEARNING)
 
     def _note_stall(self, pipeline: Pipeline) -> None:
         stalled = pipeline.batch_seconds > STALLED_LEASES * self._settings.lease_seconds

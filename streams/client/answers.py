@@ -144,6 +144,7 @@ class Model(TypedDict):
     role: str
     condition: str
     reason: str
+    commands: list[dict[str, object]]
     accuracy: float | None
     rolling_accuracy: float | None
     below_floors: list[str]

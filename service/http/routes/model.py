@@ -91,6 +91,18 @@ class QuestionsAnswer(BaseModel):
     """Labels by what became of them."""
 
 
+class OrderedAnswer(BaseModel):
+    """A command of an operator that was recorded."""
+
+    cut: int
+    command: str
+    """pause or resume."""
+    by: str
+    """Name of the key with which it was given; anonymous without keys."""
+    at: float
+    """When it was given, as Unix time in seconds."""
+
+
 class ModelAnswer(BaseModel):
     """The served model."""
 
@@ -111,8 +123,10 @@ class ModelAnswer(BaseModel):
     device: str
     role: str
     condition: str
-    """starting, standby, replaying, learning, waiting (for the log) or halted."""
+    """starting, standby, replaying, learning, paused, waiting (for the log) or halted."""
     reason: str
+    commands: list[OrderedAnswer]
+    """The newest commands of operators, in order."""
     accuracy: Finite
     """Prequential accuracy over all examples. Where numbers are predicted, the share of examples to
     which the prediction was nearer than the mean, or the quantiles, of the numbers before."""
@@ -197,6 +211,10 @@ async def model(model: Running) -> ModelAnswer:
         role=status.role,
         condition=status.condition,
         reason=status.reason,
+        commands=[
+            OrderedAnswer(cut=c.cut, command=c.name, by=c.order.by, at=c.order.at / 1000)
+            for c in status.commands
+        ],
         accuracy=scores.accuracy if scores else math.nan,
         rolling_accuracy=scores.rolling_accuracy if scores else math.nan,
         questions=_questions(status.labels),

@@ -187,7 +187,5 @@ def _check_named(model: Model) -> None:
         if model.is_open:
             message = "nothing is learned yet; the first examples decide between rows and features"
             raise HTTPError(404, "undecided", message)
-        message = (
-            "this model takes dense features; rows need a service with another --name or --data-dir"
-        )
+        message = "this model takes dense features; rows need a service with another --data-dir"
         raise HTTPError(404, "no_schema", message)

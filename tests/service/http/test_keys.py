@@ -35,6 +35,8 @@ MATRIX = [
     ("POST", "/labels", 202, {ADMIN, LEARN}),
     ("POST", "/predict", 200, READERS),
     ("POST", "/checkpoint", 201, {ADMIN}),
+    ("POST", "/pause", 202, {ADMIN}),
+    ("POST", "/resume", 202, {ADMIN}),
     ("GET", "/model", 200, READERS),
     ("GET", "/optimizer", 200, READERS),
     ("GET", "/optimizer/gains", 200, READERS),
