@@ -50,8 +50,6 @@ USAGE, INTERRUPTED = 2, 130
 """Exit statuses: of a command line that cannot be understood, and after Ctrl-C."""
 OPTIONAL = re.compile(r"\s*\[-[^\[\]]*(?:\[[^\]]*\])?[^\[\]]*\]")
 """An option in the line of usage that argparse makes."""
-DEFINED = re.compile(r"^ +(?:-\w, )?(--[a-z][a-z-]*)", re.MULTILINE)
-"""An option in help."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,8 +60,8 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def names(self) -> list[str]:
-        """The long options."""
-        return DEFINED.findall(self.format_help())
+        """The long options, also those that help does not show."""
+        return [n for a in self._actions for n in a.option_strings if n.startswith("--")]
 
     def check(self, options: Iterable[str]) -> None:
         """Refuse an option that is not known, with the one that was probably meant."""

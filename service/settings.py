@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 FILE = "_file"
 """Suffix of a setting that names a file with the value of another one."""
-SECRETS = ("redis_url", "api_key", "learn_key", "predict_key", "drift_webhook")
+KEYS = ("api_key", "learn_key", "predict_key")
+"""Settings that hold keys of clients."""
+SECRETS = ("redis_url", *KEYS, "drift_webhook")
 """Settings whose value a file may hold."""
 NEVER_EMPTY = ("api_key", "api_key_file")
 """A template that was not filled in must not open the service."""

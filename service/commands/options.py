@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 from pydantic import SecretStr
 
 from service.commands.typed import as_typed, option_of
-from service.settings import SECRETS, Settings, load_settings
+from service.settings import KEYS, SECRETS, Settings, load_settings
 from streams.environment import PREFIX
 
 TOPICS = {
@@ -63,7 +63,9 @@ def _add(group: argparse._ArgumentGroup, name: str) -> None:
     default = field.get_default()
     is_flag = isinstance(default, bool)
     line = f"{field.description} [{_shown(default) or 'none'}]".replace("%", "%%")
-    if name in SECRETS:
+    if name in KEYS:
+        line = argparse.SUPPRESS  # ps would show the key to every user
+    elif name in SECRETS:
         variable = PREFIX + name.upper()
         line += f"; ps shows this option to every user: prefer {variable} or {variable}_FILE"
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
@@ -102,6 +104,12 @@ def settings_of(options: argparse.Namespace, **defaults: object) -> Settings:
         if (value := getattr(options, f"setting_{name}", None)) is not None
     }
     settings = load_settings(defaults | given)
+    for name in (name for name in KEYS if name in given):
+        variable = PREFIX + name.upper()
+        sys.stderr.write(
+            f"funnel: {option_of(name)}: ps shows the key to every user of this machine; set "
+            f"{variable}, or {variable}_FILE to a file that holds it\n"
+        )
     if idle := settings.without_effect:
         names = as_typed(", ".join(idle), {option_of(name) for name in given})
         sys.stderr.write(
