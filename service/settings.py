@@ -286,6 +286,12 @@ class Settings(BaseModel):
         SecretStr(""), description="URL to which each new drift event is posted as JSON"
     )
     drift_webhook_file: Path | None = _file_of("DRIFT_WEBHOOK")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of the messages on standard error; json: one object a line"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least level of messages on standard error"
+    )
     seed: int = Field(0, ge=0, lt=1 << 23, description="seed of the weights and of dropout")
     accept_gap: bool = Field(
         False, description="continue although acknowledged examples are missing from the log"

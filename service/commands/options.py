@@ -29,6 +29,7 @@ TOPICS = {
     "labels that come later": (
         "label_ttl", "label_grace", "labels", "label_timeout", "join_bytes", "track",
     ),
+    "messages": ("log_format", "log_level"),
     "HTTP": (
         "host", "allowed_hosts", "port", "api_key", "api_key_file", "learn_key", "learn_key_file",
         "predict_key", "predict_key_file", "predict_ms", "max_body_bytes", "drift_webhook",

@@ -36,6 +36,7 @@ from service.http.routes import (
 from service.http.sites import Sites
 from service.http.strict import check, check_headers
 from service.http.waits import Waits
+from service.monitoring.logs import REQUEST
 from service.service import Service
 
 logger = logging.getLogger("funnel")
@@ -124,7 +125,8 @@ def as_http_error(error: Exception) -> HTTPError:
         case HTTPException():
             code = CODES.get(error.status_code, "http_error")
             return HTTPError(error.status_code, code, str(error.detail), headers=error.headers)
-    return HTTPError(500, "internal", "the service failed; its log has the details")
+    message = f"the service failed; its log has the details of request {REQUEST.get()}"
+    return HTTPError(500, "internal", message)
 
 
 def _describe_key(app: FastAPI) -> None:

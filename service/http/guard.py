@@ -1,11 +1,13 @@
 """Middleware in front of every route: it checks where a request comes from and its key, times it,
-and turns HEAD into GET."""
+gives it an id, and turns HEAD into GET."""
 
 import base64
 import binascii
 import hmac
+import re
 import time
 from collections.abc import Mapping, Sequence
+from uuid import uuid4
 
 from pydantic import SecretStr
 from starlette.routing import BaseRoute, Match
@@ -14,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.body import bounded
 from service.http.errors import HTTPError
 from service.http.sites import READS, Sites
+from service.monitoring.logs import REQUEST
 from service.monitoring.metrics import Metrics
 from streams.environment import named_keys
 
@@ -35,6 +38,7 @@ ADMIN_READS = ("/dead",)
 """Paths whose reads need scope admin."""
 LEARN_HEADER = b"funnel-learn-key"
 """Header that holds the key of scope learn for a question with ids, which writes to the log."""
+REQUEST_HEADER, SHOWABLE = b"x-request-id", re.compile(rb"[!-~]{1,64}")
 HELD = "funnel.scopes"
 """Key of the request's scope that holds the scopes of its keys; missing if no key is needed."""
 SENDER = "funnel.sender"
@@ -77,13 +81,16 @@ class Guard:
             return
         if scope["method"] == "HEAD" and scope["path"] not in ENDLESS_PATHS:
             scope = {**scope, "method": "GET"}  # the server sends no body to HEAD
-        began = time.perf_counter()
+        began, request = time.perf_counter(), request_of(scope)
         status = 500
+        REQUEST.set(request)  # each request has a task, and a context, of its own
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = [*message.get("headers", ()), (REQUEST_HEADER, request.encode())]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -146,6 +153,13 @@ def may_ask(scope: Scope) -> bool:
     """Return whether the keys of a request allow questions with ids, which write to the log."""
     held = scope.get(HELD)
     return held is None or not held.isdisjoint({LEARN, ADMIN})
+
+
+def request_of(scope: Scope) -> str:
+    """Return the id of a request: that of its header if it is short and can be shown, or a new
+    one."""
+    sent = [value for name, value in scope["headers"] if name == REQUEST_HEADER]
+    return sent[0].decode() if len(sent) == 1 and SHOWABLE.fullmatch(sent[0]) else uuid4().hex
 
 
 def sender_of(scope: Scope) -> str:
