@@ -466,16 +466,20 @@ class Trainer:
                 "to stand by, or another --name for another application"
             )
         first, _ = await self._log.cut_range()
+        is_apart = learner.keeps_elsewhere(self._lease.lock.name)
         if first > self._replica.progress.cut + 1 and not self._settings.accept_gap:
             if self._writer.checkpoints.has_news:
                 return  # it is compared again with what has just been written
-            raise LogError(
+            reason = (
                 f"this service could not take over from the one that learns from {key}: its own "
                 f"checkpoints in {folder} end at cut {self._replica.progress.cut}, and the log "
                 f"begins at cut {first}. Use the folder of the learner as --data-dir, which is "
                 f"{learner.folder} on {learner.host}, or another --name for another application"
             )
-        if learner.keeps_elsewhere(self._lease.lock.name):
+            if is_apart:
+                raise LogError(reason)
+            logger.warning("%s", reason)  # the learner on another machine may write one there
+        elif is_apart:
             logger.warning(
                 "the learner keeps its checkpoints in %s, and this service looks for them in %s: "
                 "it will serve an older model. Use one --data-dir for both",
