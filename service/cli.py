@@ -28,6 +28,8 @@ COMMANDS = {
     "compare": "compare Funnel with other learners on a stream",
     "schema": "infer the schema of a file of rows with names",
     "status": "show whether a service is ready, and how it learns",
+    "pause": "let a service learn nothing for a while",
+    "resume": "let a service go on learning after a pause",
     "predict": "let a service predict the rows of a file",
     "export": "write the model that a service answers with as ONNX, torch or safetensors",
     "dead": "list what a service did not learn, and why",
@@ -35,6 +37,8 @@ COMMANDS = {
     "completion": "print a script that completes commands in a shell",
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
+FOLDERS = {"pause": "orders.", "resume": "orders."}
+"""The package in `service.commands` of commands whose module is not there itself."""
 SERVERS = ("serve", "demo")
 """Commands that SIGTERM is meant to end: then their exit status is 0."""
 WITHOUT_OUTPUT = ("serve",)
@@ -47,8 +51,6 @@ USAGE, INTERRUPTED = 2, 130
 """Exit statuses: of a command line that cannot be understood, and after Ctrl-C."""
 OPTIONAL = re.compile(r"\s*\[-[^\[\]]*(?:\[[^\]]*\])?[^\[\]]*\]")
 """An option in the line of usage that argparse makes."""
-DEFINED = re.compile(r"^ +(?:-\w, )?(--[a-z][a-z-]*)", re.MULTILINE)
-"""An option in help."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,8 +61,8 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def names(self) -> list[str]:
-        """The long options."""
-        return DEFINED.findall(self.format_help())
+        """The long options, also those that help does not show."""
+        return [n for a in self._actions for n in a.option_strings if n.startswith("--")]
 
     def check(self, options: Iterable[str]) -> None:
         """Refuse an option that is not known, with the one that was probably meant."""
@@ -214,7 +216,7 @@ def make_parser(command: str = "", is_whole: bool = False) -> Parser:
     for name, line in COMMANDS.items():
         chosen = parsers.add_parser(name, help=line, allow_abbrev=False)
         if name == command or is_whole:
-            module = import_module(f"service.commands.{name}")
+            module = import_module(f"service.commands.{FOLDERS.get(name, '')}{name}")
             chosen.description = module.DESCRIPTION
             module.add_options(chosen)
             usage = OPTIONAL.sub("", chosen.format_usage().removeprefix("usage: "))

@@ -70,7 +70,7 @@ def misfit(settings: Settings, device: torch.device) -> str:
 
 
 def named(settings: Settings) -> Settings:
-    """Return settings that name a model, for work without a log.
+    """Return settings that say which model it is, for work without a log, or with a new one.
 
     Raises:
         ModelError: the device cannot be used.
@@ -83,7 +83,8 @@ def named(settings: Settings) -> Settings:
 
 
 async def as_found(settings: Settings, url: str) -> Settings:
-    """Return settings that name a model: without one, that which the data folder or the log has.
+    """Return settings that say which model it is. Without a model and a name, it is that which the
+    data folder or the log has.
 
     A model of all families is returned even where the settings do not fit it: its start then fails,
     and the message says which setting to change.
@@ -96,8 +97,8 @@ async def as_found(settings: Settings, url: str) -> Settings:
         LogUnavailable: they name none, and the log cannot be asked.
         ModelError: the device cannot be used.
     """
-    if "model" in settings.model_fields_set:
-        return settings
+    if "model" in settings.model_fields_set or settings.name:
+        return named(settings)
     for model in (FORMER_MODEL, DEFAULT_MODEL):
         folder = folder_of(settings.data_dir, model)
         if any(folder.glob("*.safetensors")):

@@ -72,7 +72,7 @@ class Model:
         self.intake: Intake
         self.history: History
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
-        name = settings.model
+        name = settings.called
         store = CheckpointStore(
             folder_of(settings.data_dir, name),
             numerics(state.device),

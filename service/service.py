@@ -65,7 +65,8 @@ class Service:
         model = self.model
         is_ready = model is not None and not self.draining.is_set()
         backlog = model.backlog() if model else Load(0, 0)
-        return Reading(is_ready, model.status if model else None, backlog)
+        name = model.settings.called if model else ""
+        return Reading(name, is_ready, model.status if model else None, backlog)
 
     async def unless_stopped(self, work: Awaitable[T]) -> T:
         """Return the result of ``work``, which is cancelled if the service begins to stop.

@@ -35,7 +35,7 @@ from service.fold.spec import (
     Spec,
 )
 from service.fold.task import AUTO, CLASSES, Task
-from streams.environment import PREFIX, PathError, home, read_secret, variables
+from streams.environment import PREFIX, PathError, home, named_keys, read_secret, variables
 from streams.errors import FunnelError
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 FILE = "_file"
 """Suffix of a setting that names a file with the value of another one."""
-SECRETS = ("redis_url", "api_key", "learn_key", "predict_key", "drift_webhook")
+KEYS = ("api_key", "learn_key", "predict_key")
+"""Settings that hold keys of clients."""
+SECRETS = ("redis_url", *KEYS, "drift_webhook")
 """Settings whose value a file may hold."""
 NEVER_EMPTY = ("api_key", "api_key_file")
 """A template that was not filled in must not open the service."""
@@ -70,6 +72,7 @@ MODEL_NAME = re.compile(r"logistic|mlp|auto|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 warnings.filterwarnings("ignore", 'Field name "schema" in "Settings" shadows', UserWarning)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PERCEPTRONS = ("mlp", AUTO)
 """The models that have hidden layers."""
 
@@ -111,6 +114,12 @@ class Settings(BaseModel):
     )
     appendfsync: Literal["always", "everysec", "no"] = Field(
         "always", description="when the embedded log is synced to disk; always: before it answers"
+    )
+    name: str = Field(
+        "",
+        description="name of the model, in the keys of its log, its folder of checkpoints, "
+        "GET /model and metrics; empty: that of MODEL. Applications that share a log's server need "
+        "one each",
     )
     model: str = Field(
         AUTO,
@@ -215,7 +224,8 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
     api_key: SecretStr = Field(
         SecretStr(""),
-        description="if set, requests need Authorization: Bearer <key>; this key may do everything",
+        description="if set, requests need Authorization: Bearer <key>; this key may do "
+        "everything. name:key, several with commas: commands are recorded with the name",
     )
     api_key_file: Path | None = _file_of("API_KEY")
     learn_key: SecretStr = Field(
@@ -278,6 +288,12 @@ class Settings(BaseModel):
         SecretStr(""), description="URL to which each new drift event is posted as JSON"
     )
     drift_webhook_file: Path | None = _file_of("DRIFT_WEBHOOK")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of the messages on standard error; json: one object a line"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least level of messages on standard error"
+    )
     seed: int = Field(0, ge=0, lt=1 << 23, description="seed of the weights and of dropout")
     accept_gap: bool = Field(
         False, description="continue although acknowledged examples are missing from the log"
@@ -348,6 +364,13 @@ class Settings(BaseModel):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("name")
+    @classmethod
+    def _called(cls, value: str) -> str:
+        if value and not NAME.fullmatch(value):
+            raise ValueError("use 1 to 64 letters, digits and . _ -, and a letter or digit first")
+        return value
 
     @field_validator("model")
     @classmethod
@@ -455,6 +478,7 @@ class Settings(BaseModel):
         key = value.get_secret_value()
         if not key.strip() and (key or info.field_name in NEVER_EMPTY):
             raise ValueError("the key is blank; give one, or remove the setting to need none")
+        named_keys(key.strip(), "")
         return SecretStr(key.strip())
 
     @field_validator("drift_webhook")
@@ -472,7 +496,7 @@ class Settings(BaseModel):
         if value and not info.data.get("api_key"):
             raise ValueError(f"set {PREFIX}API_KEY too, the key that may do everything")
         for name in ("api_key", "learn_key"):
-            if value and info.data.get(name) == value:
+            if value and not _keys_of(value).isdisjoint(_keys_of(info.data.get(name))):
                 raise ValueError(f"choose a key other than {PREFIX}{name.upper()}")
         return value
 
@@ -516,6 +540,11 @@ class Settings(BaseModel):
             TASK: is_users or self.task != AUTO or self._sets("classes", "max_classes"),
         }
         return frozenset(name for name, is_closed in closed.items() if not is_closed)
+
+    @property
+    def called(self) -> str:
+        """The name of the model, in the keys of its log and its folder of checkpoints."""
+        return self.name or self.model
 
     def _sets(self, *names: str) -> bool:
         return not self.model_fields_set.isdisjoint(names)
@@ -669,6 +698,11 @@ def size_of(text: str) -> int:
     if (found := SIZE.fullmatch(text)) is None:
         raise ValueError("give a number of bytes, or of kB, MB or GB: 256MB")
     return int(found[1]) << SIZES[found[2] or ""]
+
+
+def _keys_of(value: SecretStr | None) -> set[str]:
+    """Return the keys of a setting."""
+    return set(named_keys(value.get_secret_value(), "").values()) if value else set()
 
 
 def _has_port(parts: SplitResult) -> bool:

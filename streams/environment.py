@@ -26,6 +26,10 @@ LINKED_ENVIRONMENT = re.compile(r"(FUNNEL(?:_\w+?)?)_ENV_\w+")
 """A variable of the linked container; there is a name then, too."""
 
 
+NAMED_KEY = re.compile(r"([A-Za-z][\w.-]{0,63}):(\S+)")
+"""A key with a name, such as ``ops:s3cret``."""
+
+
 class PathError(FunnelError, ValueError):
     """A path cannot be resolved or read; the message says why."""
 
@@ -95,6 +99,45 @@ def secret(name: str, environment: Mapping[str, str]) -> str:
     """
     file = environment.get(f"{name}_FILE", "")
     return environment.get(name) or (read_secret(file) if file else "")
+
+
+def named_keys(text: str, name: str) -> dict[str, str]:
+    """Return keys by their names.
+
+    Args:
+        text: ``name:key``, several with commas; or one key without a name.
+        name: of a key without one.
+
+    Raises:
+        ValueError: a name or a key comes twice, or only some of several have a name.
+
+    >>> named_keys("ops:one,ann:two", "API_KEY"), named_keys("s3cret", "API_KEY")
+    ({'ops': 'one', 'ann': 'two'}, {'API_KEY': 's3cret'})
+    """
+    parts = [part.strip() for part in text.split(",")]
+    found = [NAMED_KEY.fullmatch(part) for part in parts]
+    if not any(found):
+        return {name: text} if text else {}
+    keys = {own[1]: own[2] for own in found if own}
+    if not all(found):
+        raise ValueError("give each of several keys a name: name:key,name:key")
+    if len(set(keys.values())) < len(parts):
+        raise ValueError("a name or a key comes twice")
+    return keys
+
+
+def first_key(name: str, environment: Mapping[str, str]) -> str:
+    """Return the key of a variable, of several the first; empty if there is none.
+
+    Args:
+        name: of the variable.
+        environment: as `variables` returns it.
+
+    Raises:
+        PathError: its file cannot be read, or holds nothing.
+        ValueError: `named_keys` cannot read it.
+    """
+    return next(iter(named_keys(secret(name, environment), name).values()), "")
 
 
 def _is_link(name: str, environment: Mapping[str, str]) -> bool:

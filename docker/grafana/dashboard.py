@@ -458,19 +458,21 @@ def is_it_healthy() -> Row:
         ),
         stat(
             "Learning",
-            "The condition of the trainer. Good: learning, or standby for one that is. Bad: "
-            "waiting for the log, or halted; /health/ready gives the reason.",
+            "The condition of the trainer. Good: learning, or standby for one that is, or "
+            "paused if somebody wants that. Bad: waiting for the log, or halted; /health/ready "
+            "gives the reason.",
             Query("max by (condition) (funnel_learning) > 0", "{{condition}}"),
             names=[
-                ("learning", "green"), ("standby", "green"), ("starting", "orange"),
-                ("replaying", "orange"), ("waiting", "red"), ("halted", "red"), ("stopped", "red"),
+                ("learning", "green"), ("standby", "green"), ("paused", "blue"),
+                ("starting", "orange"), ("replaying", "orange"), ("waiting", "red"),
+                ("halted", "red"), ("stopped", "red"),
             ],
         ),
         stat(
             "Alerts",
-            "Number of firing alerts. Prometheus' page Alerts lists them; "
+            "Number of firing alerts, without notes. Prometheus' page Alerts lists them; "
             "docker/prometheus/runbook.md explains what to do. Good: 0.",
-            Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing"),
+            Query('count(ALERTS{alertstate="firing",severity!="info"}) or vector(0)', "firing"),
             steps=[(None, "green"), (1, "red")],
         ),
         stat(

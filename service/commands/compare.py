@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_delay(parser, has_clock=False)
     add_rows(parser)
-    add_settings(parser, ("model", "optimizer", "computing"))
+    add_settings(parser, ("model", "optimizer", "computing"), ("name",))
 
 
 def _names(text: str) -> tuple[str, ...]:

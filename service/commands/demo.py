@@ -42,7 +42,7 @@ TURN_SECONDS = 20
 USUAL_EXAMPLES = 1_000_000_000
 """Length of streams of rows that go on without an end."""
 
-NOT_OF_A_DEMO = ("features", "classes", "drift_webhook", "drift_webhook_file")
+NOT_OF_A_DEMO = ("name", "features", "classes", "drift_webhook", "drift_webhook_file")
 """Settings that the stream decides, or that nobody receives."""
 
 

@@ -8,13 +8,13 @@ from typing import Literal, get_args, get_origin
 from pydantic import SecretStr
 
 from service.commands.typed import as_typed, option_of
-from service.settings import SECRETS, Settings, load_settings
+from service.settings import KEYS, SECRETS, Settings, load_settings
 from streams.environment import PREFIX
 
 TOPICS = {
     "model": (
-        "model", "task", "features", "classes", "schema", "max_classes", "table_bits", "hidden",
-        "standardize", "calibrate", "seed",
+        "name", "model", "task", "features", "classes", "schema", "max_classes", "table_bits",
+        "hidden", "standardize", "calibrate", "seed",
     ),
     "optimizer": (
         "optimizer", "experts", "families", "effort", "lr", "gain_lr", "scale_lr", "momentum",
@@ -29,6 +29,7 @@ TOPICS = {
     "labels that come later": (
         "label_ttl", "label_grace", "labels", "label_timeout", "join_bytes", "track",
     ),
+    "messages": ("log_format", "log_level"),
     "HTTP": (
         "host", "allowed_hosts", "port", "api_key", "api_key_file", "learn_key", "learn_key_file",
         "predict_key", "predict_key_file", "predict_ms", "max_body_bytes", "drift_webhook",
@@ -63,7 +64,9 @@ def _add(group: argparse._ArgumentGroup, name: str) -> None:
     default = field.get_default()
     is_flag = isinstance(default, bool)
     line = f"{field.description} [{_shown(default) or 'none'}]".replace("%", "%%")
-    if name in SECRETS:
+    if name in KEYS:
+        line = argparse.SUPPRESS  # ps would show the key to every user
+    elif name in SECRETS:
         variable = PREFIX + name.upper()
         line += f"; ps shows this option to every user: prefer {variable} or {variable}_FILE"
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
@@ -102,6 +105,12 @@ def settings_of(options: argparse.Namespace, **defaults: object) -> Settings:
         if (value := getattr(options, f"setting_{name}", None)) is not None
     }
     settings = load_settings(defaults | given)
+    for name in (name for name in KEYS if name in given):
+        variable = PREFIX + name.upper()
+        sys.stderr.write(
+            f"funnel: {option_of(name)}: ps shows the key to every user of this machine; set "
+            f"{variable}, or {variable}_FILE to a file that holds it\n"
+        )
     if idle := settings.without_effect:
         names = as_typed(", ".join(idle), {option_of(name) for name in given})
         sys.stderr.write(

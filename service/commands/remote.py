@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from streams.environment import secret, variables
+from streams.environment import first_key, variables
 from streams.errors import FunnelError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def key(*scopes: str) -> str:
         scopes: ``API``, ``LEARN`` or ``PREDICT``, in order.
     """
     environment = variables()
-    found = (secret(f"FUNNEL_{scope}_KEY", environment) for scope in scopes)
+    found = (first_key(f"FUNNEL_{scope}_KEY", environment) for scope in scopes)
     return next(filter(None, found), "")
 
 

@@ -1,8 +1,6 @@
 """``funnel serve``: learn and serve one model over HTTP."""
 
 import argparse
-import logging
-import sys
 
 from service.commands.options import add_settings, settings_of
 from streams.environment import PREFIX
@@ -26,10 +24,8 @@ def run(options: argparse.Namespace) -> int:
     import uvloop
 
     from service.http.server import serve
+    from service.monitoring.logs import configure
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns about all that is not HTTP
+    configure(settings.log_format == "json", settings.log_level)
     uvloop.run(serve(settings))
     return 0

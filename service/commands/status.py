@@ -56,7 +56,9 @@ def _lines(
     yield "role", health["role"]
     reason = f": {health['reason']}" if health["reason"] else ""
     yield "condition", f"{health['learning']}{reason}"
-    yield "model", f"{model['model']}, {model['task']}, of {model['inputs']}"
+    called = model.get("name", model["model"])  # a service of an earlier version has none
+    name = f"{called}: " if called != model["model"] else ""
+    yield "model", f"{name}{model['model']}, {model['task']}, of {model['inputs']}"
     yield "version", f"{model['model_version']:,}"
     yield "examples", f"{model['examples_learned']:,}"
     if model["accuracy"] is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from service.commands.row_options import add_rows, source_of
 from service.commands.stream_options import add_delay, add_rate, add_stream, positive_int
-from streams.environment import secret, variables
+from streams.environment import first_key, variables
 from streams.errors import FunnelError
 from streams.sources.names import EXAMPLES, NAMES
 
@@ -45,7 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="",
-        help="name of the model, for redis:// [the one whose log is there, or auto]",
+        help="FUNNEL_NAME of the service, or its FUNNEL_MODEL without one, for redis:// [the one "
+        "whose log is there, or auto]",
     )
     parser.add_argument(
         "--name", help="for idempotency keys: two runs of one name are one stream [random]"
@@ -63,8 +64,8 @@ def run(options: argparse.Namespace) -> int:
     from streams.sources.catalog import Stream
 
     environment = variables()
-    key = secret("FUNNEL_LEARN_KEY", environment) or secret("FUNNEL_API_KEY", environment)
-    predict_key = secret("FUNNEL_PREDICT_KEY", environment) if options.delay else ""
+    key = first_key("FUNNEL_LEARN_KEY", environment) or first_key("FUNNEL_API_KEY", environment)
+    predict_key = first_key("FUNNEL_PREDICT_KEY", environment) if options.delay else ""
     target = make_target(options.to, options.model, key, predict_key)
     if options.delay and not isinstance(target, HTTPTarget):
         raise FunnelError("--delay asks questions, which needs --to http://…")

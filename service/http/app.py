@@ -27,6 +27,7 @@ from service.http.routes import (
     labels,
     learn,
     model,
+    orders,
     page,
     pictures,
     predict,
@@ -35,6 +36,7 @@ from service.http.routes import (
 from service.http.sites import Sites
 from service.http.strict import check, check_headers
 from service.http.waits import Waits
+from service.monitoring.logs import REQUEST
 from service.service import Service
 
 logger = logging.getLogger("funnel")
@@ -42,7 +44,7 @@ logger = logging.getLogger("funnel")
 GROUPS: dict[str | Enum, Sequence[APIRouter]] = {
     "learn": (learn.router, labels.router),
     "predict": (predict.router,),
-    "model": (model.router, schema.router, pictures.router),
+    "model": (model.router, orders.router, schema.router, pictures.router),
     "watch": (drift.router, history.router, dead.router),
 }
 """The groups of routes that the page /docs shows, in order."""
@@ -123,7 +125,8 @@ def as_http_error(error: Exception) -> HTTPError:
         case HTTPException():
             code = CODES.get(error.status_code, "http_error")
             return HTTPError(error.status_code, code, str(error.detail), headers=error.headers)
-    return HTTPError(500, "internal", "the service failed; its log has the details")
+    message = f"the service failed; its log has the details of request {REQUEST.get()}"
+    return HTTPError(500, "internal", message)
 
 
 def _describe_key(app: FastAPI) -> None:

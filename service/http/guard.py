@@ -1,11 +1,13 @@
 """Middleware in front of every route: it checks where a request comes from and its key, times it,
-and turns HEAD into GET."""
+gives it an id, and turns HEAD into GET."""
 
 import base64
 import binascii
 import hmac
+import re
 import time
 from collections.abc import Mapping, Sequence
+from uuid import uuid4
 
 from pydantic import SecretStr
 from starlette.routing import BaseRoute, Match
@@ -14,10 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.body import bounded
 from service.http.errors import HTTPError
 from service.http.sites import READS, Sites
+from service.monitoring.logs import REQUEST
 from service.monitoring.metrics import Metrics
+from streams.environment import named_keys
 
 ADMIN, LEARN, PREDICT = "admin", "learn", "predict"
 """Scopes of keys; admin may do everything."""
+NAMES = {ADMIN: "API_KEY", LEARN: "LEARN_KEY", PREDICT: "PREDICT_KEY"}
+"""Names of keys that have none of their own."""
 OPEN_PATHS = ("/health/live", "/health/ready")
 ENDLESS_PATHS = ("/events",)
 SCOPES = {
@@ -26,12 +32,18 @@ SCOPES = {
     ("POST", "/predict"): PREDICT,
 }
 """Scopes that requests other than reads need; admin where none is listed. These have a body."""
+ORDERS = ("/pause", "/resume")
+"""Paths of operators' commands."""
 ADMIN_READS = ("/dead", "/model/export")
 """Paths whose reads need scope admin."""
 LEARN_HEADER = b"funnel-learn-key"
 """Header that holds the key of scope learn for a question with ids, which writes to the log."""
+REQUEST_HEADER, SHOWABLE = b"x-request-id", re.compile(rb"[!-~]{1,64}")
 HELD = "funnel.scopes"
 """Key of the request's scope that holds the scopes of its keys; missing if no key is needed."""
+SENDER = "funnel.sender"
+"""Key of the request's scope that holds the name of its key; missing if no key is needed."""
+ANONYMOUS = "anonymous"
 BASIC = 'Basic realm="Funnel", charset="UTF-8"'
 
 
@@ -58,7 +70,9 @@ class Guard:
     ) -> None:
         self.app, self.routes, self.metrics, self._sites = app, routes, metrics, sites
         self._expected = {
-            name: key.get_secret_value().encode() for name, key in keys.items() if key
+            (scope, name): key.encode()
+            for scope, secret in keys.items()
+            for name, key in named_keys(secret.get_secret_value(), NAMES[scope]).items()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,13 +81,16 @@ class Guard:
             return
         if scope["method"] == "HEAD" and scope["path"] not in ENDLESS_PATHS:
             scope = {**scope, "method": "GET"}  # the server sends no body to HEAD
-        began = time.perf_counter()
+        began, request = time.perf_counter(), request_of(scope)
         status = 500
+        REQUEST.set(request)  # each request has a task, and a context, of its own
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = [*message.get("headers", ()), (REQUEST_HEADER, request.encode())]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -99,29 +116,31 @@ class Guard:
 
     def _refusal_of_key(self, scope: Scope) -> HTTPError | None:
         if not self._expected:
-            return None
+            return self._sites.refusal_of_order(scope) if scope["path"] in ORDERS else None
         sent = {value for name, value in scope["headers"] if name == b"authorization"}
         if len(sent) > 1:
             message = "the header Authorization came with different values; send it once"
             return HTTPError(401, "unauthorized", message)
         given = _key_of(next(iter(sent), b""), scope["method"])
         # A set, not any(): the time must not depend on which key it was.
-        held = {name for name, key in self._expected.items() if hmac.compare_digest(given, key)}
+        own = {of for of, key in self._expected.items() if hmac.compare_digest(given, key)}
+        held = {name for name, _ in own}
         if not held:
             return HTTPError(401, "unauthorized", "send the header Authorization: Bearer <key>")
         is_open = scope["method"] in READS and scope["path"] not in ADMIN_READS
         otherwise = PREDICT if is_open else ADMIN
         needed = SCOPES.get((scope["method"], scope["path"]), otherwise)
-        scope[HELD] = held | self._of_header(scope)
+        scope[HELD], scope[SENDER] = held | self._of_header(scope), min(own)[1]
         if held & {needed, ADMIN} or self._leads_nowhere(scope):
             return None
         return HTTPError(403, "forbidden", f"this request needs a key of scope {needed}")
 
     def _of_header(self, scope: Scope) -> set[str]:
         """Return the scope of the key in the header that a question with ids may have."""
-        key = self._expected.get(LEARN, b"")
+        keys = [key for (name, _), key in self._expected.items() if name == LEARN]
         sent = [value for name, value in scope["headers"] if name == LEARN_HEADER]
-        return {LEARN} if key and sent and hmac.compare_digest(sent[0], key) else set()
+        found = {hmac.compare_digest(sent[0], key) for key in keys} if sent else set()
+        return {LEARN} if True in found else set()
 
     def _leads_nowhere(self, scope: Scope) -> bool:
         """Return whether a read has no route; with any valid key the answer is 404, not 403."""
@@ -134,6 +153,18 @@ def may_ask(scope: Scope) -> bool:
     """Return whether the keys of a request allow questions with ids, which write to the log."""
     held = scope.get(HELD)
     return held is None or not held.isdisjoint({LEARN, ADMIN})
+
+
+def request_of(scope: Scope) -> str:
+    """Return the id of a request: that of its header if it is short and can be shown, or a new
+    one."""
+    sent = [value for name, value in scope["headers"] if name == REQUEST_HEADER]
+    return sent[0].decode() if len(sent) == 1 and SHOWABLE.fullmatch(sent[0]) else uuid4().hex
+
+
+def sender_of(scope: Scope) -> str:
+    """Return the name of the key of a request; ANONYMOUS if no key is needed."""
+    return str(scope.get(SENDER, ANONYMOUS))
 
 
 def _key_of(authorization: bytes, method: str) -> bytes:

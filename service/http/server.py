@@ -218,7 +218,7 @@ async def _start(service: Service, url: str) -> None:
     gc.freeze()  # what torch and the web framework made stays: a full collection would take 0.2 s
     logger.info(
         "serving %s on %s: version %d, %d examples learned",
-        model.settings.model,
+        model.settings.called,
         url,
         status.version,
         status.examples,

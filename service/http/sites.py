@@ -52,6 +52,19 @@ class Sites:
             return None if own else _cross_site(origins[0])
         return None if is_link else _cross_site(origins[0] if origins else "another site")
 
+    def refusal_of_order(self, scope: Scope) -> HTTPError | None:
+        """Return the answer to an operator's command without a key that does not come from this
+        machine, by one of its own names."""
+        client = scope.get("client")
+        hosts = [v.decode("latin-1").lower() for name, v in scope["headers"] if name == b"host"]
+        if client and _is_loopback(client[0]) and all(map(self._is_known, hosts)):
+            return None
+        return HTTPError(
+            403,
+            "forbidden",
+            "without keys, this is for clients on the same machine; set FUNNEL_API_KEY for others",
+        )
+
     def _is_known(self, host: str) -> bool:
         name = _name_of(f"//{host}")
         return _is_loopback(name) or name in self._allowed

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from service.http.connection import most_connections
+from service.monitoring.status import Condition, Status
 
 MAX_WAITING = 1_024
 """Most requests that wait for their examples to be learned; others keep half the connections."""
@@ -16,8 +17,15 @@ class Waits:
         self._waiting = 0
 
     @contextmanager
-    def one_more(self) -> Iterator[str]:
-        """Count a request that waits for its examples; yield why it may not, or nothing."""
+    def one_more(self, status: Status) -> Iterator[str]:
+        """Count a request that waits for its examples; yield why it may not, or nothing.
+
+        Args:
+            status: of the trainer that would learn them.
+        """
+        if status.condition == Condition.PAUSED:
+            yield "learning is paused"
+            return
         most = min(MAX_WAITING, most_connections() // 2)
         if self._waiting >= most:
             yield f"{most} other requests wait for their examples already"

@@ -65,7 +65,62 @@ class Reshape:
     """As `service.fold.schema.changes` writes them."""
 
 
-Command = Begin | Change | Gap | Upgrade | Reshape
+@dataclass(frozen=True)
+class Order:
+    """A command that an operator gives."""
+
+    by: str
+    """Name of the key with which it was given; ``anonymous`` without keys."""
+    at: int
+    """When it was given, in Unix milliseconds."""
+
+
+class Pause(Order):
+    """No batch is cut after this until learning is resumed; examples wait in the log."""
+
+
+class Resume(Order):
+    """Learning goes on after a pause."""
+
+
+ORDERS: dict[str, type[Order]] = {"pause": Pause, "resume": Resume}
+"""The commands of operators, by their names."""
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A command of an operator that was recorded."""
+
+    cut: int
+    """Number of the cut that carries it."""
+    order: Order
+
+    @property
+    def name(self) -> str:
+        """Its name in ORDERS."""
+        return name_of(self.order)
+
+    def to_json(self) -> list[object]:
+        """Return what a checkpoint keeps."""
+        return [self.cut, self.name, self.order.by, self.order.at]
+
+    @classmethod
+    def from_json(cls, found: Sequence[Any]) -> "Ordered":
+        """Return the command that a checkpoint kept.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is none.
+        """
+        cut, name, by, at = found
+        return cls(int(cut), ORDERS[name](str(by), int(at)))
+
+
+def name_of(order: Order) -> str:
+    """Return the name of a command of an operator."""
+    return next(name for name, kind in ORDERS.items() if isinstance(order, kind))
+
+
+Command = Begin | Change | Gap | Upgrade | Reshape | Order
 
 
 class _Record(BaseModel):
@@ -258,6 +313,8 @@ def _encode(command: Command | None) -> str:
             return GAP
         case Reshape(changes):
             content = {"schema": list(changes)}
+        case Order(by, at):
+            content = {name_of(command): {"by": by, "at": at}}
         case Upgrade(fold, refused):
             content = {"upgrade": {"fold": fold}} | ({"spec": refused} if refused else {})
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS).decode()
@@ -275,6 +332,10 @@ def _decode(number: int, text: str) -> Command | None:
             return Gap()
         case {"schema": [*changes], **rest} if not rest:
             return Reshape(changes)
+        case {"pause": {"by": str(by), "at": int(at)}, **rest} if not rest:
+            return Pause(by, at)
+        case {"resume": {"by": str(by), "at": int(at)}, **rest} if not rest:
+            return Resume(by, at)
         case {"upgrade": {"fold": int(fold)}, **rest} if rest.keys() <= {"spec"}:
             return Upgrade(fold)
     raise LogError(

@@ -81,6 +81,9 @@ class Keys:
         """Number of trainers so far; only the newest may append cuts."""
         self.lease = f"{self._start}lease"
         """Holder of the lease, for some seconds (see `service.log.lease`)."""
+        self.learner = f"{self._start}learner"
+        """The last one that took the lease, and after a space what it published of itself (see
+        `service.trainer.identity`)."""
         self.schema = f"{self._start}schema"
         """The schema of rows after the newest cut that changed it, as JSON."""
         self.inputs = f"{self._start}inputs"

@@ -56,10 +56,14 @@ class Lease:
         lock: next to the checkpoints.
         seconds: how long the lease lasts after its last renewal.
         clock: tells when it is time to renew.
+        identity: what the holder publishes of itself.
     """
 
-    def __init__(self, log: Log, lock: Lock, seconds: float, clock: Clock) -> None:
+    def __init__(
+        self, log: Log, lock: Lock, seconds: float, clock: Clock, identity: str = ""
+    ) -> None:
         self.lock, self._log, self._seconds, self._clock = lock, log, seconds, clock
+        self._identity = identity
         self._holder = uuid.uuid4().hex
         self._renewed_at = float("-inf")
 
@@ -75,7 +79,8 @@ class Lease:
         """
         now = self._clock.monotonic()
         name = self.lock.name if self.lock.take() else ""
-        taken = await self._log.take_lease(self._holder, round(1000 * self._seconds), name)
+        milliseconds = round(1000 * self._seconds)
+        taken = await self._log.take_lease(self._holder, milliseconds, name, self._identity)
         if taken:
             self._renewed_at = now
         return taken

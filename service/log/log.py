@@ -151,7 +151,9 @@ class Log(Protocol):
     async def archive(self) -> None:
         """Rename the present streams, and begin new ones."""
 
-    async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
+    async def take_lease(
+        self, holder: str, milliseconds: int, lock: str, identity: str = ""
+    ) -> int:
         """Take or renew the lease (see `service.log.lease`).
 
         Args:
@@ -159,6 +161,7 @@ class Log(Protocol):
             milliseconds: how long the lease lasts from now on.
             lock: name of the lock that the caller holds, or empty: a lease taken with the same
                 lock is inherited.
+            identity: what the caller publishes of itself; kept when it takes the lease.
 
         Returns:
             0 if another process holds the lease, 1 if the caller holds it from now on, 2 if it
@@ -167,6 +170,9 @@ class Log(Protocol):
 
     async def release_lease(self, holder: str) -> None:
         """Give the lease up, if it is the caller's."""
+
+    async def learner(self) -> str:
+        """Return what the holder of the lease published of itself; nothing without a holder."""
 
     async def check_server(self) -> list[str]:
         """Return warnings about the durability of the server.
@@ -312,13 +318,22 @@ class RedisLog(Log):
                 await _reply(self.redis.rename(key, f"{key}:retired:{mark}"))
         await _reply(self.redis.delete(self.keys.uuid, self.keys.aside))
 
-    async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
-        return int(
-            await self._eval(scripts.TAKE_LEASE, [self.keys.lease], holder, milliseconds, lock)
-        )
+    async def take_lease(
+        self, holder: str, milliseconds: int, lock: str, identity: str = ""
+    ) -> int:
+        keys = [self.keys.lease, self.keys.learner]
+        arguments = (holder, milliseconds, lock, identity)
+        return int(await self._eval(scripts.TAKE_LEASE, keys, *arguments))
 
     async def release_lease(self, holder: str) -> None:
-        await self._eval(scripts.TAKE_LEASE, [self.keys.lease], holder, 0, "")
+        keys = [self.keys.lease, self.keys.learner]
+        await self._eval(scripts.TAKE_LEASE, keys, holder, 0, "", "")
+
+    async def learner(self) -> str:
+        keys = [self.keys.lease, self.keys.learner]
+        held, published = await _reply(self.redis.mget(keys))
+        holder, _, identity = (published or b"").partition(b" ")
+        return identity.decode(errors="replace") if held and held.endswith(holder) else ""
 
     async def check_server(self) -> list[str]:
         warnings: list[str] = await _reply(check_server(self.redis))
@@ -330,7 +345,7 @@ class RedisLog(Log):
         keys = self.keys
         streams = (keys.log, keys.asked, keys.cuts, keys.dead, keys.newest)
         numbers = (keys.aside, keys.epoch)
-        strings = (*numbers, keys.uuid, keys.lease, keys.inputs)
+        strings = (*numbers, keys.uuid, keys.lease, keys.inputs, keys.learner)
         expected = dict.fromkeys(streams, "stream") | dict.fromkeys(strings, "string")
         async with self.redis.pipeline(transaction=False) as pipe:
             for key in expected:

@@ -228,10 +228,11 @@ if held then
 end
 if ARGV[2] == '0' then return mine and redis.call('DEL', KEYS[1]) or 0 end
 redis.call('SET', KEYS[1], ARGV[3] .. ARGV[1], 'PX', ARGV[2])
+if not mine then redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. ARGV[4]) end
 return mine and 2 or 1
 """
-"""KEYS: lease. ARGV: holder, milliseconds, name of the lock that the caller holds, or ''. Zero
-milliseconds give the lease up. The lease holds both names: a caller that holds the lock now
-inherits the lease of the holder that had it. A key that never expires is no lease: another program
-wrote it. The script returns 0: another process holds the lease; 1: the
-caller holds it from now on; 2: it held it before."""
+"""KEYS: lease, learner. ARGV: holder, milliseconds, name of the lock that the caller holds, or '',
+and what the caller publishes of itself. Zero milliseconds give the lease up. The lease holds both
+names: a caller that holds the lock now inherits the lease of the holder that had it. A key that
+never expires is no lease: another program wrote it. The script returns 0: another process holds the
+lease; 1: the caller holds it from now on; 2: it held it before."""

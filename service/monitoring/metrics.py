@@ -85,10 +85,12 @@ GAUGES = {
     "lag_seconds": "Age of the oldest entry that waits to be learned",
     "learning": "1 for the trainer's present condition, 0 for the others",
     "loss": "Prequential cross-entropy in nats",
+    "model_info": "1, with the name of the model that is served",
     "model_version": "Batches folded into the model",
     "oldest_question_seconds": "Age of the oldest question that is not closed",
     "open_bytes": "Bytes of the questions that are not closed",
     "open_questions": "Questions that wait for their labels",
+    "paused": "1 if an operator has paused learning",
     "ready": "1 if predictions are served",
     "recovery_examples": (
         "Examples from the last drift that the model recovered from to its recovery"
@@ -106,6 +108,8 @@ GAUGES = {
 class Reading:
     """The values that a scrape reads."""
 
+    model: str
+    """Name of the model that is served; empty while it starts."""
     is_ready: bool
     """True while predictions are served."""
     status: Status | None
@@ -161,6 +165,8 @@ class Metrics(Collector):
         condition = status.condition if status is not None else Condition.STARTING
         yield _family("learning", ["condition"], {(c,): c == condition for c in Condition})
         if status is not None:
+            yield _single("paused", status.is_paused)
+            yield _family("model_info", ["model"], {(reading.model,): 1})
             yield from _trainer(status, reading.backlog)
 
 

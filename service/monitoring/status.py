@@ -8,6 +8,7 @@ from service.fold.drift.events import Event
 from service.fold.scoring.classification import ScoreSummary
 from service.fold.spec import Hyperparameters
 from service.log.backlog import Backlog, Learned
+from service.log.cuts import Ordered, Pause
 from service.log.position import Progress
 from service.monitoring.statistics import Statistics
 
@@ -24,6 +25,8 @@ class Condition(StrEnum):
     """The log cannot be reached, or the checkpoints cannot be read."""
     HALTED = "halted"
     """An operator has to act; the reason says how."""
+    PAUSED = "paused"
+    """An operator has paused learning; the reason says who and when."""
     STOPPED = "stopped"
 
 
@@ -116,6 +119,13 @@ class Status:
     damaged_entries: int
     """Entries whose checksum did not match, in this process."""
     labels: LabelStatus
+    commands: tuple[Ordered, ...]
+    """The newest commands of operators that it has applied."""
+
+    @property
+    def is_paused(self) -> bool:
+        """True if learning is paused, here or where another process learns."""
+        return bool(self.commands) and isinstance(self.commands[-1].order, Pause)
 
     @property
     def learned(self) -> Learned:

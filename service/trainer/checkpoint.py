@@ -6,7 +6,7 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 
 - ``format``: of names, shapes and metadata. Formats from 1 on are read, too (see
   `service.trainer.formats`). It is 6 with chunks, and 5 without;
-  7 with labels of questions.
+  7 with labels of questions, and 8 with commands of operators.
 - ``fold``: version of the arithmetic that made the state; 1 where it is missing.
 - ``state``: spec, hyperparameters (``rates``), and the counts of batches and examples. Together
   with the tensors this is all of it.
@@ -18,6 +18,8 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 - ``drifts``: positions of the drift events in the log.
 - ``joined``: true if the tensor ``joins`` holds what cuts have decided on labels of questions (see
   `service.trainer.joining.joins`), as bytes of JSON. The format is 7 then.
+- ``commands``: the newest commands of operators, each with the number of its cut, its name, who
+  gave it, and when; missing without any. The format is 8 then.
 - ``byte_examples``: how many of the examples had uint8 features; missing if that is not known.
 - ``numerics``: the versions and hardware on which the bits depend.
 - ``digest``: SHA-256 of the whole file with this value replaced by 64 tildes, so that any damaged
@@ -42,6 +44,7 @@ from torch import Tensor
 from funnel.pool.tables.table import COUNTS, KEYS
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
+from service.log.cuts import Ordered
 from service.log.position import ORIGIN, EntryId, Position, Progress
 from service.trainer.blocks import Bytes
 from service.trainer.chunks import Ledger, Manifest, Read, TableCopy
@@ -49,8 +52,9 @@ from service.trainer.formats import from_format_1, from_format_2, from_format_4
 from service.trainer.joining.joins import Joins
 from streams.errors import FunnelError
 
-FORMAT, CHUNKED, WHOLE = 7, 6, 5
-"""Formats of files with labels of questions, and without: with and without chunks."""
+FORMAT, LABELLED, CHUNKED, WHOLE = 8, 7, 6, 5
+"""Formats of files with commands of operators, and without: with labels of questions, and without
+these, with and without chunks."""
 JOINS = "joins"
 """Name of the tensor that holds what was decided on labels of questions."""
 TABLE = KEYS.partition(".")[0] + "."
@@ -87,6 +91,8 @@ class Checkpoint:
     """Examples with uint8 features (see `service.fold.state.State`); None if that is not known."""
     joins: Joins = field(default_factory=Joins)
     """The decisions of cuts on labels of questions; no part of the digest."""
+    commands: tuple[Ordered, ...] = ()
+    """The newest commands of operators; no part of the digest."""
 
     @classmethod
     def of(
@@ -95,6 +101,7 @@ class Checkpoint:
         progress: Progress,
         ledger: Ledger | None = None,
         joins: Joins | None = None,
+        commands: tuple[Ordered, ...] = (),
     ) -> "Checkpoint":
         """Copy the state; waits for the device.
 
@@ -104,6 +111,7 @@ class Checkpoint:
             ledger: of large tables, only what the next checkpoint has to look at is copied; without
                 it, everything.
             joins: what was decided on labels of questions.
+            commands: the newest commands of operators.
         """
         tables = {}
         if ledger is not None:
@@ -127,6 +135,7 @@ class Checkpoint:
             tables=tables,
             byte_examples=state.byte_examples,
             joins=Joins() if joins is None else joins.copy(),
+            commands=commands,
         )
 
     def apart(self, ledger: Ledger) -> "Checkpoint":
@@ -222,9 +231,12 @@ def encode(
         metadata["chunks"] = manifest.to_json()
         tensors = tensors | manifest.tensors()
     if copy.joins:
-        metadata |= {"format": FORMAT, "joined": True}
+        metadata |= {"format": LABELLED, "joined": True}
         raw = bytearray(copy.joins.to_json())
         tensors = tensors | {JOINS: torch.frombuffer(raw, dtype=torch.uint8)}
+    if copy.commands:
+        commands = [one.to_json() for one in copy.commands]
+        metadata |= {"format": FORMAT, "commands": commands}
     text = orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode()
     found = save_tensors(tensors, {"funnel": text})
     return found.replace(BLANK.encode(), hashlib.sha256(found).hexdigest().encode(), 1)
@@ -308,6 +320,7 @@ def decode(raw: bytes) -> Decoded:
             fold,
             byte_examples=metadata.get("byte_examples"),
             joins=joins,
+            commands=tuple(map(Ordered.from_json, metadata.get("commands", ()))),
         )
     except (DamagedError, NewerError):
         raise

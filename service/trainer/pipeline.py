@@ -5,11 +5,12 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
-from service.log.cuts import Cut, Pending
+from service.log.cuts import Cut, Pause, Pending
 from service.log.log import Log
 from service.process import Clock
 from service.settings import Settings
 from service.trainer.joining.examples import batch_of
+from service.trainer.orders import Orders, is_paused
 from service.trainer.replica import Replica
 from service.trainer.worker import Worker
 from streams.examples import AnyBatch
@@ -37,6 +38,7 @@ class Pipeline:
         settings: of the service; they tell when a batch is cut.
         worker: learns.
         clock: measures how long entries have waited.
+        orders: of operators.
     """
 
     def __init__(
@@ -47,7 +49,13 @@ class Pipeline:
         settings: Settings,
         worker: Worker,
         clock: Clock,
+        orders: Orders | None = None,
     ) -> None:
+        self._orders = orders or Orders()
+        self.is_paused = is_paused(replica.commands)
+        """True if the last recorded command of an operator pauses learning: nothing is cut then."""
+        self._ordered_at = replica.commands[-1].cut if replica.commands else 0
+        """Number of the cut with that command; 0 if there is none."""
         self.replica, self.log, self.pending = replica, log, pending
         self._batch_size, self._max_wait = settings.batch_size, settings.max_wait_ms / 1000
         self._worker, self._clock, self._effort = worker, clock, settings.effort
@@ -72,7 +80,7 @@ class Pipeline:
     @property
     def is_idle(self) -> bool:
         """True while it waits for examples."""
-        return self.is_quiet and not self._recorded and not self._is_full
+        return self.is_quiet and not self._recorded and (self.is_paused or not self._is_full)
 
     @property
     def waiting_since_ms(self) -> int | None:
@@ -107,6 +115,8 @@ class Pipeline:
             GapError: an entry that is learned in part is gone.
             LogUnavailable: the log cannot be reached.
         """
+        if not self._recorded and not self.replica.is_open:
+            self._recorded = await self._obey()
         if not self._recorded and (group := self._cut()):
             await self.replica.record(self.log, [cut for cut, _ in group])
             self._recorded, self._waits_since = group, self._clock.monotonic()
@@ -116,7 +126,7 @@ class Pipeline:
             group, self._recorded = self._recorded, []
             self._moved_at = self._clock.monotonic()
             self._learning = asyncio.wrap_future(self._worker.start(partial(self._learn, group)))
-            if self._is_full:
+            if self._is_full and not self.is_paused:
                 return  # the next batches are recorded meanwhile
         if self._reading is None and not self._has_enough:
             self._reading = asyncio.create_task(self._read())
@@ -149,7 +159,7 @@ class Pipeline:
 
     def _rest_due_in(self) -> float:
         """Return the seconds until fewer examples than a batch have waited long enough."""
-        if not self.is_quiet or self.replica.is_open:
+        if not self.is_quiet or self.replica.is_open or self.is_paused:
             return float("inf")
         since = [self._waits_since] if self.pending else []
         if (met := self.replica.joiner.met_since) is not None:
@@ -162,8 +172,11 @@ class Pipeline:
     def _cut(self) -> Group:
         """Take the next full batches; take the rest if it has waited long enough or is all dead.
 
-        While the replica is open, there are no examples, and nothing is recorded for a while.
+        While the replica is open, there are no examples, and nothing is recorded for a while;
+        nor is anything while learning is paused.
         """
+        if self.is_paused:
+            return []
         most = max(1, round(min(GROUP, GROUP_SECONDS / self._step_seconds)))
         group: Group = []
         while self._is_full and len(group) < most:
@@ -177,6 +190,24 @@ class Pipeline:
             tidied = self.replica.joiner.tidied
             if (cut := tidied(self._here, self.pending, self.is_read)) is not None:
                 group.append((cut, None))
+        return group
+
+    async def _obey(self) -> Group:
+        """Record the orders that wait, and return their cuts; one that changes nothing has the cut
+        of the last one."""
+        group: Group = []
+        while (waiting := self._orders.take()) is not None:
+            order, future = waiting
+            if isinstance(order, Pause) != self.is_paused or not self._ordered_at:
+                cut = replace(self._here, command=order)
+                try:
+                    await self.replica.record(self.log, [cut])
+                except Exception as error:
+                    future.set_exception(error)
+                    raise
+                group.append((cut, None))
+                self.is_paused, self._ordered_at = isinstance(order, Pause), self.replica.recorded
+            future.set_result(self._ordered_at)
         return group
 
     @property

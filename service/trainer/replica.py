@@ -18,7 +18,7 @@ from service.fold.schema.schema import POLICIES, Schema
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
-from service.log.cuts import Begin, Change, Command, Cut, Gap, Pending, Reshape, Upgrade
+from service.log.cuts import Begin, Change, Command, Cut, Gap, Ordered, Pending, Reshape, Upgrade
 from service.log.entries import Entry, read_entry
 from service.log.errors import BlankError, ForeignError, GapError, LogError, LogFullError, damaged
 from service.log.extent import Extent, check_reach
@@ -30,6 +30,7 @@ from service.trainer.choice import check_spec, is_unclaimed
 from service.trainer.joining.examples import Rules, batch_of
 from service.trainer.joining.joiner import Joiner
 from service.trainer.joining.joins import Joins
+from service.trainer.orders import after
 from service.trainer.store import CheckpointStore
 from streams.batch import InvalidBatchError
 from streams.examples import AnyBatch, joined
@@ -89,6 +90,8 @@ class Replica:
         self.joiner = joiner or Joiner(clock)
         self.joins = Joins()
         """The decisions of the applied cuts on labels of questions."""
+        self.commands: tuple[Ordered, ...] = ()
+        """The newest commands of operators in the applied cuts."""
         self._became = became
         self._is_calibration_recorded = is_calibration_recorded
         self.state, self._observe, self._clock = state, observe, clock
@@ -123,6 +126,11 @@ class Replica:
         """Version of the fold that learned the last batch."""
 
     @property
+    def recorded(self) -> int:
+        """Number of the last recorded cut, which may not be applied yet."""
+        return self._recorded
+
+    @property
     def is_owner(self) -> bool:
         """True if it has taken an epoch, so that it may record cuts and write checkpoints."""
         return self._epoch is not None
@@ -153,7 +161,7 @@ class Replica:
         self.state.load(newest.tensors, *counts, newest.drifts, newest.byte_examples)
         self._take_schema()
         self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
-        self.joins = newest.joins.copy()
+        self.joins, self.commands = newest.joins.copy(), newest.commands
         return True
 
     async def compare(self, log: Log) -> None:
@@ -539,6 +547,7 @@ class Replica:
                 self.state.reshape(list(map(from_json, changes)))
         self.is_open = False
         self.joins.apply(cut)
+        self.commands = after(self.commands, at.cut + 1, cut)
         for entry, joins in cut.joins.items():
             self._became(entry, joins)
         self.progress = replace(

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from service.fold.scoring.classification import ScoreSummary
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.fold.task import AUTO
+from service.log.cuts import Order
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import Extent, check_reach
 from service.log.labels import Join, Result
@@ -39,8 +41,10 @@ from service.monitoring.status import Condition, Drift, LabelStatus, Role, Statu
 from service.process import Clock, SystemClock
 from service.settings import WEIGHTED, Settings, seconds, size_of
 from service.trainer.choice import AnotherModelError
+from service.trainer.identity import Identity
 from service.trainer.joining.joiner import Joiner, Summary
 from service.trainer.joining.joins import Joins
+from service.trainer.orders import Orders, is_paused
 from service.trainer.pipeline import Pipeline
 from service.trainer.rejections import Rejections
 from service.trainer.replica import AppliedBatch, Replica
@@ -105,7 +109,7 @@ class Trainer:
         delayed: Callable[[float], object] = lambda _: None,
     ) -> None:
         self.replayed = threading.Event()
-        """Set unless a replay is to come or under way."""
+        """Set while no replay is due or under way."""
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._clock = clock = clock or SystemClock()
@@ -133,7 +137,7 @@ class Trainer:
         self._replica = Replica(
             state, self._on_batch, clock, *choices, joiner=joiner, became=self._on_labels
         )
-        self._waiters, self._rejections = Waiters(), Rejections()
+        self._waiters, self._rejections, self._orders = Waiters(), Rejections(), Orders()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()
         self._writer = CheckpointWriter(
@@ -144,7 +148,12 @@ class Trainer:
             clock,
             self._wake.set,
         )
-        self._lease = Lease(log, lock, settings.lease_seconds, clock)
+        folder = str(checkpoints.directory.absolute())
+        self._identity = Identity.of(settings, state.spec, folder, lock.name)
+        self._is_compared = False
+        """True once it is known that it could take over from the present learner."""
+        told = self._identity.to_json()
+        self._lease = Lease(log, lock, settings.lease_seconds, clock, told)
         self._drift_news = DriftNews(self.history, drifted)
         self.newest, self.feature_names = Newest(state, clock), FeatureNames(clock)
         self.columns = ColumnWindows()
@@ -207,6 +216,17 @@ class Trainer:
     def checkpoint(self) -> "Future[Info]":
         """Return a future of a checkpoint of the state as it is now or soon."""
         future = self._writer.request()
+        self._poke()
+        return future
+
+    def order(self, kind: type[Order], by: str) -> "Future[int]":
+        """Return a future of the number of the cut that carries an operator's command.
+
+        Args:
+            kind: of the command.
+            by: name of the key with which it is given.
+        """
+        future = self._orders.give(kind(by, round(1000 * self._clock.time())))
         self._poke()
         return future
 
@@ -280,6 +300,7 @@ class Trainer:
                 self._become(Condition.STOPPED, "the service is shutting down")
             reason = f"the trainer is {self._condition}: {self._reason}"
             self._waiters.close(reason)
+            self._orders.close(reason)
             self._writer.close(reason)
             self.replayed.set()
             self.caught_up.set()
@@ -361,6 +382,7 @@ class Trainer:
             mean_bytes=replica.mean_bytes,
             damaged_entries=replica.damaged_entries,
             labels=_label_status(replica.joins, replica.joiner.summary),
+            commands=replica.commands,
         )
 
     def _become(self, condition: Condition, reason: str = "") -> None:
@@ -376,6 +398,7 @@ class Trainer:
             logger.warning("%s; learning waits", reason)
         self._become(Condition.WAITING, reason)
         self._writer.give_up(reason)
+        self._orders.give_up(reason)
 
     def _resign(self, reason: str) -> None:
         logger.warning("learning may have passed to another service: %s", reason)
@@ -415,19 +438,67 @@ class Trainer:
             self.replayed.clear()
             self._replica.resign()
             self._become(Condition.STANDBY, ANOTHER_LEARNS)
+            self._is_compared = False
         self._writer.give_up(ANOTHER_LEARNS)
         self._waiters.give_up(ANOTHER_LEARNS)
+        self._orders.give_up(ANOTHER_LEARNS)
         try:
             if self._writer.checkpoints.has_news:
                 self._load()
                 self._become(Condition.STANDBY, ANOTHER_LEARNS)
                 self._show(await self._log.extent())
+            if not self._is_compared:
+                await self._compare()
             await self._replica.compare(self._log)
         except UnreadableError as error:
             if self._reason != str(error):
                 logger.warning("%s; standing by with an older model", error)
             self._become(Condition.STANDBY, str(error))
         self.caught_up.set()
+
+    async def _compare(self) -> None:
+        """Compare itself with the learner; log what would change if it took over.
+
+        Raises:
+            LogError: it could not take over; the message lists why, and what to do.
+        """
+        key, folder = self._log.keys.log, self._writer.checkpoints.directory
+        learner = Identity.from_json(await self._log.learner())
+        if learner is None:  # of an earlier version, or gone
+            return
+        if differing := learner.differing(self._settings, self._replica.state.spec):
+            raise LogError(
+                f"the service on {learner.host} that learns from {key} has another model, so that "
+                f"this one could not take over from it: {', '.join(differing)}. Use its settings "
+                "to stand by, or another --name for another application"
+            )
+        first, _ = await self._log.cut_range()
+        is_apart = learner.keeps_elsewhere(self._lease.lock.name)
+        if first > self._replica.progress.cut + 1 and not self._settings.accept_gap:
+            if self._writer.checkpoints.has_news:
+                return  # it is compared again with what has just been written
+            reason = (
+                f"this service could not take over from the one that learns from {key}: its own "
+                f"checkpoints in {folder} end at cut {self._replica.progress.cut}, and the log "
+                f"begins at cut {first}. Use the folder of the learner as --data-dir, which is "
+                f"{learner.folder} on {learner.host}, or another --name for another application"
+            )
+            if is_apart:
+                raise LogError(reason)
+            logger.warning("%s", reason)  # the learner on another machine may write one there
+        elif is_apart:
+            logger.warning(
+                "the learner keeps its checkpoints in %s, and this service looks for them in %s: "
+                "it will serve an older model. Use one --data-dir for both",
+                learner.folder,
+                folder,
+            )
+        if changing := learner.changing(self._identity):
+            logger.warning(
+                "if this service takes over, it goes on with its own settings: %s",
+                ", ".join(changing),
+            )
+        self._is_compared = True
 
     async def _keep_lease(self) -> None:
         """Renew the lease if that is due, unless a batch hangs.
@@ -476,7 +547,9 @@ class Trainer:
             self._drift_news.skip(replica.state.drift)
         self._become(Condition.LEARNING)
         self.replayed.set()
-        pipeline = Pipeline(replica, self._log, pending, self._settings, self._worker, self._clock)
+        self._note_pause()
+        own = self._settings, self._worker, self._clock, self._orders
+        pipeline = Pipeline(replica, self._log, pending, *own)
         await self._watch(pipeline)
         self.caught_up.set()
         return pipeline
@@ -498,6 +571,7 @@ class Trainer:
     async def _tend(self, pipeline: Pipeline) -> float:
         """Do what needs a state that stands still; return the seconds until the statistics."""
         replica = self._replica
+        self._note_pause()
         if self._writer.is_due(replica):
             await self._rejections.record(self._log)
         await self._writer.tend(replica, self._log)
@@ -510,6 +584,21 @@ class Trainer:
             else:
                 self._waiters.answer(replica.progress.position)
         return due_in
+
+    def _note_pause(self) -> None:
+        """Publish that learning is paused, or goes on; nobody waits for examples meanwhile."""
+        commands = self._replica.commands
+        if is_paused(commands):
+            order = commands[-1].order
+            at = datetime.fromtimestamp(order.at / 1000, UTC).isoformat(timespec="seconds")
+            reason = f"paused by {order.by} at {at}; POST /resume, or funnel resume, ends it"
+            if self._condition != Condition.PAUSED:
+                logger.info("learning is %s", reason)
+                self._become(Condition.PAUSED, reason)
+            self._waiters.give_up("learning is paused")
+        elif self._condition == Condition.PAUSED:
+            logger.info("learning goes on, as %s has ordered", commands[-1].order.by)
+            self._become(Condition.LEARNING)
 
     def _note_stall(self, pipeline: Pipeline) -> None:
         stalled = pipeline.batch_seconds > STALLED_LEASES * self._settings.lease_seconds

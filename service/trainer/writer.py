@@ -136,7 +136,7 @@ class CheckpointWriter:
     def _begin(self, replica: Replica) -> "asyncio.Future[Info]":
         requested = self._take_requests()
         ledger, joins = self.checkpoints.ledger, replica.joins
-        copy = Checkpoint.of(replica.state, replica.progress, ledger, joins)
+        copy = Checkpoint.of(replica.state, replica.progress, ledger, joins, replica.commands)
         self._begun_at = begun_at = self._clock.monotonic()
         self._begun_bytes = replica.read_bytes
 

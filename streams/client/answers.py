@@ -131,6 +131,7 @@ class Schema(TypedDict):
 class Model(TypedDict):
     """The model that is served, and how far it has come; see ``GET /model``."""
 
+    name: str
     model: str
     optimizer: str
     hyperparameters: dict[str, object]
@@ -143,6 +144,7 @@ class Model(TypedDict):
     role: str
     condition: str
     reason: str
+    commands: list[dict[str, object]]
     accuracy: float | None
     rolling_accuracy: float | None
     below_floors: list[str]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from streams.environment import secret, variables
+from streams.environment import first_key, variables
 
 LEARN_HEADER = "Funnel-Learn-Key"
 """Header of a question with ids, which needs a key that may learn next to one that may predict."""
@@ -40,7 +40,7 @@ class Keys:
         if api is not None or learn is not None or predict is not None:
             return cls(api or "", learn or "", predict or "")
         found = variables(environment)
-        return cls(*(secret(f"FUNNEL_{use}_KEY", found) for use in ("API", "LEARN", "PREDICT")))
+        return cls(*(first_key(f"FUNNEL_{use}_KEY", found) for use in ("API", "LEARN", "PREDICT")))
 
     def to_learn(self) -> dict[str, str]:
         """Return the headers of a request that writes examples or labels."""

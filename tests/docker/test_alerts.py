@@ -154,6 +154,7 @@ FIRE: list[tuple[str, str, Series]] = [
     ("FunnelRequestsRefused", "a full backlog", answers("/learn", _202=90, _429=10)),
     ("FunnelRequestsRefused", "all of predict", answers("/predict", _500=1)),
     ("FunnelHalted", "nobody sends by HTTP", doing("halted", for_minutes=3)),
+    ("FunnelPaused", "an operator", {"funnel_paused": level(1)}),
     ("FunnelLogAway", "a full disk", doing("waiting", for_minutes=4)),
     ("FunnelLearnerStalled", "no batch", learning(level(7), 500)),
     ("FunnelLearnerStalled", "no batch", learning(level(7), 500) | doing("learning")),
@@ -188,11 +189,14 @@ SILENT: list[tuple[str, str, Series]] = [
     ("FunnelRequestsRefused", "other routes", answers("/checkpoint", _503=1)),
     ("FunnelHalted", "learning", doing("learning")),
     ("FunnelHalted", "a standby", doing("standby")),
+    ("FunnelPaused", "learning", {"funnel_paused": level(0)}),
     ("FunnelLogAway", "a restart of the log", doing("waiting", for_minutes=1)),
     ("FunnelLogAway", "learning", doing("learning")),
     ("FunnelLearnerStalled", "busy", learning(rising(100), 500)),
     ("FunnelLearnerStalled", "nothing sent", learning(level(7), 0)),
     ("FunnelLearnerStalled", "a standby", learning(level(7), 500) | doing("standby")),
+    ("FunnelLearnerStalled", "a pause", learning(level(7), 500) | {"funnel_paused": level(1)}),
+    ("FunnelLagging", "a pause", {"funnel_lag_seconds": level(120), "funnel_paused": level(1)}),
     ("FunnelLagging", "a second", {"funnel_lag_seconds": level(1)}),
     ("FunnelLagging", "a standby", {"funnel_lag_seconds": level(120)} | doing("standby")),
     ("FunnelAccuracyDropped", "five points", scores(90, 85, minutes=20)),
@@ -269,7 +273,7 @@ def test_every_alert_is_tested_both_ways() -> None:
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     for name, rule in ALERTS.items():
-        assert rule["labels"]["severity"] in ("critical", "warning"), name
+        assert rule["labels"]["severity"] in ("critical", "warning", "info"), name
         assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}, name
         assert "$labels.instance" in rule["annotations"]["summary"], name
 

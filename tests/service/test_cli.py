@@ -1,5 +1,6 @@
 """The command line as a user meets it: quick help, one line for each error that can be mended."""
 
+import argparse
 import os
 import re
 import signal
@@ -134,7 +135,7 @@ def test_a_variable_of_the_environment_is_named_as_a_variable() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_the_default_of_every_option(command: str) -> None:
-    """Flags, what must be given, and help itself have none."""
+    """Flags, what must be given, what is not shown, and help itself have none."""
     shown = make_parser(command).chosen
     assert shown is not None
     without = ("--help", "--plot", "--time", "--kind", "--drop", "--learning", "--json")
@@ -144,6 +145,7 @@ def test_help_shows_the_default_of_every_option(command: str) -> None:
         if action.option_strings
         and action.option_strings[-1] not in without
         and not action.required
+        and action.help != argparse.SUPPRESS
         and "[" not in (action.help or "")
     ]
     assert missing == []
@@ -276,7 +278,7 @@ def test_a_closed_output_is_one_line_before_the_work(command: str, tmp_path: Pat
     (tmp_path / "rows.csv").write_text("a,label\n1,0\n2,1\n")
     arguments = {
         "data": ["mnist"], "stream": ["rows.csv", "--to", "http://127.0.0.1:9"], "status": [],
-        "dead": [], "completion": ["bash"],
+        "dead": [], "pause": [], "resume": [], "completion": ["bash"],
     }  # fmt: skip
     shell = ["sh", "-c", 'exec "$@" >&-', "sh", *FUNNEL, command]
     ran = subprocess.run(

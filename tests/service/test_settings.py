@@ -15,7 +15,7 @@ from service.fold.optimizers import INNER
 from service.fold.schema.schema import Schema
 from service.fold.spec import MAX_EXPERTS, SHADOW_LR
 from service.model import build_state
-from service.settings import NEVER_EMPTY, SECRETS, Settings, SettingsError, load_settings
+from service.settings import KEYS, NEVER_EMPTY, SECRETS, Settings, SettingsError, load_settings
 from streams.sources import mnist
 from tests.support.harness import free_port
 
@@ -158,11 +158,16 @@ def test_a_file_that_holds_no_key_does_not_open_the_service(
             load_settings()
 
 
-def test_help_says_that_processes_show_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_no_option_for_a_key_and_says_what_processes_show_of_addresses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for name in SECRETS:
+    for name in KEYS:
+        option = f"--{name.replace('_', '-')}"
+        assert (f"{option} " in shown, f"{option}-file " in shown) == (False, True)
+    for name in set(SECRETS) - set(KEYS):
         variable = f"FUNNEL_{name.upper()}"
         assert f"ps shows this option to every user: prefer {variable} or {variable}_FILE" in shown
 

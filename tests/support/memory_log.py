@@ -47,6 +47,7 @@ class Network:
 class _Lease:
     text: str
     ends: float
+    identity: str
 
 
 class MemoryServer:
@@ -344,7 +345,9 @@ class MemoryLog(Log):
     async def archive(self) -> None:
         await self._write("archive", self.server.archive)
 
-    async def take_lease(self, holder: str, milliseconds: int, lock: str) -> int:
+    async def take_lease(
+        self, holder: str, milliseconds: int, lock: str, identity: str = ""
+    ) -> int:
         server = self.server
 
         def take() -> int:
@@ -353,7 +356,8 @@ class MemoryLog(Log):
                 mine = held.text.endswith(holder)
                 if not mine and not (lock and held.text.startswith(lock)):
                     return 0
-            server.lease = _Lease(lock + holder, now + milliseconds / 1000)
+            told = held.identity if held is not None and mine else identity
+            server.lease = _Lease(lock + holder, now + milliseconds / 1000, told)
             return 2 if mine else 1
 
         return await self._write("take_lease", take)
@@ -364,6 +368,13 @@ class MemoryLog(Log):
                 self.server.lease = None
 
         await self._write("release_lease", release)
+
+    async def learner(self) -> str:
+        def learner() -> str:
+            held = self.server.lease
+            return "" if held is None or held.ends <= self.server.clock.time() else held.identity
+
+        return await self._ask("learner", learner)
 
     async def check_server(self) -> list[str]:
         return await self._ask("check_server", list)

@@ -21,6 +21,7 @@ from service.monitoring.history import History
 from service.monitoring.status import Status
 from service.service import Service
 from service.settings import Settings
+from streams.environment import named_keys
 from streams.producer import HTTPTarget, produce
 from streams.rowstream import RowStream
 from streams.sources.catalog import Stream
@@ -90,7 +91,8 @@ class Demo:
             raise problem
 
     def _send(self, url: str) -> None:
-        target = HTTPTarget(url, self.settings.api_key.get_secret_value())
+        keys = named_keys(self.settings.api_key.get_secret_value(), "API_KEY")
+        target = HTTPTarget(url, next(iter(keys.values()), ""))
 
         def pause(seconds: float) -> None:
             if self._stop.wait(seconds):

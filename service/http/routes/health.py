@@ -16,9 +16,15 @@ class Health(BaseModel):
     status: str
     role: str
     learning: str
-    """starting, standby, replaying, learning, waiting (for the log) or halted."""
+    """starting, standby, replaying, learning, paused, waiting (for the log) or halted."""
     reason: str = ""
     """Why it does not learn; empty while it does."""
+    model: str
+    """The name of the model that is served."""
+    version: int
+    """Batches folded into it."""
+    learned: int
+    """Examples folded into it; 0 if nothing has been learned."""
 
 
 @router.get("/health/live")
@@ -31,7 +37,15 @@ async def live() -> dict[str, str]:
 async def ready(model: Running) -> Health:
     """Answer 200 while predictions are served, even if learning waits for the log."""
     status = model.status
-    return Health(status="ready", role=status.role, learning=status.condition, reason=status.reason)
+    return Health(
+        status="ready",
+        role=status.role,
+        learning=status.condition,
+        reason=status.reason,
+        model=model.settings.called,
+        version=status.version,
+        learned=status.examples,
+    )
 
 
 @router.get(

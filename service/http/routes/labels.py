@@ -74,7 +74,7 @@ async def labels(
     accepted = {"accepted": examples.count, "entry": str(entry)}
     if not wait:
         return JSONResponse(accepted, 202)
-    with waits.one_more() as reason:
+    with waits.one_more(model.status) as reason:
         decided = None if reason else await applied(service, model, entry)
     if decided is None or len(decided.results) != examples.count:
         return JSONResponse(accepted | ({"reason": reason} if reason else {}), 202)

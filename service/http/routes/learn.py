@@ -122,7 +122,7 @@ async def learn(
     accepted = {"accepted": count, "entry": str(entry)}
     if not (wait or changes_schema):
         return JSONResponse(accepted, 202)
-    with waits.one_more() as reason:
+    with waits.one_more(model.status) as reason:
         learned = None if reason else await applied(service, model, entry)
     if learned is None or not wait:
         return JSONResponse(accepted | ({"reason": reason} if reason else {}), 202)

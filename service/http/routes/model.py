@@ -93,9 +93,23 @@ class QuestionsAnswer(BaseModel):
     """Labels by what became of them."""
 
 
+class OrderedAnswer(BaseModel):
+    """A command of an operator that was recorded."""
+
+    cut: int
+    command: str
+    """pause or resume."""
+    by: str
+    """Name of the key with which it was given; anonymous without keys."""
+    at: float
+    """When it was given, as Unix time in seconds."""
+
+
 class ModelAnswer(BaseModel):
     """The served model."""
 
+    name: str
+    """In the keys of its log and its folder of checkpoints."""
     model: str
     task: str
     """Classes are predicted (multiclass or binary), or numbers (regression, or quantile with its
@@ -111,8 +125,10 @@ class ModelAnswer(BaseModel):
     device: str
     role: str
     condition: str
-    """starting, standby, replaying, learning, waiting (for the log) or halted."""
+    """starting, standby, replaying, learning, paused, waiting (for the log) or halted."""
     reason: str
+    commands: list[OrderedAnswer]
+    """The newest commands of operators, in order."""
     accuracy: Finite
     """Prequential accuracy over all examples. Where numbers are predicted, the share of examples to
     which the prediction was nearer than the mean, or the quantiles, of the numbers before."""
@@ -175,6 +191,7 @@ async def model(model: Running) -> ModelAnswer:
     settings, status = model.settings, model.status
     scores = status.scores
     return ModelAnswer(
+        name=settings.called,
         model=settings.model,
         task=model.spec.task,
         inputs=model.inputs,
@@ -196,6 +213,10 @@ async def model(model: Running) -> ModelAnswer:
         role=status.role,
         condition=status.condition,
         reason=status.reason,
+        commands=[
+            OrderedAnswer(cut=c.cut, command=c.name, by=c.order.by, at=c.order.at / 1000)
+            for c in status.commands
+        ],
         accuracy=scores.accuracy if scores else math.nan,
         rolling_accuracy=scores.rolling_accuracy if scores else math.nan,
         questions=_questions(status.labels),

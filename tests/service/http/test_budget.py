@@ -60,7 +60,7 @@ async def pieces() -> AsyncIterator[bytes]:
 
 
 def test_clients_that_read_nothing_of_their_answers_take_no_more_than_the_budget() -> None:
-    budget, metrics = Budget(16 * MEDIUM), Metrics(lambda: Reading(True, None, 0))
+    budget, metrics = Budget(16 * MEDIUM), Metrics(lambda: Reading("", True, None, 0))
     with (
         running(Answers(answering, budget, metrics)) as (server, _),
         contextlib.ExitStack() as clients,

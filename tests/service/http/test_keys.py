@@ -35,6 +35,8 @@ MATRIX = [
     ("POST", "/labels", 202, {ADMIN, LEARN}),
     ("POST", "/predict", 200, READERS),
     ("POST", "/checkpoint", 201, {ADMIN}),
+    ("POST", "/pause", 202, {ADMIN}),
+    ("POST", "/resume", 202, {ADMIN}),
     ("GET", "/model", 200, READERS),
     ("GET", "/model/export", 200, {ADMIN}),
     ("GET", "/optimizer", 200, READERS),
@@ -193,7 +195,7 @@ def test_the_given_key_is_compared_with_every_key(
         PlainTextResponse("answer"),
         keys,
         routes=(),
-        metrics=Metrics(lambda: Reading(True, None, 0)),
+        metrics=Metrics(lambda: Reading("", True, None, 0)),
         sites=Sites("127.0.0.1", (), has_keys=True),
     )
 
@@ -243,6 +245,30 @@ def test_a_service_with_refused_keys_does_not_start(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == (
         "funnel: --learn-key: set FUNNEL_API_KEY too, the key that may do everything\n"
     )
+
+
+def test_a_key_on_the_command_line_warns_without_showing_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["serve", "--api-key", "hush", "--model", "no.such:model"]) == 1
+    warning, *_ = capsys.readouterr().err.splitlines()
+    assert warning.startswith("funnel: --api-key: ps shows the key to every user")
+    assert "FUNNEL_API_KEY_FILE" in warning
+    assert "hush" not in warning
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("ops:hush1,hush2", "FUNNEL_API_KEY: give each of several keys a name"),
+        ("ops:hush1,ops:hush2", "FUNNEL_API_KEY: a name or a key comes twice"),
+        ("ops:hush1,ann:hush1", "FUNNEL_API_KEY: a name or a key comes twice"),
+    ],
+)
+def test_keys_whose_names_are_not_clear_are_refused(key: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        load_settings({"api_key": key})
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize("keys", [{}, {"learn_key": "", "predict_key": ""}])

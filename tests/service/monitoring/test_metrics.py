@@ -143,11 +143,14 @@ def test_promtool_objects_to_nothing_but_the_contracts_label(text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus")
-def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
-    with serving(tmp_path, **SMALL, api_key="secret", predict_key="reader") as service:
+@pytest.mark.parametrize("key", ["reader", ""])
+def test_a_real_prometheus_scrapes_it_with_a_key_and_without_one(tmp_path: Path, key: str) -> None:
+    keys = {"api_key": "secret", "predict_key": key} if key else {}
+    (tmp_path / "predict_key").write_text(key)
+    with serving(tmp_path, **SMALL, **keys) as service:
         job = {
             "job_name": "funnel",
-            "authorization": {"credentials": "reader"},
+            "authorization": {"credentials_file": "predict_key"},
             "static_configs": [{"targets": [f"127.0.0.1:{service.port}"]}],
         }
         config = {"global": {"scrape_interval": "200ms"}, "scrape_configs": [job]}

@@ -121,25 +121,97 @@ def test_a_twin_of_another_model_is_refused_before_the_first_checkpoint(
     with serving(tmp_path, **options) as first, first.client() as client:
         learn(client, 0)
         twin = ServiceProcess(tmp_path, options | {"classes": 4}, free_port())
-        with pytest.raises(LogError, match="the log is of another model: classes is 3 there and 4"):
+        with pytest.raises(LogError, match="FUNNEL_CLASSES is 3 there and 4 here"):
             twin.start()
         learn(client, 1)
         assert role(first) == "learner"
 
 
-def test_a_twin_that_starts_before_the_first_cut_is_halted_at_it(
+def test_another_application_on_one_server_is_refused_at_its_start_with_each_difference(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    options = SMALL | {"redis_url": redis.url}
+    with serving(tmp_path / "first", **options) as first, first.client() as client:
+        others = options | {"features": 5, "classes": 4, "seed": 1}
+        other = ServiceProcess(tmp_path / "other", others, free_port())
+        with pytest.raises(LogError) as refusal:  # before anything is learned
+            other.start()
+        message = str(refusal.value)
+        assert "learns from funnel:{logistic}:log" in message
+        for difference in ("FEATURES is 6 there and 5", "CLASSES is 3 there and 4", "SEED is 0"):
+            assert f"FUNNEL_{difference}" in message
+        assert "another --name for another application" in message
+        named = ServiceProcess(tmp_path / "other", others | {"name": "churn"}, free_port()).start()
+        with named.client() as theirs:
+            body = a_batch(0).features[:, :5].tolist()
+            sent = {"features": body, "labels": [k % 4 for k in range(len(body))]}
+            theirs.post("/learn?wait=applied", json=sent).raise_for_status()
+            learn(client, 0)
+            assert [role(service) for service in (first, named)] == ["learner", "learner"]
+            ready = theirs.get("/health/ready").json()
+            assert (ready["model"], ready["learned"]) == ("churn", len(body))
+            assert theirs.get("/model").json()["name"] == "churn"
+            assert 'funnel_model_info{model="churn"} 1.0' in theirs.get("/metrics").text
+        named.kill(server=False)
+    with redis.client() as direct:
+        logs = {bytes(key).decode() for key in direct.keys("*:log")}
+    assert logs == {"funnel:{logistic}:log", "funnel:{churn}:log"}
+    assert (tmp_path / "other/data/checkpoints/churn").is_dir()
+
+
+def test_a_twin_of_an_open_learner_is_halted_when_it_begins(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    options = SMALL | {"redis_url": redis.url, "features": None, "classes": None}
+    with serving(tmp_path / "first", **options) as first, first.client() as client:
+        others = options | {"features": 5, "classes": 4}
+        other = ServiceProcess(tmp_path / "other", others, free_port()).start()
+        assert role(other) == "standby"
+        rows = {"rows": [{"x": k} for k in range(20)], "labels": ["a", "b"] * 10}
+        client.post("/learn?wait=applied", json=rows).raise_for_status()
+        with other.client() as theirs:
+            wait_for(lambda: theirs.get("/health/ready").json()["learning"] == "halted")
+            assert "features is 0 there" in theirs.get("/health/ready").json()["reason"]
+        other.kill(server=False)
+
+
+def test_a_standby_whose_folder_is_not_the_learners_is_refused_once_it_could_not_take_over(
     tmp_path: Path, redis: RedisProcess
 ) -> None:
     options = SMALL | {"redis_url": redis.url, "checkpoint_every_seconds": 600.0}
-    with serving(tmp_path, **options) as first, first.client() as client:
-        twin = ServiceProcess(tmp_path, options | {"classes": 4}, free_port()).start()
-        assert role(twin) == "standby"
+    with serving(tmp_path / "first", **options) as first, first.client() as client:
         learn(client, 0)
-        with twin.client() as other:
-            wait_for(lambda: other.get("/health/ready").json()["learning"] == "halted")
-            assert "classes is 3 there" in other.get("/health/ready").json()["reason"]
-        learn(client, 1)
+        early = ServiceProcess(tmp_path / "early", options, free_port()).start()
+        folder = first.directory / "data/checkpoints/logistic"
+        assert f"the learner keeps its checkpoints in {folder}, and this service" in early.log
+        early.kill(server=False)
+        digest(first)
+        with redis.client() as direct:  # the log is trimmed up to the checkpoint
+            wait_for(lambda: direct.xinfo_stream("funnel:{logistic}:cuts")["length"] == 1)
+        late = ServiceProcess(tmp_path / "late", options, free_port())
+        with pytest.raises(LogError, match=f"--data-dir, which is {folder} on "):
+            late.start()
+        twin = second(first).start()
+        assert role(twin) == "standby"
         twin.kill(server=False)
+
+
+def test_a_standby_with_other_settings_says_which_will_change(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    options = SMALL | {"redis_url": redis.url}
+    with serving(tmp_path, **options) as first:
+        others = options | {"batch_size": 10, "shadow": "adagrad", "label_ttl": "2h"}
+        other = ServiceProcess(tmp_path, others, free_port()).start()
+        assert role(other) == "standby"
+        other.kill(server=False)
+        assert "it goes on with its own settings: " in first.log  # both write one file
+        for change in (
+            "FUNNEL_BATCH_SIZE is 20 there and 10 here",
+            "FUNNEL_SHADOW is empty there and adagrad here",
+            "FUNNEL_LABEL_TTL is 1h there and 2h here",
+        ):
+            assert change in first.log
 
 
 @pytest.mark.parametrize("task", TASKS, indirect=True)

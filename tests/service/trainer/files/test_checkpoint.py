@@ -59,9 +59,9 @@ def test_a_format_of_a_later_version_is_refused() -> None:
     copy = a_copy()
     raw = encode(copy, copy.sha256(), NUMERICS)
     digest = decode(raw).metadata["digest"].encode()
-    later = raw.replace(digest, BLANK.encode(), 1).replace(rb"\"format\":5", rb"\"format\":8", 1)
+    later = raw.replace(digest, BLANK.encode(), 1).replace(rb"\"format\":5", rb"\"format\":9", 1)
     later = later.replace(BLANK.encode(), hashlib.sha256(later).hexdigest().encode(), 1)
-    with pytest.raises(NewerError, match=r"in format 8; .*: upgrade it"):
+    with pytest.raises(NewerError, match=r"in format 9; .*: upgrade it"):
         decode(later)
 
 

@@ -1,0 +1,1 @@
+"""The commands with which an operator changes how a running service learns."""

@@ -1,0 +1,68 @@
+"""Orders of operators, which the trainer records as commands in cuts."""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from service.log.cuts import Cut, Order, Ordered, Pause
+from service.log.errors import Stopped
+from service.trainer.worker import promise
+
+KEPT = 100
+"""Commands of operators that a state remembers."""
+
+
+class Orders:
+    """Orders that wait to be recorded; any thread may give one, the trainer's thread takes them."""
+
+    def __init__(self) -> None:
+        self._lock, self._ended = threading.Lock(), ""
+        self._waiting: deque[tuple[Order, Future[int]]] = deque()
+
+    def give(self, order: Order) -> "Future[int]":
+        """Return a future of the number of the cut that carries an order.
+
+        It raises `Stopped` if the trainer stops before, and LogError if the log does not take it.
+        """
+        future: Future[int] = promise()
+        with self._lock:
+            if self._ended:
+                future.set_exception(Stopped(self._ended))
+            else:
+                self._waiting.append((order, future))
+        return future
+
+    def take(self) -> "tuple[Order, Future[int]] | None":
+        """Return the next order and its future; None if none waits."""
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
+
+    def give_up(self, reason: str) -> None:
+        """Fail the orders that wait."""
+        while (waiting := self.take()) is not None:
+            waiting[1].set_exception(Stopped(reason))
+
+    def close(self, reason: str) -> None:
+        """Fail the orders that wait, and those to come."""
+        with self._lock:
+            self._ended = reason
+        self.give_up(reason)
+
+
+def is_paused(commands: Sequence[Ordered]) -> bool:
+    """Return whether learning is paused after some commands of operators."""
+    return bool(commands) and isinstance(commands[-1].order, Pause)
+
+
+def after(commands: tuple[Ordered, ...], number: int, cut: Cut) -> tuple[Ordered, ...]:
+    """Return the newest commands of operators after a cut.
+
+    Args:
+        commands: before it.
+        number: of the cut.
+        cut: itself.
+    """
+    if not isinstance(cut.command, Order):
+        return commands
+    return (*commands, Ordered(number, cut.command))[-KEPT:]

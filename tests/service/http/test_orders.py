@@ -1,0 +1,139 @@
+"""`POST /pause` and `POST /resume`: recorded, kept over restarts, and replayed bit for bit."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service.test_cli import environment
+from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
+from tests.support.states import a_batch
+
+SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 600_000}
+KEYS = {"api_key": "ops:hush-one, ann:hush-two"}
+OPS, ANN = ({"Authorization": f"Bearer {key}"} for key in ("hush-one", "hush-two"))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[ServiceProcess]:
+    with serving(tmp_path, **SMALL) as running:
+        yield running
+
+
+def send(client: httpx.Client, seed: int, wait: str = "?wait=applied") -> httpx.Response:
+    body = a_batch(seed).to_bytes()
+    return client.post(f"/learn{wait}", content=body, headers=SAFETENSORS).raise_for_status()
+
+
+def order(client: httpx.Client, name: str) -> int:
+    answer = client.post(f"/{name}")
+    assert answer.status_code == 202, answer.text
+    return int(answer.json()["cut"])
+
+
+def condition(client: httpx.Client) -> str:
+    answer = client.get("/health/ready")
+    assert answer.status_code == 200
+    return str(answer.json()["learning"])
+
+
+def learned(client: httpx.Client) -> int:
+    return int(client.get("/health/ready").json()["learned"])
+
+
+def test_a_pause_serves_and_accepts_and_learns_nothing_until_it_is_resumed(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    with service.client() as client:
+        send(client, 0)
+        cut = order(client, "pause")
+        wait_for(lambda: condition(client) == "paused")
+        assert order(client, "pause") == cut, "it changes nothing"
+        for seed in (1, 2):
+            answer = send(client, seed)
+            assert (answer.status_code, answer.json()["reason"]) == (202, "learning is paused")
+        asked = {"features": a_batch(3).features.tolist()}
+        assert client.post("/predict", json=asked).json()["model_version"] == 1
+        wait_for(lambda: "funnel_paused 1.0" in client.get("/metrics").text)
+        assert 'funnel_learning{condition="paused"} 1.0' in client.get("/metrics").text
+        assert learned(client) == 20
+        assert "paused by anonymous at " in client.get("/model").json()["reason"]
+    service.kill()
+    service.start()
+    with service.client() as client:
+        assert (condition(client), learned(client)) == ("paused", 20)
+        assert client.post("/checkpoint").status_code == 201
+    service.kill()
+    service.start()  # the pause is in the checkpoint
+    with service.client() as client:
+        assert (condition(client), learned(client)) == ("paused", 20)
+        assert order(client, "resume") == cut + 1
+        wait_for(lambda: learned(client) == 60)
+        assert condition(client) == "learning"
+        commands = client.get("/model").json()["commands"]
+        assert [(c["cut"], c["command"], c["by"]) for c in commands] == [
+            (cut, "pause", "anonymous"), (cut + 1, "resume", "anonymous"),
+        ]  # fmt: skip
+        digest = client.post("/checkpoint").json()["sha256"]
+    with serving(tmp_path / "alone", **SMALL) as other, other.client() as client:
+        for seed in range(3):
+            send(client, seed)
+        assert client.post("/checkpoint").json()["sha256"] == digest
+
+
+def test_what_is_recorded_is_repeated_with_its_pauses(service: ServiceProcess) -> None:
+    with service.client() as client:
+        for seed in range(3):
+            send(client, 2 * seed)
+            order(client, "pause")
+            send(client, 2 * seed + 1, "")
+            order(client, "resume")
+        wait_for(lambda: learned(client) == 120)
+    service.kill()
+    service.start()
+    with service.client() as client:
+        assert (condition(client), learned(client)) == ("learning", 120)
+        assert len(client.get("/model").json()["commands"]) == 6
+
+
+def test_the_name_of_the_key_is_recorded(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL, **KEYS) as service:
+        with service.client(**OPS) as ops, service.client(**ANN) as ann:
+            order(ops, "pause")
+            order(ann, "resume")
+            wait_for(lambda: len(ops.get("/model").json()["commands"]) == 2)
+            assert [c["by"] for c in ann.get("/model").json()["commands"]] == ["ops", "ann"]
+        for wrong in ("ops:hush-one", "ops", KEYS["api_key"]):
+            with service.client(Authorization=f"Bearer {wrong}") as stranger:
+                assert stranger.post("/pause").status_code == 401
+        for command, line in (("pause", "learning is paused"), ("resume", "learning goes on")):
+            ran = subprocess.run(
+                [sys.executable, "-m", "service.cli", command, "--to", service.url],
+                capture_output=True, text=True, timeout=60, check=False,
+                env=environment() | {"FUNNEL_API_KEY": KEYS["api_key"]},
+            )  # fmt: skip
+            assert (ran.returncode, ran.stderr) == (0, "")
+            assert ran.stdout.startswith(f"{line}, as cut ")
+        assert "hush" not in service.log
+
+
+def test_without_keys_only_this_machine_and_the_services_own_page_give_orders(
+    service: ServiceProcess,
+) -> None:
+    with service.client() as client:
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Host": "evil.example"},
+        ):
+            assert client.post("/pause", headers=headers).status_code == 403
+        assert client.post("/pause", headers={"Origin": service.url}).status_code == 202
+
+
+def test_a_model_that_nothing_has_decided_yet_takes_no_orders(tmp_path: Path) -> None:
+    with serving(tmp_path, batch_size=20) as service, service.client() as client:
+        answer = client.post("/pause")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "undecided")
