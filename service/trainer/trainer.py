@@ -109,7 +109,7 @@ class Trainer:
         delayed: Callable[[float], object] = lambda _: None,
     ) -> None:
         self.replayed = threading.Event()
-        """Set while no replay is due or under way."""
+        """Set while no replay is due or runs."""
         self.caught_up = threading.Event()
         """Set once it learns or stands by, or has halted or stopped."""
         self._clock = clock = clock or SystemClock()

@@ -4,6 +4,7 @@ import { address } from "./address.js";
 import { Chart, element } from "./charts.js";
 import { connect, isLive, told } from "./events.js";
 import { sayExperts, showOptimizer } from "./optimizer.js";
+import { showOrders } from "./orders.js";
 import { showPictures } from "./pictures.js";
 import { showQuestions } from "./questions.js";
 import { showRows } from "./rows.js";
@@ -53,6 +54,7 @@ async function askModel() {
     accuracy.title.textContent = "Share of the last 1,000 predictions nearer than the mean";
   }
   if (model.inputs === "rows") showRows(isLive);
+  showOrders(model, askModel);
   byId("model").textContent = `${model.model}, learned with ${model.optimizer}`;
   watch();
 }

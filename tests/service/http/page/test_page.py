@@ -337,6 +337,49 @@ def test_a_halt_is_named_in_colour_with_its_reason(
         assert "runbook" in words
 
 
+def test_learning_is_paused_and_resumed_from_the_page_with_the_key_alone(
+    tmp_path: Path, browser: Page
+) -> None:
+    options = SMALL | {"api_key": "ops:secret", "predict_key": "reader"}
+    with serving(tmp_path / "service", **options) as service:
+        learn(service, Authorization="Bearer secret")
+        credentials = base64.b64encode(b"me:reader").decode()
+        browser.command(
+            "Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {credentials}"}
+        )
+        browser.open(service.url)
+        browser.evaluate(f"{INSIDE} = true")
+        browser.wait_for("document.getElementById('order').onsubmit !== null")
+        press_button = "document.getElementById('order-button').click()"
+        browser.evaluate(press_button)
+        browser.wait_for("document.getElementById('order-answer').textContent !== ''")
+        assert not browser.evaluate("document.getElementById('order-for').hidden")
+        browser.command("Network.setExtraHTTPHeaders", headers={})
+        browser.evaluate("document.getElementById('order-key').value = 'secret'")
+        browser.evaluate(press_button)
+        with service.client(Authorization="Bearer secret") as client:
+            wait_for(lambda: client.get("/health/ready").json()["learning"] == "paused")
+            [command] = client.get("/model").json()["commands"]
+            assert command["by"] == "ops"
+
+
+def test_a_pause_is_named_and_ended_on_the_page(tmp_path: Path, browser: Page) -> None:
+    with serving(tmp_path / "service", **SMALL) as service:
+        learn(service)
+        browser.open(service.url)
+        browser.evaluate(f"{INSIDE} = true")
+        button = "document.getElementById('order-button')"
+        browser.wait_for("document.getElementById('order').onsubmit !== null")
+        browser.evaluate(f"{button}.click()")
+        browser.wait_for(
+            "document.getElementById('state').textContent.startsWith('Learning is paused: ')"
+        )
+        browser.wait_for(f"{button}.textContent === 'Resume learning'")
+        browser.evaluate(f"{button}.click()")
+        browser.wait_for(f"{button}.textContent === 'Pause learning'")
+        assert browser.problems == []
+
+
 ASSETS = {
     "LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
     "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
