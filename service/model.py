@@ -14,7 +14,6 @@ from funnel.families.rehearsal import rehearse as rehearse_families
 from service.export import Exported
 from service.families import folder_of, misfit
 from service.fold import networks
-from service.fold.drift.events import Event
 from service.fold.networks import BUILT_IN, ModelError, find_device
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator
@@ -26,6 +25,7 @@ from service.log.lease import Lock
 from service.log.log import RedisLog
 from service.log.server import connect
 from service.monitoring.history import History
+from service.monitoring.notify import Notice
 from service.monitoring.status import Condition, Role, Status
 from service.predictor import Predictor
 from service.process import memory_bytes
@@ -49,7 +49,7 @@ class Model:
         state: fresh, as `build_state` returns it.
         url: address of the log's server.
         observe: called with the seconds and the examples of each step.
-        drifted: called with each new drift event, in the trainer's thread.
+        drifted: called with each new drift event and recovery, in the trainer's thread.
         before: the model whose place it takes; its trainer has ended.
         delayed: called with the seconds from each question to its label.
 
@@ -64,7 +64,7 @@ class Model:
         state: State,
         url: str,
         observe: Callable[[float, int], None],
-        drifted: Callable[[Event], object],
+        drifted: Callable[[Notice], object],
         before: "Model | None" = None,
         delayed: Callable[[float], object] = lambda _: None,
     ) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from service.families import as_found
-from service.fold.drift.events import Event
 from service.fold.state import State
 from service.log.backlog import Load
 from service.log.embedded import EmbeddedServer
 from service.log.errors import LogUnavailable, Stopped
 from service.model import DRAIN_SECONDS, Model, build_state
 from service.monitoring.metrics import Metrics, Reading
-from service.monitoring.notify import Webhook
+from service.monitoring.notify import Notice, Webhook
 from service.process import lacks_descriptors
 from service.settings import Settings, SettingsError
 from service.trainer.choice import AnotherModelError
@@ -98,7 +97,7 @@ class Service:
         url = await self._start_server()
         settings = await self._as_found(url)
         building = asyncio.to_thread(build_state, settings)
-        state, notify = await self.unless_stopped(building), self._notify()
+        state, notify = await self.unless_stopped(building), self._notify(settings.called)
 
         def make(settings: Settings, state: State, before: Model | None = None) -> Model:
             observe, delayed = self.metrics.observe_step, self.metrics.label_delay_seconds.observe
@@ -216,14 +215,21 @@ class Service:
                 return found
             await self.unless_stopped(asyncio.sleep(RETRY_SECONDS))
 
-    def _notify(self) -> Callable[[Event], object]:
-        """Return the function that notifies of a drift event; any thread may call it."""
-        if not self.settings.drift_webhook:
-            return lambda event: None
-        webhook = Webhook(self.settings.drift_webhook, self.metrics.webhook_failures.inc)
+    def _notify(self, model: str) -> Callable[[Notice], object]:
+        """Return the function that notifies of a model's drift; any thread may call it."""
+        settings = self.settings
+        if not settings.drift_webhook:
+            return lambda notice: None
+        webhook = Webhook(
+            settings.drift_webhook,
+            self.metrics.webhook_failures.inc,
+            model,
+            settings.drift_webhook_secret,
+            settings.drift_webhook_form,
+        )
         self.keep_up("the webhook", webhook.run())
         loop = asyncio.get_running_loop()
-        return lambda event: loop.call_soon_threadsafe(webhook.post, event)
+        return lambda notice: loop.call_soon_threadsafe(webhook.post, notice)
 
     async def _start_server(self) -> str:
         """Return the log's address; start a server for it if the settings name none."""

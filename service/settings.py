@@ -1,5 +1,6 @@
 """The service's settings: ``FUNNEL_*`` environment variables, and options of the same names."""
 
+import base64
 import difflib
 import ipaddress
 import re
@@ -45,8 +46,10 @@ FILE = "_file"
 """Suffix of a setting that names a file with the value of another one."""
 KEYS = ("api_key", "learn_key", "predict_key")
 """Settings that hold keys of clients."""
-SECRETS = ("redis_url", *KEYS, "drift_webhook")
+SECRETS = ("redis_url", *KEYS, "drift_webhook", "drift_webhook_secret")
 """Settings whose value a file may hold."""
+WHSEC = "whsec_"
+"""Beginning of a secret in base64 that signs what a webhook gets."""
 NEVER_EMPTY = ("api_key", "api_key_file")
 """A template that was not filled in must not open the service."""
 Given = dict[str, object]
@@ -285,9 +288,16 @@ class Settings(BaseModel):
         "once, and it may be lost",
     )
     drift_webhook: SecretStr = Field(
-        SecretStr(""), description="URL to which each new drift event is posted as JSON"
+        SecretStr(""), description="URL to which each new drift event and recovery is posted"
     )
     drift_webhook_file: Path | None = _file_of("DRIFT_WEBHOOK")
+    drift_webhook_secret: SecretStr = Field(
+        SecretStr(""), description="signs what is posted; whsec_ and base64, or any text"
+    )
+    drift_webhook_secret_file: Path | None = _file_of("DRIFT_WEBHOOK_SECRET")
+    drift_webhook_form: Literal["auto", "json", "slack"] = Field(
+        "auto", description="of what is posted; auto: slack for hooks.slack.com, json elsewhere"
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="of the messages on standard error; json: one object a line"
     )
@@ -489,6 +499,17 @@ class Settings(BaseModel):
             if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
                 raise ValueError("give an address that begins with http:// or https://")
         return value
+
+    @field_validator("drift_webhook_secret")
+    @classmethod
+    def _signing(cls, value: SecretStr) -> SecretStr:
+        secret = value.get_secret_value().strip()
+        if secret.startswith(WHSEC):
+            try:
+                base64.b64decode(secret.removeprefix(WHSEC), validate=True)
+            except ValueError as error:
+                raise ValueError(f"give base64 after {WHSEC}") from error
+        return SecretStr(secret)
 
     @field_validator("learn_key", "predict_key")
     @classmethod

@@ -42,7 +42,10 @@ TURN_SECONDS = 20
 USUAL_EXAMPLES = 1_000_000_000
 """Length of streams of rows that go on without an end."""
 
-NOT_OF_A_DEMO = ("name", "features", "classes", "drift_webhook", "drift_webhook_file")
+NOT_OF_A_DEMO = (
+    "name", "features", "classes", "drift_webhook", "drift_webhook_file", "drift_webhook_secret",
+    "drift_webhook_secret_file", "drift_webhook_form",
+)  # fmt: skip
 """Settings that the stream decides, or that nobody receives."""
 
 

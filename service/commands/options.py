@@ -33,7 +33,8 @@ TOPICS = {
     "HTTP": (
         "host", "allowed_hosts", "port", "api_key", "api_key_file", "learn_key", "learn_key_file",
         "predict_key", "predict_key_file", "predict_ms", "max_body_bytes", "drift_webhook",
-        "drift_webhook_file",
+        "drift_webhook_file", "drift_webhook_secret", "drift_webhook_secret_file",
+        "drift_webhook_form",
     ),
 }  # fmt: skip
 """Every setting, by the heading under which help shows it."""

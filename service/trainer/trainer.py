@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import uvloop
 
-from service.fold.drift.events import Event
 from service.fold.schema.schema import Schema
 from service.fold.scoring.classification import ScoreSummary
 from service.fold.snapshot import Snapshot
@@ -34,7 +33,7 @@ from service.log.position import EntryId
 from service.monitoring.columns import ColumnWindows
 from service.monitoring.features import FeatureNames
 from service.monitoring.history import History
-from service.monitoring.notify import DriftNews
+from service.monitoring.notify import DriftNews, Notice
 from service.monitoring.pictures import Newest
 from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Condition, Drift, LabelStatus, Role, Status
@@ -87,7 +86,7 @@ class Trainer:
         lock: next to the checkpoints (see `service.log.lease`).
         settings: of the service.
         observe: called with the seconds and the examples of each step.
-        drifted: called, in the trainer's thread, with each drift event detected while learning.
+        drifted: called, in the trainer's thread, with each drift and recovery while learning.
         clock: the time.
         workers: makes a worker with a given name.
         history: of the trainer whose place it takes; None begins one.
@@ -102,7 +101,7 @@ class Trainer:
         lock: Lock,
         settings: Settings,
         observe: Callable[[float, int], None],
-        drifted: Callable[[Event], object] = lambda _: None,
+        drifted: Callable[[Notice], object] = lambda _: None,
         clock: Clock | None = None,
         workers: Callable[[str], Worker] = Worker,
         history: History | None = None,

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import uvicorn
@@ -16,15 +17,19 @@ from tests.support.harness import wait_for
 
 
 @contextmanager
-def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
+def answering(
+    *statuses: int, headers: list[Message] | None = None
+) -> Iterator[tuple[str, list[bytes]]]:
     """Answer each POST with the next status and the last one from then on.
 
-    Yields the address and the list of bodies received so far.
+    Yields the address and the list of bodies received so far; `headers` gets those of each POST.
     """
     bodies: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            if headers is not None:
+                headers.append(self.headers)
             bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(statuses[min(len(bodies), len(statuses)) - 1])
             self.send_header("Location", "/elsewhere")
