@@ -36,17 +36,18 @@ def funnel() -> JSON:
     """Return the dashboard."""
     return dashboard(
         "Funnel",
-        "Is it learning, what is Funnel doing, is it healthy?",
+        "Operators: is it healthy? Users: is it learning? Researchers: what is Funnel doing?",
         [
+            is_it_healthy(),
             is_it_learning(),
             how_far_off_are_numbers(),
-            what_is_funnel_doing(),
-            what_do_rows_hold(),
             do_labels_come(),
-            is_it_healthy(),
+            what_do_rows_hold(),
+            what_is_funnel_doing(),
         ],
         [
-            variable("instance", "funnel_ready", several=True),
+            variable("model", "funnel_model_info", several=True),
+            variable("instance", 'funnel_model_info{model=~"$model"}', several=True),
             variable("learner", "funnel_score", several=True),
             variable("tensor", "funnel_scale", several=False),
         ],
@@ -63,7 +64,7 @@ def funnel() -> JSON:
 
 def is_it_learning() -> Row:
     """Return the row on predictions, each scored before its label was learned."""
-    return Row("Is it learning?", [
+    return Row("User: is it learning?", [
         timeseries(
             "Accuracy, rolling",
             "Of the last 1,000 examples. Good: back up within some thousand examples of a drift "
@@ -158,7 +159,7 @@ def is_it_learning() -> Row:
 def how_far_off_are_numbers() -> Row:
     """Return the row on predicted numbers and quantiles; it is empty for classes."""
     served = 'funnel_score{learner="served",metric=~"mae|pinball",window="1000"}'
-    return Row("How far off are numbers?", [
+    return Row("User: how far off are numbers?", [
         timeseries(
             "Error of the last 1,000",
             "Mean absolute error, in the unit of the numbers; of quantiles the mean pinball loss. "
@@ -227,7 +228,7 @@ def what_is_funnel_doing() -> Row:
     """Return the row on step sizes."""
     band = "0.05|0.25|0.5|0.75|0.95"
     served = 'learner="served",tensor="$tensor"'
-    return Row("What is Funnel doing?", [
+    return Row("Researcher: what is Funnel doing?", [
         timeseries(
             "Scale s",
             "What multiplies the step of a whole tensor; from 1, within 0.01…100. Good: up at a "
@@ -327,7 +328,7 @@ def what_is_funnel_doing() -> Row:
 def what_do_rows_hold() -> Row:
     """Return the row on the columns of a model of rows; it is empty for dense features."""
     rate = "$__rate_interval"
-    return Row("What do rows hold?", [
+    return Row("User: what do rows hold?", [
         timeseries(
             "Missing values by column",
             "Share of the rows learned just now without a usable value. Good: level. Bad: a jump, "
@@ -380,7 +381,7 @@ def what_do_rows_hold() -> Row:
 def do_labels_come() -> Row:
     """Return the row on labels that come later; it is empty where nothing is asked with ids."""
     rate = "$__rate_interval"
-    return Row("Do labels come?", [
+    return Row("User: do labels come?", [
         timeseries(
             "Label coverage",
             "Share of the questions of the last LABEL_TTL that have a label. Good: level. Bad: "
@@ -448,7 +449,7 @@ def do_labels_come() -> Row:
 def is_it_healthy() -> Row:
     """Return the row on operation; the alerts in docker/prometheus/rules watch the same."""
     rate = "$__rate_interval"
-    return Row("Is it healthy?", [
+    return Row("Operator: is it healthy?", [
         stat(
             "Ready",
             "Are predictions served? Good: ready. Bad: anything else for more than the minute that "
