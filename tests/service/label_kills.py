@@ -181,9 +181,9 @@ def joined_by(
     services = [first]
     if seed % 2:
         services.append(ServiceProcess(first.directory, first.options, free_port()))
+    watch = Watch(redis, load_settings(chosen))  # it sees the first cut, which is trimmed soon
     for service in services:
         service.start()
-    watch = Watch(redis, load_settings(chosen))
     rng = random.Random(seed)
     moments = set(rng.sample(range(questions), kills))
     try:

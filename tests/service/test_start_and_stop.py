@@ -146,7 +146,10 @@ def test_a_twin_of_another_spec_is_refused_before_there_is_a_checkpoint(tmp_path
             client.post("/learn?wait=applied", content=a_batch(0).to_bytes(), headers=SAFETENSORS)
         assert not list((tmp_path / "data/checkpoints").rglob("*.safetensors"))
         twin = ServiceProcess(tmp_path, SMALL | {"features": 7}, free_port())
-        with learning(first) as statuses, pytest.raises(LogError, match="features is 6 there"):
+        with (
+            learning(first) as statuses,
+            pytest.raises(LogError, match="FEATURES is 6 there and 7 here"),
+        ):
             twin.start()
         assert set(statuses) == {202}
 

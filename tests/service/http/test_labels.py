@@ -357,14 +357,14 @@ def test_the_stream_of_questions_stays_within_its_bytes(tmp_path: Path) -> None:
     options = SMALL | {"join_bytes": "100kB", "redis_url": redis.url}
     try:
         with serving(tmp_path, **options) as running, running.client() as client:
-            for k in range(0, 900, 3):
+            for k in range(0, 1_200, 3):
                 ask(client, f"{k}", f"{k + 1}", f"{k + 2}").raise_for_status()
             with redis.client() as direct:
                 wait_for(lambda: sample(scrape(client), "funnel_open_bytes") <= 100 << 10)
-                for k in range(900, 1_500, 3):
+                for k in range(1_200, 2_100, 3):
                     ask(client, f"{k}", f"{k + 1}", f"{k + 2}").raise_for_status()
                 wait_for(lambda: (direct.memory_usage(ASKED) or 0) < 300 << 10)
             assert sample(scrape(client), "funnel_evicted_questions_total") > 400
-            assert label(client, **{"1499": 1, "0": 1}).json()["results"][0] == "joined"
+            assert label(client, **{"2099": 1, "0": 1}).json()["results"][0] == "joined"
     finally:
         redis.kill()
