@@ -103,7 +103,7 @@ class Model:
         if state.device.type == "cpu":
             rehearse_once("scores, floors and calibration", rehearse_counts)
         if state.served.families is not None:
-            rehearse_once("trees and neighbours", rehearse_families)
+            rehearse_once("trees and neighbours", rehearse_families, state.spec.predicts.kind)
         self._learner = state.served
         self.predictor = Predictor(
             Evaluator(state.served), lambda: self.trainer.snapshot, settings.predict_ms / 1000
@@ -175,10 +175,16 @@ class Model:
 
 
 @cache
-def rehearse_once(parts: str, rehearse: Callable[[], str]) -> None:
-    """Choose the code of some parts, once in a process, and log which it is."""
+def rehearse_once(parts: str, rehearse: Callable[..., str], *given: str) -> None:
+    """Choose the code of some parts, once in a process, and log which it is.
+
+    Args:
+        parts: in words.
+        rehearse: returns what it has chosen, in words.
+        given: its arguments.
+    """
     began = time.monotonic()
-    chosen = rehearse()
+    chosen = rehearse(*given)
     logger.info("%s run in %s (%.1f s)", parts, chosen, time.monotonic() - began)
 
 

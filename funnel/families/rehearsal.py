@@ -17,16 +17,25 @@ from funnel.families.outcomes import Classes, Outcome
 WIDTH, EXAMPLES = 3, 80
 
 
-def rehearse() -> str:
+def rehearse(task: str = "") -> str:
     """Choose the code that runs in this process, and return which, in words.
 
     It compiles for some seconds where no process has compiled on this disk before.
+
+    Args:
+        task: kind of what is learned: multiclass, binary, regression or quantile; empty for all.
     """
     cpu = torch.device("cpu")
     two, three = (Classes(torch.ones(classes, dtype=torch.bool)) for classes in (2, 3))
     numbers, quantiles = Numbers((), cpu), Numbers((0.1, 0.9), cpu)
-    cases = (two, True), (three, True), (three, False), (numbers, True), (quantiles, False)
-    return rehearsed(LOOPS, [partial(_learned, *case) for case in cases])
+    cases: dict[str, list[tuple[Outcome, bool]]] = {
+        "multiclass": [(two, True), (three, True), (three, False)],
+        "binary": [(two, True)],
+        "regression": [(numbers, True)],
+        "quantile": [(quantiles, False)],
+    }
+    chosen = cases[task] if task else [case for found in cases.values() for case in found]
+    return rehearsed(LOOPS, [partial(_learned, *case) for case in chosen])
 
 
 def _learned(outcome: Outcome, has_ranks: bool) -> dict[str, Tensor]:
@@ -34,7 +43,7 @@ def _learned(outcome: Outcome, has_ranks: bool) -> dict[str, Tensor]:
     ensemble = Ensemble(Layout(0, WIDTH, 0, WIDTH), outcome, has_ranks)
     one = torch.ones(WIDTH)
     generator = torch.Generator().manual_seed(0)
-    for step in range(4):
+    for step in range(3):
         raw = torch.randn(EXAMPLES, WIDTH, generator=generator)
         raw[step::7, 1] = torch.inf
         labels = raw[:, 0] + raw[:, 2]

@@ -11,4 +11,5 @@ from service.rehearsal import rehearse as rehearse_counts
 
 torch.set_num_threads(1)  # a process with threads of torch must not be forked
 rehearse_once("scores, floors and calibration", rehearse_counts)
-rehearse_once("trees and neighbours", rehearse_families)
+for task in ("multiclass", "binary", "regression", "quantile"):
+    rehearse_once("trees and neighbours", rehearse_families, task)

@@ -1,5 +1,6 @@
 """The report of a demo: when each learner recovered from each shift, and a picture."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from service.monitoring.recovery import SERVED, ShiftRecovery
 from streams.recovery import WINDOW, WITHIN
 
 SHOWN_SHIFTS = 10
+PAST = 10_000
+"""Examples with whose mean scale a scale is compared."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,23 @@ def table(shifts: Sequence[ShiftRecovery], overall: Mapping[str, float]) -> Tabl
     return shown
 
 
+def relative_scales(points: Sequence[Point]) -> list[float]:
+    """Return each scale divided by the geometric mean of those of the PAST examples before it.
+
+    A scale wanders by itself; its movement at a shift stands out against its own past. NaN where
+    there is none.
+
+    Args:
+        points: in order.
+    """
+    found = []
+    for k, point in enumerate(points):
+        past = [p.scale for p in points[:k] if p.examples >= point.examples - PAST]
+        mean = math.exp(sum(map(math.log, past)) / len(past)) if past else math.nan
+        found.append(point.scale / mean)
+    return found
+
+
 def plot(points: Sequence[Point], shifts: Sequence[ShiftRecovery], name: str, path: Path) -> None:
     """Write the run as a picture: accuracy, scale and gains over examples, with the shifts.
 
@@ -89,7 +109,7 @@ def plot(points: Sequence[Point], shifts: Sequence[ShiftRecovery], name: str, pa
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6.5), layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     x = [p.examples for p in points]
     learners = points[-1].accuracies
     for number, learner in enumerate(learners):
@@ -106,8 +126,8 @@ def plot(points: Sequence[Point], shifts: Sequence[ShiftRecovery], name: str, pa
     set_title(top, f"funnel demo: {name}")
     if len(learners) > 1:
         top.legend(loc="lower right", fontsize=9)
-    middle.plot(x, [p.scale for p in points], color="C1")
-    middle.set(ylabel="scale s")
+    middle.plot(x, relative_scales(points), color="C1")
+    middle.set(ylabel="scale s ÷\nits mean before")
     for low, high, alpha in ((0, 6, 0.15), (1, 5, 0.25), (2, 4, 0.4)):
         bottom.fill_between(
             x, [p.gains[low] for p in points], [p.gains[high] for p in points],

@@ -214,8 +214,9 @@ def test_all_families_learn_to_the_same_bits(outcome: Outcome, has_ranks: bool) 
         assert same(tensor, plain[name]), name
 
 
-def test_a_rehearsal_chooses_compiled_loops() -> None:
-    assert rehearsal.rehearse() == "compiled loops"
+@pytest.mark.parametrize("task", ["", "multiclass", "binary", "regression", "quantile"])
+def test_a_rehearsal_chooses_compiled_loops(task: str) -> None:
+    assert rehearsal.rehearse(task) == "compiled loops"
 
 
 def test_loops_that_give_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

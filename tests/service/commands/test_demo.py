@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from service.cli import main
 from service.commands.demonstration.demonstration import run_demo
-from service.commands.demonstration.report import Point, cells
+from service.commands.demonstration.report import Point, cells, relative_scales
 from service.commands.demonstration.view import Span, panel
 from service.monitoring.recovery import ShiftRecovery
 from service.settings import load_settings
@@ -63,6 +64,16 @@ def test_the_demo_learns_marks_shifts_and_draws_a_picture(tmp_path: Path) -> Non
     assert "6,000" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert processes_naming(tmp_path) == set()
+
+
+def test_a_scale_is_compared_with_its_own_past() -> None:
+    scales = {0: 2.0, 4_000: 8.0, 8_000: 4.0, 30_000: 5.0, 31_000: 10.0}
+    points = [Point(n, {"served": 0.5}, {}, scale, (1.0,) * 7) for n, scale in scales.items()]
+    first, *others = relative_scales(points)
+    assert math.isnan(first)
+    assert others[:2] == pytest.approx([4.0, 1.0])
+    assert math.isnan(others[2]), "nothing is known of the 10,000 examples before"
+    assert others[3] == pytest.approx(2.0)
 
 
 def rows_of(out: str) -> list[list[str]]:
