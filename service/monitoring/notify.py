@@ -193,7 +193,7 @@ def _sentence(notice: Notice) -> str:
 
 
 def key_of(secret: str) -> bytes:
-    """Return the bytes of a secret: those in base64 after ``whsec_``, or else its own."""
+    """Return the bytes of a secret: what base64 after ``whsec_`` stands for, or its text."""
     if secret.startswith(WHSEC):
         return base64.b64decode(secret.removeprefix(WHSEC), validate=True)
     return secret.encode()
