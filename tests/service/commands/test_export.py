@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -85,6 +86,37 @@ def test_safetensors_hold_the_whole_module(service: ServiceProcess, tmp_path: Pa
     assert np.abs(found - answers(service, features)).max() < 1e-5
     with service.client() as client:
         assert module.about.version == client.get("/model").json()["model_version"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"task": "binary", "classes": 2},
+        {"task": "regression"},
+        {"task": "quantile:0.1,0.9"},
+        {"classes": 3, "model": "mlp", "hidden": "16"},
+        {"classes": 3, "optimizer": "sgd", "standardize": False, "calibrate": "false"},
+    ],
+)
+def test_every_task_is_answered_alike(options: dict[str, Any], tmp_path: Path) -> None:
+    features, classes = examples(1_000)
+    labels = classes.clip(max=1) if "classes" in options else 50.0 + 10.0 * features[:, 0]
+    options = options | {"features": 4, "batch_size": 100, "max_wait_ms": 20}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        client.post(
+            "/learn?wait=applied", content=Batch(features, labels).to_bytes(), headers=SAFETENSORS
+        ).raise_for_status()
+        body = {"features": features[:50].tolist()}
+        answer = client.post("/predict", json=body).raise_for_status().json()
+        module = Exported.from_bytes(client.get("/model/export").raise_for_status().content)
+    with torch.no_grad():
+        found = module(torch.from_numpy(features[:50])).numpy()
+    expected = answer.get("probabilities")
+    if "std" in answer:
+        expected = list(zip(answer["values"], answer["std"], strict=True))
+    elif expected is None:
+        expected = list(zip(*answer["quantiles"].values(), strict=True))
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_file_without_a_format_and_a_folder_that_is_gone_are_named(
