@@ -26,9 +26,9 @@ def run(options: argparse.Namespace) -> int:
     parser: argparse.ArgumentParser = options.whole()
     for action in _actions(parser):
         if action.metavar in FILES:
-            setattr(action, "complete", shtab.FILE)  # noqa: B010  shtab looks for it
+            vars(action)["complete"] = shtab.FILE  # shtab looks for it
         elif action.metavar in FOLDERS:
-            setattr(action, "complete", shtab.DIRECTORY)  # noqa: B010
+            vars(action)["complete"] = shtab.DIRECTORY
     sys.stdout.write(shtab.complete(parser, options.shell))
     return 0
 

@@ -101,7 +101,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         document, model = describe(), service.model
         return document if model is None else with_examples(document, model)
 
-    setattr(app, "openapi", described)  # noqa: B010  FastAPI's own way to extend it
+    vars(app)["openapi"] = described  # FastAPI's own way to extend it
     app.add_middleware(Answers, budget=budget, metrics=service.metrics)
     app.add_middleware(
         Guard,

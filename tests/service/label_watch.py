@@ -1,7 +1,6 @@
 """Read what a service records of questions and labels, and fold it in plain code."""
 
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -44,9 +43,9 @@ class Watch:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
+        self.look()
+        while not self._stopped.wait(POLL_SECONDS):
             self.look()
-            time.sleep(POLL_SECONDS)
 
     def look(self) -> None:
         """Read what has come; a server that is down is asked again later."""
@@ -78,7 +77,8 @@ class Watch:
         """
         found = self._of(Keys(self.settings.model).cuts)
         if [entry.milliseconds for entry, _ in found] != list(range(1, len(found) + 1)):
-            raise UnjoinedError(f"of {len(found)} cuts some are missing")
+            seen = [entry.milliseconds for entry, _ in found]
+            raise UnjoinedError(f"some cuts are missing among {seen}")
         return [Cut.from_json(entry.milliseconds, fields[b"cut"]) for entry, fields in found]
 
     @property

@@ -1,4 +1,4 @@
-// Pauses and resumes learning, for who may: with keys the service wants that of scope admin.
+// A button that pauses and resumes learning. A service with keys asks for the key of scope admin.
 
 import { address } from "./address.js";
 

@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from funnel import Classifier, Regressor
 from service.commands.comparisons.row_comparison import ServedRows, outcomes_of, prepared
+from service.estimators.base import Table
 from service.estimators.tables import rows_of_table
 from service.fold.schema.schema import Schema
 from service.settings import Settings
@@ -98,7 +98,7 @@ def test_its_answers_are_those_of_the_service(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["pandas", "polars", "arrow", "dicts"])
 def test_a_table_gives_the_same_model_however_it_is_held(kind: str) -> None:
     X, y = apart(frame(400))
-    held: Any = X
+    held: Table = X
     if kind == "polars":
         held = pl.from_pandas(X)
     elif kind == "arrow":
@@ -235,7 +235,7 @@ def test_a_kind_may_be_named() -> None:
     ],
 )
 def test_what_cannot_be_learned_is_refused_and_changes_nothing(
-    rows: Any, labels: list[str], message: str
+    rows: Table, labels: list[str], message: str
 ) -> None:
     X = pd.DataFrame({"a": np.arange(20.0)})
     model = Classifier(model="logistic").fit(X, X["a"] > 10)

@@ -1,7 +1,5 @@
 """Questions are read as they were written, whichever way their tensors lie."""
 
-from typing import Any
-
 import numpy as np
 import orjson
 import pytest
@@ -17,14 +15,16 @@ from tests.support.questions import fields_of
 TYPES = st.sampled_from([np.uint8, np.float16, np.float32, np.float64, np.int64])
 
 
-def a_question(n: int, width: int, kind: Any) -> Questions:
+def a_question(n: int, width: int, kind: type[np.generic]) -> Questions:
     features = (np.arange(n * width) % 7).reshape(n, width).astype(kind)
     labels = np.arange(n) if kind != np.float16 else np.arange(n, dtype=np.float32)
     return Questions(features, bytes(16 * n), labels, np.ones((n, 3), np.float16), 5)
 
 
 @given(st.integers(1, 5), st.integers(1, 9), TYPES)
-def test_questions_are_read_as_they_were_written(n: int, width: int, kind: Any) -> None:
+def test_questions_are_read_as_they_were_written(
+    n: int, width: int, kind: type[np.generic]
+) -> None:
     asked = a_question(n, width, kind)
     found = read_questions(fields_of(asked), (width, 3))
     np.testing.assert_array_equal(found.inputs, asked.inputs)
@@ -39,7 +39,7 @@ def test_questions_are_read_as_they_were_written(n: int, width: int, kind: Any) 
 
 @given(st.integers(1, 3), st.integers(1, 5), TYPES)
 def test_a_file_is_read_the_fast_way_as_the_strict_one_reads_it(
-    n: int, width: int, kind: Any
+    n: int, width: int, kind: type[np.generic]
 ) -> None:
     fields = fields_of(a_question(n, width, kind))
     fast = read_questions(fields, (width, 3))

@@ -36,8 +36,8 @@ def answered(*ids: str) -> Questions:
     return replace(questions(ids), answers=answers)
 
 
-async def weighted(**options: Any) -> Life:
-    return await a_life(timeout=0.0, default="0", is_weighted=True, **options)
+async def weighted() -> Life:
+    return await a_life(timeout=0.0, default="0", is_weighted=True)
 
 
 def learned(life: Life) -> list[tuple[str, object, float]]:
