@@ -141,7 +141,7 @@ def test_the_first_screen_answers_whether_it_learns_and_whether_it_is_better(dem
 def test_a_prediction_can_be_tried(demo: Demo) -> None:
     page = demo.page
     page.wait_for("document.getElementById('try-body').value.startsWith('{\"features\"')")
-    assert page.evaluate("document.getElementById('start').hidden")
+    page.wait_for("document.getElementById('start').hidden")
     answer = "document.getElementById('try-answer').textContent"
     page.evaluate("document.querySelector('#try-form button').click()")
     page.wait_for(f"{answer}.includes('probabilities')")
