@@ -19,7 +19,9 @@ from typing import Any
 import httpx
 import uvloop
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from service.log.embedded import find_server
 from streams.batch import Batch
@@ -184,7 +186,7 @@ class RedisProcess:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             try:
-                with Redis.from_url(self.url) as redis:
+                with self.client() as redis:
                     redis.ping()
                 return self
             except RedisError:
@@ -192,7 +194,8 @@ class RedisProcess:
         raise TimeoutError("the server did not start")
 
     def client(self) -> Redis:
-        return Redis.from_url(self.url)
+        """Return a client that raises at once; redis-py tries for up to ten seconds otherwise."""
+        return Redis.from_url(self.url, retry=Retry(NoBackoff(), 0))
 
     def kill(self) -> None:
         self.process.kill()

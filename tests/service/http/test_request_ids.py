@@ -80,13 +80,17 @@ def test_a_service_writes_json_logs_from_its_level_on(
             [sys.executable, "-m", "service.cli", "serve", *serve],
             stderr=file, env=environment(),
         )  # fmt: skip
+
+    def is_serving() -> bool:
+        return '"serving logistic on ' in log.read_text()
+
     try:
-        wait_for(lambda: is_ready(port))
+        wait_for(lambda: is_ready(port) and is_serving() >= is_shown)  # logged after it is ready
     finally:
         process.terminate()
         assert process.wait(60) == 0
-    messages = [json.loads(line)["message"] for line in log.read_text().splitlines()]
-    assert any(message.startswith("serving logistic on ") for message in messages) == is_shown
+    assert is_serving() == is_shown
+    assert all(json.loads(line)["message"] for line in log.read_text().splitlines())
 
 
 def is_ready(port: int) -> bool:
