@@ -213,13 +213,8 @@ def build_state(settings: Settings) -> State:
         raise ModelError(
             f"FUNNEL_TASK=binary is for two classes: set FUNNEL_CLASSES=2, not {spec.classes}"
         )
-    if spec.table_bits and device.type != "cpu":
-        if settings.device != "auto":
-            raise ModelError(
-                f"the keys of rows are learned on the CPU, not on {device}: set FUNNEL_DEVICE=cpu, "
-                "or FUNNEL_TABLE_BITS=0 to learn from numbers alone"
-            )
-        device = torch.device("cpu")
+    if spec.table_bits and settings.device == "auto":
+        device = torch.device("cpu")  # their table is in its memory
     if spec.model not in BUILT_IN:
         logger.info("trying %s as it will be used, which takes some seconds", spec.model)
     return State(spec, settings.hyperparameters, device)

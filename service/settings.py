@@ -552,12 +552,11 @@ class Settings(BaseModel):
         """The choices that are left to the log (see `service.trainer.choice`).
 
         A module of the user's takes dense features and has the outputs of the task that it was
-        written for, and keys of rows are learned on the CPU alone.
+        written for.
         """
         is_users = ":" in self.model
-        can_be_rows = self.device in (AUTO, "cpu") or self.table_bits == 0
         closed = {
-            INPUTS: is_users or not can_be_rows or self._sets("schema", "features", "classes"),
+            INPUTS: is_users or self._sets("schema", "features", "classes"),
             TASK: is_users or self.task != AUTO or self._sets("classes", "max_classes"),
         }
         return frozenset(name for name, is_closed in closed.items() if not is_closed)

@@ -3,6 +3,9 @@
 An example names the columns of the first layer that it does not leave at zero. The products are
 sums of these columns, and their order is fixed: on a CPU they give the same bits again. They are
 those of the same inputs written out (`compacted`), up to rounding.
+
+A GPU would add up such sums by atomics, in any order. There inputs are written out, and go through
+products of matrices, which give the same bits again.
 """
 
 from typing import NamedTuple
@@ -72,6 +75,50 @@ def arranged(
     both.sort(axis=1)
     found = (both & 0xFFFFFFFF).astype(np.uint32).view(np.float32)
     return Sparse(dense, torch.from_numpy(both >> 32), torch.from_numpy(found))
+
+
+def inputs_of(
+    dense: Tensor,
+    examples: npt.NDArray[np.integer],
+    columns: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float32],
+    features: int,
+    spare: int,
+) -> Inputs:
+    """Return inputs from a list of entries: sparse on a CPU, and written out on a GPU.
+
+    Args:
+        dense: fp32 [n, d], which decides on the device.
+        examples, columns, values: of each entry, as for `arranged`; columns are d or more.
+        features: width of the first layer.
+        spare: as for `arranged`.
+    """
+    if dense.device.type == "cpu":
+        return arranged(dense, examples, columns, values, spare)
+    n, d = dense.shape
+    return torch.cat([dense, _written(n, examples, columns - d, values, features - d, dense)], 1)
+
+
+def _written(
+    n: int,
+    examples: npt.NDArray[np.integer],
+    columns: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float32],
+    width: int,
+    like: Tensor,
+) -> Tensor:
+    """Return entries written out, fp32 [n, width], on the device of another tensor.
+
+    Entries of one column in one example are added on the host, in order of their values. So each
+    number is written once, and the order of writing does not matter.
+    """
+    places = examples.astype(np.int64) * width + columns
+    order = np.lexsort((values, places))
+    distinct, first = np.unique(places[order], return_index=True)
+    summed = np.add.reduceat(values[order], first) if len(first) else values[:0]
+    written = like.new_zeros(n * width)
+    at = torch.from_numpy(distinct).to(like.device)
+    return written.index_put_((at,), torch.from_numpy(summed).to(like.device)).view(n, width)
 
 
 def compacted(inputs: Sparse, features: int) -> Tensor:

@@ -64,13 +64,17 @@ class ScoredBatch(NamedTuple):
     """Answers of the experts of all families, [K, n, A]."""
 
 
-class Entries(NamedTuple):
-    """The keys of rows as inputs; see `funnel.pool.sparse.Sparse`."""
+class Listed(NamedTuple):
+    """The keys of rows as sparse inputs; see `funnel.pool.sparse.Sparse`."""
 
     columns: Tensor
     """int64 [n, m]."""
     values: Tensor
     """fp32 [n, m]."""
+
+
+Entries = Listed | Tensor
+"""The keys of rows as inputs: listed, or on a GPU written out, fp32 [n, columns]."""
 
 
 def with_entries(dense: Tensor, entries: Entries | None) -> Inputs:
@@ -80,6 +84,8 @@ def with_entries(dense: Tensor, entries: Entries | None) -> Inputs:
         dense: fp32 [n, d].
         entries: None without keys.
     """
+    if isinstance(entries, Tensor):
+        return torch.cat([dense, entries], dim=1)
     return dense if entries is None else Sparse(dense, *entries)
 
 
@@ -282,7 +288,9 @@ class Learner:
         rows, inputs = table.admit(empty, encoded.rows, encoded.keys, encoded.values)
         part = copy.copy(self)
         part.pool = table.gather(rows)
-        return Chosen(part, Entries(inputs.columns, inputs.values), rows)
+        if isinstance(inputs, Tensor):
+            return Chosen(part, inputs[:, self.size.features :], rows)
+        return Chosen(part, Listed(inputs.columns, inputs.values), rows)
 
     def give_back(self, chosen: "Chosen") -> None:
         """Take back what a learner for rows has learned."""

@@ -179,14 +179,12 @@ def learned(state: State, features: Sequence[Weights]) -> list[Learned]:
     """
     pool, table = state.served.pool, state.served.table
     labels = state.spec.predicts.outputs(len(state.schema.labels))
-    experts, present = (
-        pool.mixing.log_weights[: len(pool.experts)].exp(),
-        state.missing[:, 1] - state.missing[:, 0],
-    )
+    experts = pool.mixing.log_weights[: len(pool.experts)].exp().cpu()
+    present = state.missing[:, 1] - state.missing[:, 0]
     found = []
     for feature in features:
         if not feature.is_key:
-            log_gain = pool.columns()["log_gain"][:, :labels, feature.place]
+            log_gain = pool.columns()["log_gain"][:, :labels, feature.place].cpu()
             count = int(present[state.schema.dense[feature.place]])
         else:
             assert table is not None, "there are no keys without a table"

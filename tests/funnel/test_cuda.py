@@ -10,6 +10,7 @@ from torch import nn
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Expert, Funnel, Inner, Pool, RMSprop
 from funnel.graphs.captured import Captured
 from tests.support.gpu import waiting_is_an_error
+from tests.support.sparse import learn_sparse, sparse_batches, state_of, table
 
 pytestmark = pytest.mark.gpu
 INNERS = [SGD(), Adagrad(), AdagradEMA(), RMSprop(), Adam()]
@@ -206,6 +207,20 @@ def test_a_pool_learns_on_the_gpu_what_it_learns_on_the_cpu() -> None:
         if "log_gain" not in name:  # learned from signs, some of which rounding decides
             expected = here.tensors()[name]
             torch.testing.assert_close(tensor.cpu(), expected, rtol=5e-2, atol=5e-3, msg=name)
+
+
+@pytest.mark.parametrize("hidden", [(), (6,)], ids=str)
+def test_a_table_learns_on_the_gpu_what_it_learns_on_the_cpu(hidden: tuple[int, ...]) -> None:
+    here, *there = (table(hidden, device=device) for device in ("cpu", "cuda", "cuda"))
+    for batch in sparse_batches(20):
+        for one in (here, *there):
+            learn_sparse(one, batch)
+    expected, found, again = map(state_of, (here, *there))
+    for name, tensor in found.items():
+        assert torch.equal(tensor, again[name]), name
+        if "log_gain" not in name:
+            mine = tensor.to(expected[name].device)
+            torch.testing.assert_close(mine, expected[name], rtol=5e-2, atol=5e-3, msg=name)
 
 
 def test_no_step_of_a_pool_waits_for_the_gpu() -> None:

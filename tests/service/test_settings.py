@@ -219,8 +219,7 @@ def test_classes_of_rows_are_auto_and_those_of_dense_features_a_number() -> None
         ({"classes": "10"}, set()),
         ({"schema": "auto", "max_classes": "9"}, set()),
         ({"model": "own.module:build"}, set()),
-        ({"device": "cuda"}, {"task"}),
-        ({"device": "cuda", "table_bits": "0"}, {"inputs", "task"}),
+        ({"device": "cuda"}, {"inputs", "task"}),
     ],
 )
 def test_the_log_decides_if_no_setting_does(options: dict[str, str], opens: set[str]) -> None:

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from funnel import Pool
 from funnel.pool.expert import Expert, for_width
 from funnel.pool.pool import Scored
-from funnel.pool.sparse import compacted
+from funnel.pool.sparse import Sparse, compacted
 from funnel.pool.tables.index import Keys
 from funnel.pool.tables.table import Table
 from service.fold import networks
-from tests.support.pools import KEEP
 
 DENSE, CLASSES, N = 3, 4, 40
 
@@ -57,21 +56,29 @@ def module(
 
 
 def table(
-    hidden: tuple[int, ...] = (), experts: tuple[Expert, ...] | None = None, bits: int = 12
+    hidden: tuple[int, ...] = (),
+    experts: tuple[Expert, ...] | None = None,
+    bits: int = 12,
+    device: torch.device | str = "cpu",
 ) -> Table:
     chosen = for_width(8) if experts is None else experts
-    return Table(Pool(module(hidden), DENSE, chosen), bits, active=8)
+    return Table(Pool(module(hidden).to(device), DENSE, chosen), bits, active=8)
 
 
 def learn_sparse(table: Table, batch: SparseBatch, written_out: bool = False) -> Scored:
-    """Learn a batch; its inputs may be written out first."""
-    rows, inputs = table.admit(batch.dense, batch.examples, batch.keys, batch.values)
+    """Learn a batch; its inputs may be written out first, as they are on any device but a CPU."""
+    device = table.pool.device
+    dense, labels = batch.dense.to(device), batch.labels.to(device)
+    rows, inputs = table.admit(dense, batch.examples, batch.keys, batch.values)
     pool = table.gather(rows)
     features = pool.columns()["weight"].shape[2]
-    found = compacted(inputs, features) if written_out else inputs
-    scored = pool.score(found, batch.labels)
+    if written_out and isinstance(inputs, Sparse):
+        inputs = compacted(inputs, features)
+    scored = pool.score(inputs, labels)
     kept = scored._replace(answers=scored.answers.clone())
-    pool.update(found, batch.labels, pool.decide(scored, KEEP))
+    pool.update(
+        inputs, labels, pool.decide(scored, torch.ones((), dtype=torch.bool, device=device))
+    )
     table.scatter(rows, pool)
     return kept
 

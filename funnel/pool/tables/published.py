@@ -10,7 +10,7 @@ from torch import Tensor
 from funnel.pool.backprop import expert_outputs
 from funnel.pool.loss import Held, Loss
 from funnel.pool.pool import predicted
-from funnel.pool.sparse import arranged
+from funnel.pool.sparse import inputs_of
 from funnel.pool.tables.index import KeyIndex, Keys, Numbers
 from funnel.pool.tables.replacements import Replacements
 from funnel.pool.tables.rows import NewWeights
@@ -65,11 +65,12 @@ class Published:
         known = (rows >= 0) & (rows < self.used)
         named, columns = np.unique(rows[known], return_inverse=True)
         first, *others = self.parameters
-        weight = torch.cat([first.flatten(0, 1), self.columns(named)], dim=1)
+        weight = torch.cat([first.flatten(0, 1), self.columns(named).to(first.device)], dim=1)
         d = dense.shape[1]
         if not len(named):
             return expert_outputs(self.parameters, dense)
-        inputs = arranged(dense, examples[known], columns + d, values[known], spare=d)
+        entries = examples[known], columns + d, values[known]
+        inputs = inputs_of(dense, *entries, features=d + len(named), spare=d)
         return expert_outputs([weight.unflatten(0, first.shape[:2]), *others], inputs)
 
     def predict(

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from funnel.pool.pool import BY_INPUT, Pool
-from funnel.pool.sparse import LEAST_COLUMNS, Sparse, arranged, padded
+from funnel.pool.sparse import LEAST_COLUMNS, Inputs, inputs_of, padded
 from funnel.pool.stacked import fresh_state
 from funnel.pool.tables.index import KeyIndex, Keys, Numbers
 from funnel.pool.tables.pages import paged
@@ -46,12 +46,15 @@ class Chosen(NamedTuple):
 
     rows: Tensor
     """Numbers of the rows, int64 [U], ascending and different."""
-    inputs: Sparse
+    inputs: Inputs
     """Inputs of the pool that `Table.gather` returns for these rows."""
 
 
 class Table:
-    """Rows for the keys of sparse inputs, beyond the dense inputs of a pool on a CPU.
+    """Rows for the keys of sparse inputs, beyond the dense inputs of a pool.
+
+    All rows stay in the memory of the host. The pool of a batch is on the device of the main pool;
+    on a GPU the rows that a batch names are copied there and back.
 
     Rows of a model with hidden layers start at weights that depend on their number alone: from
     zero, hidden units would never see an example that has no dense inputs. Other rows start at 0.
@@ -245,9 +248,9 @@ class Table:
         rows = self._named.nonzero()[0]
         self._named[rows] = False
         self._positions[rows] = np.arange(self.dense, self.dense + len(rows))
-        spare = self.dense + padded(len(rows), LEAST_COLUMNS) - 1
+        features = self.dense + padded(len(rows), LEAST_COLUMNS)
         places = self._positions[numbers].astype(np.int64)
-        inputs = arranged(dense, examples, places, values, spare)
+        inputs = inputs_of(dense, examples, places, values, features, spare=features - 1)
         return Chosen(torch.from_numpy(rows), inputs)
 
 
@@ -262,8 +265,16 @@ class _Compact:
 
     def __init__(self, main: Pool, rows: Rows, features: int) -> None:
         self._rows, self._gathered = rows, torch.zeros(0, dtype=torch.int64)
-        self._weights = torch.zeros(rows.weights.shape[1], features)
-        self._state = torch.zeros(rows.state.shape[1], features)
+        self._on_host, device = main.device.type == "cpu", main.device
+        self._weights = torch.zeros(rows.weights.shape[1], features, device=device)
+        self._state = torch.zeros(rows.state.shape[1], features, device=device)
+        self._blank_state = rows.blank[:, None].to(device)
+        self._renewed, self._diverged = torch.zeros(
+            2, len(main.experts), dtype=torch.bool, device=device
+        )
+        """Experts whose rows `empty` replaces, from the start and from the best; on a GPU alone."""
+        self._log_weights = torch.zeros(len(main.experts), device=device)
+        """Log weights by which the best is chosen then."""
         sizes = [field.fresh.numel() for field in rows.fields]
         parts = [self._weights, *self._state.split(sizes[1:])]
         mine = {
@@ -274,7 +285,7 @@ class _Compact:
         self._dense = main.columns()["weight"].shape[2]
         for field in rows.fields:
             theirs = main.columns()[field.name]
-            blank = field.fresh[:1, :, None].repeat(1, 1, features)
+            blank = field.fresh[:1, :, None].repeat(1, 1, features).to(device)
             blank[:, :, : self._dense] = restart.blank_of(theirs)
             blanks[id(theirs)] = (mine[field.name], blank)
         self._blank = blanks[id(main.columns()["weight"])][1]
@@ -286,33 +297,57 @@ class _Compact:
             self.pool.set_experts(main.experts)
         start, stop = self._dense, self._dense + len(rows)
         self._copy_dense(main, self.pool)
-        weights, state = self._rows.read(rows)
-        # numpy copies across in half of torch's time
-        self._weights.numpy()[:, start:stop] = weights.numpy().T
+        for held, found in zip((self._weights, self._state), self._rows.read(rows), strict=True):
+            if self._on_host:  # numpy copies across in half of torch's time
+                held.numpy()[:, start:stop] = found.numpy().T
+            else:
+                held[:, start:stop] = found.to(held.device).t()
         self._weights[:, stop:] = 0.0
-        self._state.numpy()[:, start:stop] = state.numpy().T
-        self._state[:, stop:] = self._rows.blank[:, None]
+        self._state[:, stop:] = self._blank_state
         self._gathered = rows
+        if not self._on_host:
+            self._fill_blank()
 
     def empty(self, main: Pool, rows: Tensor) -> None:
         """Give the dense columns and the rows back."""
         own = slice(self._dense, self._dense + len(rows))
         self._copy_dense(self.pool, main)
-        self._rows.write(
-            rows, self._weights[:, own].t().contiguous(), self._state[:, own].t().contiguous()
-        )
+        if not self._on_host:
+            self._replace()
+        weights, state = (t[:, own].t().contiguous().cpu() for t in (self._weights, self._state))
+        self._rows.write(rows, weights, state)
         main.alignment = self.pool.alignment
 
     def from_the_start(self, which: Tensor) -> None:
         """Set all rows of some experts, bool [K], back to how they started."""
-        new = self._rows.new_weights(self._gathered.numpy())
-        one = new[:, : self._blank.shape[1]].t()
-        self._blank[0, :, self._dense : self._dense + len(self._gathered)] = one
-        self._rows.from_the_start(which)
+        if self._on_host:
+            self._fill_blank()
+            self._rows.from_the_start(which)
+        else:
+            self._renewed.copy_(which)
 
     def from_best(self, which: Tensor, log_weights: Tensor) -> None:
         """Make all rows of some experts copies of those of the best of the others."""
-        self._rows.from_best(which, log_weights)
+        if self._on_host:
+            self._rows.from_best(which, log_weights)
+        else:
+            self._diverged.copy_(which)
+            self._log_weights.copy_(log_weights)
+
+    def _fill_blank(self) -> None:
+        """Let the columns of the rows, if they are set back, start as these rows started."""
+        new = self._rows.new_weights(self._gathered.numpy())
+        one = new[:, : self._blank.shape[1]].t()
+        own = slice(self._dense, self._dense + len(self._gathered))
+        self._blank[0, :, own] = one.to(self._blank.device)
+
+    def _replace(self) -> None:
+        """Replace all rows as the step has decided, which no step on a GPU reads on the host."""
+        renewed, diverged = torch.stack([self._renewed, self._diverged]).cpu()
+        self._rows.from_the_start(renewed)
+        self._rows.from_best(diverged, self._log_weights.cpu())
+        self._renewed.zero_()
+        self._diverged.zero_()
 
     def _copy_dense(self, source: Pool, target: Pool) -> None:
         if self._dense:
@@ -326,7 +361,7 @@ class _Compact:
 def _fields(pool: Pool) -> list[Field]:
     """Return what a row of a pool's experts holds."""
     weight = pool.columns()["weight"]
-    blank = weight.new_zeros(*weight.shape[:2], 1)
+    blank = torch.zeros(*weight.shape[:2], 1)
     state, everyone = fresh_state([blank]), slice(0, len(blank))
     fields = [Field("weight", everyone, blank[:, :, 0], of_run=False)]
     for name in BY_INPUT:

@@ -64,16 +64,34 @@ def rate_of(
 
 
 def measured(
-    bodies: Sequence[bytes], kind: str, seconds: float, connections: int = 4, **settings: Any
+    bodies: Sequence[bytes],
+    kind: str,
+    seconds: float,
+    connections: int = 4,
+    warm: int = 0,
+    **settings: Any,
 ) -> tuple[float, float]:
-    """Return the same, and the CPU time of the service and what it started, in ms per 1,000."""
+    """Return the same, and the CPU time of the service and what it started, in ms per 1,000.
+
+    Args:
+        bodies, kind: of the requests.
+        seconds: for which they are sent.
+        connections: of the sender.
+        warm: examples that are learned before, so that steps are traced and their code is loaded.
+        settings: of the service.
+    """
     with (
         tempfile.TemporaryDirectory() as scratch,
         serving(Path(scratch), **{"max_backlog": BACKLOG, **settings}) as service,
         service.client() as client,
     ):
+        if warm:
+            with flat_out(service.url, bodies, kind, connections):
+                wait_for(lambda: learned(client) >= warm)
+            drain(client)
+        ready = learned(client)
         with flat_out(service.url, bodies, kind, connections):
-            wait_for(lambda: learned(client) > 0)
+            wait_for(lambda: learned(client) > ready)
             began, before = time.perf_counter(), learned(client)
             spent = cpu_seconds(service.process.pid)
             time.sleep(seconds)

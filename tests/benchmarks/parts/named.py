@@ -43,8 +43,8 @@ WIDTH = 20
 """Numbers in a row without categories."""
 VOWPAL = "-b 20 --loss_function logistic --quiet"
 WARM_EXAMPLES, WARM_ROUNDS = 20_000, 10
-"""Rows of the table before memory counts, and how often they come: code and traces are loaded then,
-and the heap is as large as requests in this number need."""
+"""Rows that are learned before anything is measured, and how often they come before memory counts:
+code and traces are loaded then, and the heap is as large as requests in this number need."""
 LOOKS = 20
 BACKLOG = 50_000
 """Limit of waiting rows: more than a service learns in the second that a sender must wait."""
@@ -262,8 +262,9 @@ def dense(plan: Plan) -> str:
     for _ in plan.rounds("numbers"):
         for (what, model, size), rates in found.items():
             options: dict[str, Any] = {"model": model, "effort": "full", "batch_size": size}
+            options["warm"] = WARM_EXAMPLES
             if model == "auto":
-                options["max_backlog"] = FEW
+                options |= {"max_backlog": FEW, "warm": FEW}
             if what == "rows":
                 rate = measured(named, ARROW, plan.seconds, schema="auto", **options)
             else:

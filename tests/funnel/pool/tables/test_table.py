@@ -2,6 +2,7 @@
 
 import mmap
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from funnel import SGD, Adagrad, Adam, Expert, Pool
 from funnel.pool.expert import for_width
 from funnel.pool.growth import grown_table
+from funnel.pool.sparse import inputs_of
 from funnel.pool.tables.rows import BLOCK, CAPACITY, CHUNK
 from funnel.pool.tables.table import COUNTS, KEYS, VISITS, Table
 from service.fold import networks
 from service.process import return_freed_memory
+from tests.support.elsewhere import elsewhere
 from tests.support.pools import EXPERTS, KEEP, made
 from tests.support.sparse import (
     CLASSES,
@@ -245,13 +248,25 @@ def test_a_state_of_another_shape_is_refused_and_changes_nothing() -> None:
     assert_same(state_of(learner), before)
 
 
+@pytest.fixture(params=["host", "elsewhere"])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """A device of the pool; that of the rows is the host's."""
+    if request.param == "host":
+        yield torch.device("cpu")
+        return
+    with elsewhere() as found:
+        yield found
+
+
 RENEWS = Expert(Adagrad(initial_accumulator_value=0.1), 0.3, 0.01, 0.03, renews=True)
 
 
 @pytest.mark.parametrize("hidden", HIDDEN, ids=str)
-def test_a_renewed_expert_starts_again_in_all_rows(hidden: tuple[int, ...]) -> None:
+def test_a_renewed_expert_starts_again_in_all_rows(
+    hidden: tuple[int, ...], device: torch.device
+) -> None:
     memory = replace(RENEWS, renews=False)
-    learner = table(hidden, (memory, RENEWS))
+    learner = table(hidden, (memory, RENEWS), device=device)
     for batch in sparse_batches(60, n=200):
         learn_sparse(learner, batch)
     before = {name: rows.clone() for name, rows in learner.rows.named().items()}
@@ -291,13 +306,16 @@ def test_one_that_walks_is_after_its_renewal_as_if_it_had_seen_no_row(
             assert torch.equal(rows[:, -1], alone.rows.named()[name][:, -1]), name
 
 
-def test_an_expert_that_diverges_becomes_a_copy_of_the_best_in_all_rows() -> None:
+def test_an_expert_that_diverges_becomes_a_copy_of_the_best_in_all_rows(
+    device: torch.device,
+) -> None:
     plain = replace(RENEWS, renews=False)
-    learner = table((), (plain, replace(plain, lr=0.1), Expert(SGD(), 0.1, 0.01, 0.03)))
+    experts = plain, replace(plain, lr=0.1), Expert(SGD(), 0.1, 0.01, 0.03)
+    learner = table((), experts, device=device)
     found = list(sparse_batches(12, n=100))
     for batch in found[:-1]:
         learn_sparse(learner, batch)
-    learner.pool.parameters["bias"][[1, 2]] = torch.nan
+    learner.pool.parameters["bias"][1:] = torch.nan
     learn_sparse(learner, found[-1])
     for name, rows in learner.rows.named().items():
         if not name.startswith("inner"):
@@ -306,6 +324,19 @@ def test_an_expert_that_diverges_becomes_a_copy_of_the_best_in_all_rows() -> Non
     sums = learner.rows.named()["inner.0.sum"]
     assert torch.equal(sums[:, 1], sums[:, 0])
     assert all(tensor.isfinite().all() for tensor in state_of(learner).values())
+
+
+def test_entries_of_one_column_are_added_where_inputs_are_written_out() -> None:
+    dense, examples = torch.zeros(2, 1), np.array([1, 0, 0, 0])
+    columns, values = np.array([2, 1, 3, 1]), np.array([4.0, 0.5, 2.0, 0.25], np.float32)
+    with elsewhere() as device:
+        entries = dense.to(device), examples, columns, values
+        written = inputs_of(*entries, features=5, spare=4)
+        nothing = inputs_of(dense.to(device), *(part[:0] for part in entries[1:]), 5, 4)
+        assert isinstance(written, Tensor)
+        assert isinstance(nothing, Tensor)
+        assert written.cpu().tolist() == [[0.0, 0.75, 0.0, 2.0, 0.0], [0.0, 0.0, 4.0, 0.0, 0.0]]
+        assert nothing.cpu().tolist() == [[0.0] * 5] * 2
 
 
 def test_traces_learn_what_eager_steps_do() -> None:
