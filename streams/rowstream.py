@@ -4,6 +4,9 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from streams.rows.rows import Rows, join
 from streams.sources.catalog import Shift
 
@@ -23,6 +26,9 @@ class RowStream:
     """Yields the rows of a seed in blocks of any size, at least ``examples`` of them."""
     is_drawn: bool = False
     """True if another seed gives other rows."""
+    waits: npt.NDArray[np.float64] | None = None
+    """Examples from each row until its label comes, [examples]; None if it is known with the row.
+    """
 
     def batches(self, size: int, seed: int = 0) -> Iterator[Rows]:
         """Yield the rows in batches of ``size``; the last may be smaller."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.commands.options import add_settings, settings_of
-from service.commands.row_options import add_rows, kinds_of, rows_of, schema_of, source_of
+from service.commands.row_options import add_rows, delay_of, kinds_of, rows_of, schema_of, source_of
 from service.commands.stream_options import add_delay, add_stream, positive_int
 from service.fold.task import AUTO, CLASSES, Task
 from service.settings import Settings, SettingsError, load_settings
@@ -198,6 +198,7 @@ def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:
         if kinds
         else Schema(max_classes=max(settings.max_classes, len(stream.labels)))
     )
+    delay = delay_of(options, stream)
     return row_comparison.run(
-        stream, settings, schema, peers, skipped, range(options.seeds), options.by, options.delay
+        stream, settings, schema, peers, skipped, range(options.seeds), options.by, delay
     )

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from service.commands.options import add_settings, settings_of
 from service.commands.row_options import (
     add_rows,
+    delay_of,
     has_row_options,
     kinds_of,
     schema_of,
     source_of,
 )
-from service.commands.stream_options import add_rate, add_stream, source_of_images
+from service.commands.stream_options import add_delay, add_rate, add_stream, source_of_images
 from service.fold.task import AUTO
 from service.settings import Settings
 from streams.environment import PREFIX, home
@@ -52,6 +53,10 @@ NOT_OF_A_DEMO = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_stream(parser, name="abrupt", examples=30_000, is_endless=True)
+    parser.add_argument(
+        "--data", metavar="STREAM", help="the same as STREAM, such as --data flights"
+    )
+    add_delay(parser, has_clock=True)
     add_rows(parser)
     add_rate(parser, 500.0)
     parser.add_argument("--plot", metavar="FILE", type=home, help="write the run as a picture")
@@ -60,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo; return the exit status."""
+    options.stream = options.data or options.stream
     from service.fold.drift import detectors
     from streams.sources.catalog import Stream
 
@@ -89,7 +95,8 @@ def run(options: argparse.Namespace) -> int:
         if "port" not in settings.model_fields_set and _is_taken(settings.host, settings.port):
             sys.stderr.write(f"Port {settings.port} is taken, so the demo takes another one.\n")
             settings = settings.model_copy(update={"port": 0})
-        return run_demo(stream, options.rate, settings, options.plot, is_endless)
+        delay = delay_of(options, stream)
+        return run_demo(stream, options.rate, settings, options.plot, is_endless, delay)
 
 
 def _stream(

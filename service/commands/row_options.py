@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 
 from service.commands.stream_options import stream_of
 from streams.errors import FunnelError
-from streams.sources.names import ARROW, LINED, NUMBER_NAMES, PARQUET, ROW_NAMES, STANDARD_INPUT
+from streams.sources.names import (
+    ARROW,
+    DELAYED_NAMES,
+    LINED,
+    NUMBER_NAMES,
+    PARQUET,
+    ROW_NAMES,
+    STANDARD_INPUT,
+)
 
 if TYPE_CHECKING:
     from service.fold.schema.schema import Schema
+    from streams.delays.delay import AnyDelay
     from streams.rowfile import RowFile
     from streams.rowstream import RowStream
     from streams.sources.catalog import Stream
@@ -125,7 +134,7 @@ def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream 
     """
     from streams.sources.faults import TableError
 
-    if options.stream in (*ROW_NAMES, *NUMBER_NAMES):
+    if options.stream in (*ROW_NAMES, *DELAYED_NAMES, *NUMBER_NAMES):
         return _made(options)
     path, why = Path(options.stream), None
     is_file = options.stream == STANDARD_INPUT or path.exists()
@@ -151,6 +160,22 @@ def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream 
     return found.stream(options.examples)
 
 
+def delay_of(options: argparse.Namespace, source: "Stream | RowStream") -> "AnyDelay | None":
+    """Return when the labels of a stream come: as ``--delay`` says, or else as was recorded.
+
+    Args:
+        options: of `service.commands.stream_options.add_delay`.
+        source: that they name.
+    """
+    from streams.delays.delay import Recorded
+
+    waits = getattr(source, "waits", None)
+    if options.delay is not None or waits is None:
+        found: AnyDelay | None = options.delay
+        return found
+    return Recorded(waits, "as recorded")
+
+
 def _made(options: argparse.Namespace) -> "RowStream":
     """Return a stream of rows that is made while it is read, or that river carries.
 
@@ -166,4 +191,8 @@ def _made(options: argparse.Namespace) -> "RowStream":
         from streams.rowfile import bundled
 
         return bundled(options.stream).stream(options.examples)
+    if options.stream in DELAYED_NAMES:
+        from streams import flights
+
+        return flights.load().stream(options.examples)
     return named(options.stream, options.examples or options.usual_examples)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from service.commands.row_options import add_rows, source_of
+from service.commands.row_options import add_rows, delay_of, source_of
 from service.commands.stream_options import add_delay, add_rate, add_stream, positive_int
 from streams.environment import first_key, variables
 from streams.errors import FunnelError
@@ -65,8 +65,9 @@ def run(options: argparse.Namespace) -> int:
 
     environment = variables()
     key = first_key("FUNNEL_LEARN_KEY", environment) or first_key("FUNNEL_API_KEY", environment)
-    predict_key = first_key("FUNNEL_PREDICT_KEY", environment) if options.delay else ""
-    target = make_target(options.to, options.model, key, predict_key)
+    target = make_target(
+        options.to, options.model, key, first_key("FUNNEL_PREDICT_KEY", environment)
+    )
     if options.delay and not isinstance(target, HTTPTarget):
         raise FunnelError("--delay asks questions, which needs --to http://…")
     is_file = options.stream not in NAMES
@@ -95,7 +96,8 @@ def run(options: argparse.Namespace) -> int:
     def away(reason: str) -> None:
         bar.write(f"trying again for up to {GIVE_UP_SECONDS:g} s: {reason}", file=sys.stderr)
 
-    if options.delay and isinstance(target, HTTPTarget):
+    delay = delay_of(options, source)
+    if delay is not None and isinstance(target, HTTPTarget):
         from streams.delays.asking import ask
 
         names = source.names if isinstance(source, Stream) else ()
@@ -103,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
             told = ask(
                 batches,
                 target,
-                options.delay,
+                delay,
                 options.seed,
                 options.rate,
                 name,

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streams.errors import FunnelError
-from streams.sources.names import IMAGES, NAMES, NUMBER_NAMES, ROW_NAMES, WHICH_IS_THERE
+from streams.sources.names import (
+    DELAYED_NAMES,
+    IMAGES,
+    NAMES,
+    NUMBER_NAMES,
+    ROW_NAMES,
+    WHICH_IS_THERE,
+)
 
 if TYPE_CHECKING:
     from streams.delays.delay import Delay
     from streams.sources.catalog import Stream
 
-_ALL = (*NAMES, *ROW_NAMES, *NUMBER_NAMES)
+_ALL = (*NAMES, *ROW_NAMES, *DELAYED_NAMES, *NUMBER_NAMES)
 
 
 def add_stream(

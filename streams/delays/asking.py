@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streams.batch import Batch
-from streams.delays.delay import Delay
+from streams.delays.delay import AnyDelay
 from streams.producer import GIVE_UP_SECONDS, HTTPTarget, NothingLearnedError, insist
 
 if TYPE_CHECKING:  # dense features need no pyarrow
@@ -65,7 +65,7 @@ class _Due:
 def ask(
     batches: "Iterable[AnyBatch]",
     target: HTTPTarget,
-    delay: Delay,
+    delay: AnyDelay,
     seed: int = 0,
     rate: float | None = None,
     name: str = "",

@@ -102,6 +102,52 @@ class Delay:
         return self.text
 
 
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """The time from each example of a recorded stream to its label, in examples.
+
+    It takes the place of a `Delay`.
+    """
+
+    waits: Times
+    """Of all examples, [n]; infinite if a label never comes."""
+    text: str
+    in_seconds: bool = False
+
+    def draws(self, seed: int) -> "Played":
+        """Return what gives the times; the seed changes nothing."""
+        return Played(self.waits)
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Do nothing: no label has a delay of its own."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+AnyDelay = Delay | Recorded
+
+
+class Played:
+    """Gives the recorded times of a stream's labels, one after another.
+
+    Args:
+        waits: of all examples, [n].
+    """
+
+    def __init__(self, waits: Times) -> None:
+        self._waits, self._begun = waits, 0
+
+    def next(self, labels: Sequence[str]) -> Times:
+        """Return the time from each of the next examples to its label, [k].
+
+        Args:
+            labels: of the examples, [k].
+        """
+        begun, self._begun = self._begun, self._begun + len(labels)
+        return self._waits[begun : self._begun]
+
+
 class Draws:
     """Draws the times of a stream's labels, one after another.
 

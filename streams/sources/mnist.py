@@ -22,8 +22,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
-from streams.environment import home, variables
-from streams.errors import FunnelError
+from streams.sources.cache import DataUnavailableError as DataUnavailableError
+from streams.sources.cache import folder_of
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -49,10 +49,6 @@ class MNIST(NamedTuple):
     """uint8 [10000, 28, 28]."""
     test_labels: Bytes
     """uint8 [10000]."""
-
-
-class DataUnavailableError(FunnelError, RuntimeError):
-    """No source has the data; the message says what was tried and what to do."""
 
 
 class _File(NamedTuple):
@@ -92,9 +88,7 @@ def cache_directory() -> Path:
     Raises:
         PathError: no home directory is known, and no variable names another folder.
     """
-    if data := variables().get("FUNNEL_DATA_DIR"):
-        return home(data) / "mnist"
-    return home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "funnel" / "mnist"
+    return folder_of("mnist")
 
 
 def load(

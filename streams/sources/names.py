@@ -12,6 +12,8 @@ ENDLESS = (*NAMES[:11], "orders", "clicks")
 """Streams that are made, and go on for as long as they are read; `abrupt` turns again and again."""
 ROW_NAMES = ("orders", "churn", "clicks")
 """Streams of rows with names, which are made up."""
+DELAYED_NAMES = ("flights",)
+"""Sets of rows whose labels come later than the rows."""
 NUMBER_NAMES = ("trump_approval", "chick_weights", "water_flow")
 """Sets of river whose labels are numbers; rows with names."""
 IMAGES = ("digits", "mnist")

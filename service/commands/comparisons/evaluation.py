@@ -16,7 +16,7 @@ from service.fold.step import Fold
 from service.settings import Settings
 from streams.batch import Batch, Features, Labels
 from streams.delays.arrivals import Arrivals, come_of, take_dense, take_labels
-from streams.delays.delay import Delay
+from streams.delays.delay import AnyDelay
 from streams.peers.peers import Peer
 from streams.prequential import (
     Curve,
@@ -184,7 +184,7 @@ def add_served(
 
 
 def later_of(
-    delay: Delay | None,
+    delay: AnyDelay | None,
     labels: Sequence[Labels],
     names: Sequence[str],
     batch_size: int,
@@ -216,7 +216,7 @@ def evaluate(
     seeds: Sequence[int],
     progress: Callable[[int], object] = lambda examples: None,
     by: str = "accuracy",
-    delay: Delay | None = None,
+    delay: AnyDelay | None = None,
 ) -> list[Run]:
     """Run the service's learner, the floors, and each peer at its best setting in hindsight.
 

@@ -35,7 +35,7 @@ from service.offline import Offline
 from service.settings import Settings
 from streams.batch import Labels
 from streams.delays.arrivals import come_of, take_labels
-from streams.delays.delay import Delay
+from streams.delays.delay import AnyDelay
 from streams.peers.library_learners import Codes
 from streams.peers.row_learners import Probabilistic, RowBatch, RowLearner, steps_of, take_rows
 from streams.peers.row_peers import RowPeer
@@ -164,7 +164,7 @@ def run(
     skipped: Mapping[str, str],
     seeds: Sequence[int],
     by: str = ACCURATE,
-    delay: Delay | None = None,
+    delay: AnyDelay | None = None,
 ) -> int:
     """Compare, and print the table.
 

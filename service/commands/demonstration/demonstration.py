@@ -21,6 +21,8 @@ from service.monitoring.history import History
 from service.monitoring.status import Status
 from service.service import Service
 from service.settings import Settings
+from streams.delays.asking import ask
+from streams.delays.delay import AnyDelay
 from streams.environment import named_keys
 from streams.producer import HTTPTarget, produce
 from streams.rowstream import RowStream
@@ -46,6 +48,7 @@ class Demo:
         settings: settings of the service.
         console: where the view is drawn; if it is not a terminal, as plain lines.
         is_endless: whether nobody expects the stream to end.
+        delay: from each example to its label; None if they come together.
     """
 
     history: History
@@ -58,12 +61,15 @@ class Demo:
         settings: Settings,
         console: Console,
         is_endless: bool = False,
+        delay: AnyDelay | None = None,
     ) -> None:
         self.stream, self.rate, self.settings = stream, rate, settings
-        self._is_endless = is_endless
+        self._is_endless, self._delay = is_endless, delay
         self.console = console
         self.steered = Steered(stream, lambda shift: self.history.add_shift(*shift), settings.seed)
         self.points: list[Point] = []
+        self.given_accuracy: float | None = None
+        """Accuracy of answers whose labels came later; None without any."""
         self._stop = threading.Event()
 
     async def run(self) -> None:
@@ -99,8 +105,13 @@ class Demo:
                 raise _StoppedError
 
         with contextlib.closing(target), contextlib.suppress(_StoppedError):
-            batches = self.steered.batches(100)
-            produce(batches, target, self.rate, name=uuid.uuid4().hex, sleep=pause)
+            batches, name = self.steered.batches(100), uuid.uuid4().hex
+            if self._delay is None:
+                produce(batches, target, self.rate, name=name, sleep=pause)
+            else:
+                names = self.stream.names if isinstance(self.stream, Stream) else ()
+                seed = self.settings.seed
+                ask(batches, target, self._delay, seed, self.rate, name, names, sleep=pause)
 
     async def _watch(self, service: Service, url: str) -> None:
         try:
@@ -116,6 +127,7 @@ class Demo:
                         await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
                     status = model.status
                     self._draw(_point(status), view, url)
+                    self.given_accuracy = status.labels.given_accuracy
                     learned = self.points[-1].examples if self.points else -1
                     if sending.done() and sending.exception():
                         break
@@ -193,6 +205,7 @@ def run_demo(
     settings: Settings,
     picture: Path | None,
     is_endless: bool = False,
+    delay: AnyDelay | None = None,
 ) -> int:
     """Run the demo; return the exit status.
 
@@ -202,6 +215,7 @@ def run_demo(
         settings: settings of the service.
         picture: where to write the run as a picture; None for no picture.
         is_endless: whether nobody expects the stream to end.
+        delay: from each example to its label; None if they come together.
 
     Raises:
         PictureError: the picture cannot be written.
@@ -210,7 +224,7 @@ def run_demo(
     check_picture(picture)
     console = _Console()
     began = time.monotonic()
-    demo = Demo(stream, rate, settings, console, is_endless)
+    demo = Demo(stream, rate, settings, console, is_endless, delay)
     uvloop.run(demo.run())
     if not demo.points:
         return 0
@@ -221,7 +235,13 @@ def run_demo(
     )
     overall = ", ".join(f"{name} {share:.2%}" for name, share in last.overall.items())
     console.print(f"Accuracy of all examples: {overall}", highlight=False)
-    console.print(table(shifts, last.overall), highlight=False)
+    if demo.given_accuracy is not None:
+        console.print(
+            f"Accuracy of the answers when they were given: {demo.given_accuracy:.2%}",
+            highlight=False,
+        )
+    if shifts:
+        console.print(table(shifts, last.overall), highlight=False)
     if picture is not None:
         plot(demo.points, shifts, stream.name, picture)
         console.print(f"picture: {picture}")

@@ -335,3 +335,15 @@ def test_options_that_do_not_belong_to_a_stream_are_refused(
     shown = capsys.readouterr().err
     assert message in shown
     assert status == (2 if shown.startswith("funnel: --") else 1)
+
+
+def test_a_demo_of_flights_asks_first_and_gets_the_labels_at_arrival(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--examples", "2500", "--rate", "2500", "--model", "logistic", "--port", "0"]
+    assert main(["demo", "--data", "flights", *options]) == 0
+    shown = capsys.readouterr().out
+    found = re.search(r"Accuracy of the answers when they were given: (\d+\.\d+)%", shown)
+    assert found is not None
+    assert 60 < float(found[1]) < 95
+    assert "Examples from each shift" not in shown
