@@ -37,8 +37,7 @@ def _counted(classes: int, room: int) -> dict[str, Tensor]:
         weights = torch.rand(EXAMPLES, generator=generator)
         answers = odds.softmax(dim=1)
         calibration.learn(answers, answers.argmax(dim=1), labels, yes, yes, weights)
-        losses.append(floors.score(labels, yes))
-        floors.learn(labels, yes)
+        losses.append(floors.observe(labels, yes, yes))
     named = {f"floors.{k}": v for k, v in floors.tensors().items()}
     named |= {f"calibration.{k}": v for k, v in calibration.tensors().items()}
-    return named | {"losses": torch.cat(losses)}
+    return named | {"losses": torch.stack(losses)}

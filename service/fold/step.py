@@ -37,7 +37,6 @@ from service.fold.report import Report
 from service.fold.schema.encode import Encoded, encode, encode_each
 from service.fold.schema.schema import Schema
 from service.fold.scoring.classification import LOOPS, MOST_PENDING, UNKNOWN
-from service.fold.scoring.floors import MAJORITY
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
 from service.fold.standardizer import Standardizer
 from service.fold.state import KEY_BITS, KEY_BUCKETS, SERVED, State
@@ -478,11 +477,10 @@ def count(
     """
     answers, predicted, losses, finite, keep, calibrates = batch
     served.scores.update(answers, predicted, labels, losses, finite)
-    floors = state.floors.score(labels, finite)[MAJORITY]
-    state.floors.learn(labels, keep)
+    floor = state.floors.observe(labels, finite, keep)
     if state.calibration is not None:
         state.calibration.learn(answers, predicted, labels, finite, calibrates, importance)
-    return floors.mean()
+    return floor
 
 
 def prepared_of(state: State, inputs: Tensor) -> Tensor:

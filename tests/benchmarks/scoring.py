@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from service.fold.scoring.classification import Scores
-from service.fold.scoring.floors import FLOORS, Floors
+from service.fold.scoring.floors import Floors
 from service.fold.spec import Spec
 from service.fold.state import State
 from service.process import keep_freed_memory
@@ -57,12 +57,9 @@ class NoScores(Scores):
 class NoFloors(Floors):
     """Floors that are not scored and learn nothing."""
 
-    def score(self, labels: Tensor, keep: Tensor) -> Tensor:
-        """Return losses of 0."""
-        return torch.zeros(len(FLOORS), len(labels))
-
-    def learn(self, labels: Tensor, keep: Tensor) -> None:
-        """Do nothing."""
+    def observe(self, labels: Tensor, scored: Tensor, learned: Tensor) -> Tensor:
+        """Return a loss of 0."""
+        return torch.zeros(())
 
 
 def whole(spec: Spec) -> State:
@@ -127,8 +124,7 @@ class Clock:
         assert state.calibration is not None, "PARTS has it"
         scores, floors, calibration, _ = PARTS
         self._times(state.served.scores, "update", scores)
-        self._times(state.floors, "score", floors)
-        self._times(state.floors, "learn", floors)
+        self._times(state.floors, "observe", floors)
         self._times(state.calibration, "learn", calibration)
 
     def _times(self, owner: object, name: str, part: str) -> None:

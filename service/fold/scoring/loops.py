@@ -81,11 +81,12 @@ def divide_in_two(counts: Ints, last: Ints, tries: Ints, found: Floats) -> int:
 
 
 @compiled
-def score_floors(
-    ring: Floats, scored: Ints, probabilities: Floats, logs: Floats, norms: Floats, labels: Ints,
-    losses: Floats, keep: bool,
+def observe_floors(
+    ring: Floats, outcomes: Ints, counts: Ints, last: Ints, tries: Ints, probabilities: Floats,
+    labels: Ints, scored: bool, learned: bool, logs: Floats, norms: Floats, losses: Floats,
 ) -> None:  # fmt: skip
-    """Compute the losses of floors, [K, n], and write their outcomes into the ring, [K, RING, 5].
+    """Compute the losses of floors, [K, n], write their outcomes into the ring, [K, RING, 5], and
+    take the labels.
 
     All examples have the same probabilities, [K, classes]; their logarithms and lengths are given.
     """
@@ -94,10 +95,10 @@ def score_floors(
         for c in range(probabilities.shape[1]):
             if probabilities[k, c] > probabilities[k, guess]:
                 guess = c
-        at = int(scored[()]) % RING
+        at = int(outcomes[()]) % RING
         for i in range(len(labels)):
             losses[k, i] = -logs[k, labels[i]]
-            if keep:
+            if scored:
                 row = ring[k, at]
                 row[0] = losses[k, i]
                 row[1] = norms[k]
@@ -105,21 +106,17 @@ def score_floors(
                 row[3] = np.float32(labels[i])
                 row[4] = np.float32(guess)
                 at = at + 1 if at + 1 < RING else 0
-    if keep:
-        scored[()] += len(labels)
-
-
-@compiled
-def learn_floors(counts: Ints, last: Ints, tries: Ints, labels: Ints) -> None:
-    """Take the labels of a batch."""
-    before = last[()]
-    for label in labels:
-        counts[label] += 1
-        if label == before:
-            tries[0] += 1
-    if before >= 0:
-        tries[1] += len(labels)
-    last[()] = labels[-1]
+    if scored:
+        outcomes[()] += len(labels)
+    if learned:
+        before = last[()]
+        for label in labels:
+            counts[label] += 1
+            if label == before:
+                tries[0] += 1
+        if before >= 0:
+            tries[1] += len(labels)
+        last[()] = labels[-1]
 
 
 @compiled
@@ -146,8 +143,8 @@ def split(probabilities: Floats, predicted: Ints, others: Doubles, parts: Double
 
 @compiled
 def scale(
-    parts: Doubles, logs: Doubles, predicted: Ints, answer: Doubles, tiny: float, log_tiny: float,
-    most: float, is_binary: bool, inputs: Doubles, scaled: Doubles,
+    predicted: Ints, is_binary: bool, parts: Doubles, logs: Doubles, answer: Doubles, tiny: float,
+    log_tiny: float, most: float, inputs: Doubles, scaled: Doubles,
 ) -> None:  # fmt: skip
     """Set the inputs of Platt scaling, x and 1, [2, n], and a x + b, [n].
 
@@ -170,10 +167,9 @@ def scale(
 
 @compiled
 def answer_all(
-    probabilities: Floats, others: Doubles, parts: Doubles, platt: Doubles, predicted: Ints,
-    labels: Ints, importance: Floats, answer: Doubles, tiny: float, edge: float,
-    is_binary: bool, inputs: Doubles, answered: Floats, own: Doubles, slopes: Doubles,
-    off: Doubles,
+    probabilities: Floats, predicted: Ints, labels: Ints, importance: Floats, is_binary: bool,
+    others: Doubles, parts: Doubles, platt: Doubles, answer: Doubles, tiny: float, edge: float,
+    inputs: Doubles, answered: Floats, own: Doubles, slopes: Doubles, off: Doubles,
 ) -> None:  # fmt: skip
     """Set what is answered, [n, classes]; of the label its probability in the answer, after scaling
     and before, at least ``tiny``, and the odds of the weight, [3 n + 1]; and the terms of the
@@ -211,12 +207,17 @@ def answer_all(
 
 
 @compiled
-def compare(logs: Doubles, importance: Floats, losses: Floats, gains: Doubles) -> None:
-    """Set the losses of what is answered, and how much less scaling loses, [n]."""
+def compare(
+    ring: Floats, scored: Ints, predicted: Ints, labels: Ints, importance: Floats, finite: bool,
+    answered: Floats, norms: Floats, logs: Doubles, losses: Floats, gains: Doubles,
+) -> None:  # fmt: skip
+    """Set how much less scaling loses than what it is given, [n]; and score what is answered."""
     n = len(losses)
     for i in range(n):
         losses[i] = -np.float32(logs[i])
         gains[i] = (logs[n + i] - logs[2 * n + i]) * importance[i]
+    if finite:
+        score(ring, scored, answered, norms, predicted, labels, losses)
 
 
 @compiled
