@@ -153,7 +153,8 @@ class Calibration:
         """Do the same by compiled loops, bit for bit."""
         room = self._room
         if room is None or room.shape != probabilities.shape:
-            room = self._room = Room(*probabilities.shape, self.answer, self.curvature)
+            n, classes = probabilities.shape
+            room = self._room = Room(n, classes, self.answer, self.curvature)
         given, guess, label = probabilities.numpy(), predicted.numpy(), labels.numpy()
         weights = room.ones if importance is None else importance.numpy()
         is_binary = self.classes == 2

@@ -464,6 +464,7 @@ def observe(
     outcomes = judged(state, served, batch.scored, labels)
     loss, width = outcomes.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
+    floor: Tensor | Pending | PendingNumbers
     if state.target is None:
         is_skipped = served.families is not None and others is None
         calibrates = torch.zeros_like(keep) if is_skipped else keep  # it is of all families

@@ -177,8 +177,8 @@ class RegressionScores:
             keep: bool, 0-dim; where it is False nothing changes.
         """
         if std is not None and (compiled := loops_for(targets)) is not None:
-            given = predictions.double(), std.double(), targets.double(), losses.double()
-            self._update_compiled(compiled, *given, bool(keep))
+            outcomes = predictions.double(), std.double(), targets.double(), losses.double()
+            self._update_compiled(compiled, *outcomes, bool(keep))
             return
         errors, targets = (predictions.double() - targets.double()), targets.double()
         scored = self._rolling.scored
@@ -262,8 +262,8 @@ class QuantileScores:
             keep: bool, 0-dim; where it is False nothing changes.
         """
         if (compiled := loops_for(targets)) is not None:
-            given = predictions.double(), targets.double(), losses.double()
-            self._update_compiled(compiled, *given, bool(keep))
+            outcomes = predictions.double(), targets.double(), losses.double()
+            self._update_compiled(compiled, *outcomes, bool(keep))
             return
         given, wanted = predictions.double(), targets.double()[:, None]
         above = wanted - given
