@@ -514,12 +514,12 @@ class Gaussian:
         variance = held["variance"].lerp(summary[:count], rate).clamp_(min=LEAST_DEVIATION**2)
         held["variance"].copy_(torch.where(each, variance, held["variance"]))
         held["mean"].lerp_(summary[count : count + 1], rate)
-        at = count + 2 if "last" in held else count + 1
-        squares = summary[at : at + 1]
+        squares = summary[-1:]
         if deviation.QUICK in held:
+            squares, more = summary[-2:-1], squares
             names = ("own", deviation.QUICK, deviation.TRUST)
             slow, quick, trust = (held[name] for name in names)
-            both = (squares, summary[at + 1 :])
+            both = (squares, more)
             new, weight = deviation.followed(slow, quick, trust, both, n, held["seen"])
             quick.copy_(torch.where(some, new.clamp(min=LEAST_DEVIATION**2), quick))
             trust.copy_(torch.where(some, weight, trust))
