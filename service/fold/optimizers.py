@@ -31,8 +31,8 @@ def loss_for(task: Task, no_change: bool, can_close: bool, is_quick: bool = Fals
         task: what is predicted.
         no_change: whether the last known label is an expert.
         can_close: whether there is room for classes that were not seen yet.
-        is_quick: whether deviations follow errors that shrink or grow fast; what was learned says
-            so once there is any.
+        is_quick: whether deviations follow errors that shrink or grow fast. It matters for a loss
+            that has learned nothing yet alone.
     """
     match task.kind:
         case "multiclass":
