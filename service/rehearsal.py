@@ -2,6 +2,7 @@
 those of the torch operators that are their twins. Where one differs, operators run instead.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -11,8 +12,10 @@ from funnel.compiled import rehearsed
 from service.fold.calibration import Calibration
 from service.fold.scoring.classification import LOOPS
 from service.fold.scoring.floors import Floors
+from service.fold.scoring.regression import NumberFloors, fresh_scores
 
 EXAMPLES = 80
+QUANTILES = (0.1, 0.5, 0.9)
 
 
 def rehearse() -> str:
@@ -20,7 +23,8 @@ def rehearse() -> str:
 
     It compiles for some seconds where no process has compiled on this disk before.
     """
-    return rehearsed(LOOPS, [partial(_counted, 2, 2), partial(_counted, 5, 8)])
+    classes = [partial(_counted, 2, 2), partial(_counted, 5, 8)]
+    return rehearsed(LOOPS, [*classes, partial(_measured, None), partial(_measured, QUANTILES)])
 
 
 def _counted(classes: int, room: int) -> dict[str, Tensor]:
@@ -37,8 +41,23 @@ def _counted(classes: int, room: int) -> dict[str, Tensor]:
         weights = torch.rand(EXAMPLES, generator=generator)
         answers = odds.softmax(dim=1)
         calibration.learn(answers, answers.argmax(dim=1), labels, yes, yes, weights)
-        losses.append(floors.score(labels, yes))
-        floors.learn(labels, yes)
+        losses.append(floors.observe(labels, yes, yes))
     named = {f"floors.{k}": v for k, v in floors.tensors().items()}
     named |= {f"calibration.{k}": v for k, v in calibration.tensors().items()}
-    return named | {"losses": torch.cat(losses)}
+    return named | {"losses": torch.stack(losses)}
+
+
+def _measured(quantiles: Sequence[float] | None) -> dict[str, Tensor]:
+    """Return the state of scores and floors of numbers that have learned a little."""
+    cpu, yes = torch.device("cpu"), torch.tensor(True)
+    floors, scores = NumberFloors(cpu, quantiles), fresh_scores(quantiles, cpu)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        answers = torch.randn(EXAMPLES, 3, generator=generator).sort(dim=1).values
+        targets = 3.0 * torch.randn(EXAMPLES, generator=generator)
+        std = torch.rand(EXAMPLES, generator=generator)
+        values = answers[:, 1] if quantiles is None else answers
+        scores.update(values, std, targets, (answers[:, 1] - targets).abs(), yes)
+        floors.observe(targets, yes, yes)
+    named = {f"number_floors.{k}": v for k, v in floors.tensors().items()}
+    return named | {f"numbers.{k}": v for k, v in scores.tensors().items()}

@@ -613,6 +613,7 @@ class Settings(BaseModel):
             self.calibrate is not False and not self.predicts.is_numeric,
             self.model != AUTO and not self.predicts.is_numeric,
             is_named,
+            self.predicts.kind == "regression",
             self.families if self.model == AUTO and self.families != (LINEAR, *FAMILIES) else (),
         )
 

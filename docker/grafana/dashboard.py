@@ -130,6 +130,14 @@ def is_it_learning() -> Row:
             unit="percentunit", limits=(0, 1),
         ),
         timeseries(
+            "Precision by class",
+            "Of the last 1,000 examples: the share of a class's predictions that are right. Good: "
+            "together and high. Bad: low for one class, which is predicted where it is not. A gap: "
+            "never predicted.",
+            Query("funnel_class_precision", "class {{class}}"),
+            unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
             "Scored a second",
             "Examples predicted before they were learned, and those of them predicted right. Good: "
             "the two lines close together. Bad: both at 0 while something is sent.",

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from funnel.families.forests.growing import Slopes, projections
 from funnel.families.outcomes import Evidence, Held, Newton
+from funnel.pool import deviation
 
 BOUND = 12.0
 """Numbers beyond count as ±BOUND, so that one wild number spoils little."""
@@ -52,6 +53,8 @@ class Numbers:
     Args:
         quantiles: ascending, each within (0, 1); none for a mean.
         device: where numbers are.
+        is_quick: whether the deviation of means follows errors that shrink or grow fast
+            (`funnel.pool.deviation`).
     """
 
     label_type = torch.float32
@@ -62,8 +65,10 @@ class Numbers:
     ridge = 100.0
     fading = 2.0
 
-    def __init__(self, quantiles: tuple[float, ...], device: torch.device) -> None:
-        self.quantiles, self.device = quantiles, device
+    def __init__(
+        self, quantiles: tuple[float, ...], device: torch.device, is_quick: bool = False
+    ) -> None:
+        self.quantiles, self.device, self.is_quick = quantiles, device, is_quick
         self.is_mean, self.outputs = not quantiles, max(1, len(quantiles))
         self.stacks: tuple[int, ...] = (self.outputs,)
         self.levels = torch.tensor(quantiles or (0.5,), device=device)
@@ -201,7 +206,9 @@ class Numbers:
         one = torch.ones((), device=self.device)
         shift = torch.zeros(self.outputs, device=self.device)
         known = {"unit": NORMAL * one, "square": one.clone(), "seen": torch.zeros_like(one)}
-        return known if self.is_mean else known | {"shift": shift}
+        if not self.is_mean:
+            return known | {"shift": shift}
+        return known | deviation.fresh(one) if self.is_quick else known
 
     def unit(self, held: Held) -> Tensor:
         """Return the mixture's own mean loss of late."""
@@ -219,7 +226,10 @@ class Numbers:
         rate = n / (held["seen"].clamp(max=MEMORY) + n).clamp(min=1.0) * keep
         loss = (share * self._pinball(missed)).sum()
         held["unit"].lerp_(loss, rate).clamp_(min=LEAST)
-        held["square"].lerp_((share * squares).sum(), rate).clamp_(min=LEAST**2)
+        square = (share * squares).sum()
+        if deviation.QUICK in held:
+            self._follow(held, missed[:, 0], share, square, n * keep)
+        held["square"].lerp_(square, rate).clamp_(min=LEAST**2)
         if not self.is_mean:
             above = (share[:, None] * (missed >= 0.0)).sum(dim=0)  # should be 1 - τ
             step = SHIFT_RATE * n.clamp(max=MOST_SHIFTED) * keep
@@ -227,10 +237,22 @@ class Numbers:
             held["shift"].clamp_(-FARTHEST_SHIFT, FARTHEST_SHIFT)
         held["seen"].add_(n * keep)
 
+    @staticmethod
+    def _follow(held: Held, missed: Tensor, share: Tensor, square: Tensor, n: Tensor) -> None:
+        """Learn how fast the deviation of the errors changes, [n], of examples with shares."""
+        slow, quick, trust = held["square"], held[deviation.QUICK], held[deviation.TRUST]
+        bound = HUBER * quick.sqrt()
+        both = (square, (share * missed.clamp(-bound, bound).square()).sum())
+        new, weight = deviation.followed(slow, quick, trust, both, n, held["seen"])
+        quick.copy_(torch.where(n > 0.0, new.clamp(min=LEAST**2), quick))
+        trust.copy_(torch.where(n > 0.0, weight, trust))
+
     def rescale(self, held: Held, ratio: Tensor) -> None:
         """Let what it has learned be of numbers in another unit."""
         held["unit"].mul_(ratio).clamp_(min=LEAST)
-        held["square"].mul_(ratio.square()).clamp_(min=LEAST**2)
+        for name in ("square", deviation.QUICK):
+            if name in held:
+                held[name].mul_(ratio.square()).clamp_(min=LEAST**2)
 
     def evidence(self, answers: Tensor, held: Held) -> Evidence:
         """Return the distances of answers from their mean, in units, and a column of ones."""
@@ -280,4 +302,9 @@ class Numbers:
         """Return quantiles as they are, and a mean with the deviation of the errors of late."""
         if not self.is_mean:
             return answers
-        return torch.cat([answers, held["square"].sqrt().expand_as(answers)], dim=1)
+        if deviation.QUICK in held:
+            means = (held["square"], held[deviation.QUICK], held[deviation.TRUST])
+            found = deviation.deviation(*means)
+        else:
+            found = held["square"].sqrt()
+        return torch.cat([answers, found.expand_as(answers)], dim=1)

@@ -26,7 +26,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from funnel.pool import mixing, persistence
+from funnel.pool import deviation, mixing, persistence
 from funnel.tensorlists import weighted
 
 Held = Mapping[str, Tensor]
@@ -359,11 +359,13 @@ class Gaussian:
     It learns ``mean``, [1], of the numbers; ``variance``, [K + 1], or [K + 2] with the last number,
     of the errors of all answers and, last, of the numbers around their mean; ``own``, [1], of the
     errors of the mixture; ``last``, [1], unless there is one expert alone; and ``seen``, 0-dim, the
-    examples so far.
+    examples so far. With ``is_quick`` and several experts, the mixture's deviation follows errors
+    that shrink or grow fast, and what `funnel.pool.deviation` needs for it is learned, too.
     """
 
     has_deviation: ClassVar[bool] = True
     limits_steps: ClassVar[bool] = True
+    is_quick: bool = False
 
     def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
         """Implement `NumericLoss.rescale`."""
@@ -374,7 +376,10 @@ class Gaussian:
         far = is_far(ratio, shift)
         held["mean"].masked_fill_(far, 0.0)
         held["variance"].masked_fill_(far, 1.0)
-        held["own"].mul_(ratio.square()).clamp_(min=LEAST_DEVIATION**2).masked_fill_(far, 1.0)
+        for name in ("own", deviation.QUICK):
+            if name in held:
+                found = held[name].mul_(ratio.square()).clamp_(min=LEAST_DEVIATION**2)
+                found.masked_fill_(far, 1.0)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return absolute errors of the mean; as `NumericLoss.distances` says."""
@@ -383,12 +388,18 @@ class Gaussian:
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Implement `Loss.fresh`: numbers are standardized, so mean 0 and variance 1."""
         last = {"last": torch.zeros(1, device=device)} if experts > 1 else {}
-        return {
-            "mean": torch.zeros(1, device=device),
-            "variance": torch.ones(experts + len(last) + 1, device=device),
-            "own": torch.ones(1, device=device),
-            "seen": torch.zeros((), device=device),
-        } | last
+        own = torch.ones(1, device=device)
+        quick = deviation.fresh(own) if self.is_quick and experts > 1 else {}
+        return (
+            quick
+            | {
+                "mean": torch.zeros(1, device=device),
+                "variance": torch.ones(experts + len(last) + 1, device=device),
+                "own": own,
+                "seen": torch.zeros((), device=device),
+            }
+            | last
+        )
 
     def judge(
         self, held: Held, outputs: Tensor, labels: Tensor, importance: Tensor | None = None
@@ -455,17 +466,28 @@ class Gaussian:
             return torch.where(whole, answers[0], answers.new_tensor([0.0, 1.0]))
         weights, known = _among(log_weights, answers, healthy)
         center = (weights * known[..., 0]).sum(dim=0)
-        found = torch.stack([center, held["own"].sqrt().expand_as(center)], dim=-1)
+        found = torch.stack([center, self._deviation(held).expand_as(center)], dim=-1)
         return torch.where(weights.sum(dim=0)[..., None] > 0.0, found, found.new_tensor([0.0, 1.0]))
+
+    def _deviation(self, held: Held) -> Tensor:
+        """Return the running deviation of the mixture's errors, [1]."""
+        if deviation.QUICK not in held:
+            return held["own"].sqrt()
+        return deviation.deviation(held["own"], held[deviation.QUICK], held[deviation.TRUST])
 
     def completed(
         self, held: Held, summary: Tensor | None, mixed: Tensor, labels: Tensor,
         importance: Tensor | None,
     ) -> Tensor | None:  # fmt: skip
-        """Implement `Loss.completed`: it adds the squared error of the mixture."""
+        """Implement `Loss.completed`: it adds the squared error of the mixture, within the range of
+        each of its running means."""
         assert summary is not None, "a summary of the errors is needed"
-        missed = (mixed[:, 0] - labels).clamp(*_range(held["own"][0]))
-        return torch.cat([summary, _means(missed.square()[None], importance)])
+        error, found = mixed[:, 0] - labels, [summary]
+        for name in ("own", deviation.QUICK):
+            if name in held:
+                missed = error.clamp(*_range(held[name][0]))
+                found.append(_means(missed.square()[None], importance))
+        return torch.cat(found)
 
     def mixed_losses(
         self, log_weights: Tensor, losses: Tensor, healthy: Tensor, mixed: Tensor, held: Held,
@@ -492,7 +514,16 @@ class Gaussian:
         variance = held["variance"].lerp(summary[:count], rate).clamp_(min=LEAST_DEVIATION**2)
         held["variance"].copy_(torch.where(each, variance, held["variance"]))
         held["mean"].lerp_(summary[count : count + 1], rate)
-        own = held["own"].lerp(summary[-1:], rate).clamp_(min=LEAST_DEVIATION**2)
+        squares = summary[-1:]
+        if deviation.QUICK in held:
+            squares, more = summary[-2:-1], squares
+            names = ("own", deviation.QUICK, deviation.TRUST)
+            slow, quick, trust = (held[name] for name in names)
+            both = (squares, more)
+            new, weight = deviation.followed(slow, quick, trust, both, n, held["seen"])
+            quick.copy_(torch.where(some, new.clamp(min=LEAST_DEVIATION**2), quick))
+            trust.copy_(torch.where(some, weight, trust))
+        own = held["own"].lerp(squares, rate).clamp_(min=LEAST_DEVIATION**2)
         held["own"].copy_(own)
         if "last" in held:
             held["last"].copy_(torch.where(some, summary[count + 1 : count + 2], held["last"]))

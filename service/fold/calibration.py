@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from funnel.tensorlists import weighted
-from service.fold.scoring.classification import Scores, arrays_of, loops_for
+from service.fold.scoring.classification import Scores, loops_for
 
 PRIOR = 30.0
 """Examples at even odds, or so, that a = 1 and b = 0 count as."""
@@ -64,7 +64,6 @@ class Calibration:
         self.curvature = PRIOR * torch.eye(2, dtype=torch.float64, device=device)
         """A."""
         self._room: Room | None = None
-        self._arrays = arrays_of(self.answer, self.curvature)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -152,71 +151,80 @@ class Calibration:
         keep: Tensor,
     ) -> None:
         """Do the same by compiled loops, bit for bit."""
-        n, is_binary = len(labels), self.classes == 2
-        if self._room is None or self._room.others.tensor.shape != probabilities.shape:
-            self._room = Room(n, probabilities.shape[1])
-        room, given, guess = self._room, probabilities.numpy(), predicted.numpy()
-        label = labels.numpy()
+        room = self._room
+        if room is None or room.shape != probabilities.shape:
+            n, classes = probabilities.shape
+            room = self._room = Room(n, classes, self.answer, self.curvature)
+        given, guess, label = probabilities.numpy(), predicted.numpy(), labels.numpy()
         weights = room.ones if importance is None else importance.numpy()
-        answer, curvature = self._arrays
-        parts, logs, inputs, platt = (
-            pair.array for pair in (room.parts, room.logs, room.inputs, room.platt)
-        )
-        compiled.split(given, guess, room.others.array, parts)
-        if probabilities.shape[1] > 2:
-            torch.sum(room.others.tensor, dim=1, out=room.rest)
-        logs[:] = parts[:2]
-        room.logs.tensor.log_()
-        odds = (guess, answer, TINY, LOG_TINY, MOST_ODDS, is_binary)
-        compiled.scale(parts, logs, *odds, inputs, platt)
-        room.platt.tensor.sigmoid_()
-        batch = (given, room.others.array, parts, platt, guess, label, weights, answer)
-        compiled.answer_all(
-            *batch, TINY, EDGE, is_binary, inputs, room.answered.array, room.own.array,
-            room.slopes.array, room.off.array,
-        )  # fmt: skip
-        room.own.tensor.log_()
-        compiled.compare(room.own.array, weights, room.losses, room.gains.array)
+        is_binary = self.classes == 2
+        compiled.split(given, guess, *room.for_split)
+        if room.classes > 2:
+            torch.sum(room.others, dim=1, out=room.rest)
+        torch.log(room.two, out=room.logs)
+        compiled.scale(guess, is_binary, *room.for_scale)
+        room.platt.sigmoid_()
+        compiled.answer_all(given, guess, label, weights, is_binary, *room.for_answer_all)
+        room.own.log_()
         if finite:
-            norms = torch.linalg.vector_norm(room.answered.tensor, dim=1).numpy()
-            shown = (room.answered.array, norms, guess, label, room.losses)
-            compiled.score(*self.scores.arrays, *shown)
+            torch.linalg.vector_norm(room.answered, dim=1, out=room.norms)
+        shown = (*self.scores.arrays, guess, label, weights)
+        compiled.compare(*shown, bool(finite), *room.for_compare)
         if keep:
-            torch.mm(room.slopes.tensor, room.turned, out=room.more.tensor)
-            torch.mv(room.inputs.tensor, room.off.tensor, out=room.slope.tensor)
-            weight = room.weight.array
-            weight[0] = room.own.array[-1] + RATE * float(room.gains.tensor.sum())
-            room.weight.tensor.sigmoid_()
-            step = (room.more.array, room.slope.array, weight, room.dealt, BOUNDS)
-            compiled.take_step(answer, curvature, *step)
-
-
-class Paired:
-    """Numbers as a tensor and as an array, in one memory."""
-
-    def __init__(self, *shape: int, dtype: torch.dtype = torch.float64) -> None:
-        with torch.inference_mode(mode=False):
-            self.tensor = torch.ones(shape, dtype=dtype)
-        self.array = self.tensor.numpy()
+            torch.mm(room.slopes, room.turned, out=room.more)
+            torch.mv(room.inputs, room.off, out=room.slope)
+            room.weights[0] = room.odds[-1] + RATE * room.gains.sum().item()
+            room.weight.sigmoid_()
+            compiled.take_step(*room.for_take_step)
 
 
 class Room:
     """Room for what compiled loops set for a batch of n examples; see `service.fold.scoring.loops`.
 
+    A tensor and its array are one memory. The arguments of each loop are gathered once, as that
+    costs more than many a loop.
+
     Args:
         n: number of examples.
         classes: number of classes.
+        answer: of a `Calibration`; changed in place, as is the next.
+        curvature: of it.
     """
 
-    def __init__(self, n: int, classes: int) -> None:
-        self.ones, self.dealt = np.ones(n, np.float32), _dealt(n)
-        self.others, self.parts = Paired(n, classes), Paired(3, n)
-        self.rest = self.parts.tensor[1]
-        self.logs, self.inputs, self.platt = Paired(2, n), Paired(2, n), Paired(n)
-        self.answered, self.own = Paired(n, classes, dtype=torch.float32), Paired(3 * n + 1)
-        self.slopes, self.off, self.gains = Paired(2, n), Paired(n), Paired(n)
-        self.losses, self.weight = np.empty(n, np.float32), Paired(1)
-        self.more, self.slope, self.turned = Paired(2, 2), Paired(2), self.inputs.tensor.T
+    def __init__(self, n: int, classes: int, answer: Tensor, curvature: Tensor) -> None:
+        self.shape, self.classes = torch.Size((n, classes)), classes
+        self.ones = np.ones(n, np.float32)
+        self.others, parts = _room(n, classes), _room(3, n)
+        self.rest, self.two, self.logs = parts[1], parts[:2], _room(2, n)
+        self.inputs, self.platt = _room(2, n), _room(n)
+        self.answered, self.norms = (
+            _room(n, classes, dtype=torch.float32),
+            _room(n, dtype=torch.float32),
+        )
+        self.own, self.slopes, self.off = _room(3 * n + 1), _room(2, n), _room(n)
+        self.gains, self.weight = _room(n), _room(1)
+        self.more, self.slope, self.turned = _room(2, 2), _room(2), self.inputs.T
+        self.odds, self.weights = self.own.numpy(), self.weight.numpy()
+        others, logs, inputs = (t.numpy() for t in (self.others, self.logs, self.inputs))
+        answered, platt, off = (t.numpy() for t in (self.answered, self.platt, self.off))
+        part, coefficients = parts.numpy(), answer.numpy()
+        self.for_split = (others, part)
+        self.for_scale = (part, logs, coefficients, TINY, LOG_TINY, MOST_ODDS, inputs, platt)
+        self.for_answer_all = (
+            others, part, platt, coefficients, TINY, EDGE, inputs, answered, self.odds,
+            self.slopes.numpy(), off,
+        )  # fmt: skip
+        losses = np.empty(n, np.float32)
+        self.for_compare = (answered, self.norms.numpy(), self.odds, losses, self.gains.numpy())
+        self.for_take_step = (
+            coefficients, curvature.numpy(), self.more.numpy(), self.slope.numpy(), self.weights,
+            _dealt(n), BOUNDS,
+        )  # fmt: skip
+
+
+def _room(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    with torch.inference_mode(mode=False):
+        return torch.ones(shape, dtype=dtype)
 
 
 def _dealt(n: int) -> float:

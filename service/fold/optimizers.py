@@ -20,16 +20,19 @@ INNER: dict[str, Inner] = {
 
 def loss_of(spec: Spec) -> Loss:
     """Return the loss by which the experts of a model learn."""
-    return loss_for(spec.predicts, spec.no_change, can_close=bool(spec.schema))
+    can_close, is_quick = bool(spec.schema), spec.is_quick
+    return loss_for(spec.predicts, spec.no_change, can_close, is_quick)
 
 
-def loss_for(task: Task, no_change: bool, can_close: bool) -> Loss:
+def loss_for(task: Task, no_change: bool, can_close: bool, is_quick: bool = False) -> Loss:
     """Return the loss of a task.
 
     Args:
         task: what is predicted.
         no_change: whether the last known label is an expert.
         can_close: whether there is room for classes that were not seen yet.
+        is_quick: whether deviations follow errors that shrink or grow fast. It matters for a loss
+            that has learned nothing yet alone.
     """
     match task.kind:
         case "multiclass":
@@ -37,7 +40,7 @@ def loss_for(task: Task, no_change: bool, can_close: bool) -> Loss:
         case "binary":
             return Binary(no_change, can_close=False)
         case "regression":
-            return Gaussian()
+            return Gaussian(is_quick)
         case "quantile":
             return Pinball(task.quantiles)
 

@@ -85,6 +85,10 @@ class Spec:
     is_narrow: bool = False
     """True if rows have little room for more columns (`service.fold.state.size_of`). No setting
     chooses it: it is so in every new model of rows, and a log goes on as it began."""
+    is_quick: bool = False
+    """True if the deviation of answered means follows errors that shrink or grow fast
+    (`funnel.pool.deviation`). No setting chooses it: it is so in every new model of the task
+    ``regression``, and a log goes on as it began."""
     families: tuple[str, ...] = ()
     """LINEAR and the families of FAMILIES that a model ``auto`` has, if it does not have all."""
 
@@ -112,7 +116,7 @@ class Spec:
             del found["schema"], found["table_bits"]
         if self.task == "multiclass":
             del found["task"]
-        for name in ("calibrate", "no_change", "is_narrow", "families"):
+        for name in ("calibrate", "no_change", "is_narrow", "is_quick", "families"):
             if not found[name]:
                 del found[name]
         return found
@@ -130,7 +134,7 @@ class Spec:
 
         A field is not named if no setting has to change for it: the experts of a pool that has all
         of them, and layers that the other model does not have, where another field differs;
-        and ``no_change`` and ``is_narrow``, which no setting chooses.
+        and ``no_change``, ``is_narrow`` and ``is_quick``, which no setting chooses.
 
         >>> pool = Spec("logistic", 6, 3, (), "pool", True, 0, experts=6)
         >>> pool.differences(replace(pool, optimizer="funnel", experts=0))
@@ -139,7 +143,7 @@ class Spec:
         mine, theirs = asdict(self), asdict(other)
         if mine["schema"] and theirs["schema"] and mine["schema"] != theirs["schema"]:
             mine["schema"], theirs["schema"] = "what SCHEMA declares now", "declared otherwise"
-        unset = {"no_change", "is_narrow"}
+        unset = {"no_change", "is_narrow", "is_quick"}
         if other.optimizer != self.optimizer and other.experts in (0, MAX_EXPERTS):
             unset.add("experts")
         if other.model != self.model and not other.hidden:

@@ -37,7 +37,6 @@ from service.fold.report import Report
 from service.fold.schema.encode import Encoded, encode, encode_each
 from service.fold.schema.schema import Schema
 from service.fold.scoring.classification import LOOPS, MOST_PENDING, UNKNOWN
-from service.fold.scoring.floors import MAJORITY
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
 from service.fold.standardizer import Standardizer
 from service.fold.state import KEY_BITS, KEY_BUCKETS, SERVED, State
@@ -66,6 +65,28 @@ class Pending(NamedTuple):
     """True if the calibration learns it, bool, 0-dim."""
 
 
+class PendingNumbers(NamedTuple):
+    """A batch of numbers that was answered, to be counted by `count_numbers`; in the unit in which
+    numbers are sent."""
+
+    values: Tensor
+    """Predicted numbers, [n], or quantiles, [n, Q], fp32."""
+    std: Tensor | None
+    """Standard deviations, fp32 [n]; None with quantiles."""
+    targets: Tensor
+    """fp32 [n]."""
+    predicted: Tensor
+    """0 for a prediction that is right (see `Outcomes`), or UNKNOWN; int64 [n]."""
+    losses: Tensor
+    """fp32 [n]."""
+    counted: Tensor
+    """True if it is scored, bool, 0-dim."""
+    keep: Tensor
+    """True if it is learned, bool, 0-dim."""
+    floor: Tensor
+    """Mean loss of the mean of numbers, 0-dim."""
+
+
 class Observed(NamedTuple):
     """A batch before the update: scored and decided on by the served learner."""
 
@@ -77,7 +98,7 @@ class Observed(NamedTuple):
     """Accuracy of the predictions, 0-dim, in [0, 1]."""
     loss: Tensor
     """Mean loss (see `judged`), 0-dim."""
-    floor: Tensor | Pending
+    floor: Tensor | Pending | PendingNumbers
     """Mean loss of the floor `majority`, or of the mean of numbers, 0-dim; or the batch, if it is
     still to be counted."""
     linear: Tensor
@@ -314,7 +335,9 @@ class Fold:
         keep, finite, accuracy, loss, floor, linear, dense, decision = passes.observe(
             inputs, labels, importance, own, others
         )
-        if isinstance(floor, Pending):
+        if isinstance(floor, PendingNumbers):
+            floor = count_numbers(self.state, learners[SERVED], floor)
+        elif isinstance(floor, Pending):
             floor = count(self.state, learners[SERVED], floor, labels, importance)
         if not on_host or keep:
             learners[SERVED].update(with_entries(dense, own), labels, decision)
@@ -428,7 +451,7 @@ def observe(
     Args:
         state: its standardizer, guard, floors and calibration.
         served: the served learner, or its part for the keys that the batch touches.
-        is_apart: whether a batch of classes is left to be counted, by loops that no trace can hold.
+        is_apart: whether the batch is left to be counted, by loops that no trace can hold.
         inputs: fp32 [n, d]; the numbers of rows may be fewer than the learner has room for.
         labels: [n], classes, int64, or standardized numbers, fp32.
         importance: weights of the examples, fp32 [n]; None for 1.
@@ -441,6 +464,7 @@ def observe(
     outcomes = judged(state, served, batch.scored, labels)
     loss, width = outcomes.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
+    floor: Tensor | Pending | PendingNumbers
     if state.target is None:
         is_skipped = served.families is not None and others is None
         calibrates = torch.zeros_like(keep) if is_skipped else keep  # it is of all families
@@ -449,9 +473,8 @@ def observe(
         floor = pending if is_apart else count(state, served, pending, labels, importance)
     else:
         counted = _counts(state, finite)
-        score(state, served, batch.scored, outcomes, labels, counted)
-        _score_floors(state, labels, counted, keep)
-        floor = outcomes.floors.mean()
+        numbers = _answered(state, served, batch.scored, outcomes, labels, counted, keep)
+        floor = numbers if is_apart else count_numbers(state, served, numbers)
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
     decision = served.decide(batch, keep, labels)
@@ -478,11 +501,10 @@ def count(
     """
     answers, predicted, losses, finite, keep, calibrates = batch
     served.scores.update(answers, predicted, labels, losses, finite)
-    floors = state.floors.score(labels, finite)[MAJORITY]
-    state.floors.learn(labels, keep)
+    floor = state.floors.observe(labels, finite, keep)
     if state.calibration is not None:
         state.calibration.learn(answers, predicted, labels, finite, calibrates, importance)
-    return floors.mean()
+    return floor
 
 
 def prepared_of(state: State, inputs: Tensor) -> Tensor:
@@ -527,15 +549,6 @@ def judged(state: State, learner: Learner, scored: Scored, labels: Tensor) -> Ou
     return Outcomes(mine < floor, mine * unit, floor * unit)
 
 
-def _score_floors(state: State, labels: Tensor, counted: Tensor, keep: Tensor) -> None:
-    """Score the floors of numbers on a batch, and let them take its labels."""
-    assert state.target is not None, "classes have other floors"
-    assert state.number_floors is not None, "classes have other floors"
-    numbers = restored(labels[:, None], state.target.unit, has_deviation=False)[:, 0]
-    state.number_floors.score(numbers, state.number_floors.losses(numbers), counted)
-    state.number_floors.learn(numbers, keep)
-
-
 def score(
     state: State,
     learner: Learner,
@@ -561,16 +574,48 @@ def score(
         learner.scores.update(scored.answers, scored.labels, labels, losses, keep, known)
         return
     right = outcomes.correct if known is None else outcomes.correct & known
-    one = torch.zeros_like(right, dtype=torch.int64)  # the only class there is
-    sure = torch.ones_like(losses)[:, None]
-    learner.scores.update(sure, torch.where(right, one, UNKNOWN), one, losses, keep)
+    found = outcomes._replace(correct=right)
+    _score_numbers(learner, _answered(state, learner, scored, found, labels, keep, keep))
+
+
+def _answered(
+    state: State, learner: Learner, scored: Scored, outcomes: Outcomes, labels: Tensor,
+    counted: Tensor, keep: Tensor,
+) -> PendingNumbers:  # fmt: skip
+    """Return a batch of standardized numbers [n] in the unit in which they were sent."""
     assert state.target is not None, "numbers have a unit"
-    assert learner.numbers is not None, "numbers have scores"
     unit, is_mean = state.target.unit, isinstance(learner.pool.loss, Gaussian)
     answers = restored(scored.answers, unit, has_deviation=is_mean)
     targets = restored(labels[:, None], unit, has_deviation=False)[:, 0]
     values, std = (answers[:, 0], answers[:, 1]) if is_mean else (answers, None)
-    learner.numbers.update(values, std, targets, losses, keep)
+    predicted = torch.where(outcomes.correct, 0, UNKNOWN)
+    flags = (counted, keep, outcomes.floors.mean())
+    return PendingNumbers(values, std, targets, predicted, outcomes.losses, *flags)
+
+
+def _score_numbers(learner: Learner, batch: PendingNumbers) -> None:
+    one = torch.zeros_like(batch.predicted)  # the only class there is
+    sure = torch.ones_like(batch.losses)[:, None]
+    learner.scores.update(sure, batch.predicted, one, batch.losses, batch.counted)
+    assert learner.numbers is not None, "numbers have scores"
+    learner.numbers.update(batch.values, batch.std, batch.targets, batch.losses, batch.counted)
+
+
+def count_numbers(state: State, served: Learner, batch: PendingNumbers) -> Tensor:
+    """Score a batch of numbers, and let the floors take it.
+
+    Args:
+        state: its floors.
+        served: the served learner.
+        batch: as it was answered.
+
+    Returns:
+        Mean loss of the floor ``mean``, 0-dim.
+    """
+    _score_numbers(served, batch)
+    assert state.number_floors is not None, "classes have other floors"
+    state.number_floors.observe(batch.targets, batch.counted, batch.keep)
+    return batch.floor
 
 
 def _counts(state: State, scored: Tensor) -> Tensor:

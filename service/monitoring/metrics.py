@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from service.log.backlog import Load
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
 from service.monitoring.status import Condition, LabelStatus, Status
+from streams.recovery import WINDOW
 
 disable_created_metrics()
 
@@ -68,6 +69,7 @@ GAUGES = {
     "backlog_bytes": "Bytes of the log that wait to be learned",
     "backlog_examples": "Examples that wait to be learned",
     "checkpoint_age_seconds": "Age of the newest checkpoint",
+    "class_precision": "Rolling precision by class",
     "class_recall": "Rolling recall by class",
     "column_missing_ratio": "Share of the rows without a usable value, by column",
     "columns": "Columns of the schema",
@@ -255,11 +257,10 @@ def _scores(statistics: Statistics) -> Iterable[Metric]:
     if numbers:  # there are no classes
         return
     names = statistics.labels or tuple(map(str, range(len(scores.class_recall))))
-    recall = {
-        (name,): share
-        for name, share in zip(names[:MAX_CLASSES], scores.class_recall, strict=False)
-    }
-    yield _family("class_recall", ["class"], recall)
+    newest = scores.windows[str(WINDOW)].precision
+    for measure, shares in (("class_recall", scores.class_recall), ("class_precision", newest)):
+        pairs = zip(names[:MAX_CLASSES], shares, strict=False)
+        yield _family(measure, ["class"], {(name,): share for name, share in pairs})
 
 
 def _columns(statistics: Statistics) -> Iterable[Metric]:

@@ -179,7 +179,8 @@ class Replica:
             self._is_compared, self.is_open = True, False
 
     def _check_spec(self, spec: Spec, what: str) -> None:
-        own = replace(self.state.spec, no_change=spec.no_change, is_narrow=spec.is_narrow)
+        names = ("no_change", "is_narrow", "is_quick")
+        own = replace(self.state.spec, **{name: getattr(spec, name) for name in names})
         if self._is_calibration_recorded:
             own = replace(own, calibrate=spec.calibrate)
         if self.state.spec != spec == own:

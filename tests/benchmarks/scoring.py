@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from service.fold.scoring.classification import Scores
-from service.fold.scoring.floors import FLOORS, Floors
+from service.fold.scoring.floors import Floors
+from service.fold.scoring.regression import NumberFloors, RegressionScores
 from service.fold.spec import Spec
 from service.fold.state import State
 from service.process import keep_freed_memory
@@ -38,7 +39,13 @@ TURNS = 10
 """Batches per turn: few, so that other load falls on all contenders alike."""
 STEPS = 300
 """Steps in which calls are timed."""
-SHAPES = {"784 inputs, 10 classes": (784, 10), "10 inputs, 2 classes": (10, 2)}
+SHAPES = {
+    "784 inputs, 10 classes": (784, 10, "multiclass"),
+    "10 inputs, 2 classes": (10, 2, "multiclass"),
+    "10 inputs, regression": (10, 0, "regression"),
+    "10 inputs, three quantiles": (10, 0, "quantile:0.1,0.5,0.9"),
+}
+"""Inputs, classes and task."""
 
 
 class NoScores(Scores):
@@ -57,11 +64,24 @@ class NoScores(Scores):
 class NoFloors(Floors):
     """Floors that are not scored and learn nothing."""
 
-    def score(self, labels: Tensor, keep: Tensor) -> Tensor:
-        """Return losses of 0."""
-        return torch.zeros(len(FLOORS), len(labels))
+    def observe(self, labels: Tensor, scored: Tensor, learned: Tensor) -> Tensor:
+        """Return a loss of 0."""
+        return torch.zeros(())
 
-    def learn(self, labels: Tensor, keep: Tensor) -> None:
+
+class NoNumberScores(RegressionScores):
+    """Scores of numbers that take nothing."""
+
+    def update(
+        self, predictions: Tensor, std: Tensor | None, targets: Tensor, losses: Tensor, keep: Tensor
+    ) -> None:
+        """Do nothing."""
+
+
+class NoNumberFloors(NumberFloors):
+    """Floors of numbers that are not scored and learn nothing."""
+
+    def observe(self, targets: Tensor, scored: Tensor, learned: Tensor) -> None:
         """Do nothing."""
 
 
@@ -71,13 +91,18 @@ def whole(spec: Spec) -> State:
 
 def without_scores(spec: Spec) -> State:
     state = whole(spec)
-    state.served.scores = NoScores(spec.classes, CPU)
+    state.served.scores = NoScores(max(1, spec.classes), CPU)
+    if state.served.numbers is not None:
+        state.served.numbers = NoNumberScores(CPU)
     return state
 
 
 def without_floors(spec: Spec) -> State:
     state = whole(spec)
-    state.floors = NoFloors(spec.classes, CPU)
+    if state.number_floors is None:
+        state.floors = NoFloors(spec.classes, CPU)
+    else:
+        state.number_floors = NoNumberFloors(CPU)
     return state
 
 
@@ -97,11 +122,20 @@ PARTS: dict[str, Callable[[Spec], State]] = {
 }
 
 
+def parts_of(spec: Spec) -> dict[str, Callable[[Spec], State]]:
+    """Return the parts that a step has: numbers are not calibrated, and always have the expert."""
+    return dict(list(PARTS.items())[:2]) if spec.predicts.is_numeric else PARTS
+
+
 def batches(features: int, classes: int, size: int) -> list[Batch]:
-    """Return batches of a linear relation."""
+    """Return batches of a linear relation, of numbers without classes."""
     rng = np.random.default_rng(0)
-    weights = rng.normal(size=(features, classes))
+    weights = rng.normal(size=(features, max(1, classes)))
     inputs = rng.normal(size=(TURNS, size, features)).astype(np.float32)
+    if not classes:
+        noise = rng.normal(size=(TURNS, size))
+        pairs = zip(inputs, noise, strict=True)
+        return [Batch(x, ((x @ weights)[:, 0] + e).astype(np.float32)) for x, e in pairs]
     return [Batch(own, (own @ weights).argmax(axis=1)) for own in inputs]
 
 
@@ -124,11 +158,14 @@ class Clock:
     def __init__(self, state: State) -> None:
         self.spent = dict.fromkeys(PARTS, 0)
         """Nanoseconds since the last step, by part."""
-        assert state.calibration is not None, "PARTS has it"
         scores, floors, calibration, _ = PARTS
         self._times(state.served.scores, "update", scores)
-        self._times(state.floors, "score", floors)
-        self._times(state.floors, "learn", floors)
+        if state.number_floors is not None:
+            self._times(state.served.numbers, "update", scores)
+            self._times(state.number_floors, "observe", floors)
+        if state.calibration is None:
+            return
+        self._times(state.floors, "observe", floors)
         self._times(state.calibration, "learn", calibration)
 
     def _times(self, owner: object, name: str, part: str) -> None:
@@ -151,7 +188,7 @@ def inside(spec: Spec, found: list[Batch]) -> dict[str, str]:
         clock.spent = dict.fromkeys(PARTS, 0)
         step(state, found[turn % len(found)])
         spent.append(clock.spent)
-    each = {part: [one[part] / 1e3 for one in spent[4 * TURNS :]] for part in PARTS}
+    each = {part: [one[part] / 1e3 for one in spent[4 * TURNS :]] for part in parts_of(spec)}
     return {
         part: f"{statistics.median(own):,.0f}" if any(own) else "" for part, own in each.items()
     }
@@ -159,11 +196,14 @@ def inside(spec: Spec, found: list[Batch]) -> dict[str, str]:
 
 def rows_of(name: str, size: int, rounds: int) -> list[tuple[str, ...]]:
     """Return the rows of the table for one of SHAPES."""
-    features, classes = SHAPES[name]
+    features, classes, task = SHAPES[name]
     spec = replace(
-        Settings.model_construct(model="logistic").spec, features=features, classes=classes
+        Settings.model_construct(model="logistic", task=task).spec,
+        features=features,
+        classes=classes,
     )
-    states = {"": whole(spec)} | {part: make(spec) for part, make in PARTS.items()}
+    parts = parts_of(spec)
+    states = {"": whole(spec)} | {part: make(spec) for part, make in parts.items()}
     found = batches(features, classes, size)
     for state in states.values():
         microseconds(state, found)
@@ -174,7 +214,7 @@ def rows_of(name: str, size: int, rounds: int) -> list[tuple[str, ...]]:
             times[part].append(microseconds(state, found))
     progress("")
     rows, calls = [], inside(spec, found)
-    for part in PARTS:
+    for part in parts:
         pairs = list(zip(times[""], times[part], strict=True))
         cost = statistics.median(all_ - rest for all_, rest in pairs)
         low, middle, high = statistics.quantiles((1 - rest / all_ for all_, rest in pairs), n=4)

@@ -26,6 +26,7 @@ CONTRACT = {
     "funnel_update_norm": {"learner", "tensor"},
     "funnel_accuracy": {"learner", "window"},
     "funnel_loss": {"learner", "window"},
+    "funnel_class_precision": {"class"},
     "funnel_class_recall": {"class"},
     "funnel_model_version": set(),
     "funnel_backlog_bytes": set(),

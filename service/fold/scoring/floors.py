@@ -58,10 +58,9 @@ class Floors:
         """The scores of the floors, in the order of FLOORS."""
 
     def _take_arrays(self) -> None:
-        """Take the counts as arrays for compiled loops, and room for the shares of the classes."""
+        """Take the counts as arrays for compiled loops, and room for what they set."""
         self._arrays = arrays_of(self.counts, self.last, self.tries)
-        with torch.inference_mode(mode=False):
-            self._shares = torch.zeros(len(FLOORS), len(self.counts))
+        self._room = Room(len(self.counts), 0)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -113,8 +112,6 @@ class Floors:
         Returns:
             Cross-entropy of each floor and example, fp32 [2, n], in nats.
         """
-        if (compiled := loops_for(labels)) is not None:
-            return self._score_compiled(compiled, labels, keep)
         probabilities = self.probabilities().contiguous()
         losses = losses_of(probabilities, labels)
         each = [
@@ -127,23 +124,47 @@ class Floors:
         self.scores.add(outcomes, keep)
         return losses
 
-    def _score_compiled(self, compiled: ModuleType, labels: Tensor, keep: Tensor) -> Tensor:
+    def observe(self, labels: Tensor, scored: Tensor, learned: Tensor) -> Tensor:
+        """Score the floors on a batch, then take its labels.
+
+        Args:
+            labels: int64 [n], of open classes.
+            scored: bool, 0-dim; where it is False no score changes.
+            learned: bool, 0-dim; where it is False no count changes.
+
+        Returns:
+            Mean cross-entropy of ``majority``, fp32, 0-dim, in nats.
+        """
+        if (compiled := loops_for(labels)) is not None:
+            return self._observe_compiled(compiled, labels, scored, learned)
+        losses = self.score(labels, scored)[MAJORITY]
+        self.learn(labels, learned)
+        return losses.mean()
+
+    def _observe_compiled(
+        self, compiled: ModuleType, labels: Tensor, scored: Tensor, learned: Tensor
+    ) -> Tensor:
         """Do the same by compiled loops, bit for bit."""
-        probabilities, found = self._shares, self._shares.numpy()
-        is_two = len(self.counts) == 2
+        own, room = labels.numpy(), self._room
+        if len(room.majority) != len(own):
+            room = self._room = Room(len(self.counts), len(own))
+        shares, found = room.shares, room.found
+        is_two = len(found[0]) == 2
         divide = compiled.divide_in_two if is_two else compiled.divide
         total = divide(*self._arrays, found)
         if self.opened < 2 or total > MOST_EXACT:
-            probabilities = self.probabilities().contiguous()
-            found = probabilities.numpy()
+            shares = self.probabilities().contiguous()
+            found = shares.numpy()
         elif not is_two:
-            compiled.persist(*self._arrays, found, float(probabilities[1].sum()))
-            compiled.scale_down(found, float(probabilities[1].sum()))
-        losses = torch.empty(len(FLOORS), len(labels))
-        norms = torch.linalg.vector_norm(probabilities, dim=1)
-        batch = (t.numpy() for t in (probabilities.log(), norms, labels, losses))
-        compiled.score_floors(*self.scores.arrays, found, *batch, bool(keep))
-        return losses
+            compiled.persist(*self._arrays, found, room.no_change.sum().item())
+            compiled.scale_down(found, room.no_change.sum().item())
+        torch.log(shares, out=room.logs)
+        torch.linalg.vector_norm(shares, dim=1, out=room.norms)
+        flags = (bool(scored), bool(learned))
+        compiled.observe_floors(
+            *self.scores.arrays, *self._arrays, found, own, *flags, *room.for_observe
+        )
+        return room.majority.mean()
 
     def balance(self) -> Tensor:
         """Return how much an example of each class counts so that all classes count alike.
@@ -165,16 +186,29 @@ class Floors:
             labels: int64 [n], of open classes.
             keep: bool, 0-dim; where it is False nothing changes.
         """
-        if (compiled := loops_for(labels)) is not None:
-            if keep:
-                compiled.learn_floors(*self._arrays, labels.numpy())
-            return
         n = len(labels)
         self.counts.index_add_(0, labels, keep.long().expand(n))
         repeated = (labels == self.last).sum()
         more = torch.stack([repeated, (self.last >= 0) * n])
         self.tries.add_(more * keep)
         self.last.copy_(labels[-1].where(keep, self.last))
+
+
+class Room:
+    """Room for what compiled loops set for a batch; a tensor and its array are one memory.
+
+    Args:
+        classes: number of classes that there is room for.
+        n: number of examples.
+    """
+
+    def __init__(self, classes: int, n: int) -> None:
+        with torch.inference_mode(mode=False):
+            self.shares, self.logs = (torch.zeros(len(FLOORS), classes) for _ in range(2))
+            self.norms, losses = torch.zeros(len(FLOORS)), torch.zeros(len(FLOORS), n)
+        self.found, self.no_change = self.shares.numpy(), self.shares[1 - MAJORITY]
+        self.majority = losses[MAJORITY]
+        self.for_observe = (self.logs.numpy(), self.norms.numpy(), losses.numpy())
 
 
 class Level(NamedTuple):

@@ -6,12 +6,19 @@ sigmoids, lengths, and sums whose order matters stay with torch, and nothing is 
 reordered (no ``fastmath``).
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from funnel.compiled import compiled
 from service.fold.scoring.classification import RING
+from service.fold.scoring.regression import NORMAL_90
 
+MOST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).tiny)
+LARGEST = float(np.finfo(np.float64).max)
+HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -81,11 +88,12 @@ def divide_in_two(counts: Ints, last: Ints, tries: Ints, found: Floats) -> int:
 
 
 @compiled
-def score_floors(
-    ring: Floats, scored: Ints, probabilities: Floats, logs: Floats, norms: Floats, labels: Ints,
-    losses: Floats, keep: bool,
+def observe_floors(
+    ring: Floats, outcomes: Ints, counts: Ints, last: Ints, tries: Ints, probabilities: Floats,
+    labels: Ints, scored: bool, learned: bool, logs: Floats, norms: Floats, losses: Floats,
 ) -> None:  # fmt: skip
-    """Compute the losses of floors, [K, n], and write their outcomes into the ring, [K, RING, 5].
+    """Compute the losses of floors, [K, n], write their outcomes into the ring, [K, RING, 5], and
+    take the labels.
 
     All examples have the same probabilities, [K, classes]; their logarithms and lengths are given.
     """
@@ -94,10 +102,10 @@ def score_floors(
         for c in range(probabilities.shape[1]):
             if probabilities[k, c] > probabilities[k, guess]:
                 guess = c
-        at = int(scored[()]) % RING
+        at = int(outcomes[()]) % RING
         for i in range(len(labels)):
             losses[k, i] = -logs[k, labels[i]]
-            if keep:
+            if scored:
                 row = ring[k, at]
                 row[0] = losses[k, i]
                 row[1] = norms[k]
@@ -105,21 +113,17 @@ def score_floors(
                 row[3] = np.float32(labels[i])
                 row[4] = np.float32(guess)
                 at = at + 1 if at + 1 < RING else 0
-    if keep:
-        scored[()] += len(labels)
-
-
-@compiled
-def learn_floors(counts: Ints, last: Ints, tries: Ints, labels: Ints) -> None:
-    """Take the labels of a batch."""
-    before = last[()]
-    for label in labels:
-        counts[label] += 1
-        if label == before:
-            tries[0] += 1
-    if before >= 0:
-        tries[1] += len(labels)
-    last[()] = labels[-1]
+    if scored:
+        outcomes[()] += len(labels)
+    if learned:
+        before = last[()]
+        for label in labels:
+            counts[label] += 1
+            if label == before:
+                tries[0] += 1
+        if before >= 0:
+            tries[1] += len(labels)
+        last[()] = labels[-1]
 
 
 @compiled
@@ -146,8 +150,8 @@ def split(probabilities: Floats, predicted: Ints, others: Doubles, parts: Double
 
 @compiled
 def scale(
-    parts: Doubles, logs: Doubles, predicted: Ints, answer: Doubles, tiny: float, log_tiny: float,
-    most: float, is_binary: bool, inputs: Doubles, scaled: Doubles,
+    predicted: Ints, is_binary: bool, parts: Doubles, logs: Doubles, answer: Doubles, tiny: float,
+    log_tiny: float, most: float, inputs: Doubles, scaled: Doubles,
 ) -> None:  # fmt: skip
     """Set the inputs of Platt scaling, x and 1, [2, n], and a x + b, [n].
 
@@ -170,10 +174,9 @@ def scale(
 
 @compiled
 def answer_all(
-    probabilities: Floats, others: Doubles, parts: Doubles, platt: Doubles, predicted: Ints,
-    labels: Ints, importance: Floats, answer: Doubles, tiny: float, edge: float,
-    is_binary: bool, inputs: Doubles, answered: Floats, own: Doubles, slopes: Doubles,
-    off: Doubles,
+    probabilities: Floats, predicted: Ints, labels: Ints, importance: Floats, is_binary: bool,
+    others: Doubles, parts: Doubles, platt: Doubles, answer: Doubles, tiny: float, edge: float,
+    inputs: Doubles, answered: Floats, own: Doubles, slopes: Doubles, off: Doubles,
 ) -> None:  # fmt: skip
     """Set what is answered, [n, classes]; of the label its probability in the answer, after scaling
     and before, at least ``tiny``, and the odds of the weight, [3 n + 1]; and the terms of the
@@ -211,12 +214,17 @@ def answer_all(
 
 
 @compiled
-def compare(logs: Doubles, importance: Floats, losses: Floats, gains: Doubles) -> None:
-    """Set the losses of what is answered, and how much less scaling loses, [n]."""
+def compare(
+    ring: Floats, scored: Ints, predicted: Ints, labels: Ints, importance: Floats, finite: bool,
+    answered: Floats, norms: Floats, logs: Doubles, losses: Floats, gains: Doubles,
+) -> None:  # fmt: skip
+    """Set how much less scaling loses than what it is given, [n]; and score what is answered."""
     n = len(losses)
     for i in range(n):
         losses[i] = -np.float32(logs[i])
         gains[i] = (logs[n + i] - logs[2 * n + i]) * importance[i]
+    if finite:
+        score(ring, scored, answered, norms, predicted, labels, losses)
 
 
 @compiled
@@ -235,3 +243,134 @@ def take_step(
     answer[0] = bounds[0, 0] if a < bounds[0, 0] else (bounds[0, 1] if a > bounds[0, 1] else a)
     answer[1] = bounds[1, 0] if b < bounds[1, 0] else (bounds[1, 1] if b > bounds[1, 1] else b)
     answer[2] = (1.0 - dealt) * weight[0] + dealt / 2
+
+
+@compiled
+def expect(stds: Doubles, safe: Doubles) -> None:
+    """Set deviations that a logarithm can be taken of, [n], as a clamp above 0 does."""
+    for i in range(len(safe)):
+        std = stds[i]
+        if std != std:
+            std = 1.0
+        safe[i] = SMALLEST if std < SMALLEST else (LARGEST if std > LARGEST else std)
+
+
+@compiled
+def as_float(number: float) -> np.float32:
+    """Return a number as fp32, and its largest number for one beyond it."""
+    return np.float32(-MOST if number < -MOST else (MOST if number > MOST else number))
+
+
+@compiled
+def score_values(
+    ring: Floats, scored: Ints, target_sum: Doubles, values: Doubles, stds: Doubles, safe: Doubles,
+    logs: Doubles, targets: Doubles, losses: Doubles, keep: bool, rows: Floats,
+) -> None:  # fmt: skip
+    """Set what is summed of each example, [n, 8], and write the newest into the ring."""
+    before, at = scored[()], int(scored[()]) % RING
+    mean = target_sum[()] / np.float64(1 if before < 1 else before)
+    has_mean = 1.0 if before > 0 else 0.0
+    for i in range(len(targets)):
+        error, row = values[i] - targets[i], rows[i]
+        size, square, around = abs(error), error * error, targets[i] - mean
+        known = 1.0 if abs(stds[i]) <= LARGEST else 0.0
+        far = error / safe[i]
+        row[0] = as_float(losses[i])
+        row[1] = as_float(size)
+        row[2] = as_float(square)
+        row[3] = as_float(has_mean * square)
+        row[4] = as_float(has_mean * (around * around))
+        row[5] = known
+        row[6] = known * (1.0 if size <= NORMAL_90 * safe[i] else 0.0)
+        row[7] = as_float(known * ((HALF_LOG_TAU + logs[i]) + 0.5 * (far * far)))
+        if keep:
+            ring[at] = row
+            at = at + 1 if at + 1 < RING else 0
+    if keep:
+        scored[()] += len(targets)
+
+
+@compiled
+def miss(levels: Doubles, given: Doubles, targets: Doubles, both: Doubles) -> None:
+    """Set the two numbers of which the larger one is the pinball loss, [2, n, Q]; which zero is the
+    larger one is left to an operator of torch."""
+    for i in range(len(targets)):
+        for k in range(len(levels)):
+            above = targets[i] - given[i, k]
+            both[0, i, k], both[1, i, k] = levels[k] * above, (levels[k] - 1.0) * above
+
+
+@compiled
+def score_quantiles(
+    ring: Floats, scored: Ints, given: Doubles, targets: Doubles, losses: Doubles, keep: bool,
+    pinball: Doubles, rows: Floats,
+) -> None:  # fmt: skip
+    """Set what is summed of each example, [n, 2 Q + 3], and write the newest into the ring."""
+    at, q = int(scored[()]) % RING, pinball.shape[1]
+    for i in range(len(targets)):
+        row, target = rows[i], targets[i]
+        for k in range(q):
+            row[k] = as_float(pinball[i, k])
+            row[q + k] = 1.0 if target - given[i, k] <= 0.0 else 0.0
+        row[2 * q] = as_float(given[i, q - 1] - given[i, 0])
+        row[2 * q + 1] = 1.0 if given[i, 0] <= target and target <= given[i, q - 1] else 0.0
+        row[2 * q + 2] = as_float(losses[i])
+        if keep:
+            ring[at] = row
+            at = at + 1 if at + 1 < RING else 0
+    if keep:
+        scored[()] += len(targets)
+
+
+@compiled
+def predict_numbers(
+    moments: Doubles, changes: Doubles, last: Doubles, targets: Doubles, normal: Doubles,
+    levels: Doubles, values: Doubles, stds: Doubles, given: Doubles, both: Doubles,
+) -> None:  # fmt: skip
+    """Set what the floors predict for each example: values and deviations, [2, n], or quantiles,
+    [2, n, Q]; and the two numbers of which the larger one is the loss, [2, 2, max(1, Q), n]."""
+    variances = (moments[2] / moments[0], changes[1] / changes[0])
+    for k in range(2):
+        value = moments[1] if k == 0 else last[()]
+        std = np.sqrt(variances[k])
+        if not std > 0.0:
+            std = np.nan
+        spread = 0.0 if std != std else min(std, LARGEST)
+        for i in range(len(targets)):
+            missed = targets[i] - value
+            values[k, i], stds[k, i] = value, std
+            if len(levels) == 0:
+                both[0, k, 0, i] = abs(missed)
+            for j in range(len(levels)):
+                given[k, i, j] = value + normal[j] * spread
+                above = missed - spread * normal[j]
+                both[0, k, j, i], both[1, k, j, i] = levels[j] * above, (levels[j] - 1.0) * above
+
+
+@compiled
+def square_distances(
+    targets: Doubles, last: Doubles, total: float, around: Doubles, changes: Doubles
+) -> None:
+    """Set the squared distances of numbers from their mean, and from the last one, [n]."""
+    n = len(targets)
+    mean = total / n
+    for i in range(n):
+        far, changed = targets[i] - mean, targets[i] - last[()]
+        around[i], changes[i] = far * far, changed * changed
+
+
+@compiled
+def learn_numbers(
+    moments: Doubles, changes: Doubles, last: Doubles, targets: Doubles, total: float,
+    around: float, changed: float,
+) -> None:  # fmt: skip
+    """Take the targets of a batch, whose sums are given."""
+    n, count = len(targets), moments[0]
+    more, step = count + n, total / n - moments[1]
+    has_last = 1.0 if count > 0 else 0.0
+    changes[0] += has_last * n
+    changes[1] += changed if count > 0 else 0.0
+    moments[0] = more
+    moments[1] += step * n / more
+    moments[2] = moments[2] + around + step * step * count * n / more
+    last[()] = targets[n - 1]

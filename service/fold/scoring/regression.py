@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import NormalDist
+from types import ModuleType
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from service.fold.scoring.classification import RING, TOTAL, WINDOWS
+from service.fold.scoring.classification import RING, TOTAL, WINDOWS, arrays_of, loops_for
 from streams.recovery import WINDOW
 
 NORMAL_90 = 1.645
@@ -111,6 +112,8 @@ class Rolling:
         self.ring = torch.zeros(RING, fields, device=device)
         """Numbers at example index modulo RING."""
         self._slots = torch.arange(RING, device=device)
+        self.arrays = arrays_of(self.ring, self.scored)
+        """The ring and the number of examples as arrays, for compiled loops on a CPU."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -153,6 +156,8 @@ class RegressionScores:
     def __init__(self, device: torch.device) -> None:
         self._rolling = Rolling(8, device)
         self.target_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._arrays = self._rolling.arrays + arrays_of(self.target_sum)
+        self._room: Room | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -171,6 +176,10 @@ class RegressionScores:
             losses: of each example, [n].
             keep: bool, 0-dim; where it is False nothing changes.
         """
+        if std is not None and (compiled := loops_for(targets)) is not None:
+            outcomes = predictions.double(), std.double(), targets.double(), losses.double()
+            self._update_compiled(compiled, *outcomes, bool(keep))
+            return
         errors, targets = (predictions.double() - targets.double()), targets.double()
         scored = self._rolling.scored
         mean = self.target_sum / scored.clamp(min=1)
@@ -191,6 +200,23 @@ class RegressionScores:
         ]  # fmt: skip
         self.target_sum.add_(torch.where(keep, targets, 0.0).sum())
         self._rolling.add(torch.stack(rows, dim=1), keep)
+
+    def _update_compiled(
+        self, compiled: ModuleType, values: Tensor, std: Tensor, targets: Tensor, losses: Tensor,
+        keep: bool,
+    ) -> None:  # fmt: skip
+        """Do the same by compiled loops, bit for bit; all numbers are fp64."""
+        room = self._room
+        if room is None or len(room.safe) != len(targets):
+            room = self._room = Room(len(targets))
+        deviations, wanted = std.numpy(), targets.numpy()
+        compiled.expect(deviations, room.safe_array)
+        torch.log(room.safe, out=room.logs)
+        batch = (values.numpy(), deviations, room.safe_array, room.logs_array, wanted)
+        compiled.score_values(*self._arrays, *batch, losses.numpy(), keep, room.rows_array)
+        if keep:
+            self.target_sum.add_(targets.sum())
+            self._rolling.sums.add_(room.rows.sum(dim=0, dtype=torch.float64))
 
     def read(self) -> NumberSummary[RegressionMeasures]:
         """Bring the scores to the host; this waits for the device."""
@@ -216,6 +242,8 @@ class QuantileScores:
         self.quantiles = tuple(quantiles)
         self._levels = torch.tensor(quantiles, dtype=torch.float64, device=device)
         self._rolling = Rolling(2 * len(quantiles) + 3, device)
+        self._level_arrays = arrays_of(self._levels)
+        self._room: QuantileRoom | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -233,6 +261,10 @@ class QuantileScores:
             losses: of each example, [n].
             keep: bool, 0-dim; where it is False nothing changes.
         """
+        if (compiled := loops_for(targets)) is not None:
+            outcomes = predictions.double(), targets.double(), losses.double()
+            self._update_compiled(compiled, *outcomes, bool(keep))
+            return
         given, wanted = predictions.double(), targets.double()[:, None]
         above = wanted - given
         pinball = torch.maximum(self._levels * above, (self._levels - 1.0) * above)
@@ -240,6 +272,21 @@ class QuantileScores:
         width = given[:, -1:] - given[:, :1]
         ends = [width, inside.double(), losses.double()[:, None]]
         self._rolling.add(torch.cat([pinball, (above <= 0).double(), *ends], dim=1), keep)
+
+    def _update_compiled(
+        self, compiled: ModuleType, given: Tensor, targets: Tensor, losses: Tensor, keep: bool
+    ) -> None:
+        """Do the same by compiled loops, bit for bit; all numbers are fp64."""
+        room = self._room
+        if room is None or len(room.rows) != len(targets):
+            room = self._room = QuantileRoom(len(targets), len(self.quantiles))
+        quantiles, wanted = given.numpy(), targets.numpy()
+        compiled.miss(*self._level_arrays, quantiles, wanted, room.both_array)
+        torch.maximum(*room.both, out=room.pinball)
+        batch = (quantiles, wanted, losses.numpy(), keep)
+        compiled.score_quantiles(*self._rolling.arrays, *batch, *room.for_score)
+        if keep:
+            self._rolling.sums.add_(room.rows.sum(dim=0, dtype=torch.float64))
 
     def read(self) -> NumberSummary[QuantileMeasures]:
         """Bring the scores to the host; this waits for the device."""
@@ -251,6 +298,38 @@ class QuantileScores:
             width, inside, loss = means[2 * q :].tolist()
             found[name] = QuantileMeasures(n, loss, tuple(pinball), tuple(coverage), width, inside)
         return NumberSummary(int(self._rolling.scored), found)
+
+
+class QuantileRoom:
+    """Room for what compiled loops set for a batch; a tensor and its array are one memory.
+
+    Args:
+        n: number of examples.
+        quantiles: Q.
+    """
+
+    def __init__(self, n: int, quantiles: int) -> None:
+        with torch.inference_mode(mode=False):
+            self.rows = torch.zeros(n, 2 * quantiles + 3)
+            both = torch.zeros(2, n, quantiles, dtype=torch.float64)
+            self.pinball = torch.zeros(n, quantiles, dtype=torch.float64)
+        self.both, self.both_array = both.unbind(), both.numpy()
+        self.for_score = (self.pinball.numpy(), self.rows.numpy())
+
+
+class Room:
+    """Room for what compiled loops set for a batch; a tensor and its array are one memory.
+
+    Args:
+        n: number of examples.
+    """
+
+    def __init__(self, n: int) -> None:
+        with torch.inference_mode(mode=False):
+            self.rows = torch.zeros(n, 8)
+            self.safe, self.logs = (torch.ones(n, dtype=torch.float64) for _ in range(2))
+        self.rows_array = self.rows.numpy()
+        self.safe_array, self.logs_array = self.safe.numpy(), self.logs.numpy()
 
 
 def _regression(examples: int, sums: Sums) -> RegressionMeasures:
@@ -297,10 +376,14 @@ class NumberFloors:
             name: fresh_scores(quantiles, device) for name in FLOORS
         }
         self._normal: Tensor | None = None
+        self._levels = torch.tensor(quantiles or [], dtype=torch.float64, device=device)
         if quantiles is not None:
-            self._levels = torch.tensor(quantiles, dtype=torch.float64, device=device)
             places = [NormalDist().inv_cdf(q) for q in quantiles]
             self._normal = torch.tensor(places, dtype=torch.float64, device=device)
+        self._arrays = arrays_of(self.moments, self.changes, self.last)
+        normal = self._levels if self._normal is None else self._normal
+        self._places = arrays_of(normal, self._levels)
+        self._room: FloorRoom | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state by name, the tensors themselves."""
@@ -354,6 +437,40 @@ class NumberFloors:
                 given = (values[k] + spread).expand(n, -1)
             scores.update(given, own, targets, losses[k], keep)
 
+    def observe(self, targets: Tensor, scored: Tensor, learned: Tensor) -> None:
+        """Score the floors on a batch, then take its targets.
+
+        Args:
+            targets: [n].
+            scored: bool, 0-dim; where it is False no score changes.
+            learned: bool, 0-dim; where it is False no mean changes.
+        """
+        if (compiled := loops_for(targets)) is not None:
+            self._observe_compiled(compiled, targets.double(), scored, bool(learned))
+            return
+        self.score(targets, self.losses(targets), scored)
+        self.learn(targets, learned)
+
+    def _observe_compiled(
+        self, compiled: ModuleType, targets: Tensor, scored: Tensor, learned: bool
+    ) -> None:
+        """Do the same by compiled loops, bit for bit; targets are fp64."""
+        room, own = self._room, targets.numpy()
+        if room is None or room.n != len(own):
+            room = self._room = FloorRoom(len(own), len(self._levels))
+        compiled.predict_numbers(*self._arrays, own, *self._places, *room.for_predict)
+        if self._normal is None:
+            given, losses = room.values, room.both[0, :, 0]
+        else:
+            given, losses = room.given, torch.maximum(*room.both).mean(dim=1)
+        for k, scores in enumerate(self._scores.values()):
+            scores.update(given[k], room.stds[k], targets, losses[k], scored)
+        if learned:
+            total = targets.sum().item()
+            compiled.square_distances(own, self._arrays[-1], total, *room.for_squares)
+            sums = (room.around.sum().item(), room.changes.sum().item())
+            compiled.learn_numbers(*self._arrays, own, total, *sums)
+
     def learn(self, targets: Tensor, keep: Tensor) -> None:
         """Take the targets of a batch.
 
@@ -379,6 +496,26 @@ class NumberFloors:
     def read(self) -> dict[str, AnyNumberScores]:
         """Bring the scores to the host, by floor; this waits for the device."""
         return {name: scores.read() for name, scores in self._scores.items()}
+
+
+class FloorRoom:
+    """Room for what compiled loops set for a batch; a tensor and its array are one memory.
+
+    Args:
+        n: number of examples.
+        quantiles: how many are predicted; 0 for values.
+    """
+
+    def __init__(self, n: int, quantiles: int) -> None:
+        floors, self.n = len(FLOORS), n
+        with torch.inference_mode(mode=False):
+            self.values, self.stds = torch.zeros(2, floors, n, dtype=torch.float64).unbind()
+            self.given = torch.zeros(floors, n, quantiles, dtype=torch.float64)
+            self.both = torch.zeros(2, floors, max(1, quantiles), n, dtype=torch.float64)
+            self.around, self.changes = (torch.zeros(n, dtype=torch.float64) for _ in range(2))
+        found = (self.values, self.stds, self.given, self.both)
+        self.for_predict = tuple(tensor.numpy() for tensor in found)
+        self.for_squares = (self.around.numpy(), self.changes.numpy())
 
 
 def worse_than(model: AnyNumberScores, floors: Mapping[str, AnyNumberScores]) -> list[str]:

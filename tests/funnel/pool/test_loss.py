@@ -20,6 +20,7 @@ LOSSES: dict[str, tuple[Loss, int]] = {
     "cross-entropy": (CROSS_ENTROPY, 4),
     "binary": (Binary(), 1),
     "gaussian": (Gaussian(), 1),
+    "quick": (Gaussian(is_quick=True), 1),
     "pinball": (Pinball(QUANTILES), 3),
 }
 
@@ -28,7 +29,7 @@ def drawn(name: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return outputs [K, out, n] and labels [n]."""
     generator = torch.Generator().manual_seed(seed)
     outputs = torch.randn(EXPERTS, LOSSES[name][1], N, generator=generator)
-    if name in ("gaussian", "pinball"):
+    if name in ("gaussian", "quick", "pinball"):
         return outputs, torch.randn(N, generator=generator)
     classes = 2 if name == "binary" else 4
     return outputs, torch.randint(classes, (N,), generator=generator)

@@ -89,7 +89,7 @@ def test_a_model_of_many_classes_and_tensors_has_a_bounded_number_of_series(
         client.post("/learn?wait=applied", content=a_batch(0).to_bytes(), headers=SAFETENSORS)
         wait_for(lambda: client.get("/optimizer").json()["model_version"] == 1)
         found = Counter(name for name, _ in scrape(client))
-    assert found["funnel_class_recall"] == MAX_CLASSES
+    assert found["funnel_class_recall"] == found["funnel_class_precision"] == MAX_CLASSES
     assert found["funnel_scale"] == MAX_TENSORS
 
 
