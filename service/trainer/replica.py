@@ -41,6 +41,8 @@ logger = logging.getLogger("funnel")
 READ_BYTES = 4 << 20
 READ_ENTRIES = 100
 """Limits of one read of the log; the last entry may exceed the bytes."""
+READ_LABELS = 65_536
+"""Labels of one read after which its rest is left to the next; the last entry may exceed them."""
 
 KeepLease = Callable[[], Awaitable[None]]
 """Called between the parts of long work. It raises FencedError if another process may have the
@@ -393,6 +395,8 @@ class Replica:
             is_read: whether all entries up to its end were read; then questions may time out.
         """
         self.joiner.look(extent.time)
+        if self.joiner.is_deciding:
+            return  # it would wait for the end of that, and the lease would not be renewed
         if extent.asked < self.joiner.highest:
             await self.joiner.look_for_loss(log)
         if extent.asked > self.joiner.newest:
@@ -447,9 +451,9 @@ class Replica:
         is_large = sum(sizes) > READ_BYTES
         entries = await asyncio.to_thread(decode) if is_large else decode()
         if is_new and any(entry.labels is not None for entry in entries):
-            rest = [e if e.labels is None else pending.rest(e) for e in entries]
+            rest = [e if e.labels is None else pending.rest(e) for e in _some_labels(entries)]
             entries = await self.joiner.join(log, rest, pending.position, self._rules)
-        for entry, size in zip(entries, sizes, strict=True):
+        for entry, size in zip(entries, sizes, strict=False):
             self._measure(entry, size)
             pending.add(self._admitted(entry) if is_new else entry)
         return bool(found)
@@ -562,6 +566,17 @@ class Replica:
         )
         if applied is not None and batch is not None:
             self._observe(applied, batch)
+
+
+def _some_labels(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Return the first entries: READ_LABELS end them, since each takes more memory with its
+    question than in the log."""
+    labels = 0
+    for count, entry in enumerate(entries, 1):
+        labels += 0 if entry.labels is None else len(entry.labels)
+        if labels >= READ_LABELS:
+            return entries[:count]
+    return entries
 
 
 async def _count_after(log: Log, position: Position, last: EntryId, keep_lease: KeepLease) -> int:

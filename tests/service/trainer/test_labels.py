@@ -19,6 +19,7 @@ from service.log.entries import Fields
 from service.log.errors import FencedError, GapError
 from service.log.labels import Join, Place, Result, hash_of
 from service.log.position import EntryId, Position, Progress
+from service.trainer import replica
 from service.trainer.checkpoint import Checkpoint, decode, encode
 from service.trainer.joining import joiner
 from service.trainer.joining.joins import Joins
@@ -340,6 +341,51 @@ async def test_a_question_that_is_read_while_others_are_fetched_is_joined(
     assert await life.decided(a=1, b=2) == ["joined", "joined"]
     assert asked
     await life.end()
+
+
+async def test_other_work_goes_on_while_many_labels_are_decided_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(joiner, "DECIDED_AT_ONCE", 2)
+    life = await a_life(timeout=1.0, default="0")
+    ids = [f"q{k}" for k in range(20)]
+    ask(life.server, *ids)
+    await life.watch()
+    entry = label(life.server, **dict.fromkeys(ids[:10], 1))
+    reading = asyncio.create_task(life.replica.read(life.log, life.pipeline.pending, None, True))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        if life.replica.joiner.is_deciding:
+            turns += 1
+            life.clock.now += 60.0
+            async with asyncio.timeout(1):  # a lease is renewed in between
+                await life.watch()
+            assert life.pipeline._cut() == [], "nothing is recorded of what is half decided"
+    assert turns >= 5
+    await life.settle()
+    assert life.results[entry] == ["joined"] * 10
+    await life.pass_time(2)
+    assert life.replica.joins.counts["timeout"] == 10
+    await (await life.replayed()).end()
+
+
+async def test_entries_with_too_many_labels_for_one_read_are_left_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "READ_LABELS", 4)
+    life = await a_life()
+    ids = [f"q{k}" for k in range(12)]
+    ask(life.server, *ids)
+    entries = [label(life.server, **dict.fromkeys(ids[k : k + 3], 1)) for k in range(0, 12, 3)]
+    life.server.add({b"batch": a_batch(0, 1).to_bytes()})
+    pending = life.pipeline.pending
+    await life.replica.read(life.log, pending, None, True)
+    assert pending.newest == entries[1]
+    await life.settle()
+    assert [life.results[entry] for entry in entries] == [["joined"] * 3] * 4
+    assert life.replica.state.examples == 13
+    await (await life.replayed()).end()
 
 
 @pytest.mark.parametrize(("learns_last", "default"), [(False, "0"), (True, "0")])
