@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from service.log.cuts import Cut, Pending, decided
 from service.log.entries import Entry, Shape
 from service.log.errors import GapError, damaged
-from service.log.labels import HASH_BYTES, Join, Label, Place, Result
+from service.log.labels import HASH_BYTES, Join, Label, Labels, Place, Result
 from service.log.log import Log
 from service.log.position import BEGINNING, ORIGIN, TOP, EntryId, Position
 from service.log.questions import Questions, read_questions
@@ -34,8 +34,9 @@ CACHED = 32 << 20
 """Bytes of questions that are kept decoded."""
 MOST_WAITING = 1_000_000
 """Labels that wait for their questions; further ones are unknown at once."""
-DECIDED_AT_ONCE = 1_000
-"""Labels that are decided on in one go."""
+AT_ONCE = 1_000
+"""Labels that are decided on in one go, and questions that are read: the lease is renewed in
+between."""
 TIMED_OUT = 10_000
 """Questions without a label that time out in one go."""
 STEPS = 60
@@ -112,6 +113,9 @@ class Joiner:
         """Held while questions are read, and while labels are decided on."""
         self.is_deciding = False
         """True while labels are decided on: nothing else may be decided until they are pending."""
+        self.rests = asyncio.Event()
+        """Set unless entries are being joined, which may take long."""
+        self.rests.set()
         self.begin(Joins())
 
     def begin(self, joins: Joins) -> None:
@@ -120,6 +124,8 @@ class Joiner:
         self.now = max(self.now, joins.now)
         self._index = Index(self.joins)
         self._newest = ORIGIN
+        self._is_behind = False
+        """True if there are questions that were left to the next look: labels may wait for them."""
         self._met: dict[tuple[Place, bool], tuple[Join, Position]] = {}
         """Labels that are about to be recorded as met, and where they lie, by their questions, and
         by whether they are assumed."""
@@ -185,14 +191,22 @@ class Joiner:
             self._cache.clear()
             self._cached = 0
 
-    async def catch_up(self, log: Log, rules: Rules) -> None:
-        """Read the questions up to their end."""
-        async with self._reading:
-            await self._read(log, rules)
+    async def catch_up(self, log: Log, rules: Rules, most: float = math.inf) -> None:
+        """Read the questions up to their end.
 
-    async def _read(self, log: Log, rules: Rules) -> None:
+        Args:
+            log: with the questions.
+            rules: of the model.
+            most: questions after which the rest is left to the next call.
+        """
+        async with self._reading:
+            await self._read(log, rules, most)
+
+    async def _read(self, log: Log, rules: Rules, most: float) -> None:
         met: list[tuple[Place, bytes]] = []
-        while found := await log.asked_after(self._newest):
+        count = in_one_go = 0
+        self._is_behind = True
+        while count < most and (found := await log.asked_after(self._newest)):
             for entry, hashes, size in found:
                 self._newest = entry
                 if not hashes or len(hashes) % HASH_BYTES:
@@ -200,6 +214,13 @@ class Joiner:
                     continue
                 at = min(entry.milliseconds, self.now) if self.now else entry.milliseconds
                 met += self._index.enter(Known(entry, at, hashes, size))
+                count += len(hashes) // HASH_BYTES
+                if count >= most:
+                    break
+                if count - in_one_go >= AT_ONCE:
+                    in_one_go = count
+                    await asyncio.sleep(0)
+        self._is_behind = count >= most
         await self._meet(log, met, rules)
 
     async def _meet(self, log: Log, met: Sequence[tuple[Place, bytes]], rules: Rules) -> None:
@@ -314,6 +335,20 @@ class Joiner:
         labels = [entry.labels for entry in entries if entry.labels is not None]
         if not labels:
             return [*entries]
+        self.rests.clear()
+        try:
+            return await self._join(log, entries, labels, begun, rules)
+        finally:
+            self.rests.set()
+
+    async def _join(
+        self,
+        log: Log,
+        entries: Sequence[Entry],
+        labels: Sequence[Labels],
+        begun: Position,
+        rules: Rules,
+    ) -> list[Entry]:
         await self.catch_up(log, rules)
         hashes = {own for each in labels for own in each.hashes}
         fetched, questions = set[EntryId](), dict[EntryId, Questions]()
@@ -385,8 +420,8 @@ class Joiner:
             else:
                 self._use(join, at)
             found.append(join)
-            if not len(found) % DECIDED_AT_ONCE:
-                await asyncio.sleep(0)  # the lease is renewed meanwhile
+            if not len(found) % AT_ONCE:
+                await asyncio.sleep(0)
         return found
 
     def _result(
@@ -539,7 +574,7 @@ class Joiner:
         Returns:
             The cut that records this; None if nothing has changed.
         """
-        given_up = self._give_up(here.position) if is_read else []
+        given_up = self._give_up(here.position) if is_read and not self._is_behind else []
         closed, index = None, self._index
         is_over = is_read and self.now - self._closed_at >= self._ttl // STEPS
         is_full = index.bytes > self.most_bytes
@@ -550,9 +585,10 @@ class Joiner:
             if self._sums:
                 first = min(first, index.oldest_waiting)
             if is_over:
-                self._closed_at = self.now
                 last = self.now - self._ttl
                 closed = index.close(lambda known: known.at <= last and known.id < first)
+                if not index.has_more:
+                    self._closed_at = self.now
             if is_full:
                 before, had = index.open, index.bytes
                 early = index.close(

@@ -21,7 +21,7 @@ from service.log.labels import Join, Place, Result, hash_of
 from service.log.position import EntryId, Position, Progress
 from service.trainer import replica
 from service.trainer.checkpoint import Checkpoint, decode, encode
-from service.trainer.joining import joiner
+from service.trainer.joining import index, joiner
 from service.trainer.joining.joins import Joins
 from streams.batch import Batch
 from streams.batch import decode as decode_batch
@@ -346,7 +346,7 @@ async def test_a_question_that_is_read_while_others_are_fetched_is_joined(
 async def test_other_work_goes_on_while_many_labels_are_decided_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(joiner, "DECIDED_AT_ONCE", 2)
+    monkeypatch.setattr(joiner, "AT_ONCE", 2)
     life = await a_life(timeout=1.0, default="0")
     ids = [f"q{k}" for k in range(20)]
     ask(life.server, *ids)
@@ -358,15 +358,87 @@ async def test_other_work_goes_on_while_many_labels_are_decided_on(
         await asyncio.sleep(0)
         if life.replica.joiner.is_deciding:
             turns += 1
-            life.clock.now += 60.0
-            async with asyncio.timeout(1):  # a lease is renewed in between
-                await life.watch()
             assert life.pipeline._cut() == [], "nothing is recorded of what is half decided"
     assert turns >= 5
     await life.settle()
     assert life.results[entry] == ["joined"] * 10
     await life.pass_time(2)
     assert life.replica.joins.counts["timeout"] == 10
+    await (await life.replayed()).end()
+
+
+async def test_a_look_at_the_questions_does_not_wait_for_the_end_of_a_long_join(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "REST_SECONDS", 0.01)
+    life = await a_life()
+    own = life.replica.joiner
+    asked = ask(life.server, "a")
+    own.rests.clear()
+    await life.watch()
+    assert own.newest < asked
+    own.rests.set()
+    await life.watch()
+    assert own.newest == asked
+    await life.end()
+
+
+async def test_more_questions_than_a_look_may_read_are_left_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "READ_QUESTIONS", 4)
+    life = await a_life(grace=1.0)
+    entry = label(life.server, q9=1)
+    await life.settle()
+    asked = [ask(life.server, f"q{k}") for k in range(10)]
+    newest = []
+    for _ in range(3):
+        life.clock.now += 2.0  # more than the grace of a label, whose question is there
+        await life.turn()
+        newest.append(life.replica.joiner.newest)
+    assert newest == [asked[3], asked[7], asked[9]]
+    await life.settle()
+    assert life.results[entry] == ["waiting"]
+    assert life.replica.joins.counts["joined"] == 1
+    await (await life.replayed()).end()
+
+
+async def test_other_work_goes_on_while_many_questions_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(joiner, "AT_ONCE", 1)
+    life = await a_life()
+    ids = [f"q{k}" for k in range(20)]
+    for own in ids:
+        ask(life.server, own)
+    label(life.server, **dict.fromkeys(ids, 1))
+    own, turns = life.replica.joiner, 0
+    reading = asyncio.create_task(life.replica.read(life.log, life.pipeline.pending, None, True))
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += not own.rests.is_set()
+    assert turns > 20
+    await life.settle()
+    assert life.replica.joins.counts["joined"] == 20
+    await life.end()
+
+
+async def test_many_questions_are_closed_and_forgotten_one_part_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(index, "CLOSED_AT_ONCE", 2)
+    life = await a_life(ttl=60.0)
+    asked = [ask(life.server, f"q{k}") for k in range(6)]
+    await life.watch()
+    life.clock.now += 61.0
+    await life.settle()
+    closed = [cut.closed for cut in cuts_of(life.server) if cut.closed != EntryId(0, 0)]
+    assert closed[:2] == [asked[2], asked[4]]
+    assert closed[2] > asked[5]
+    assert len(closed) == 3
+    await life.pass_time(130)
+    await life.pass_time(2)
+    assert life.replica.joiner._index.held == 0
     await (await life.replayed()).end()
 
 
