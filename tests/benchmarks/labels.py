@@ -9,10 +9,11 @@
   in batches of 1,000, so the time is that of joining and learning.
 - **latency**: one client asks one question after another on an idle service: without ids, with ids,
   and with ids and ``TRACK=async``, in turn, so that what else the machine does meets all of them.
-- **memory**: so many questions are asked, 1,000 at a time, with ``LABEL_TTL=2s``, and one in a
-  hundred gets a label at once. A checkpoint is written each second, and the log is trimmed. The
-  table has the medians of each tenth. It fails if the resident memory of the service grows by more
-  than 2 % after the first tenth, or if less than 99 % of the labels are joined.
+- **memory**: so many questions are appended to the stream of a service, 1,000 an entry, as it does
+  itself, with ``LABEL_TTL=1s``. One in a hundred gets a label at once. A checkpoint is written
+  each second, and the streams are trimmed. The table has the medians of each tenth. It fails if the
+  resident memory of the service grows by more than 2 % after the first tenth, or if less than 99 %
+  of the labels are joined.
 """
 
 import argparse
@@ -29,6 +30,9 @@ import numpy as np
 import orjson
 from redis import Redis
 
+from service.log.keys import Keys
+from service.log.labels import HASH_BYTES, hash_of
+from service.log.questions import Questions
 from streams.batch import log_key, questions_to_bytes
 from tests.benchmarks.measure import learned, ratios, show, table
 from tests.benchmarks.parts.memory import status
@@ -46,8 +50,8 @@ FIRST = 10_000
 """Labels that are learned before the clock starts."""
 WARM, TIMED = 100, 1_500
 """Questions of the latency that do not count, and that do, in a round."""
-LABELLED = 10
-"""Questions of a request that get a label, where memory is shown."""
+GROUP, LABELLED = 10_000, 100
+"""Questions that are appended in one go where memory is shown, and those of them with a label."""
 GROWTH, JOINED = 0.02, 0.99
 """Most growth of the memory, and least share of the labels that are joined."""
 
@@ -86,7 +90,7 @@ def running(**options: object) -> Iterator[tuple[ServiceProcess, httpx.Client, R
     """Run a service on an embedded log for a while."""
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as directory,
-        serving(Path(directory), **OPTIONS, **options) as service,
+        serving(Path(directory), **OPTIONS | options) as service,
         service.client() as client,
         Redis.from_url(f"unix://{directory}/data/log/valkey.sock") as redis,
     ):
@@ -101,9 +105,28 @@ def ask(client: httpx.Client, start: int) -> None:
     client.post(where, content=body, headers=SAFETENSORS).raise_for_status()
 
 
-def send_labels(client: httpx.Client, document: bytes) -> None:
+def append(redis: Redis, start: int) -> list[int]:
+    """Append GROUP questions to their stream; return the ids of those that are labelled."""
+    rng = np.random.default_rng(start)
+    labelled = [*range(start, start + GROUP, GROUP // LABELLED)]
+    with redis.pipeline(transaction=False) as pipe:
+        for k in range(start, start + GROUP, AT_ONCE):
+            hashes = bytearray(rng.bytes(HASH_BYTES * AT_ONCE))
+            for own in range(k, k + AT_ONCE, GROUP // LABELLED):
+                at = HASH_BYTES * (own - k)
+                hashes[at : at + HASH_BYTES] = hash_of(str(own))
+            features = rng.normal(size=(AT_ONCE, FEATURES)).astype(np.float32)
+            answers = np.full((AT_ONCE, CLASSES), 1 / CLASSES, np.float16)
+            labels = np.zeros(AT_ONCE, np.int64)
+            fields = Questions(features, bytes(hashes), labels, answers, 1).to_fields()
+            pipe.xadd(Keys("logistic").asked, fields)
+        pipe.execute()
+    return labelled
+
+
+def send_labels(client: httpx.Client, document: bytes, query: str = "") -> None:
     headers = {"Content-Type": "application/json"}
-    client.post("/labels", content=document, headers=headers).raise_for_status()
+    client.post(f"/labels{query}", content=document, headers=headers).raise_for_status()
 
 
 def labels_of(start: int, count: int) -> bytes:
@@ -165,28 +188,30 @@ def latency() -> dict[str, tuple[float, float]]:
 
 def memory(questions: int) -> int:
     """Print the memory of questions most of which never get a label; return 1 if it grows."""
-    part = max(AT_ONCE, questions // 10 // AT_ONCE * AT_ONCE)
+    part = max(GROUP, questions // 10 // GROUP * GROUP)
     found: list[float] = []
     print(f"| questions | service, MB | its log's server, MB | open | joined |\n{'|---' * 5}|")
-    with running(label_ttl="2s", checkpoint_every_seconds=1.0) as (service, client, redis):
+    options = {"label_ttl": "1s", "checkpoint_every_seconds": 1.0, "max_wait_ms": 10}
+    with running(**options) as (service, client, redis):
         began = time.perf_counter()
         own, server = list[float](), list[float]()
-        for k in range(0, questions, AT_ONCE):
-            ask(client, k)
-            send_labels(client, labels_of(k, LABELLED))
+        for k in range(0, questions, GROUP):
+            ids = append(redis, k)
+            document = orjson.dumps({"ids": ids, "labels": [k // GROUP % CLASSES] * len(ids)})
+            send_labels(client, document, "?wait=applied")
             own.append(status(service.process.pid, "VmRSS"))
             server.append(redis.info("memory")["used_memory"] / 1e6)
-            if (k + AT_ONCE) % part == 0:
+            if (k + GROUP) % part == 0:
                 found.append(statistics.median(own))
                 shown = scrape(client)
                 open_ = sample(shown, "funnel_open_questions")
                 joined = sample(shown, "funnel_labels_total", result="joined")
                 values = f"{found[-1]:,.1f} | {statistics.median(server):,.1f} | {open_:,.0f}"
-                print(f"| {k + AT_ONCE:,} | {values} | {joined:,.0f} |", flush=True)
+                print(f"| {k + GROUP:,} | {values} | {joined:,.0f} |", flush=True)
                 own.clear()
                 server.clear()
         seconds = time.perf_counter() - began
-        labels_sent = questions // AT_ONCE * LABELLED
+        labels_sent = questions // GROUP * LABELLED
 
         def share() -> float:
             shown = scrape(client)
