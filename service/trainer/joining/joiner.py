@@ -148,6 +148,13 @@ class Joiner:
         self._looked_at = at
 
     @property
+    def _latest(self) -> int:
+        """The latest time that the log can have now, in Unix milliseconds."""
+        if self._looked_at is None:
+            return self.now
+        return self.now + round(1000 * (self._clock.monotonic() - self._looked_at))
+
+    @property
     def summary(self) -> Summary:
         """The questions that are known."""
         index = self._index
@@ -212,7 +219,7 @@ class Joiner:
                 if not hashes or len(hashes) % HASH_BYTES:
                     self._note_damage(entry, "it has no hashes of ids")
                     continue
-                at = min(entry.milliseconds, self.now) if self.now else entry.milliseconds
+                at = min(entry.milliseconds, self._latest) if self.now else entry.milliseconds
                 met += self._index.enter(Known(entry, at, hashes, size))
                 count += len(hashes) // HASH_BYTES
                 if count >= most:

@@ -276,6 +276,19 @@ async def test_nothing_is_held_of_questions_that_were_closed_long_ago(
     await life.end()
 
 
+async def test_a_question_that_is_read_between_two_looks_at_the_time_has_its_whole_time() -> None:
+    life = await a_life(ttl=4.0)
+    await life.settle()
+    life.clock.now += 3.0
+    ask(life.server, "a")
+    label(life.server, other=1)  # it reads the questions
+    await life.replica.read(life.log, life.pipeline.pending, None, True)
+    life.clock.now += 3.5
+    await life.settle()
+    assert await life.decided(a=1) == ["joined"]
+    await life.end()
+
+
 async def test_labels_that_wait_to_be_read_are_in_time() -> None:
     """The trainer was away; what came meanwhile is learned before anything is closed."""
     life = await a_life(ttl=600.0)
