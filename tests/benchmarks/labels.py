@@ -11,9 +11,9 @@
   and with ids and ``TRACK=async``, in turn, so that what else the machine does meets all of them.
 - **memory**: so many questions are appended to the stream of a service, 1,000 an entry, as it does
   itself, with ``LABEL_TTL=1s``. One in a hundred gets a label at once. A checkpoint is written
-  each second, and the streams are trimmed. The table has the medians of each tenth. It fails if the
-  resident memory of the service grows by more than 2 % after the first tenth, or if less than 99 %
-  of the labels are joined.
+  each second, and the streams are trimmed. The table has the medians of each tenth. Caches fill in
+  the first two. It fails if the resident memory of the service grows by more than 2 % after them,
+  or if less than 99 % of the labels are joined.
 """
 
 import argparse
@@ -220,11 +220,11 @@ def memory(questions: int) -> int:
         with contextlib.suppress(TimeoutError):
             wait_for(lambda: share() == 1, 10)
         joined_share = share()
-    first, *rest = found
-    growth = max(rest) / first - 1
+    _, warm, *rest = found
+    growth = max(rest) / warm - 1
     print(
         f"\n{questions:,} questions in {seconds:,.0f} s; {joined_share:.2%} of {labels_sent:,} "
-        f"labels were joined; the service takes {growth:+.1%} after the first tenth"
+        f"labels were joined; the service takes {growth:+.1%} after the second tenth"
     )
     return int(growth > GROWTH or joined_share < JOINED)
 
