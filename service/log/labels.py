@@ -143,7 +143,8 @@ def _text(value: object, index: int) -> str:
     if type(value) is int:
         return str(value)
     if type(value) is not str:
-        raise InvalidBatchError("an id must be a text or an integer", "ids", index)
+        message = "an id must be a text, or an integer of at most 64 bits"
+        raise InvalidBatchError(message, "ids", index)
     if not 0 < len(value.encode()) <= MAX_ID:
         size = len(value.encode())
         message = f"an id must have 1 to {MAX_ID:,} bytes, and this one has {size:,}"

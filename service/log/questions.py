@@ -8,7 +8,7 @@ them, and ``crc32`` of all of these.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -87,6 +87,12 @@ class Questions:
         }
         checksum = _checksum({name.encode(): value for name, value in fields.items()})
         return {**fields, Field.CRC32: checksum}
+
+    @cached_property
+    def answered(self) -> list[int | float]:
+        """The labels that were answered, as numbers of Python, [n]."""
+        found: list[int | float] = self.labels.tolist()
+        return found
 
     def hash_of(self, row: int) -> bytes:
         """Return the hash of the id of one of them."""

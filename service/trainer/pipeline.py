@@ -184,7 +184,7 @@ class Pipeline:
         has_rest = self.pending and self.is_quiet and not group and not self.replica.is_open
         if has_rest and (not self.pending.examples or self._rest_due_in() == 0):
             group += self._take(self.pending.examples)
-        if self.is_quiet and not self.replica.is_open:
+        if self.is_quiet and not (self.replica.is_open or self.replica.joiner.is_deciding):
             while len(group) < most and (met := self._take_met()):
                 group += met
             tidied = self.replica.joiner.tidied

@@ -41,6 +41,13 @@ logger = logging.getLogger("funnel")
 READ_BYTES = 4 << 20
 READ_ENTRIES = 100
 """Limits of one read of the log; the last entry may exceed the bytes."""
+READ_LABELS = 65_536
+"""Labels of one read after which its rest is left to the next; the last entry may exceed them."""
+
+READ_QUESTIONS = 100_000
+"""Questions after which the rest of them is left to the next look."""
+REST_SECONDS = 0.5
+"""Longest wait until labels are joined before a look at the questions is left out."""
 
 KeepLease = Callable[[], Awaitable[None]]
 """Called between the parts of long work. It raises FencedError if another process may have the
@@ -386,20 +393,27 @@ class Replica:
         return Rules(self.state.spec.shape, self.schema.check, self.schema.labels)
 
     async def watch_questions(self, log: Log, extent: Extent, is_read: bool) -> None:
-        """Look at the log's time, and read the questions up to their end if there are new ones.
+        """Look at the log's time, and read questions if there are new ones.
+
+        None of it may take as long as a lease, which is not renewed meanwhile. Joining labels may,
+        as it goes on while the lease is renewed; then questions are looked at another time.
 
         Args:
             log: with the questions.
             extent: of the log, as it is now.
             is_read: whether all entries up to its end were read; then questions may time out.
         """
-        self.joiner.look(extent.time)
-        if extent.asked < self.joiner.highest:
-            await self.joiner.look_for_loss(log)
-        if extent.asked > self.joiner.newest:
-            await self.joiner.catch_up(log, self._rules)
-        if not self.is_open:
-            await self.joiner.time_out(log, self._rules, is_read)
+        joiner, rules = self.joiner, self._rules
+        joiner.look(extent.time)
+        if not joiner.rests.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(joiner.rests.wait(), REST_SECONDS)
+        if joiner.rests.is_set() and extent.asked < joiner.highest:
+            await joiner.look_for_loss(log)
+        if joiner.rests.is_set() and extent.asked > joiner.newest:
+            await joiner.catch_up(log, rules, READ_QUESTIONS)
+        if joiner.rests.is_set() and not self.is_open:
+            await joiner.time_out(log, rules, is_read)
 
     async def _carry_out(self, log: Log, cut: Cut) -> None:
         """Record a cut that has no batch, and apply it."""
@@ -448,9 +462,9 @@ class Replica:
         is_large = sum(sizes) > READ_BYTES
         entries = await asyncio.to_thread(decode) if is_large else decode()
         if is_new and any(entry.labels is not None for entry in entries):
-            rest = [e if e.labels is None else pending.rest(e) for e in entries]
+            rest = [e if e.labels is None else pending.rest(e) for e in _some_labels(entries)]
             entries = await self.joiner.join(log, rest, pending.position, self._rules)
-        for entry, size in zip(entries, sizes, strict=True):
+        for entry, size in zip(entries, sizes, strict=False):
             self._measure(entry, size)
             pending.add(self._admitted(entry) if is_new else entry)
         return bool(found)
@@ -563,6 +577,17 @@ class Replica:
         )
         if applied is not None and batch is not None:
             self._observe(applied, batch)
+
+
+def _some_labels(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Return the first entries: READ_LABELS end them, since each takes more memory with its
+    question than in the log."""
+    labels = 0
+    for count, entry in enumerate(entries, 1):
+        labels += 0 if entry.labels is None else len(entry.labels)
+        if labels >= READ_LABELS:
+            return entries[:count]
+    return entries
 
 
 async def _count_after(log: Log, position: Position, last: EntryId, keep_lease: KeepLease) -> int:

@@ -73,7 +73,7 @@ def with_example(join: Join, questions: Questions, rules: Rules, is_new: bool) -
     """
     assert join.place is not None, "it has a question"
     row, label = join.place.row, join.label
-    inputs, answered = questions.part(row), questions.labels[row].item()
+    inputs, answered = questions.part(row), questions.answered[row]
     weight = join.weight * join.factor
     weights = None if weight == 1.0 else np.array([weight], np.float32)
     is_right: bool | None = None
@@ -86,12 +86,12 @@ def with_example(join: Join, questions: Questions, rules: Rules, is_new: bool) -
         if type(answered) is int:
             is_right = answered < len(rules.names) and rules.names[answered] == label
     else:
-        assert rules.shape is not None, "it takes dense features"
-        one: Labels = np.array([label], np.int64)
-        example = Batch(inputs, np.array([label], np.float32) if rules.is_numeric else one, weights)
-        if not rules.is_numeric:
-            is_right = answered == label
-    return join._replace(example=example, is_right=is_right)
+        if rules.is_numeric:
+            own: Labels = np.array([label], np.float32)
+        else:
+            own, is_right = np.array([label], np.int64), answered == label
+        example = Batch(inputs, own, weights)
+    return Join(*join[:-2], is_right, example)
 
 
 def again(join: Join, questions: Mapping[EntryId, Questions], rules: Rules) -> Join:

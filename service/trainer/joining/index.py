@@ -13,6 +13,10 @@ KNOWN = 2
 """Ids are known for so many times FUNNEL_LABEL_TTL, so that a late label is not an unknown one."""
 
 
+CLOSED_AT_ONCE = 50_000
+"""Questions after which the rest is closed or forgotten later: the lease is renewed in between."""
+
+
 class Known(NamedTuple):
     """An entry of questions that is known."""
 
@@ -59,6 +63,8 @@ class Index:
         """Questions without and with a label that are not closed."""
         self.bytes = 0
         """Bytes of the entries that are not closed."""
+        self.has_more = False
+        """True if `close` has closed as many questions as it may at once."""
 
     @property
     def held(self) -> int:
@@ -110,22 +116,25 @@ class Index:
         self.labelled += 1
 
     def close(self, is_over: Callable[[Known], bool]) -> EntryId | None:
-        """Close the oldest entries; return the one before which they are, or None without any.
+        """Close the oldest entries, up to CLOSED_AT_ONCE questions and the rest of the last entry;
+        return the one before which they are, or None without any.
 
         Args:
             is_over: returns whether an entry is closed; the first that is not ends that.
         """
-        known, count = self._known, len(self._known)
-        while known and is_over(known[0]):
+        known, count, left = self._known, len(self._known), CLOSED_AT_ONCE
+        while known and left > 0 and is_over(known[0]):
             one = known.popleft()
             self._add_closed(one)
             self.bytes -= one.size
+            left -= len(one.hashes) // HASH_BYTES
             for place, own in one.places():
                 if self._places.get(own) == place:
                     is_used = place in self._joins.used
                     self.labelled -= is_used
                     self.open -= not is_used
                     self._hand_over(place, own)
+        self.has_more = left <= 0
         if len(known) == count:
             return None
         first = known[0].id if known else EntryId(self.newest[0], self.newest[1] + 1)
@@ -195,10 +204,11 @@ class Index:
             before: those up to this time of the log, in milliseconds.
             most: bytes of the entries of which the others are kept.
         """
-        closed = self._closed
-        while closed and (closed[0].at <= before or self._closed_bytes > most):
+        closed, left = self._closed, 2 * CLOSED_AT_ONCE
+        while closed and left > 0 and (closed[0].at <= before or self._closed_bytes > most):
             known = closed.popleft()
             self._closed_bytes -= known.size
+            left -= len(known.hashes) // HASH_BYTES
             for place, own in known.places():
                 if self._places.get(own) == place:
                     del self._places[own]

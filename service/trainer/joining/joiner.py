@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from service.log.cuts import Cut, Pending, decided
 from service.log.entries import Entry, Shape
 from service.log.errors import GapError, damaged
-from service.log.labels import HASH_BYTES, Join, Label, Place, Result
+from service.log.labels import HASH_BYTES, Join, Label, Labels, Place, Result
 from service.log.log import Log
 from service.log.position import BEGINNING, ORIGIN, TOP, EntryId, Position
 from service.log.questions import Questions, read_questions
@@ -34,6 +34,9 @@ CACHED = 32 << 20
 """Bytes of questions that are kept decoded."""
 MOST_WAITING = 1_000_000
 """Labels that wait for their questions; further ones are unknown at once."""
+AT_ONCE = 1_000
+"""Labels that are decided on in one go, and questions that are read: the lease is renewed in
+between."""
 TIMED_OUT = 10_000
 """Questions without a label that time out in one go."""
 STEPS = 60
@@ -107,7 +110,12 @@ class Joiner:
         self._damaged = 0
         self._delays: deque[float] = deque(maxlen=RECENT)
         self._reading = asyncio.Lock()
-        """Held while questions are read."""
+        """Held while questions are read, and while labels are decided on."""
+        self.is_deciding = False
+        """True while labels are decided on: nothing else may be decided until they are pending."""
+        self.rests = asyncio.Event()
+        """Set unless entries are being joined, which may take long."""
+        self.rests.set()
         self.begin(Joins())
 
     def begin(self, joins: Joins) -> None:
@@ -116,6 +124,8 @@ class Joiner:
         self.now = max(self.now, joins.now)
         self._index = Index(self.joins)
         self._newest = ORIGIN
+        self._is_behind = False
+        """True if there are questions that were left to the next look: labels may wait for them."""
         self._met: dict[tuple[Place, bool], tuple[Join, Position]] = {}
         """Labels that are about to be recorded as met, and where they lie, by their questions, and
         by whether they are assumed."""
@@ -136,6 +146,13 @@ class Joiner:
             elapsed = round(1000 * (at - self._looked_at))
             self.now = max(self.now, min(server, self.now + elapsed))
         self._looked_at = at
+
+    @property
+    def _latest(self) -> int:
+        """The latest time that the log can have now, in Unix milliseconds."""
+        if self._looked_at is None:
+            return self.now
+        return self.now + round(1000 * (self._clock.monotonic() - self._looked_at))
 
     @property
     def summary(self) -> Summary:
@@ -181,21 +198,36 @@ class Joiner:
             self._cache.clear()
             self._cached = 0
 
-    async def catch_up(self, log: Log, rules: Rules) -> None:
-        """Read the questions up to their end."""
-        async with self._reading:
-            await self._read(log, rules)
+    async def catch_up(self, log: Log, rules: Rules, most: float = math.inf) -> None:
+        """Read the questions up to their end.
 
-    async def _read(self, log: Log, rules: Rules) -> None:
+        Args:
+            log: with the questions.
+            rules: of the model.
+            most: questions after which the rest is left to the next call.
+        """
+        async with self._reading:
+            await self._read(log, rules, most)
+
+    async def _read(self, log: Log, rules: Rules, most: float) -> None:
         met: list[tuple[Place, bytes]] = []
-        while found := await log.asked_after(self._newest):
+        count = in_one_go = 0
+        self._is_behind = True
+        while count < most and (found := await log.asked_after(self._newest)):
             for entry, hashes, size in found:
                 self._newest = entry
                 if not hashes or len(hashes) % HASH_BYTES:
                     self._note_damage(entry, "it has no hashes of ids")
                     continue
-                at = min(entry.milliseconds, self.now) if self.now else entry.milliseconds
+                at = min(entry.milliseconds, self._latest) if self.now else entry.milliseconds
                 met += self._index.enter(Known(entry, at, hashes, size))
+                count += len(hashes) // HASH_BYTES
+                if count >= most:
+                    break
+                if count - in_one_go >= AT_ONCE:
+                    in_one_go = count
+                    await asyncio.sleep(0)
+        self._is_behind = count >= most
         await self._meet(log, met, rules)
 
     async def _meet(self, log: Log, met: Sequence[tuple[Place, bytes]], rules: Rules) -> None:
@@ -211,7 +243,7 @@ class Joiner:
                 self._alone.pop(own, None)
                 continue
             self._assume(place, own, questions, rules)
-            result, found = self._result(own, waits.label, rules)
+            result, found = self._result(own, waits.label, place, rules)
             if found is not None and result in (Result.JOINED, Result.CORRECTED):
                 label = Join(result, found, own, waits.label, waits.weight, source=waits.source)
                 self._record(self._learnable(label, questions, rules), waits.at)
@@ -310,25 +342,56 @@ class Joiner:
         labels = [entry.labels for entry in entries if entry.labels is not None]
         if not labels:
             return [*entries]
+        self.rests.clear()
+        try:
+            return await self._join(log, entries, labels, begun, rules)
+        finally:
+            self.rests.set()
+
+    async def _join(
+        self,
+        log: Log,
+        entries: Sequence[Entry],
+        labels: Sequence[Labels],
+        begun: Position,
+        rules: Rules,
+    ) -> list[Entry]:
         await self.catch_up(log, rules)
         hashes = {own for each in labels for own in each.hashes}
         fetched, questions = set[EntryId](), dict[EntryId, Questions]()
-        while more := self._entries_of(hashes) - fetched:  # others may be read meanwhile
-            questions |= await self._fetch(log, more, rules.shape)
-            fetched |= more
-        return [
-            entry
-            if entry.labels is None
-            else decided(entry, self._decide(entry, begun, questions, rules))
-            for entry in entries
-        ]
+        while True:
+            while more := self._entries_of(hashes) - fetched:
+                questions |= await self._fetch(log, more, rules.shape)
+                fetched |= more
+            async with self._reading:
+                if self._entries_of(hashes) <= fetched:  # others may have been read meanwhile
+                    return await self._decide_on(entries, begun, questions, rules)
+
+    async def _decide_on(
+        self,
+        entries: Sequence[Entry],
+        begun: Position,
+        questions: Mapping[EntryId, Questions],
+        rules: Rules,
+    ) -> list[Entry]:
+        """Return entries with what becomes of their labels, as `join` does."""
+        self.is_deciding = True
+        try:
+            return [
+                entry
+                if entry.labels is None
+                else decided(entry, await self._decide(entry, begun, questions, rules))
+                for entry in entries
+            ]
+        finally:
+            self.is_deciding = False
 
     def _entries_of(self, hashes: Collection[bytes]) -> set[EntryId]:
         """Return the entries of the questions with these ids that are known."""
         found = map(self._index.find, hashes)
         return {place.entry for place in found if place is not None}
 
-    def _decide(
+    async def _decide(
         self,
         entry: Entry,
         begun: Position,
@@ -338,18 +401,18 @@ class Joiner:
         assert entry.labels is not None, "it has labels"
         first = 1 + ((begun.taken or 0) if begun.entry == entry.id else 0)
         weights = entry.labels.weights or (1.0,) * len(entry.labels)
-        found = []
+        found, find, source = [], self._index.find, entry.source
         each = zip(entry.labels.hashes, entry.labels.labels, weights, strict=True)
         for k, (own, label, weight) in enumerate(each, first):
-            at = Position(entry.id, k)
-            known = self._index.find(own)
-            if known is not None:
+            at, known = Position(entry.id, k), find(own)
+            if known is not None and self._is_weighted:
                 self._assume(known, own, questions, rules)
-            result, place = self._result(own, label, rules)
-            join = Join(result, place, own, label, weight, source=entry.source)
-            if (other := self._superseded_by(own, label)) is not None:
-                join = join._replace(result=Result.JOINED, place=other)
-            if join.place is not None:
+            result, place = self._result(own, label, known, rules)
+            other = None if known is None else self._superseded_by(known, label)
+            if other is not None:
+                result, place = Result.JOINED, other
+            join = Join(result, place, own, label, weight, 1.0, source)
+            if place is not None:
                 join = self._learnable(join, questions, rules)
             if other is not None and join.place == other:
                 found.append(self._supersede(join, at))
@@ -364,12 +427,22 @@ class Joiner:
             else:
                 self._use(join, at)
             found.append(join)
+            if not len(found) % AT_ONCE:
+                await asyncio.sleep(0)
         return found
 
-    def _result(self, own: bytes, label: Label, rules: Rules) -> tuple[Result, Place | None]:
-        """Return what becomes of a label, and the question that is learned with it."""
+    def _result(
+        self, own: bytes, label: Label, place: Place | None, rules: Rules
+    ) -> tuple[Result, Place | None]:
+        """Return what becomes of a label, and the question that is learned with it.
+
+        Args:
+            own: hash of the id.
+            label: its label.
+            place: the question of that id, if it is known.
+            rules: of the model.
+        """
         joins = self.joins
-        place = self._index.find(own)
         if self._sums:
             return self._sum(own, label, place), None
         if place is None:
@@ -409,13 +482,12 @@ class Joiner:
         """True if one more label may wait for its question."""
         return bool(self._grace) and len(self._alone) < MOST_WAITING
 
-    def _superseded_by(self, own: bytes, label: Label) -> Place | None:
-        """Return the question that is about to be recorded with a label that this one supersedes.
+    def _superseded_by(self, place: Place, label: Label) -> Place | None:
+        """Return a question if it is about to be recorded with a label that this one supersedes.
 
         That is one that has timed out, or where the last label counts one that had waited.
         """
-        place = self._index.find(own)
-        if place is None or (place, False) not in self._met or self._sums or self._is_weighted:
+        if not self._met or self._sums or self._is_weighted or (place, False) not in self._met:
             return None
         earlier = self._met[place, False][0]
         may = self._learns_last or earlier.result == Result.TIMEOUT
@@ -509,7 +581,7 @@ class Joiner:
         Returns:
             The cut that records this; None if nothing has changed.
         """
-        given_up = self._give_up(here.position) if is_read else []
+        given_up = self._give_up(here.position) if is_read and not self._is_behind else []
         closed, index = None, self._index
         is_over = is_read and self.now - self._closed_at >= self._ttl // STEPS
         is_full = index.bytes > self.most_bytes
@@ -520,9 +592,10 @@ class Joiner:
             if self._sums:
                 first = min(first, index.oldest_waiting)
             if is_over:
-                self._closed_at = self.now
                 last = self.now - self._ttl
                 closed = index.close(lambda known: known.at <= last and known.id < first)
+                if not index.has_more:
+                    self._closed_at = self.now
             if is_full:
                 before, had = index.open, index.bytes
                 early = index.close(

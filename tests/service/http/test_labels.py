@@ -106,6 +106,7 @@ def test_a_producer_appends_labels_by_hand(client: httpx.Client, redis: RedisPro
         (["a", True], 1),
         (["a", 1.5], 1),
         (["a", ["b"]], 1),
+        (["a", 2**64], 1),
         (["a", "a"], 1),
         (["a"], None),
         ("ab", None),
@@ -122,6 +123,12 @@ def test_bad_ids_are_refused_and_nothing_is_asked(
         assert (error["code"], error["field"]) == ("invalid", "ids")
         assert error.get("index") in (index, None)
         assert direct.xlen(ASKED) == before
+
+
+def test_an_integer_of_more_than_64_bits_is_no_id(client: httpx.Client) -> None:
+    assert client.post("/labels", json={"ids": [2**64 - 1], "labels": [1]}).status_code == 202
+    error = client.post("/labels", json={"ids": [2**64], "labels": [1]}).json()["error"]
+    assert "at most 64 bits" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from service.log.entries import Fields
 from service.log.errors import FencedError, GapError
 from service.log.labels import Join, Place, Result, hash_of
 from service.log.position import EntryId, Position, Progress
+from service.trainer import replica
 from service.trainer.checkpoint import Checkpoint, decode, encode
-from service.trainer.joining import joiner
+from service.trainer.joining import index, joiner
 from service.trainer.joining.joins import Joins
 from streams.batch import Batch
 from streams.batch import decode as decode_batch
@@ -275,6 +276,19 @@ async def test_nothing_is_held_of_questions_that_were_closed_long_ago(
     await life.end()
 
 
+async def test_a_question_that_is_read_between_two_looks_at_the_time_has_its_whole_time() -> None:
+    life = await a_life(ttl=4.0)
+    await life.settle()
+    life.clock.now += 3.0
+    ask(life.server, "a")
+    label(life.server, other=1)  # it reads the questions
+    await life.replica.read(life.log, life.pipeline.pending, None, True)
+    life.clock.now += 3.5
+    await life.settle()
+    assert await life.decided(a=1) == ["joined"]
+    await life.end()
+
+
 async def test_labels_that_wait_to_be_read_are_in_time() -> None:
     """The trainer was away; what came meanwhile is learned before anything is closed."""
     life = await a_life(ttl=600.0)
@@ -340,6 +354,123 @@ async def test_a_question_that_is_read_while_others_are_fetched_is_joined(
     assert await life.decided(a=1, b=2) == ["joined", "joined"]
     assert asked
     await life.end()
+
+
+async def test_other_work_goes_on_while_many_labels_are_decided_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(joiner, "AT_ONCE", 2)
+    life = await a_life(timeout=1.0, default="0")
+    ids = [f"q{k}" for k in range(20)]
+    ask(life.server, *ids)
+    await life.watch()
+    entry = label(life.server, **dict.fromkeys(ids[:10], 1))
+    reading = asyncio.create_task(life.replica.read(life.log, life.pipeline.pending, None, True))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        if life.replica.joiner.is_deciding:
+            turns += 1
+            assert life.pipeline._cut() == [], "nothing is recorded of what is half decided"
+    assert turns >= 5
+    await life.settle()
+    assert life.results[entry] == ["joined"] * 10
+    await life.pass_time(2)
+    assert life.replica.joins.counts["timeout"] == 10
+    await (await life.replayed()).end()
+
+
+async def test_a_look_at_the_questions_does_not_wait_for_the_end_of_a_long_join(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "REST_SECONDS", 0.01)
+    life = await a_life()
+    own = life.replica.joiner
+    asked = ask(life.server, "a")
+    own.rests.clear()
+    await life.watch()
+    assert own.newest < asked
+    own.rests.set()
+    await life.watch()
+    assert own.newest == asked
+    await life.end()
+
+
+async def test_more_questions_than_a_look_may_read_are_left_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "READ_QUESTIONS", 4)
+    life = await a_life(grace=1.0)
+    entry = label(life.server, q9=1)
+    await life.settle()
+    asked = [ask(life.server, f"q{k}") for k in range(10)]
+    newest = []
+    for _ in range(3):
+        life.clock.now += 2.0  # more than the grace of a label, whose question is there
+        await life.turn()
+        newest.append(life.replica.joiner.newest)
+    assert newest == [asked[3], asked[7], asked[9]]
+    await life.settle()
+    assert life.results[entry] == ["waiting"]
+    assert life.replica.joins.counts["joined"] == 1
+    await (await life.replayed()).end()
+
+
+async def test_other_work_goes_on_while_many_questions_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(joiner, "AT_ONCE", 1)
+    life = await a_life()
+    ids = [f"q{k}" for k in range(20)]
+    for own in ids:
+        ask(life.server, own)
+    label(life.server, **dict.fromkeys(ids, 1))
+    own, turns = life.replica.joiner, 0
+    reading = asyncio.create_task(life.replica.read(life.log, life.pipeline.pending, None, True))
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += not own.rests.is_set()
+    assert turns > 20
+    await life.settle()
+    assert life.replica.joins.counts["joined"] == 20
+    await life.end()
+
+
+async def test_many_questions_are_closed_and_forgotten_one_part_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(index, "CLOSED_AT_ONCE", 2)
+    life = await a_life(ttl=60.0)
+    asked = [ask(life.server, f"q{k}") for k in range(6)]
+    await life.watch()
+    life.clock.now += 61.0
+    await life.settle()
+    closed = [cut.closed for cut in cuts_of(life.server) if cut.closed != EntryId(0, 0)]
+    assert closed[:2] == [asked[2], asked[4]]
+    assert closed[2] > asked[5]
+    assert len(closed) == 3
+    await life.pass_time(130)
+    await life.pass_time(2)
+    assert life.replica.joiner._index.held == 0
+    await (await life.replayed()).end()
+
+
+async def test_entries_with_too_many_labels_for_one_read_are_left_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "READ_LABELS", 4)
+    life = await a_life()
+    ids = [f"q{k}" for k in range(12)]
+    ask(life.server, *ids)
+    entries = [label(life.server, **dict.fromkeys(ids[k : k + 3], 1)) for k in range(0, 12, 3)]
+    life.server.add({b"batch": a_batch(0, 1).to_bytes()})
+    pending = life.pipeline.pending
+    await life.replica.read(life.log, pending, None, True)
+    assert pending.newest == entries[1]
+    await life.settle()
+    assert [life.results[entry] for entry in entries] == [["joined"] * 3] * 4
+    assert life.replica.state.examples == 13
+    await (await life.replayed()).end()
 
 
 @pytest.mark.parametrize(("learns_last", "default"), [(False, "0"), (True, "0")])
