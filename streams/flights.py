@@ -41,7 +41,7 @@ PIP_SECONDS = 600
 LATE_MINUTES = 15.0
 """Minutes after which an arrival is late."""
 NEW_YORK = -5
-"""Hours from UTC in winter; destinations change with it, but for a few."""
+"""Hours from UTC in winter, when the clocks of most destinations change, too."""
 TAXI_MINUTES = 30
 """On the ground, where the time zone of a destination is not known."""
 DAY = 1_440
@@ -59,7 +59,7 @@ class Flights:
     arrives: Times
     """When each arrived, [n]; not a time if it was cancelled or diverted."""
     columns: pa.RecordBatch
-    """What is known when they should depart."""
+    """All that is known when they should depart."""
     labels: pa.StringArray
     """LATE or IN_TIME; null without an arrival."""
 

@@ -161,7 +161,8 @@ def source_of(options: argparse.Namespace, wants_rows: bool = False) -> "Stream 
 
 
 def delay_of(options: argparse.Namespace, source: "Stream | RowStream") -> "AnyDelay | None":
-    """Return when the labels of a stream come: as ``--delay`` says, or else as was recorded.
+    """Return when the labels of a stream come: as ``--delay`` says, otherwise as it was
+    recorded.
 
     Args:
         options: of `service.commands.stream_options.add_delay`.

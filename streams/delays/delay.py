@@ -110,7 +110,7 @@ class Recorded:
     """
 
     waits: Times
-    """Of all examples, [n]; infinite if a label never comes."""
+    """Times of all examples, [n]; infinite if a label never comes."""
     text: str
     in_seconds: bool = False
 
