@@ -47,7 +47,7 @@ READ_LABELS = 65_536
 READ_QUESTIONS = 100_000
 """Questions after which the rest of them is left to the next look."""
 REST_SECONDS = 0.5
-"""Longest wait until labels are joined before a look at the questions is left out."""
+"""Longest wait until labels are joined; after it, a look at the questions is skipped."""
 
 KeepLease = Callable[[], Awaitable[None]]
 """Called between the parts of long work. It raises FencedError if another process may have the
