@@ -53,9 +53,7 @@ NOT_OF_A_DEMO = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_stream(parser, name="abrupt", examples=30_000, is_endless=True)
-    parser.add_argument(
-        "--data", metavar="STREAM", help="the same as STREAM, such as --data flights"
-    )
+    parser.add_argument("--data", metavar="STREAM", help="the same as STREAM [STREAM]")
     add_delay(parser, has_clock=True)
     add_rows(parser)
     add_rate(parser, 500.0)
