@@ -7,10 +7,10 @@ It knows neither streams nor inference mode.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,21 +37,29 @@ class Held(Tensor):
 
     @classmethod
     def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+        cls,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         return _run(func, args, kwargs or {})
 
-    def tolist(self) -> Any:
+    def tolist(self) -> object:
         return self.held.tolist()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"Held({self.held})"
 
 
 class _Mode(TorchDispatchMode):
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         return _run(func, args, kwargs or {})
 
 
@@ -59,11 +67,15 @@ class _Made(TorchFunctionMode):
     """Makes tensors of Python's numbers on the host first, as no operator is called for them."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         named = dict(kwargs or {})
         if func is torch.tensor and named.get("device") == ELSEWHERE:
-            return func(*args, **named | {"device": "cpu"}).to(ELSEWHERE)
+            return torch.tensor(*args, **named | {"device": "cpu"}).to(ELSEWHERE)
         if func is torch.Tensor.new_tensor and isinstance(args[0], Held):
             return args[0].held.new_tensor(*args[1:], **named).to(ELSEWHERE)
         return func(*args, **named)
@@ -76,7 +88,7 @@ def elsewhere() -> Iterator[torch.device]:
         yield ELSEWHERE
 
 
-def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _run(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
     tensors: list[Tensor] = []
     here = _here(args, tensors)
     named = {name: _here(value, tensors) for name, value in kwargs.items()}
@@ -95,7 +107,7 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return _each(found, Held) if is_there and func is not READ else found
 
 
-def _here(value: Any, tensors: list[Tensor]) -> Any:
+def _here(value: object, tensors: list[Tensor]) -> object:
     """Return a value with tensors of the host; add its tensors to a list."""
     if isinstance(value, Tensor):
         tensors.append(value)
@@ -105,7 +117,7 @@ def _here(value: Any, tensors: list[Tensor]) -> Any:
     return value
 
 
-def _each(value: Any, change: Callable[[Any], Tensor]) -> Any:
+def _each(value: object, change: Callable[[Tensor], Tensor]) -> object:
     """Return a value with its tensors changed."""
     if isinstance(value, Tensor):
         return change(value)
