@@ -218,14 +218,17 @@ def joined_by(
 
 
 def _settled(services: list[ServiceProcess], watch: Watch) -> str:
-    """Return the digest once every question that is due is learned."""
+    """Return the digest once every label is decided and every question that is due is learned."""
     digests: list[str] = []
 
     def is_settled() -> bool:
         watch.look()
         waiting = {own.hash_of(row) for own in watch.questions.values() for row in range(ROWS)}
         labels = watch.settings.labels
-        results = watch.results(watch.cuts)
+        cuts = watch.cuts
+        if not watch.are_decided(cuts):
+            return False
+        results = watch.results(cuts)
         if labels == "sum":
             waiting &= {own for own, _, result, _ in results if result in ("added", "waiting")}
         right = len(waiting)

@@ -101,6 +101,17 @@ class Watch:
                 found.append((text, float(label), str(join.result), entry.milliseconds))
         return found
 
+    def are_decided(self, cuts: list[Cut]) -> bool:
+        """Return whether cuts hold the result of each label in the log."""
+        decided = Counter[EntryId]()
+        for cut in cuts:
+            decided.update({entry: len(joins) for entry, joins in cut.joins.items()})
+        return all(
+            len(read_labels(fields[b"labels"], self.settings.spec.classes)) == decided[entry]
+            for entry, fields in self._of(Keys(self.settings.model).log)
+            if b"labels" in fields
+        )
+
     def folded(self) -> str:
         """Return the digest of a plain fold of what the cuts record."""
         state = State(self.settings.spec, self.settings.hyperparameters, CPU)
