@@ -42,9 +42,10 @@ REFUSED = {
     22: "runs; decode them", 23: "binary values", 25: "lists", 26: "lists",
 }  # fmt: skip
 NO_SCHEMA = "an Arrow stream must begin with a schema"
+CUT_SHORT = "the Arrow stream is cut short, or its parts are not aligned"
 OTHER_BUFFERS = "an Arrow batch has other buffers than its columns need"
 KNOWN_BYTES = 64 << 10
-"""Longest message with a schema that is remembered."""
+"""Longest metadata that is remembered."""
 MIN_ROWS = 64
 """Rows that a batch counts for at least, since each costs memory of its own."""
 MAX_BATCHES = MAX_ROWS // MIN_ROWS
@@ -59,12 +60,33 @@ class _Field:
 
 @dataclass
 class _Sum:
-    """The sizes that the messages so far ask for."""
+    """The sizes that messages ask for."""
 
     rows: int = 0
     cells: int = 0
     bytes: int = 0
-    batches: int = 0
+
+    def add(self, other: "_Sum") -> None:
+        """Add the sizes of another message.
+
+        Raises:
+            TooManyError: they are beyond a bound together.
+        """
+        self.rows += other.rows
+        self.cells += other.cells
+        self.bytes += other.bytes
+        if self.rows > MAX_ROWS:
+            raise _too_many_rows(self.rows)
+        if self.cells > MAX_CELLS:
+            raise TooManyError(
+                f"{self.cells:,} cells, at most {MAX_CELLS:,}; send several requests"
+            )
+        if self.bytes > MAX_BYTES:
+            raise TooManyError(f"{self.bytes:,} bytes of values, at most {MAX_BYTES:,}")
+
+
+def _too_many_rows(rows: int) -> TooManyError:
+    return TooManyError(f"{rows:,} rows, at most {MAX_ROWS:,}; send several requests")
 
 
 def check_stream(raw: bytes) -> None:
@@ -76,28 +98,21 @@ def check_stream(raw: bytes) -> None:
     if raw.startswith(FILE):
         raise InvalidBatchError("an Arrow file; send the stream format (pyarrow.ipc.new_stream)")
     messages = _messages(raw)
-    head, _ = next(messages, (None, 0))
-    if head is None:
+    if (schema := next(messages, None)) is None:
         raise InvalidBatchError(NO_SCHEMA)
-    fields = (_known_fields if len(head.raw) <= KNOWN_BYTES else _fields)(head.raw)
+    _fields_of(schema)
     found = _Sum()
-    for message, size in messages:
-        content, kind = message.table(2), message.number(1, U8)
-        if content is None or kind not in (DICTIONARY, RECORDS):
-            raise InvalidBatchError(f"an Arrow stream must not have a message of kind {kind}")
-        found.batches += 1
-        if found.batches > MAX_BATCHES:
+    for count, message in enumerate(messages, 1):
+        if count > MAX_BATCHES:
             raise TooManyError(f"more than {MAX_BATCHES:,} batches; send larger ones")
-        if kind == RECORDS:
-            found.rows += _check_batch(content, fields, size, found)
-        else:
-            _check_dictionary(content, fields, size, found)
+        is_short = len(schema) + len(message) <= KNOWN_BYTES
+        found.add((_known_sizes if is_short else _sizes)(schema, message))
     if found.rows == 0:
         raise InvalidBatchError("there are no rows")
 
 
-def _messages(raw: bytes) -> Iterator[tuple[Table, int]]:
-    """Yield the metadata of each message, and the size of its body."""
+def _messages(raw: bytes) -> Iterator[bytes]:
+    """Yield the metadata of each message, whose body lies within the stream."""
     place = 0
     while place < len(raw):
         if raw[place : place + 4] != CONTINUES or place + 8 > len(raw):
@@ -109,18 +124,45 @@ def _messages(raw: bytes) -> Iterator[tuple[Table, int]]:
                 raise InvalidBatchError(f"bytes follow the end of the Arrow stream at {place}")
             return
         if length < 0 or place + length > len(raw):
-            raise InvalidBatchError("the Arrow stream is cut short")
-        message = Table(raw[place : place + length])
-        size = message.number(3, I64)
+            raise InvalidBatchError(CUT_SHORT)
+        message = raw[place : place + length]
+        size = (_known_body if length <= KNOWN_BYTES else _body)(message)
         place += length
-        if size < 0 or size % 8 or place % 8 or place + size > len(raw):
-            raise InvalidBatchError("the Arrow stream is cut short, or its parts are not aligned")
-        if message.number(0, I16) not in (V4, V5):
-            raise InvalidBatchError("the Arrow stream has another version than V4 and V5")
-        if message.count(4):
-            raise InvalidBatchError("messages of an Arrow stream must not have metadata of users")
-        yield message, size
+        if place % 8 or place + size > len(raw):
+            raise InvalidBatchError(CUT_SHORT)
+        yield message
         place += size
+
+
+def _body(message: bytes) -> int:
+    """Return the size of the body that the metadata of a message declares, in bytes."""
+    head = Table(message)
+    size = head.number(3, I64)
+    if size < 0 or size % 8:
+        raise InvalidBatchError(CUT_SHORT)
+    if head.number(0, I16) not in (V4, V5):
+        raise InvalidBatchError("the Arrow stream has another version than V4 and V5")
+    if head.count(4):
+        raise InvalidBatchError("messages of an Arrow stream must not have metadata of users")
+    return size
+
+
+def _sizes(schema: bytes, message: bytes) -> _Sum:
+    """Return the sizes that the metadata of one message asks for, which a schema allows."""
+    head = Table(message)
+    content, kind = head.table(2), head.number(1, U8)
+    if content is None or kind not in (DICTIONARY, RECORDS):
+        raise InvalidBatchError(f"an Arrow stream must not have a message of kind {kind}")
+    check = _check_batch if kind == RECORDS else _check_dictionary
+    return check(content, _fields_of(schema), head.number(3, I64))
+
+
+_known_body, _known_sizes = lru_cache(64)(_body), lru_cache(64)(_sizes)
+"""Most requests of a client have as many rows as the one before, and so the same metadata."""
+
+
+def _fields_of(schema: bytes) -> tuple[_Field, ...]:
+    return (_known_fields if len(schema) <= KNOWN_BYTES else _fields)(schema)
 
 
 def _fields(message: bytes) -> tuple[_Field, ...]:
@@ -191,27 +233,21 @@ def _metadata_size(table: Table, index: int) -> int:
     return size
 
 
-def _check_batch(batch: Table, fields: Sequence[_Field], size: int, found: _Sum) -> int:
-    """Return the number of rows."""
+def _check_batch(batch: Table, fields: Sequence[_Field], size: int) -> _Sum:
     rows = batch.number(0, I64)
-    if rows < 0 or found.rows + rows > MAX_ROWS:
-        raise TooManyError(
-            f"{found.rows + rows:,} rows, at most {MAX_ROWS:,}; send several requests"
-        )
-    found.cells += max(rows, MIN_ROWS) * len(fields)
-    if found.cells > MAX_CELLS:
-        raise TooManyError(f"{found.cells:,} cells, at most {MAX_CELLS:,}; send several requests")
+    if not 0 <= rows <= MAX_ROWS:
+        raise _too_many_rows(rows)
     views = sum(each.kind == UTF8_VIEW for each in fields)
     most = batch.count(2)
     more = [count for (count,) in batch.structs(4, I64)] if batch.count(4) == views else [-1]
     if not all(0 <= count <= most for count in more):
         raise InvalidBatchError(OTHER_BUFFERS)
     expected = sum(2 if each.is_dictionary else BUFFERS[each.kind] for each in fields) + sum(more)
-    _check_data(batch, rows, len(fields), expected, size, found)
-    return rows
+    used = _check_data(batch, rows, len(fields), expected, size)
+    return _Sum(rows, max(rows, MIN_ROWS) * len(fields), used)
 
 
-def _check_dictionary(content: Table, fields: Sequence[_Field], size: int, found: _Sum) -> None:
+def _check_dictionary(content: Table, fields: Sequence[_Field], size: int) -> _Sum:
     if content.number(2, I8):
         raise InvalidBatchError("an Arrow dictionary is sent in parts; send it whole")
     data = content.table(1)
@@ -220,19 +256,16 @@ def _check_dictionary(content: Table, fields: Sequence[_Field], size: int, found
     entries = data.number(0, I64)
     if not 0 <= entries <= MAX_ROWS:
         raise TooManyError(f"a dictionary of {entries:,} strings, at most {MAX_ROWS:,}")
-    _check_data(data, entries, 1, 3, size, found)
+    return _Sum(bytes=_check_data(data, entries, 1, 3, size))
 
 
-def _check_data(
-    batch: Table, rows: int, columns: int, buffers: int, size: int, found: _Sum
-) -> None:
-    """Check that the parts of a batch are within its body.
+def _check_data(batch: Table, rows: int, columns: int, buffers: int, size: int) -> int:
+    """Check that the parts of a batch are within its body; return their bytes.
 
     Args:
         batch: its metadata.
         rows, columns, buffers: that it must have.
         size: bytes of its body.
-        found: to which the bytes are added.
     """
     if batch.table(3) is not None:
         raise InvalidBatchError("the Arrow stream is compressed; send it uncompressed")
@@ -241,9 +274,9 @@ def _check_data(
     nodes, spans = batch.structs(1, PAIR), batch.structs(2, PAIR)
     if any(length != rows or not 0 <= missing <= rows for length, missing in nodes):
         raise InvalidBatchError(f"the columns of an Arrow batch differ from its {rows:,} rows")
+    used = 0
     for start, length in spans:
         if not (0 <= start <= size and 0 <= length <= size - start and start % 8 == 0):
             raise InvalidBatchError("a buffer of the Arrow stream lies outside its message")
-        found.bytes += length
-    if found.bytes > MAX_BYTES:
-        raise TooManyError(f"{found.bytes:,} bytes of values, at most {MAX_BYTES:,}")
+        used += length
+    return used
