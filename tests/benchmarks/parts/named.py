@@ -262,9 +262,10 @@ def dense(plan: Plan) -> str:
     for _ in plan.rounds("numbers"):
         for (what, model, size), rates in found.items():
             options: dict[str, Any] = {"model": model, "effort": "full", "batch_size": size}
-            options["warm"] = WARM_EXAMPLES
             if model == "auto":
                 options |= {"max_backlog": FEW, "warm": FEW}
+            else:
+                options |= {"max_backlog": BACKLOG, "warm": WARM_EXAMPLES}
             if what == "rows":
                 rate = measured(named, ARROW, plan.seconds, schema="auto", **options)
             else:
