@@ -81,7 +81,7 @@ class Compared:
         self._own = slice(lags + numbers.start, lags + numbers.stop)
         """The columns of the memory that are compared as numbers."""
         self._codes = slice(lags + codes.start, lags + codes.stop)
-        """Those that are compared as categories."""
+        """The columns that are compared as categories."""
         kind = torch.float32 if has_ranks else torch.int8
         second = inputs if has_ranks else min(inputs, MOST_GAINS)
         self._whole = Piece(
