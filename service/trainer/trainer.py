@@ -23,7 +23,7 @@ from service.fold.scoring.classification import ScoreSummary
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.fold.task import AUTO
-from service.log.cuts import Order
+from service.log.cuts import Order, Resume, pause_of
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import Extent, check_reach
 from service.log.labels import Join, Result
@@ -43,7 +43,7 @@ from service.trainer.choice import AnotherModelError
 from service.trainer.identity import Identity
 from service.trainer.joining.joiner import Joiner, Summary
 from service.trainer.joining.joins import Joins
-from service.trainer.orders import Orders, is_paused
+from service.trainer.orders import Orders
 from service.trainer.pipeline import Pipeline
 from service.trainer.rejections import Rejections
 from service.trainer.replica import AppliedBatch, Replica
@@ -218,11 +218,11 @@ class Trainer:
         self._poke()
         return future
 
-    def order(self, kind: type[Order], by: str) -> "Future[int]":
+    def order(self, kind: Callable[[str, int], Order], by: str) -> "Future[int]":
         """Return a future of the number of the cut that carries an operator's command.
 
         Args:
-            kind: of the command.
+            kind: returns the command, given ``by`` and the Unix time in milliseconds.
             by: name of the key with which it is given.
         """
         future = self._orders.give(kind(by, round(1000 * self._clock.time())))
@@ -348,10 +348,12 @@ class Trainer:
         Only the owner of the state calls this: the worker, or the event loop while that is quiet.
         """
         self._published_at = self._clock.monotonic()
-        if self.snapshot.version != self._replica.state.version:
-            self.snapshot = Snapshot.of(self._replica.state)
+        state = self._replica.state
+        is_other = self.snapshot.learner is not state.answering
+        if is_other or self.snapshot.version != state.version:
+            self.snapshot = Snapshot.of(state)
             self._publishing_seconds = self._clock.monotonic() - self._published_at
-        served = self._replica.state.served
+        served = state.answering
         if served.device.type == "cpu":  # elsewhere, to read them would wait for the device
             self._scores = served.scores.read()
         elif self._statistics is not None:
@@ -372,7 +374,7 @@ class Trainer:
             scores=self._scores,
             progress=replica.progress,
             hyperparameters=state.hyperparameters,
-            optimizer=state.served.shown_hyperparameters(),
+            optimizer=state.answering.shown_hyperparameters(),
             snapshot_at=self._published_at,
             checkpoints=self._writer.summary,
             drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
@@ -381,6 +383,7 @@ class Trainer:
             mean_bytes=replica.mean_bytes,
             damaged_entries=replica.damaged_entries,
             labels=_label_status(replica.joins, replica.joiner.summary),
+            promoted=state.promoted,
             commands=replica.commands,
         )
 
@@ -587,8 +590,8 @@ class Trainer:
     def _note_pause(self) -> None:
         """Publish that learning is paused, or goes on; nobody waits for examples meanwhile."""
         commands = self._replica.commands
-        if is_paused(commands):
-            order = commands[-1].order
+        if (pause := pause_of(commands)) is not None:
+            order = pause.order
             at = datetime.fromtimestamp(order.at / 1000, UTC).isoformat(timespec="seconds")
             reason = f"paused by {order.by} at {at}; POST /resume, or funnel resume, ends it"
             if self._condition != Condition.PAUSED:
@@ -596,7 +599,8 @@ class Trainer:
                 self._become(Condition.PAUSED, reason)
             self._waiters.give_up("learning is paused")
         elif self._condition == Condition.PAUSED:
-            logger.info("learning goes on, as %s has ordered", commands[-1].order.by)
+            resumed = next(c.order for c in reversed(commands) if isinstance(c.order, Resume))
+            logger.info("learning goes on, as %s has ordered", resumed.by)
             self._become(Condition.LEARNING)
 
     def _note_stall(self, pipeline: Pipeline) -> None:
