@@ -23,13 +23,14 @@ from service.fold.scoring.classification import ScoreSummary
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.fold.task import AUTO
-from service.log.cuts import Order, Resume, pause_of
+from service.log.cuts import Order, Promote, Resume, pause_of
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import Extent, check_reach
 from service.log.labels import Join, Result
 from service.log.lease import Lease, Lock
 from service.log.log import COUNTED_AT_ONCE, Log
 from service.log.position import EntryId
+from service.monitoring.challenge import Challenge
 from service.monitoring.columns import ColumnWindows
 from service.monitoring.features import FeatureNames
 from service.monitoring.history import History
@@ -62,6 +63,8 @@ PUBLISH_RATIO = 20
 """A snapshot may also be so many times as old as the time that copying it takes: the copy of a full
 table takes some 20 ms."""
 STATISTICS_SECONDS = 1.0
+AUTOMATIC = "auto"
+"""Gives the commands that no operator gives."""
 PAUSE_SECONDS = 0.25
 """Time between statistics when learning has paused and the last ones are older than its end."""
 CHECK_SECONDS = 10.0
@@ -156,6 +159,7 @@ class Trainer:
         self._drift_news = DriftNews(self.history, drifted)
         self.newest, self.feature_names = Newest(state, clock), FeatureNames(clock)
         self.columns = ColumnWindows()
+        self._challenge = Challenge() if settings.promote == "auto" else None
         self._condition, self._reason = Condition.STARTING, ""
         self._statistics: Statistics | None = None
         self._scores: ScoreSummary | None = None
@@ -640,8 +644,18 @@ class Trainer:
                 f"{extent.last}, {seen} were read, and {unread} can be"
             )
         self._show(extent, pipeline.waiting_since_ms)
+        self._compare_shadows()
         self._drift_news.notify(replica.state.drift)
         self._publish()
+
+    def _compare_shadows(self) -> None:
+        """Order the promotion of a shadow that is better, if that is the setting."""
+        if self._challenge is None or self._statistics is None:
+            return
+        if (name := self._challenge.note(self._statistics)) is not None:
+            logger.info("shadow %s is better than the learner that answers; it is promoted", name)
+            self._challenge.begin()
+            self.order(partial(Promote, learner=name), AUTOMATIC)
 
     def _show(self, extent: Extent, waiting_since_ms: int | None = None) -> None:
         """Read the statistics off the device, and add them to the history."""

@@ -184,6 +184,22 @@ def test_a_service_that_promotes_has_the_digest_of_one_that_was_killed_in_betwee
     assert len(digests) == 1
 
 
+def test_a_shadow_that_is_better_is_promoted_if_that_is_the_setting(tmp_path: Path) -> None:
+    slow = {"optimizer": "sgd", "lr": 1e-6, "shadow": "pool", "promote": "auto"}
+    options = SMALL | slow | {"batch_size": 500}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        seeds = iter(range(1_000_000))
+
+        def is_promoted() -> bool:
+            body = a_batch(next(seeds), 1_000).to_bytes()
+            client.post("/learn?wait=applied", content=body, headers=SAFETENSORS)
+            return str(client.get("/model").json()["promoted"]) == "pool"
+
+        wait_for(is_promoted)
+        [command] = client.get("/model").json()["commands"]
+        assert (command["command"], command["by"]) == ("promote", "auto")
+
+
 def test_a_promotion_leaves_a_pause_as_it_is(tmp_path: Path) -> None:
     with serving(tmp_path, **SMALL, shadow="adam") as service:
         with service.client() as client:
