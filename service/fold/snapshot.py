@@ -98,7 +98,7 @@ class Evaluator:
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
         self._other: Evaluator | None = None
-        """Of the last snapshot of another learner, which was promoted."""
+        """The evaluator of the last snapshot of another learner, which was promoted."""
         self.device, self._evaluate = learner.device, learner.evaluator()
         self._loss = learner.pool.loss
         self._network, self._perceptrons = learner.network(), None

@@ -166,8 +166,8 @@ class State:
     def promote(self, name: str) -> None:
         """Let another learner answer predictions; the one that did becomes a shadow.
 
-        All go on learning. What is shared stays as it is: the loss guard and the detectors of drift
-        watch the learner with which the model began. The calibration begins again.
+        All go on learning. The loss guard and the detectors of drift go on watching the learner
+        with which the model began. The calibration starts from nothing.
 
         Args:
             name: of a shadow, or ORIGINAL.

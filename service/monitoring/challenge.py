@@ -45,8 +45,8 @@ class _Evidence:
 class Challenge:
     """Compares shadows with the learner that answers, one block of examples after another.
 
-    The evidence is that of this process and of the present roles: it begins again after a restart
-    and after a promotion, which delays a promotion, and makes none likelier.
+    The evidence is that of this process and of the present roles: it starts from nothing after a
+    restart and after a promotion, which delays a promotion, and makes none likelier.
     """
 
     def __init__(self) -> None:
