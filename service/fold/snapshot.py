@@ -138,6 +138,8 @@ class Evaluator:
         Labels are classes, int64, and answers their probabilities. Where numbers are predicted,
         labels are fp32, and answers their mean and standard deviation, or their quantiles.
         """
+        if (own := self.of(snapshot)) is not self:
+            return own(snapshot, inputs)
         if isinstance(inputs, Rows):
             return self._of_rows(snapshot, inputs)
         raw = prepared = to_inputs(inputs, self.device)

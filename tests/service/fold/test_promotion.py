@@ -58,6 +58,20 @@ def test_a_promotion_changes_who_answers_and_nothing_that_is_learned(model: str)
         replace(snapshot, weights=whole.shadows["adam"].frozen()), ASKED)[1])  # fmt: skip
 
 
+def test_an_evaluator_of_one_expert_lets_all_experts_of_a_promoted_pool_answer() -> None:
+    state = State(a_spec(optimizer="funnel"), replace(HYPERPARAMETERS, shadow=("pool",)), CPU)
+    evaluator = Evaluator(state.served)
+    learned(state, range(4))
+    before = evaluator(Snapshot.of(state), ASKED)[1]
+    state.promote("pool")
+    snapshot = Snapshot.of(state)
+    expected = Evaluator(state.shadows["pool"])(snapshot, ASKED)[1]
+    assert torch.equal(evaluator(snapshot, ASKED)[1], expected)
+    assert evaluator.of(snapshot) is evaluator.of(snapshot)
+    state.promote(ORIGINAL)
+    assert torch.equal(evaluator(Snapshot.of(state), ASKED)[1], before)
+
+
 def test_roles_swap_and_swap_back() -> None:
     state = a_state()
     began, adam = state.served, state.shadows["adam"]
