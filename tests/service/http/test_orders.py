@@ -254,3 +254,28 @@ def test_a_model_that_nothing_has_decided_yet_takes_no_orders(tmp_path: Path) ->
     with serving(tmp_path, batch_size=20) as service, service.client() as client:
         answer = client.post("/pause")
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "undecided")
+
+
+def test_a_promoted_shadow_of_rows_answers_and_explains_with_its_own_table(tmp_path: Path) -> None:
+    rows = [{"plan": f"p{k % 7}", "age": k % 50, "at": "2026-05-01"} for k in range(200)]
+    body = {"rows": rows, "labels": ["stay" if k % 7 < 4 else "go" for k in range(200)]}
+    options = {"schema": "auto", "model": "logistic", "shadow": "adagrad:0.3", "batch_size": 20}
+
+    def asked(client: httpx.Client) -> tuple[object, object, object]:
+        found = client.post("/predict?explain=2", json={"rows": rows[:9]}).raise_for_status().json()
+        matter = client.get("/features?top=3").raise_for_status().json()
+        return found["probabilities"], found["explanations"], matter["features"]
+
+    with serving(tmp_path, **options) as service:
+        with service.client() as client:
+            client.post("/learn?wait=applied", json=body).raise_for_status()
+            before = asked(client)
+            assert promote(client, "adagrad:0.3").status_code == 202
+            wait_for(lambda: client.get("/model").json()["promoted"] == "adagrad:0.3")
+            wait_for(lambda: asked(client)[0] != before[0])
+            after = asked(client)
+            assert all(one != other for one, other in zip(before, after, strict=True))
+        service.kill()
+        service.start()
+        with service.client() as client:
+            assert asked(client) == after
