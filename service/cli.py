@@ -30,6 +30,7 @@ COMMANDS = {
     "status": "show whether a service is ready, and how it learns",
     "pause": "let a service learn nothing for a while",
     "resume": "let a service go on learning after a pause",
+    "promote": "let a shadow answer predictions in place of the learner that does",
     "predict": "let a service predict the rows of a file",
     "export": "write the model that a service answers with as ONNX, torch or safetensors",
     "dead": "list what a service did not learn, and why",
@@ -37,7 +38,7 @@ COMMANDS = {
     "completion": "print a script that completes commands in a shell",
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
-FOLDERS = {"pause": "orders.", "resume": "orders."}
+FOLDERS = {"pause": "orders.", "resume": "orders.", "promote": "orders."}
 """The package in `service.commands` of commands whose module is not there itself."""
 SERVERS = ("serve", "demo")
 """Commands that SIGTERM is meant to end: then their exit status is 0."""

@@ -151,7 +151,8 @@ class Model:
         Raises:
             ExportError: the model has families or columns that cannot be exported.
         """
-        return Exported.of(self.trainer.snapshot, self._learner).to_bytes()
+        snapshot = self.trainer.snapshot
+        return Exported.of(snapshot, snapshot.learner or self._learner).to_bytes()
 
     def backlog(self) -> Load:
         """Estimate what is in the log and not learned yet."""

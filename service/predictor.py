@@ -223,19 +223,20 @@ class Predictor:
             joined = np.concatenate(labels), np.concatenate(probabilities)
             request.succeed(joined, long.snapshot)
             return True
-        self._adapt(loop.time() - began)
+        most_rows = self._evaluate.of(long.snapshot).most_rows
+        self._adapt(loop.time() - began, most_rows)
         await asyncio.sleep(0)  # a quick pass has run in this thread
         return False
 
-    def _adapt(self, seconds: float) -> None:
+    def _adapt(self, seconds: float, most_rows: int) -> None:
         """Choose the rows of the next part by the time that a whole one has taken."""
         if seconds > 2 * PART_SECONDS:
             self._part = max(min(LEAST_ROWS, self._part), self._part // 2)
         elif seconds < PART_SECONDS / 2:
-            self._part = min(self._evaluate.most_rows, 2 * self._part)
+            self._part = min(most_rows, 2 * self._part)
 
     async def _pass(self, snapshot: Snapshot, inputs: AnyInputs) -> Answers:
-        if self._evaluate.is_quick(len(inputs)):
+        if self._evaluate.of(snapshot).is_quick(len(inputs)):
             return self._computed(snapshot, inputs)
         return await asyncio.to_thread(self._computed, snapshot, inputs)
 

@@ -170,6 +170,11 @@ class Settings(BaseModel):
         (), description="baselines that learn from the same batches, with commas: adagrad, or "
         "adagrad:0.05 to set its learning rate; each costs a step a batch",
     )  # fmt: skip
+    promote: Literal["never", "auto"] = Field(
+        "never",
+        description="auto: a shadow that is better than the learner that answers, by a test at "
+        "level 0.05, is promoted; never: only POST /promote does that",
+    )
     families: tuple[str, ...] = Field(
         (LINEAR, *FAMILIES),
         description="of FUNNEL_MODEL=auto, with commas; linear is always among them",
@@ -526,6 +531,8 @@ class Settings(BaseModel):
         """Variables that were set although the model and its optimizers do not use them."""
         learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
         idle = set() if self.model in PERCEPTRONS else {"hidden"}
+        if not self.shadow:
+            idle.add("promote")
         if INPUTS not in self.opens:
             idle |= {"features", "classes"} if self.schema else {"max_classes", "table_bits"}
         if self.predicts.is_numeric:

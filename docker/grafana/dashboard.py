@@ -123,6 +123,13 @@ def is_it_learning() -> Row:
             limits=(0, None),
         ),
         timeseries(
+            "Calibration by probability, of the last 10,000",
+            "Share of hits less the mean probability, in bins of as many examples, by ascending "
+            "probability. Good: near 0. Bad: below 0, the model is too sure there; above, not "
+            "sure enough.",
+            Query("funnel_calibration_observed - funnel_calibration_predicted", "bin {{bin}}"),
+        ),
+        timeseries(
             "Recall by class",
             "Of the last 1,000 examples. Good: together and high. Bad: one class at 0 while the "
             "others are high: new, rare or renamed. A gap: not among the last 1,000.",
@@ -136,6 +143,14 @@ def is_it_learning() -> Row:
             "never predicted.",
             Query("funnel_class_precision", "class {{class}}"),
             unit="percentunit", limits=(0, 1),
+        ),
+        timeseries(
+            "Predicted classes",
+            "Examples a second by their class and by the predicted one, of at most 10 classes. "
+            "Good: classes as themselves. Bad: one as another: they look alike, or a label "
+            "has changed its meaning.",
+            Query("rate(funnel_confused_total[$__rate_interval])", "{{class}} as {{predicted}}"),
+            unit="suffix: /s", limits=(0, None),
         ),
         timeseries(
             "Scored a second",

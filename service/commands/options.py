@@ -18,7 +18,7 @@ TOPICS = {
     ),
     "optimizer": (
         "optimizer", "experts", "families", "effort", "lr", "gain_lr", "scale_lr", "momentum",
-        "loss_guard", "shadow", "class_weights", "batch_size",
+        "loss_guard", "shadow", "promote", "class_weights", "batch_size",
     ),
     "computing": ("device", "threads"),
     "log and checkpoints": (

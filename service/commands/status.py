@@ -14,7 +14,7 @@ DESCRIPTION = (
     "waits, and the last drift event. The exit status is 0 if it serves predictions and 1 if not, "
     "for scripts; with --learning, 1 also if it does not learn. With keys, " + KEYS["read"] + "."
 )
-LEARNING = "learning"
+LEARNING, WINDOW = "learning", "1000"
 BACKLOG = re.compile(r"^funnel_backlog_examples (\S+)$", re.MULTILINE)
 
 
@@ -67,9 +67,27 @@ def _lines(
         yield "", f"{model['rolling_accuracy']:.2%} of the last 1,000"
     for below in model["below_floors"]:
         yield "", below
+    if promoted := model.get("promoted"):
+        yield "served", f"{promoted}, which was promoted"
+    yield from _shadows(model)
     if backlog:
         yield "backlog", f"{float(backlog[1]):,.0f} examples"
     yield "drift", _event(events[-1]) if events else "no event"
+
+
+def _shadows(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each shadow with its accuracy, or its mean absolute error, over the last 1,000."""
+    promoted = model.get("promoted", "")
+    names = [name for name in model["hyperparameters"]["shadow"] if name != promoted]
+    for name in [*(["original"] if promoted else []), *names]:
+        scores = model["scores"].get(name, {}).get(WINDOW, {})
+        numbers = model["numbers"].get(name, {}).get(WINDOW, {})
+        if (accuracy := scores.get("accuracy")) is not None:
+            yield "shadow", f"{name}: {accuracy:.2%} of the last 1,000"
+        elif (error := numbers.get("mae")) is not None:
+            yield "shadow", f"{name}: a mean absolute error of {error:.4g} over the last 1,000"
+        else:
+            yield "shadow", name
 
 
 def _event(event: Mapping[str, Any]) -> str:

@@ -57,6 +57,9 @@ class Snapshot:
     """The families beyond the pool; None without, and as long as they have skipped all batches."""
     codes: int = 0
     """Room for the keys of rows that are inputs of trees."""
+    learner: Learner | None = None
+    """The learner that it is of, for its architecture alone, as it goes on learning; None for that
+    of the evaluator."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -66,31 +69,36 @@ class Snapshot:
     @classmethod
     def of(cls, state: State) -> "Snapshot":
         """Copy what prediction needs, on the device, without waiting for it."""
-        keeps, families = state.spec.standardize, state.served.families
+        keeps, learner = state.spec.standardize, state.answering
+        families = learner.families
         return cls(
             state.version,
-            state.served.frozen(),
+            learner.frozen(),
             state.standardizer.mean.clone() if keeps else None,
             state.standardizer.scale if keeps else None,
             state.schema if state.spec.schema else None,
-            state.served.table.published() if state.served.table is not None else None,
+            learner.table.published() if learner.table is not None else None,
             state.calibration.answer.clone() if state.calibration is not None else None,
             state.size.opened,
             state.spec.predicts,
             state.target.unit.clone() if state.target is not None else None,
             families.frozen() if families is not None and families.has_learned else None,
             state.size.codes,
+            learner,
         )
 
 
 class Evaluator:
-    """Computes predictions from snapshots with a module of its own; for one thread.
+    """Computes predictions from snapshots with modules of its own; for one thread.
 
     Args:
-        learner: the learner of the snapshots; its architecture is copied.
+        learner: the learner of the first snapshots; its architecture is copied.
     """
 
     def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._other: Evaluator | None = None
+        """The evaluator of the last snapshot of another learner, which was promoted."""
         self.device, self._evaluate = learner.device, learner.evaluator()
         self._loss = learner.pool.loss
         self._network, self._perceptrons = learner.network(), None
@@ -107,6 +115,15 @@ class Evaluator:
         self.most_rows = min(MOST_ROWS, max(1, MOST_NUMBERS // widest))
         """Rows that a pass may have, so that its memory is bounded."""
 
+    def of(self, snapshot: Snapshot) -> "Evaluator":
+        """Return the evaluator of a snapshot: itself, or one with the modules of its learner."""
+        learner = snapshot.learner
+        if learner is None or learner is self._learner:
+            return self
+        if self._other is None or self._other._learner is not learner:
+            self._other = Evaluator(learner)
+        return self._other
+
     def is_quick(self, rows: int) -> bool:
         """Return whether a pass takes less time than handing it to another thread.
 
@@ -121,6 +138,8 @@ class Evaluator:
         Labels are classes, int64, and answers their probabilities. Where numbers are predicted,
         labels are fp32, and answers their mean and standard deviation, or their quantiles.
         """
+        if (own := self.of(snapshot)) is not self:
+            return own(snapshot, inputs)
         if isinstance(inputs, Rows):
             return self._of_rows(snapshot, inputs)
         raw = prepared = to_inputs(inputs, self.device)

@@ -26,8 +26,11 @@ from service.fold.standardizer import Standardizer
 from service.fold.target import Target
 from service.log.position import Position
 
-SERVED = "served"
-"""Name of the learner that answers predictions."""
+SERVED, ORIGINAL = "served", "original"
+"""Names of the learner that answers predictions, and of the one with which a model began, once a
+shadow was promoted."""
+PROMOTED = "promoted"
+"""Name of the tensor that holds the name of a promoted shadow, uint8; there is none without."""
 NEW_KEYS, BUCKETS = "new_keys", "key_buckets"
 KEY_BITS = 4
 KEY_BUCKETS = 1 << KEY_BITS
@@ -113,7 +116,10 @@ class State:
         self.buckets = torch.zeros(len(self.schema.columns), KEY_BUCKETS, dtype=torch.int64)
         """By column, int64 [columns, KEY_BUCKETS]: keys of rows by their first bits."""
         self.served = Learner(spec, spec.optimizer, hyperparameters, device, self.size)
+        """The learner with which the model began; it answers until a shadow is promoted."""
         self.shadows: dict[str, Learner] = {}
+        self.promoted = ""
+        """Name of the shadow that answers instead; empty if none does."""
         width = self.schema.width if spec.schema else spec.features
         self.standardizer = Standardizer(width, device)
         self.guard = LossGuard(device)
@@ -138,13 +144,17 @@ class State:
         self.set_hyperparameters(hyperparameters)
 
     def set_hyperparameters(self, hyperparameters: Hyperparameters) -> None:
-        """Continue with other hyperparameters and baselines; a new baseline starts blank."""
+        """Continue with other hyperparameters and baselines; a new baseline starts blank, and a
+        promoted one stays."""
         self.hyperparameters = hyperparameters
         self.served.set_hyperparameters(hyperparameters)
         shadows, spec = {}, self.spec
         if spec.model == AUTO:  # a shadow is one learner
             spec = replace(spec, model="logistic", hidden=(), families=())
-        for shadow in map(Shadow.parse, hyperparameters.shadow):
+        named = [*hyperparameters.shadow]
+        if self.promoted and self.promoted not in named:
+            named.append(self.promoted)
+        for shadow in map(Shadow.parse, named):
             own = shadow.hyperparameters(hyperparameters)
             learner = self.shadows.get(shadow.name)
             if learner is None:
@@ -152,6 +162,39 @@ class State:
             learner.set_hyperparameters(own)
             shadows[shadow.name] = learner
         self.shadows = shadows
+
+    def promote(self, name: str) -> None:
+        """Let another learner answer predictions; the one that did becomes a shadow.
+
+        All go on learning. The loss guard and the detectors of drift go on watching the learner
+        with which the model began. The calibration starts from nothing.
+
+        Args:
+            name: of a shadow, or ORIGINAL.
+
+        Raises:
+            KeyError: there is no such shadow.
+        """
+        if name not in (ORIGINAL, *self.shadows):
+            raise KeyError(name)
+        promoted = "" if name == ORIGINAL else name
+        if promoted == self.promoted:
+            return
+        self.promoted = promoted
+        self.set_hyperparameters(self.hyperparameters)
+        self.calibration = self._fresh_calibration()
+
+    @property
+    def answering(self) -> Learner:
+        """The learner that answers predictions."""
+        return self.shadows[self.promoted] if self.promoted else self.served
+
+    def roles(self) -> dict[str, Learner]:
+        """Return all learners by their present roles, the one that answers first."""
+        if not self.promoted:
+            return self.learners()
+        others = {name: own for name, own in self.shadows.items() if name != self.promoted}
+        return {SERVED: self.answering, ORIGINAL: self.served, **others}
 
     def reshape(self, changes: Sequence[Change]) -> None:
         """Let the schema of rows grow, and with it whatever has a size.
@@ -279,7 +322,8 @@ class State:
         return None if table is None else table.index.collision_ratio
 
     def learners(self) -> dict[str, Learner]:
-        """Return all learners by name, the served one first."""
+        """Return all learners by the names of their tensors: SERVED is the one with which the model
+        began (`roles` names them as users see them)."""
         return {SERVED: self.served, **self.shadows}
 
     def settle_scores(self) -> None:
@@ -314,6 +358,8 @@ class State:
         With rows, the schema is among them, as the bytes of its JSON.
         """
         named = self.shared() | self.served.tensors()
+        if self.promoted:
+            named[PROMOTED] = torch.tensor([*self.promoted.encode()], dtype=torch.uint8)
         if self.spec.schema:
             named[SCHEMA] = _as_bytes(self.schema)
             named["missing"], named[NEW_KEYS] = self.missing, self.new_keys
@@ -346,6 +392,10 @@ class State:
         """
         watched = {k: v for k, v in tensors.items() if k.startswith(DRIFT)}
         tensors = {k: v for k, v in tensors.items() if k not in watched}
+        named = tensors.get(PROMOTED, torch.empty(0, dtype=torch.uint8))
+        if (promoted := bytes(named.tolist()).decode()) != self.promoted:
+            self.promoted = promoted
+            self.set_hyperparameters(self.hyperparameters)
         if SCHEMA in tensors:
             self._make_room(tensors)
             tensors = self._counts_of_rows() | tensors

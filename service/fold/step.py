@@ -114,6 +114,10 @@ class Shadowed(NamedTuple):
     learns: Tensor
     """True if the shadow learns it, bool, 0-dim."""
     decision: Decision
+    answers: Tensor
+    """fp32 [n, A] (see `funnel.pool.loss`)."""
+    labels: Tensor
+    """Predicted labels, [n]."""
 
 
 class Asked(NamedTuple):
@@ -153,6 +157,7 @@ class Fold:
         """True while the families beyond the pool skip the batch."""
         self._prepared_for: Hyperparameters | None = None
         self._size: Size | None = None
+        self._promoted = ""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -165,6 +170,7 @@ class Fold:
         self._learn = self.execution.whole(partial(self.learn, self._whole))
         self._without_gradients = self.execution.without_gradients()
         self._prepared_for, self._size = state.hyperparameters, state.size
+        self._promoted = state.promoted
 
     def can_replay(self, version: int) -> bool:
         """Return whether cuts of a fold version give the bits here that they gave when learned.
@@ -203,7 +209,8 @@ class Fold:
                 and its examples wait until they remember them, from which trees catch up.
         """
         state, self._is_fast = self.state, is_fast
-        if state.hyperparameters is not self._prepared_for or state.size is not self._size:
+        is_other = state.hyperparameters is not self._prepared_for or state.size is not self._size
+        if is_other or state.promoted != self._promoted:
             self._prepare()
         with self._without_gradients:
             if isinstance(batch, Rows):
@@ -346,7 +353,11 @@ class Fold:
         for name, shadow in passes.shadows.items():
             self._seed()
             prepared = with_entries(dense, of.get(name))
-            learns, decision = shadow(prepared, labels, importance, keep, finite)
+            learns, decision, answers, predicted = shadow(
+                prepared, labels, importance, keep, finite
+            )
+            if name == self.state.promoted and (calibration := self.state.calibration) is not None:
+                calibration.learn(answers, predicted, labels, finite, learns, importance)
             if not on_host or learns:
                 learners[name].update(prepared, labels, decision)
         if target is not None:
@@ -502,7 +513,7 @@ def count(
     answers, predicted, losses, finite, keep, calibrates = batch
     served.scores.update(answers, predicted, labels, losses, finite)
     floor = state.floors.observe(labels, finite, keep)
-    if state.calibration is not None:
+    if state.calibration is not None and not state.promoted:
         state.calibration.learn(answers, predicted, labels, finite, calibrates, importance)
     return floor
 
@@ -653,4 +664,5 @@ def observe_shadow(
     counted = _counts(state, scored)
     found = outcomes._replace(losses=losses)
     score(state, shadow, batch.scored, found, labels, counted, known)
-    return Shadowed(learns, shadow.decide(batch, learns, labels))
+    decision = shadow.decide(batch, learns, labels)
+    return Shadowed(learns, decision, batch.scored.answers, batch.scored.labels)

@@ -7,7 +7,7 @@ cut may also carry a command.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, Literal
 from zlib import crc32
 
@@ -83,7 +83,15 @@ class Resume(Order):
     """Learning goes on after a pause."""
 
 
-ORDERS: dict[str, type[Order]] = {"pause": Pause, "resume": Resume}
+@dataclass(frozen=True)
+class Promote(Order):
+    """Another learner answers predictions from now on; the one that did becomes a shadow."""
+
+    learner: str
+    """Name of the shadow, or ``original`` for the learner with which the model began."""
+
+
+ORDERS: dict[str, type[Order]] = {"pause": Pause, "resume": Resume, "promote": Promote}
 """The commands of operators, by their names."""
 
 
@@ -102,7 +110,7 @@ class Ordered:
 
     def to_json(self) -> list[object]:
         """Return what a checkpoint keeps."""
-        return [self.cut, self.name, self.order.by, self.order.at]
+        return [self.cut, self.name, *astuple(self.order)]
 
     @classmethod
     def from_json(cls, found: Sequence[Any]) -> "Ordered":
@@ -111,13 +119,20 @@ class Ordered:
         Raises:
             ValueError, KeyError, TypeError: it is none.
         """
-        cut, name, by, at = found
-        return cls(int(cut), ORDERS[name](str(by), int(at)))
+        cut, name, by, at, *more = found
+        return cls(int(cut), ORDERS[name](str(by), int(at), *map(str, more)))
 
 
 def name_of(order: Order) -> str:
     """Return the name of a command of an operator."""
     return next(name for name, kind in ORDERS.items() if isinstance(order, kind))
+
+
+def pause_of(commands: Sequence[Ordered]) -> Ordered | None:
+    """Return the command that pauses learning after some commands; None if none does."""
+    found = (one for one in reversed(commands) if isinstance(one.order, Pause | Resume))
+    newest = next(found, None)
+    return newest if newest is not None and isinstance(newest.order, Pause) else None
 
 
 Command = Begin | Change | Gap | Upgrade | Reshape | Order
@@ -313,8 +328,8 @@ def _encode(command: Command | None) -> str:
             return GAP
         case Reshape(changes):
             content = {"schema": list(changes)}
-        case Order(by, at):
-            content = {name_of(command): {"by": by, "at": at}}
+        case Order():
+            content = {name_of(command): asdict(command)}
         case Upgrade(fold, refused):
             content = {"upgrade": {"fold": fold}} | ({"spec": refused} if refused else {})
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS).decode()
@@ -336,6 +351,8 @@ def _decode(number: int, text: str) -> Command | None:
             return Pause(by, at)
         case {"resume": {"by": str(by), "at": int(at)}, **rest} if not rest:
             return Resume(by, at)
+        case {"promote": {"by": str(by), "at": int(at), "learner": str(name)}, **rest} if not rest:
+            return Promote(by, at, name)
         case {"upgrade": {"fold": int(fold)}, **rest} if rest.keys() <= {"spec"}:
             return Upgrade(fold)
     raise LogError(

@@ -177,7 +177,7 @@ def learned(state: State, features: Sequence[Weights]) -> list[Learned]:
         state: at least as new as the snapshot that the features are of; not changed.
         features: as `strongest` found them.
     """
-    pool, table = state.served.pool, state.served.table
+    pool, table = state.answering.pool, state.answering.table
     labels = state.spec.predicts.outputs(len(state.schema.labels))
     experts = pool.mixing.log_weights[: len(pool.experts)].exp().cpu()
     present = state.missing[:, 1] - state.missing[:, 0]

@@ -22,6 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from service.fold.scoring.classification import RING, TOTAL
 from service.log.backlog import Load
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
 from service.monitoring.status import Condition, LabelStatus, Status
@@ -39,6 +40,8 @@ BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 MAX_CLASSES = 100
 """Classes with a series of their own; of more, only the first."""
+MAX_CONFUSED = 10
+"""Most classes of which each pair has a series of its own."""
 MAX_COLUMNS = 200
 """Columns with series of their own; of more, only the first."""
 MAX_TENSORS = 100
@@ -47,6 +50,7 @@ MAX_TENSORS = 100
 COUNTERS = {
     "batches": "Batches learned",
     "checkpoints": "Checkpoints, by result",
+    "confused": "Examples by their class, and by the class predicted before they were learned",
     "correct": "Examples predicted right before they were learned",
     "damaged_entries": "Entries discarded because their checksum did not match, by this process",
     "dead_entries": "Entries discarded because they cannot be decoded",
@@ -68,6 +72,9 @@ GAUGES = {
     "alignment": "cos(g, ν) of the last step",
     "backlog_bytes": "Bytes of the log that wait to be learned",
     "backlog_examples": "Examples that wait to be learned",
+    "calibration_observed": "Share of hits in the last 10,000 examples, in bins of as many each, "
+    "by ascending probability",
+    "calibration_predicted": "Mean probability in the same bins",
     "checkpoint_age_seconds": "Age of the newest checkpoint",
     "class_precision": "Rolling precision by class",
     "class_recall": "Rolling recall by class",
@@ -261,6 +268,19 @@ def _scores(statistics: Statistics) -> Iterable[Metric]:
     for measure, shares in (("class_recall", scores.class_recall), ("class_precision", newest)):
         pairs = zip(names[:MAX_CLASSES], shares, strict=False)
         yield _family(measure, ["class"], {(name,): share for name, share in pairs})
+    confusion = scores.windows[TOTAL].confusion
+    if 0 < len(names) <= MAX_CONFUSED:
+        pairs_of = {
+            (label, predicted): count
+            for label, row in zip(names, confusion, strict=False)
+            for predicted, count in zip(names, row, strict=False)
+        }
+        yield _family("confused", ["class", "predicted"], pairs_of)
+    answered = statistics.calibrated or scores
+    curve = answered.windows[str(RING)].calibration
+    for measure, field in (("observed", "share"), ("predicted", "probability")):
+        bins = {(str(k),): getattr(own, field) for k, own in enumerate(curve, 1)}
+        yield _family(f"calibration_{measure}", ["bin"], bins)
 
 
 def _columns(statistics: Statistics) -> Iterable[Metric]:

@@ -158,7 +158,7 @@ def read_statistics(
         waiting_since_ms: Unix time in milliseconds of the oldest entry that is read but not
             learned.
     """
-    learners, families = state.learners(), state.served.families
+    learners, families = state.roles(), state.served.families
     telemetry = {name: learner.pool.telemetry() for name, learner in learners.items()}
     return Statistics(
         version=state.version,

@@ -8,7 +8,7 @@ from service.fold.drift.events import Event
 from service.fold.scoring.classification import ScoreSummary
 from service.fold.spec import Hyperparameters
 from service.log.backlog import Backlog, Learned
-from service.log.cuts import Ordered, Pause
+from service.log.cuts import Ordered, pause_of
 from service.log.position import Progress
 from service.monitoring.statistics import Statistics
 
@@ -119,13 +119,15 @@ class Status:
     damaged_entries: int
     """Entries whose checksum did not match, in this process."""
     labels: LabelStatus
+    promoted: str
+    """Name of the shadow that was promoted and answers; empty if none does."""
     commands: tuple[Ordered, ...]
     """The newest commands of operators that it has applied."""
 
     @property
     def is_paused(self) -> bool:
         """True if learning is paused, here or where another process learns."""
-        return bool(self.commands) and isinstance(self.commands[-1].order, Pause)
+        return pause_of(self.commands) is not None
 
     @property
     def learned(self) -> Learned:

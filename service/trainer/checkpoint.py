@@ -6,7 +6,7 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 
 - ``format``: of names, shapes and metadata. Formats from 1 on are read, too (see
   `service.trainer.formats`). It is 6 with chunks, and 5 without;
-  7 with labels of questions, and 8 with commands of operators.
+  7 with labels of questions, 8 with commands of operators, and 9 if a promotion is among them.
 - ``fold``: version of the arithmetic that made the state; 1 where it is missing.
 - ``state``: spec, hyperparameters (``rates``), and the counts of batches and examples. Together
   with the tensors this is all of it.
@@ -19,7 +19,9 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 - ``joined``: true if the tensor ``joins`` holds what cuts have decided on labels of questions (see
   `service.trainer.joining.joins`), as bytes of JSON. The format is 7 then.
 - ``commands``: the newest commands of operators, each with the number of its cut, its name, who
-  gave it, and when; missing without any. The format is 8 then.
+  gave it, when, and the learner that it promotes; missing without any. The format is 8 then, and 9
+  if one promotes a learner. The tensor ``promoted`` names the learner that answers, if it is not
+  the one with which the model began.
 - ``byte_examples``: how many of the examples had uint8 features; missing if that is not known.
 - ``numerics``: the versions and hardware on which the bits depend.
 - ``digest``: SHA-256 of the whole file with this value replaced by 64 tildes, so that any damaged
@@ -43,8 +45,8 @@ from torch import Tensor
 
 from funnel.pool.tables.table import COUNTS, KEYS
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
-from service.fold.state import State
-from service.log.cuts import Ordered
+from service.fold.state import PROMOTED, State
+from service.log.cuts import Ordered, Promote
 from service.log.position import ORIGIN, EntryId, Position, Progress
 from service.trainer.blocks import Bytes
 from service.trainer.chunks import Ledger, Manifest, Read, TableCopy
@@ -52,9 +54,9 @@ from service.trainer.formats import from_format_1, from_format_2, from_format_4
 from service.trainer.joining.joins import Joins
 from streams.errors import FunnelError
 
-FORMAT, LABELLED, CHUNKED, WHOLE = 8, 7, 6, 5
-"""Formats of files with commands of operators, and without: with labels of questions, and without
-these, with and without chunks."""
+FORMAT, ORDERED, LABELLED, CHUNKED, WHOLE = 9, 8, 7, 6, 5
+"""Formats of files with commands of operators, of which one promotes a learner, or none does; and
+without: with labels of questions, and without these, with and without chunks."""
 JOINS = "joins"
 """Name of the tensor that holds what was decided on labels of questions."""
 TABLE = KEYS.partition(".")[0] + "."
@@ -236,7 +238,9 @@ def encode(
         tensors = tensors | {JOINS: torch.frombuffer(raw, dtype=torch.uint8)}
     if copy.commands:
         commands = [one.to_json() for one in copy.commands]
-        metadata |= {"format": FORMAT, "commands": commands}
+        is_promoted = any(isinstance(one.order, Promote) for one in copy.commands)
+        is_promoted |= PROMOTED in copy.tensors
+        metadata |= {"format": FORMAT if is_promoted else ORDERED, "commands": commands}
     text = orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode()
     found = save_tensors(tensors, {"funnel": text})
     return found.replace(BLANK.encode(), hashlib.sha256(found).hexdigest().encode(), 1)

@@ -5,12 +5,20 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from service.log.cuts import Cut, Order, Ordered, Pause
+from service.log.cuts import Cut, Order, Ordered, pause_of
 from service.log.errors import Stopped
 from service.trainer.worker import promise
+from streams.errors import FunnelError
 
 KEPT = 100
 """Commands of operators that a state remembers."""
+
+
+class UnknownLearnerError(FunnelError):
+    """A command names a learner that there is not; the message lists those that there are."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"there is no learner {name!r}, only {', '.join(known)}")
 
 
 class Orders:
@@ -23,7 +31,8 @@ class Orders:
     def give(self, order: Order) -> "Future[int]":
         """Return a future of the number of the cut that carries an order.
 
-        It raises `Stopped` if the trainer stops before, and LogError if the log does not take it.
+        It raises `Stopped` if the trainer stops before, LogError if the log does not take it, and
+        UnknownLearnerError if it names a learner that there is not.
         """
         future: Future[int] = promise()
         with self._lock:
@@ -50,11 +59,6 @@ class Orders:
         self.give_up(reason)
 
 
-def is_paused(commands: Sequence[Ordered]) -> bool:
-    """Return whether learning is paused after some commands of operators."""
-    return bool(commands) and isinstance(commands[-1].order, Pause)
-
-
 def after(commands: tuple[Ordered, ...], number: int, cut: Cut) -> tuple[Ordered, ...]:
     """Return the newest commands of operators after a cut.
 
@@ -62,7 +66,12 @@ def after(commands: tuple[Ordered, ...], number: int, cut: Cut) -> tuple[Ordered
         commands: before it.
         number: of the cut.
         cut: itself.
+
+    Returns:
+        The last KEPT, and before them the pause if it still holds.
     """
     if not isinstance(cut.command, Order):
         return commands
-    return (*commands, Ordered(number, cut.command))[-KEPT:]
+    every = (*commands, Ordered(number, cut.command))
+    kept, pause = every[-KEPT:], pause_of(every)
+    return kept if pause is None or pause in kept else (pause, *kept)

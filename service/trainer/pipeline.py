@@ -5,12 +5,13 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
-from service.log.cuts import Cut, Pause, Pending
+from service.fold.state import ORIGINAL
+from service.log.cuts import Cut, Order, Pause, Pending, Promote, pause_of
 from service.log.log import Log
 from service.process import Clock
 from service.settings import Settings
 from service.trainer.joining.examples import batch_of
-from service.trainer.orders import Orders, is_paused
+from service.trainer.orders import Orders, UnknownLearnerError
 from service.trainer.replica import Replica
 from service.trainer.worker import Worker
 from streams.examples import AnyBatch
@@ -52,10 +53,13 @@ class Pipeline:
         orders: Orders | None = None,
     ) -> None:
         self._orders = orders or Orders()
-        self.is_paused = is_paused(replica.commands)
-        """True if the last recorded command of an operator pauses learning: nothing is cut then."""
-        self._ordered_at = replica.commands[-1].cut if replica.commands else 0
-        """Number of the cut with that command; 0 if there is none."""
+        commands = replica.commands
+        self.is_paused = pause_of(commands) is not None
+        """True if the recorded commands of operators pause learning: nothing is cut then."""
+        self._ordered_at = commands[-1].cut if commands else 0
+        """Number of the cut with the last command; 0 if there is none."""
+        self._answering = replica.state.promoted or ORIGINAL
+        """Name of the learner that answers predictions after the recorded commands."""
         self.replica, self.log, self.pending = replica, log, pending
         self._batch_size, self._max_wait = settings.batch_size, settings.max_wait_ms / 1000
         self._worker, self._clock, self._effort = worker, clock, settings.effort
@@ -198,7 +202,10 @@ class Pipeline:
         group: Group = []
         while (waiting := self._orders.take()) is not None:
             order, future = waiting
-            if isinstance(order, Pause) != self.is_paused or not self._ordered_at:
+            if isinstance(order, Promote) and order.learner not in self.replica.learners:
+                future.set_exception(UnknownLearnerError(order.learner, self.replica.learners))
+                continue
+            if self._changes(order):
                 cut = replace(self._here, command=order)
                 try:
                     await self.replica.record(self.log, [cut])
@@ -206,9 +213,21 @@ class Pipeline:
                     future.set_exception(error)
                     raise
                 group.append((cut, None))
-                self.is_paused, self._ordered_at = isinstance(order, Pause), self.replica.recorded
+                self._ordered_at = self.replica.recorded
+                if isinstance(order, Promote):
+                    self._answering = order.learner
+                else:
+                    self.is_paused = isinstance(order, Pause)
             future.set_result(self._ordered_at)
         return group
+
+    def _changes(self, order: Order) -> bool:
+        """Return whether a command is to be recorded: it changes something, or is the first."""
+        if isinstance(order, Promote):
+            is_other = order.learner != self._answering
+        else:
+            is_other = isinstance(order, Pause) != self.is_paused
+        return is_other or not self._ordered_at
 
     @property
     def _here(self) -> Cut:

@@ -16,9 +16,20 @@ from service.fold.schema.changes import Change as SchemaChange
 from service.fold.schema.changes import from_json, to_json
 from service.fold.schema.schema import POLICIES, Schema
 from service.fold.spec import FOLD_VERSION, UNSET, Hyperparameters, Spec
-from service.fold.state import State
+from service.fold.state import ORIGINAL, State
 from service.fold.step import Fold
-from service.log.cuts import Begin, Change, Command, Cut, Gap, Ordered, Pending, Reshape, Upgrade
+from service.log.cuts import (
+    Begin,
+    Change,
+    Command,
+    Cut,
+    Gap,
+    Ordered,
+    Pending,
+    Promote,
+    Reshape,
+    Upgrade,
+)
 from service.log.entries import Entry, read_entry
 from service.log.errors import BlankError, ForeignError, GapError, LogError, LogFullError, damaged
 from service.log.extent import Extent, check_reach
@@ -193,6 +204,11 @@ class Replica:
             self.state.begin_as(spec)
             self._fold = Fold(self.state)
         check_spec(self.state.spec, spec, what, self.is_open)
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Names of the learners that can be promoted."""
+        return (ORIGINAL, *self.state.shadows)
 
     @property
     def has_families(self) -> bool:
@@ -559,6 +575,8 @@ class Replica:
                 self.state.set_hyperparameters(Hyperparameters.of(dict(hyperparameters)))
             case Reshape(changes):
                 self.state.reshape(list(map(from_json, changes)))
+            case Promote(learner=name):
+                self.state.promote(name)
         self.is_open = False
         self.joins.apply(cut)
         self.commands = after(self.commands, at.cut + 1, cut)

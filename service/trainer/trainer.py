@@ -23,13 +23,14 @@ from service.fold.scoring.classification import ScoreSummary
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.fold.task import AUTO
-from service.log.cuts import Order
+from service.log.cuts import Order, Promote, Resume, pause_of
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import Extent, check_reach
 from service.log.labels import Join, Result
 from service.log.lease import Lease, Lock
 from service.log.log import COUNTED_AT_ONCE, Log
 from service.log.position import EntryId
+from service.monitoring.challenge import Challenge
 from service.monitoring.columns import ColumnWindows
 from service.monitoring.features import FeatureNames
 from service.monitoring.history import History
@@ -43,7 +44,7 @@ from service.trainer.choice import AnotherModelError
 from service.trainer.identity import Identity
 from service.trainer.joining.joiner import Joiner, Summary
 from service.trainer.joining.joins import Joins
-from service.trainer.orders import Orders, is_paused
+from service.trainer.orders import Orders
 from service.trainer.pipeline import Pipeline
 from service.trainer.rejections import Rejections
 from service.trainer.replica import AppliedBatch, Replica
@@ -62,6 +63,8 @@ PUBLISH_RATIO = 20
 """A snapshot may also be so many times as old as the time that copying it takes: the copy of a full
 table takes some 20 ms."""
 STATISTICS_SECONDS = 1.0
+AUTOMATIC = "auto"
+"""Gives the commands that no operator gives."""
 PAUSE_SECONDS = 0.25
 """Time between statistics when learning has paused and the last ones are older than its end."""
 CHECK_SECONDS = 10.0
@@ -156,6 +159,7 @@ class Trainer:
         self._drift_news = DriftNews(self.history, drifted)
         self.newest, self.feature_names = Newest(state, clock), FeatureNames(clock)
         self.columns = ColumnWindows()
+        self._challenge = Challenge() if settings.promote == "auto" else None
         self._condition, self._reason = Condition.STARTING, ""
         self._statistics: Statistics | None = None
         self._scores: ScoreSummary | None = None
@@ -218,11 +222,11 @@ class Trainer:
         self._poke()
         return future
 
-    def order(self, kind: type[Order], by: str) -> "Future[int]":
+    def order(self, kind: Callable[[str, int], Order], by: str) -> "Future[int]":
         """Return a future of the number of the cut that carries an operator's command.
 
         Args:
-            kind: of the command.
+            kind: returns the command, given ``by`` and the Unix time in milliseconds.
             by: name of the key with which it is given.
         """
         future = self._orders.give(kind(by, round(1000 * self._clock.time())))
@@ -348,10 +352,12 @@ class Trainer:
         Only the owner of the state calls this: the worker, or the event loop while that is quiet.
         """
         self._published_at = self._clock.monotonic()
-        if self.snapshot.version != self._replica.state.version:
-            self.snapshot = Snapshot.of(self._replica.state)
+        state = self._replica.state
+        is_other = self.snapshot.learner is not state.answering
+        if is_other or self.snapshot.version != state.version:
+            self.snapshot = Snapshot.of(state)
             self._publishing_seconds = self._clock.monotonic() - self._published_at
-        served = self._replica.state.served
+        served = state.answering
         if served.device.type == "cpu":  # elsewhere, to read them would wait for the device
             self._scores = served.scores.read()
         elif self._statistics is not None:
@@ -372,7 +378,7 @@ class Trainer:
             scores=self._scores,
             progress=replica.progress,
             hyperparameters=state.hyperparameters,
-            optimizer=state.served.shown_hyperparameters(),
+            optimizer=state.answering.shown_hyperparameters(),
             snapshot_at=self._published_at,
             checkpoints=self._writer.summary,
             drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
@@ -381,6 +387,7 @@ class Trainer:
             mean_bytes=replica.mean_bytes,
             damaged_entries=replica.damaged_entries,
             labels=_label_status(replica.joins, replica.joiner.summary),
+            promoted=state.promoted,
             commands=replica.commands,
         )
 
@@ -587,8 +594,8 @@ class Trainer:
     def _note_pause(self) -> None:
         """Publish that learning is paused, or goes on; nobody waits for examples meanwhile."""
         commands = self._replica.commands
-        if is_paused(commands):
-            order = commands[-1].order
+        if (pause := pause_of(commands)) is not None:
+            order = pause.order
             at = datetime.fromtimestamp(order.at / 1000, UTC).isoformat(timespec="seconds")
             reason = f"paused by {order.by} at {at}; POST /resume, or funnel resume, ends it"
             if self._condition != Condition.PAUSED:
@@ -596,7 +603,8 @@ class Trainer:
                 self._become(Condition.PAUSED, reason)
             self._waiters.give_up("learning is paused")
         elif self._condition == Condition.PAUSED:
-            logger.info("learning goes on, as %s has ordered", commands[-1].order.by)
+            resumed = next(c.order for c in reversed(commands) if isinstance(c.order, Resume))
+            logger.info("learning goes on, as %s has ordered", resumed.by)
             self._become(Condition.LEARNING)
 
     def _note_stall(self, pipeline: Pipeline) -> None:
@@ -636,8 +644,18 @@ class Trainer:
                 f"{extent.last}, {seen} were read, and {unread} can be"
             )
         self._show(extent, pipeline.waiting_since_ms)
+        self._compare_shadows()
         self._drift_news.notify(replica.state.drift)
         self._publish()
+
+    def _compare_shadows(self) -> None:
+        """Order the promotion of a shadow that is better, if that is the setting."""
+        if self._challenge is None or self._statistics is None:
+            return
+        if (name := self._challenge.note(self._statistics)) is not None:
+            logger.info("shadow %s is better than the learner that answers; it is promoted", name)
+            self._challenge.begin()
+            self.order(partial(Promote, learner=name), AUTOMATIC)
 
     def _show(self, extent: Extent, waiting_since_ms: int | None = None) -> None:
         """Read the statistics off the device, and add them to the history."""

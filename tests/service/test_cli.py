@@ -278,7 +278,7 @@ def test_a_closed_output_is_one_line_before_the_work(command: str, tmp_path: Pat
     (tmp_path / "rows.csv").write_text("a,label\n1,0\n2,1\n")
     arguments = {
         "data": ["mnist"], "stream": ["rows.csv", "--to", "http://127.0.0.1:9"], "status": [],
-        "dead": [], "pause": [], "resume": [], "completion": ["bash"],
+        "dead": [], "pause": [], "resume": [], "promote": ["adam"], "completion": ["bash"],
     }  # fmt: skip
     shell = ["sh", "-c", 'exec "$@" >&-', "sh", *FUNNEL, command]
     ran = subprocess.run(

@@ -185,7 +185,7 @@ class ChainState(State):
         self.chain = bytes(32)
         self.version = self.examples = self.byte_examples = 0
         self.served = _ChainLearner(spec)  # type: ignore[assignment]
-        self.shadows = {}
+        self.shadows, self.promoted = {}, ""
         self.guard = self  # type: ignore[assignment]
         self.quarantined = 0
         self.size = spec.size

@@ -22,15 +22,16 @@ def run(options: argparse.Namespace) -> int:
     return order(options.to, "pause", "learning is paused")
 
 
-def order(url: str, name: str, done: str) -> int:
+def order(url: str, name: str, done: str, content: bytes = b"") -> int:
     """Give a command to a service, print that it is recorded, and return the exit status.
 
     Args:
         url: of the service.
         name: of the command.
         done: the line that is printed.
+        content: of the request, as JSON.
     """
     with closing(Service(url, key("API"))) as service:
-        cut = checked(service.post(f"/{name}", b"", "application/json")).json()["cut"]
+        cut = checked(service.post(f"/{name}", content, "application/json")).json()["cut"]
     sys.stdout.write(f"{done}, as cut {cut} records\n")
     return 0

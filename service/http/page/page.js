@@ -55,7 +55,8 @@ async function askModel() {
   }
   if (model.inputs === "rows") showRows(isLive);
   showOrders(model, askModel);
-  byId("model").textContent = `${model.model}, learned with ${model.optimizer}`;
+  const served = model.promoted ? `answered by ${model.promoted}` : `learned with ${model.optimizer}`;
+  byId("model").textContent = `${model.model}, ${served}`;
   watch();
 }
 

@@ -11,6 +11,7 @@ from service.export import ExportError
 from service.http.codecs.safetensors import MEDIA_TYPE as TYPE
 from service.http.dependencies import CODES, Learning, Running
 from service.http.errors import ErrorBody, HTTPError, unavailable
+from service.log.cuts import Promote
 from service.log.errors import Stopped
 from service.model import Model
 from service.monitoring.statistics import Statistics
@@ -98,7 +99,9 @@ class OrderedAnswer(BaseModel):
 
     cut: int
     command: str
-    """pause or resume."""
+    """pause, resume or promote."""
+    learner: str | None
+    """The learner that was promoted; null for the other commands."""
     by: str
     """Name of the key with which it was given; anonymous without keys."""
     at: float
@@ -127,6 +130,9 @@ class ModelAnswer(BaseModel):
     condition: str
     """starting, standby, replaying, learning, paused, waiting (for the log) or halted."""
     reason: str
+    promoted: str
+    """Name of the shadow that was promoted and answers; empty if the learner does with which the
+    model began, which is called ``original`` otherwise."""
     commands: list[OrderedAnswer]
     """The newest commands of operators, in order."""
     accuracy: Finite
@@ -213,8 +219,15 @@ async def model(model: Running) -> ModelAnswer:
         role=status.role,
         condition=status.condition,
         reason=status.reason,
+        promoted=status.promoted,
         commands=[
-            OrderedAnswer(cut=c.cut, command=c.name, by=c.order.by, at=c.order.at / 1000)
+            OrderedAnswer(
+                cut=c.cut,
+                command=c.name,
+                learner=c.order.learner if isinstance(c.order, Promote) else None,
+                by=c.order.by,
+                at=c.order.at / 1000,
+            )
             for c in status.commands
         ],
         accuracy=scores.accuracy if scores else math.nan,

@@ -1,16 +1,19 @@
-"""``POST /pause`` and ``POST /resume``: commands of operators, which cuts carry."""
+"""``POST /pause``, ``/resume`` and ``/promote``: commands of operators, which cuts carry."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from service.http.dependencies import CODES, Learning
 from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.http.guard import sender_of
-from service.log.cuts import Order, Pause, Resume
+from service.log.cuts import Order, Pause, Promote, Resume
 from service.log.errors import LogError, Stopped
 from service.model import Model
+from service.trainer.orders import UnknownLearnerError
 
 WAIT_SECONDS = 30.0
 """Longest wait until an order is recorded."""
@@ -40,7 +43,27 @@ async def resume(request: Request, model: Learning) -> OrderAnswer:
     return await _carried_out(model, Resume, sender_of(request.scope))
 
 
-async def _carried_out(model: Model, kind: type[Order], by: str) -> OrderAnswer:
+class Promotion(BaseModel):
+    """The learner that is to answer predictions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    learner: str
+    """Name of a shadow, or ``original`` for the learner with which the model began."""
+
+
+@router.post("/promote", status_code=202, responses={422: {"model": ErrorBody}})
+async def promote(request: Request, model: Learning, promotion: Promotion) -> OrderAnswer:
+    """Let a shadow answer predictions from now on; the learner that did becomes a shadow.
+
+    All learners go on learning. It stays so after a restart, also if the settings no longer name
+    the shadow, until another learner is promoted.
+    """
+    kind = partial(Promote, learner=promotion.learner)
+    return await _carried_out(model, kind, sender_of(request.scope))
+
+
+async def _carried_out(model: Model, kind: Callable[[str, int], Order], by: str) -> OrderAnswer:
     """Return the answer to an order, once it is recorded."""
     if model.is_open:
         message = "nothing has decided yet what is learned; send the first examples before"
@@ -48,6 +71,8 @@ async def _carried_out(model: Model, kind: type[Order], by: str) -> OrderAnswer:
     try:
         async with asyncio.timeout(WAIT_SECONDS):
             return OrderAnswer(cut=await asyncio.wrap_future(model.trainer.order(kind, by)))
+    except UnknownLearnerError as error:
+        raise HTTPError(422, "unknown_learner", str(error)) from error
     except TimeoutError as error:
         message = f"the log did not take the command within {WAIT_SECONDS:g} s; it may still do so"
         raise unavailable("log_unavailable", message) from error

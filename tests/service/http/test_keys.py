@@ -27,6 +27,7 @@ BODIES = {
     "/learn": {"features": [[0, 1]], "labels": [1]},
     "/predict": {"features": [[0, 1]]},
     "/labels": {"ids": ["a"], "labels": [1]},
+    "/promote": {"learner": "original"},
 }
 READERS = {ADMIN, PREDICT}
 # For each request, the status with a key that allows it; other keys get 403.
@@ -37,6 +38,7 @@ MATRIX = [
     ("POST", "/checkpoint", 201, {ADMIN}),
     ("POST", "/pause", 202, {ADMIN}),
     ("POST", "/resume", 202, {ADMIN}),
+    ("POST", "/promote", 202, {ADMIN}),
     ("GET", "/model", 200, READERS),
     ("GET", "/model/export", 200, {ADMIN}),
     ("GET", "/optimizer", 200, READERS),

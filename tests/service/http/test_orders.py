@@ -1,4 +1,4 @@
-"""`POST /pause` and `POST /resume`: recorded, kept over restarts, and replayed bit for bit."""
+"""`POST /pause`, `/resume` and `/promote`: recorded, kept over restarts, replayed bit for bit."""
 
 import subprocess
 import sys
@@ -99,6 +99,123 @@ def test_what_is_recorded_is_repeated_with_its_pauses(service: ServiceProcess) -
         assert len(client.get("/model").json()["commands"]) == 6
 
 
+def promote(client: httpx.Client, learner: str) -> httpx.Response:
+    return client.post("/promote", json={"learner": learner})
+
+
+def answers(client: httpx.Client, version: int) -> object:
+    asked = {"features": a_batch(9).features.tolist()}
+    found = client.post("/predict", json=asked).raise_for_status().json()
+    assert found["model_version"] == version
+    return found["probabilities"]
+
+
+def test_a_promoted_shadow_answers_at_once_and_after_every_restart(tmp_path: Path) -> None:
+    shadowed = SMALL | {"shadow": "adagrad,adam", "calibrate": False}
+    with serving(tmp_path, **shadowed) as service:
+        with service.client() as client:
+            for seed in range(3):
+                send(client, seed)
+            wait_for(lambda: 'learner="adam"' in client.get("/metrics").text)
+            original = answers(client, 3)
+            answer = promote(client, "adam")
+            assert answer.status_code == 202, answer.text
+            cut = answer.json()["cut"]
+            assert promote(client, "adam").json()["cut"] == cut, "it changes nothing"
+            wait_for(lambda: answers(client, 3) != original)
+            promoted = answers(client, 3)
+            wait_for(lambda: 'learner="original"' in client.get("/metrics").text)
+            assert 'learner="adam"' not in client.get("/metrics").text
+            model = client.get("/model").json()
+            assert (model["promoted"], model["hyperparameters"]["lr"]) == ("adam", 0.001)
+            [command] = model["commands"]
+            assert (command["command"], command["learner"], command["cut"]) == (
+                "promote",
+                "adam",
+                cut,
+            )
+            exported = client.get("/model/export").raise_for_status().content
+        service.kill()
+        service.start()  # from the cuts
+        with service.client() as client:
+            assert answers(client, 3) == promoted
+            assert client.get("/model/export").content == exported
+            assert client.post("/checkpoint").status_code == 201
+        service.kill()
+        service.options["shadow"] = ""
+        service.start()  # from the checkpoint, and no setting names the shadow
+        with service.client() as client:
+            wait_for(lambda: client.get("/model").json()["hyperparameters"]["shadow"] == [])
+            assert answers(client, 3) == promoted
+            refused = promote(client, "adagrad")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (
+                422,
+                "unknown_learner",
+            )
+            assert refused.json()["error"]["message"].endswith("only original, adam")
+            ran = subprocess.run(
+                [sys.executable, "-m", "service.cli", "promote", "original", "--to", service.url],
+                capture_output=True, text=True, timeout=60, check=False, env=environment(),
+            )  # fmt: skip
+            assert (ran.returncode, ran.stderr) == (0, "")
+            assert ran.stdout.startswith("original answers predictions, as cut ")
+            wait_for(lambda: answers(client, 3) == original)
+            assert promote(client, "adam").status_code == 422, "it has left with its promotion"
+
+
+def test_a_service_that_promotes_has_the_digest_of_one_that_was_killed_in_between(
+    tmp_path: Path,
+) -> None:
+    digests = set()
+    for kills in (False, True):
+        options = SMALL | {"shadow": "adam", "checkpoint_every_seconds": 600.0}
+        with serving(tmp_path / str(kills), **options) as service:
+            for seed, learner in enumerate(("adam", "original", "adam")):
+                with service.client() as client:
+                    send(client, 2 * seed)
+                    assert promote(client, learner).status_code == 202
+                if kills:
+                    service.kill()
+                    service.start()
+                with service.client() as client:
+                    send(client, 2 * seed + 1)
+            with service.client() as client:
+                digests.add(client.post("/checkpoint").json()["sha256"])
+    assert len(digests) == 1
+
+
+def test_a_shadow_that_is_better_is_promoted_if_that_is_the_setting(tmp_path: Path) -> None:
+    slow = {"optimizer": "sgd", "lr": 1e-6, "shadow": "pool", "promote": "auto"}
+    options = SMALL | slow | {"batch_size": 500}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        seeds = iter(range(1_000_000))
+
+        def is_promoted() -> bool:
+            body = a_batch(next(seeds), 1_000).to_bytes()
+            client.post("/learn?wait=applied", content=body, headers=SAFETENSORS)
+            return str(client.get("/model").json()["promoted"]) == "pool"
+
+        wait_for(is_promoted)
+        [command] = client.get("/model").json()["commands"]
+        assert (command["command"], command["by"]) == ("promote", "auto")
+
+
+def test_a_promotion_leaves_a_pause_as_it_is(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL, shadow="adam") as service:
+        with service.client() as client:
+            send(client, 0)
+            order(client, "pause")
+            assert promote(client, "adam").status_code == 202
+            wait_for(lambda: client.get("/model").json()["promoted"] == "adam")
+            assert condition(client) == "paused"
+        service.kill()
+        service.start()
+        with service.client() as client:
+            assert condition(client) == "paused"
+            order(client, "resume")
+            wait_for(lambda: condition(client) == "learning")
+
+
 def test_the_name_of_the_key_is_recorded(tmp_path: Path) -> None:
     with serving(tmp_path, **SMALL, **KEYS) as service:
         with service.client(**OPS) as ops, service.client(**ANN) as ann:
@@ -137,3 +254,28 @@ def test_a_model_that_nothing_has_decided_yet_takes_no_orders(tmp_path: Path) ->
     with serving(tmp_path, batch_size=20) as service, service.client() as client:
         answer = client.post("/pause")
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "undecided")
+
+
+def test_a_promoted_shadow_of_rows_answers_and_explains_with_its_own_table(tmp_path: Path) -> None:
+    rows = [{"plan": f"p{k % 7}", "age": k % 50, "at": "2026-05-01"} for k in range(200)]
+    body = {"rows": rows, "labels": ["stay" if k % 7 < 4 else "go" for k in range(200)]}
+    options = {"schema": "auto", "model": "logistic", "shadow": "adagrad:0.3", "batch_size": 20}
+
+    def asked(client: httpx.Client) -> tuple[object, object, object]:
+        found = client.post("/predict?explain=2", json={"rows": rows[:9]}).raise_for_status().json()
+        matter = client.get("/features?top=3").raise_for_status().json()
+        return found["probabilities"], found["explanations"], matter["features"]
+
+    with serving(tmp_path, **options) as service:
+        with service.client() as client:
+            client.post("/learn?wait=applied", json=body).raise_for_status()
+            before = asked(client)
+            assert promote(client, "adagrad:0.3").status_code == 202
+            wait_for(lambda: client.get("/model").json()["promoted"] == "adagrad:0.3")
+            wait_for(lambda: asked(client)[0] != before[0])
+            after = asked(client)
+            assert all(one != other for one, other in zip(before, after, strict=True))
+        service.kill()
+        service.start()
+        with service.client() as client:
+            assert asked(client) == after

@@ -90,6 +90,7 @@ def test_a_model_of_many_classes_and_tensors_has_a_bounded_number_of_series(
         wait_for(lambda: client.get("/optimizer").json()["model_version"] == 1)
         found = Counter(name for name, _ in scrape(client))
     assert found["funnel_class_recall"] == found["funnel_class_precision"] == MAX_CLASSES
+    assert "funnel_confused_total" not in found
     assert found["funnel_scale"] == MAX_TENSORS
 
 
@@ -108,6 +109,10 @@ def test_the_numbers_are_those_of_the_model(text: str) -> None:
     correct = sample(found, "funnel_correct_total", learner="served")
     total = sample(found, "funnel_accuracy", learner="served", window="total")
     assert total == pytest.approx(correct / 1200)
+    pairs = [(dict(key[1]), n) for key, n in found.items() if key[0] == "funnel_confused_total"]
+    confused = {(own["class"], own["predicted"]): n for own, n in pairs}
+    assert sum(confused.values()) == 1200
+    assert sum(n for (label, predicted), n in confused.items() if label == predicted) == correct
     assert sample(found, "funnel_accuracy", learner="served", window="rolling") > total
     median = sample(found, "funnel_gain", learner="served", tensor="weight", quantile="0.5")
     top = sample(found, "funnel_gain", learner="served", tensor="weight", quantile="1")

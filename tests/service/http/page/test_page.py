@@ -382,6 +382,26 @@ def test_a_pause_is_named_and_ended_on_the_page(tmp_path: Path, browser: Page) -
         assert browser.problems == []
 
 
+def test_a_shadow_is_promoted_on_the_page_and_the_learner_that_began_comes_back(
+    tmp_path: Path, browser: Page
+) -> None:
+    with serving(tmp_path / "service", **SMALL, shadow="adagrad,adam") as service:
+        learn(service)
+        browser.open(service.url)
+        browser.evaluate(f"{INSIDE} = true")
+        offered = (
+            "[...document.getElementById('promote-learner').options].map((o) => o.value).join()"
+        )
+        browser.wait_for(f"{offered} === 'adagrad,adam'")
+        browser.evaluate("document.getElementById('promote-learner').value = 'adam'")
+        browser.evaluate("document.getElementById('promote-button').click()")
+        browser.wait_for(f"{offered} === 'original,adagrad'")
+        browser.wait_for("document.getElementById('model').textContent.endsWith('by adam')")
+        browser.evaluate("document.getElementById('promote-button').click()")
+        browser.wait_for(f"{offered} === 'adagrad,adam'")
+        assert browser.problems == []
+
+
 ASSETS = {
     "LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
     "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
