@@ -621,6 +621,7 @@ class Settings(BaseModel):
             self.model != AUTO and not self.predicts.is_numeric,
             is_named,
             self.predicts.kind == "regression",
+            is_named and self.model == AUTO,
             self.families if self.model == AUTO and self.families != (LINEAR, *FAMILIES) else (),
         )
 

@@ -5,6 +5,11 @@ example is standardized once, not at each batch. Few inputs are kept in fp32, wi
 inputs are kept as integers of 8 bits, 24 of which are a standard deviation: sums of their products
 are exact in any order, and a fraction of the cost. There, the inputs of largest gain are
 kept once more, times the roots of their gains at that time.
+
+Codes of categories are equal or they differ [D. R. Wilson, T. R. Martinez, 'Improved heterogeneous
+distance functions', JAIR 6, 1997: the overlap metric of HEOM]. Two that differ are 2 / p apart,
+squared, where p is the share of pairs of examples that differ: so the mean over all pairs is 2, as
+it is of a standardized number. It is at most FARTHEST.
 """
 
 from typing import NamedTuple
@@ -13,7 +18,7 @@ import torch
 from torch import Tensor
 
 from funnel.families.forests.growing import bins_of
-from funnel.families.interface import Scaling
+from funnel.families.interface import LIMIT, Scaling
 from funnel.families.memory import Memory, Moved
 
 LEVELS = 24.0
@@ -26,6 +31,8 @@ MOST_NUMBERS = 1 << 18
 """Numbers that are standardized at once."""
 PIECE = 1_024
 """Examples that are copied together for a snapshot."""
+FARTHEST = LIMIT**2
+"""Squared distance of a number at its limit from the mean; two codes are at most as far apart."""
 
 
 class Piece(NamedTuple):
@@ -37,6 +44,8 @@ class Piece(NamedTuple):
     """Ranks among quantiles, fp32 [., d]; or int8 [., gains], those of largest gain."""
     norms: Tensor
     """Sums of the squares of both, int32 [2, .]; none of fp32."""
+    codes: Tensor
+    """Codes of categories, fp32 [c, .]."""
 
 
 class Measure(NamedTuple):
@@ -45,7 +54,8 @@ class Measure(NamedTuple):
     mean: Tensor
     """fp32 [D]."""
     scale: Tensor
-    """fp32 [D]; 0 where it was never taken."""
+    """fp32 [D]; 0 where it was never taken. That of a code which is compared is 1 / the squared
+    distance of two that differ."""
     importances: Tensor
     """Importances of the columns in trees, fp32 [D]."""
 
@@ -58,21 +68,27 @@ class Compared:
         lags: how many of its columns are no inputs.
         numbers: the inputs that are compared.
         has_ranks: whether inputs are few: they are kept in fp32, with their ranks.
+        codes: the inputs that are codes of categories and are compared, too.
     """
 
-    def __init__(self, memory: Memory, lags: int, numbers: slice, has_ranks: bool) -> None:
+    def __init__(
+        self, memory: Memory, lags: int, numbers: slice, has_ranks: bool, codes: slice
+    ) -> None:
         self.memory, self.lags, self.has_ranks = memory, lags, has_ranks
         width, slots = memory.columns.shape
         device, inputs = memory.columns.device, numbers.stop - numbers.start
         self.measure = Measure(*torch.zeros(3, width, device=device))
         self._own = slice(lags + numbers.start, lags + numbers.stop)
-        """The columns of the memory that are compared."""
+        """The columns of the memory that are compared as numbers."""
+        self._codes = slice(lags + codes.start, lags + codes.stop)
+        """The columns that are compared as categories."""
         kind = torch.float32 if has_ranks else torch.int8
         second = inputs if has_ranks else min(inputs, MOST_GAINS)
         self._whole = Piece(
             torch.zeros(slots, inputs, dtype=kind, device=device),
             torch.zeros(slots, second, dtype=kind, device=device),
             torch.zeros(2, 0 if has_ranks else slots, dtype=torch.int32, device=device),
+            memory.columns[self._codes],
         )
         self._copies: list[Piece | None] = [None] * -(-slots // PIECE)
         """Copies that snapshots share; None where examples are newer."""
@@ -88,13 +104,18 @@ class Compared:
 
     @property
     def importances(self) -> Tensor:
-        """Importances of what is compared, the tensor itself."""
+        """Importances of what is compared as numbers, the tensor itself."""
         return self.measure.importances[self._own]
 
     @property
     def edges(self) -> Tensor:
-        """Quantiles of what is compared, the tensor itself."""
+        """Quantiles of what is compared as numbers, the tensor itself."""
         return self.memory.edges[self._own]
+
+    @property
+    def apart(self) -> Tensor:
+        """Squared distances of two codes that differ, fp32 [c]."""
+        return self.measure.scale[self._codes].reciprocal()
 
     def follow(self, moved: Moved, rows: Tensor, scaling: Scaling, importances: Tensor) -> None:
         """Take the examples that came into the memory.
@@ -108,14 +129,16 @@ class Compared:
         if moved.is_measured:
             self.measure.mean[self.lags :] = scaling.mean
             self.measure.scale.fill_(1.0)[self.lags :] = scaling.scale
+            differ = shares_that_differ(self._whole.codes[:, : self.memory.used])
+            self.measure.scale[self._codes] = differ.div(2.0).clamp(min=1.0 / FARTHEST)
             self.measure.importances.copy_(importances)
             self.loaded()
             return
-        new = self._compare(rows[:, self._own])
-        moved.follow(self._whole.numbers, new.numbers)
-        moved.follow(self._whole.others, new.others)
+        numbers, others, norms = self._compare(rows[:, self._own])
+        moved.follow(self._whole.numbers, numbers)
+        moved.follow(self._whole.others, others)
         if not self.has_ranks:
-            moved.follow(self._whole.norms.t(), new.norms.t())
+            moved.follow(self._whole.norms.t(), norms.t())
         for piece in {slot // PIECE for slot in (*moved.targets.tolist(), *moved.slots.tolist())}:
             self._copies[piece] = None
 
@@ -128,9 +151,8 @@ class Compared:
         most = max(1, MOST_NUMBERS // self._whole.numbers.shape[1])
         for first in range(0, used, most):
             raw = self.memory.rows[first : min(used, first + most), self._own]
-            for mine, new in zip(
-                self.present(first, first + most), self._compare(raw), strict=True
-            ):
+            kept = self.present(first, first + most)[:3]  # the codes are those of the memory
+            for mine, new in zip(kept, self._compare(raw), strict=True):
                 mine.copy_(new)
 
     def _measure(self, rows: Tensor) -> None:
@@ -143,20 +165,20 @@ class Compared:
         self.measure.scale.copy_(torch.where(deviation > 0, deviation, 1.0))
         self.measure.importances.fill_(1.0 / len(self.measure.importances))
 
-    def _compare(self, raw: Tensor) -> Piece:
-        """Return inputs, fp32 [n, d], as they are compared."""
+    def _compare(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return inputs, fp32 [n, d], as they are compared, and their norms, as a `Piece` does."""
         importances = None if self.has_ranks else self.importances
         both = compared(raw, self.scaling, self.edges, importances)
         if self.has_ranks:
-            return Piece(*both, self._whole.norms)
+            return *both, self._whole.norms
         norms = torch.stack([part.int().square().sum(dim=1) for part in both]).int()
-        return Piece(*both, norms)
+        return *both, norms
 
     def present(self, begin: int = 0, end: int | None = None) -> Piece:
         """Return the examples of slots, by default of all that hold one, the tensors themselves."""
         own = slice(begin, min(end or self.memory.used, self.memory.used))
-        numbers, others, norms = self._whole
-        return Piece(numbers[own], others[own], norms[:, own])
+        numbers, others, norms, codes = self._whole
+        return Piece(numbers[own], others[own], norms[:, own], codes[:, own])
 
     def copies(self) -> tuple[Piece, ...]:
         """Return copies of all examples, in pieces; those that did not change are shared."""
@@ -206,3 +228,18 @@ def ranks(inputs: Tensor, edges: Tensor) -> Tensor:
     part = ((columns - low) / (high - low).clamp(min=1e-30)).clamp(0.0, 1.0).nan_to_num(0.5)
     found = (after - 1 + part) * (2 * RANGE / last) - RANGE
     return found.masked_fill_(~torch.isfinite(columns), 0.0).t()
+
+
+def shares_that_differ(codes: Tensor) -> Tensor:
+    """Return the share of pairs of examples whose codes differ, by column, fp32 [c].
+
+    An example makes a pair with itself, too. Pairs are counted, so their order has no part in it.
+
+    Args:
+        codes: fp32 [c, m].
+    """
+    ascending = codes.sort(dim=1).values
+    first = torch.searchsorted(ascending, ascending)
+    after = torch.searchsorted(ascending, ascending, right=True)
+    equal = (after - first).sum(dim=1)
+    return (1.0 - equal.double() / max(1, codes.shape[1]) ** 2).float()

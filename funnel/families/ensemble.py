@@ -10,7 +10,7 @@ from funnel.families.forests.forest import forest_logits
 from funnel.families.frequencies import Frequencies, Recent
 from funnel.families.interface import MOST_LAGS, Examples, Given, Scaling
 from funnel.families.memory import MOST_ADDED, Memory, Waiting
-from funnel.families.neighbours import MOST_RANKED, NEAR, Remembered, names_of
+from funnel.families.neighbours import MOST_RANKED, NEAR, Coded, Remembered, names_of
 from funnel.families.numbers import Numbers
 from funnel.families.outcomes import Classes, Outcome
 from funnel.families.trees import Trees, with_lags
@@ -36,6 +36,8 @@ class Layout(NamedTuple):
     used_codes: int
     """Codes that there are by now; the rest is missing."""
     used_numbers: int
+    compares_codes: bool = False
+    """True if codes have a distance, too: they are equal, or they differ."""
 
     @property
     def width(self) -> int:
@@ -43,8 +45,12 @@ class Layout(NamedTuple):
         return self.codes + self.numbers
 
     def compared(self) -> slice:
-        """Return which of them have a distance: the numbers that there are, at least one."""
+        """Return which of them have a distance as numbers: those that there are, at least one."""
         return slice(self.codes, self.codes + max(1, self.used_numbers))
+
+    def compared_codes(self) -> slice:
+        """Return which of them have a distance as codes: those that there are, or none."""
+        return slice(0, self.used_codes if self.compares_codes else 0)
 
     def used(self) -> Tensor:
         """Return which of them there are, int64."""
@@ -121,7 +127,8 @@ class Ensemble:
         self.names = tuple(
             n for f, own in zip(ALL, each, strict=True) if f in families for n in own
         )
-        self.compared = Compared(self.memory, MOST_LAGS, layout.compared(), self.has_ranks)
+        kept = layout.compared(), self.has_ranks, layout.compared_codes()
+        self.compared = Compared(self.memory, MOST_LAGS, *kept)
         self.waiting = Waiting(layout.width, outcome)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -282,21 +289,22 @@ class Ensemble:
     def _view(self, pieces: tuple[Piece, ...]) -> Frozen:
         """Return what answering needs, over the tensors themselves."""
         memory, trees = self.memory, self.trees
-        used = memory.used
+        used, codes = memory.used, self.layout.compared_codes()
+        gains = trees.importances if self.has_ranks else self.compared.measure.importances
+        gains = gains[MOST_LAGS:]
         remembered = Remembered(
             pieces,
             memory.labels[:used],
             memory.weights[:used],
             memory.newest(NEAR),
             memory.prior,
-            trees.importances[MOST_LAGS:][self.layout.compared()]
-            if self.has_ranks
-            else self.compared.importances,
+            gains[self.layout.compared()],
             self.compared.edges,
             self.compared.scaling,
             self.has_ranks,
             self.outcome,
             self.layout.compared(),
+            Coded(codes, self.compared.apart, gains[codes]) if codes.stop else None,
         )
         grow = list(trees.forests.values()) if TREES in self.families else []
         forests = [boosted.forest for boosted in grow]

@@ -307,6 +307,20 @@ def bin_numbers(columns: Floats, slots: Ints, chosen: Ints, edges: Floats, found
 
 
 @compiled
+def set_apart(
+    products: Floats | Small, mine: Floats, theirs: Floats, halves: Floats | Small
+) -> None:
+    """Take half the squared distance of codes from the products of inputs and examples."""
+    none = halves.dtype.type(0)
+    for i in range(len(products)):
+        row = products[i]
+        for f in range(len(halves)):
+            code, half, column = mine[i, f], halves[f], theirs[f]
+            for j in range(len(row)):
+                row[j] -= half if column[j] != code else none
+
+
+@compiled
 def insert(keys: Ints, held: int, key: np.int64) -> int:
     """Insert a key into ascending ones, of which the largest falls out if they are full."""
     place = held

@@ -6,6 +6,10 @@
 | *gain* | the same, with each input times the root of its importance in the trees |
 | *rank* | of the ranks of inputs among quantiles, times the fourth root; up to MOST_RANKED inputs |
 
+Where codes of categories are compared, each adds its squared distance where two differ
+(`funnel.families.compared`), times its importance, to the metric *gain*. The others compare numbers
+alone: so categories that say nothing cost them nothing before the trees have found that out.
+
 A neighbour at distance r votes with 1 / (r + a tenth of the mean of those k). Votes for classes are
 shrunk to their prior by 1 / (k + 1); of numbers the answer is the weighted mean, or the weighted
 quantiles. If two are at one distance, that in the first slot counts as nearer.
@@ -14,6 +18,7 @@ quantiles. If two are at one distance, that in the first slot counts as nearer.
 
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from funnel.compiled import loops
-from funnel.families.compared import Piece, compared
+from funnel.families.compared import LEVELS, Piece, compared
 from funnel.families.forests.forest import LOOPS
 from funnel.families.interface import Given, Scaling
 from funnel.families.outcomes import Classes, Outcome
@@ -40,6 +45,24 @@ EXPERTS = {
     "rank": ((3, False),),
 }
 """By metric: k, and whether only the newest are asked."""
+MOST_APART = 1 << 28
+"""Bound on the sum of halves of squared distances of codes where numbers are integers: fp32 would
+hold more, int32 would not."""
+
+
+class Coded(NamedTuple):
+    """How codes of categories are compared."""
+
+    columns: slice
+    """The inputs that are codes, c of them."""
+    apart: Tensor
+    """Squared distances of two that differ, fp32 [c]."""
+    importances: Tensor
+    """fp32 [c], of the same time as those of numbers."""
+
+    def copy(self) -> "Coded":
+        """Return a copy, which lasts."""
+        return Coded(self.columns, self.apart.clone(), self.importances.clone())
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +89,9 @@ class Remembered:
     """True if the metric *rank* is there."""
     outcome: Outcome
     numbers: slice
-    """The inputs that are compared, d of them."""
+    """The inputs that are compared as numbers, d of them."""
+    coded: Coded | None = None
+    """The inputs that are compared as categories; None for none."""
     _joined: list[Piece] = field(default_factory=list)
     """Once they were asked for, all examples in one piece."""
     _norms: list[Tensor] = field(default_factory=list)
@@ -87,6 +112,7 @@ class Remembered:
             importances=self.importances.clone(),
             edges=self.edges.clone(),
             scaling=self.scaling.copy(),
+            coded=None if self.coded is None else self.coded.copy(),
             _joined=[],
             _norms=[],
         )
@@ -111,6 +137,8 @@ class Remembered:
             for metric, mine, norm in zip(EXPERTS, (numbers, others), norms, strict=False):
                 own = mine.int().square().sum(dim=1).int()
                 products = self._products(mine, metric == "gain")
+                if metric == "gain":
+                    self._set_apart(products, given)
                 found.append(self._voted(metric, products, norm, own))
             return torch.cat(found)
         found, weights = list[Tensor](), self._weights()
@@ -119,18 +147,40 @@ class Remembered:
             weighted = mine * weight
             own = (weighted * mine).sum(dim=1)
             products = self._products(weighted, metric == "rank")
+            if metric == "gain":
+                self._set_apart(products, given)
             found.append(self._voted(metric, products, norms, own))
         return torch.cat(found)
 
     def _weights(self) -> tuple[Tensor, ...]:
-        """Return the weight of each input by metric, fp32 [d]."""
-        gain = self.importances / self.importances.mean().clamp(min=1e-30)
+        """Return the weight of each number by metric, fp32 [d]."""
+        gain = self.importances / self._unit
         return torch.ones_like(gain), gain, gain.sqrt()
+
+    @property
+    def _unit(self) -> Tensor:
+        """The importance that counts once in the metric *gain*, 0-dim."""
+        if not self.has_ranks:
+            return self.importances.max().clamp(min=1e-30)
+        every = self.importances
+        if self.coded is not None:
+            every = torch.cat([every, self.coded.importances])
+        return every.mean().clamp(min=1e-30)
+
+    def _set_apart(self, products: Tensor, given: Given) -> None:
+        """Let examples of other codes be as far apart as *gain* says, in its inner products."""
+        if (coded := self.coded) is None:
+            return
+        halves = coded.apart * 0.5 * (coded.importances / self._unit)
+        if not self.has_ranks:
+            most = MOST_APART // len(halves)
+            halves = halves.mul_(LEVELS**2).clamp_(max=most).round_().int()
+        set_apart(products, given.raw[:, coded.columns], self._whole().codes, halves)
 
     def _squares(self, weights: tuple[Tensor, ...]) -> Tensor:
         """Return the weighted squares of the examples by metric, fp32 [3, m]."""
         if not self._norms:
-            numbers, others, _ = self._whole()
+            numbers, others, *_ = self._whole()
             both = numbers.square() @ torch.stack(weights[:2], dim=1)
             parts = [both, others.square() @ weights[2][:, None]]
             self._norms.append(torch.cat(parts, dim=1).t().contiguous())
@@ -146,9 +196,9 @@ class Remembered:
         if len(self.pieces) == 1:
             return self.pieces[0]
         if not self._joined:
-            numbers, others, norms = zip(*self.pieces, strict=True)
-            whole = Piece(torch.cat(numbers), torch.cat(others), torch.cat(norms, dim=1))
-            self._joined.append(whole)
+            numbers, others, *wide = zip(*self.pieces, strict=True)
+            norms, codes = (torch.cat(parts, dim=1) for parts in wide)
+            self._joined.append(Piece(torch.cat(numbers), torch.cat(others), norms, codes))
         return self._joined[0]
 
     def _voted(self, metric: str, products: Tensor, norms: Tensor, own: Tensor) -> Tensor:
@@ -228,6 +278,23 @@ def by_operators(
         slots.append(functional.pad(places, rest))
         votes.append(functional.pad(vote, rest))
     return torch.stack(slots), torch.stack(votes)
+
+
+def set_apart(products: Tensor, mine: Tensor, theirs: Tensor, halves: Tensor) -> None:
+    """Take half the squared distance of codes from the products of inputs and examples, in place.
+
+    Args:
+        products: fp32 or int32 [n, m].
+        mine: codes of the inputs, fp32 [n, c].
+        theirs: codes of the examples, fp32 [c, m].
+        halves: half the squared distance of two that differ, [c], of the type of the products.
+    """
+    if (compiled := loops(LOOPS)) is not None and not products.is_cuda:
+        given = products, mine.contiguous(), theirs.contiguous(), halves
+        compiled.set_apart(*(tensor.numpy() for tensor in given))
+        return
+    for own, column, half in zip(mine.t(), theirs, halves, strict=True):
+        products.sub_(half * (own[:, None] != column))
 
 
 def integer_products(mine: Tensor, theirs: Tensor) -> Tensor:

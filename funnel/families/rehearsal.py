@@ -40,15 +40,17 @@ def rehearse(task: str = "") -> str:
 
 def _learned(outcome: Outcome, has_ranks: bool) -> dict[str, Tensor]:
     """Return the state and the answers of families that have learned a little."""
-    ensemble = Ensemble(Layout(0, WIDTH, 0, WIDTH), outcome, has_ranks)
-    one = torch.ones(WIDTH)
+    layout = Layout(1, WIDTH, 1, WIDTH, compares_codes=True)
+    ensemble = Ensemble(layout, outcome, has_ranks)
+    one = torch.ones(layout.width)
     generator = torch.Generator().manual_seed(0)
     for step in range(3):
-        raw = torch.randn(EXAMPLES, WIDTH, generator=generator)
-        raw[step::7, 1] = torch.inf
-        labels = raw[:, 0] + raw[:, 2]
+        raw = torch.randn(EXAMPLES, layout.width, generator=generator)
+        raw[:, 0].round_()
+        raw[step::7, 2] = torch.inf
+        labels = raw[:, 1] + raw[:, 3]
         if isinstance(outcome, Classes):
-            labels = ((raw[:, 0] > 0).long() + (raw[:, 2] > 1)).clamp(max=outcome.outputs - 1)
+            labels = ((raw[:, 1] > 0).long() + (raw[:, 3] > 1)).clamp(max=outcome.outputs - 1)
         given = Given(raw, Scaling(0 * one, one))
         examples = Examples(given, labels, torch.ones(EXAMPLES), (0, step))
         if step == 1:

@@ -206,7 +206,7 @@ class Learner:
     def _layout(self) -> tuple[Layout, Outcome]:
         """Return the layout of the examples of trees and neighbours, and what these answer."""
         size = self.size
-        layout = Layout(size.codes, size.features, *size.used)
+        layout = Layout(size.codes, size.features, *size.used, self.spec.compares_codes)
         if self._is_numeric:
             return layout, Numbers(self.spec.predicts.quantiles, self.device, self.spec.is_quick)
         is_open = torch.arange(max(2, size.classes), device=self.device) < max(1, size.opened)

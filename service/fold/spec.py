@@ -29,6 +29,8 @@ MAX_EXPERTS = 6
 """Experts of the default pool."""
 LINEAR, FAMILIES = "linear", ("mlp", "trees", "neighbours", "frequencies")
 """The family that every model ``auto`` has, and those that it may have."""
+UNSET = ("no_change", "is_narrow", "is_quick", "compares_codes")
+"""Fields of a spec that no setting chooses: a log goes on with those with which it began."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class Spec:
     """True if the deviation of answered means follows errors that shrink or grow fast
     (`funnel.pool.deviation`). No setting chooses it: it is so in every new model of the task
     ``regression``, and a log goes on as it began."""
+    compares_codes: bool = False
+    """True if neighbours compare categories, too (`funnel.families.compared`). No setting chooses
+    it: it is so in every new model ``auto`` of rows, and a log goes on as it began."""
     families: tuple[str, ...] = ()
     """LINEAR and the families of FAMILIES that a model ``auto`` has, if it does not have all."""
 
@@ -116,7 +121,7 @@ class Spec:
             del found["schema"], found["table_bits"]
         if self.task == "multiclass":
             del found["task"]
-        for name in ("calibrate", "no_change", "is_narrow", "is_quick", "families"):
+        for name in ("calibrate", *UNSET, "families"):
             if not found[name]:
                 del found[name]
         return found
@@ -134,7 +139,7 @@ class Spec:
 
         A field is not named if no setting has to change for it: the experts of a pool that has all
         of them, and layers that the other model does not have, where another field differs;
-        and ``no_change``, ``is_narrow`` and ``is_quick``, which no setting chooses.
+        and those of UNSET, which no setting chooses.
 
         >>> pool = Spec("logistic", 6, 3, (), "pool", True, 0, experts=6)
         >>> pool.differences(replace(pool, optimizer="funnel", experts=0))
@@ -143,7 +148,7 @@ class Spec:
         mine, theirs = asdict(self), asdict(other)
         if mine["schema"] and theirs["schema"] and mine["schema"] != theirs["schema"]:
             mine["schema"], theirs["schema"] = "what SCHEMA declares now", "declared otherwise"
-        unset = {"no_change", "is_narrow", "is_quick"}
+        unset = set(UNSET)
         if other.optimizer != self.optimizer and other.experts in (0, MAX_EXPERTS):
             unset.add("experts")
         if other.model != self.model and not other.hidden:

@@ -15,7 +15,7 @@ from service.fold.report import Report
 from service.fold.schema.changes import Change as SchemaChange
 from service.fold.schema.changes import from_json, to_json
 from service.fold.schema.schema import POLICIES, Schema
-from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
+from service.fold.spec import FOLD_VERSION, UNSET, Hyperparameters, Spec
 from service.fold.state import ORIGINAL, State
 from service.fold.step import Fold
 from service.log.cuts import (
@@ -197,8 +197,7 @@ class Replica:
             self._is_compared, self.is_open = True, False
 
     def _check_spec(self, spec: Spec, what: str) -> None:
-        names = ("no_change", "is_narrow", "is_quick")
-        own = replace(self.state.spec, **{name: getattr(spec, name) for name in names})
+        own = replace(self.state.spec, **{name: getattr(spec, name) for name in UNSET})
         if self._is_calibration_recorded:
             own = replace(own, calibrate=spec.calibrate)
         if self.state.spec != spec == own:

@@ -12,12 +12,25 @@ from funnel.families.outcomes import Classes
 WIDTH, CLASSES = 5, 3
 
 
-def an_ensemble(classes: int = CLASSES) -> Ensemble:
-    return Ensemble(Layout(0, WIDTH, 0, WIDTH), Classes(torch.ones(classes, dtype=torch.bool)))
+NUMBERS = Layout(0, WIDTH, 0, WIDTH)
 
 
-def a_batch(step: int, n: int = 100, turned: bool = False) -> Examples:
+def an_ensemble(layout: Layout = NUMBERS) -> Ensemble:
+    return Ensemble(layout, Classes(torch.ones(CLASSES, dtype=torch.bool)))
+
+
+def coded(has_ranks: bool = True) -> Ensemble:
+    """Return an ensemble of two codes of categories and of numbers."""
+    layout = Layout(2, WIDTH - 2, 2, WIDTH - 2, compares_codes=True)
+    return Ensemble(layout, Classes(torch.ones(CLASSES, dtype=torch.bool)), has_ranks)
+
+
+KINDS = {"numbers": an_ensemble, "codes": coded, "codes and integers": lambda: coded(False)}
+
+
+def a_batch(step: int, n: int = 100, turned: bool = False, codes: int = 0) -> Examples:
     raw = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(step))
+    raw[:, :codes].round_()
     labels = (raw[:, 0] > 0.2).long() + ((raw[:, 1] * raw[:, 2]) > 0).long()
     scaling = Scaling(torch.zeros(WIDTH), torch.ones(WIDTH))
     return Examples(Given(raw, scaling), 2 - labels if turned else labels, torch.ones(n), (0, step))
@@ -27,7 +40,7 @@ def taught(ensemble: Ensemble, steps: range, turned: bool = False) -> list[float
     """Let it learn; return the accuracy of the trees of the long window, by batch."""
     found = []
     for step in steps:
-        batch = a_batch(step, turned=turned)
+        batch = a_batch(step, turned=turned, codes=ensemble.layout.codes)
         answered = ensemble.answers(batch.given)
         found.append(float((answered.answers[1].argmax(dim=1) == batch.labels).float().mean()))
         ensemble.learn(batch, answered)
@@ -44,16 +57,20 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-def test_equal_batches_give_equal_bits() -> None:
-    one, other = an_ensemble(), an_ensemble()
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_batches_give_equal_bits(kind: str) -> None:
+    one, other = KINDS[kind](), KINDS[kind]()
     taught(one, range(60))
     taught(other, range(60))
     same(copies(one), copies(other))
 
 
-@pytest.mark.parametrize("at", [1, 7, 45, 95])
-def test_it_resumes_bit_for_bit_from_copies_of_its_tensors(at: int) -> None:
-    one, other = an_ensemble(), an_ensemble()
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [("numbers", 1), ("numbers", 7), *((kind, at) for kind in KINDS for at in (45, 95))],
+)
+def test_it_resumes_bit_for_bit_from_copies_of_its_tensors(kind: str, at: int) -> None:
+    one, other = KINDS[kind](), KINDS[kind]()
     taught(one, range(at))
     for name, tensor in one.tensors().items():
         other.tensors()[name].copy_(tensor)
@@ -61,12 +78,14 @@ def test_it_resumes_bit_for_bit_from_copies_of_its_tensors(at: int) -> None:
     taught(one, range(at, at + 8))
     taught(other, range(at, at + 8))
     same(copies(one), copies(other))
-    given = a_batch(999).given
+    given = a_batch(999, codes=one.layout.codes).given
     assert torch.equal(one.frozen().answers(given).answers, other.frozen().answers(given).answers)
 
 
-def test_a_snapshot_answers_as_the_ensemble_did_and_never_changes() -> None:
-    ensemble, given = an_ensemble(), a_batch(999).given
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_answers_as_the_ensemble_did_and_never_changes(kind: str) -> None:
+    ensemble = KINDS[kind]()
+    given = a_batch(999, codes=ensemble.layout.codes).given
     frozen, expected = [], []
     for step in range(0, 100, 4):  # across the end of the ring
         taught(ensemble, range(step, step + 4))
@@ -128,18 +147,21 @@ def test_a_batch_of_no_weight_changes_nothing() -> None:
     same(before, copies(ensemble))
 
 
-def test_it_grows_without_a_change_of_its_answers() -> None:
-    small = Ensemble(Layout(1, WIDTH, 1, WIDTH), Classes(torch.tensor([True, True, True, False])))
+@pytest.mark.parametrize("compares_codes", [False, True])
+def test_it_grows_without_a_change_of_its_answers(compares_codes: bool) -> None:
+    layout = Layout(1, WIDTH, 1, WIDTH, compares_codes)
+    small = Ensemble(layout, Classes(torch.tensor([True, True, True, False])))
     given = []
     for step in range(60):
         batch = a_batch(step)
-        raw = torch.cat([torch.full((100, 1), 7.0), batch.given.raw], dim=1)
+        code = batch.given.raw[:, 1:2].round()
+        raw = torch.cat([code, batch.given.raw], dim=1)
         unit = torch.ones(1 + WIDTH)
         batch = batch._replace(given=Given(raw, Scaling(0 * unit, unit)))
         small.learn(batch, small.answers(batch.given))
         given.append(batch.given)
     more = Classes(torch.tensor([True] * 3 + [False] * 5))
-    large = small.resized(Layout(4, 2 * WIDTH, 1, WIDTH), more)
+    large = small.resized(Layout(4, 2 * WIDTH, 1, WIDTH, compares_codes), more)
     asked = given[-1].raw
     wide = torch.full((100, 4 + 2 * WIDTH), math.inf)
     wide[:, :1], wide[:, 4 : 4 + WIDTH] = asked[:, :1], asked[:, 1:]
@@ -150,6 +172,33 @@ def test_it_grows_without_a_change_of_its_answers() -> None:
     assert float(after.answers[:, :, 4:].abs().max()) == 0.0
     trees = slice(0, 3)
     torch.testing.assert_close(after.answers[trees, :, :4], before.answers[trees])
+    assert torch.equal(large.compared.apart[:1], small.compared.apart)
+
+
+@pytest.mark.parametrize("has_ranks", [True, False])
+def test_a_code_that_is_new_is_compared_from_then_on(has_ranks: bool) -> None:
+    ensemble = coded(has_ranks)
+    taught(ensemble, range(10))
+    more = Layout(3, WIDTH - 2, 3, WIDTH - 2, compares_codes=True)
+    larger = ensemble.resized(more, ensemble.outcome)
+    assert larger.compared.apart.tolist() == [*ensemble.compared.apart.tolist(), 1.0]
+    for step in range(10, 40):
+        batch = a_batch(step, codes=2)
+        code = (batch.labels % 2)[:, None].float()
+        raw = torch.cat([batch.given.raw[:, :2], code, batch.given.raw[:, 2:]], dim=1)
+        given = Given(raw, Scaling(torch.zeros(WIDTH + 1), torch.ones(WIDTH + 1)))
+        larger.learn(batch._replace(given=given), larger.answers(given))
+    assert larger.compared.apart[2] == pytest.approx(3.0, rel=0.1), "a third has none, 0 or 1 each"
+
+
+def test_without_codes_it_is_the_same_to_the_bit() -> None:
+    plain = an_ensemble()
+    compares = an_ensemble(NUMBERS._replace(compares_codes=True))
+    taught(plain, range(20))
+    taught(compares, range(20))
+    same(copies(plain), copies(compares))
+    given = a_batch(999).given
+    assert torch.equal(plain.answers(given).answers, compares.answers(given).answers)
 
 
 @pytest.mark.parametrize("used", [0, WIDTH])

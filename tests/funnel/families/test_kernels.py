@@ -16,7 +16,7 @@ from funnel.families.forests.forest import LOOPS, NODES, Tree, forest_logits, re
 from funnel.families.forests.growing import Grown, bins_of, grow, quantiles
 from funnel.families.interface import Examples, Given, Scaling
 from funnel.families.memory import NEWEST, Memory
-from funnel.families.neighbours import EXPERTS, by_operators, integer_products
+from funnel.families.neighbours import EXPERTS, by_operators, integer_products, set_apart
 from funnel.families.numbers import Numbers
 from funnel.families.outcomes import Classes, Outcome
 
@@ -161,6 +161,30 @@ def test_neighbours_are_found_and_vote_alike_where_distances_are_equal_or_missin
         assert same(fast, torch.stack(plain))
 
 
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.integers(1, 300), st.integers(0, 5), st.booleans())
+def test_codes_set_examples_apart_alike(seed: int, m: int, c: int, whole: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    products, halves = torch.randn(4, m, generator=generator), torch.rand(c, generator=generator)
+    if whole:
+        products, halves = (t.mul(1_000).int() for t in (products, halves))
+    else:
+        products[0, ::7] = math.nan
+    mine, theirs = (torch.randint(3, (k, c), generator=generator).float() for k in (4, m))
+    mine[1:2], theirs[::5] = math.inf, math.inf
+
+    def apart() -> torch.Tensor:
+        found = products.clone()
+        set_apart(found, mine, theirs.t(), halves)
+        return found
+
+    fast, plain = twice(apart)
+    assert same(fast, plain)
+    differ = (mine[:, None] != theirs).to(halves.dtype)
+    torch.testing.assert_close(fast, products - (differ * halves).sum(dim=2), equal_nan=True,
+                               check_dtype=False)  # fmt: skip
+
+
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.integers(1, 9), st.integers(1, 2_500))
 def test_products_of_integers_are_exact(seed: int, m: int, width: int) -> None:
@@ -190,7 +214,7 @@ def test_all_families_learn_to_the_same_bits(outcome: Outcome, has_ranks: bool) 
     """Across the end of the ring, with missing numbers, batches of one row, and fast ones."""
 
     def learned() -> dict[str, torch.Tensor]:
-        ensemble = Ensemble(Layout(1, 4, 1, 4), outcome, has_ranks)
+        ensemble = Ensemble(Layout(1, 4, 1, 4, compares_codes=True), outcome, has_ranks)
         unit = torch.ones(5)
         for step, n in enumerate([1, 1, 60, 300, *[800] * 6, 1, 100]):
             generator = torch.Generator().manual_seed(step)

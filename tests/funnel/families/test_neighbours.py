@@ -8,16 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from funnel.families.compared import Piece, compared, ranks
+from funnel.families.compared import Piece, compared, ranks, shares_that_differ
 from funnel.families.forests.growing import quantiles
 from funnel.families.interface import Given, Scaling
-from funnel.families.neighbours import EXPERTS, Remembered, names_of, smallest
+from funnel.families.neighbours import EXPERTS, Coded, Remembered, names_of, smallest
 from funnel.families.outcomes import Classes
 
 
 def remembered(
-    m: int, d: int, classes: int = 3, missing: bool = False, has_ranks: bool = True
+    m: int,
+    d: int,
+    classes: int = 3,
+    missing: bool = False,
+    has_ranks: bool = True,
+    codes: int = 0,
 ) -> Remembered:
+    """Return examples of d numbers, and of codes, which are the first inputs."""
     generator = torch.Generator().manual_seed(m)
     rows = torch.randn(m, d, generator=generator)
     if missing:
@@ -29,9 +35,14 @@ def remembered(
     norms = torch.zeros(2, 0, dtype=torch.int32)
     if not has_ranks:
         norms = torch.stack([p.int().square().sum(dim=1) for p in (numbers, others)]).int()
+    own = torch.randint(3, (codes, m), generator=generator).float()
+    coded = Coded(slice(0, codes), *torch.rand(2, codes, generator=generator))
     split = (512 * k for k in range(-(-m // 512)))
     pieces = [
-        Piece(numbers[k : k + 512], others[k : k + 512], norms[:, k : k + 512]) for k in split
+        Piece(
+            *(p[k : k + 512] for p in (numbers, others)), *(p[:, k : k + 512] for p in (norms, own))
+        )
+        for k in split
     ]
     return Remembered(
         tuple(pieces),
@@ -44,7 +55,8 @@ def remembered(
         scaling,
         has_ranks,
         Classes(torch.ones(classes, dtype=torch.bool)),
-        slice(0, d),
+        slice(codes, codes + d),
+        coded if codes else None,
     )
 
 
@@ -80,6 +92,49 @@ def test_the_plain_metric_votes_as_defined(m: int, has_ranks: bool) -> None:
                 votes[memory.labels[slots[slot]]] += vote
             expected = votes / votes.sum() * (1 - 1 / (k + 1)) + prior / (k + 1)
             torch.testing.assert_close(answers[place, i], expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("has_ranks", [True, False])
+@pytest.mark.parametrize("m", [3, 700, 3_000])
+def test_codes_that_differ_are_apart_in_the_metric_gain_alone(m: int, has_ranks: bool) -> None:
+    memory, asked = remembered(m, 4, has_ranks=has_ranks, codes=2), given_of(20, 6)
+    asked.raw[:, :2] = torch.randint(4, (20, 2), generator=torch.Generator().manual_seed(1))
+    coded, codes = memory.coded, torch.cat([piece.codes for piece in memory.pieces], dim=1)
+    assert coded is not None
+    mine = asked.raw[:, 2:]
+    every = torch.cat([memory.importances, coded.importances])
+    unit = every.mean() if has_ranks else memory.importances.max()
+    theirs = torch.cat([piece.numbers for piece in memory.pieces]).float()
+    weights = memory.importances / unit
+    if not has_ranks:  # of largest gain first, times the roots of the gains, in 24ths
+        order = memory.importances.sort(descending=True, stable=True).indices
+        mine = (mine[:, order] * (weights[order].sqrt() * 24)).round() / 24
+        theirs = torch.cat([piece.others for piece in memory.pieces]).float() / 24
+        weights = torch.ones(4)
+    far = ((mine[:, None] - theirs).square() * weights).sum(dim=2)
+    differ = asked.raw[:, :2, None] != codes
+    far += (differ * (coded.apart * coded.importances / unit)[:, None]).sum(dim=1)
+    near, order = far.sort(dim=1, stable=True)
+    answers, plain = (one.answers(asked) for one in (memory, replace(memory, coded=None)))
+    prior = memory.prior / memory.prior.sum()
+    for i in range(20):
+        r = near[i, :3].sqrt()
+        votes = torch.zeros(3)
+        for vote, slot in zip(1 / (r + 0.1 * r.mean() + 1e-6), order[i, :3], strict=True):
+            votes[memory.labels[slot]] += vote
+        expected = votes / votes.sum() * 3 / 4 + prior / 4
+        torch.testing.assert_close(answers[4, i], expected, atol=2e-3, rtol=1e-3)
+    assert torch.equal(answers[:4], plain[:4]), "the metric plain compares numbers alone"
+    assert torch.equal(memory.copy(memory.pieces).answers(asked), answers)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 3.0, 16_777_215.0, math.inf]), min_size=1, max_size=60))
+def test_the_share_of_pairs_that_differ_is_that_of_all_pairs(codes: list[float]) -> None:
+    column = torch.tensor(codes)
+    expected = (column[:, None] != column).double().mean().float()
+    found = shares_that_differ(torch.stack([column, torch.zeros(len(codes))]))
+    assert found.tolist() == pytest.approx([float(expected), 0.0])
 
 
 def test_answers_are_probabilities_even_with_missing_values() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from service.fold.snapshot import Evaluator, Snapshot
+from service.fold.spec import UNSET, Spec
 from service.fold.state import State
 from service.log.errors import LogError
 from service.log.log import Log
@@ -48,21 +49,22 @@ async def test_a_log_goes_on_as_it_began_unless_the_settings_say_otherwise(
     assert same_tensors(one, other)
 
 
-@pytest.mark.parametrize("no_change", [False, True])
-async def test_a_log_goes_on_with_the_experts_that_it_began_with(
-    memory: MemoryServer, log: MemoryLog, no_change: bool
+@pytest.mark.parametrize("name", UNSET)
+@pytest.mark.parametrize("begins", [False, True])
+async def test_a_log_goes_on_with_what_it_began_with_and_no_setting_chooses(
+    memory: MemoryServer, log: MemoryLog, name: str, begins: bool
 ) -> None:
-    """A log of an earlier version does not know of the last label as an expert."""
+    """A log of an earlier version does not know of the last label as an expert, for example."""
 
-    def replica(no_change: bool) -> Replica:
-        spec = replace(a_spec(optimizer="pool"), no_change=no_change)
+    def replica(begins: bool) -> Replica:
+        spec = Spec.of(a_spec(optimizer="pool").fields() | {name: begins})
         hyperparameters = replace(HYPERPARAMETERS, shadow=("pool", "adagrad"))
         return Replica(State(spec, hyperparameters, CPU), lambda *_: None, StillClock())
 
     fill(memory, 6)
-    first = replica(no_change)
+    first = replica(begins)
     await learn(first, log, await first.recover(log, False, keep_lease), 20)
-    heir = replica(not no_change)
+    heir = replica(not begins)
     evaluator = Evaluator(heir.state.served)
     pending = await heir.recover(log, False, keep_lease)
     assert heir.state.spec == first.state.spec
