@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -51,7 +51,7 @@ class Model:
         observe: called with the seconds and the examples of each step.
         drifted: called with each new drift event and recovery, in the trainer's thread.
         before: the model whose place it takes; its trainer has ended.
-        delayed: called with the seconds from each question to its label.
+        delayed: called with the seconds from questions to their labels.
 
     Raises:
         DamagedError, LogError, UnreadableError, OSError: the checkpoints cannot be used; the
@@ -66,7 +66,7 @@ class Model:
         observe: Callable[[float, int], None],
         drifted: Callable[[Notice], object],
         before: "Model | None" = None,
-        delayed: Callable[[float], object] = lambda _: None,
+        delayed: Callable[[Sequence[float]], object] = lambda _: None,
     ) -> None:
         self._lock: Lock
         self.intake: Intake

@@ -100,7 +100,7 @@ class Service:
         state, notify = await self.unless_stopped(building), self._notify(settings.called)
 
         def make(settings: Settings, state: State, before: Model | None = None) -> Model:
-            observe, delayed = self.metrics.observe_step, self.metrics.label_delay_seconds.observe
+            observe, delayed = self.metrics.observe_step, self.metrics.observe_delays
             return Model(settings, state, url, observe, notify, before, delayed)
 
         def start() -> Model:

@@ -1,5 +1,6 @@
 """All Prometheus metrics, from one registry."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TypeVar
 
+import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -18,6 +20,7 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeHistogramMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.registry import Collector
@@ -127,6 +130,36 @@ class Reading:
     """The examples and bytes that wait to be learned."""
 
 
+class Delays:
+    """The times from questions to their labels, which come by the thousand; any thread may count.
+
+    A histogram of prometheus-client takes one at a time, and took an eighth of the time in which a
+    label is joined.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = np.zeros(len(DELAY_BUCKETS) + 1, np.int64)
+        self._sum = 0.0
+
+    def observe(self, seconds: Sequence[float]) -> None:
+        """Count times in seconds."""
+        own = np.bincount(np.searchsorted(DELAY_BUCKETS, seconds), minlength=len(self._counts))
+        with self._lock:
+            self._counts += own
+            self._sum += sum(seconds)
+
+    def family(self) -> Metric:
+        """Return the histogram."""
+        with self._lock:
+            counts, total = self._counts.cumsum().tolist(), self._sum
+        edges = [*(str(float(edge)) for edge in DELAY_BUCKETS), "+Inf"]
+        what = "Time from a question to its label, both as they came to the log's server"
+        family = HistogramMetricFamily("funnel_label_delay_seconds", what)
+        family.add_metric([], [*zip(edges, counts, strict=True)], total)
+        return family
+
+
 class Metrics(Collector):
     """The metrics of one registry: events are counted here, the rest is read at each scrape.
 
@@ -154,8 +187,7 @@ class Metrics(Collector):
         self.asked = counter("asked", "Questions that were asked with ids, through this process")
         what = "Questions that the log did not confirm, with FUNNEL_TRACK=async"
         self.lost_questions = counter("lost_questions", what)
-        what = "Time from a question to its label, both as they came to the log's server"
-        self.label_delay_seconds = histogram("label_delay_seconds", what, buckets=DELAY_BUCKETS)
+        self._delays = Delays()
         self.rejected = counter("rejected", "Requests refused, by error code", ["code"])
         what = "Drift events that the webhook did not get"
         self.webhook_failures = counter("webhook_failures", what)
@@ -166,8 +198,13 @@ class Metrics(Collector):
         self.step_seconds.observe(seconds)
         self.batch_examples.observe(examples)
 
+    def observe_delays(self, seconds: Sequence[float]) -> None:
+        """Count the times from questions to their labels."""
+        self._delays.observe(seconds)
+
     def collect(self) -> Iterable[Metric]:
         """Yield the families that are read at a scrape."""
+        yield self._delays.family()
         reading = self._read()
         status = reading.status
         yield _single("ready", reading.is_ready)

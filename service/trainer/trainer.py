@@ -93,7 +93,7 @@ class Trainer:
         clock: the time.
         workers: makes a worker with a given name.
         history: of the trainer whose place it takes; None begins one.
-        delayed: called with the seconds from each question to its label.
+        delayed: called with the seconds from questions to their labels.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Trainer:
         clock: Clock | None = None,
         workers: Callable[[str], Worker] = Worker,
         history: History | None = None,
-        delayed: Callable[[float], object] = lambda _: None,
+        delayed: Callable[[Sequence[float]], object] = lambda _: None,
     ) -> None:
         self.replayed = threading.Event()
         """Set while no replay is due or runs."""

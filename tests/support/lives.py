@@ -51,7 +51,7 @@ class Life:
             self.ttl,
             self.grace,
             self.keeps,
-            self.delays.append,
+            self.delays.extend,
             self.timeout,
             self.default,
             self.most_bytes,

@@ -63,6 +63,8 @@ class Index:
         """Questions without and with a label that are not closed."""
         self.bytes = 0
         """Bytes of the entries that are not closed."""
+        self.changes = 0
+        """Calls that may have changed what `find` returns."""
         self.has_more = False
         """True if `close` has closed as many questions as it may at once."""
 
@@ -86,6 +88,7 @@ class Index:
         An id that is asked again while it has no label is that of the newer question.
         """
         self.newest = known.id
+        self.changes += 1
         if known.id < self._joins.closed:
             self._add_closed(known)
         else:
@@ -123,6 +126,7 @@ class Index:
             is_over: returns whether an entry is closed; the first that is not ends that.
         """
         known, count, left = self._known, len(self._known), CLOSED_AT_ONCE
+        self.changes += 1
         while known and left > 0 and is_over(known[0]):
             one = known.popleft()
             self._add_closed(one)
@@ -205,6 +209,7 @@ class Index:
             most: bytes of the entries of which the others are kept.
         """
         closed, left = self._closed, 2 * CLOSED_AT_ONCE
+        self.changes += 1
         while closed and left > 0 and (closed[0].at <= before or self._closed_bytes > most):
             known = closed.popleft()
             self._closed_bytes -= known.size

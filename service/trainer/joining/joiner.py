@@ -76,7 +76,7 @@ class Joiner:
         grace: seconds for which a label waits for its question.
         keeps: a second label that differs: ``first`` ignores it, ``last`` learns the question again
             with it, and ``sum`` adds all labels up until the question's time is over.
-        delayed: called with the seconds from each question to its label.
+        delayed: called with the seconds from questions to their labels.
         timeout: seconds after which a question without a label is learned with one; None for never.
         default: that label, as text.
         most_bytes: of the questions that are not closed: beyond it, the oldest are.
@@ -90,7 +90,7 @@ class Joiner:
         ttl: float = 3_600.0,
         grace: float = 60.0,
         keeps: Keeps = "first",
-        delayed: Callable[[float], object] = lambda _: None,
+        delayed: Callable[[Sequence[float]], object] = lambda _: None,
         timeout: float | None = None,
         default: str = "",
         most_bytes: int = 256 << 20,
@@ -360,11 +360,13 @@ class Joiner:
         hashes = {own for each in labels for own in each.hashes}
         fetched, questions = set[EntryId](), dict[EntryId, Questions]()
         while True:
-            while more := self._entries_of(hashes) - fetched:
+            seen = self._index, self._index.changes
+            if more := self._entries_of(hashes) - fetched:
                 questions |= await self._fetch(log, more, rules.shape)
                 fetched |= more
             async with self._reading:
-                if self._entries_of(hashes) <= fetched:  # others may have been read meanwhile
+                is_same = (self._index, self._index.changes) == seen  # others may come meanwhile
+                if is_same:
                     return await self._decide_on(entries, begun, questions, rules)
 
     async def _decide_on(
@@ -402,6 +404,7 @@ class Joiner:
         first = 1 + ((begun.taken or 0) if begun.entry == entry.id else 0)
         weights = entry.labels.weights or (1.0,) * len(entry.labels)
         found, find, source = [], self._index.find, entry.source
+        delays: list[float] = []
         each = zip(entry.labels.hashes, entry.labels.labels, weights, strict=True)
         for k, (own, label, weight) in enumerate(each, first):
             at, known = Position(entry.id, k), find(own)
@@ -418,9 +421,7 @@ class Joiner:
                 found.append(self._supersede(join, at))
                 continue
             if known is not None and join.result in MEETING:
-                delay = max(0, entry.id.milliseconds - known.entry.milliseconds) / 1000
-                self._delays.append(delay)
-                self._delayed(delay)
+                delays.append(max(0, entry.id.milliseconds - known.entry.milliseconds) / 1000)
             if (place, True) in self._met and join.place is not None:
                 self._record(join, at)  # after what is assumed
                 join = _as_waiting(join)
@@ -429,6 +430,9 @@ class Joiner:
             found.append(join)
             if not len(found) % AT_ONCE:
                 await asyncio.sleep(0)
+        if delays:
+            self._delays.extend(delays)
+            self._delayed(delays)
         return found
 
     def _result(
