@@ -1,5 +1,6 @@
 """All Prometheus metrics, from one registry."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from service.fold.scoring.classification import RING, TOTAL
+from service.fold.scoring.measures import CALIBRATION_BINS
 from service.log.backlog import Load
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
 from service.monitoring.status import Condition, LabelStatus, Status
@@ -316,7 +318,8 @@ def _scores(statistics: Statistics) -> Iterable[Metric]:
     answered = statistics.calibrated or scores
     curve = answered.windows[str(RING)].calibration
     for measure, field in (("observed", "share"), ("predicted", "probability")):
-        bins = {(str(k),): getattr(own, field) for k, own in enumerate(curve, 1)}
+        known = dict(enumerate((getattr(own, field) for own in curve), 1))
+        bins = {(str(k),): known.get(k, math.nan) for k in range(1, CALIBRATION_BINS + 1)}
         yield _family(f"calibration_{measure}", ["bin"], bins)
 
 

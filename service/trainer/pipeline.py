@@ -1,6 +1,7 @@
 """Learning as a pipeline: while some batches are learned, the next are read, cut and recorded."""
 
 import asyncio
+import logging
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,8 @@ from service.trainer.orders import Orders, UnknownLearnerError
 from service.trainer.replica import Replica
 from service.trainer.worker import Worker
 from streams.examples import AnyBatch
+
+logger = logging.getLogger("funnel")
 
 GROUP = 32
 """Most batches that are recorded in one call, and then learned in one go."""
@@ -216,6 +219,7 @@ class Pipeline:
                 self._ordered_at = self.replica.recorded
                 if isinstance(order, Promote):
                     self._answering = order.learner
+                    logger.info("%s answers, as %s has ordered", order.learner, order.by)
                 else:
                     self.is_paused = isinstance(order, Pause)
             future.set_result(self._ordered_at)

@@ -652,6 +652,9 @@ class Trainer:
         """Order the promotion of a shadow that is better, if that is the setting."""
         if self._challenge is None or self._statistics is None:
             return
+        promotions = [c.order for c in self._replica.commands if isinstance(c.order, Promote)]
+        if promotions and promotions[-1].by != AUTOMATIC:
+            return  # an operator has decided
         if (name := self._challenge.note(self._statistics)) is not None:
             logger.info("shadow %s is better than the learner that answers; it is promoted", name)
             self._challenge.begin()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import orjson
 from starlette.responses import Response
 
@@ -30,8 +31,19 @@ def answer(content: dict[str, Any]) -> Response:
 
 
 def text(content: object) -> bytes:
-    """Return content that may hold arrays as JSON."""
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    """Return content that may hold arrays as JSON; parts of larger arrays are copied."""
+    return orjson.dumps(content, default=_whole, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _whole(found: object) -> object:
+    """Return an array that orjson can write, for one that it hands back.
+
+    Raises:
+        TypeError: it is none, or one that orjson cannot write whole, either.
+    """
+    if isinstance(found, np.ndarray) and not found.flags.c_contiguous:
+        return np.ascontiguousarray(found)
+    raise TypeError(f"no JSON is known for {type(found).__name__}")
 
 
 def _decode_examples(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -198,6 +199,11 @@ def test_a_shadow_that_is_better_is_promoted_if_that_is_the_setting(tmp_path: Pa
         wait_for(is_promoted)
         [command] = client.get("/model").json()["commands"]
         assert (command["command"], command["by"]) == ("promote", "auto")
+        assert promote(client, "original").status_code == 202
+        wait_for(lambda: client.get("/model").json()["promoted"] == "")
+        ended = time.monotonic() + 12
+        while time.monotonic() < ended:  # more blocks than the promotion took
+            assert not is_promoted(), "an operator has decided"
 
 
 def test_a_promotion_leaves_a_pause_as_it_is(tmp_path: Path) -> None:
@@ -258,7 +264,7 @@ def test_a_model_that_nothing_has_decided_yet_takes_no_orders(tmp_path: Path) ->
 
 def test_a_promoted_shadow_of_rows_answers_and_explains_with_its_own_table(tmp_path: Path) -> None:
     rows = [{"plan": f"p{k % 7}", "age": k % 50, "at": "2026-05-01"} for k in range(200)]
-    body = {"rows": rows, "labels": ["stay" if k % 7 < 4 else "go" for k in range(200)]}
+    body = {"rows": rows, "labels": [("stay", "go", "ask")[k % 7 // 3] for k in range(200)]}
     options = {"schema": "auto", "model": "logistic", "shadow": "adagrad:0.3", "batch_size": 20}
 
     def asked(client: httpx.Client) -> tuple[object, object, object]:
@@ -270,6 +276,8 @@ def test_a_promoted_shadow_of_rows_answers_and_explains_with_its_own_table(tmp_p
         with service.client() as client:
             client.post("/learn?wait=applied", json=body).raise_for_status()
             before = asked(client)
+            whole = client.post("/predict?names=false", json={"rows": rows[:9]})
+            assert [len(row) for row in whole.raise_for_status().json()["probabilities"]] == [3] * 9
             assert promote(client, "adagrad:0.3").status_code == 202
             wait_for(lambda: client.get("/model").json()["promoted"] == "adagrad:0.3")
             wait_for(lambda: asked(client)[0] != before[0])
