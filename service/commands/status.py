@@ -15,6 +15,8 @@ DESCRIPTION = (
     "for scripts; with --learning, 1 also if it does not learn. With keys, " + KEYS["read"] + "."
 )
 LEARNING, WINDOW = "learning", "1000"
+ERRORS = {"mae": "a mean absolute error", "pinball": "a mean pinball loss"}
+"""Scores of numbers that are shown, in words."""
 BACKLOG = re.compile(r"^funnel_backlog_examples (\S+)$", re.MULTILINE)
 
 
@@ -65,6 +67,7 @@ def _lines(
         yield "accuracy", f"{model['accuracy']:.2%} of all"
     if model["rolling_accuracy"] is not None:
         yield "", f"{model['rolling_accuracy']:.2%} of the last 1,000"
+    yield from (("error", each) for each in _errors(model, "served"))
     for below in model["below_floors"]:
         yield "", below
     if promoted := model.get("promoted"):
@@ -76,18 +79,25 @@ def _lines(
 
 
 def _shadows(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each shadow with its accuracy, or its mean absolute error, over the last 1,000."""
+    """Yield each shadow with its accuracy, or its error where numbers are predicted."""
     promoted = model.get("promoted", "")
     names = [name for name in model["hyperparameters"]["shadow"] if name != promoted]
     for name in [*(["original"] if promoted else []), *names]:
-        scores = model["scores"].get(name, {}).get(WINDOW, {})
-        numbers = model["numbers"].get(name, {}).get(WINDOW, {})
-        if (accuracy := scores.get("accuracy")) is not None:
-            yield "shadow", f"{name}: {accuracy:.2%} of the last 1,000"
-        elif (error := numbers.get("mae")) is not None:
-            yield "shadow", f"{name}: a mean absolute error of {error:.4g} over the last 1,000"
-        else:
-            yield "shadow", name
+        found = _errors(model, name)
+        accuracy = model["scores"].get(name, {}).get(WINDOW, {}).get("accuracy")
+        if accuracy is not None:
+            found = [f"{accuracy:.2%} of the last 1,000"]
+        yield "shadow", f"{name}: {found[0]}" if found else name
+
+
+def _errors(model: Mapping[str, Any], name: str) -> list[str]:
+    """Return the error of a learner of numbers in words; none where classes are predicted."""
+    scores = model["numbers"].get(name, {}).get(WINDOW, {})
+    return [
+        f"{what} of {scores[field]:.4g} over the last 1,000"
+        for field, what in ERRORS.items()
+        if scores.get(field) is not None
+    ]
 
 
 def _event(event: Mapping[str, Any]) -> str:

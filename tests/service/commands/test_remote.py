@@ -68,6 +68,25 @@ def test_status_of_a_service_that_learned(of_rows: ServiceProcess) -> None:
     assert shown["drift"] == "no event"
 
 
+@pytest.mark.parametrize(
+    ("task", "what"),
+    [("regression", "a mean absolute error of "), ("quantile:0.1,0.9", "a mean pinball loss of ")],
+)
+def test_status_shows_the_errors_of_numbers_of_all_learners(
+    tmp_path: Path, task: str, what: str
+) -> None:
+    options = {"model": "logistic", "task": task, "features": 3, "shadow": "adagrad"}
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(300, 3))
+    body = {"features": inputs.tolist(), "labels": inputs.sum(axis=1).tolist()}
+    with serving(tmp_path, **options, max_wait_ms=10) as service, service.client() as client:
+        client.post("/learn?wait=applied", json=body).raise_for_status()
+        wait_for(lambda: "adagrad" in client.get("/model").json()["numbers"])
+        shown = funnel("status", "--to", service.url).stdout.splitlines()
+    assert [line.split()[0] for line in shown if what in line] == ["error", "shadow"]
+    assert any(line.startswith(f"shadow     adagrad: {what}") for line in shown)
+
+
 def test_status_of_no_service_is_not_ready_with_status_1() -> None:
     ran = funnel("status", "--to", f"http://127.0.0.1:{free_port()}")
     assert (ran.returncode, ran.stderr) == (1, "")
