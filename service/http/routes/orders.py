@@ -52,7 +52,9 @@ class Promotion(BaseModel):
     """Name of a shadow, or ``original`` for the learner with which the model began."""
 
 
-@router.post("/promote", status_code=202, responses={422: {"model": ErrorBody}})
+@router.post(
+    "/promote", status_code=202, responses={s: {"model": ErrorBody} for s in (400, 413, 422)}
+)
 async def promote(request: Request, model: Learning, promotion: Promotion) -> OrderAnswer:
     """Let a shadow answer predictions from now on; the learner that did becomes a shadow.
 

@@ -342,8 +342,12 @@ def test_a_folder_that_cannot_be_read_stops_no_learner_and_is_named(
     folder.touch()
     why = "the checkpoints cannot be read: [Errno 20] Not a directory"
     with other.client() as client:
-        wait_for(lambda: why in client.get("/health/ready").json()["reason"])
-        assert client.get("/health/ready").json()["learning"] == "standby"
+
+        def stands_by() -> bool:
+            ready = client.get("/health/ready").json()
+            return ready["learning"] == "standby" and why in ready["reason"]
+
+        wait_for(stands_by)
         redis.kill()
         redis.start()
         wait_for(lambda: "going on with the model in memory" in first.log)
