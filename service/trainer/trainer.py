@@ -351,8 +351,8 @@ class Trainer:
 
         Only the owner of the state calls this: the worker, or the event loop while that is quiet.
         """
-        self._published_at = self._clock.monotonic()
         state = self._replica.state
+        self._published_at = self._clock.monotonic()
         is_other = self.snapshot.learner is not state.answering
         if is_other or self.snapshot.version != state.version:
             self.snapshot = Snapshot.of(state)

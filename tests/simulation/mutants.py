@@ -254,10 +254,10 @@ MUTANTS = (
         "callers are answered before the snapshot is published",
         TRAINER,
         """        self._published_at = self._clock.monotonic()
-        if""",
+        is_other""",
         """        self._published_at = self._clock.monotonic()
         self._waiters.answer(self._replica.progress.position)
-        if""",
+        is_other""",
     ),
     Mutant(
         "callers are answered when an entry is learned in part",
