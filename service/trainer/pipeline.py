@@ -205,8 +205,8 @@ class Pipeline:
         group: Group = []
         while (waiting := self._orders.take()) is not None:
             order, future = waiting
-            if isinstance(order, Promote) and order.learner not in self.replica.learners:
-                future.set_exception(UnknownLearnerError(order.learner, self.replica.learners))
+            if isinstance(order, Promote) and order.learner not in self._learners:
+                future.set_exception(UnknownLearnerError(order.learner, self._learners))
                 continue
             if self._changes(order):
                 cut = replace(self._here, command=order)
@@ -224,6 +224,13 @@ class Pipeline:
                     self.is_paused = isinstance(order, Pause)
             future.set_result(self._ordered_at)
         return group
+
+    @property
+    def _learners(self) -> list[str]:
+        """Names of the learners that there are after the recorded commands, which may not be
+        applied yet: a promoted one that no setting names leaves with its promotion."""
+        named = self.replica.state.hyperparameters.shadow
+        return [*dict.fromkeys((ORIGINAL, *named, self._answering))]
 
     def _changes(self, order: Order) -> bool:
         """Return whether a command is to be recorded: it changes something, or is the first."""

@@ -16,7 +16,7 @@ from service.fold.schema.changes import Change as SchemaChange
 from service.fold.schema.changes import from_json, to_json
 from service.fold.schema.schema import POLICIES, Schema
 from service.fold.spec import FOLD_VERSION, UNSET, Hyperparameters, Spec
-from service.fold.state import ORIGINAL, State
+from service.fold.state import State
 from service.fold.step import Fold
 from service.log.cuts import (
     Begin,
@@ -204,11 +204,6 @@ class Replica:
             self.state.begin_as(spec)
             self._fold = Fold(self.state)
         check_spec(self.state.spec, spec, what, self.is_open)
-
-    @property
-    def learners(self) -> tuple[str, ...]:
-        """Names of the learners that can be promoted."""
-        return (ORIGINAL, *self.state.shadows)
 
     @property
     def has_families(self) -> bool:

@@ -4,12 +4,14 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
-from service.log.cuts import Cut
+from service.log.cuts import Cut, Promote
 from service.settings import Settings, load_settings
 from service.trainer import pipeline as pipelines
+from service.trainer.orders import Orders, UnknownLearnerError
 from service.trainer.pipeline import Pipeline
 from service.trainer.replica import READ_ENTRIES
 from service.trainer.worker import Worker
@@ -114,6 +116,26 @@ async def test_an_error_of_the_systems_in_a_step_is_not_taken_for_the_logs(
         fill(memory, 1)
         with pytest.raises(OSError, match="the device is gone"):
             await until(pipeline, lambda: False)
+
+
+async def test_a_learner_that_leaves_with_its_promotion_is_refused_before_that_is_applied(
+    memory: MemoryServer, log: MemoryLog
+) -> None:
+    """A cut that promotes a learner which is gone could never be replayed."""
+    replica, worker, orders = a_replica(), Worker("step"), Orders()
+    pending = await replica.recover(log, False, keep_lease)
+    unshadowed = replica.state.hyperparameters
+    replica.state.set_hyperparameters(replace(unshadowed, shadow=("adam",)))
+    replica.state.promote("adam")
+    replica.state.set_hyperparameters(unshadowed)  # no setting names it now
+    pipeline = Pipeline(replica, log, pending, BY_TWENTY, worker, StillClock(), orders)
+    back, again = (orders.give(Promote("ops", 1, name)) for name in ("original", "adam"))
+    await until(pipeline, lambda: back.done() and again.done() and not replica.state.promoted)
+    assert back.result() == replica.progress.cut
+    with pytest.raises(UnknownLearnerError, match="no learner 'adam', only original"):
+        again.result()
+    await pipeline.close()
+    worker.end()
 
 
 async def test_when_closed_the_state_stands_still(
