@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from service.http.answers import Answers
 from service.http.body import Bodies
 from service.http.budget import MEMORY, Budget
+from service.http.direct import Direct
 from service.http.errors import ErrorBody, HTTPError
 from service.http.examples import with_examples
 from service.http.guard import ADMIN, LEARN, OPEN_PATHS, PREDICT, Guard
@@ -77,7 +78,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         redirect_slashes=False,  # the address would be made from the header Host
     )
     app.state.service, app.state.bodies, app.state.budget = service, bodies, budget
-    app.state.waits = Waits()
+    app.state.waits = waits = Waits()
     wrong: dict[int | str, dict[str, Any]] = {422: {"model": ErrorBody}}
     for group, routers in {**GROUPS, DEMO: more}.items():
         for router in routers:
@@ -85,10 +86,13 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     for module in (health, page):  # probes and browsers may add queries against caches
         app.include_router(module.router, dependencies=[Depends(check_headers)], tags=[HEALTH])
 
-    async def answer(_: Request, error: Exception) -> Response:
+    def refuse(error: Exception) -> Response:
         refusal = as_http_error(error)
         service.metrics.rejected.labels(refusal.code).inc()
         return refusal.answer()
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return refuse(error)
 
     for kind in (HTTPError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
@@ -102,6 +106,9 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         return document if model is None else with_examples(document, model)
 
     vars(app)["openapi"] = described  # FastAPI's own way to extend it
+    app.add_middleware(
+        Direct, service=service, bodies=bodies, budget=budget, waits=waits, refuse=refuse
+    )
     app.add_middleware(Answers, budget=budget, metrics=service.metrics)
     app.add_middleware(
         Guard,

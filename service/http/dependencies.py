@@ -42,7 +42,12 @@ async def _answer_memory(request: Request) -> AsyncIterator[Reservation]:
         yield held
 
 
-async def _running(service: Annotated[Service, Depends(_service)]) -> Model:
+async def running(service: Annotated[Service, Depends(_service)]) -> Model:
+    """Return the model.
+
+    Raises:
+        HTTPError: 503 it has not started, or the service drains.
+    """
     if service.draining.is_set():
         raise unavailable("draining", "the service is shutting down")
     if service.model is None:
@@ -50,9 +55,14 @@ async def _running(service: Annotated[Service, Depends(_service)]) -> Model:
     return service.model
 
 
-async def _learning(
-    service: Annotated[Service, Depends(_service)], model: Annotated[Model, Depends(_running)]
+async def learning(
+    service: Annotated[Service, Depends(_service)], model: Annotated[Model, Depends(running)]
 ) -> Model:
+    """Return the model, if it learns.
+
+    Raises:
+        HTTPError: 503 it does not.
+    """
     try:
         model = await service.newest(model)
     except Stopped as error:
@@ -63,9 +73,14 @@ async def _learning(
     return model
 
 
-async def _informed(
-    service: Annotated[Service, Depends(_service)], model: Annotated[Model, Depends(_learning)]
+async def informed(
+    service: Annotated[Service, Depends(_service)], model: Annotated[Model, Depends(learning)]
 ) -> Model:
+    """Return the model once its schema is known.
+
+    Raises:
+        HTTPError: 503 a replay takes longer.
+    """
     if knows_schema(model):
         return model
     try:
@@ -92,9 +107,9 @@ BodiesOf = Annotated[Bodies, Depends(_bodies)]
 """The decoder of request bodies."""
 AnswerMemory = Annotated[Reservation, Depends(_answer_memory)]
 """Memory of the answer, which is given back once the answer has been sent."""
-Running = Annotated[Model, Depends(_running)]
+Running = Annotated[Model, Depends(running)]
 """The model; 503 before it has started, and once the service drains."""
-Learning = Annotated[Model, Depends(_learning)]
+Learning = Annotated[Model, Depends(learning)]
 """The model, if it learns; 503 otherwise."""
-Informed = Annotated[Model, Depends(_informed)]
+Informed = Annotated[Model, Depends(informed)]
 """The model, if it learns, once its schema is known; 503 if a replay takes longer."""

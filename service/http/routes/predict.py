@@ -250,14 +250,14 @@ def _check_finite(prediction: Prediction) -> None:
     Raises:
         HTTPError: 422 it is not.
     """
-    finite = np.isfinite(prediction.probabilities).all(axis=1)
+    finite = np.isfinite(prediction.probabilities)
     if not finite.all():
         raise HTTPError(
             422,
             "no_prediction",
             "the prediction for this example is not finite; is one of its features extreme?",
             "features",
-            int(finite.argmin()),
+            int(finite.all(axis=1).argmin()),
         )
 
 
