@@ -1,7 +1,6 @@
 """Gathers concurrent predictions into one forward pass, and divides long ones into several."""
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +17,10 @@ from streams.examples import AnyInputs, joined_inputs, part_of
 logger = logging.getLogger("funnel")
 
 GATHER_SECONDS = 0.001
-"""How long the first request waits for others."""
+"""Longest time for which the first request waits for others."""
+QUIET_TURNS = 2
+"""Turns of the event loop without a new request after which none is waited for: a request that has
+arrived is read in one turn, and handled in the next."""
 GATHER_ROWS = 1024
 """Rows that fill a pass; a larger request is long."""
 PART_SECONDS = 0.05
@@ -151,9 +153,7 @@ class Predictor:
         """Answer requests until cancelled."""
         while True:
             await self._arrived.wait()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GATHER_SECONDS):
-                    await self._enough.wait()
+            await self._gather()
             if requests := self._next():
                 await self._answer(requests, self._newest())
             if self._current is None and self._waiting_long:
@@ -162,6 +162,14 @@ class Predictor:
             if self._current is not None and await self._finish(self._current):
                 self._current = None
             self._note_idle()
+
+    async def _gather(self) -> None:
+        """Wait while requests arrive, for a pass of several costs little more than one of one."""
+        loop, rows, quiet = asyncio.get_running_loop(), self._rows, 0
+        until = loop.time() + GATHER_SECONDS
+        while quiet < QUIET_TURNS and not self._enough.is_set() and loop.time() < until:
+            await asyncio.sleep(0)
+            quiet, rows = (0 if self._rows > rows else quiet + 1), self._rows
 
     def _next(self) -> list[_Request]:
         """Take short requests that make a pass, in order, without those that are cancelled."""

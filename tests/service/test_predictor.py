@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import service.predictor as predictor_module
 from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.state import State
 from service.predictor import (
@@ -96,6 +97,47 @@ def test_each_request_gets_its_own_answer_out_of_one_pass() -> None:
             np.testing.assert_allclose(answer.probabilities, alone.probabilities, rtol=1e-5)
             np.testing.assert_allclose(answer.probabilities.sum(1), 1, rtol=1e-5)
             assert answer.version == 5
+
+    predicting(use)
+
+
+def test_a_lone_request_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_module, "GATHER_SECONDS", 1e9)
+
+    async def use(predictor: Predictor, evaluate: Watched) -> None:
+        async with asyncio.timeout(20):
+            await predictor.predict(rows(0))
+        assert evaluate.passes == [1]
+
+    predicting(use)
+
+
+def test_requests_of_following_turns_of_the_loop_share_a_pass() -> None:
+    async def use(predictor: Predictor, evaluate: Watched) -> None:
+        requests = []
+        for k in range(5):
+            requests.append(asyncio.create_task(predictor.predict(rows(k))))
+            await asyncio.sleep(0)
+        await asyncio.gather(*requests)
+        assert evaluate.passes == [5]
+
+    predicting(use)
+
+
+def test_requests_that_keep_arriving_delay_a_pass_for_no_more_than_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predictor_module, "GATHER_SECONDS", 0.0)
+
+    async def use(predictor: Predictor, evaluate: Watched) -> None:
+        later: list[asyncio.Task[Prediction]] = []
+        first = asyncio.create_task(predictor.predict(rows(0)))
+        while not first.done():
+            later.append(asyncio.create_task(predictor.predict(rows(1))))
+            await asyncio.sleep(0)
+        assert sum(evaluate.passes) <= len(later) + 1
+        assert len(later) < 10
+        await asyncio.gather(*later)
 
     predicting(use)
 
