@@ -1,7 +1,7 @@
 """Statistics of the learners, read about once a second."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -115,6 +115,14 @@ class Statistics:
     """Labels by class; empty if they are the numbers of the classes."""
     gains: Gains | None
     """None unless the inputs are images and a tensor has a weight for each class and pixel."""
+
+    def at(self, extent: Extent, waiting_since_ms: int | None) -> "Statistics":
+        """Return the same of an unchanged state, for a log of another extent.
+
+        The arguments are those of `read_statistics`.
+        """
+        waiting = None if waiting_since_ms is None else waiting_since_ms / 1000
+        return replace(self, entries_added=extent.added, waiting_since=waiting)
 
     @property
     def served(self) -> LearnerStatistics:

@@ -661,10 +661,13 @@ class Trainer:
             self.order(partial(Promote, learner=name), AUTOMATIC)
 
     def _show(self, extent: Extent, waiting_since_ms: int | None = None) -> None:
-        """Read the statistics off the device, and add them to the history."""
-        state, progress = self._replica.state, self._replica.progress
+        """Read the statistics off the device if they have changed, and add them to the history."""
+        state, progress, known = self._replica.state, self._replica.progress, self._statistics
         self.columns.note(state)
-        self._statistics = read_statistics(state, progress, extent, waiting_since_ms)
+        if known is None or known.version != state.version or known.progress is not progress:
+            self._statistics = read_statistics(state, progress, extent, waiting_since_ms)
+        else:
+            self._statistics = known.at(extent, waiting_since_ms)
         self._publish()
         self.history.add_point(self._statistics, self.status.backlog(), self._writer.age)
 
