@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from funnel.compiled import rehearsed
-from service.fold.calibration import Calibration
+from service.fold.calibration import Calibration, calibrated
 from service.fold.scoring.classification import LOOPS
 from service.fold.scoring.floors import Floors
 from service.fold.scoring.regression import NumberFloors, fresh_scores
@@ -33,18 +33,20 @@ def _counted(classes: int, room: int) -> dict[str, Tensor]:
     floors, calibration = Floors(classes, cpu, room), Calibration(classes, cpu, room)
     generator = torch.Generator().manual_seed(0)
     yes = torch.tensor(True)
-    losses = []
+    losses, answered = list[Tensor](), list[Tensor]()
     for _ in range(4):
         odds = 4.0 * torch.randn(EXAMPLES, room, generator=generator)
         odds[:, classes:] = -torch.inf
         labels = torch.randint(classes, (EXAMPLES,), generator=generator)
         weights = torch.rand(EXAMPLES, generator=generator)
         answers = odds.softmax(dim=1)
-        calibration.learn(answers, answers.argmax(dim=1), labels, yes, yes, weights)
+        guesses = answers.argmax(dim=1)
+        answered.append(calibrated(classes, answers, guesses, calibration.answer))
+        calibration.learn(answers, guesses, labels, yes, yes, weights)
         losses.append(floors.observe(labels, yes, yes))
     named = {f"floors.{k}": v for k, v in floors.tensors().items()}
     named |= {f"calibration.{k}": v for k, v in calibration.tensors().items()}
-    return named | {"losses": torch.stack(losses)}
+    return named | {"losses": torch.stack(losses), "answered": torch.stack(answered)}
 
 
 def _measured(quantiles: Sequence[float] | None) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from funnel.tensorlists import weighted
+from funnel.tensorlists import may_read, weighted
 from service.fold.scoring.classification import Scores, loops_for
 
 PRIOR = 30.0
@@ -243,8 +243,33 @@ def calibrated(classes: int, probabilities: Tensor, predicted: Tensor, answer: T
     """
     if classes < 2:
         return probabilities
+    is_plain = may_read(probabilities) and not probabilities.requires_grad
+    is_plain &= probabilities.is_contiguous()
+    if is_plain and (compiled := loops_for(predicted)) is not None:
+        return _calibrated_compiled(compiled, classes, probabilities, predicted, answer)
     found = scaled_by(classes, probabilities, predicted, answer)
     return (answer[2] * found.scaled + (1.0 - answer[2]) * found.given).float()
+
+
+def _calibrated_compiled(
+    compiled: ModuleType, classes: int, probabilities: Tensor, predicted: Tensor, answer: Tensor
+) -> Tensor:
+    """Do the same by compiled loops, bit for bit."""
+    (n, width), is_binary = probabilities.shape, classes == 2
+    others, parts, answered = _room(n, width), _room(3, n), torch.empty_like(probabilities)
+    given, guess, learned = probabilities.numpy(), predicted.numpy(), answer.numpy()
+    split = others.numpy(), parts.numpy()
+    compiled.split(given, guess, *split)
+    if width > 2:
+        parts[1] = others.sum(dim=1)
+    logs, inputs, platt = parts[:2].log(), np.empty((2, n)), _room(n)
+    scaled = platt.numpy()
+    bounds = TINY, LOG_TINY, MOST_ODDS
+    compiled.scale(guess, is_binary, split[1], logs.numpy(), learned, *bounds, inputs, scaled)
+    platt.sigmoid_()
+    shown = answered.numpy()
+    compiled.calibrate(given, guess, is_binary, *split, scaled, learned, TINY, shown)
+    return answered
 
 
 class Scaled(NamedTuple):

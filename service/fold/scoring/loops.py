@@ -173,6 +173,38 @@ def scale(
 
 
 @compiled
+def keep_likeliest(
+    q: np.float64, rest: np.float64, second: np.float64, is_turned: bool, tiny: float
+) -> np.float64:
+    """Return the probability of the predicted class after scaling, at least as much as keeps it the
+    likeliest."""
+    kept = 1.0 - q if is_turned else q
+    both = second + rest
+    least = second / (tiny if both < tiny else both)
+    return least if least > kept or least != least else kept
+
+
+@compiled
+def calibrate(
+    probabilities: Floats, predicted: Ints, is_binary: bool, others: Doubles, parts: Doubles,
+    platt: Doubles, answer: Doubles, tiny: float, answered: Floats,
+) -> None:  # fmt: skip
+    """Set what is answered, [n, classes]; the arguments are those of `answer_all`."""
+    weight = answer[2]
+    rest_weight = 1.0 - weight
+    for i in range(len(predicted)):
+        rest = parts[1, i]
+        kept = keep_likeliest(platt[i], rest, parts[2, i], is_binary and predicted[i] != 1, tiny)
+        factor = (1.0 - kept) / (tiny if rest < tiny else rest)
+        for c in range(probabilities.shape[1]):
+            given = np.float64(probabilities[i, c])
+            scaled = given
+            if rest > tiny:
+                scaled = kept if c == predicted[i] else others[i, c] * factor
+            answered[i, c] = np.float32(weight * scaled + rest_weight * given)
+
+
+@compiled
 def answer_all(
     probabilities: Floats, predicted: Ints, labels: Ints, importance: Floats, is_binary: bool,
     others: Doubles, parts: Doubles, platt: Doubles, answer: Doubles, tiny: float, edge: float,
@@ -186,14 +218,9 @@ def answer_all(
     inner = edge if weight < edge else (1.0 - edge if weight > 1.0 - edge else weight)
     own[3 * n] = inner / (1.0 - inner)
     for i in range(len(labels)):
-        q, rest, second, label = platt[i], parts[1, i], parts[2, i], labels[i]
-        is_watched = not is_binary or predicted[i] == 1
+        q, rest, label = platt[i], parts[1, i], labels[i]
         watched = 1 if is_binary else predicted[i]
-        kept = q if is_watched else 1.0 - q
-        both = second + rest
-        least = second / (tiny if both < tiny else both)
-        if least > kept or least != least:
-            kept = least
+        kept = keep_likeliest(q, rest, parts[2, i], is_binary and predicted[i] != 1, tiny)
         factor = (1.0 - kept) / (tiny if rest < tiny else rest)
         for c in range(probabilities.shape[1]):
             given = np.float64(probabilities[i, c])
