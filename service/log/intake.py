@@ -285,10 +285,11 @@ class Intake:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for entry in group:
                     pipe.execute_command(*entry.command)
-                pipe.eval(DESCRIBE, 2, self.keys.log, self.keys.uuid, uuid.uuid4().hex)
-                *replies, described = await pipe.execute(raise_on_error=False)
-            with contextlib.suppress(LogError):  # the trainer reports it
-                if not isinstance(described, Exception):
+                if adds := not all(entry.is_question for entry in group):
+                    pipe.eval(DESCRIBE, 2, self.keys.log, self.keys.uuid, uuid.uuid4().hex)
+                replies = await pipe.execute(raise_on_error=False)
+            if adds and not isinstance(described := replies.pop(), Exception):
+                with contextlib.suppress(LogError):  # the trainer reports it
                     self.backlog.added = Extent.of(described, self.keys.log).added
         except (RedisError, OSError) as error:
             replies = [error] * len(group)
