@@ -34,13 +34,14 @@ What bounds the figures on two cores:
   trainer is nevertheless a thread: snapshots are swapped by reference, and weights on a GPU stay
   there.
 - Sending 1,000 rows per request is bounded by the bytes, 784 per example, which HTTP and log copy
-  and parse several times. One row per request is bounded by the web framework, some 0.8 ms each.
-  JSON is bounded by parsing 784 numbers, 15 kB, per example; other processes do that, because the
+  and parse several times. One row per request is bounded by the web server, and by a confirmation
+  of the log that few requests share. JSON is bounded by parsing 784 numbers, 15 kB, per example; other processes do that, because the
   parser would hold the interpreter's lock.
 - River walks dictionaries in Python. Scikit-learn and Vowpal Wabbit solve ten binary problems per
   example.
-- A prediction waits 1 ms for others to share its pass, and goes through the web framework. While
-  the service learns, it also waits for a core, as do the threads of its client.
+- A prediction goes through the web server and some forty small operators, about as long through the
+  one as through the others. While the service learns, it also waits for a core, as do the threads
+  of its client.
 - Memory is the code and heap of torch. It varies with requests and log entries in flight, in one
   arena of the allocator per thread.
 - A restart is bounded by the imports of torch and, for the streams, scikit-learn; by the log
