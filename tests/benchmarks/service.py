@@ -35,8 +35,8 @@ What bounds the figures on two cores:
   there.
 - Sending 1,000 rows per request is bounded by the bytes, 784 per example, which HTTP and log copy
   and parse several times. One row per request is bounded by the web server, and by a confirmation
-  of the log that few requests share. JSON is bounded by parsing 784 numbers, 15 kB, per example; other processes do that, because the
-  parser would hold the interpreter's lock.
+  of the log that few requests share. JSON is bounded by parsing 784 numbers, 15 kB, per example;
+  other processes do that, because the parser would hold the interpreter's lock.
 - River walks dictionaries in Python. Scikit-learn and Vowpal Wabbit solve ten binary problems per
   example.
 - A prediction goes through the web server and some forty small operators, about as long through the
