@@ -67,6 +67,8 @@ AUTOMATIC = "auto"
 """Gives the commands that no operator gives."""
 PAUSE_SECONDS = 0.25
 """Time between statistics when learning has paused and the last ones are older than its end."""
+STATISTICS_SHARE = 0.1
+"""Share of the time that reading statistics may take: a slow machine reads them less often."""
 CHECK_SECONDS = 10.0
 """Time between checks of the server's configuration."""
 RETRY_SECONDS = 0.5
@@ -162,6 +164,8 @@ class Trainer:
         self._challenge = Challenge() if settings.promote == "auto" else None
         self._condition, self._reason = Condition.STARTING, ""
         self._statistics: Statistics | None = None
+        self._statistics_took = 0.0
+        """Seconds that reading them took."""
         self._scores: ScoreSummary | None = None
         self._stopping = self._has_stalled = False
         self._statistics_at = self._checked_at = self._published_at = clock.monotonic()
@@ -618,6 +622,7 @@ class Trainer:
         version = self._statistics.version if self._statistics else None
         is_stale = version != self._replica.state.version
         every = PAUSE_SECONDS if is_stale and pipeline.is_idle else STATISTICS_SECONDS
+        every = max(every, self._statistics_took / STATISTICS_SHARE)
         return self._statistics_at + every - self._clock.monotonic()
 
     async def _watch(self, pipeline: Pipeline) -> None:
@@ -665,7 +670,9 @@ class Trainer:
         state, progress, known = self._replica.state, self._replica.progress, self._statistics
         self.columns.note(state)
         if known is None or known.version != state.version or known.progress is not progress:
+            began = self._clock.monotonic()
             self._statistics = read_statistics(state, progress, extent, waiting_since_ms)
+            self._statistics_took = self._clock.monotonic() - began
         else:
             self._statistics = known.at(extent, waiting_since_ms)
         self._publish()
