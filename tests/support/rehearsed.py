@@ -1,7 +1,10 @@
 """The first work of each service, done once for all that are forked from a process.
 
-The rehearsal of compiled loops takes seconds of the start of each service with all families.
+The rehearsal of compiled loops takes seconds of the start of each service with all families. The
+objects that were made are frozen last, as a collection in a service would copy their pages.
 """
+
+import gc
 
 import torch
 
@@ -13,3 +16,5 @@ torch.set_num_threads(1)  # a process with threads of torch must not be forked
 rehearse_once("scores, floors and calibration", rehearse_counts)
 for task in ("multiclass", "binary", "regression", "quantile"):
     rehearse_once("trees and neighbours", rehearse_families, task)
+gc.collect()
+gc.freeze()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funnel.graphs.repeated import CALLS_BEFORE, MAX_SIGNATURES, WINDOW, Repeated
 from funnel.graphs.structure import signature_of
-from funnel.graphs.traced import Traced
+from funnel.graphs.traced import Traced, trace
 
 
 def test_a_traced_function_sees_its_state_change_and_new_shapes() -> None:
@@ -70,3 +70,26 @@ def test_batches_of_ever_other_sizes_are_traced_for_some_sizes_alone() -> None:
     for _ in range(3 * CALLS_BEFORE + 1):
         traced(torch.ones(100))
     assert traced._traces.find(signature_of([torch.ones(100)])), "full batches come one by one"
+
+
+def test_a_function_is_traced_in_the_mode_of_its_caller() -> None:
+    modes = set[bool]()
+
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        modes.add(torch.is_inference_mode_enabled())
+        return x.add_(y)
+
+    traced = Traced(add)
+    with torch.inference_mode():
+        sums = torch.zeros(2)
+        for n in range(1, 2 * CALLS_BEFORE):
+            assert traced(sums, torch.ones(2)).tolist() == [n, n]
+        assert len(traced._traces) == 1
+    assert modes == {True}
+
+
+def test_a_trace_leaves_the_executor_of_other_programs_as_it_is() -> None:
+    for is_on in (True, False, True):
+        torch._C._jit_set_profiling_mode(is_on)
+        trace(lambda x: (x + 1,), [torch.ones(2)])
+        assert torch._C._jit_set_profiling_mode(True) == is_on
