@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -97,6 +98,10 @@ def trace(function: Function, tensors: Sequence[Tensor], state: Sequence[Tensor]
     return result
 
 
+_one_at_a_time = Lock()
+"""Held while traces run without profiles, which is a setting of the process."""
+
+
 @contextmanager
 def _without_profiles() -> Iterator[None]:
     """Let graphs that are first called inside run as they are.
@@ -104,11 +109,12 @@ def _without_profiles() -> Iterator[None]:
     Otherwise torch records the shapes of a call and compiles a second time. That takes as long as
     50 steps, and saves nothing where nothing is fused.
     """
-    before = torch._C._jit_set_profiling_mode(False)
-    try:
-        yield
-    finally:
-        torch._C._jit_set_profiling_mode(before)
+    with _one_at_a_time:
+        before = torch._C._jit_set_profiling_mode(False)
+        try:
+            yield
+        finally:
+            torch._C._jit_set_profiling_mode(before)
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
