@@ -48,7 +48,9 @@ class Traced(Generic[P, Result]):
             result: Result = build(traced(*tensors))
             return result
         result = self.function(*args, **kwargs)
-        if self._traces.is_due(signature):
+        if not is_tracing() and self._traces.is_due(
+            signature
+        ):  # else it becomes part of that trace
             _, build = taken_apart(result)
             self._traces.keep(signature, (self._traced(args), build))
         return result

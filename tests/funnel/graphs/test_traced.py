@@ -93,3 +93,10 @@ def test_a_trace_leaves_the_executor_of_other_programs_as_it_is() -> None:
         torch._C._jit_set_profiling_mode(is_on)
         trace(lambda x: (x + 1,), [torch.ones(2)])
         assert torch._C._jit_set_profiling_mode(True) == is_on
+
+
+def test_a_traced_function_within_another_becomes_part_of_its_trace() -> None:
+    inner = Traced(lambda x: x + 1)
+    outer = Traced(lambda x: inner(x) * 2)
+    for n in range(3 * CALLS_BEFORE):
+        assert outer(torch.full((2,), float(n))).tolist() == [2.0 * (n + 1)] * 2
