@@ -50,7 +50,7 @@ class Traced(Generic[P, Result]):
         result = self.function(*args, **kwargs)
         if not is_tracing() and self._traces.is_due(
             signature
-        ):  # else it becomes part of that trace
+        ):  # else it is part of that
             _, build = taken_apart(result)
             self._traces.keep(signature, (self._traced(args), build))
         return result
