@@ -48,9 +48,7 @@ class Traced(Generic[P, Result]):
             result: Result = build(traced(*tensors))
             return result
         result = self.function(*args, **kwargs)
-        if not is_tracing() and self._traces.is_due(
-            signature
-        ):  # else it is part of that
+        if not is_tracing() and self._traces.is_due(signature):  # else it is part of that
             _, build = taken_apart(result)
             self._traces.keep(signature, (self._traced(args), build))
         return result

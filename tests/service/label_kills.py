@@ -174,7 +174,7 @@ def joined_by(
     """
     redis = RedisProcess(directory / "redis").start()
     chosen = OPTIONS | {"redis_url": redis.url, "model": "logistic", "max_wait_ms": 200}
-    chosen |= RULES[rule] | {"checkpoint_every_seconds": 1.0}  # the log keeps what Watch reads
+    chosen |= RULES[rule] | {"checkpoint_every_seconds": 3.0}  # the log keeps what Watch reads
     if rule == "sum":
         del chosen["classes"]
     first = ServiceProcess(directory / "services", chosen)
