@@ -622,6 +622,8 @@ class Settings(BaseModel):
             is_named,
             self.predicts.kind == "regression",
             is_named and self.model == AUTO,
+            self.predicts.is_numeric,
+            self.predicts.kind == "regression",
             self.families if self.model == AUTO and self.families != (LINEAR, *FAMILIES) else (),
         )
 

@@ -43,8 +43,6 @@ MEMORY = 300.0
 SHIFT_RATE, MOST_SHIFTED, FARTHEST_SHIFT = 0.02, 50.0, 10.0
 """How far an example outside its share moves a quantile, in units; examples of a batch that count
 for it; and how far a quantile is moved at most."""
-HUBER = 3.0
-"""Deviations beyond which an error of the mixture counts no more."""
 
 
 class Numbers:
@@ -55,6 +53,8 @@ class Numbers:
         device: where numbers are.
         is_quick: whether the deviation of means follows errors that shrink or grow fast
             (`funnel.pool.deviation`).
+        follows_jumps: whether it follows, after one large batch, errors that have become many times
+            larger.
     """
 
     label_type = torch.float32
@@ -66,9 +66,14 @@ class Numbers:
     fading = 2.0
 
     def __init__(
-        self, quantiles: tuple[float, ...], device: torch.device, is_quick: bool = False
+        self,
+        quantiles: tuple[float, ...],
+        device: torch.device,
+        is_quick: bool = False,
+        follows_jumps: bool = False,
     ) -> None:
         self.quantiles, self.device, self.is_quick = quantiles, device, is_quick
+        self.follows_jumps = follows_jumps
         self.is_mean, self.outputs = not quantiles, max(1, len(quantiles))
         self.stacks: tuple[int, ...] = (self.outputs,)
         self.levels = torch.tensor(quantiles or (0.5,), device=device)
@@ -221,8 +226,9 @@ class Numbers:
         n = importance.sum()
         share = importance / n.clamp(min=1e-12)
         missed = labels.clamp(-BOUND, BOUND)[:, None] - answers
-        bound = HUBER * held["square"].sqrt()
-        squares = missed[:, self.outputs // 2].clamp(-bound, bound).square()
+        middle = missed[:, self.outputs // 2]
+        bound = deviation.reach(middle, held["square"], self.follows_jumps)
+        squares = middle.clamp(-bound, bound).square()
         rate = n / (held["seen"].clamp(max=MEMORY) + n).clamp(min=1.0) * keep
         loss = (share * self._pinball(missed)).sum()
         held["unit"].lerp_(loss, rate).clamp_(min=LEAST)
@@ -237,11 +243,10 @@ class Numbers:
             held["shift"].clamp_(-FARTHEST_SHIFT, FARTHEST_SHIFT)
         held["seen"].add_(n * keep)
 
-    @staticmethod
-    def _follow(held: Held, missed: Tensor, share: Tensor, square: Tensor, n: Tensor) -> None:
+    def _follow(self, held: Held, missed: Tensor, share: Tensor, square: Tensor, n: Tensor) -> None:
         """Learn how fast the deviation of the errors changes, [n], of examples with shares."""
         slow, quick, trust = held["square"], held[deviation.QUICK], held[deviation.TRUST]
-        bound = HUBER * quick.sqrt()
+        bound = deviation.reach(missed, quick, self.follows_jumps)
         both = (square, (share * missed.clamp(-bound, bound).square()).sum())
         new, weight = deviation.followed(slow, quick, trust, both, n, held["seen"])
         quick.copy_(torch.where(n > 0.0, new.clamp(min=LEAST**2), quick))

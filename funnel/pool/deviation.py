@@ -8,6 +8,10 @@ quick one, which follows their scores by Fixed Share (`funnel.pool.mixing`),
 
     σ = exp(½ ((1 - w) log v_slow + w log v_quick)).
 
+A wild error moves no mean further than one of three deviations. As that would also let a mean grow
+no more than nine times in a batch, however large, deviations are taken from the errors of the batch
+itself where most of them are larger (`reach`): by then it is no longer one error that is wild.
+
 The geometric mean lets a mean that is far off count by its logarithm: in an arithmetic one, the
 little weight that sharing leaves it would widen σ for good.
 """
@@ -21,8 +25,31 @@ MEMORY = 30.0
 """Examples that the quick mean remembers."""
 SHARE = 1e-3
 """Share of the weight that is redistributed per example."""
+HUBER = 3.0
+"""Deviations beyond which an error counts no more."""
+SOME = 9
+"""Errors whose median a wild one does not move far."""
+MEDIAN = 0.6745
+"""Median error of a normal distribution, in its deviations."""
 EDGE = 1e-6
 """Least distance of the weight from 0 and 1."""
+
+
+def reach(errors: Tensor, variance: Tensor, follows_jumps: bool) -> Tensor:
+    """Return the size beyond which an error counts no more in a running mean of squares: HUBER
+    deviations.
+
+    Args:
+        errors: of a batch, [n].
+        variance: the running mean before it; the result has its shape.
+        follows_jumps: whether deviations are those of the batch where these are larger. They are
+            taken from its median error, as of a normal distribution, and from SOME errors on.
+    """
+    found = variance.sqrt()
+    if follows_jumps and len(errors) >= SOME:
+        middle = errors.abs().sort().values[(len(errors) - 1) // 2]
+        found = torch.maximum(found, middle / MEDIAN)
+    return HUBER * found
 
 
 def fresh(like: Tensor) -> dict[str, Tensor]:

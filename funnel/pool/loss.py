@@ -360,12 +360,14 @@ class Gaussian:
     of the errors of all answers and, last, of the numbers around their mean; ``own``, [1], of the
     errors of the mixture; ``last``, [1], unless there is one expert alone; and ``seen``, 0-dim, the
     examples so far. With ``is_quick`` and several experts, the mixture's deviation follows errors
-    that shrink or grow fast, and what `funnel.pool.deviation` needs for it is learned, too.
+    that shrink or grow fast, and what `funnel.pool.deviation` needs for it is learned, too. With
+    ``follows_jumps`` it follows, after one large batch, errors that have become many times larger.
     """
 
     has_deviation: ClassVar[bool] = True
     limits_steps: ClassVar[bool] = True
     is_quick: bool = False
+    follows_jumps: bool = False
 
     def rescale(self, held: Held, ratio: Tensor, shift: Tensor) -> None:
         """Implement `NumericLoss.rescale`."""
@@ -485,7 +487,8 @@ class Gaussian:
         error, found = mixed[:, 0] - labels, [summary]
         for name in ("own", deviation.QUICK):
             if name in held:
-                missed = error.clamp(*_range(held[name][0]))
+                bound = deviation.reach(error, held[name][0], self.follows_jumps)
+                missed = error.clamp(-bound, bound)
                 found.append(_means(missed.square()[None], importance))
         return torch.cat(found)
 

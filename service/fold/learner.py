@@ -208,7 +208,8 @@ class Learner:
         size = self.size
         layout = Layout(size.codes, size.features, *size.used, self.spec.compares_codes)
         if self._is_numeric:
-            return layout, Numbers(self.spec.predicts.quantiles, self.device, self.spec.is_quick)
+            quick = self.spec.is_quick, self.spec.follows_jumps
+            return layout, Numbers(self.spec.predicts.quantiles, self.device, *quick)
         is_open = torch.arange(max(2, size.classes), device=self.device) < max(1, size.opened)
         return layout, Classes(is_open)
 

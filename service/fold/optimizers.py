@@ -20,11 +20,17 @@ INNER: dict[str, Inner] = {
 
 def loss_of(spec: Spec) -> Loss:
     """Return the loss by which the experts of a model learn."""
-    can_close, is_quick = bool(spec.schema), spec.is_quick
-    return loss_for(spec.predicts, spec.no_change, can_close, is_quick)
+    quick = spec.is_quick, spec.follows_jumps
+    return loss_for(spec.predicts, spec.no_change, bool(spec.schema), *quick)
 
 
-def loss_for(task: Task, no_change: bool, can_close: bool, is_quick: bool = False) -> Loss:
+def loss_for(
+    task: Task,
+    no_change: bool,
+    can_close: bool,
+    is_quick: bool = False,
+    follows_jumps: bool = False,
+) -> Loss:
     """Return the loss of a task.
 
     Args:
@@ -33,6 +39,8 @@ def loss_for(task: Task, no_change: bool, can_close: bool, is_quick: bool = Fals
         can_close: whether there is room for classes that were not seen yet.
         is_quick: whether deviations follow errors that shrink or grow fast. It matters for a loss
             that has learned nothing yet alone.
+        follows_jumps: whether they follow errors that have become many times larger, after one
+            large batch.
     """
     match task.kind:
         case "multiclass":
@@ -40,7 +48,7 @@ def loss_for(task: Task, no_change: bool, can_close: bool, is_quick: bool = Fals
         case "binary":
             return Binary(no_change, can_close=False)
         case "regression":
-            return Gaussian(is_quick)
+            return Gaussian(is_quick, follows_jumps)
         case "quantile":
             return Pinball(task.quantiles)
 

@@ -29,7 +29,14 @@ MAX_EXPERTS = 6
 """Experts of the default pool."""
 LINEAR, FAMILIES = "linear", ("mlp", "trees", "neighbours", "frequencies")
 """The family that every model ``auto`` has, and those that it may have."""
-UNSET = ("no_change", "is_narrow", "is_quick", "compares_codes")
+UNSET = (
+    "no_change",
+    "is_narrow",
+    "is_quick",
+    "compares_codes",
+    "bounds_floors",
+    "follows_jumps",
+)
 """Fields of a spec that no setting chooses: a log goes on with those with which it began."""
 
 
@@ -94,6 +101,14 @@ class Spec:
     compares_codes: bool = False
     """True if neighbours compare categories, too (`funnel.families.compared`). No setting chooses
     it: it is so in every new model ``auto`` of rows, and a log goes on as it began."""
+    bounds_floors: bool = False
+    """True if a wild number moves the floors of numbers no further than the learner
+    (`service.fold.target.Target.bounded`). No setting chooses it: it is so in every new model of
+    numbers, and a log goes on as it began."""
+    follows_jumps: bool = False
+    """True if the deviation of answered means follows, after one large batch, errors that have
+    become many times larger (`funnel.pool.deviation.reach`). No setting chooses it: it is so in
+    every new model of the task ``regression``, and a log goes on as it began."""
     families: tuple[str, ...] = ()
     """LINEAR and the families of FAMILIES that a model ``auto`` has, if it does not have all."""
 

@@ -625,7 +625,11 @@ def count_numbers(state: State, served: Learner, batch: PendingNumbers) -> Tenso
     """
     _score_numbers(served, batch)
     assert state.number_floors is not None, "classes have other floors"
-    state.number_floors.observe(batch.targets, batch.counted, batch.keep)
+    learned = batch.targets
+    if state.spec.bounds_floors:
+        assert state.target is not None, "numbers have a unit"
+        learned = state.target.bounded(learned)
+    state.number_floors.observe(batch.targets, batch.counted, batch.keep, learned)
     return batch.floor
 
 

@@ -8,6 +8,7 @@ once the newest statistics are half of it, twice of it, or one unit away. Weight
 import torch
 from torch import Tensor
 
+from funnel.pool.loss import REACH
 from service.fold.standardizer import TINY, Standardizer
 
 LIMIT = 1e6
@@ -55,6 +56,12 @@ class Target:
         """Return standardized numbers, fp32 [n]."""
         zero, size = self.unit.unbind(0)
         return (numbers - zero).div(size.clamp(min=TINY)).clamp_(-LIMIT, LIMIT)
+
+    def bounded(self, numbers: Tensor) -> Tensor:
+        """Return numbers within REACH units of the zero, as no answer of a learner goes further."""
+        zero, size = self.unit.to(numbers.dtype).unbind(0)
+        reach = REACH * size.clamp(min=TINY)
+        return numbers.clamp(zero - reach, zero + reach)
 
     def update(self, numbers: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Update the statistics with a batch, and the unit if it has to move.

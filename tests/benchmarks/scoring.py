@@ -81,7 +81,9 @@ class NoNumberScores(RegressionScores):
 class NoNumberFloors(NumberFloors):
     """Floors of numbers that are not scored and learn nothing."""
 
-    def observe(self, targets: Tensor, scored: Tensor, learned: Tensor) -> None:
+    def observe(
+        self, targets: Tensor, scored: Tensor, learned: Tensor, bounded: Tensor | None = None
+    ) -> None:
         """Do nothing."""
 
 

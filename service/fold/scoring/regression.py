@@ -358,7 +358,8 @@ class NumberFloors:
 
     ``mean`` predicts the mean of the targets of the batches before, with their standard deviation;
     ``no_change`` the last of them, with the root mean square of the errors that it has made. Before
-    the first target both predict 0. As quantiles they are those of a normal distribution.
+    the first target both predict 0. As quantiles they are those of a normal distribution. A caller
+    may bound the targets that they take, so that no wild one spoils a mean for good.
 
     Args:
         device: where targets will be.
@@ -437,22 +438,27 @@ class NumberFloors:
                 given = (values[k] + spread).expand(n, -1)
             scores.update(given, own, targets, losses[k], keep)
 
-    def observe(self, targets: Tensor, scored: Tensor, learned: Tensor) -> None:
+    def observe(
+        self, targets: Tensor, scored: Tensor, learned: Tensor, bounded: Tensor | None = None
+    ) -> None:
         """Score the floors on a batch, then take its targets.
 
         Args:
             targets: [n].
             scored: bool, 0-dim; where it is False no score changes.
             learned: bool, 0-dim; where it is False no mean changes.
+            bounded: the targets as they are taken, [n]; None for the targets themselves.
         """
+        taken = targets if bounded is None else bounded
         if (compiled := loops_for(targets)) is not None:
-            self._observe_compiled(compiled, targets.double(), scored, bool(learned))
+            both = targets.double(), taken.double()
+            self._observe_compiled(compiled, *both, scored, bool(learned))
             return
         self.score(targets, self.losses(targets), scored)
-        self.learn(targets, learned)
+        self.learn(taken, learned)
 
     def _observe_compiled(
-        self, compiled: ModuleType, targets: Tensor, scored: Tensor, learned: bool
+        self, compiled: ModuleType, targets: Tensor, taken: Tensor, scored: Tensor, learned: bool
     ) -> None:
         """Do the same by compiled loops, bit for bit; targets are fp64."""
         room, own = self._room, targets.numpy()
@@ -466,7 +472,7 @@ class NumberFloors:
         for k, scores in enumerate(self._scores.values()):
             scores.update(given[k], room.stds[k], targets, losses[k], scored)
         if learned:
-            total = targets.sum().item()
+            total, own = taken.sum().item(), taken.numpy()
             compiled.square_distances(own, self._arrays[-1], total, *room.for_squares)
             sums = (room.around.sum().item(), room.changes.sum().item())
             compiled.learn_numbers(*self._arrays, own, total, *sums)

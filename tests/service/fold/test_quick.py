@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.spec import Spec
 from service.fold.state import State
 from service.log.position import Progress
@@ -52,6 +53,8 @@ def test_every_new_model_of_regression_has_it_and_no_other() -> None:
     assert spec("regression", "auto").is_quick
     assert not spec("multiclass").is_quick
     assert not spec("quantile:0.5").is_quick
+    assert spec("regression").follows_jumps
+    assert not spec("quantile:0.5").follows_jumps
 
 
 def test_a_spec_of_an_earlier_version_has_none() -> None:
@@ -85,6 +88,47 @@ def test_a_fresh_state_continues_as_a_log_began() -> None:
     for batch in batches(60):
         step(state, batch)
     assert same_tensors(state.tensors(), learned(OLD).tensors())
+
+
+def covered_after_a_constant_stretch(spec: Spec, size: int = 500) -> list[float]:
+    """Return the share of numbers within the deviations that hold 80 %, by batch after the stretch;
+    the first batch cannot know that it has ended."""
+    rng, state, found = np.random.default_rng(0), State(spec, HYPERPARAMETERS, CPU), []
+    evaluator = Evaluator(state.served)
+    for k in range(25):
+        inputs = rng.normal(size=(size, 3)).astype(np.float32)
+        numbers = (inputs.sum(axis=1) + rng.normal(size=size)).astype(np.float32)
+        if 5 <= k < 15:
+            numbers[:] = 3.0
+        if k > 15:
+            values, deviations = evaluator(Snapshot.of(state), inputs)[1].numpy().T
+            found.append(float(np.mean(np.abs(values - numbers) <= 1.2816 * deviations)))
+        step(state, Batch(inputs, numbers))
+    return found
+
+
+@pytest.mark.parametrize("model", ["logistic", "auto"])
+def test_the_deviation_is_honest_one_batch_after_a_constant_stretch(model: str) -> None:
+    spec = replace(QUICK, model=model)
+    before, now = (
+        covered_after_a_constant_stretch(replace(spec, follows_jumps=jumps))
+        for jumps in (False, True)
+    )
+    assert max(before[:2]) < 0.2
+    assert min(now) > 0.7
+
+
+def test_a_wild_error_in_a_large_batch_moves_the_deviation_no_further_than_before() -> None:
+    found = {}
+    for jumps in (False, True):
+        state = State(replace(QUICK, follows_jumps=jumps), HYPERPARAMETERS, CPU)
+        for k, batch in enumerate(batches(40, after=0.5)):
+            batch.labels[3] *= 1e6 if k == 30 else 1.0
+            step(state, batch)
+            if k == 30:
+                _, answers = Evaluator(state.served)(Snapshot.of(state), batch.features)
+                found[jumps] = float(answers[0, 1])
+    assert found[True] == pytest.approx(found[False], rel=0.05)
 
 
 def test_coverage_is_restored_sooner() -> None:
