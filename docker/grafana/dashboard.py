@@ -126,8 +126,11 @@ def is_it_learning() -> Row:
             "Calibration by probability, of the last 10,000",
             "Share of hits less the mean probability, in bins of as many examples, by ascending "
             "probability. Good: near 0. Bad: below 0, the model is too sure there; above, not "
-            "sure enough.",
-            Query("funnel_calibration_observed - funnel_calibration_predicted", "bin {{bin}}"),
+            "sure enough. Answers are those of calibrated; served is before the calibration.",
+            Query(
+                "funnel_calibration_observed - funnel_calibration_predicted",
+                "{{learner}} bin {{bin}}",
+            ),
         ),
         timeseries(
             "Recall by class",

@@ -315,12 +315,14 @@ def _scores(statistics: Statistics) -> Iterable[Metric]:
             for predicted, count in zip(names, row, strict=False)
         }
         yield _family("confused", ["class", "predicted"], pairs_of)
-    answered = statistics.calibrated or scores
-    curve = answered.windows[str(RING)].calibration
+    curves = statistics.calibrations(str(RING))
     for measure, field in (("observed", "share"), ("predicted", "probability")):
-        known = dict(enumerate((getattr(own, field) for own in curve), 1))
-        bins = {(str(k),): known.get(k, math.nan) for k in range(1, CALIBRATION_BINS + 1)}
-        yield _family(f"calibration_{measure}", ["bin"], bins)
+        bins: dict[Key, float] = {}
+        for name, curve in curves.items():
+            known = dict(enumerate((getattr(own, field) for own in curve), 1))
+            for k in range(1, CALIBRATION_BINS + 1):
+                bins[name, str(k)] = known.get(k, math.nan)
+        yield _family(f"calibration_{measure}", ["learner", "bin"], bins)
 
 
 def _columns(statistics: Statistics) -> Iterable[Metric]:

@@ -11,7 +11,7 @@ from funnel.telemetry import QUANTILES, TensorTelemetry
 from service.fold.learner import Learner
 from service.fold.scoring.classification import ScoreSummary
 from service.fold.scoring.floors import FLOORS, Level, below
-from service.fold.scoring.measures import Measures
+from service.fold.scoring.measures import CalibrationPoint, Measures
 from service.fold.scoring.regression import AnyNumberScores, worse_than
 from service.fold.state import SERVED, State
 from service.log.extent import Extent
@@ -141,6 +141,14 @@ class Statistics:
         """Return the scores of predicted numbers of all learners, and then of the floors."""
         own = {name: one.numbers for name, one in self.learners.items()}
         return {k: v for k, v in own.items() if v is not None} | self.number_floors
+
+    def calibrations(self, window: str) -> dict[str, tuple[CalibrationPoint, ...]]:
+        """Return the calibration curves of the served learner's probabilities as they come, SERVED,
+        and of the answers, CALIBRATED, over a window."""
+        found = {SERVED: self.served.scores.windows[window].calibration}
+        if self.calibrated is not None:
+            found[CALIBRATED] = self.calibrated.windows[window].calibration
+        return found
 
     def below_floors(self) -> list[str]:
         """Return in words where the served model is below a floor over the last WINDOW examples.

@@ -14,7 +14,7 @@ from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.log.cuts import Promote
 from service.log.errors import Stopped
 from service.model import Model
-from service.monitoring.statistics import Statistics
+from service.monitoring.statistics import CALIBRATED, SERVED, Statistics
 from service.monitoring.status import LabelStatus
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
@@ -71,7 +71,9 @@ class ClassesAnswer(BaseModel):
     """Counts by label, then by predicted class; empty with more than 64 classes."""
     calibration: list[CalibrationAnswer]
     """By probability: of the second class if exactly two are open, otherwise of the predicted one.
-    """
+    Of the probabilities before they are calibrated, as the scores under ``served`` are."""
+    calibrated: list[CalibrationAnswer]
+    """The same of the answers, as the scores under ``calibrated`` are; empty if there are none."""
 
 
 class QuestionsAnswer(BaseModel):
@@ -283,11 +285,18 @@ def _scores(statistics: Statistics | None) -> dict[str, Any]:
                 recall=list(own.recall[:count]),
                 precision=list(own.precision[:count]),
                 confusion=[list(row) for row in own.confusion],
-                calibration=list(map(CalibrationAnswer.model_validate, own.calibration)),
+                calibration=_curve(statistics, SERVED, window),
+                calibrated=_curve(statistics, CALIBRATED, window),
             )
             for window, own in windows.items()
         },
     }
+
+
+def _curve(statistics: Statistics, name: str, window: str) -> list[CalibrationAnswer]:
+    """Return a calibration curve; empty if there is none of this name."""
+    points = statistics.calibrations(window).get(name, ())
+    return list(map(CalibrationAnswer.model_validate, points))
 
 
 def _sizes(model: Model) -> dict[str, int]:

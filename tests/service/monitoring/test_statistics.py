@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from service.fold.state import State
+from service.fold.step import Fold
 from service.log.extent import Extent
 from service.monitoring.statistics import read_statistics
-from tests.support.states import a_batch, a_state, statistics_of, step
+from service.settings import load_settings
+from tests.support.states import CPU, a_batch, a_state, statistics_of, step
 
 
 @pytest.mark.parametrize("model", ["logistic", "mlp"])
@@ -19,3 +22,18 @@ def test_statistics_of_an_unchanged_state_are_what_reading_them_again_gives(mode
     read = read_statistics(state, before.progress, longer, 1_500)
     assert repr(before.at(longer, 1_500)) == repr(read)  # NaN differs from itself
     assert (read.entries_added, read.waiting_since) == (7, 1.5)
+
+
+def test_calibration_is_known_before_and_after_it() -> None:
+    settings = load_settings({"model": "logistic", "features": 6, "classes": 3})
+    state = State(settings.spec, settings.hyperparameters, CPU)
+    fold = Fold(state)
+    for k in range(30):
+        fold.step(a_batch(k))
+    found = statistics_of(state)
+    curves = found.calibrations("1000")
+    assert list(curves) == ["served", "calibrated"]
+    assert curves["served"] == found.served.scores.windows["1000"].calibration
+    assert found.calibrated is not None
+    assert curves["calibrated"] == found.calibrated.windows["1000"].calibration
+    assert curves["served"] != curves["calibrated"]
