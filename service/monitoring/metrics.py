@@ -317,7 +317,7 @@ def _scores(statistics: Statistics) -> Iterable[Metric]:
         yield _family("confused", ["class", "predicted"], pairs_of)
     curves = statistics.calibrations(str(RING))
     for measure, field in (("observed", "share"), ("predicted", "probability")):
-        bins: dict[Key, float] = {}
+        bins: dict[tuple[str, ...], float] = {}
         for name, curve in curves.items():
             known = dict(enumerate((getattr(own, field) for own in curve), 1))
             for k in range(1, CALIBRATION_BINS + 1):

@@ -8,13 +8,14 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from service.export import ExportError
+from service.fold.state import SERVED
 from service.http.codecs.safetensors import MEDIA_TYPE as TYPE
 from service.http.dependencies import CODES, Learning, Running
 from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.log.cuts import Promote
 from service.log.errors import Stopped
 from service.model import Model
-from service.monitoring.statistics import CALIBRATED, SERVED, Statistics
+from service.monitoring.statistics import CALIBRATED, Statistics
 from service.monitoring.status import LabelStatus
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
@@ -70,10 +71,10 @@ class ClassesAnswer(BaseModel):
     confusion: list[list[int]]
     """Counts by label, then by predicted class; empty with more than 64 classes."""
     calibration: list[CalibrationAnswer]
-    """By probability: of the second class if exactly two are open, otherwise of the predicted one.
-    Of the probabilities before they are calibrated, as the scores under ``served`` are."""
+    """By probability, before it is calibrated, as for the scores under ``served``: of the second
+    class if exactly two are open, otherwise of the predicted one."""
     calibrated: list[CalibrationAnswer]
-    """The same of the answers, as the scores under ``calibrated`` are; empty if there are none."""
+    """The same of the answers, as for the scores under ``calibrated``; empty without them."""
 
 
 class QuestionsAnswer(BaseModel):
