@@ -15,13 +15,16 @@ from service.fold.task import AUTO, CLASSES, Task
 from service.settings import Settings, SettingsError, load_settings
 from streams.environment import PREFIX, home
 from streams.errors import FunnelError
-from streams.peers.number_peers import NUMBER_PEERS
+from streams.peers.number_peers import FLOORS, NUMBER_PEERS
 from streams.peers.peers import PEERS, QUICK, UnknownPeerError, find_peers
 from streams.peers.row_peers import ROW_PEERS
 from streams.sources.names import EXAMPLES, NUMBER_NAMES
 
 if TYPE_CHECKING:
     from streams.rowstream import RowStream
+
+ACCURACY = "accuracy"
+"""Score that orders tables of classes by default."""
 
 DESCRIPTION = (
     "Learn a stream with the service's learner and with others, each batch predicted before it is "
@@ -52,8 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--by",
-        choices=("accuracy", "auc", "log_loss"),
-        default="accuracy",
+        choices=(ACCURACY, "auc", "log_loss"),
         help="score of classes that orders the table and by which a peer's setting is the best; "
         "with auc, recovery is of the AUC [accuracy]",
     )
@@ -97,9 +99,8 @@ def run(options: argparse.Namespace) -> int:
     from service.commands.comparisons import comparison
 
     peers = find_peers(options.peers)
-    return comparison.run(
-        stream, settings, peers, range(options.seeds), options.plot, options.by, options.delay
-    )
+    seeds, by = range(options.seeds), options.by or ACCURACY
+    return comparison.run(stream, settings, peers, seeds, options.plot, by, options.delay)
 
 
 def _settings_of(options: argparse.Namespace, **defaults: object) -> Settings:
@@ -131,6 +132,11 @@ def _task_of(options: argparse.Namespace) -> Task:
             sys.stderr.write(
                 f"{found.name}: task {task}, because {why}; --task multiclass learns classes\n"
             )
+        elif why:
+            sys.stderr.write(
+                f"{found.name}: its labels are learned as classes, because {why}; mend or drop "
+                "these rows to have numbers predicted\n"
+            )
         return task
     return CLASSES
 
@@ -139,6 +145,9 @@ def _compare_numbers(stream: "RowStream", options: argparse.Namespace, task: Tas
     """Compare on rows whose labels are numbers."""
     if options.plot:
         raise FunnelError("--plot draws streams of dense features alone; it cannot draw rows")
+    if options.by:
+        score = "pinball loss" if task.quantiles else "mean absolute error"
+        raise FunnelError(f"--by is for classes; tables of numbers are ordered by their {score}")
     options.setting_task = str(task)
     settings = _settings_of(options, schema=AUTO)
 
@@ -159,11 +168,11 @@ def _compare_numbers(stream: "RowStream", options: argparse.Namespace, task: Tas
     batches = prepared(rows, schema, ())
     if task.quantiles:
         names = QUICK_QUANTILES if options.peers is QUICK else options.peers
-        learners, skipped = find_quantile_peers(names)
+        learners, skipped = find_quantile_peers([*dict.fromkeys((*FLOORS, *names))])
         _say_skipped(skipped)
         return quantile_comparison.run(stream, settings, schema, batches, learners, options.delay)
     names = QUICK_NUMBERS if options.peers is QUICK else options.peers
-    peers, skipped = find_number_peers(names)
+    peers, skipped = find_number_peers([*dict.fromkeys((*FLOORS, *names))])
     _say_skipped(skipped)
     seeds = range(options.seeds)
     return number_comparison.run(stream, settings, schema, batches, peers, seeds, options.delay)
@@ -198,7 +207,5 @@ def _compare_rows(stream: "RowStream", options: argparse.Namespace) -> int:
         if kinds
         else Schema(max_classes=max(settings.max_classes, len(stream.labels)))
     )
-    delay = delay_of(options, stream)
-    return row_comparison.run(
-        stream, settings, schema, peers, skipped, range(options.seeds), options.by, delay
-    )
+    delay, seeds, by = delay_of(options, stream), range(options.seeds), options.by or ACCURACY
+    return row_comparison.run(stream, settings, schema, peers, skipped, seeds, by, delay)

@@ -64,6 +64,22 @@ def test_compare_shows_errors_of_funnel_peers_and_floors(
     assert "worse than a floor" not in out
 
 
+def test_floors_are_shown_with_every_choice_of_peers_and_scores_of_classes_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "rents.csv", 300, words=False)
+    options = ["compare", str(path), "--model", "logistic"]
+    assert main([*options, "--peers", "sgd"]) == 0
+    assert {"the mean of the numbers so far", "the last known number"} < maes(
+        capsys.readouterr().out
+    ).keys()
+    assert main([*options, "--by", "auc"]) == 1
+    error = capsys.readouterr().err
+    assert (
+        "--by is for classes; tables of numbers are ordered by their mean absolute error" in error
+    )
+
+
 @pytest.mark.parametrize("words", [False, True])
 def test_a_file_whose_labels_are_numbers_is_regression_by_itself(
     words: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -213,6 +229,16 @@ TEXTS = {
 def test_labels_decide_the_task(case: str) -> None:
     texts, expected = TEXTS[case]
     assert str(task_of(texts)[0]) == expected
+
+
+@pytest.mark.parametrize("wild", ["inf", "1e300", "n.a."])
+def test_a_label_that_keeps_others_from_being_numbers_is_named(wild: str) -> None:
+    task, why = task_of([*(f"{k}.5" for k in range(99)), wild])
+    assert str(task) == "multiclass"
+    assert why == (
+        f"1 of its 100 different labels are no finite fp32 numbers, the first of them {wild!r}"
+    )
+    assert task_of(["stay", "churn"])[1] == "", "words surprise nobody"
 
 
 def test_scores_are_those_of_their_definitions() -> None:
