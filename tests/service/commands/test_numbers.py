@@ -73,7 +73,7 @@ def test_floors_are_shown_with_every_choice_of_peers_and_scores_of_classes_refus
     assert {"the mean of the numbers so far", "the last known number"} < maes(
         capsys.readouterr().out
     ).keys()
-    assert main([*options, "--by", "auc"]) == 1
+    assert main([*options, "--by", "auc"]) == 2
     error = capsys.readouterr().err
     assert (
         "--by is for classes; tables of numbers are ordered by their mean absolute error" in error
@@ -100,7 +100,9 @@ def test_quantiles_are_shown_with_their_coverage(
     path = write(tmp_path / "rents.csv", 2_000)
     options = ["--task", "quantile:0.1,0.5,0.9", "--batch-size", "20", "--peers", ""]
     assert main(["compare", str(path), *options]) == 0
-    found = quantile_lines(capsys.readouterr().out)
+    shown = quantile_lines(capsys.readouterr().out)
+    assert len(shown) == 9, "three learners, of which two are floors, for each quantile"
+    found = [line for line in shown if line[1].startswith("Funnel")]
     assert [level for level, _, _, _ in found] == ["0.1", "0.5", "0.9"]
     coverages = [float(coverage) for _, _, _, coverage in found]
     assert coverages == sorted(coverages)
