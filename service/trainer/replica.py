@@ -573,6 +573,10 @@ class Replica:
             case Promote(learner=name):
                 self.state.promote(name)
         self.is_open = False
+        if at.cut == 0:
+            own = self.state.spec
+            kind = "rows with named columns" if own.shape is None else "dense features"
+            logger.info("the model begins to learn %s, task %s", kind, own.predicts)
         self.joins.apply(cut)
         self.commands = after(self.commands, at.cut + 1, cut)
         for entry, joins in cut.joins.items():

@@ -67,6 +67,8 @@ def test_the_first_rows_make_a_model_of_rows_and_nothing_else_stops(tmp_path: Pa
             assert answer.json()["model_version"] == 1
             assert any('"version":1,' in line for line in events.iter_lines())
         assert inputs(client) == "rows"
+        decided = "the model begins to learn rows with named columns, task multiclass"
+        assert service.log.count(decided) == 1
         names = {column["name"] for column in client.get("/schema").json()["columns"]}
         assert names == {"plan", "city", "at", "age"}
         wait_for(lambda: "funnel_columns 4.0" in client.get("/metrics").text)
