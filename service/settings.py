@@ -527,27 +527,38 @@ class Settings(BaseModel):
         return value
 
     @property
-    def without_effect(self) -> list[str]:
-        """Variables that were set although the model and its optimizers do not use them."""
+    def without_effect(self) -> dict[str, str]:
+        """Variables that were set although nothing uses them, in alphabetical order, and why."""
         learners = {self.optimizer, *(Shadow.parse(name).optimizer for name in self.shadow)}
-        idle = set() if self.model in PERCEPTRONS else {"hidden"}
+        idle: dict[str, str] = {}
+
+        def note(why: str, *names: str) -> None:
+            idle.update(dict.fromkeys(names, why))
+
+        if self.model not in PERCEPTRONS:
+            note(f"the model {self.model} takes no sizes of layers", "hidden")
         if not self.shadow:
-            idle.add("promote")
-        if INPUTS not in self.opens:
-            idle |= {"features", "classes"} if self.schema else {"max_classes", "table_bits"}
+            note("no shadow is set", "promote")
+        if INPUTS not in self.opens and self.schema:
+            note("rows with named columns decide on them", "features", "classes")
+        elif INPUTS not in self.opens:
+            note("dense features are learned", "max_classes", "table_bits")
         if self.predicts.is_numeric:
-            idle |= {"classes", "max_classes", "class_weights"}
-        if self.schema not in ("", AUTO):  # the file has its own limit
-            idle.add("max_classes")
+            what = f"the task {self.task} has no classes"
+            note(what, "classes", "max_classes", "class_weights")
+        if self.schema not in ("", AUTO):
+            note("the file of the schema has its own limit", "max_classes")
         if self.optimizer != "pool":
-            idle.add("experts")
+            note(f"the optimizer {self.optimizer} is not a pool", "experts")
         if self.model != AUTO:
-            idle |= {"effort", "families", "predict_ms"}
-        if learners == {"pool"}:  # its experts have their own learning rates
-            idle |= {"lr", "momentum"}
+            what = f"the model {self.model} has one family"
+            note(what, "effort", "families", "predict_ms")
+        if learners == {"pool"}:
+            note("the experts of the pool have their own", "lr", "momentum")
         if not learners & {"funnel"}:
-            idle |= {"gain_lr", "scale_lr"}
-        return sorted(PREFIX + name.upper() for name in idle & self.model_fields_set)
+            note("no learner is a single Funnel", "gain_lr", "scale_lr")
+        set_ones = sorted(idle.keys() & self.model_fields_set)
+        return {PREFIX + name.upper(): idle[name] for name in set_ones}
 
     @property
     def predicts(self) -> Task:

@@ -112,10 +112,11 @@ def settings_of(options: argparse.Namespace, **defaults: object) -> Settings:
             f"funnel: {option_of(name)}: ps shows the key to every user of this machine; set "
             f"{variable}, or {variable}_FILE to a file that holds it\n"
         )
-    if idle := settings.without_effect:
-        names = as_typed(", ".join(idle), {option_of(name) for name in given})
-        sys.stderr.write(
-            f"funnel: {names} without effect: model {settings.model} with optimizer "
-            f"{settings.optimizer} does not use it\n"
-        )
+    typed = {option_of(name) for name in given}
+    reasons: dict[str, list[str]] = {}
+    for variable, why in settings.without_effect.items():
+        reasons.setdefault(why, []).append(variable)
+    for why, variables in reasons.items():
+        names = as_typed(", ".join(variables), typed)
+        sys.stderr.write(f"funnel: {names} without effect: {why}\n")
     return settings

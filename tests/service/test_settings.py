@@ -194,13 +194,13 @@ def test_a_variable_that_is_not_a_setting_is_refused(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_settings_without_effect_are_found(options: dict[str, str], idle: list[str]) -> None:
-    assert load_settings(options).without_effect == idle
+    assert list(load_settings(options).without_effect) == idle
 
 
 def test_classes_of_rows_are_auto_and_those_of_dense_features_a_number() -> None:
     grown = load_settings({"schema": "auto", "classes": "auto"})
     assert grown.spec == load_settings({"schema": "auto"}).spec
-    assert grown.without_effect == []
+    assert grown.without_effect == {}
     alone = load_settings({"classes": "auto"})
     assert (alone.schema, alone.opens) == ("auto", set())
     with pytest.raises(SettingsError, match="FUNNEL_CLASSES: auto is for rows"):
@@ -291,7 +291,23 @@ def test_a_setting_without_effect_is_reported_and_stops_nothing(
 ) -> None:
     options = make_parser("serve").parse_args(["serve", "--lr", "0.1", "--momentum", "0"])
     assert settings_of(options).lr == 0.1
-    assert "--lr, --momentum without effect" in capsys.readouterr().err
+    expected = "--lr, --momentum without effect: the experts of the pool have their own\n"
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"task": "regression", "class_weights": "balanced"}, "the task regression has no classes"),
+        ({"promote": "auto"}, "no shadow is set"),
+        ({"model": "logistic", "effort": "fast"}, "the model logistic has one family"),
+        ({"features": "3", "table_bits": "4"}, "dense features are learned"),
+    ],
+)
+def test_the_reason_is_given_why_a_setting_is_without_effect(
+    options: dict[str, str], why: str
+) -> None:
+    assert list(load_settings(options).without_effect.values()) == [why]
 
 
 @pytest.mark.parametrize(

@@ -166,12 +166,12 @@ def later_numbers(
 
 def table(runs: Sequence[Run]) -> str:
     """Return the runs as aligned lines, the least MAE first."""
-    lines = [("learner", "setting", "MAE", "RMSE", "R²", f"MAE after {LATE:,}")]
+    lines = [["learner", "setting", "MAE", "RMSE", "R²", f"MAE after {LATE:,}"]]
     for run in sorted(runs, key=lambda one: one.value("mae")):
         setting = f"{run.setting} (best of {run.tuned})" if run.tuned > 1 else run.setting
-        mae, rmse, r2, late = (run.value(name) for name in ("mae", "rmse", "r2", "late"))
-        shown = f"{mae:.4f}", f"{rmse:.4f}", f"{r2:.4f}", "–" if np.isnan(late) else f"{late:.4f}"
-        lines.append((run.learner, setting, *shown))
+        values = (run.value(name) for name in ("mae", "rmse", "r2", "late"))
+        shown = ["–" if np.isnan(value) else f"{value:.4f}" for value in values]
+        lines.append([run.learner, setting, *shown])
     return aligned(lines)
 
 

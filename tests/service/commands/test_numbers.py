@@ -253,6 +253,12 @@ def test_scores_are_those_of_their_definitions() -> None:
     assert found.late == 1.0
 
 
+def test_the_r2_of_a_constant_label_is_shown_as_undefined() -> None:
+    found = Scores.of(np.full(100, 3.1), np.full(100, 3.0), first=50)
+    line = table([Run("Funnel", "as served", 0, [found])]).splitlines()[1]
+    assert line.split()[-4:] == ["0.1000", "0.1000", "–", "–"]
+
+
 def test_a_floor_that_beats_funnel_is_named_first() -> None:
     own = Run("Funnel", "as served", 0, [Scores(2.0, 3.0, 0.5, 2.0)])
     floors = [
