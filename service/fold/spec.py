@@ -187,6 +187,11 @@ class Hyperparameters:
     """``none``, or ``balanced``, which lets an example count as its class is rare
     (`service.fold.scoring.floors.Floors.balance`)."""
 
+    @property
+    def is_balanced(self) -> bool:
+        """True if examples count as their class is rare."""
+        return self.class_weights == "balanced"
+
     def fields(self) -> dict[str, Any]:
         """Return them as JSON shows them, without class weights that are as before there were
         any."""

@@ -331,7 +331,7 @@ class Fold:
         target, numbers = self.state.target, labels
         if target is not None:
             labels = target.scaled(numbers)
-        elif self.state.hyperparameters.class_weights == "balanced":
+        elif self.state.hyperparameters.is_balanced:
             importance = weighted(self.state.floors.balance()[labels], importance)
         on_host, learners = self.execution.on_host, passes.learners
         of = entries or {}

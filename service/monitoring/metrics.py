@@ -93,6 +93,7 @@ GAUGES = {
     "gain": "Quantiles of Funnel's gains p",
     "gain_at_bound_ratio": "Share of the gains at a bound",
     "gradient_norm": "Length of the last gradient",
+    "balanced_weights": "1 if examples count as their class is rare (FUNNEL_CLASS_WEIGHTS)",
     "given_accuracy": "Accuracy of the answers that were given to questions, by their labels",
     "key_collision_ratio": "Share of the visits of keys that met another key's slot",
     "label_coverage": "Share of the questions of the last FUNNEL_LABEL_TTL that have a label",
@@ -214,6 +215,7 @@ class Metrics(Collector):
         yield _family("learning", ["condition"], {(c,): c == condition for c in Condition})
         if status is not None:
             yield _single("paused", status.is_paused)
+            yield _single("balanced_weights", status.hyperparameters.is_balanced)
             yield _family("model_info", ["model"], {(reading.model,): 1})
             yield from _trainer(status, reading.backlog)
 

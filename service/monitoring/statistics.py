@@ -94,6 +94,8 @@ class Statistics:
     """Scores of the floors of predicted numbers, by name; none for classes."""
     calibrated: ScoreSummary | None
     """Scores of the served learner's calibrated probabilities; None if it is not calibrated."""
+    is_balanced: bool
+    """True if examples count as their class is rare."""
     nonfinite_batches: int
     fast_batches: int | None
     """Batches that families skipped to keep up; None without families."""
@@ -159,7 +161,8 @@ class Statistics:
             return worse_than(self.served.numbers, self.number_floors)
         newest = {name: own.windows[str(WINDOW)] for name, own in self.floors.items()}
         known = {k: _level(own) for k, own in newest.items() if own.examples >= WINDOW}
-        return below(_level(self.served.scores.windows[str(WINDOW)]), known)
+        own = _level(self.served.scores.windows[str(WINDOW)])
+        return below(own, known, self.is_balanced)
 
 
 def read_statistics(
@@ -186,6 +189,7 @@ def read_statistics(
         },
         number_floors={} if state.number_floors is None else state.number_floors.read(),
         calibrated=None if state.calibration is None else state.calibration.scores.measure(),
+        is_balanced=state.hyperparameters.is_balanced,
         nonfinite_batches=int(state.served.nonfinite),
         fast_batches=None if families is None else int(families.skipped),
         quarantined_batches=int(state.guard.quarantined),
@@ -209,7 +213,7 @@ def lag_seconds(statistics: Statistics, now: float) -> float:
 
 
 def _level(measures: Measures) -> Level:
-    return Level(measures.accuracy, measures.log_loss)
+    return Level(measures.accuracy, measures.log_loss, measures.balanced_accuracy)
 
 
 def _learner(learner: Learner, found: PoolTelemetry) -> LearnerStatistics:

@@ -131,6 +131,16 @@ def floors(served: float, majority: float, scored: int = 5_000, accuracy: float 
     }  # fmt: skip
 
 
+def balanced(served: float, majority: float) -> Series:
+    """Balanced accuracies where the log loss and the accuracy of the floor are better."""
+
+    def score(learner: str) -> str:
+        return f'funnel_score{{learner="{learner}",metric="balanced_accuracy",window="1000"}}'
+
+    shown = {score("served"): level(served), score("majority"): level(majority)}
+    return floors(0.4, 0.3) | shown | {"funnel_balanced_weights": level(1)}
+
+
 def number_floors(served: float, mean: float, scored: int = 5_000, metric: str = "mae") -> Series:
     """Errors of a model of numbers and of a floor, and a coverage that no alert is about."""
 
@@ -162,6 +172,12 @@ FIRE: list[tuple[str, str, Series]] = [
     ("FunnelAccuracyDropped", "no recovery", scores(90, 70, minutes=20)),
     ("FunnelBelowFloor", "by log loss", floors(0.4, 0.3, accuracy=0.95)),
     ("FunnelBelowFloor", "by accuracy", floors(0.2, 0.3, accuracy=0.89)),
+    ("FunnelBelowFloor", "by balanced accuracy", balanced(0.49, 0.5)),
+    (
+        "FunnelBelowFloor",
+        "weights are not balanced",
+        floors(0.4, 0.3, accuracy=0.95) | {"funnel_balanced_weights": level(0)},
+    ),
     ("FunnelBelowFloor", "of numbers", number_floors(4.0, 3.0)),
     ("FunnelBelowFloor", "of quantiles", number_floors(4.0, 3.0, metric="pinball")),
     ("FunnelColumnSilent", "it never lacked one", column(turns(0, 100, minutes=15))),
@@ -207,6 +223,7 @@ SILENT: list[tuple[str, str, Series]] = [
         'funnel_correct_total{learner="served"}': level(3),
     }),
     ("FunnelBelowFloor", "above, and below a shadow", floors(0.2, 0.3, accuracy=0.95)),
+    ("FunnelBelowFloor", "balanced, and right of each class", balanced(0.8, 0.5)),
     ("FunnelBelowFloor", "few examples", floors(0.4, 0.3, scored=999)),
     ("FunnelBelowFloor", "numbers above, and below a shadow", number_floors(2.0, 3.0)),
     ("FunnelBelowFloor", "few numbers", number_floors(4.0, 3.0, scored=999)),

@@ -33,6 +33,7 @@ CONTRACT = {
     "funnel_confused_total": {"class", "predicted"},
     "funnel_model_version": set(),
     "funnel_backlog_bytes": set(),
+    "funnel_balanced_weights": set(),
     "funnel_backlog_examples": set(),
     "funnel_damaged_entries_total": set(),
     "funnel_asked_total": set(),

@@ -162,17 +162,26 @@ def table(runs: Sequence[Run], shifts: Sequence[Shift], digits: int = 3, by: str
     )
 
 
-def below_floors(runs: Sequence[Run]) -> str:
-    """Return a line for each floor that the first run is below; empty if it is above all."""
+def below_floors(runs: Sequence[Run], is_balanced: bool) -> str:
+    """Return a line for each floor that the first run is below; empty if it is above all.
+
+    Args:
+        runs: the own one first.
+        is_balanced: whether it weighs examples by their class.
+    """
     own, *others = runs
     floors = {run.learner.removesuffix(", a floor"): run for run in others if run.is_floor}
-    found = below(_level(own), {name: _level(run) for name, run in floors.items()})
+    levels = {name: _level(run) for name, run in floors.items()}
+    found = below(_level(own), levels, is_balanced)
     return "".join(f"{own.learner} is {words}.\n" for words in found)
 
 
 def _level(run: Run) -> Level:
-    loss = run.score("log_loss")
-    return Level(run.accuracy, math.nan if loss is None else loss)
+    loss, balanced = run.score("log_loss"), run.score("balanced_accuracy")
+    unknown = math.nan
+    return Level(
+        run.accuracy, unknown if loss is None else loss, unknown if balanced is None else balanced
+    )
 
 
 def taken_of(
@@ -247,8 +256,9 @@ def run(
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
         runs = evaluate(stream, settings, taken, seeds, bar.update, by, delay)
     explanation = explained(ACCURACY, any(taken_of(runs, stream.shifts, by)), by)
+    floors = below_floors(runs, settings.hyperparameters.is_balanced)
     sys.stdout.write(
-        f"{below_floors(runs)}{stream.name}: {stream.examples:,} examples, {len(seeds)} "
+        f"{floors}{stream.name}: {stream.examples:,} examples, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream.shifts, by=by)}\n"
         f"{explanation}{later_shown(delay)}"
     )

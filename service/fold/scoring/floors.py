@@ -218,18 +218,27 @@ class Level(NamedTuple):
     """In [0, 1]."""
     log_loss: float
     """In nats."""
+    balanced_accuracy: float
+    """Mean recall of the classes, in [0, 1]."""
 
 
-def below(model: Level, floors: Mapping[str, Level]) -> list[str]:
+def below(model: Level, floors: Mapping[str, Level], is_balanced: bool = False) -> list[str]:
     """Return in words where a model is worse than a floor, by accuracy and by log loss.
 
     Args:
         model: of the model.
         floors: of the floors, on the same examples, by name.
+        is_balanced: whether examples count as their class is rare. Then accuracy and log loss say
+            nothing, as the model trades them for the rare classes, and balanced accuracy counts.
     """
     found = []
     for name, floor in floors.items():
         worse = []
+        if is_balanced:
+            if model.balanced_accuracy < floor.balanced_accuracy:
+                both = f"{model.balanced_accuracy:.1%} against {floor.balanced_accuracy:.1%}"
+                found.append(f"below the floor {name}: balanced accuracy {both}")
+            continue
         if model.accuracy < floor.accuracy:
             worse.append(f"accuracy {model.accuracy:.1%} against {floor.accuracy:.1%}")
         if model.log_loss > floor.log_loss:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.fold.scoring.classification import LABEL
-from service.fold.scoring.floors import FLOORS, Floors, losses_of
+from service.fold.scoring.floors import FLOORS, Floors, Level, below, losses_of
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
 from service.fold.step import Fold
@@ -142,3 +142,13 @@ def test_floors_are_scored_on_the_examples_that_the_model_is_scored_on() -> None
     served, floors = state.served.scores, state.floors.scores
     assert int(served.scored) == int(floors.scored) == 120
     assert torch.equal(served.ring[0, :120, LABEL], floors.ring[1, :120, LABEL])
+
+
+def test_with_balanced_weights_only_balanced_accuracy_counts() -> None:
+    rare = Level(0.85, 0.6, 0.8)
+    floors = {"majority": Level(0.92, 0.28, 0.5), "no_change": Level(0.86, 0.4, 0.52)}
+    assert len(below(rare, floors)) == 2
+    assert below(rare, floors, is_balanced=True) == []
+    assert below(rare._replace(balanced_accuracy=0.51), floors, is_balanced=True) == [
+        "below the floor no_change: balanced accuracy 51.0% against 52.0%"
+    ]
