@@ -95,10 +95,18 @@ class Target(Protocol):
         """
 
     def takes_rows(self) -> bool:
-        """Return whether it is known to take rows with names alone."""
+        """Return whether it takes rows with names alone.
+
+        Raises:
+            RetryLaterError: it does not answer now.
+        """
 
     def prefers_rows(self, width: int) -> bool:
-        """Return whether it is known to take both, but not so many dense features."""
+        """Return whether it takes both, but not so many dense features.
+
+        Raises:
+            RetryLaterError: it does not answer now.
+        """
 
     def close(self) -> None:
         """Close the connection."""
@@ -215,17 +223,19 @@ class HTTPTarget:
             raise ProducerError(f"the service answered {answer.status}: {answer.text[:500]}")
 
     def takes_rows(self) -> bool:
-        """Return whether the service learns rows; if it does not answer now, that is not known."""
-        return self._try(Request("GET", "/schema")).status == 200
+        """Return whether the service learns rows, as `Target` demands."""
+        return self._get("/schema").status == 200
 
     def prefers_rows(self, width: int) -> bool:
         """Return whether the service has learned nothing, and expects another number of features.
 
         It takes rows then, if it was not told otherwise.
+
+        Raises:
+            RetryLaterError: it does not answer now.
         """
-        answer = self._try(Request("GET", "/model"))
-        schema = self._try(Request("GET", "/schema"))
-        if answer.status != 200 or schema.status == NO_ANSWER:
+        answer, schema = self._get("/model"), self._get("/schema")
+        if answer.status != 200:
             return False
         if json.loads(schema.content).get("error", {}).get("code") != OPEN:
             return False
@@ -235,6 +245,21 @@ class HTTPTarget:
     def close(self) -> None:
         """Close the connection."""
         self._transport.close()
+
+    def _get(self, path: str) -> Answer:
+        """Return the answer to a read.
+
+        Raises:
+            RetryLaterError: there is none now.
+        """
+        answer = self._try(Request("GET", path))
+        if answer.status == NO_ANSWER:
+            raise RetryLaterError(f"{self._way}: {answer.fault}", is_absent=answer.is_absent)
+        if answer.is_busy:
+            raise RetryLaterError(
+                f"{self._shown} answered {answer.status}: {answer.text[:200]}", answer.after
+            )
+        return answer
 
     def _try(self, request: Request) -> Answer:
         headers = {**self._headers, **request.headers}
@@ -283,11 +308,13 @@ class RedisTarget:
             raise ProducerError(f"the server refused the entry: {error}") from error
 
     def takes_rows(self) -> bool:
-        """Return whether the model has a schema."""
+        """Return whether the model has a schema, as `Target` demands."""
         try:
             return bool(self._redis.exists(self.key.removesuffix("log") + "schema"))
-        except RedisError:
-            return False
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            raise RetryLaterError(f"{self._shown}: {error}", is_absent=True) from error
+        except RedisError as error:
+            raise ProducerError(f"the server refused a read: {error}") from error
 
     def prefers_rows(self, width: int) -> bool:
         """Return False: the log does not say what its service expects."""

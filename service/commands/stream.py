@@ -3,8 +3,9 @@
 import argparse
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service.commands.row_options import add_rows, delay_of, source_of
@@ -59,7 +60,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send the stream; return the exit status."""
-    from streams.producer import GIVE_UP_SECONDS, HTTPTarget, RedisTarget, make_target, produce
+    from streams.producer import (
+        GIVE_UP_SECONDS,
+        HTTPTarget,
+        RedisTarget,
+        insist,
+        make_target,
+        produce,
+    )
     from streams.progress import progress_bar
     from streams.sources.catalog import Stream
 
@@ -70,32 +78,37 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.delay and not isinstance(target, HTTPTarget):
         raise FunnelError("--delay asks questions, which needs --to http://…")
+    name = options.name or uuid.uuid4().hex
+    shown: Callable[[str], object] = sys.stderr.write
+
+    def away(reason: str) -> None:
+        shown(f"trying again for up to {GIVE_UP_SECONDS:g} s: {reason}\n")
+
     is_file = options.stream not in NAMES
-    source = source_of(options, is_file and target.takes_rows())
-    if is_file and isinstance(source, Stream) and target.prefers_rows(source.width):
-        source = source_of(options, wants_rows=True)
+    takes_rows = is_file and insist(target.takes_rows, name, away)[0]
+    source = source_of(options, takes_rows)
+    if is_file and isinstance(source, Stream):
+        prefers_rows = partial(target.prefers_rows, source.width)
+        if insist(prefers_rows, name, away)[0]:
+            source = source_of(options, wants_rows=True)
     batches: Iterator[AnyBatch]
     if isinstance(source, Stream):
-        name, examples = source.name, source.examples
+        title, examples = source.name, source.examples
         batches = source.batches(options.batch_size, options.seed)
         if source.names:
             sys.stderr.write(
-                f"{name}: the service learns numbers, not names; send other files only if each has "
-                f"all of these {len(source.names)} names and no other\n"
+                f"{title}: the service learns numbers, not names; send other files only if each "
+                f"has all of these {len(source.names)} names and no other\n"
             )
     else:
-        name, examples = source.name, source.examples
+        title, examples = source.name, source.examples
         batches = (
             part
             for rows in source.batches(options.batch_size, options.seed)
             for part in rows.split()
         )
-    bar = progress_bar(name, examples)
-    name = options.name or uuid.uuid4().hex
-
-    def away(reason: str) -> None:
-        bar.write(f"trying again for up to {GIVE_UP_SECONDS:g} s: {reason}", file=sys.stderr)
-
+    bar = progress_bar(title, examples)
+    shown = partial(bar.write, file=sys.stderr, end="")
     delay = delay_of(options, source)
     if delay is not None and isinstance(target, HTTPTarget):
         from streams.delays.asking import ask

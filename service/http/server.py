@@ -137,7 +137,7 @@ async def serve(
     started: Callable[[Service, str], None] | None = None,
     more: Sequence[APIRouter] = (),
 ) -> None:
-    """Serve until SIGINT or SIGTERM: then stop intake, finish the batch, checkpoint, return.
+    """Serve until a signal to end; then stop intake, finish the batch, checkpoint, and return.
 
     HTTP is up before the model has started, so that liveness can be checked while it loads.
 
@@ -181,8 +181,9 @@ async def serve(
             logger.info("stopping")
         end()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup lets a process outlive its terminal
+            loop.add_signal_handler(number, stop)
     listening = asyncio.create_task(server.serve())
     listening.add_done_callback(lambda _: service.draining.set())
     try:

@@ -5,7 +5,7 @@ start: what it could not take over is an error then, and not when the learner ha
 """
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import orjson
@@ -13,7 +13,7 @@ import orjson
 from service.fold.spec import Spec
 from service.fold.task import AUTO
 from service.process import boot_name
-from service.settings import Settings
+from service.settings import INPUTS, TASK, Settings
 from streams.environment import PREFIX
 
 CHANGEABLE = (
@@ -22,6 +22,8 @@ CHANGEABLE = (
     "join_bytes",
 )  # fmt: skip
 """Settings that a trainer brings with it, and that decide bits."""
+DECIDED = {"features": INPUTS, "classes": TASK, "task": TASK}
+"""Fields of a spec, and the choices by which they are left to the log or not."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Identity:
     """Path of its checkpoints on that host."""
     lock: str
     """Name of the lock next to them (see `service.log.lease.Lock`)."""
+    opens: Sequence[str] = (INPUTS, TASK)
+    """The choices that its settings leave to the log."""
 
     @classmethod
     def of(cls, settings: Settings, spec: Spec, folder: str, lock: str) -> "Identity":
@@ -54,7 +58,8 @@ class Identity:
         if settings.declared is not None:
             declared = settings.declared.to_json()
             shown["schema"] = orjson.dumps(declared, option=orjson.OPT_SORT_KEYS).decode()
-        return cls(spec, bool(settings.opens), shown, platform.node(), folder, lock)
+        place = platform.node(), folder, lock
+        return cls(spec, bool(settings.opens), shown, *place, sorted(settings.opens))
 
     def to_json(self) -> str:
         """Return the text that is kept in the log's server."""
@@ -77,10 +82,16 @@ class Identity:
             spec: of the other model.
 
         Returns:
-            Each difference with its setting and both values; nothing while this one is open.
+            Each difference with its setting and both values. While this one is open, only what
+            neither leaves to the log counts.
         """
         if self.is_open:
-            return []
+            opens = {*self.opens, *settings.opens}
+            return [
+                _difference(name, _shown(theirs), _shown(own))
+                for name, theirs, own in spec.differences(self.spec)
+                if name in DECIDED and DECIDED[name] not in opens
+            ]
         if settings.opens:
             spec = settings.taking(self.spec).spec
         if settings.calibrate == AUTO:

@@ -253,3 +253,16 @@ def test_a_service_may_use_as_many_descriptors_as_its_system_allows(tmp_path: Pa
         (line,) = (line for line in limits.splitlines() if line.startswith("Max open files"))
         soft, hard = line.split()[3:5]
         assert soft == hard or int(soft) >= 1 << 20
+
+
+def test_a_terminal_that_closes_ends_a_service_in_order_with_its_log(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL) as service:
+        with service.client() as client:
+            client.post("/learn?wait=applied", content=a_batch(0).to_bytes(), headers=SAFETENSORS)
+        server = service.server_pid()
+        assert server is not None
+        os.kill(service.process.pid, signal.SIGHUP)
+        service.process.join(LIMIT_SECONDS)
+        assert service.process.exitcode == 0
+        assert service.server_pid() is None
+        wait_for(lambda: not Path(f"/proc/{server}").exists())

@@ -256,9 +256,9 @@ def run(
     with progress_bar(f"{stream.name}, {passes} runs", passes * stream.examples) as bar:
         runs = evaluate(stream, settings, taken, seeds, bar.update, by, delay)
     explanation = explained(ACCURACY, any(taken_of(runs, stream.shifts, by)), by)
-    floors = below_floors(runs, settings.hyperparameters.is_balanced)
+    warning = below_floors(runs, settings.hyperparameters.is_balanced)
     sys.stdout.write(
-        f"{floors}{stream.name}: {stream.examples:,} examples, {len(seeds)} "
+        f"{warning}{stream.name}: {stream.examples:,} examples, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream.shifts, by=by)}\n"
         f"{explanation}{later_shown(delay)}"
     )

@@ -218,9 +218,9 @@ def run(
     best = [max(runs, key=lambda one: one.merit(by)) for runs in tried.values()]
     shown, shifts = [own, *floors.values(), *best], stream.shifts
     explanation = explained(EXPLANATION, any(taken_of(shown, shifts, by)), by)
-    floors = below_floors(shown, settings.hyperparameters.is_balanced)
+    warning = below_floors(shown, settings.hyperparameters.is_balanced)
     sys.stdout.write(
-        f"{floors}{stream.name}: {stream.examples:,} rows, {len(seeds)} "
+        f"{warning}{stream.name}: {stream.examples:,} rows, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(shown, shifts, 4, by)}\n{explanation}"
         f"{later_shown(delay)}"
     )

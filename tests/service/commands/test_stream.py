@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
-from tests.support.harness import free_port
+from tests.support.harness import ServiceProcess, free_port, wait_for
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,22 @@ def test_a_dead_address_is_named_at_once(scheme: str, tmp_path: Path) -> None:
             process.terminate()
     assert f"trying again for up to 120 s: {url}: " in line
     assert "refused" in line
+
+
+def test_a_file_of_words_waits_for_a_service_that_starts_later(tmp_path: Path) -> None:
+    path = tmp_path / "fruits.csv"
+    path.write_text("x,y,label\n" + "1,2,apple\n3,4,banana\n" * 20)
+    service = ServiceProcess(tmp_path, {"model": None, "max_wait_ms": 20})
+    command = [sys.executable, "-m", "service.cli", "stream", str(path), "--to", service.url]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert any("trying again" in line for line in process.stderr)
+            service.start()
+            assert process.wait(60) == 0
+            with service.client() as client:
+                wait_for(lambda: client.get("/model").json()["examples_learned"] == 40)
+                assert client.get("/schema").json()["labels"] == ["apple", "banana"]
+        finally:
+            process.kill()
+            service.kill()

@@ -175,6 +175,19 @@ def test_a_twin_of_an_open_learner_is_halted_when_it_begins(
         other.kill(server=False)
 
 
+def test_a_twin_of_another_width_is_refused_while_the_labels_are_open(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    options = SMALL | {"redis_url": redis.url, "model": None, "classes": None}
+    with serving(tmp_path / "first", **options) as first:
+        others = options | {"features": 5, "classes": 4}
+        other = ServiceProcess(tmp_path / "other", others, free_port())
+        with pytest.raises(LogError, match="FUNNEL_FEATURES is 6 there and 5 here") as refusal:
+            other.start()
+        assert "CLASSES" not in str(refusal.value), "the labels decide on them"
+        assert role(first) == "learner"
+
+
 def test_a_standby_whose_folder_is_not_the_learners_is_refused_once_it_could_not_take_over(
     tmp_path: Path, redis: RedisProcess
 ) -> None:
