@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ from service.trainer.trainer import Trainer
 
 logger = logging.getLogger("funnel")
 
+SLOW_SECONDS = 2.0
+"""A rehearsal that takes longer compiles, and the log says so meanwhile."""
 DRAIN_SECONDS = 20.0
 """Longest wait for the trainer to finish and write its last checkpoint."""
 
@@ -185,7 +188,16 @@ def rehearse_once(parts: str, rehearse: Callable[..., str], *given: str) -> None
         given: its arguments.
     """
     began = time.monotonic()
-    chosen = rehearse(*given)
+    slow = threading.Timer(
+        SLOW_SECONDS, logger.info, ("compiling the loops of %s, once on this disk", parts)
+    )
+    slow.daemon = True
+    slow.start()
+    try:
+        chosen = rehearse(*given)
+    finally:
+        slow.cancel()
+        slow.join()
     logger.info("%s run in %s (%.1f s)", parts, chosen, time.monotonic() - began)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from service import model
 from service.log.backlog import Load
 from service.model import Model, build_state
 from service.settings import load_settings
 from service.trainer.store import DamagedError
-from tests.support.harness import RedisProcess
+from tests.support.harness import RedisProcess, wait_for
 from tests.support.states import a_batch
 
 OPTIONS = {"model": "logistic", "features": 6, "classes": 3, "batch_size": 20, "optimizer": "sgd"}
@@ -55,3 +56,17 @@ def test_a_model_whose_checkpoints_are_damaged_does_not_exist(tmp_path: Path) ->
     (checkpoints / NAME).write_bytes(b"damaged")
     with pytest.raises(DamagedError):
         a_model(tmp_path, "redis://127.0.0.1:1")
+
+
+def test_a_rehearsal_that_compiles_says_so_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(model, "SLOW_SECONDS", 0.0)
+    caplog.set_level("INFO", "funnel")
+
+    def rehearse() -> str:
+        wait_for(lambda: "compiling the loops of trees-to-be, once on this disk" in caplog.text)
+        return "compiled loops"
+
+    model.rehearse_once("trees-to-be", rehearse)
+    assert "trees-to-be run in compiled loops" in caplog.text
