@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
@@ -75,6 +76,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         version=version("funnel-stream"),
         description="Online learning for data that drifts, with no step size to tune.",
         lifespan=lifespan,
+        license_info={"name": "MIT License", "identifier": "MIT"},
         redirect_slashes=False,  # the address would be made from the header Host
     )
     app.state.service, app.state.bodies, app.state.budget = service, bodies, budget
@@ -82,8 +84,10 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     wrong: dict[int | str, dict[str, Any]] = {422: {"model": ErrorBody}}
     for group, routers in {**GROUPS, DEMO: more}.items():
         for router in routers:
+            _summarize(router)
             app.include_router(router, dependencies=[Depends(check)], responses=wrong, tags=[group])
     for module in (health, page):  # probes and browsers may add queries against caches
+        _summarize(module.router)
         app.include_router(module.router, dependencies=[Depends(check_headers)], tags=[HEALTH])
 
     def refuse(error: Exception) -> Response:
@@ -134,6 +138,14 @@ def as_http_error(error: Exception) -> HTTPError:
             return HTTPError(error.status_code, code, str(error.detail), headers=error.headers)
     message = f"the service failed; its log has the details of request {REQUEST.get()}"
     return HTTPError(500, "internal", message)
+
+
+def _summarize(router: APIRouter) -> None:
+    """Let /docs list each route by the first sentence of its description, not by its function."""
+    for route in router.routes:
+        if isinstance(route, APIRoute):
+            first = route.description.partition("\n")[0].partition(";")[0]
+            route.summary = first.rstrip(".").replace("``", "")
 
 
 def _describe_key(app: FastAPI) -> None:

@@ -89,3 +89,15 @@ def test_every_route_keeps_its_promises(case: schemathesis.Case, world: World) -
         assert answer.json()["error"]["code"]
     elif case.path == "/learn":
         world.entries[answer.json()["entry"]] = answer.json()["accepted"]
+
+
+def test_routes_are_listed_by_what_they_do_and_the_licence_is_named() -> None:
+    shown = {
+        (method, path): operation["summary"]
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert shown["post", "/learn"] == "Append labelled examples to the log"
+    assert shown["get", "/drift"].startswith("List the drift events after since")
+    assert not [text for text in shown.values() if text.endswith(".") or ";" in text]
+    assert document["info"]["license"]["identifier"] == "MIT"
