@@ -32,14 +32,6 @@ def _is_few(tensors: list[Tensor]) -> bool:
     return len(tensors) <= FEW or is_tracing()
 
 
-def may_read(tensor: Tensor) -> bool:
-    """Return whether the value of a tensor may be read, and decide on the code that runs.
-
-    On a GPU that would wait for the device, and a trace or compiled code would keep the decision.
-    """
-    return tensor.is_cpu and not is_tracing() and not torch.compiler.is_compiling()
-
-
 def _listwise(name: str) -> Operator:
     foreach: Callable[..., Any] = getattr(torch, f"_foreach_{name}")
     plain: Callable[..., Tensor] = getattr(Tensor, name)

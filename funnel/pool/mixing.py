@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from funnel.checks import check_number
-from funnel.tensorlists import may_read, weighted
+from funnel.tensorlists import weighted
 
 RATE = 0.2
 """η, in 1 / nat."""
@@ -173,9 +173,6 @@ def mixed_each(log_weights: Tensor, probabilities: Tensor, healthy: Tensor) -> T
     Returns:
         Probabilities [n, classes], always finite.
     """
-    if len(probabilities) > 1 and may_read(healthy) and bool(healthy.all()):
-        shares = log_weights.log_softmax(dim=-1).exp()  # what follows has the same bits, later
-        return (shares[:, None, None] * probabilities).sum(dim=0)
     known = torch.where(healthy[..., None], probabilities, 1.0 / probabilities.shape[-1])
     if len(known) == 1:
         return known[0]

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from funnel.tensorlists import may_read, weighted
+from funnel.tensorlists import weighted
 from service.fold.scoring.classification import Scores, loops_for
 
 PRIOR = 30.0
@@ -243,8 +243,8 @@ def calibrated(classes: int, probabilities: Tensor, predicted: Tensor, answer: T
     """
     if classes < 2:
         return probabilities
-    is_plain = may_read(probabilities) and not probabilities.requires_grad
-    is_plain &= probabilities.is_contiguous()
+    is_plain = probabilities.is_cpu and probabilities.is_contiguous()
+    is_plain &= not (probabilities.requires_grad or torch.compiler.is_compiling())
     if is_plain and (compiled := loops_for(predicted)) is not None:
         return _calibrated_compiled(compiled, classes, probabilities, predicted, answer)
     found = scaled_by(classes, probabilities, predicted, answer)
