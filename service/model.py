@@ -39,7 +39,7 @@ from service.trainer.trainer import Trainer
 logger = logging.getLogger("funnel")
 
 SLOW_SECONDS = 2.0
-"""A rehearsal that takes longer compiles, and the log says so meanwhile."""
+"""A rehearsal that takes longer compiles; the log mentions that meanwhile."""
 DRAIN_SECONDS = 20.0
 """Longest wait for the trainer to finish and write its last checkpoint."""
 
