@@ -185,6 +185,17 @@ def keep_likeliest(
 
 
 @compiled
+def scale_to(
+    is_predicted: bool, given: np.float64, kept: np.float64, other: np.float64, rest: np.float64,
+    tiny: float,
+) -> np.float64:  # fmt: skip
+    """Return the probability of a class after scaling, which keeps that of the predicted one."""
+    if not rest > tiny:
+        return given
+    return kept if is_predicted else other * ((1.0 - kept) / rest)
+
+
+@compiled
 def calibrate(
     probabilities: Floats, predicted: Ints, is_binary: bool, others: Doubles, parts: Doubles,
     platt: Doubles, answer: Doubles, tiny: float, answered: Floats,
@@ -193,14 +204,11 @@ def calibrate(
     weight = answer[2]
     rest_weight = 1.0 - weight
     for i in range(len(predicted)):
-        rest = parts[1, i]
-        kept = keep_likeliest(platt[i], rest, parts[2, i], is_binary and predicted[i] != 1, tiny)
-        factor = (1.0 - kept) / (tiny if rest < tiny else rest)
+        rest, guess = parts[1, i], predicted[i]
+        kept = keep_likeliest(platt[i], rest, parts[2, i], is_binary and guess != 1, tiny)
         for c in range(probabilities.shape[1]):
             given = np.float64(probabilities[i, c])
-            scaled = given
-            if rest > tiny:
-                scaled = kept if c == predicted[i] else others[i, c] * factor
+            scaled = scale_to(c == guess, given, kept, others[i, c], rest, tiny)
             answered[i, c] = np.float32(weight * scaled + rest_weight * given)
 
 
@@ -217,23 +225,17 @@ def answer_all(
     rest_weight = 1.0 - weight
     inner = edge if weight < edge else (1.0 - edge if weight > 1.0 - edge else weight)
     own[3 * n] = inner / (1.0 - inner)
-    for i in range(len(labels)):
-        q, rest, label = platt[i], parts[1, i], labels[i]
-        watched = 1 if is_binary else predicted[i]
-        kept = keep_likeliest(q, rest, parts[2, i], is_binary and predicted[i] != 1, tiny)
-        factor = (1.0 - kept) / (tiny if rest < tiny else rest)
-        for c in range(probabilities.shape[1]):
-            given = np.float64(probabilities[i, c])
-            scaled = given
-            if rest > tiny:
-                scaled = kept if c == predicted[i] else others[i, c] * factor
-            mixed = weight * scaled + rest_weight * given
-            answered[i, c] = np.float32(mixed)
-            if c == label:
-                own[i] = tiny if mixed < tiny else mixed
-                own[n + i] = tiny if scaled < tiny else scaled
-                own[2 * n + i] = tiny if given < tiny else given
-        came = 1.0 if label == watched else 0.0
+    calibrate(probabilities, predicted, is_binary, others, parts, platt, answer, tiny, answered)
+    for i in range(n):
+        q, rest, guess, label = platt[i], parts[1, i], predicted[i], labels[i]
+        kept = keep_likeliest(q, rest, parts[2, i], is_binary and guess != 1, tiny)
+        given = np.float64(probabilities[i, label])
+        scaled = scale_to(label == guess, given, kept, others[i, label], rest, tiny)
+        mixed = weight * scaled + rest_weight * given
+        own[i] = tiny if mixed < tiny else mixed
+        own[n + i] = tiny if scaled < tiny else scaled
+        own[2 * n + i] = tiny if given < tiny else given
+        came = 1.0 if label == (1 if is_binary else guess) else 0.0
         off[i] = (q - came) * importance[i]
         slope = (q * (1.0 - q)) * importance[i]
         slopes[0, i] = slope * inputs[0, i]
