@@ -202,11 +202,7 @@ class HTTPTarget:
     def _post(
         self, path: str, content: bytes, kind: str, query: dict[str, str], headers: dict[str, str]
     ) -> Answer:
-        request = Request("POST", path, content, {"Content-Type": kind, **headers}, query)
-        answer = self._try(request)
-        if answer.status == NO_ANSWER:
-            raise RetryLaterError(f"{self._way}: {answer.fault}", is_absent=answer.is_absent)
-        return answer
+        return self._sent(Request("POST", path, content, {"Content-Type": kind, **headers}, query))
 
     def _check(self, answer: Answer, statuses: Sequence[int]) -> None:
         """Make sure that an answer has one of some statuses.
@@ -215,10 +211,7 @@ class HTTPTarget:
             RetryLaterError: it may be later.
             ProducerError: it was refused.
         """
-        if answer.is_busy:
-            raise RetryLaterError(
-                f"{self._shown} answered {answer.status}: {answer.text[:200]}", answer.after
-            )
+        self._check_busy(answer)
         if answer.status not in statuses:
             raise ProducerError(f"the service answered {answer.status}: {answer.text[:500]}")
 
@@ -252,13 +245,26 @@ class HTTPTarget:
         Raises:
             RetryLaterError: there is none now.
         """
-        answer = self._try(Request("GET", path))
-        if answer.status == NO_ANSWER:
-            raise RetryLaterError(f"{self._way}: {answer.fault}", is_absent=answer.is_absent)
+        answer = self._sent(Request("GET", path))
+        self._check_busy(answer)
+        return answer
+
+    def _check_busy(self, answer: Answer) -> None:
+        """Raise RetryLaterError if the same request may be accepted later."""
         if answer.is_busy:
             raise RetryLaterError(
                 f"{self._shown} answered {answer.status}: {answer.text[:200]}", answer.after
             )
+
+    def _sent(self, request: Request) -> Answer:
+        """Return the answer to a request, whatever its status.
+
+        Raises:
+            RetryLaterError: there is none.
+        """
+        answer = self._try(request)
+        if answer.status == NO_ANSWER:
+            raise RetryLaterError(f"{self._way}: {answer.fault}", is_absent=answer.is_absent)
         return answer
 
     def _try(self, request: Request) -> Answer:

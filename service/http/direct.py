@@ -43,8 +43,6 @@ ROUTES = {
 """The routes of these paths, by which requests are counted."""
 ONCE = frozenset(name.lower().encode() for name in SINGLE)
 KEY = b"idempotency-key"
-MOST_KEY = 255
-"""Characters of an idempotency key."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,6 @@ def arguments_of(scope: Scope) -> Arguments | None:
     [key] = [value for name, value in scope["headers"] if name == KEY]
     return (
         {**arguments, "idempotency_key": key.decode("latin-1")}
-        if 0 < len(key) <= MOST_KEY
+        if 0 < len(key) <= learn.MAX_KEY
         else None
     )

@@ -34,6 +34,8 @@ from streams.rows.numbers import Numbers
 from streams.rows.rows import Rows
 
 WAIT_SECONDS = 60.0
+MAX_KEY = 255
+"""Characters of an Idempotency-Key."""
 CELLS_AT_ONCE = 20_000
 """Cells of rows that are checked and encoded on the event loop, in about a millisecond."""
 OF_NUMBERS = 16
@@ -100,7 +102,7 @@ async def learn(
         Header(
             alias="Idempotency-Key",
             min_length=1,
-            max_length=255,
+            max_length=MAX_KEY,
             description="makes a retry within an hour safe",
         ),
     ] = None,
