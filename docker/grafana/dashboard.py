@@ -108,11 +108,13 @@ def is_it_learning() -> Row:
         timeseries(
             "Ranking and balance of the last 1,000",
             "AUC and PR-AUC with two classes, and balanced accuracy. Good: near 1. Bad: an AUC or "
-            "balanced accuracy near 0.5 of two classes: it knows no more than a floor.",
+            "balanced accuracy near 0.5 of two classes: it knows no more than a floor. With "
+            "balanced weights (a line at 1) floors are compared by balanced accuracy.",
             Query(
                 f'funnel_score{{{LEARNERS},metric=~"auc|pr_auc|balanced_accuracy",window="1000"}}',
                 "{{learner}} {{metric}}",
             ),
+            Query("funnel_balanced_weights", "balanced weights"),
             unit="percentunit", limits=(0, 1),
         ),
         timeseries(

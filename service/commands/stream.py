@@ -84,12 +84,10 @@ def run(options: argparse.Namespace) -> int:
     def away(reason: str) -> None:
         shown(f"trying again for up to {GIVE_UP_SECONDS:g} s: {reason}\n")
 
-    is_file = options.stream not in NAMES
-    takes_rows = is_file and insist(target.takes_rows, name, away)[0]
-    source = source_of(options, takes_rows)
-    if is_file and isinstance(source, Stream):
+    source = source_of(options)
+    if options.stream not in NAMES and isinstance(source, Stream):
         prefers_rows = partial(target.prefers_rows, source.width)
-        if insist(prefers_rows, name, away)[0]:
+        if insist(target.takes_rows, name, away)[0] or insist(prefers_rows, name, away)[0]:
             source = source_of(options, wants_rows=True)
     batches: Iterator[AnyBatch]
     if isinstance(source, Stream):
