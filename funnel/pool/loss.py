@@ -362,7 +362,7 @@ class Gaussian:
     examples so far. With ``is_quick`` and several experts, the mixture's deviation follows errors
     that shrink or grow fast, and what `funnel.pool.deviation` needs for it is learned, too. With
     ``follows_jumps`` it follows, after one large batch, errors that have become many times larger,
-    and all deviations are blank again where the unit has.
+    and all deviations are blank again where the unit has done so.
     """
 
     has_deviation: ClassVar[bool] = True

@@ -109,7 +109,7 @@ class Spec:
     """True if the deviation of answered means follows, after one large batch, errors that have
     become many times larger (`funnel.pool.deviation.reach`), and is blank again where the unit of
     numbers has (`funnel.pool.deviation.jumped`). No setting chooses it: it is so in
-    every new model of the task ``regression``, and a log goes on as it began."""
+    every new model of numbers, and a log goes on as it began."""
     families: tuple[str, ...] = ()
     """LINEAR and the families of FAMILIES that a model ``auto`` has, if it does not have all."""
 

@@ -54,7 +54,8 @@ def test_every_new_model_of_regression_has_it_and_no_other() -> None:
     assert not spec("multiclass").is_quick
     assert not spec("quantile:0.5").is_quick
     assert spec("regression").follows_jumps
-    assert not spec("quantile:0.5").follows_jumps
+    assert spec("quantile:0.5").follows_jumps
+    assert not spec("multiclass").follows_jumps
 
 
 def test_a_spec_of_an_earlier_version_has_none() -> None:
