@@ -73,9 +73,11 @@ export class Chart {
 
   draw() {
     const width = this.plot.clientWidth, { x, lines, bands } = this.data;
-    this.waiting.hidden = x.length > 1;
-    this.plot.hidden = x.length < 2;
-    if (x.length < 2 || !width) return;
+    const isFlat = !x.length || x[0] === x.at(-1); // there is no line through one place
+    this.waiting.hidden = !isFlat;
+    this.plot.hidden = this.legend.hidden = isFlat;
+    if (isFlat && x.at(-1)) this.waiting.textContent = "No example was learned in this time.";
+    if (isFlat || !width) return;
     const shape = JSON.stringify([lines.map(({ name, floor }) => [name, floor]), bands.length]);
     const values = [x, ...bands.flatMap(({ low, high }) => [high, low]), ...lines.map((line) => line.values)];
     if (shape !== this.shape) {

@@ -5,6 +5,7 @@ const SPACING_SECONDS = 0.9; // as in history.py
 const RETRY_MS = 2000;
 
 export const told = { points: [], shifts: new Map(), drifts: new Map(), newsAt: 0 };
+// newsAt: when the newest event came, in milliseconds of the page's clock; 0 before the first.
 
 let source = null;
 

@@ -18,6 +18,7 @@ const DRAW_MS = 1000;
 const SPEAK_MS = 20_000;
 const MODEL_MS = 5000;
 const SERVED = "served";
+const WINDOW = 1000;
 const byId = (id) => document.getElementById(id);
 
 let model = null, drawnAt = 0, spokenAt = 0, planned = false;
@@ -105,7 +106,8 @@ function sayLead(now) {
   });
   const what = hits() === "Accuracy" ? "is right on" : "is nearer than the mean on";
   const rest = others.length ? `, ${others.join(", ")}` : "";
-  return `The served model ${what} ${percent(served)} of the last 1,000 examples${rest}.`;
+  const counted = count(Math.min(WINDOW, now.examples));
+  return `The served model ${what} ${percent(served)} of the last ${counted} examples${rest}.`;
 }
 
 function showStory(sentences) {

@@ -4,7 +4,7 @@ import { element } from "./charts.js";
 import { percent } from "./words.js";
 
 const WINDOW = "1000";
-const CLASSES = 15;
+const CLASSES = 15, MATRIX = 12;
 const byId = (id) => document.getElementById(id);
 const nats = (value) => value.toFixed(3);
 const COLUMNS = [
@@ -26,13 +26,14 @@ const OF_NUMBERS = [
 ];
 const isKnown = (value) => value !== null && value !== undefined;
 
-// scores, numbers: by learner, then by window; below: sentences on where the model is below a floor.
-export function showScores({ scores, numbers, below_floors: below, classes, by_class: byClass }) {
+// model: of GET /model.
+export function showScores(model) {
+  const { scores, numbers, below_floors: below, classes, by_class: byClass } = model;
   showBelow(below);
   const found = { ...scores, ...numbers };
   const rows = Object.entries(found).map(([name, windows]) => [name, windows[WINDOW]]);
-  byId("scores").hidden = rows.length === 0;
-  if (!rows.length) return;
+  byId("scores").hidden = !rows.length || !model.examples_learned;
+  if (byId("scores").hidden) return;
   const columns = Object.keys(scores).length ? COLUMNS : OF_NUMBERS;
   const known = columns.filter(([, key]) => rows.some(([, own]) => isKnown(own[key])));
   const table = byId("learners");
@@ -46,7 +47,11 @@ export function showScores({ scores, numbers, below_floors: below, classes, by_c
     byId("floors").textContent = "mean always predicts the mean of the numbers so far, no_change the last "
       + "known number. R² is against the mean; coverage is of the interval that should hold 90 %, or of the outer quantiles.";
   }
-  if (classes.length) showClasses(classes, byClass[WINDOW]);
+  const shown = byClass[WINDOW];
+  const isMatrix = classes.length > 1 && classes.length <= MATRIX && shown?.confusion.length > 0;
+  byId("confusion").closest(".panel").hidden = !isMatrix;
+  if (classes.length) showClasses(classes, shown);
+  if (isMatrix) showConfusion(classes, shown);
 }
 
 function showBelow(below) {
@@ -56,6 +61,22 @@ function showBelow(below) {
     : "";
   shown.hidden = !words;
   if (shown.textContent !== words) shown.textContent = words;
+}
+
+// A row is a label, a column what was predicted; darker cells hold more of the label's examples.
+function showConfusion(classes, { confusion }) {
+  const table = byId("confusion"), names = classes.slice(0, confusion.length);
+  table.tHead.replaceChildren(element("tr", {}, element("th", { scope: "col" }, "Label"),
+    ...names.map((name) => element("th", { scope: "col" }, name))));
+  table.tBodies[0].replaceChildren(...names.map((name, k) => {
+    const all = confusion[k].reduce((sum, n) => sum + n, 0);
+    const cells = confusion[k].slice(0, names.length).map((n, j) => {
+      const cell = element("td", { class: j === k ? "right" : "wrong-cell" }, n ? n.toLocaleString("en") : "·");
+      cell.style.setProperty("--share", all ? n / all : 0);
+      return cell;
+    });
+    return element("tr", {}, element("th", { scope: "row" }, name), ...cells);
+  }));
 }
 
 function showClasses(classes, { recall, precision }) {

@@ -29,10 +29,16 @@ export function showConnection() {
 
 // model: of GET /model; null before it is known.
 export function showState(model) {
-  const [kind, words] = isLive() ? ofModel(model) : ["bad", "The service cannot be reached. Check that it runs; the page reconnects by itself."];
+  const [kind, words] = isLive() ? ofModel(model) : ["bad", sayGone()];
   const shown = byId("state");
   shown.dataset.kind = kind;
   if (shown.textContent !== words) shown.textContent = words;
+}
+
+function sayGone() {
+  const age = (performance.now() - told.newsAt) / 1000;
+  const since = told.newsAt ? ` for ${span(age)}: it has ended, or the way to it is cut` : "";
+  return `The service cannot be reached${since}. What is shown is as it was. The page reconnects by itself.`;
 }
 
 function ofModel(model) {

@@ -299,7 +299,7 @@ def test_the_page_reconnects_when_the_service_returns(tmp_path: Path, browser: P
         assert browser.problems == []
         assert service.terminate() == 0
         browser.wait_for("document.getElementById('connection').textContent.startsWith('reconn')")
-        browser.wait_for("document.getElementById('state').textContent.includes('be reached')")
+        browser.wait_for("document.getElementById('state').textContent.includes('be reached for')")
         assert browser.evaluate("document.getElementById('state').dataset.kind") == "bad"
         service.start()
         learn(service)
@@ -315,6 +315,12 @@ def test_an_empty_service_shows_the_command_that_sends_its_first_example(
         browser.wait_for("document.getElementById('curl').textContent.startsWith('curl ')")
         assert "No example has come" in browser.evaluate(
             "document.getElementById('state').textContent"
+        )
+        browser.wait_for(
+            "document.querySelectorAll('#now dd').length === 4 && "
+            "document.querySelector('#accuracy .plot').hidden && "
+            "document.querySelector('#accuracy .waiting').checkVisibility() && "
+            "document.getElementById('scores').hidden"
         )
         command = browser.evaluate("document.getElementById('curl').textContent")
         ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

@@ -112,6 +112,7 @@ def test_every_table_has_a_name_and_headings(shown: Shown) -> None:
         "Columns, recently",
         "Learners and floors",
         "Classes, the lowest recall first",
+        "Labels, and what was predicted",
     ]
 
 

@@ -72,6 +72,14 @@ def test_floors_are_thin_lines_and_all_have_scores(tmp_path: Path, browser: Page
         )
         assert "–" not in cells
         assert browser.evaluate("document.querySelectorAll('#classes tbody tr').length") == 2
+        with service.client() as client:
+            matrix = client.get("/model").json()["by_class"]["1000"]["confusion"]
+        assert sum(map(sum, matrix)) == 1_000
+        counts = browser.evaluate(
+            "[...document.querySelectorAll('#confusion tbody tr')].map(row => "
+            "[...row.querySelectorAll('td')].map(t => +t.textContent.replaceAll(/[,·]/g, '')))"
+        )
+        assert counts == matrix
         browser.wait_for("document.querySelectorAll('#accuracy .swatch.floor').length === 2")
         names = browser.evaluate(
             "[...document.querySelectorAll('#accuracy .legend li')].map(l => l.textContent)"
@@ -98,7 +106,9 @@ def test_numbers_have_their_own_scores_and_floors_and_no_classes(
             "[...document.querySelectorAll('#learners th')].map(t => t.textContent).join() === "
             "'Learner,Absolute error,RMSE,R²,Coverage,served,adagrad,mean,no_change'"
         )
-        assert browser.evaluate("document.getElementById('classes').parentElement.hidden")
+        for name in ("classes", "confusion"):
+            panel = f"document.getElementById('{name}').closest('.panel').hidden"
+            assert browser.evaluate(panel)
         assert "majority" not in browser.evaluate("document.getElementById('floors').textContent")
         title = browser.evaluate("document.getElementById('accuracy-title').textContent")
         assert "nearer than the mean" in title
