@@ -6,6 +6,7 @@ A replica does not decide where a batch ends; its pipeline does.
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -57,6 +58,8 @@ READ_LABELS = 65_536
 
 READ_QUESTIONS = 100_000
 """Questions after which the rest of them is left to the next look."""
+WARN_SECONDS = 10.0
+"""Time between warnings of entries that are discarded."""
 REST_SECONDS = 0.5
 """Longest wait until labels are joined; after it, a look at the questions is skipped."""
 
@@ -122,6 +125,7 @@ class Replica:
         self.damaged_entries = 0
         """Entries whose checksum did not match, in this process."""
         self._newest_damaged = ORIGIN
+        self._warns_from = -math.inf
         self.has_recovered = False
         """True once it is where the recorded cuts end, and may record more."""
         self._declared, self._policies = declared or state.schema, policies
@@ -522,8 +526,18 @@ class Replica:
         await log.append_cuts(self._epoch, self._recorded + 1, versioned, schema)
         self._recorded += len(versioned)
         self._version = FOLD_VERSION
+        self._warn_of(versioned)
         for cut in begin:
             self.apply(cut, None)
+
+    def _warn_of(self, cuts: list[Cut]) -> None:
+        """Log that cuts discard entries, with one of them and why, every WARN_SECONDS at most."""
+        dead = {entry: reason for cut in cuts for entry, reason in cut.dead.items()}
+        if not dead or self._clock.monotonic() < self._warns_from:
+            return
+        self._warns_from = self._clock.monotonic() + WARN_SECONDS
+        entry, reason = next(iter(dead.items()))
+        logger.warning("entry %s is discarded: %s; funnel dead lists all such entries", entry, reason)
 
     def reshape_for(self, batch: AnyBatch | None) -> Reshape | None:
         """Return the command that lets the schema take a batch, if it needs one.

@@ -133,8 +133,8 @@ class Demo:
                         break
                     is_done = sending.done() and model.backlog().examples == 0
                     if is_done and learned >= status.examples:
+                        self.history.end_stream()
                         break
-            self.history.end_stream()
             with contextlib.suppress(TimeoutError):  # a frame in which pages receive the end
                 await asyncio.wait_for(service.draining.wait(), FRAME_SECONDS)
         finally:

@@ -39,18 +39,21 @@ class Point:
 def cells(shifts: Sequence[ShiftRecovery]) -> list[list[str]]:
     """Return a row for each of the newest shifts that were measured.
 
-    It has the shift, its example, the goal, and for each learner the examples to its recovery.
+    It has the shift, its example, the goal, and for each learner the examples to its recovery. A
+    segment that has not ended has the goal that the page shows, too.
     """
     measured = [shift for shift in shifts if shift.goal is not None][-SHOWN_SHIFTS:]
     return [
         [shift.what, f"{shift.example:,}", f"{shift.goal:.1%}"]
-        + [_shown(taken) for taken in shift.recovery_examples.values()]
+        + [_shown(taken, shift.end) for taken in shift.recovery_examples.values()]
         for shift in measured
     ]
 
 
-def _shown(taken: int | None) -> str:
-    return "not" if taken is None else f"{taken:,}"
+def _shown(taken: int | None, end: int | None) -> str:
+    if taken is not None:
+        return f"{taken:,}"
+    return "not yet" if end is None else "not"
 
 
 def table(shifts: Sequence[ShiftRecovery], overall: Mapping[str, float]) -> Table:

@@ -1,6 +1,7 @@
 """`funnel demo`, as a user runs it."""
 
 import contextlib
+import itertools
 import errno
 import io
 import math
@@ -144,12 +145,16 @@ def test_a_demo_without_a_length_turns_until_ctrl_c_which_shows_a_table(tmp_path
         shown += line
         if ": 0°" in line:
             break
+    shown += "".join(itertools.islice(run.stdout, 12))  # in 3 s the page has points of it, too
     assert "It goes on until Ctrl-C" in shown
     os.killpg(run.pid, signal.SIGINT)
     out, errors = run.communicate(timeout=60)
     assert (run.returncode, errors) == (0, "")
     assert "shift at 0: 90°" in shown
     assert "shift at 2000: 0°" in shown
+    what, at, goal, *taken = table_of(out)[-1]
+    assert (what, at, {*taken}) == ("0°", "2,000", {"not yet"})
+    assert goal.endswith("%")
     [last] = [row for row in rows_of(out) if row[0] == "accuracy of all"]
     assert all(cell.endswith("%") for cell in last[3:])
     assert processes_naming(tmp_path) == set()

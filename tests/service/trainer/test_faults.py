@@ -346,6 +346,8 @@ def test_huge_entries_are_discarded_and_do_not_cost_the_lease(
         assert b"bytes of JSON, more than" in found[0]
         assert b"has 10485761 features, expected 6" in found[1]
         assert len(found) == 2
+        assert "is discarded" in service.log
+        assert "funnel dead lists all such entries" in service.log
         assert "lease ran out" not in service.log
 
 
