@@ -270,7 +270,7 @@ def _object(
         keys, allowed = of_one, allowed_of_one
     if missing := keys - document.keys():
         field = min(missing)
-        raise InvalidBatchError(f"the field {field!r} is missing", field)
+        raise InvalidBatchError(f"the field {field!r} is missing; expected {_names(keys)}", field)
     if unknown := document.keys() - keys - allowed:
         field = min(unknown)
         may = f", and perhaps {_names(allowed)}" if allowed else ""

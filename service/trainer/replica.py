@@ -537,7 +537,9 @@ class Replica:
             return
         self._warns_from = self._clock.monotonic() + WARN_SECONDS
         entry, reason = next(iter(dead.items()))
-        logger.warning("entry %s is discarded: %s; funnel dead lists all such entries", entry, reason)
+        logger.warning(
+            "entry %s is discarded: %s; funnel dead lists all such entries", entry, reason
+        )
 
     def reshape_for(self, batch: AnyBatch | None) -> Reshape | None:
         """Return the command that lets the schema take a batch, if it needs one.

@@ -285,6 +285,12 @@ def rows_from(read: Callable[[Loader], Read], labelled: bool) -> tuple[Rows, int
     return Rows((found,)), sum(len(row) for row in rows if isinstance(row, dict))
 
 
+def _form(fields: Sequence[str]) -> str:
+    """Return an object with these fields, in outline."""
+    content = {"rows": "[{…}, …]", "row": "{…}", "labels": "[…]", "label": "…"}
+    return "{" + ", ".join(f'"{name}": {content[name]}' for name in fields) + "}"
+
+
 def _members(
     document: object, rows: str, labels: str, weights: str, labelled: bool
 ) -> tuple[object, object, object]:
@@ -295,16 +301,14 @@ def _members(
     expected = [rows, labels] if labelled else [rows]
     shown = " and ".join(map(repr, expected))
     if not isinstance(document, dict):
-        form = ", ".join(f'"{name}": […]' for name in ("rows", *["labels"] * labelled))
-        hint = (
-            f"; send this list as {{{form}}}"
-            if rows == "rows" and isinstance(document, list)
-            else ""
-        )
+        is_list = rows == "rows" and isinstance(document, list)
+        hint = f"; send this list as {_form(expected)}" if is_list else ""
         raise InvalidBatchError(f"expected an object with {shown}{hint}")
     for name in expected:
         if name not in document:
-            raise InvalidBatchError(f"the field {name!r} is missing; expected {shown}", name)
+            why = "; the model learns columns with names" if "features" in document else ""
+            message = f"the field {name!r} is missing{why}; send {_form(expected)}"
+            raise InvalidBatchError(message, name)
     allowed = [weights] if labelled else []
     if unknown := [name for name in document if name not in expected + allowed]:
         name = unknown[0][:SHOWN]
