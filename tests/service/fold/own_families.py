@@ -13,9 +13,7 @@ class Centres:
 
     names: tuple[str, ...] = ("near", "far")
 
-    def __init__(
-        self, features: int, classes: int = 0, quantiles: tuple[float, ...] = ()
-    ) -> None:
+    def __init__(self, features: int, classes: int = 0, quantiles: tuple[float, ...] = ()) -> None:
         self.levels = torch.tensor(quantiles or (0.5,))
         self.classes = classes
         self.counts = torch.ones(max(1, classes))
