@@ -246,7 +246,9 @@ class Alike(Centres):
 
 
 class Listed(Centres):
-    names = ["near", "far"]  # type: ignore[assignment]
+    def __init__(self, features: int, classes: int = 0, quantiles: tuple[float, ...] = ()) -> None:
+        super().__init__(features, classes, quantiles)
+        self.names = ["near", "far"]  # type: ignore[assignment]
 
 
 class Renamed(Centres):

@@ -110,9 +110,7 @@ def test_a_family_that_cannot_work_is_refused_by_name_in_one_line(
 
 
 def test_a_family_of_a_module_that_is_not_there_is_refused_by_name() -> None:
-    with pytest.raises(
-        ModelError, match="family 'gone.away:Centres' cannot be imported: no module"
-    ):
+    with pytest.raises(ModelError, match=r"family 'gone\.away:Centres' cannot be imported: no mod"):
         a_state(families=(LINEAR, "gone.away:Centres"))
 
 
