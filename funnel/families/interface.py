@@ -71,9 +71,9 @@ class Family(Protocol):
     for a mean. A family has K experts, which answer A numbers each: C probabilities, one number, or
     a number for each quantile.
 
-    Rows are fp32 [n, d]: inputs of examples, standardized, within ±5. A missing one is 0, its mean.
-    Columns of rows that are categories or words are not among them, and columns that may still
-    come are 0.
+    Rows are fp32 [n, d]: inputs of examples, standardized, within ±5, unless FUNNEL_STANDARDIZE is
+    false. A missing one is 0, its mean. Columns that are categories or words are not among them,
+    and columns that may still come are 0.
 
     All state is in `tensors`, on the CPU: what another instance answers and learns once these were
     copied into its own is the same, bit for bit. Draw from nothing but the generator of `learn`.

@@ -54,7 +54,7 @@ class Added:
         try:
             return answers_of(self.family, prepared, self.outcome, self.unit)
         except (Exception, SystemExit) as error:  # a user's code may raise anything
-            self.maker.excuse(error, len(prepared))
+            self.maker.excuse(error, f"as it answered a batch of {len(prepared)}")
         return prepared.new_full((len(self.names), len(prepared), self.outcome.outputs), torch.nan)
 
     def learn(self, prepared: Tensor, examples: Examples) -> None:
@@ -72,7 +72,7 @@ class Added:
                 self.family.learn(prepared.clone(), labels, weights, draws)
                 self._check()
         except (Exception, SystemExit) as error:  # a user's code may raise anything
-            self.maker.excuse(error, len(prepared))
+            self.maker.excuse(error, f"as it learned a batch of {len(prepared)}")
             self._become(before)
 
     def _labels(self, labels: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Added:
                 self.family.grow(smaller)
                 self._check()
         except (Exception, SystemExit) as error:  # a user's code may raise anything
-            self.maker.excuse(error, 0)
+            self.maker.excuse(error, "as it grew, and begins from nothing")
             self._take(self._made())
 
     def frozen(self) -> Frozen:

@@ -33,13 +33,13 @@ class Maker(Protocol):
         """
         ...
 
-    def excuse(self, error: BaseException, examples: int) -> None:
-        """Log what the family raised on a batch. Raise it where the step has to end: where the
-        machine has failed, and another try may succeed.
+    def excuse(self, error: BaseException, when: str) -> None:
+        """Log what the family raised. Raise it where the step has to end: where the machine has
+        failed, and another try may succeed.
 
         Args:
             error: as it was caught.
-            examples: of the batch.
+            when: it was raised, in words.
         """
         ...
 

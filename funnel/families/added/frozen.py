@@ -23,7 +23,7 @@ class Frozen(NamedTuple):
     state: Mapping[str, Tensor]
     """Its tensors."""
     unit: Tensor
-    """Of the numbers that it answers."""
+    """The unit of the numbers that it answers (`funnel.families.added.answers.unit_of`)."""
 
 
 class Instances:
@@ -43,9 +43,11 @@ class Instances:
         Raises:
             Misfit: they have another shape or type. The family may raise anything else.
         """
-        known = self._known.get(frozen.maker.name)
+        name = frozen.maker.name
+        known = self._known.pop(name, None)  # one that fails as it is copied into is not kept
         if known is None or known[0] is not frozen:
-            known = self._known[frozen.maker.name] = frozen, self._holding(frozen, known)
+            known = frozen, self._holding(frozen, known)
+        self._known[name] = known
         return answers_of(known[1], rows, frozen.outcome, frozen.unit)
 
     @staticmethod

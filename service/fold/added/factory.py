@@ -63,12 +63,12 @@ class Factory:
             )
         return made
 
-    def excuse(self, error: BaseException, examples: int) -> None:
+    def excuse(self, error: BaseException, when: str) -> None:
         """Log what a family has raised; its traceback only once, as every batch may raise the same.
 
         Args:
             error: as it was caught.
-            examples: of the batch.
+            when: it was raised, in words.
 
         Raises:
             BaseException: it, if the machine has failed.
@@ -77,7 +77,7 @@ class Factory:
             raise error
         origin = networks.origin_of(error)
         logger.error(
-            "the family %s raised on a batch of %d, which the others learn without it: %r",
-            self.full, examples, error, exc_info=None if origin in self._logged else error,
+            "the family %s raised %s: %r. The others go on without it",
+            self.full, when, error, exc_info=None if origin in self._logged else error,
         )  # fmt: skip
         self._logged.add(origin)

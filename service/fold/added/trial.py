@@ -37,7 +37,7 @@ GENERATOR = "draw from the generator that learn is given"
 class _Strict(Factory):
     """A factory that excuses nothing."""
 
-    def excuse(self, error: BaseException, examples: int) -> None:
+    def excuse(self, error: BaseException, when: str) -> None:
         raise error
 
 
