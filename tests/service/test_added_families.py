@@ -59,6 +59,24 @@ def batches(task: str) -> list[Batch]:
     return [heights(k, 70, zero=300.0 * (k // 6)) for k in range(20)]
 
 
+def test_a_question_at_which_it_raises_is_refused_alone(tmp_path: Path) -> None:
+    options = OPTIONS | {"features": 5, "classes": 2}
+    raising = "linear,tests.service.fold.own_families:RaisesOnLarge"
+    with (
+        serving(tmp_path, **options | {"families": raising}) as service,
+        service.client() as client,
+    ):
+        batch = checkers(0)
+        body = {"features": batch.features.tolist(), "labels": batch.labels.tolist()}
+        client.post("/learn?wait=applied", json=body).raise_for_status()
+        usual = [1.0] * 5
+        client.post("/predict", json={"features": [usual]}).raise_for_status()
+        large = client.post("/predict", json={"features": [usual, [1.0] * 4 + [1e9]]})
+    assert large.status_code == 422
+    assert large.json()["error"]["code"] == "no_prediction"
+    assert large.json()["error"]["index"] == 1
+
+
 def test_a_service_with_other_families_is_refused_with_the_difference(tmp_path: Path) -> None:
     options = OPTIONS | {"features": 5, "classes": 2}
     with serving(tmp_path, **options) as service, service.client() as client:

@@ -81,6 +81,21 @@ class Differentiating(Centres):
             parameter -= 0.1 * gradient
 
 
+class Rings(Centres):
+    """Knows the mean length of the rows of each class."""
+
+    names = ("only",)
+
+    def answer(self, rows: Tensor) -> Tensor:
+        lengths = self.sums[:, 0] / self.counts
+        apart = (rows.norm(dim=1, keepdim=True) - lengths).square()
+        return (-4.0 * apart).softmax(dim=1)[None]
+
+    def learn(self, rows: Tensor, labels: Tensor, weights: Tensor, generator: Generator) -> None:
+        self.counts.index_add_(0, labels, weights)
+        self.sums[:, 0].index_add_(0, labels, weights * rows.norm(dim=1))
+
+
 class RaisesOnLarge(Centres):
     """Raises where an input is beyond 4.9, which few are."""
 
