@@ -26,7 +26,7 @@ from service.fold.schema.kinds import Kind
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Snapshot
 from service.fold.standardizer import standardized
-from service.fold.target import restored
+from service.fold.target import answered
 from service.fold.task import Task
 from streams.errors import FunnelError
 
@@ -193,7 +193,7 @@ class Exported(nn.Module):
         answers = predicted(self._loss, held_of(weights), weights[WEIGHTS], outputs)
         if "unit" in found:
             assert isinstance(self._loss, Gaussian | Pinball), "numbers have a loss of numbers"
-            return restored(answers, found["unit"], self._loss.has_deviation)
+            return answered(answers, found["unit"], self._loss.has_deviation)
         if "calibration" in found:
             labels = self._loss.chosen(outputs, answers)
             answers = calibrated(about.classes, answers, labels, found["calibration"])

@@ -647,7 +647,7 @@ class Settings(BaseModel):
             self.predicts.kind == "regression",
             is_named and self.model == AUTO,
             self.predicts.is_numeric,
-            self.predicts.kind == "regression",
+            self.predicts.is_numeric,
             self.families if self.model == AUTO and self.families != (LINEAR, *FAMILIES) else (),
         )
 

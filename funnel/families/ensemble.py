@@ -184,6 +184,13 @@ class Ensemble:
         if NEIGHBOURS in self.families:
             self.compared.loaded()
 
+    def forget(self) -> None:
+        """Be as at first."""
+        fresh = Ensemble(self.layout, self.outcome, self.has_ranks, self.families).tensors()
+        for name, tensor in self.tensors().items():
+            tensor.copy_(fresh[name])
+        self.loaded()
+
     def answers(self, given: Given) -> Answered:
         """Return the answers to a batch."""
         own = (self.compared.present(),) if NEIGHBOURS in self.families else ()

@@ -22,6 +22,7 @@ from funnel.families.interface import Examples, Given
 from funnel.families.mixture import Mixed, Mixture, Weights
 from funnel.families.numbers import Numbers
 from funnel.pool.growth import grown
+from funnel.pool.loss import is_far
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Pool, Scored
 
@@ -254,6 +255,9 @@ class Families:
     def rescale(self, ratio: Tensor, shift: Tensor) -> None:
         """Continue with numbers in another unit, in which all answers stay what they are.
 
+        Where numbers of the old unit lie beyond reach of the new one, they have been wild, and so
+        is all that was learned from them: trees, neighbours and the mixture are blank again.
+
         Args:
             ratio: of the old unit to the new one, 0-dim.
             shift: what a number of 0 in the old unit is in the new one, 0-dim.
@@ -262,6 +266,11 @@ class Families:
         assert isinstance(outcome, Numbers), "only numbers have a unit"
         if self.perceptrons is not None:
             self.perceptrons.rescale(ratio, shift)
+        if outcome.follows_jumps and bool(is_far(ratio, shift)):
+            self.ensemble.forget()
+            self.mixture.forget()
+            self.learned.zero_()
+            return
         self.ensemble.rescale(ratio, shift)
         for one in self.added:
             one.rescale(ratio, shift)

@@ -100,7 +100,8 @@ class Mixture:
     """
 
     def __init__(self, experts: int, outcome: Outcome, own: int | None = None) -> None:
-        self.outcome, self.own, device = outcome, own, outcome.device
+        self.count, self.outcome, self.own = experts, outcome, own
+        device = outcome.device
         self.experts = FixedShare(experts, device, outcome.rate)
         self.parts = FixedShare(1 + (own is not None) + len(HORIZONS), device)
         if own is not None:
@@ -120,6 +121,12 @@ class Mixture:
         for number, stack in enumerate(self.stacks):
             named |= {f"stack{number}.{k}": v for k, v in stack.tensors().items()}
         return named | {f"outcome.{k}": v for k, v in self.held.items()}
+
+    def forget(self) -> None:
+        """Be as at first."""
+        fresh = Mixture(self.count, self.outcome, self.own).tensors()
+        for name, tensor in self.tensors().items():
+            tensor.copy_(fresh[name])
 
     @property
     def weights(self) -> Weights:

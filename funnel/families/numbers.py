@@ -258,6 +258,11 @@ class Numbers:
         for name in ("square", deviation.QUICK):
             if name in held:
                 held[name].mul_(ratio.square()).clamp_(min=LEAST**2)
+        if self.follows_jumps:
+            blank = deviation.jumped(ratio)
+            for name, fresh in self.fresh().items():
+                if name in ("unit", "square", deviation.QUICK):
+                    held[name].copy_(torch.where(blank, fresh, held[name]))
 
     def evidence(self, answers: Tensor, held: Held) -> Evidence:
         """Return the distances of answers from their mean, in units, and a column of ones."""

@@ -31,6 +31,8 @@ SOME = 9
 """Errors whose median a wild one does not move far."""
 MEDIAN = 0.6745
 """Median error of a normal distribution, in its deviations."""
+JUMP = 6.0
+"""Growth of a unit from which deviations are blank again."""
 EDGE = 1e-6
 """Least distance of the weight from 0 and 1."""
 
@@ -50,6 +52,16 @@ def reach(errors: Tensor, variance: Tensor, follows_jumps: bool) -> Tensor:
         middle = errors.abs().sort().values[(len(errors) - 1) // 2]
         found = torch.maximum(found, middle / MEDIAN)
     return HUBER * found
+
+
+def jumped(ratio: Tensor) -> Tensor:
+    """Return whether a unit has become so much larger that errors of the old one say nothing about
+    those to come, bool, 0-dim. Numbers that were all alike have nearly no unit.
+
+    Args:
+        ratio: of the old unit to the new one, 0-dim.
+    """
+    return ratio < 1.0 / JUMP
 
 
 def fresh(like: Tensor) -> dict[str, Tensor]:

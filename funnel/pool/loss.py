@@ -361,7 +361,8 @@ class Gaussian:
     errors of the mixture; ``last``, [1], unless there is one expert alone; and ``seen``, 0-dim, the
     examples so far. With ``is_quick`` and several experts, the mixture's deviation follows errors
     that shrink or grow fast, and what `funnel.pool.deviation` needs for it is learned, too. With
-    ``follows_jumps`` it follows, after one large batch, errors that have become many times larger.
+    ``follows_jumps`` it follows, after one large batch, errors that have become many times larger,
+    and all deviations are blank again where the unit has done so.
     """
 
     has_deviation: ClassVar[bool] = True
@@ -377,11 +378,12 @@ class Gaussian:
                 held[name].mul_(ratio).add_(shift)
         far = is_far(ratio, shift)
         held["mean"].masked_fill_(far, 0.0)
-        held["variance"].masked_fill_(far, 1.0)
+        blank = far | deviation.jumped(ratio) if self.follows_jumps else far
+        held["variance"].masked_fill_(blank, 1.0)
         for name in ("own", deviation.QUICK):
             if name in held:
                 found = held[name].mul_(ratio.square()).clamp_(min=LEAST_DEVIATION**2)
-                found.masked_fill_(far, 1.0)
+                found.masked_fill_(blank, 1.0)
 
     def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return absolute errors of the mean; as `NumericLoss.distances` says."""

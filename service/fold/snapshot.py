@@ -19,7 +19,7 @@ from service.fold.schema.encode import encode
 from service.fold.schema.schema import Schema
 from service.fold.standardizer import standardized
 from service.fold.state import State
-from service.fold.target import restored
+from service.fold.target import answered, restored
 from service.fold.task import CLASSES, Task
 from streams.examples import AnyInputs
 from streams.rows.rows import Rows
@@ -185,7 +185,7 @@ class Evaluator:
         if snapshot.unit is not None:
             assert isinstance(self._loss, Gaussian | Pinball), "numbers have a loss of numbers"
             labels = restored(labels[:, None], snapshot.unit, has_deviation=False)[:, 0]
-            answers = restored(answers, snapshot.unit, self._loss.has_deviation)
+            answers = answered(answers, snapshot.unit, self._loss.has_deviation)
         elif snapshot.calibration is not None:
             answers = calibrated(snapshot.classes, answers, labels, snapshot.calibration)
         return labels.cpu(), answers.cpu()

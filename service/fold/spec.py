@@ -109,8 +109,9 @@ class Spec:
     numbers, and a log goes on as it began."""
     follows_jumps: bool = False
     """True if the deviation of answered means follows, after one large batch, errors that have
-    become many times larger (`funnel.pool.deviation.reach`). No setting chooses it: it is so in
-    every new model of the task ``regression``, and a log goes on as it began."""
+    become many times larger (`funnel.pool.deviation.reach`), and is blank again where the unit of
+    numbers has (`funnel.pool.deviation.jumped`). No setting chooses it: it is so in
+    every new model of numbers, and a log goes on as it began."""
     families: tuple[str, ...] = ()
     """LINEAR, the families of FAMILIES that a model ``auto`` has, and ``package.module:factory`` of
     those that a user adds, in alphabetical order. Empty for all of FAMILIES and no other."""

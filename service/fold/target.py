@@ -85,6 +85,16 @@ class Target:
         return before[1].clamp(min=TINY) / size, (before[0] - after[0]) / size
 
 
+def answered(answers: Tensor, unit: Tensor, has_deviation: bool) -> Tensor:
+    """Return answers as `restored` does, with a deviation of NaN while it is not known: until two
+    different numbers were learned, there is no unit."""
+    found = restored(answers, unit, has_deviation)
+    if not has_deviation:
+        return found
+    deviation = found[:, -1:].where(unit[1] > TINY, torch.nan)
+    return torch.cat([found[:, :-1], deviation], dim=1)
+
+
 def restored(answers: Tensor, unit: Tensor, has_deviation: bool) -> Tensor:
     """Return answers in the unit of the numbers that were sent.
 

@@ -309,6 +309,22 @@ def test_labels_with_fractions_make_dense_features_a_model_of_numbers(tmp_path: 
         assert client.post("/learn?wait=applied", json=many).status_code == 200
 
 
+@pytest.mark.parametrize("model", ["auto", "logistic"])
+def test_a_deviation_is_unknown_until_two_numbers_differ(model: str, tmp_path: Path) -> None:
+    options = OPTIONS | {"model": model, "task": "regression", "features": 2, "batch_size": 1}
+    asked = {"features": [[0.0, 1.0], [1.0, 0.0]]}
+    with serving(tmp_path, **options) as service, service.client() as client:
+
+        def after(label: float) -> list[float | None]:
+            body = {"features": [0.0, 1.0], "label": label}
+            client.post("/learn?wait=applied", json=body).raise_for_status()
+            found: list[float | None] = client.post("/predict", json=asked).json()["std"]
+            return found
+
+        assert after(5.46) == after(5.46) == [None, None]
+        assert all(std is not None and 0.01 < std < 10.0 for std in after(7.0))
+
+
 def test_whole_labels_are_classes_and_stay_so(tmp_path: Path) -> None:
     classes = {"features": [[0.0, 1.0], [1.0, 0.0]], "labels": [0, 1]}
     with serving(tmp_path, **OPTIONS, features=2) as service, service.client() as client:

@@ -56,7 +56,7 @@ async function askModel() {
   if (model.inputs === "rows") showRows(isLive);
   showOrders(model, askModel);
   const served = model.promoted ? `answered by ${model.promoted}` : `learned with ${model.optimizer}`;
-  byId("model").textContent = `${model.model}, ${served}`;
+  byId("model").textContent = `${model.model}, ${model.task}, ${served}`;
   watch();
 }
 

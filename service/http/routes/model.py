@@ -20,7 +20,7 @@ from service.monitoring.status import LabelStatus
 
 router = APIRouter(responses={s: {"model": ErrorBody} for s in (401, 403, 503)})
 
-SHOWN = {"batch_size", "max_wait_ms", "standardize", "features", "classes", "seed"}
+SHOWN = {"batch_size", "max_wait_ms", "standardize", "seed"}
 """Settings among the hyperparameters of ``GET /model``."""
 MAX_CLASSES = 100
 """Classes that are shown one by one; of more, only the first."""
@@ -215,8 +215,7 @@ async def model(model: Running) -> ModelAnswer:
             "class_weights": status.hyperparameters.class_weights,
             "hidden": list(model.spec.hidden),
             **settings.model_dump(include=SHOWN),
-            **({} if model.spec.shape else _sizes(model)),
-            **({"classes": 0} if model.spec.predicts.is_numeric else {}),
+            **_sizes(model),
         },
         device=model.device,
         role=status.role,
@@ -301,9 +300,13 @@ def _curve(statistics: Statistics, name: str, window: str) -> list[CalibrationAn
 
 
 def _sizes(model: Model) -> dict[str, int]:
-    """Return the sizes of a model of rows, which grow with its schema."""
+    """Return the sizes of a model; those of rows grow with its schema. Numbers have no classes."""
+    if (shape := model.spec.shape) is not None:
+        features, classes = shape
+        return {"features": features, "classes": classes}
     schema = model.schema
-    return {"features": len(schema.columns), "classes": len(schema.labels)}
+    labels = 0 if model.spec.predicts.is_numeric else len(schema.labels)
+    return {"features": len(schema.columns), "classes": labels}
 
 
 @router.get(

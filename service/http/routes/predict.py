@@ -134,7 +134,7 @@ async def predict(
         _reserve(memory, len(inputs), model.classes)
         with service.metrics.predict_seconds.time():
             prediction = await _predicted(model, inputs)
-        _check_finite(prediction)
+        _check_finite(prediction, model.spec.predicts)
         why = await _explained(model, prediction, inputs, explain) if explain else {}
         if own:
             lost = partial(service.metrics.lost_questions.inc, len(inputs))
@@ -244,13 +244,14 @@ def _check_asking(request: Request, model: Model) -> None:
         raise unavailable("starting", NOT_ASKED)
 
 
-def _check_finite(prediction: Prediction) -> None:
-    """Make sure that a prediction is a number.
+def _check_finite(prediction: Prediction, task: Task) -> None:
+    """Make sure that a prediction is a number. Its deviation may be unknown.
 
     Raises:
         HTTPError: 422 it is not.
     """
-    finite = np.isfinite(prediction.probabilities)
+    answers = prediction.probabilities
+    finite = np.isfinite(answers[:, :1] if task.kind == "regression" else answers)
     if not finite.all():
         raise HTTPError(
             422,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from service.fold.scoring.regression import worse_than
+from service.fold.snapshot import Evaluator, Snapshot
 from service.fold.spec import Spec
 from service.fold.state import State
 from service.settings import Settings
@@ -58,6 +59,24 @@ def test_a_model_below_the_floor_is_named_after_a_wild_label() -> None:
     assert state.number_floors is not None
     found = worse_than(state.served.numbers.read(), state.number_floors.read())
     assert any(words.startswith("below the floor mean") for words in found)
+
+
+@pytest.mark.parametrize("model", ["logistic", "auto"])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_wild_first_label_is_soon_forgotten(at: int, task: str, model: str) -> None:
+    """Single examples are learned, so that the first labels alone are the unit of numbers."""
+    spec = replace(NEW, model=model, task=task, follows_jumps=True)
+    state, rng, missed = State(spec, HYPERPARAMETERS, CPU), np.random.default_rng(0), []
+    evaluator = Evaluator(state.served)
+    for k in range(300):
+        inputs = rng.normal(size=(1, 3)).astype(np.float32)
+        number = (10.0 + inputs.sum(axis=1) + 0.3 * rng.normal(size=1)).astype(np.float32)
+        if k >= 200:
+            found = evaluator(Snapshot.of(state), inputs)[0].numpy()
+            missed.append(np.abs(found - number).item())
+        step(state, Batch(inputs, np.full_like(number, WILD) if k == at else number))
+    assert np.mean(missed) < 0.4
 
 
 def test_the_floor_follows_numbers_that_move_for_good() -> None:
