@@ -266,12 +266,12 @@ class Families:
         assert isinstance(outcome, Numbers), "only numbers have a unit"
         if self.perceptrons is not None:
             self.perceptrons.rescale(ratio, shift)
+        for one in self.added:
+            one.rescale(ratio, shift)
         if outcome.follows_jumps and bool(is_far(ratio, shift)):
             self.ensemble.forget()
             self.mixture.forget()
             self.learned.zero_()
             return
         self.ensemble.rescale(ratio, shift)
-        for one in self.added:
-            one.rescale(ratio, shift)
         outcome.rescale(self.mixture.held, ratio)

@@ -109,7 +109,8 @@ class Family(Protocol):
         Args:
             rows: fp32 [n, d].
             labels: [n]: classes, int64, or numbers, fp32, standardized as those of the first batch
-                are; that unit never changes, and answers are in it.
+                are; that unit stays, and answers are in it. Where numbers jump so far that it says
+                nothing about them, the family begins from nothing, in a new one.
             weights: how many examples each counts as, fp32 [n], not below 0.
             generator: the same draws come from it when the batch is learned again, by a replay.
         """

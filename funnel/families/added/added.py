@@ -1,5 +1,7 @@
 """A family that a user adds, as it learns."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -8,10 +10,14 @@ from funnel.families.added.frozen import Frozen
 from funnel.families.interface import Examples, Family, Growing
 from funnel.families.numbers import Numbers
 from funnel.families.outcomes import Outcome
+from funnel.pool.loss import is_far
 
 STATE, UNIT = "state", "unit"
 MOST = 1e18
 """Numbers are clamped to ±MOST, so that their squares stay finite in fp32."""
+MOST_UNITS = 1_000.0
+"""Own units of a family in a unit of the others beyond which its own is one of numbers that were
+nearly alike."""
 FIRST = 100
 """Number of the first such family, for draws."""
 
@@ -99,7 +105,7 @@ class Added:
         self._take(self._made())
         self._load(state)
 
-    def _load(self, state: dict[str, Tensor]) -> None:
+    def _load(self, state: Mapping[str, Tensor]) -> None:
         with calling():
             for name, tensor in self._held.items():
                 tensor.copy_(state[name])
@@ -147,11 +153,18 @@ class Added:
     def rescale(self, ratio: Tensor, shift: Tensor) -> None:
         """Continue with numbers in another unit; the family keeps its own.
 
+        Where numbers of the old unit say nothing about those of the new one, as wild ones and those
+        that were all alike do, the family begins from nothing, in the new unit.
+
         Args:
             ratio: of the old unit to the new one, 0-dim.
             shift: what a number of 0 in the old unit is in the new one, 0-dim.
         """
         assert isinstance(self.outcome, Numbers), "only numbers have a unit"
         size = self.unit[0] / ratio
+        if bool(is_far(ratio, shift) | (size > MOST_UNITS)):
+            self._load(self._made().tensors())
+            self.unit.copy_(unit_of(self.outcome))
+            return
         zero = self.unit[1] - size * shift
         self.unit.copy_(torch.stack([size, zero]))

@@ -108,6 +108,19 @@ def test_labels_and_answers_keep_their_unit_where_that_of_the_others_moves() -> 
     assert family.answer(ROWS)[0, 0].tolist() == [-1.0]
 
 
+@pytest.mark.parametrize(("ratio", "shift"), [(1e-30, 0.0), (0.5, -7.0), (100.0, 0.0)])
+def test_it_begins_from_nothing_where_the_old_numbers_say_nothing(
+    ratio: float, shift: float
+) -> None:
+    family = answering(Numbers((), CPU), 3.0)
+    family.rescale(torch.tensor(2.0), torch.tensor(0.0))
+    family.rescale(torch.tensor(ratio), torch.tensor(shift))
+    blank = Added(Constants(), 0, WIDTH, family.outcome).tensors()
+    assert {k: v.tolist() for k, v in family.tensors().items()} == {
+        k: v.tolist() for k, v in blank.items()
+    }
+
+
 def test_a_thread_answers_versions_in_any_order_from_one_instance() -> None:
     family, instances = answering(classes(True, True), 0.5, 0.5), Instances()
     versions = []
