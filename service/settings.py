@@ -31,6 +31,7 @@ from service.fold.spec import (
     LINEAR,
     MAX_EXPERTS,
     OPTIMIZERS,
+    RECENT,
     Hyperparameters,
     Shadow,
     Spec,
@@ -71,7 +72,10 @@ WEIGHTED = "weighted"
 """In place of a time in `Settings.label_timeout`: the label is learned at once."""
 INPUTS, TASK = "inputs", "task"
 """The choices that settings can leave open; see `Settings.opens`."""
-MODEL_NAME = re.compile(r"logistic|mlp|auto|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+MODEL_NAME = re.compile(rf"logistic|mlp|auto|{FACTORY}")
+MOST_ADDED = 8
+"""Families that a user may add."""
 
 
 warnings.filterwarnings("ignore", 'Field name "schema" in "Settings" shadows', UserWarning)
@@ -177,7 +181,8 @@ class Settings(BaseModel):
     )
     families: tuple[str, ...] = Field(
         (LINEAR, *FAMILIES),
-        description="of FUNNEL_MODEL=auto, with commas; linear is always among them",
+        description="of FUNNEL_MODEL=auto, with commas; package.module:factory adds one of your "
+        "own; linear is always among them",
     )
     effort: Literal["auto", "full", "fast"] = Field(
         "auto",
@@ -455,10 +460,18 @@ class Settings(BaseModel):
     @field_validator("families")
     @classmethod
     def _of_auto(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = sorted(set(value) - {LINEAR, *FAMILIES})
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is none of {LINEAR}, {', '.join(FAMILIES)}")
-        return (LINEAR, *(name for name in FAMILIES if name in value))
+        added = sorted(set(value) - {LINEAR, *FAMILIES})
+        if unknown := [name for name in added if not re.fullmatch(FACTORY, name)]:
+            raise ValueError(
+                f"{unknown[0]!r} is none of {LINEAR}, {', '.join(FAMILIES)}, and no "
+                "package.module:factory"
+            )
+        if len(added) > MOST_ADDED:
+            raise ValueError(f"at most {MOST_ADDED} families of your own")
+        called = [LINEAR, *FAMILIES, RECENT, *(name.partition(":")[2] for name in added)]
+        if twice := [name for name in called if called.count(name) > 1]:
+            raise ValueError(f"two families are called {twice[0]!r}: rename one of the factories")
+        return (LINEAR, *(name for name in FAMILIES if name in value), *added)
 
     @field_validator("shadow")
     @classmethod

@@ -1,17 +1,21 @@
 """All families of experts, mixed: no model to choose.
 
 A leading pool of linear experts (`funnel.pool.pool.Pool`) learns as it always does. A second pool
-of perceptrons, trees, neighbours and frequencies answer the same batches, and one mixture weighs
-the experts of all. So a batch is answered and learned in three parts: `Families.answer` asks all
-but the leading pool, `Families.mixed` joins its experts with them, and `Families.learn` lets them
-learn the batch, if it is kept.
+of perceptrons, trees, neighbours, frequencies and families that a user adds answer the same
+batches, and one mixture weighs the experts of all. So a batch is answered and learned in three
+parts: `Families.answer` asks all but the leading pool, `Families.mixed` joins its experts with
+them, and `Families.learn` lets them learn the batch, if it is kept.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from funnel.families.added.added import Added
+from funnel.families.added.frozen import Frozen as FrozenAdded
+from funnel.families.added.frozen import Instances
 from funnel.families.ensemble import Answered, Ensemble
 from funnel.families.ensemble import Frozen as FrozenEnsemble
 from funnel.families.interface import Examples, Given
@@ -22,7 +26,7 @@ from funnel.pool.loss import is_far
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Pool, Scored
 
-LINEAR, PERCEPTRON = "linear", "mlp"
+LINEAR, PERCEPTRON, ADDED = "linear", "mlp", "added"
 
 
 class Proposed(NamedTuple):
@@ -49,14 +53,25 @@ class Frozen(NamedTuple):
     """The weights of the mixture."""
     held: dict[str, Tensor]
     """Tensors that the loss of the perceptrons has learned."""
+    added: tuple[FrozenAdded, ...] = ()
+    """The families that a user adds."""
 
     def answers(
-        self, networks: Experts | None, linear: Tensor, own: Tensor, prepared: Tensor, given: Given
+        self,
+        networks: Experts | None,
+        instances: Instances,
+        linear: Tensor,
+        own: Tensor,
+        prepared: Tensor,
+        given: Given,
     ) -> Tensor:
         """Return the mixture's answers, fp32 [n, A]; a number has a standard deviation, too.
 
+        A family that a user adds may raise anything.
+
         Args:
             networks: computes the perceptrons, if there are any; for one thread.
+            instances: compute the families that a user adds; for one thread.
             linear: answers of the leading pool's experts, [K, n, .].
             own: of the leading pool itself, [n, .].
             prepared: the inputs of networks, fp32 [n, d].
@@ -68,7 +83,8 @@ class Frozen(NamedTuple):
             outputs = networks.outputs(self.perceptrons, {}, prepared)
             perceptrons = networks.loss.answers(self.held, outputs)[: networks.count]
             each.append(perceptrons[..., : outcome.outputs])
-        known = outcome.known(torch.cat([*each, answered.answers]))
+        added = [instances.answers(one, prepared) for one in self.added]
+        known = outcome.known(torch.cat([*each, answered.answers, *added]))
         answers = self.weights.mix(known, outcome).answers
         return outcome.shown(answers, self.weights.held)
 
@@ -80,11 +96,20 @@ class Families:
         leading: number of experts of the leading pool.
         perceptrons: a pool of them; None for none.
         ensemble: the other families, of the same outcome.
+        added: families that a user adds, of the same outcome.
     """
 
-    def __init__(self, leading: int, perceptrons: Pool | None, ensemble: Ensemble) -> None:
+    def __init__(
+        self,
+        leading: int,
+        perceptrons: Pool | None,
+        ensemble: Ensemble,
+        added: Sequence[Added] = (),
+    ) -> None:
         self.leading, self.perceptrons, self.ensemble = leading, perceptrons, ensemble
+        self.added = tuple(added)
         own = 0 if perceptrons is None else len(perceptrons.experts)
+        own += sum(len(one.names) for one in added)
         outcome = ensemble.outcome
         self.mixture = Mixture(
             leading + outcome.pools + own + len(ensemble.names),
@@ -105,7 +130,8 @@ class Families:
         pools = (f"{LINEAR}/pool",)[: self.ensemble.outcome.pools]
         count = 0 if self.perceptrons is None else len(self.perceptrons.experts)
         own = (f"{PERCEPTRON}/{k}" for k in range(count))
-        return (*linear, *pools, *own, *self.ensemble.names)
+        added = (name for one in self.added for name in one.names)
+        return (*linear, *pools, *own, *self.ensemble.names, *added)
 
     @property
     def has_learned(self) -> bool:
@@ -118,6 +144,7 @@ class Families:
         parts = {"ensemble": self.ensemble.tensors(), "mixture": self.mixture.tensors()}
         if self.perceptrons is not None:
             parts[PERCEPTRON] = self.perceptrons.tensors()
+        parts |= {f"{ADDED}.{one.maker.name}": one.tensors() for one in self.added}
         named = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.items()}
         return named | {"skipped": self.skipped, "learned": self.learned}
 
@@ -142,7 +169,8 @@ class Families:
             found.append(scored.each[: len(self.perceptrons.experts), :, : outcome.outputs])
         self.ensemble.catch_up(given.scaling)
         answered = self.ensemble.answers(given)
-        known = outcome.known(torch.cat([*found, answered.answers]))
+        added = [one.answer(prepared) for one in self.added]
+        known = outcome.known(torch.cat([*found, answered.answers, *added]))
         return Proposed(known, scored, answered)
 
     def mixed(self, linear: Tensor, own: Tensor, answers: Tensor) -> tuple[Mixed, Tensor]:
@@ -173,14 +201,16 @@ class Families:
             decision = self.perceptrons.decide(proposed.scored, keep)
             self.perceptrons.update(prepared, examples.labels, decision)
         self.ensemble.learn(examples, proposed.answered)
+        for one in self.added:
+            one.learn(prepared, examples)
         self.learned.add_(1)
 
     def skip(self, examples: Examples) -> None:
         """Let a batch that is kept wait, and learn it later as far as memory goes.
 
         Neighbours and frequencies know it once the next batch is learned, or 1,024 examples wait.
-        Trees catch up with the next batch that they learn; perceptrons and the mixture never see
-        it.
+        Trees catch up with the next batch that they learn; perceptrons, families that a user adds
+        and the mixture never see it.
         """
         self.ensemble.skip(examples)
         self.skipped.add_(1)
@@ -202,7 +232,8 @@ class Families:
             pool = grown(self.perceptrons, perceptron, features)
             if pool.classes is not None and (first := int((~pool.classes.closed()).sum())) < opened:
                 pool.open_classes(first, opened, bias)
-        larger = Families(self.leading, pool, ensemble)
+        added = [one.resized(features, ensemble.outcome) for one in self.added]
+        larger = Families(self.leading, pool, ensemble, added)
         for name, tensor in larger.mixture.tensors().items():
             tensor.copy_(self.mixture.tensors()[name])
         larger.skipped.copy_(self.skipped)
@@ -218,6 +249,7 @@ class Families:
             self.ensemble.frozen(),
             self.mixture.weights.copy(),
             {} if pool is None else {name: one.clone() for name, one in pool.held.items()},
+            tuple(one.frozen() for one in self.added),
         )
 
     def rescale(self, ratio: Tensor, shift: Tensor) -> None:
@@ -234,6 +266,8 @@ class Families:
         assert isinstance(outcome, Numbers), "only numbers have a unit"
         if self.perceptrons is not None:
             self.perceptrons.rescale(ratio, shift)
+        for one in self.added:
+            one.rescale(ratio, shift)
         if outcome.follows_jumps and bool(is_far(ratio, shift)):
             self.ensemble.forget()
             self.mixture.forget()

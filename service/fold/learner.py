@@ -7,13 +7,14 @@ called once it is decided whether the batch is learned, and `Learner.update` lea
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from funnel.families.added.added import Added
 from funnel.families.ensemble import ALL, Ensemble, Layout
 from funnel.families.families import PERCEPTRON, Families
 from funnel.families.mixture import Mixed
@@ -27,6 +28,8 @@ from funnel.pool.pool import Decision, Pool, Scored, predicted
 from funnel.pool.sparse import Inputs, Sparse
 from funnel.pool.tables.table import Table
 from service.fold import networks
+from service.fold.added.factory import Factory
+from service.fold.added.trial import Trial as FamilyTrial
 from service.fold.optimizers import expert_name, experts_of, loss_of
 from service.fold.schema.encode import Encoded
 from service.fold.scoring.classification import Scores
@@ -197,7 +200,16 @@ class Learner:
             pool = Pool(module, self.size.features, loss=loss)
         others = tuple(name for name in ALL if name in chosen)
         ensemble = Ensemble(*self._layout(), families=others)
-        return Families(len(self.pool.experts), pool, ensemble)
+        added = self._fresh_added(ensemble.outcome, [name for name in chosen if ":" in name])
+        return Families(len(self.pool.experts), pool, ensemble, added)
+
+    def _fresh_added(self, outcome: Outcome, names: Sequence[str]) -> list[Added]:
+        """Return the families that a user adds, each of which was tried."""
+        features, grows = self.size.features, bool(self.spec.schema)
+        for name in names:
+            FamilyTrial(name, features, outcome, grows).run()
+        made = (Factory(name, self.spec.seed) for name in names)
+        return [Added(maker, k, features, outcome) for k, maker in enumerate(made)]
 
     @property
     def _is_numeric(self) -> bool:

@@ -84,7 +84,7 @@ def build(name: str, features: int, outputs: int, hidden: Sequence[int], seed: i
                     f"there is no memory for the model {name} of {sizes}: {reason_of(error)}"
                 ) from error
         with settings_kept(name):
-            return _made_by(_factory(name), name, features, outputs)
+            return _made_by(imported(name), name, features, outputs)
 
 
 def _zeroed(layer: nn.Linear) -> nn.Linear:
@@ -106,14 +106,22 @@ def _perceptron(features: int, outputs: int, hidden: Sequence[int]) -> nn.Module
     return nn.Sequential(*layers, _zeroed(nn.Linear(width, outputs)))
 
 
-def _factory(name: str) -> Callable[..., object]:
-    """Import what ``package.module:factory`` names."""
+def imported(name: str, kind: str = "model") -> Callable[..., object]:
+    """Import what ``package.module:factory`` names.
+
+    Args:
+        name: of the factory.
+        kind: of what it makes, in words.
+
+    Raises:
+        ModelError: it cannot be imported; the message says why.
+    """
     path, separator, attribute = name.partition(":")
     if not separator:
         raise ModelError(
             f"no model {name!r}: choose {', '.join(BUILT_IN)} or package.module:factory"
         )
-    cannot = f"model {name!r} cannot be imported:"
+    cannot = f"{kind} {name!r} cannot be imported:"
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
@@ -129,9 +137,11 @@ def _factory(name: str) -> Callable[..., object]:
     if (factory := getattr(module, attribute, None)) is None:
         raise ModelError(f"{cannot} {_file_of(module)} has no {attribute!r}{hint}")
     if hint:
-        logger.warning("model %r is taken from %s%s", name, _file_of(module), hint)
+        logger.warning("%s %r is taken from %s%s", kind, name, _file_of(module), hint)
     if not callable(factory):
-        raise ModelError(f"model {name!r} is of type {type(factory).__name__}, expected a function")
+        raise ModelError(
+            f"{kind} {name!r} is of type {type(factory).__name__}, expected a function"
+        )
     made: Callable[..., object] = factory
     return made
 
@@ -158,28 +168,43 @@ def _hint(path: str) -> str:
     return f". {_file_of(imported)} hides your {mine}: rename yours"
 
 
-def _made_by(factory: Callable[..., object], name: str, features: int, classes: int) -> nn.Module:
-    call = f"{name}(features={features}, classes={classes})"
+def made_by(factory: Callable[..., object], name: str, **given: object) -> object:
+    """Return what a user's factory makes.
+
+    Args:
+        factory: as imported.
+        name: of it.
+        given: its arguments.
+
+    Raises:
+        ModelError: it does not take them, or raises.
+    """
+    call = f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})"
     try:
-        inspect.signature(factory).bind(features=features, classes=classes)
+        inspect.signature(factory).bind(**given)
     except TypeError as error:
         raise ModelError(
-            f"{call} failed: it must take the parameters features and classes: {error}"
+            f"{call} failed: it must take the parameters {' and '.join(given)}: {error}"
         ) from error
     except ValueError:
         logger.debug("%s has no signature that Python can read", name)
     try:
-        model = factory(features=features, classes=classes)
+        return factory(**given)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise ModelError(f"{call} failed: {reason_of(error)}") from error
+
+
+def _made_by(factory: Callable[..., object], name: str, features: int, classes: int) -> nn.Module:
+    model = made_by(factory, name, features=features, classes=classes)
     if isinstance(model, type):
         raise ModelError(f"{name} returned the class {model.__name__}; return a module made of it")
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{name} returned {_described(model)}, expected a torch.nn.Module")
+        raise ModelError(f"{name} returned {described(model)}, expected a torch.nn.Module")
     return model
 
 
-def _described(found: object) -> str:
+def described(found: object) -> str:
+    """Return the type of a value, in words."""
     return "None" if found is None else f"a {type(found).__name__}"
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from funnel.families.added.frozen import Instances
 from funnel.families.families import Frozen
 from funnel.families.interface import Given
 from funnel.pool.loss import Gaussian, Pinball
@@ -102,6 +103,7 @@ class Evaluator:
         self.device, self._evaluate = learner.device, learner.evaluator()
         self._loss = learner.pool.loss
         self._network, self._perceptrons = learner.network(), None
+        self._added = Instances()
         if learner.families is not None and learner.families.perceptrons is not None:
             own = learner.families.perceptrons
             size, count = learner.size.features, len(own.experts)
@@ -169,7 +171,7 @@ class Evaluator:
         linear = self._loss.answers(held, outputs)
         own = predicted(self._loss, held, snapshot.weights[WEIGHTS], outputs)
         families, networks = snapshot.families, self._perceptrons
-        answers = families.answers(networks, linear, own, prepared, given)
+        answers = families.answers(networks, self._added, linear, own, prepared, given)
         return self._loss.chosen(outputs, answers), answers
 
     def _answered(

@@ -29,6 +29,8 @@ MAX_EXPERTS = 6
 """Experts of the default pool."""
 LINEAR, FAMILIES = "linear", ("mlp", "trees", "neighbours", "frequencies")
 """The family that every model ``auto`` has, and those that it may have."""
+RECENT = "recent"
+"""How the experts of ``frequencies`` are called where numbers are predicted."""
 UNSET = (
     "no_change",
     "is_narrow",
@@ -111,7 +113,8 @@ class Spec:
     numbers has (`funnel.pool.deviation.jumped`). No setting chooses it: it is so in
     every new model of numbers, and a log goes on as it began."""
     families: tuple[str, ...] = ()
-    """LINEAR and the families of FAMILIES that a model ``auto`` has, if it does not have all."""
+    """LINEAR, the families of FAMILIES that a model ``auto`` has, and ``package.module:factory`` of
+    those that a user adds, in alphabetical order. Empty for all of FAMILIES and no other."""
 
     @property
     def predicts(self) -> Task:

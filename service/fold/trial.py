@@ -98,7 +98,7 @@ class Trial:
         cuda = [self.device] if self.device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices=cuda),
-            _generators_kept(),
+            generators_kept(),
             networks.settings_kept(self.name),
         ):
             self._check_start()
@@ -141,7 +141,7 @@ class Trial:
                 )
         if not any(parameter.requires_grad for parameter in module.parameters()):
             self._refuse("has no parameters to learn")
-        extents = sorted((*_extent(tensor), key) for key, tensor in held.items() if tensor.numel())
+        extents = sorted((*extent(tensor), key) for key, tensor in held.items() if tensor.numel())
         for (_, end, key), (begin, _, other) in pairwise(extents):
             if begin < end:
                 self._refuse(
@@ -155,7 +155,7 @@ class Trial:
         again = networks.build(spec.model, spec.features, self._outputs, spec.hidden, spec.seed)
         for key, tensor in _tensors(again.to(self.device)).items():
             mine = _tensors(self.module).get(key)
-            if mine is None or not _same(mine, tensor):
+            if mine is None or not same(mine, tensor):
                 self._refuse(
                     f"starts with other values of {key!r} each time it is built, so that a restart "
                     f"could not repeat what was learned: {TORCH_ONLY}, or load them from a file"
@@ -198,7 +198,7 @@ class Trial:
         with torch.enable_grad():
             given = inputs.clone()
             outputs = self._checked(module(given), len(inputs), "in training mode")
-            self.writes_inputs |= not _same(given, inputs)
+            self.writes_inputs |= not same(given, inputs)
             if not outputs.requires_grad:
                 self._refuse(
                     f"returns {self._called} without a gradient: remove torch.no_grad, .detach and "
@@ -266,7 +266,7 @@ class Trial:
                     f"replaces {key!r} in its forward, where a checkpoint cannot follow: change it "
                     f"in place and keep its shape, as in self.{key}.copy_(…)"
                 )
-            if _same(tensor, old):
+            if same(tensor, old):
                 continue
             if not module.training:
                 self._refuse(
@@ -305,7 +305,7 @@ class Trial:
         try:
             with torch.inference_mode():
                 outputs = module(given := inputs.clone())
-                self.writes_inputs |= not _same(given, inputs)
+                self.writes_inputs |= not same(given, inputs)
         except (Exception, SystemExit) as error:  # a user's code may raise anything
             shape = f"[{len(inputs)}, {self.spec.features}]"
             self._refuse(f"cannot predict inputs {shape}: {reason_of(error)}", error)
@@ -340,16 +340,16 @@ class Trial:
                 "in attributes? Register them as buffers, and change them in place",
                 error,
             )
-        if all(map(_same, expected, again[0])):
+        if all(map(same, expected, again[0])):
             return
-        if all(map(_same, expected, again[1])):
+        if all(map(same, expected, again[1])):
             self._refuse(
                 "draws from numpy's or Python's random numbers, so that a resumed state would "
                 f"continue otherwise: {TORCH_ONLY}"
             )
         if self.device.type == "cuda":
             repeated = self._resumed(experts, saved, batches, seed=0)
-            if not all(map(_same, again[1], repeated)):
+            if not all(map(same, again[1], repeated)):
                 _warn(f"{self.name} gives other bits each time on {self.device}: replay may differ")
                 return
         self._refuse(
@@ -377,8 +377,7 @@ class Trial:
 
     def _continue(self, pool: Pool, batches: Sequence[Tensor], seed: int) -> list[Tensor]:
         """Take the steps after the first; return losses, a prediction and the state."""
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the generator that a user's module may draw from
+        seed_generators(seed)
         found = [self._step(pool, k, batches[k]) for k in range(1, len(batches))]
         count = len(pool.experts)
         models = Experts(pool.models.unused, count, self.spec.features, self.loss)
@@ -409,14 +408,14 @@ def _held(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (t, t.detach().clone()) for name, t in _tensors(module).items()}
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal; NaN equals NaN."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _extent(tensor: Tensor) -> tuple[int, int]:
+def extent(tensor: Tensor) -> tuple[int, int]:
     """Return the addresses of a tensor's first byte and of the byte after its last."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     last = sum((size - 1) * stride for size, stride in steps)
@@ -424,8 +423,14 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return begin, begin + (last + 1) * tensor.element_size()
 
 
+def seed_generators(seed: int) -> None:
+    """Seed numpy's and Python's global generators."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the generator that a user's module may draw from
+
+
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
     """Give numpy's and Python's global generators their states back."""
     numbers = random.getstate()
     arrays = np.random.get_state()  # noqa: NPY002 - the generator of users' modules

@@ -19,6 +19,7 @@ from tests.docs.documents import DOCUMENTS, README, ROOT, blocks, commands, name
 from tests.support.harness import ServiceProcess, serving
 
 USE = ROOT / "service/docs/use.md"
+FAMILIES = ROOT / "funnel/docs/families.md"
 ADDRESS = "http://127.0.0.1:8000"
 OF_ROWS = "http://127.0.0.1:8010"
 SOCKET = "funnel-data/log/valkey.sock"
@@ -172,3 +173,25 @@ def test_the_model_of_the_documents_can_be_served(
             answer = client.post("/predict", json={"features": [[0.0] * 12]}).raise_for_status()
         running.kill()
         assert len(answered(answer.json())) == 3
+
+
+def test_the_family_of_the_documents_can_be_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [block] = blocks(FAMILIES, "python")
+    assert len(block.splitlines()) <= 30
+    (tmp_path / "shop.py").write_text(block)
+    chosen = "linear,trees,shop:Centres"
+    command = f"funnel serve --families {chosen} --features 12 --classes 3"
+    assert command in commands(FAMILIES, "funnel")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = {"model": None, "families": chosen, "features": 12, "classes": 3, "batch_size": 3}
+    examples = {"features": [[float(k)] * 12 for k in range(3)], "labels": [0, 1, 2]}
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as directory,
+        serving(Path(directory), **options) as running,
+        running.client() as client,
+    ):
+        client.post("/learn?wait=applied", json=examples).raise_for_status()
+        weights = client.get("/optimizer").raise_for_status().json()["family_weights"]
+    assert weights.keys() == {"linear", "trees", "Centres"}

@@ -7,7 +7,7 @@ const MAX_LINES = 5;
 const PAST_POINTS = 60;
 const byId = (id) => document.getElementById(id);
 
-// Families of experts, in words.
+// Families of experts, in words. One that a user adds has its own name.
 const FAMILIES = {
   linear: "linear experts", mlp: "networks", trees: "trees", neighbours: "neighbours",
   frequencies: "label frequencies",
@@ -107,9 +107,9 @@ function readable(name) {
 
 export function sayExperts(weights) {
   if (!weights.length) return "";
-  if (weights[0][0] in FAMILIES) {
+  if (weights.some(([name]) => name in FAMILIES)) {
     const shares = [...weights].sort((a, b) => b[1] - a[1]);
-    const said = shares.map(([name, share]) => `${FAMILIES[name]} ${percent(share)}`);
+    const said = shares.map(([name, share]) => `${FAMILIES[name] ?? name} ${percent(share)}`);
     return `Who carries the answer now: ${said.join(", ")}.`;
   }
   const [name, weight] = weights.reduce((best, other) => (other[1] > best[1] ? other : best));
