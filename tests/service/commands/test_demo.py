@@ -1,9 +1,9 @@
 """`funnel demo`, as a user runs it."""
 
 import contextlib
-import itertools
 import errno
 import io
+import itertools
 import math
 import os
 import re
