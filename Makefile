@@ -44,6 +44,7 @@ fuzz: install
 install: $(DEV)
 
 $(SERVICE): pyproject.toml docker/constraints.txt
+	@echo "Funnel and torch are installed into $(VENV): one to three minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --retries 1 --extra-index-url $(TORCH_INDEX) torch
 	$(INSTALL) --editable '.[service]'
