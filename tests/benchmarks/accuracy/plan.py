@@ -1,6 +1,7 @@
 """The cells that `tests.benchmarks.results` wants, and the setting at which a learner is shown."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from streams.peers.peers import PEERS
 from streams.sources.catalog import Stream
 from tests.benchmarks.accuracy.cells import Cell, Found
 from tests.benchmarks.accuracy.quality_runs import OWN
-from tests.benchmarks.accuracy.study import SOURCES
+from tests.benchmarks.accuracy.study import EXAMPLES, SOURCES
 
 SELECTION = (100, 101)
 """Seeds on which settings are chosen; no cell of them is shown."""
@@ -68,15 +69,20 @@ CONTENDERS: dict[str, Contender] = {
         "VW", "vw", ("-l 0.02", "-l 0.1", "-l 0.5", "-l 2.5", "-l 10")
     ),
 }  # fmt: skip
-TIERS: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = (
-    ((10, 100), ("auto", "arf-10", "amf-10", "knn", "softmax", "hat", "pool")),
-    ((1,), ("auto", "arf-10", "amf-10", "knn", "softmax", "hat")),
-    ((10, 100), ("vw", "scikit-learn", "lb-10", "srp-10")),
-    ((1,), ("vw", "scikit-learn", "lb-10", "srp-10", "pool")),
-    ((10, 100, 1), ("arf-30", "amf-30")),
-    ((10, 100, 1), ("lb-30", "srp-30", "arf-100", "amf-100", "lb-100", "srp-100")),
+LIGHT = ("auto", "arf-10", "amf-10", "knn", "softmax")
+LINEAR = ("pool", "hat", "vw", "scikit-learn")
+MORE = ("lb-10", "srp-10", "arf-30", "amf-30")
+MOST = ("lb-30", "srp-30", "arf-100", "amf-100", "lb-100", "srp-100")
+TIERS: tuple[tuple[int, tuple[int, ...], tuple[str, ...]], ...] = (
+    (6_000, (10, 1, 100), LIGHT),
+    (EXAMPLES, (10,), LIGHT),
+    (EXAMPLES, (100,), LIGHT),
+    (EXAMPLES, (1,), LIGHT),
+    (EXAMPLES, (10, 100, 1), LINEAR),
+    (EXAMPLES, (10, 100, 1), MORE),
+    (EXAMPLES, (10, 100, 1), MOST),
 )
-"""Sizes of batches and columns, those first whose cells say most."""
+"""Examples of a stream at most, sizes of batches and columns: those first whose cells say most."""
 BATCHES = (100, 10, 1)
 
 
@@ -95,9 +101,31 @@ def selection_cells(name: str, contender: Contender, batch: int) -> list[Cell]:
     ]
 
 
-def cell_of(name: str, contender: Contender, setting: str, batch: int, seed: int) -> Cell:
-    """Return a cell that is shown."""
-    return Cell(name, contender.learner, setting, batch, seed, SOURCES[name].examples)
+def cell_of(
+    name: str, contender: Contender, setting: str, batch: int, seed: int, examples: int = EXAMPLES
+) -> Cell:
+    """Return a cell that is shown, of so many examples at most."""
+    length = min(examples, SOURCES[name].examples)
+    return Cell(name, contender.learner, setting, batch, seed, length)
+
+
+def of_length(found: Found, examples: int | None = None) -> Found:
+    """Return the cells that choose settings, and of the others those of one length a stream.
+
+    Args:
+        found: the results.
+        examples: the length, at most; None for the one at which most cells of the stream have run.
+    """
+    counts = Counter((cell.stream, cell.examples) for cell in found if cell.seed not in SELECTION)
+    if examples is None:
+        longest = {name: n for (name, n), _ in sorted(counts.items(), key=lambda own: own[::-1])}
+    else:
+        longest = {name: min(examples, source.examples) for name, source in SOURCES.items()}
+    return {
+        cell: scores
+        for cell, scores in found.items()
+        if cell.seed in SELECTION or cell.examples == longest[cell.stream]
+    }
 
 
 def chosen(
@@ -109,7 +137,7 @@ def chosen(
     that have run.
 
     Args:
-        found: the results so far.
+        found: the results so far, of one length a stream.
         name: of the stream.
         contender: the learner.
         batch: examples a batch.
@@ -117,12 +145,13 @@ def chosen(
     """
     if len(contender.settings) == 1:
         return contender.settings[0]
-    cells = [cell_of(name, contender, setting, batch, 0) for setting in contender.settings]
     if selects(name, contender):
-        cells = selection_cells(name, contender, batch)
-        if not all(cell in found for cell in cells):
+        known = selection_cells(name, contender, batch)
+        if not all(cell in found for cell in known):
             return None
-    known = [cell for cell in cells if cell in found]
+    else:
+        place = name, contender.learner, batch, 0
+        known = [c for c in found if (c.stream, c.learner, c.batch, c.seed) == place]
     sign = -1.0 if by == LOSS else 1.0
     merits = {
         setting: statistics.mean(
@@ -134,7 +163,9 @@ def chosen(
     return max(merits, key=merits.__getitem__) if merits else None
 
 
-def wanted(found: Found, name: str, contender: Contender, batch: int, seed: int) -> Iterator[Cell]:
+def wanted(
+    found: Found, name: str, contender: Contender, batch: int, seed: int, examples: int = EXAMPLES
+) -> Iterator[Cell]:
     """Yield the cells of a place in a table, as far as the results so far decide them."""
     settings: Sequence[str] = contender.settings
     if selects(name, contender):
@@ -142,7 +173,7 @@ def wanted(found: Found, name: str, contender: Contender, batch: int, seed: int)
         best = (chosen(found, name, contender, batch, by) for by in BY)
         settings = [*dict.fromkeys(setting for setting in best if setting is not None)]
     for setting in settings:
-        yield cell_of(name, contender, setting, batch, seed)
+        yield cell_of(name, contender, setting, batch, seed, examples)
 
 
 def lacking(
@@ -151,6 +182,7 @@ def lacking(
     contenders: Sequence[str],
     batches: Sequence[int],
     seeds: Sequence[int],
+    examples: int = EXAMPLES,
 ) -> list[Cell]:
     """Return the cells that are missing, those that say most first.
 
@@ -160,13 +192,15 @@ def lacking(
         contenders: names of columns.
         batches: examples a batch.
         seeds: that are shown; a stream without seeds has the first one alone.
+        examples: of a stream, at most.
     """
-    cells = {}
+    cells, found = {}, of_length(found, examples)
     by_length = sorted(streams, key=lambda name: SOURCES[name].examples)
     for seed in seeds:
-        for sizes, columns in TIERS:
+        for most, sizes, columns in TIERS:
             for name in by_length:
-                if seed != seeds[0] and not SOURCES[name].is_drawn:
+                source = SOURCES[name]
+                if source.examples > most or (seed != seeds[0] and not source.is_drawn):
                     continue
                 for batch in sizes:
                     for column in columns:
@@ -176,7 +210,7 @@ def lacking(
                             and column in contenders
                             and _fits(streams[name], contender, batch)
                         ):
-                            for cell in wanted(found, name, contender, batch, seed):
+                            for cell in wanted(found, name, contender, batch, seed, examples):
                                 cells[cell] = None
     return [cell for cell in cells if cell not in found]
 

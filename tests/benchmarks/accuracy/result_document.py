@@ -1,7 +1,7 @@
 """The document that `tests.benchmarks.results` writes, from the file of cells alone."""
 
 from tests.benchmarks.accuracy.cells import Found
-from tests.benchmarks.accuracy.plan import BATCHES, CONTENDERS, SELECTED, SELECTION
+from tests.benchmarks.accuracy.plan import BATCHES, CONTENDERS, SELECTED, SELECTION, of_length
 from tests.benchmarks.accuracy.result_tables import (
     accuracies,
     columns_at,
@@ -30,8 +30,9 @@ only writes the tables.
 
 ## Protocol
 
-- The streams are those of the study of pools: the first {EXAMPLES:,} examples of each, or all.
-  Accuracy is prequential: each batch is answered before it is learned.
+- The streams are those of the study of pools, which learned the first {EXAMPLES:,} examples of
+  each, or all. Each row of a table names the examples that were learned here: the length at which
+  most cells have run. Accuracy is prequential: each batch is answered before it is learned.
 - **`@100`, `@10` and `@1`**: labels come in batches of so many examples. Peers answer the batch,
   and then learn its rows one by one (scikit-learn takes it as one batch). With `@1` each example
   is answered and learned in turn.
@@ -66,6 +67,7 @@ scikit-multiflow/streaming-datasets; `outdoor`, `keystroke`, `chessboard` (trans
 
 def document(found: Found) -> str:
     """Return the whole document as Markdown."""
+    found = of_length(found)
     parts = [INTRODUCTION, "## Verdicts\n", verdicts(found), "### Losses\n", losses(found)]
     for batch in BATCHES:
         parts += [f"## Accuracy, labels in batches of {batch}\n", accuracies(found, batch)]

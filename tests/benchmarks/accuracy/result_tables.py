@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from service.commands.comparisons.comparison import interval
 from tests.benchmarks.accuracy.cells import Found
-from tests.benchmarks.accuracy.plan import ACCURACY, BATCHES, CONTENDERS, LOSS, chosen
+from tests.benchmarks.accuracy.plan import ACCURACY, BATCHES, CONTENDERS, LOSS, SELECTION, chosen
 from tests.benchmarks.accuracy.standings import ECE, FIRST, Place, place
 from tests.benchmarks.accuracy.study import SOURCES
 from tests.benchmarks.measure import table
@@ -43,8 +43,14 @@ def grid(
                 f"**{text}**" if mean == max(means) > -math.inf else text
                 for text, mean in zip(texts, means, strict=True)
             ]
-        rows.append((name, *texts))
-    return table(("stream", *(CONTENDERS[column].title for column in columns)), rows)
+        rows.append((name, length_of(found, name), *texts))
+    return table(("stream", "examples", *(CONTENDERS[column].title for column in columns)), rows)
+
+
+def length_of(found: Found, name: str) -> str:
+    """Return the examples of a stream that have been learned, as text."""
+    lengths = [c.examples for c in found if c.stream == name and c.seed not in SELECTION]
+    return f"{max(lengths):,}" if lengths else "–"
 
 
 def percent(values: Sequence[float]) -> str:
@@ -81,7 +87,7 @@ def speeds(found: Found) -> str:
         for batch in BATCHES:
             places = [place(found, name, contender, batch) for name in SOURCES]
             rates = [
-                SOURCES[name].examples / max(one.mean("seconds"), 0.01)
+                int(length_of(found, name).replace(",", "")) / max(one.mean("seconds"), 0.01)
                 for name, one in zip(SOURCES, places, strict=True)
                 if one
             ]
@@ -91,8 +97,8 @@ def speeds(found: Found) -> str:
             rows.append((contender.title, *cells))
     return (
         "Examples a CPU second of the process, to answer and to learn: the median over streams, "
-        "whose\nnumber stands in brackets. The machine was shared, so rates are low. Those of two "
-        "columns are of\ndifferent streams where the numbers differ.\n\n"
+        "whose\nnumber stands in brackets. The machine was shared, so rates are low. Two columns "
+        "with different\nnumbers have run on different streams.\n\n"
     ) + table(("learner", *(f"@{batch}" for batch in BATCHES)), rows)
 
 

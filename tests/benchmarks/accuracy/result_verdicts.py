@@ -39,8 +39,8 @@ def verdicts(found: Found) -> str:
         list(_verdict_rows(found)),
     ) + (
         "\nA stream is compared with the peers that have run on it; all learn `outdoor` one by one."
-        "\nA target is *open* as long as streams that have not run can decide. Leads are means over\n"
-        "the seeds that both learners have run.\n"
+        "\nA target is *open* as long as streams that have not run can decide. Leads are means\n"
+        "over the seeds that both learners have run.\n"
     )
 
 
