@@ -38,9 +38,10 @@ def verdicts(found: Found) -> str:
         ("target", "streams compared", "reached on", "worst stream", "verdict"),
         list(_verdict_rows(found)),
     ) + (
-        "\nA stream is compared with the peers that have run on it; all learn `outdoor` one by one."
-        "\nA target is *open* as long as streams that have not run can decide. Leads are means\n"
-        "over the seeds that both learners have run.\n"
+        "\nA stream is compared with the peers that have run on it; all learn `outdoor` one by\n"
+        "one. A target is *open* as long as streams that have not run can decide. Differences are\n"
+        "those of Funnel and the peer, over the seeds that both have run: points of accuracy, of\n"
+        "which more is better, or nats of log loss, of which less is better.\n"
     )
 
 
