@@ -6,6 +6,7 @@ from tests.benchmarks.accuracy.result_tables import (
     accuracies,
     columns_at,
     firsts,
+    length_of,
     probabilities,
     settings,
     speeds,
@@ -87,6 +88,13 @@ def missing(found: Found) -> str:
     for name, source in SOURCES.items():
         if not any(cell.stream == name for cell in found):
             lines.append(f"- No cell of `{name}` has run{NEEDS[source.kind].format(name=name)}.")
+    shorter = [
+        f"`{name}` {length} of {source.examples:,}"
+        for name, source in SOURCES.items()
+        if (length := length_of(found, name)) not in ("–", f"{source.examples:,}")
+    ]
+    if shorter:
+        lines.append(f"- Fewer examples than the study had: {', '.join(shorter)}.")
     for batch in BATCHES:
         columns = columns_at(found, batch)
         absent = [one.title for column, one in CONTENDERS.items() if column not in columns]

@@ -32,6 +32,15 @@ def worst_leads(found: Found, match: Match, score: str) -> list[Lead]:
     return [all_leads[0] for name in SOURCES if (all_leads := leads(found, name, match, score))]
 
 
+def calibrations(found: Found, match: Match) -> list[Lead]:
+    """Return by how much Funnel's calibration error is below the most that is allowed."""
+    return [
+        Lead(name, "", MOST_ECE, one.mean(ECE))
+        for name in SOURCES
+        if (one := place(found, name, CONTENDERS[OWN], match.batches(name)[0]))
+    ]
+
+
 def verdicts(found: Found) -> str:
     """Return a table of the targets."""
     return table(
@@ -39,9 +48,10 @@ def verdicts(found: Found) -> str:
         list(_verdict_rows(found)),
     ) + (
         "\nA stream is compared with the peers that have run on it; all learn `outdoor` one by\n"
-        "one. A target is *open* as long as streams that have not run can decide. Differences are\n"
-        "those of Funnel and the peer, over the seeds that both have run: points of accuracy, of\n"
-        "which more is better, or nats of log loss, of which less is better.\n"
+        "one. A target is *open* as long as streams that have not run can decide. Streams count\n"
+        "at the length of their rows, even where [the study's](#missing) is longer. Differences\n"
+        "are those of Funnel and the peer, over the seeds that both have run: points of accuracy,\n"
+        "of which more is better, or nats of log loss, of which less is better.\n"
     )
 
 
@@ -58,12 +68,7 @@ def _verdict_rows(found: Found) -> Iterator[tuple[str, ...]]:
         own = verdict(worst_leads(found, match, LOSS), NEED_LOSS, is_strict=True)
         yield _row(f"{match.title}: log loss below every peer on {NEED_LOSS} of 21", own, _nats)
     for match in EQUAL:
-        calibrated = [
-            Lead(name, "", MOST_ECE, one.mean(ECE))
-            for name in SOURCES
-            if (one := place(found, name, CONTENDERS[OWN], match.batches(name)[0]))
-        ]
-        own = verdict(calibrated, NEED_ECE)
+        own = verdict(calibrations(found, match), NEED_ECE)
         yield _row(
             f"Funnel with batches of {match.own}: calibration error at most 3 % on {NEED_ECE}",
             own, lambda lead: f"{100 * lead.other:.1f} %",
@@ -116,6 +121,13 @@ def losses(found: Found) -> str:
         for lead in leads(found, name, EQUAL[1], FIRST)
         if lead.margin < 0
     ]
+    for match in EQUAL:
+        above = [
+            f"`{lead.stream}` {100 * lead.other:.1f} %"
+            for lead in calibrations(found, match)
+            if lead.margin < 0
+        ]
+        lines.append(_listed(f"Calibration error above 3 %, batches of {match.own}", above))
     lines.append(_listed(f"The first 1,000 examples, {EQUAL[1].title}", ahead))
     return "\n".join(lines) + "\n"
 

@@ -207,6 +207,20 @@ def test_the_document_says_what_is_missing() -> None:
     assert "| phishing | 1,250 | 70.0 ± 254.1 (2) |" in text
 
 
+def test_the_length_at_which_most_cells_have_run_is_shown() -> None:
+    found = {
+        cell_of("sea", AUTO, "default", 10, 0): scores(0.9),
+        cell_of("sea", AUTO, "default", 10, 0, 5_000): scores(0.8),
+    }
+    assert "| sea | 20,000 | **90.0** |" in document(found)
+    found[cell_of("sea", AMF, "n_estimators 10", 10, 0, 5_000)] = scores(0.85)
+    text = document(found)
+    assert "| sea | 5,000 | 80.0 | **85.0** |" in text
+    assert "- Fewer examples than the study had: `sea` 5,000 of 20,000." in text
+    wanted = lacking(found, {"sea": get("sea")}, ["auto", "amf-10"], [10], [0])
+    assert wanted == [cell_of("sea", AMF, "n_estimators 10", 10, 0)]
+
+
 def test_a_cell_is_the_run_of_its_learner() -> None:
     stream = get("phishing", 300)
     cell = Cell("phishing", "river-tree", "default", 10, 3, 300)
