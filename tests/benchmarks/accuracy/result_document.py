@@ -71,12 +71,12 @@ def document(found: Found) -> str:
     found = of_length(found)
     parts = [INTRODUCTION, "## Verdicts\n", verdicts(found), "### Losses\n", losses(found)]
     for batch in BATCHES:
-        parts += [f"## Accuracy, labels in batches of {batch}\n", accuracies(found, batch)]
+        parts += [f"## Accuracy @{batch}\n", accuracies(found, batch)]
     for batch in BATCHES:
-        parts += [f"## Log loss and calibration, labels in batches of {batch}\n"]
+        parts += [f"## Log loss and calibration @{batch}\n"]
         parts += ["Log loss in nats / expected calibration error in %.\n"]
         parts += [probabilities(found, batch)]
-    parts += ["## The first 1,000 examples, labels in batches of 10\n", firsts(found)]
+    parts += ["## The first 1,000 examples @10\n", firsts(found)]
     parts += ["## Speed\n", speeds(found), "## Chosen settings\n", settings(found)]
     parts += [DATA, "## Missing\n", missing(found)]
     return "\n".join(parts)
