@@ -24,8 +24,11 @@ class RiverLearner:
     """
 
     def __init__(self, model: Any, constant: bool = False, classes: int = 0) -> None:
+        from river.base import Classifier
+
         self.model, self._constant = model, {-1: 1.0} if constant else {}
         self._classes = classes
+        self._is_likeliest = type(model).predict_one is Classifier.predict_one
 
     def predict(self, features: Features) -> Labels:
         """Return the predicted label of each row, int64 [n]; class 0 until the model knows one."""
@@ -35,7 +38,10 @@ class RiverLearner:
     def answer(self, features: Features) -> tuple[Labels, Probabilities]:
         """Return labels as `predict` does, and their probabilities, fp64 [n, classes]."""
         found = [self.model.predict_proba_one(x) for x in self._dictionaries(features)]
-        return self.predict(features), as_probabilities(found, self._classes)
+        if not self._is_likeliest:
+            return self.predict(features), as_probabilities(found, self._classes)
+        labels = [max(own, key=own.__getitem__) if own else 0 for own in found]
+        return np.array(labels, dtype=np.int64), as_probabilities(found, self._classes)
 
     def learn(self, batch: Batch) -> None:
         """Learn a batch."""

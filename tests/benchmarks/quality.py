@@ -16,17 +16,13 @@ repeat a learner, remove its lines.
 """
 
 import argparse
-import json
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from streams.peers.peers import PEERS
 from streams.sources.catalog import Stream, get
@@ -50,6 +46,7 @@ from tests.benchmarks.accuracy.quality_tables import (
     recovery_table,
     settings_table,
 )
+from tests.benchmarks.accuracy.resumed import run_lacking
 
 
 def lacking(
@@ -66,26 +63,19 @@ def lacking(
     return [key for key in keys if key not in found]
 
 
-def run_lacking(options: argparse.Namespace) -> int:
+def run_all(options: argparse.Namespace) -> int:
     """Run what --results lacks for at most --seconds; return the number of runs left."""
-    began, found = time.monotonic(), load(options.results)
+    found = load(options.results)
     streams = {name: get(name, options.examples, options.source) for name in options.streams}
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    with options.results.open("a") as out, tqdm(unit=" runs", mininterval=interval) as bar:
-        while keys := lacking(found, list(streams.values()), options):
-            bar.total = bar.n + len(keys)
-            inputs = Inputs(streams[keys[0].stream], keys[0].seed)
-            for key in keys:
-                if (key.stream, key.seed) != (keys[0].stream, keys[0].seed):
-                    break
-                if time.monotonic() - began > options.seconds:
-                    return len(keys)
-                bar.set_postfix_str(f"{key.stream} {key.seed} {key.learner}", refresh=False)
-                found[key] = run(key, inputs)
-                out.write(json.dumps(key._asdict() | asdict(found[key])) + "\n")
-                out.flush()
-                bar.update()
-    return 0
+    return run_lacking(
+        options.results,
+        found,
+        lambda: lacking(found, list(streams.values()), options),
+        lambda key: Inputs(streams[key.stream], key.seed),
+        run,
+        lambda key: (key.stream, key.seed),
+        options.seconds,
+    )
 
 
 def report(options: argparse.Namespace) -> str:
@@ -129,7 +119,7 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="only print the tables")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    left = 0 if options.report else run_lacking(options)
+    left = 0 if options.report else run_all(options)
     print(f"{left} runs left" if left else report(options))
     return 0
 

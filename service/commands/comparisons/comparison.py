@@ -80,6 +80,20 @@ def later_shown(delay: AnyDelay | None) -> str:
     return "" if delay is None else LATER.format(delay=delay)
 
 
+def heading(name: str, count: str, seeds: int, batch_size: int, delay: AnyDelay | None) -> str:
+    """Return the line above a table.
+
+    Args:
+        name: of the stream.
+        count: of its examples, as text.
+        seeds: their number.
+        batch_size: examples that are predicted before their labels are known.
+        delay: of the labels, if they come later than that.
+    """
+    late = f", @{batch_size} (labels come in batches of {batch_size})" if delay is None else ""
+    return f"{name}: {count}, {seeds} {'seed' if seeds == 1 else 'seeds'}{late}\n"
+
+
 def check_by(by: str, classes: int) -> None:
     """Check that runs can be compared by a score.
 
@@ -257,10 +271,10 @@ def run(
         runs = evaluate(stream, settings, taken, seeds, bar.update, by, delay)
     explanation = explained(ACCURACY, any(taken_of(runs, stream.shifts, by)), by)
     warning = below_floors(runs, settings.hyperparameters.is_balanced)
+    count = f"{stream.examples:,} examples"
+    head = heading(stream.name, count, len(seeds), settings.batch_size, delay)
     sys.stdout.write(
-        f"{warning}{stream.name}: {stream.examples:,} examples, {len(seeds)} "
-        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(runs, stream.shifts, by=by)}\n"
-        f"{explanation}{later_shown(delay)}"
+        f"{warning}{head}\n{table(runs, stream.shifts, by=by)}\n{explanation}{later_shown(delay)}"
     )
     if picture is not None:
         plot(runs, stream, picture)

@@ -13,6 +13,7 @@ from service.commands.comparisons.comparison import (
     below_floors,
     check_by,
     explained,
+    heading,
     later_shown,
     table,
     taken_of,
@@ -219,9 +220,9 @@ def run(
     shown, shifts = [own, *floors.values(), *best], stream.shifts
     explanation = explained(EXPLANATION, any(taken_of(shown, shifts, by)), by)
     warning = below_floors(shown, settings.hyperparameters.is_balanced)
+    count = f"{stream.examples:,} rows"
+    head = heading(stream.name, count, len(seeds), settings.batch_size, delay)
     sys.stdout.write(
-        f"{warning}{stream.name}: {stream.examples:,} rows, {len(seeds)} "
-        f"{'seed' if len(seeds) == 1 else 'seeds'}\n\n{table(shown, shifts, 4, by)}\n{explanation}"
-        f"{later_shown(delay)}"
+        f"{warning}{head}\n{table(shown, shifts, 4, by)}\n{explanation}{later_shown(delay)}"
     )
     return 0

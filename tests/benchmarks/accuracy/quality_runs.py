@@ -92,12 +92,12 @@ def contenders(
 class Inputs:
     """The examples of a stream, converted for a learner on the first request."""
 
-    def __init__(self, stream: Stream, seed: int) -> None:
-        self.stream, self.seed = stream, seed
+    def __init__(self, stream: Stream, seed: int, batch: int = BATCH) -> None:
+        self.stream, self.seed, self.batch = stream, seed, batch
 
     @functools.cached_property
     def batches(self) -> list[Batch]:
-        return list(self.stream.batches(BATCH, self.seed))
+        return list(self.stream.batches(self.batch, self.seed))
 
     @functools.cached_property
     def plain(self) -> list[Batch]:
@@ -108,24 +108,27 @@ class Inputs:
         return list(standardized(self.batches))
 
 
+def made(learner: str, setting: str, inputs: Inputs) -> tuple[Learner, list[Batch]]:
+    """Return a learner with one setting, and the batches in the form that it takes."""
+    stream = inputs.stream
+    if learner in OWN:
+        return Served(own_settings(learner, stream, inputs.batch)), inputs.batches
+    peer = PEERS[learner]
+    taken = inputs.plain if peer.raw else inputs.standardized
+    return peer.settings[setting](stream, inputs.seed), taken
+
+
 def run(key: Key, inputs: Inputs) -> Result:
     """Evaluate one learner with one setting on one seed of a stream."""
-    stream = inputs.stream
-    if key.learner in OWN:
-        taken, began = inputs.batches, time.perf_counter()
-        learner: Learner = Served(own_settings(key.learner, stream))
-    else:
-        peer = PEERS[key.learner]
-        taken, began = inputs.plain if peer.raw else inputs.standardized, time.perf_counter()
-        learner = peer.settings[key.setting](stream, key.seed)
-    tally = Tally(stream.classes)
+    learner, taken = made(key.learner, key.setting, inputs)
+    tally, began = Tally(inputs.stream.classes), time.perf_counter()
     outcomes = prequential(learner, taken, observe=tally.add)
     seconds, scores = time.perf_counter() - began, tally.read()
     hits = np.rint(100 * curve(outcomes)).astype(int).tolist()
     return Result(float(outcomes.mean()), hits, seconds, scores["log_loss"], scores["ece"])
 
 
-def own_settings(learner: str, stream: Stream) -> Settings:
+def own_settings(learner: str, stream: Stream, batch: int = BATCH) -> Settings:
     is_auto = learner == AUTO
     return load_settings(
         {
@@ -133,7 +136,7 @@ def own_settings(learner: str, stream: Stream) -> Settings:
             "optimizer": "pool" if is_auto else learner,
             "features": stream.width,
             "classes": stream.classes,
-            "batch_size": BATCH,
+            "batch_size": batch,
             "device": "cpu",
         }
     )

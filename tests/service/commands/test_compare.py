@@ -111,7 +111,7 @@ def test_compare_of_a_stream_that_shifts_prints_recoveries_and_draws_a_picture(
     out, errors = capsys.readouterr()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "gone is skipped: needs no_such_module" in errors
-    assert "8,100 examples, 2 seeds" in out
+    assert "8,100 examples, 2 seeds, @100 (labels come in batches of 100)\n" in out
     assert "Funnel (auto)" in out
     assert "SGD" in out
     assert "±" in out

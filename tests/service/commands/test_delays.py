@@ -101,7 +101,9 @@ def test_what_a_delay_costs_is_shown_for_rows_and_numbers(
             assert main([*command, *delay]) == 0
             shown.append(capsys.readouterr().out)
         plain, at_once, later = shown
-        assert at_once.startswith(plain.partition("\nAccuracy")[0][:200])
+        assert plain.partition("\n\n")[2].partition("\nAccuracy")[0][:200] in at_once
+        assert ("@100 (labels come in batches of 100)" in plain) == (stream == "orders")
+        assert "@100" not in later
         assert "Labels come later than their questions, by --delay exp:200" in later
         assert "Labels come later" not in plain
 

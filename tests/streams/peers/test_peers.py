@@ -183,6 +183,7 @@ def test_a_peer_gives_probabilities_of_which_the_largest_is_its_label(name: str)
     assert isinstance(learner, Probabilistic)
     for batch in BATCHES:
         labels, probabilities = learner.answer(batch.features)
+        np.testing.assert_array_equal(labels, learner.predict(batch.features))
         np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-6)
         own = probabilities[np.arange(len(labels)), labels]
         np.testing.assert_allclose(own, probabilities.max(axis=1))
