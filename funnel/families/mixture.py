@@ -28,6 +28,8 @@ class Mixed(NamedTuple):
 
     answers: Tensor
     """fp32 [n, A]."""
+    raw: Tensor
+    """The same before the outcome completes it."""
     parts: Tensor
     """Answers of Fixed Share, of the leading pool if it is a part, and of each stack, fp32
     [P, n, A]."""
@@ -87,7 +89,7 @@ class Weights(NamedTuple):
         stacks = [outcome.stacked(own, seen, held) for own in self.stacks]
         parts = torch.stack([first, *alone, *stacks])
         mixed = torch.einsum("p,pnc->nc", self.parts.softmax(dim=0), parts)
-        return Mixed(outcome.completed(mixed, held), parts, seen)
+        return Mixed(outcome.completed(mixed, held), mixed, parts, seen)
 
 
 class Mixture:
@@ -159,4 +161,4 @@ class Mixture:
         for share, given in ((self.experts, answers), (self.parts, mixed.parts)):
             losses = self.losses(given, labels)
             share.update(losses, all_healthy[: len(given)], keep, importance)
-        self.outcome.learn(held, mixed.answers, labels, importance, keep)
+        self.outcome.learn(held, mixed.answers, mixed.raw, labels, importance, keep)

@@ -220,12 +220,22 @@ class Numbers:
         return held["unit"]
 
     def learn(
-        self, held: Held, answers: Tensor, labels: Tensor, importance: Tensor, keep: Tensor
+        self,
+        held: Held,
+        answers: Tensor,
+        raw: Tensor,
+        labels: Tensor,
+        importance: Tensor,
+        keep: Tensor,
     ) -> None:
         """Implement `Outcome.learn`."""
         n = importance.sum()
         share = importance / n.clamp(min=1e-12)
-        missed = labels.clamp(-BOUND, BOUND)[:, None] - answers
+        near = labels.clamp(-BOUND, BOUND)[:, None]
+        missed = unsorted = near - answers
+        if self.follows_jumps and not self.is_mean:
+            # sorted, a shift may have moved another quantile than its own, and runs away
+            unsorted = near - raw - held["unit"] * held["shift"]
         middle = missed[:, self.outputs // 2]
         bound = deviation.reach(middle, held["square"], self.follows_jumps)
         squares = middle.clamp(-bound, bound).square()
@@ -237,7 +247,7 @@ class Numbers:
             self._follow(held, missed[:, 0], share, square, n * keep)
         held["square"].lerp_(square, rate).clamp_(min=LEAST**2)
         if not self.is_mean:
-            above = (share[:, None] * (missed >= 0.0)).sum(dim=0)  # should be 1 - τ
+            above = (share[:, None] * (unsorted >= 0.0)).sum(dim=0)  # should be 1 - τ
             step = SHIFT_RATE * n.clamp(max=MOST_SHIFTED) * keep
             held["shift"].add_(step * (above - (1.0 - self.levels)))
             held["shift"].clamp_(-FARTHEST_SHIFT, FARTHEST_SHIFT)

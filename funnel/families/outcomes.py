@@ -174,9 +174,16 @@ class Outcome(Protocol):
         ...
 
     def learn(
-        self, held: Held, answers: Tensor, labels: Tensor, importance: Tensor, keep: Tensor
+        self,
+        held: Held,
+        answers: Tensor,
+        raw: Tensor,
+        labels: Tensor,
+        importance: Tensor,
+        keep: Tensor,
     ) -> None:
-        """Learn from the mixture's answers to a batch, [n, A], in place."""
+        """Learn from the mixture's answers to a batch, [n, A], in place; ``raw`` are those before
+        they were completed."""
         ...
 
     def evidence(self, answers: Tensor, held: Held) -> Evidence:
@@ -337,7 +344,13 @@ class Classes:
         return torch.ones((), device=self.device)
 
     def learn(
-        self, held: Held, answers: Tensor, labels: Tensor, importance: Tensor, keep: Tensor
+        self,
+        held: Held,
+        answers: Tensor,
+        raw: Tensor,
+        labels: Tensor,
+        importance: Tensor,
+        keep: Tensor,
     ) -> None:
         """Learn nothing."""
 

@@ -187,11 +187,13 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def warning(own: Run, floors: Sequence[Run]) -> str:
     """Return the line that says that Funnel is worse than floors; empty if it is not."""
-    below = [one for one in floors if one.value("mae") < own.value("mae")]
-    if not below:
-        return ""
-    shown = " and ".join(f"{one.learner} ({one.value('mae'):.4f})" for one in below)
-    return f"Funnel is worse than a floor: its MAE is {own.value('mae'):.4f}; {shown}\n\n"
+    parts = []
+    for name in ("mae", "rmse"):
+        below = [one for one in floors if one.value(name) < own.value(name)]
+        if below:
+            shown = " and ".join(f"{one.learner} ({one.value(name):.4f})" for one in below)
+            parts.append(f"its {name.upper()} is {own.value(name):.4f}; {shown}")
+    return f"Funnel is worse than a floor: {'; '.join(parts)}\n\n" if parts else ""
 
 
 def run(

@@ -56,7 +56,7 @@ class Factory:
                 f"family {self.full} returned the class {made.__name__}; return one made of it"
             )
         if not isinstance(made, Family):
-            missing = ", ".join(name for name in METHODS if not hasattr(made, name))
+            missing = ", ".join(n for n in METHODS if getattr(made, n, None) is None)
             raise ModelError(
                 f"family {self.full} returned {networks.described(made)} without {missing}; "
                 "funnel.families.Family says what a family has"

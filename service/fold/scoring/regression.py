@@ -527,6 +527,8 @@ class FloorRoom:
 def worse_than(model: AnyNumberScores, floors: Mapping[str, AnyNumberScores]) -> list[str]:
     """Return in words where a model loses more than a floor over the last WINDOW examples.
 
+    A value is judged by its RMSE, too: where most numbers are alike, the median has a small loss.
+
     Args:
         model: its scores.
         floors: those of the floors, on the same examples, by name.
@@ -534,8 +536,14 @@ def worse_than(model: AnyNumberScores, floors: Mapping[str, AnyNumberScores]) ->
     mine, found = model.windows[str(WINDOW)], []
     for name, floor in floors.items():
         theirs = floor.windows[str(WINDOW)]
-        if theirs.examples >= WINDOW and mine.loss > theirs.loss:
-            found.append(f"below the floor {name}: loss {mine.loss:.4g} against {theirs.loss:.4g}")
+        if theirs.examples < WINDOW:
+            continue
+        pairs = [("loss", mine.loss, theirs.loss)]
+        if isinstance(mine, RegressionMeasures) and isinstance(theirs, RegressionMeasures):
+            pairs.append(("RMSE", mine.rmse, theirs.rmse))
+        worse = [f"{what} {own:.4g} against {its:.4g}" for what, own, its in pairs if own > its]
+        if worse:
+            found.append(f"below the floor {name}: {', '.join(worse)}")
     return found
 
 

@@ -46,7 +46,7 @@ def of_families(batches: torch.Tensor, is_quick: bool) -> torch.Tensor:
     for own in batches:
         answers = torch.zeros(BATCH, 1)
         found.append(numbers.shown(answers, held)[0, 1])
-        numbers.learn(held, answers, own, torch.ones(BATCH), yes)
+        numbers.learn(held, answers, answers, own, torch.ones(BATCH), yes)
     return torch.stack(found)
 
 
@@ -88,7 +88,7 @@ def test_a_batch_that_is_not_learned_changes_nothing_even_if_it_is_not_finite() 
     numbers, no = Numbers((), CPU, is_quick=True), torch.tensor(False)
     of_numbers = numbers.fresh()
     loss.learn(held, summary, BATCH, torch.zeros(2, dtype=torch.bool))
-    numbers.learn(of_numbers, torch.zeros(3, 1), torch.ones(3), torch.ones(3), no)
+    numbers.learn(of_numbers, torch.zeros(3, 1), torch.zeros(3, 1), torch.ones(3), torch.ones(3), no)
     for name in (QUICK, "trust"):
         assert torch.equal(held[name], before[name])
         assert torch.equal(of_numbers[name], numbers.fresh()[name])

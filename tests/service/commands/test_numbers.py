@@ -266,9 +266,14 @@ def test_a_floor_that_beats_funnel_is_named_first() -> None:
         Run("the last", "default", 1, [Scores(1.0, 2.0, 0.7, 1.0)]),
     ]
     assert warning(own, floors) == (
-        "Funnel is worse than a floor: its MAE is 2.0000; the last (1.0000)\n\n"
+        "Funnel is worse than a floor: its MAE is 2.0000; the last (1.0000); "
+        "its RMSE is 3.0000; the last (2.0000)\n\n"
     )
     assert warning(own, floors[:1]) == ""
+    wide = [Run("the mean", "default", 1, [Scores(3.0, 2.9, 0.1, 3.0)])]
+    assert warning(own, wide) == (
+        "Funnel is worse than a floor: its RMSE is 3.0000; the mean (2.9000)\n\n"
+    )
     assert [line.split()[1] for line in table([own, *floors]).splitlines()[1:]] == [
         "last", "as", "mean",
     ]  # fmt: skip

@@ -79,6 +79,46 @@ def test_a_wild_first_label_is_soon_forgotten(at: int, task: str, model: str) ->
     assert np.mean(missed) < 0.4
 
 
+MOSTLY_ZERO = {
+    "a tenth are 50": lambda rng, inputs: np.where(rng.random(len(inputs)) < 0.1, 50.0, 0.0),
+    "counts": lambda rng, inputs: rng.poisson(np.exp(0.5 * inputs[:, 0] - 1.5)),
+}
+
+
+@pytest.mark.parametrize("kind", MOSTLY_ZERO)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_quantiles_of_numbers_that_are_mostly_zero_stay_near_the_floor(
+    kind: str, seed: int
+) -> None:
+    """Quantiles cross where many numbers are equal, and a shift must follow its own."""
+    spec = replace(NEW, model="auto", task="quantile:0.1,0.5,0.9", follows_jumps=True)
+    state, rng = State(spec, HYPERPARAMETERS, CPU), np.random.default_rng(seed)
+    evaluator = Evaluator(state.served)
+    for _ in range(30):
+        inputs = rng.normal(size=(100, 3)).astype(np.float32)
+        numbers = MOSTLY_ZERO[kind](rng, inputs).astype(np.float32)
+        step(state, Batch(inputs, numbers))
+    lowest = evaluator(Snapshot.of(state), inputs)[1].numpy()[:, 0]
+    assert lowest.min() > -0.1 * numbers.max() - 0.5
+    assert state.served.numbers is not None
+    assert state.number_floors is not None
+    mine = state.served.numbers.read().windows["1000"].loss
+    floor = state.number_floors.read()["mean"].windows["1000"].loss
+    assert mine < 1.2 * floor
+
+
+def test_a_model_that_answers_the_median_of_skewed_numbers_is_below_the_floor_by_rmse() -> None:
+    state, rng = State(NEW, HYPERPARAMETERS, CPU), np.random.default_rng(0)
+    for _ in range(20):
+        inputs = rng.normal(size=(100, 3)).astype(np.float32)
+        numbers = np.where(rng.random(100) < 0.08, 50.0, 0.0).astype(np.float32)
+        step(state, Batch(inputs, numbers))
+    assert state.served.numbers is not None
+    assert state.number_floors is not None
+    found = worse_than(state.served.numbers.read(), state.number_floors.read())
+    assert [words for words in found if "below the floor mean: RMSE" in words]
+
+
 def test_the_floor_follows_numbers_that_move_for_good() -> None:
     state = State(NEW, HYPERPARAMETERS, CPU)
     for k in range(40):
