@@ -107,11 +107,11 @@ def check_labels(rows: Rows, known: Mapping[str, int], limit: int) -> None:
     room = max(limit - len(known), 0)
     if len(new) > room:
         name = new[room]
-        why = "New labels are rejected by the schema; declare it"
-        if limit == 2:
-            why = "The model has both of its classes; learn more in a model of the task multiclass"
-        elif limit:
-            why = f"The model has all of its {limit} classes; raise the limit"
+        why = (
+            f"The model has all of its {limit} classes; raise the limit"
+            if limit
+            else "New labels are rejected by the schema; declare it"
+        )
         raise InvalidBatchError(
             f"unknown label {_short(name)}{_close(name, known)} {why}, or correct it",
             "labels",

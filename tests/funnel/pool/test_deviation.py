@@ -88,7 +88,9 @@ def test_a_batch_that_is_not_learned_changes_nothing_even_if_it_is_not_finite() 
     numbers, no = Numbers((), CPU, is_quick=True), torch.tensor(False)
     of_numbers = numbers.fresh()
     loss.learn(held, summary, BATCH, torch.zeros(2, dtype=torch.bool))
-    numbers.learn(of_numbers, torch.zeros(3, 1), torch.zeros(3, 1), torch.ones(3), torch.ones(3), no)
+    numbers.learn(
+        of_numbers, torch.zeros(3, 1), torch.zeros(3, 1), torch.ones(3), torch.ones(3), no
+    )
     for name in (QUICK, "trust"):
         assert torch.equal(held[name], before[name])
         assert torch.equal(of_numbers[name], numbers.fresh()[name])
