@@ -212,9 +212,9 @@ def test_a_bare_list_of_rows_is_answered_with_what_to_send(client: httpx.Client)
     records = frame(0, 2).drop(columns="label").to_json(orient="records", date_format="iso")
     headers = {"Content-Type": "application/json"}
     shown = client.post("/predict", content=records, headers=headers).json()["error"]["message"]
-    assert shown.endswith('send this list as {"rows": […]}')
+    assert shown.endswith('send this list as {"rows": [{…}, …]}')
     shown = client.post("/learn", content=records, headers=headers).json()["error"]["message"]
-    assert shown.endswith('send this list as {"rows": […], "labels": […]}')
+    assert shown.endswith('send this list as {"rows": [{…}, …], "labels": […]}')
     body = f'{{"rows": {records}}}'
     assert client.post("/predict", content=body, headers=headers).status_code == 200
 

@@ -1,5 +1,6 @@
 """The page says first where the model is below a floor, and shows the scores of all learners."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from streams.batch import Batch
 from tests.support.browser import PROGRAM, Page, browsing
-from tests.support.harness import SAFETENSORS, ServiceProcess, serving
+from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="needs chromium")]
 
@@ -73,13 +74,19 @@ def test_floors_are_thin_lines_and_all_have_scores(tmp_path: Path, browser: Page
         assert "–" not in cells
         assert browser.evaluate("document.querySelectorAll('#classes tbody tr').length") == 2
         with service.client() as client:
-            matrix = client.get("/model").json()["by_class"]["1000"]["confusion"]
-        assert sum(map(sum, matrix)) == 1_000
-        counts = browser.evaluate(
-            "[...document.querySelectorAll('#confusion tbody tr')].map(row => "
-            "[...row.querySelectorAll('td')].map(t => +t.textContent.replaceAll(/[,·]/g, '')))"
-        )
-        assert counts == matrix
+
+            def matrix() -> list[list[int]]:
+                found: list[list[int]] = client.get("/model").json()["by_class"]["1000"][
+                    "confusion"
+                ]
+                return found
+
+            wait_for(lambda: sum(map(sum, matrix())) == 1_000)  # statistics are a second old
+            browser.wait_for(
+                "JSON.stringify([...document.querySelectorAll('#confusion tbody tr')].map(row => "
+                "[...row.querySelectorAll('td')].map(t => +t.textContent.replaceAll(/[,·]/g, ''))))"
+                f" === JSON.stringify({json.dumps(matrix())})"
+            )
         browser.wait_for("document.querySelectorAll('#accuracy .swatch.floor').length === 2")
         names = browser.evaluate(
             "[...document.querySelectorAll('#accuracy .legend li')].map(l => l.textContent)"
