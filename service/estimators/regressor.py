@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_array, column_or_1d
 from service.estimators.base import Estimator, Labels, Table, Weights
 from service.estimators.tables import Record, labels_of, rows_of_table
 from service.export import Exported
+from service.fold.task import Task
 from service.settings import Settings
 from streams.rows.rows import Rows
 
@@ -142,7 +143,11 @@ class Regressor(RegressorMixin, Estimator):
         given = {"hidden": (64,)} if self.model == "mlp" else {}
         task = "regression"
         if self.quantiles is not None:
-            task = "quantile:" + ",".join(map(repr, self.quantiles))
+            task = "quantile:" + ",".join(repr(float(level)) for level in self.quantiles)
+            try:
+                Task.parse(task)
+            except ValueError as error:
+                raise ValueError(f"quantiles={self.quantiles!r}: {error}") from error
         return Settings.model_validate(
             {
                 "model": self.model,

@@ -206,6 +206,27 @@ def test_numbers_have_a_mean_and_a_deviation_or_quantiles() -> None:
         model.predict_quantiles(X)
 
 
+@pytest.mark.parametrize(
+    ("quantiles", "why"),
+    [
+        ((0.9, 0.1), "ascending order"),
+        ((0.1, 1.5), "between 0 and 1"),
+        ((), "no list of quantiles"),
+    ],
+)
+def test_quantiles_that_cannot_be_are_refused_by_name(
+    quantiles: tuple[float, ...], why: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^quantiles=.*{why}"):
+        Regressor(quantiles=quantiles).partial_fit([[0.0], [1.0]], [0.0, 1.0])
+
+
+def test_quantiles_may_be_of_numpy() -> None:
+    levels = tuple(np.array([0.1, 0.9]))
+    model = Regressor(model="logistic", quantiles=levels).partial_fit([[0.0], [1.0]], [0.0, 1.0])
+    assert model.predict_quantiles([[0.0]]).shape == (1, 2)
+
+
 def test_drift_is_found_as_the_service_finds_it() -> None:
     random = np.random.default_rng(0)
     X = random.normal(size=(6_000, 2))
