@@ -6,20 +6,21 @@ import time
 from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 K = TypeVar("K", bound=NamedTuple)
 R = TypeVar("R")
+Taken = TypeVar("Taken")
 
 
 def run_lacking(
     path: Path,
     found: MutableMapping[K, R],
     lacking: Callable[[], Sequence[K]],
-    inputs: Callable[[K], Any],
-    run: Callable[[K, Any], R],
+    inputs: Callable[[K], Taken],
+    run: Callable[[K, Taken], R],
     group: Callable[[K], Hashable],
     seconds: float,
 ) -> int:
@@ -39,14 +40,14 @@ def run_lacking(
     with path.open("a") as out, tqdm(unit=" runs", mininterval=interval) as bar:
         while keys := lacking():
             bar.total = bar.n + len(keys)
-            taken: Any = None
+            if time.monotonic() - began > seconds:
+                return len(keys)
+            taken = inputs(keys[0])
             for key in keys:
                 if group(key) != group(keys[0]):
                     break
                 if time.monotonic() - began > seconds:
                     return len(keys)
-                if taken is None:
-                    taken = inputs(keys[0])
                 bar.set_postfix_str(" ".join(map(str, key)), refresh=False)
                 found[key] = run(key, taken)
                 out.write(json.dumps(key._asdict() | asdict(found[key])) + "\n")
