@@ -247,7 +247,6 @@ class Trainer:
     def prepare(self) -> None:
         """Load the newest checkpoint, and publish it; raises as `start` does."""
         self._load()
-        self._publish()
 
     def end(self) -> None:
         """Ask `run` to finish the batch at hand, write a checkpoint and return."""
@@ -327,9 +326,14 @@ class Trainer:
             await self._sleep(STANDBY_SECONDS)
 
     def _load(self) -> None:
-        """Load the newest checkpoint, if there is one."""
+        """Load the newest checkpoint, if there is one, and publish it.
+
+        Its snapshot comes before any status that names its version, as callers expect answers of
+        the version that they have seen.
+        """
         if self._replica.load(self._writer.checkpoints):
             self._writer.restart(self._replica.read_bytes)
+            self._publish()
 
     def _poke(self) -> None:
         if self._loop is not None and not self._loop.is_closed():

@@ -23,14 +23,20 @@ def answering(
     """Answer each POST with the next status and the last one from then on.
 
     Yields the address and the list of bodies received so far; `headers` gets those of each POST.
+    A body that is cut short, as its sender was killed, is not received.
     """
     bodies: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            body = self.rfile.read(length)
+            if len(body) < length:
+                self.close_connection = True
+                return
             if headers is not None:
                 headers.append(self.headers)
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            bodies.append(body)
             self.send_response(statuses[min(len(bodies), len(statuses)) - 1])
             self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", "0")

@@ -11,6 +11,7 @@ import pytest
 
 from service.fold.report import Report
 from service.log.errors import LogUnavailable, Stopped
+from service.log.extent import Extent
 from service.log.lease import Lock
 from service.log.position import BEGINNING, EntryId
 from service.monitoring.status import Condition, Role
@@ -105,6 +106,38 @@ def test_a_status_follows_learning_and_is_replaced_not_changed(
             assert trainer.status.role == Role.STANDBY
 
         runner.run(use())
+
+
+def test_a_standby_answers_with_each_version_that_its_status_names(
+    tmp_path: Path, clock: SimulatedClock, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = MemoryServer(clock)
+    extent = MemoryLog.extent
+    with a_trainer(server, tmp_path, clock) as learner:
+        clock.now += 1
+        with a_trainer(server, tmp_path, clock) as standby:
+            seen: list[tuple[int, int]] = []
+
+            async def watched(log: MemoryLog) -> Extent:
+                seen.append((standby.status.version, standby.snapshot.version))
+                return await extent(log)
+
+            async def use() -> None:
+                running = [asyncio.create_task(learner.run())]
+                await asyncio.sleep(1)
+                running.append(asyncio.create_task(standby.run()))
+                await asyncio.wrap_future(learner.applied(fill(server, 3)[-1]))
+                monkeypatch.setattr(MemoryLog, "extent", watched)
+                await asyncio.wrap_future(learner.checkpoint())
+                await asyncio.sleep(1)
+                monkeypatch.setattr(MemoryLog, "extent", extent)
+                for trainer, ends in zip((standby, learner), running[::-1], strict=True):
+                    trainer.end()
+                    await ends
+
+            runner.run(use())
+            assert (3, 3) in seen
+            assert all(version <= answering for version, answering in seen)
 
 
 def test_a_standby_answers_that_another_learns(
