@@ -641,15 +641,22 @@ class Settings(BaseModel):
             self._undeclared() if is_named else "",
             self.table_bits if is_named else 0,
             str(self.predicts),
-            self.calibrate is not False and not self.predicts.is_numeric,
-            self.model != AUTO and not self.predicts.is_numeric,
-            is_named,
-            self.predicts.kind == "regression",
-            is_named and self.model == AUTO,
-            self.predicts.is_numeric,
-            self.predicts.is_numeric,
-            self.families if self.model == AUTO and self.families != (LINEAR, *FAMILIES) else (),
+            calibrate=self.calibrate is not False and not self.predicts.is_numeric,
+            no_change=self.model != AUTO and not self.predicts.is_numeric,
+            is_narrow=is_named,
+            is_quick=self.predicts.kind == "regression",
+            compares_codes=is_named and self.model == AUTO,
+            bounds_floors=self.predicts.is_numeric,
+            follows_jumps=self.predicts.is_numeric,
+            scores_as_sent=self.predicts.is_numeric,
+            families=self._families_of_auto,
         )
+
+    @property
+    def _families_of_auto(self) -> tuple[str, ...]:
+        """The families that a spec names; empty for the usual ones."""
+        is_usual = self.model != AUTO or self.families == (LINEAR, *FAMILIES)
+        return () if is_usual else self.families
 
     @property
     def _counted(self) -> int:

@@ -192,16 +192,16 @@ class NumericLoss(Loss, Protocol):
         """
         ...
 
-    def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far off answers are, and how far off those of a model that knows nothing.
+    def ignorant(self, held: Held) -> Tensor:
+        """Return the answer of a model that knows nothing, without a deviation, fp32 [1, A']."""
+        ...
+
+    def distances(self, answers: Tensor, labels: Tensor) -> Tensor:
+        """Return how far off answers are, [n], not below 0, in the unit in which they are.
 
         Args:
-            held: what the loss has learned.
-            mixed: answers, [n, A].
+            answers: [n, A], or one for all, [1, A]; a deviation in them is not looked at.
             labels: [n].
-
-        Returns:
-            Two tensors [n], not below 0, in standardized units.
         """
         ...
 
@@ -385,9 +385,13 @@ class Gaussian:
                 found = held[name].mul_(ratio.square()).clamp_(min=LEAST_DEVIATION**2)
                 found.masked_fill_(blank, 1.0)
 
-    def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def ignorant(self, held: Held) -> Tensor:
+        """Return the mean of numbers, as `NumericLoss.ignorant` says."""
+        return held["mean"][:, None]
+
+    def distances(self, answers: Tensor, labels: Tensor) -> Tensor:
         """Return absolute errors of the mean; as `NumericLoss.distances` says."""
-        return (mixed[:, 0] - labels).abs(), (held["mean"] - labels).abs()
+        return (answers[:, 0] - labels).abs()
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Implement `Loss.fresh`: numbers are standardized, so mean 0 and variance 1."""
@@ -561,9 +565,13 @@ class Pinball:
         floor.copy_(torch.where(far, self._normal(floor), floor * ratio + shift))
         held["unit"].mul_(ratio).clamp_(min=LEAST_DEVIATION).masked_fill_(far, NORMAL_LOSS)
 
-    def distances(self, held: Held, mixed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def ignorant(self, held: Held) -> Tensor:
+        """Return the quantiles of numbers, as `NumericLoss.ignorant` says."""
+        return held["floor"][None]
+
+    def distances(self, answers: Tensor, labels: Tensor) -> Tensor:
         """Return pinball losses; as `NumericLoss.distances` says."""
-        return self.pinball(mixed.mT, labels), self.pinball(held["floor"][:, None], labels)
+        return self.pinball(answers.mT, labels)
 
     def fresh(self, experts: int, device: torch.device) -> dict[str, Tensor]:
         """Implement `Loss.fresh`: the quantiles of a normal distribution."""

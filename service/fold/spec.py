@@ -38,6 +38,7 @@ UNSET = (
     "compares_codes",
     "bounds_floors",
     "follows_jumps",
+    "scores_as_sent",
 )
 """Fields of a spec that no setting chooses: a log goes on with those with which it began."""
 
@@ -110,8 +111,13 @@ class Spec:
     follows_jumps: bool = False
     """True if the deviation of answered means follows, after one large batch, errors that have
     become many times larger (`funnel.pool.deviation.reach`), and is blank again where the unit of
-    numbers has (`funnel.pool.deviation.jumped`). No setting chooses it: it is so in
-    every new model of numbers, and a log goes on as it began."""
+    numbers has (`funnel.pool.deviation.jumped`). Numbers then have no unit until two of them
+    differ, whatever the size of batches (`service.fold.standardizer`). No setting chooses it: it is
+    so in every new model of numbers, and a log goes on as it began."""
+    scores_as_sent: bool = False
+    """True if errors of numbers are scored against the numbers as they were sent, and not within
+    the bounds in which a learner sees them. No setting chooses it: it is so in every new model of
+    numbers, and a log goes on as it began."""
     families: tuple[str, ...] = ()
     """LINEAR, the families of FAMILIES that a model ``auto`` has, and ``package.module:factory`` of
     those that a user adds, in alphabetical order. Empty for all of FAMILIES and no other."""

@@ -123,11 +123,12 @@ class State:
         width = self.schema.width if spec.schema else spec.features
         self.standardizer = Standardizer(width, device)
         self.guard = LossGuard(device)
-        self.target = Target(device) if spec.predicts.is_numeric else None
+        is_numeric = spec.predicts.is_numeric
+        self.target = Target(device, spec.follows_jumps) if is_numeric else None
         """The unit of the numbers that are predicted; None for classes."""
         self.number_floors: NumberFloors | None = None
         """The floors of predicted numbers; None for classes."""
-        if spec.predicts.is_numeric:
+        if is_numeric:
             self.number_floors = NumberFloors(device, spec.predicts.quantiles or None)
         self.floors = self._fresh_floors()
         self.calibration = self._fresh_calibration()

@@ -40,7 +40,7 @@ from service.fold.scoring.classification import LOOPS, MOST_PENDING, UNKNOWN
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Size
 from service.fold.standardizer import Standardizer
 from service.fold.state import KEY_BITS, KEY_BUCKETS, SERVED, State
-from service.fold.target import restored
+from service.fold.target import answered, restored
 from streams.examples import AnyBatch
 from streams.rows.rows import Rows
 
@@ -339,8 +339,9 @@ class Fold:
         self._seed()
         asked = self._ask(inputs, labels, importance, given)
         others = None if asked is None or asked.proposed is None else asked.proposed.answers
+        sent = numbers if self.state.spec.scores_as_sent else None
         keep, finite, accuracy, loss, floor, linear, dense, decision = passes.observe(
-            inputs, labels, importance, own, others
+            inputs, labels, importance, own, others, sent
         )
         if isinstance(floor, PendingNumbers):
             floor = count_numbers(self.state, learners[SERVED], floor)
@@ -354,7 +355,7 @@ class Fold:
             self._seed()
             prepared = with_entries(dense, of.get(name))
             learns, decision, answers, predicted = shadow(
-                prepared, labels, importance, keep, finite
+                prepared, labels, importance, keep, finite, sent
             )
             if name == self.state.promoted and (calibration := self.state.calibration) is not None:
                 calibration.learn(answers, predicted, labels, finite, learns, importance)
@@ -436,7 +437,7 @@ class Passes:
             [*state.shared().values(), *served.tensors().values()],
         )
         self.shadows: dict[
-            str, Callable[[Inputs, Tensor, Tensor | None, Tensor, Tensor], Shadowed]
+            str, Callable[[Inputs, Tensor, Tensor | None, Tensor, Tensor, Tensor | None], Shadowed]
         ] = {
             name: part(
                 partial(observe_shadow, state, shadow),
@@ -456,6 +457,7 @@ def observe(
     importance: Tensor | None = None,
     entries: Entries | None = None,
     others: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> Observed:
     """Score a batch with the served learner, decide on it; update what is shared.
 
@@ -468,11 +470,12 @@ def observe(
         importance: weights of the examples, fp32 [n]; None for 1.
         entries: the keys of rows as inputs; None for dense features.
         others: answers of the families beyond the pool, [E, n, A]; None without.
+        sent: the numbers as they were sent, fp32 [n]; None to score the labels.
     """
     prepared = prepared_of(state, inputs)
     batch = served.score(with_entries(prepared, entries), labels, importance, others)
     finite = batch.finite
-    outcomes = judged(state, served, batch.scored, labels)
+    outcomes = judged(state, served, batch.scored, labels, sent)
     loss, width = outcomes.losses.mean(), state.hyperparameters.loss_guard
     keep = state.guard.judge(loss, finite, width) if width else finite
     floor: Tensor | Pending | PendingNumbers
@@ -484,7 +487,8 @@ def observe(
         floor = pending if is_apart else count(state, served, pending, labels, importance)
     else:
         counted = _counts(state, finite)
-        numbers = _answered(state, served, batch.scored, outcomes, labels, counted, keep)
+        flags = (counted, keep)
+        numbers = _answered(state, served, batch.scored, outcomes, labels, sent, *flags)
         floor = numbers if is_apart else count_numbers(state, served, numbers)
     if state.spec.standardize:
         state.standardizer.update(inputs, keep)
@@ -535,13 +539,18 @@ class Outcomes(NamedTuple):
     """Which are right, bool. A number is right if the prediction is nearer to it than the mean of
     the numbers before, or than their quantiles by the pinball loss."""
     losses: Tensor
-    """Losses as they are shown, fp32: cross-entropy in nats; of numbers the absolute error, or the
-    pinball loss, in the unit in which they were sent."""
+    """Losses by which the step decides, fp32: cross-entropy in nats; of numbers the absolute error,
+    or the pinball loss, in the unit in which they were sent, of labels within their bounds."""
     floors: Tensor
     """Losses of that mean or these quantiles; nothing for classes."""
+    shown: Tensor
+    """Losses that are scored, fp32: the same, but of numbers as they were sent where these are
+    scored."""
 
 
-def judged(state: State, learner: Learner, scored: Scored, labels: Tensor) -> Outcomes:
+def judged(
+    state: State, learner: Learner, scored: Scored, labels: Tensor, sent: Tensor | None = None
+) -> Outcomes:
     """Judge the predictions of a batch.
 
     Args:
@@ -549,15 +558,20 @@ def judged(state: State, learner: Learner, scored: Scored, labels: Tensor) -> Ou
         learner: whose loss it is.
         scored: the batch.
         labels: as it was scored.
+        sent: the numbers as they were sent, fp32 [n]; None to score the labels.
     """
     if state.target is None:
-        return Outcomes(scored.labels == labels, scored.losses, scored.losses[:0])
-    loss = learner.pool.loss
+        return Outcomes(scored.labels == labels, scored.losses, scored.losses[:0], scored.losses)
+    loss, unit = learner.pool.loss, state.target.unit
     assert isinstance(loss, Gaussian | Pinball), "numbers have a loss of numbers"
-    mine, floor = loss.distances(learner.pool.held, scored.answers, labels)
-    mine = torch.where(torch.isfinite(scored.losses), mine, math.nan)
-    unit = state.target.unit[1]
-    return Outcomes(mine < floor, mine * unit, floor * unit)
+    is_finite = torch.isfinite(scored.losses)
+    mine = torch.where(is_finite, loss.distances(scored.answers, labels), math.nan)
+    floor = loss.distances(loss.ignorant(learner.pool.held), labels)
+    losses = shown = mine * unit[1]
+    if sent is not None:
+        answers = restored(scored.answers, unit, has_deviation=loss.has_deviation)
+        shown = torch.where(is_finite, loss.distances(answers, sent), math.nan)
+    return Outcomes(mine < floor, losses, floor * unit[1], shown)
 
 
 def score(
@@ -568,6 +582,7 @@ def score(
     labels: Tensor,
     keep: Tensor,
     known: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> None:
     """Add the outcomes of a batch to a learner's scores.
 
@@ -579,29 +594,33 @@ def score(
         labels: as it was scored.
         keep: bool, 0-dim; where it is False nothing changes.
         known: where it is False, a prediction counts as wrong; bool [n].
+        sent: the numbers as they were sent, fp32 [n]; None to score the labels.
     """
-    losses = outcomes.losses
+    losses = outcomes.shown
     if labels.dtype == torch.int64:
         learner.scores.update(scored.answers, scored.labels, labels, losses, keep, known)
         return
     right = outcomes.correct if known is None else outcomes.correct & known
     found = outcomes._replace(correct=right)
-    _score_numbers(learner, _answered(state, learner, scored, found, labels, keep, keep))
+    _score_numbers(learner, _answered(state, learner, scored, found, labels, sent, keep, keep))
 
 
 def _answered(
     state: State, learner: Learner, scored: Scored, outcomes: Outcomes, labels: Tensor,
-    counted: Tensor, keep: Tensor,
+    sent: Tensor | None, counted: Tensor, keep: Tensor,
 ) -> PendingNumbers:  # fmt: skip
     """Return a batch of standardized numbers [n] in the unit in which they were sent."""
     assert state.target is not None, "numbers have a unit"
     unit, is_mean = state.target.unit, isinstance(learner.pool.loss, Gaussian)
-    answers = restored(scored.answers, unit, has_deviation=is_mean)
-    targets = restored(labels[:, None], unit, has_deviation=False)[:, 0]
+    if sent is None:
+        answers = restored(scored.answers, unit, has_deviation=is_mean)
+        targets = restored(labels[:, None], unit, has_deviation=False)[:, 0]
+    else:
+        answers, targets = answered(scored.answers, unit, has_deviation=is_mean), sent
     values, std = (answers[:, 0], answers[:, 1]) if is_mean else (answers, None)
     predicted = torch.where(outcomes.correct, 0, UNKNOWN)
     flags = (counted, keep, outcomes.floors.mean())
-    return PendingNumbers(values, std, targets, predicted, outcomes.losses, *flags)
+    return PendingNumbers(values, std, targets, predicted, outcomes.shown, *flags)
 
 
 def _score_numbers(learner: Learner, batch: PendingNumbers) -> None:
@@ -647,6 +666,7 @@ def observe_shadow(
     importance: Tensor | None,
     keep: Tensor,
     scored: Tensor,
+    sent: Tensor | None = None,
 ) -> Shadowed:
     """Score a batch with a shadow, and decide on it.
 
@@ -659,14 +679,15 @@ def observe_shadow(
         keep: whether the served model learns the batch, bool, 0-dim.
         scored: whether the served model scores the batch. If so, the shadow is scored too, and a
             prediction that is not finite counts as wrong.
+        sent: the numbers as they were sent, fp32 [n]; None to score the labels.
     """
     batch = shadow.score(prepared, labels, importance)
     learns = batch.finite & keep
-    outcomes = judged(state, shadow, batch.scored, labels)
+    outcomes = judged(state, shadow, batch.scored, labels, sent)
     known = torch.isfinite(outcomes.losses)
-    losses = outcomes.losses.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
+    shown = outcomes.shown.nan_to_num(nan=WORST_LOSS, posinf=WORST_LOSS)
     counted = _counts(state, scored)
-    found = outcomes._replace(losses=losses)
-    score(state, shadow, batch.scored, found, labels, counted, known)
+    found = outcomes._replace(shown=shown)
+    score(state, shadow, batch.scored, found, labels, counted, known, sent)
     decision = shadow.decide(batch, learns, labels)
     return Shadowed(learns, decision, batch.scored.answers, batch.scored.labels)

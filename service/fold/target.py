@@ -22,10 +22,11 @@ class Target:
 
     Args:
         device: where numbers will be.
+        stays_unknown: whether there is no unit until two numbers differ (see `Standardizer`).
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._statistics = Standardizer(1, device)
+    def __init__(self, device: torch.device, stays_unknown: bool = False) -> None:
+        self._statistics = Standardizer(1, device, stays_unknown)
         self.unit = torch.tensor([0.0, 1.0], device=device)
         """Zero and size of the unit, fp32 [2]."""
 
