@@ -27,7 +27,7 @@ class Target:
 
     def __init__(self, device: torch.device, stays_unknown: bool = False) -> None:
         self._statistics = Standardizer(1, device, stays_unknown)
-        self.unit = torch.tensor([0.0, 1.0], device=device)
+        self.unit = torch.tensor([0.0, TINY if stays_unknown else 1.0], device=device)
         """Zero and size of the unit, fp32 [2]."""
 
     def tensors(self) -> dict[str, Tensor]:

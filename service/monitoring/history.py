@@ -16,10 +16,13 @@ from typing import Annotated, Any, NamedTuple
 import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator
 
+from service.fold.scoring.classification import TOTAL
+from service.fold.scoring.regression import AnyNumberScores
 from service.monitoring.recovery import Recoveries, ShiftRecovery
 from service.monitoring.statistics import Statistics, lag_seconds
 from service.monitoring.throughput import Throughput
 from service.process import Clock
+from streams.recovery import WINDOW
 
 MAX_ITEMS = 3_600
 MAX_TENSORS = 16
@@ -38,9 +41,10 @@ class ScorePoint(BaseModel):
     """Prequential scores of a learner; None before the first example."""
 
     accuracy: Short | None
+    """None for floors of numbers."""
     rolling_accuracy: Short | None
     loss: Short | None
-    """Mean cross-entropy in nats."""
+    """Mean cross-entropy in nats; of numbers the mean absolute error or pinball loss."""
     rolling_loss: Short | None
 
 
@@ -97,6 +101,17 @@ class Item(NamedTuple):
     json: bytes
 
 
+def _losses(floors: Mapping[str, AnyNumberScores]) -> dict[str, ScorePoint]:
+    """Return the losses of floors of numbers, in total and over the last WINDOW examples."""
+    found = {}
+    for name, own in floors.items():
+        total, rolling = own.windows[TOTAL].loss, own.windows[str(WINDOW)].loss
+        found[name] = ScorePoint(
+            accuracy=None, rolling_accuracy=None, loss=total, rolling_loss=rolling
+        )
+    return found
+
+
 class History:
     """A ring of the newest items; one thread adds points, any thread may add others and read.
 
@@ -138,7 +153,7 @@ class History:
             "examples": examples,
             "time": round(now, 3),
             "learners": {name: learner.scores for name, learner in statistics.learners.items()},
-            "floors": statistics.floors,
+            "floors": statistics.floors | _losses(statistics.number_floors),
             "tensors": dict(islice(statistics.served.tensors.items(), MAX_TENSORS)),
             "throughput": self.throughput.read(),
             "backlog": backlog,

@@ -12,7 +12,7 @@ import { showScores } from "./scores.js";
 import { marks, sayLastRecovery, showShifts } from "./shifts.js";
 import { showConnection, showState } from "./state.js";
 import { offerTry } from "./try.js";
-import { count, percent } from "./words.js";
+import { amount, count, percent } from "./words.js";
 
 const DRAW_MS = 1000;
 const SPEAK_MS = 20_000;
@@ -23,10 +23,22 @@ const byId = (id) => document.getElementById(id);
 
 let model = null, drawnAt = 0, spokenAt = 0, planned = false;
 
-const accuracy = new Chart(byId("main-chart"), {
-  id: "accuracy", title: "Accuracy of the last 1,000 examples", height: 320,
-  format: (v) => `${Math.round(100 * v)} %`, floor: 0, ceiling: 1,
+// How the main chart judges predictions: classes by the share that is right, numbers by their mean error.
+const OF_CLASSES = {
+  key: "rolling_accuracy", name: "Accuracy", write: percent, format: (v) => `${Math.round(100 * v)} %`, ceiling: 1,
+};
+const OF_NUMBERS = { key: "rolling_loss", name: "Mean absolute error", write: amount, format: amount };
+const OF_QUANTILES = { ...OF_NUMBERS, name: "Mean pinball loss" };
+const titled = ({ name }) => `${name} of the last 1,000 examples`;
+
+const main = new Chart(byId("main-chart"), {
+  id: "accuracy", title: titled(OF_CLASSES), height: 320, floor: 0, ...OF_CLASSES,
 });
+
+function judging() {
+  if (!model || model.task === "regression") return model ? OF_NUMBERS : OF_CLASSES;
+  return model.task.startsWith("quantile") ? OF_QUANTILES : OF_CLASSES;
+}
 
 function plan() {
   if (planned) return;
@@ -51,9 +63,9 @@ async function askModel() {
   }
   showScores(model);
   showQuestions(model.questions, model.rolling_accuracy);
-  if (hits() !== "Accuracy") {
-    accuracy.title.textContent = "Share of the last 1,000 predictions nearer than the mean";
-  }
+  const own = judging();
+  Object.assign(main, { format: own.format, ceiling: own.ceiling });
+  if (main.title.textContent !== titled(own)) main.title.textContent = titled(own);
   if (model.inputs === "rows") showRows(isLive);
   showOrders(model, askModel);
   const served = model.promoted ? `answered by ${model.promoted}` : `learned with ${model.optimizer}`;
@@ -71,43 +83,49 @@ function draw() {
   if (!told.points.length) return;
   const kept = shown(), now = kept.at(-1);
   const axis = { x: kept.map((p) => p.examples), times: kept.map((p) => p.time), marks: marks(told) };
+  const { key } = judging();
   const lines = (group, floor) => Object.keys(now[group]).map((name) =>
-    ({ name, floor, values: kept.map((p) => p[group][name]?.rolling_accuracy) }));
-  const words = sayAccuracy(now);
-  accuracy.show({ ...axis, lines: [...lines("learners", false), ...lines("floors", true)] }, words);
+    ({ name, floor, values: kept.map((p) => p[group][name]?.[key]) }));
+  const words = sayScores(now);
+  main.show({ ...axis, lines: [...lines("learners", false), ...lines("floors", true)] }, words);
   showStory([sayLead(now), sayLastRecovery(told.shifts), sayFamilies(now)]);
   if (byId("inside").open) showOptimizer(kept, axis);
   showTiles(now);
-  showShifts(told);
+  showShifts(told, key === OF_CLASSES.key ? "" : " of the numbers nearer than the mean");
   watch();
   if (drawnAt - spokenAt > SPEAK_MS) {
     spokenAt = drawnAt;
-    byId("spoken").textContent = `${hits()}: ${words}`;
+    byId("spoken").textContent = `${judging().name}: ${words}`;
   }
 }
 
 function scored({ learners, floors }) {
+  const { key } = judging();
   return Object.entries({ ...learners, ...floors })
-    .filter(([, scores]) => scores.rolling_accuracy !== null)
-    .map(([name, scores]) => [name, scores.rolling_accuracy]);
+    .filter(([, scores]) => scores[key] !== null)
+    .map(([name, scores]) => [name, scores[key]]);
 }
 
-function sayAccuracy(now) {
-  return scored(now).map(([name, share]) => `${name} ${percent(share)}`).join(", ");
+function sayScores(now) {
+  return scored(now).map(([name, score]) => `${name} ${judging().write(score)}`).join(", ");
 }
 
 // How the served learner compares with the others, in words.
 function sayLead(now) {
   const [, served] = scored(now).find(([name]) => name === SERVED) ?? [];
   if (served === undefined) return "";
-  const others = scored(now).filter(([name]) => name !== SERVED).map(([name, share]) => {
-    const points = 100 * (served - share);
-    return `${Math.abs(points).toFixed(1)} points ${points >= 0 ? "above" : "below"} ${name}`;
+  const { name, write, key } = judging(), isShare = key === OF_CLASSES.key;
+  const rivals = scored(now).filter(([other, score]) => other !== SERVED && (isShare || score > 0));
+  const others = rivals.map(([other, score]) => {
+    const size = isShare ? 100 * (served - score) : 100 * (served / score - 1);
+    const side = size >= 0 ? "above" : "below";
+    return `${Math.abs(size).toFixed(1)} ${isShare ? "points" : "%"} ${side} ${other}`;
   });
-  const what = hits() === "Accuracy" ? "is right on" : "is nearer than the mean on";
   const rest = others.length ? `, ${others.join(", ")}` : "";
   const counted = count(Math.min(WINDOW, now.examples));
-  return `The served model ${what} ${percent(served)} of the last ${counted} examples${rest}.`;
+  return isShare
+    ? `The served model is right on ${write(served)} of the last ${counted} examples${rest}.`
+    : `The served model has a ${name.toLowerCase()} of ${write(served)} over the last ${counted} examples${rest}.`;
 }
 
 function showStory(sentences) {
@@ -123,15 +141,10 @@ function sayFamilies(now) {
   return model?.model === "auto" ? sayExperts(Object.entries(now.expert_weights)) : "";
 }
 
-// Name of the share of predictions that are right: a number is, if nearer than the mean before it.
-function hits() {
-  return Object.keys(model?.numbers ?? {}).length ? "Nearer than the mean" : "Accuracy";
-}
-
 function showTiles(now) {
-  const share = now.learners[SERVED]?.rolling_accuracy;
+  const { key, name, write } = judging(), score = now.learners[SERVED]?.[key];
   fill(byId("now"), {
-    [hits()]: share == null ? "–" : percent(share),
+    [name]: score == null ? "–" : write(score),
     "Examples learned": count(now.examples),
     "Examples a second": count(Math.round(now.throughput ?? 0)),
     "Waiting": count(now.backlog),

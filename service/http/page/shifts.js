@@ -14,12 +14,13 @@ export function marks({ shifts, drifts }) {
   return [...known, ...found].sort((a, b) => a.x - b.x);
 }
 
-export function showShifts({ points, shifts, drifts }) {
+// of: names the predictions whose shares changes show; empty if they are those that are right.
+export function showShifts({ points, shifts, drifts }, of) {
   const first = points[0].examples, when = (examples) => timeOf(points, examples);
   const known = [...shifts.values()].filter(({ example }) => example >= first && example > 0)
     .map((shift) => ({ at: shift.example, time: when(shift.example), words: sayShift(shift) }));
   const found = [...drifts.values()].filter(({ examples }) => examples >= first)
-    .map((drift) => ({ at: drift.examples, time: drift.time, words: sayDrift(drift), kind: drift.direction }));
+    .map((drift) => ({ at: drift.examples, time: drift.time, words: sayDrift(drift, of), kind: drift.direction }));
   fill("shifts", "no-shifts", known);
   fill("drifts", "no-drifts", found);
 }
@@ -62,10 +63,10 @@ function sayLead(learners) {
   return `: ${ratio.toFixed(1)} times ${word}`;
 }
 
-function sayDrift(drift) {
+function sayDrift(drift, of) {
   const accuracies = [drift.accuracy_before, drift.accuracy_after].map((a) => (a == null ? "–" : percent(a)));
   const back = drift.recovery_examples == null ? "" : `, recovered after ${count(drift.recovery_examples)} examples`;
-  return `${drift.detector} detected a change for the ${drift.direction}: ${accuracies.join(" → ")}${back}`;
+  return `${drift.detector} detected a change for the ${drift.direction}: ${accuracies.join(" → ")}${of}${back}`;
 }
 
 // What the last shift with a recovery cost each learner; empty without one.

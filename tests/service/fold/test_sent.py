@@ -93,6 +93,15 @@ def test_pinball_losses_are_those_of_the_numbers_that_were_sent(wild: float) -> 
     assert found.scores()["pinball"] == pytest.approx(pinball, rel=1e-6)
 
 
+def test_a_model_that_has_learned_nothing_has_no_deviation() -> None:
+    inputs = np.zeros((2, 3), np.float32)
+    for spec, is_known in ((NEW, False), (replace(NEW, follows_jumps=False), True)):
+        state = State(spec, HYPERPARAMETERS, CPU)
+        values, answers = Evaluator(state.served)(Snapshot.of(state), inputs)
+        assert values.tolist() == [0.0, 0.0]
+        assert np.isfinite(answers[:, 1].numpy()).all() == is_known
+
+
 def test_a_shadow_is_scored_alike() -> None:
     hyperparameters = replace(HYPERPARAMETERS, shadow=("adagrad",))
     state = State(NEW, hyperparameters, CPU)

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import orjson
 import pytest
 
+from service.fold.spec import Spec
+from service.fold.state import State
 from service.monitoring import history
 from service.monitoring.history import DRIFT, POINT, SHIFT, History
+from streams.batch import Batch
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
-from tests.support.states import a_batch, a_state, statistics_of
+from tests.support.states import CPU, HYPERPARAMETERS, a_batch, a_state, statistics_of, step
 
 SMALL = {"features": 6, "classes": 3, "batch_size": 20, "max_wait_ms": 50, "shadow": "adagrad"}
 
@@ -85,6 +89,21 @@ def test_since_selects_newer_points() -> None:
     assert len(made.points()) == 3
     assert len(made.points(since=1)) == 2
     assert made.points(since=3) == []
+
+
+def test_the_floors_of_numbers_have_their_mean_errors() -> None:
+    spec = Spec("logistic", 2, 0, (), "pool", True, 0, experts=6, task="regression")
+    state, made = State(spec, HYPERPARAMETERS, CPU), History(SimulatedClock())
+    for k in range(3):
+        features = np.full((10, 2), k, np.float32)
+        step(state, Batch(features, np.arange(10 * k, 10 * k + 10, dtype=np.float32)))
+    made.add_point(statistics_of(state), backlog=0, checkpoint_age=None)
+    point = orjson.loads(made.points()[-1])
+    assert list(point["floors"]) == ["mean", "no_change"]
+    last = point["floors"]["no_change"]
+    assert (last["accuracy"], last["rolling_accuracy"]) == (None, None)
+    assert last["rolling_loss"] == pytest.approx(5.5)  # 1 to 10 from the end of the last batch
+    assert point["floors"]["mean"]["loss"] > 5.5
 
 
 def throughputs(batch: int, every: float, seconds: float, pause: float = 0.0) -> list[float | None]:

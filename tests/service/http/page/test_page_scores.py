@@ -1,6 +1,7 @@
 """The page says first where the model is below a floor, and shows the scores of all learners."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,5 +119,13 @@ def test_numbers_have_their_own_scores_and_floors_and_no_classes(
             assert browser.evaluate(panel)
         assert "majority" not in browser.evaluate("document.getElementById('floors').textContent")
         title = browser.evaluate("document.getElementById('accuracy-title').textContent")
-        assert "nearer than the mean" in title
+        assert title == "Mean absolute error of the last 1,000 examples"
+        legend = "[...document.querySelectorAll('#accuracy .legend li')].map(t => t.textContent)"
+        browser.wait_for(f"{legend}.join() === 'served,adagrad,mean,no_change'")
+        story = browser.evaluate("document.getElementById('story').textContent")
+        assert re.search(
+            r"has a mean absolute error of [\d.]+ over the last 1,000 examples, "
+            r"[\d.]+ % (above|below) adagrad, [\d.]+ % below mean, [\d.]+ % below no_change\.",
+            story,
+        )
         assert browser.problems == []
