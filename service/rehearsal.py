@@ -23,14 +23,14 @@ def rehearse() -> str:
 
     It compiles for some seconds where no process has compiled on this disk before.
     """
-    classes = [partial(_counted, 2, 2), partial(_counted, 5, 8)]
+    classes = [partial(_counted, 2, 2, True), partial(_counted, 5, 8, False)]
     return rehearsed(LOOPS, [*classes, partial(_measured, None), partial(_measured, QUANTILES)])
 
 
-def _counted(classes: int, room: int) -> dict[str, Tensor]:
+def _counted(classes: int, room: int, levels: bool) -> dict[str, Tensor]:
     """Return the state of floors and of a calibration that have learned a little."""
     cpu = torch.device("cpu")
-    floors, calibration = Floors(classes, cpu, room), Calibration(classes, cpu, room)
+    floors, calibration = Floors(classes, cpu, room), Calibration(classes, cpu, room, levels)
     generator = torch.Generator().manual_seed(0)
     yes = torch.tensor(True)
     losses, answered = list[Tensor](), list[Tensor]()

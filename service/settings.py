@@ -649,6 +649,7 @@ class Settings(BaseModel):
             bounds_floors=self.predicts.is_numeric,
             follows_jumps=self.predicts.is_numeric,
             scores_as_sent=self.predicts.is_numeric,
+            levels=self.calibrate is not False and not self.predicts.is_numeric,
             families=self._families_of_auto,
         )
 

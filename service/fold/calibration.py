@@ -11,6 +11,11 @@ from A = PRIOR · I, a = 1 and b = 0, with a and b kept within bounds. The other
 in their old proportions. q is kept where the predicted class stays the likeliest, so calibration
 never changes a label.
 
+Where labels are wrong in a share of the rows, however sure the model may be, no line in the log
+odds is right: with a third input, 3 tanh(2 x), whose coefficient c begins at 0, q can level off.
+Then no coefficient moves by more than MOST_STEP in a batch, since after a shift a whole batch may
+be wrong, and c is at least -a / 6, so that q ascends with x.
+
 The answer is w q + (1 - w) p. The weight w follows the log losses of both as the pool's weights
 follow its experts' (Fixed Share, `funnel.pool.mixing`), so calibration that does not help loses
 its weight. The paper's hedged binning is not used: it would change which class is the likeliest.
@@ -34,6 +39,10 @@ PRIOR = 30.0
 """Examples at even odds, or so, that a = 1 and b = 0 count as."""
 SLOPES, OFFSETS = (0.25, 4.0), (-4.0, 4.0)
 """Bounds of a and b."""
+LEAST_SLOPE, MOST_LEVEL, MOST_STEP = 0.05, 4.0, 0.25
+"""With a third input, the least a, the largest c, and the largest step of a coefficient."""
+HEIGHT, STEEPNESS = 3.0, 2.0
+"""The third input is HEIGHT tanh(STEEPNESS x)."""
 MOST_ODDS = 15.0
 """Log odds beyond which probabilities are taken as equally certain."""
 RATE, SHARE = 0.2, 2e-4
@@ -43,6 +52,9 @@ TINY = 1e-30
 EDGE = 1e-12
 """Least distance of w from 0 and 1."""
 BOUNDS = np.array([SLOPES, OFFSETS])
+LEVEL_BOUNDS = np.array(
+    [LEAST_SLOPE, SLOPES[1], *OFFSETS, MOST_LEVEL, MOST_STEP, HEIGHT * STEEPNESS]
+)
 LOG_TINY = float(torch.tensor(TINY, dtype=torch.float64).log())
 
 
@@ -53,15 +65,19 @@ class Calibration:
         classes: number of classes that are open.
         device: where probabilities will be.
         room: number of classes that there is room for; None for those that are open.
+        levels: whether there is the third input.
     """
 
-    def __init__(self, classes: int, device: torch.device, room: int | None = None) -> None:
-        self.classes = classes
+    def __init__(
+        self, classes: int, device: torch.device, room: int | None = None, levels: bool = False
+    ) -> None:
+        self.classes, self._levels = classes, levels
         self.scores = Scores(classes, device, room)
         """Scores of the calibrated probabilities; the learner has those of the ones it is given."""
-        self.answer = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64, device=device)
-        """a, b, w."""
-        self.curvature = PRIOR * torch.eye(2, dtype=torch.float64, device=device)
+        start = [1.0, 0.0, 0.5, 0.0] if levels else [1.0, 0.0, 0.5]
+        self.answer = torch.tensor(start, dtype=torch.float64, device=device)
+        """a, b, w, and c where there is the third input."""
+        self.curvature = PRIOR * torch.eye(len(start) - 1, dtype=torch.float64, device=device)
         """A."""
         self._room: Room | None = None
 
@@ -78,7 +94,7 @@ class Calibration:
             room: number of classes that there is room for, no smaller than before.
         """
         if self.classes <= 2 < classes:
-            fresh = Calibration(classes, self.answer.device)
+            fresh = Calibration(classes, self.answer.device, levels=self._levels)
             self.answer.copy_(fresh.answer)
             self.curvature.copy_(fresh.curvature)
         self.classes = classes
@@ -114,7 +130,7 @@ class Calibration:
                 self._learn_compiled(compiled, *batch, finite, keep)
             return
         found = scaled_by(self.classes, probabilities, predicted, self.answer)
-        a, b, weight = self.answer.unbind()
+        weight = self.answer[2]
         answered = weight * found.scaled + (1.0 - weight) * found.given
         each = torch.stack([answered, found.scaled, found.given])
         logs = each.gather(2, labels[:, None].expand(3, -1, 1)).squeeze(2).clamp(min=TINY).log()
@@ -122,21 +138,17 @@ class Calibration:
         off = weighted(found.platt - (labels == found.watched).double(), importance)
         slope = weighted(found.platt * (1.0 - found.platt), importance)
         inputs = torch.stack([found.odds, torch.ones_like(slope)])
+        if found.level is not None:
+            inputs = torch.cat([inputs, found.level[None]])
         curvature = self.curvature + (slope * inputs) @ inputs.T
-        aa, ab, _, bb = curvature.flatten().unbind()
-        d_a, d_b = (inputs @ off).unbind()
-        det = aa * bb - ab * ab
         evidence = (
             torch.logit(weight, eps=EDGE) + RATE * weighted(logs[1] - logs[2], importance).sum()
         )
         dealt = _dealt(len(labels))
-        new = torch.stack(
-            [
-                (a - (bb * d_a - ab * d_b) / det).clamp(*SLOPES),
-                (b - (aa * d_b - ab * d_a) / det).clamp(*OFFSETS),
-                (1.0 - dealt) * torch.sigmoid(evidence) + dealt / 2,
-            ]
-        )
+        own = self.answer if self._levels else self.answer[:2]
+        step = _levelled if self._levels else _line
+        a, b, *rest = step(own, curvature, inputs @ off)
+        new = torch.stack([a, b, (1.0 - dealt) * torch.sigmoid(evidence) + dealt / 2, *rest])
         self.answer.copy_(torch.where(keep, new, self.answer))
         self.curvature.copy_(torch.where(keep, curvature, self.curvature))
 
@@ -163,6 +175,8 @@ class Calibration:
             torch.sum(room.others, dim=1, out=room.rest)
         torch.log(room.two, out=room.logs)
         compiled.scale(guess, is_binary, *room.for_scale)
+        if self._levels:
+            _add_level(room.inputs, float(self.answer[3]), room.platt)
         room.platt.sigmoid_()
         compiled.answer_all(given, guess, label, weights, is_binary, *room.for_answer_all)
         room.own.log_()
@@ -175,7 +189,44 @@ class Calibration:
             torch.mv(room.inputs, room.off, out=room.slope)
             room.weights[0] = room.odds[-1] + RATE * room.gains.sum().item()
             room.weight.sigmoid_()
-            compiled.take_step(*room.for_take_step)
+            take = compiled.take_level_step if self._levels else compiled.take_step
+            take(*room.for_take_step)
+
+
+def _line(own: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
+    """Return a and b after a Newton step."""
+    aa, ab, _, bb = curvature.flatten().unbind()
+    (a, b), (d_a, d_b) = own.unbind(), slope.unbind()
+    det = aa * bb - ab * ab
+    return (
+        (a - (bb * d_a - ab * d_b) / det).clamp(*SLOPES),
+        (b - (aa * d_b - ab * d_a) / det).clamp(*OFFSETS),
+    )
+
+
+def _levelled(own: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
+    """Return a, b and c after a Newton step, by Cramer's rule."""
+    aa, ab, ac, _, bb, bc, _, _, cc = curvature.flatten().unbind()
+    (a, b, _, c), (d_a, d_b, d_c) = own.unbind(), slope.unbind()
+    of_aa, of_ab, of_ac = bb * cc - bc * bc, ac * bc - ab * cc, ab * bc - ac * bb
+    of_bb, of_bc, of_cc = aa * cc - ac * ac, ab * ac - aa * bc, aa * bb - ab * ab
+    det = aa * of_aa + ab * of_ab + ac * of_ac
+    step_a = (of_aa * d_a + of_ab * d_b + of_ac * d_c) / det
+    step_b = (of_ab * d_a + of_bb * d_b + of_bc * d_c) / det
+    step_c = (of_ac * d_a + of_bc * d_b + of_cc * d_c) / det
+    most = torch.maximum(torch.maximum(step_a.abs(), step_b.abs()), step_c.abs())
+    share = (MOST_STEP / most).clamp(max=1.0)
+    new = (a - share * step_a).clamp(LEAST_SLOPE, SLOPES[1])
+    least = -new / (HEIGHT * STEEPNESS)
+    level = torch.maximum((c - share * step_c).clamp(max=MOST_LEVEL), least)
+    return new, (b - share * step_b).clamp(*OFFSETS), level
+
+
+def _add_level(inputs: Tensor, level: float, scaled: Tensor) -> None:
+    """Set the third input from the first one, [3, n], and add it times c to what is scaled, [n]."""
+    torch.mul(inputs[0], STEEPNESS, out=inputs[2])
+    inputs[2].tanh_().mul_(HEIGHT)
+    scaled.add_(inputs[2] * level)
 
 
 class Room:
@@ -196,14 +247,15 @@ class Room:
         self.ones = np.ones(n, np.float32)
         self.others, parts = _room(n, classes), _room(3, n)
         self.rest, self.two, self.logs = parts[1], parts[:2], _room(2, n)
-        self.inputs, self.platt = _room(2, n), _room(n)
+        width = len(curvature)
+        self.inputs, self.platt = _room(width, n), _room(n)
         self.answered, self.norms = (
             _room(n, classes, dtype=torch.float32),
             _room(n, dtype=torch.float32),
         )
-        self.own, self.slopes, self.off = _room(3 * n + 1), _room(2, n), _room(n)
+        self.own, self.slopes, self.off = _room(3 * n + 1), _room(width, n), _room(n)
         self.gains, self.weight = _room(n), _room(1)
-        self.more, self.slope, self.turned = _room(2, 2), _room(2), self.inputs.T
+        self.more, self.slope, self.turned = _room(width, width), _room(width), self.inputs.T
         self.odds, self.weights = self.own.numpy(), self.weight.numpy()
         others, logs, inputs = (t.numpy() for t in (self.others, self.logs, self.inputs))
         answered, platt, off = (t.numpy() for t in (self.answered, self.platt, self.off))
@@ -218,7 +270,7 @@ class Room:
         self.for_compare = (answered, self.norms.numpy(), self.odds, losses, self.gains.numpy())
         self.for_take_step = (
             coefficients, curvature.numpy(), self.more.numpy(), self.slope.numpy(), self.weights,
-            _dealt(n), BOUNDS,
+            _dealt(n), BOUNDS if width == 2 else LEVEL_BOUNDS,
         )  # fmt: skip
 
 
@@ -239,7 +291,7 @@ def calibrated(classes: int, probabilities: Tensor, predicted: Tensor, answer: T
         classes: number of classes that are open.
         probabilities: of the mixture, fp32 [n, classes].
         predicted: the likeliest class, int64 [n].
-        answer: of a `Calibration`, float64 [3].
+        answer: of a `Calibration`, float64 [3], or [4] with the third input.
     """
     if classes < 2:
         return probabilities
@@ -262,10 +314,13 @@ def _calibrated_compiled(
     compiled.split(given, guess, *split)
     if width > 2:
         parts[1] = others.sum(dim=1)
-    logs, inputs, platt = parts[:2].log(), np.empty((2, n)), _room(n)
+    logs, inputs, platt = parts[:2].log(), _room(len(answer) - 1, n), _room(n)
     scaled = platt.numpy()
     bounds = TINY, LOG_TINY, MOST_ODDS
-    compiled.scale(guess, is_binary, split[1], logs.numpy(), learned, *bounds, inputs, scaled)
+    odds = inputs.numpy()
+    compiled.scale(guess, is_binary, split[1], logs.numpy(), learned, *bounds, odds, scaled)
+    if len(answer) > 3:
+        _add_level(inputs, float(answer[3]), platt)
     platt.sigmoid_()
     shown = answered.numpy()
     compiled.calibrate(given, guess, is_binary, *split, scaled, learned, TINY, shown)
@@ -281,6 +336,8 @@ class Scaled(NamedTuple):
     """The class whose log odds are x, int64 [n]."""
     odds: Tensor
     """x, [n]."""
+    level: Tensor | None
+    """The third input, [n]; None without it."""
     platt: Tensor
     """q, [n], before it is kept where the predicted class stays the likeliest."""
     scaled: Tensor
@@ -299,10 +356,16 @@ def scaled_by(classes: int, probabilities: Tensor, predicted: Tensor, answer: Te
     if classes == 2:
         watched, is_watched = torch.ones_like(predicted), predicted == 1
         odds = torch.where(is_watched, odds, -odds)
-    platt = torch.sigmoid(answer[0] * odds + answer[1])
+    level, line = None, answer[0] * odds + answer[1]
+    if len(answer) > 3:
+        level = (STEEPNESS * odds).tanh() * HEIGHT
+        line = line + level * answer[3]
+    platt = torch.sigmoid(line)
     kept = torch.maximum(
         torch.where(is_watched, platt, 1.0 - platt), second / (second + rest).clamp(min=TINY)
     )
     spread = others * ((1.0 - kept) / rest.clamp(min=TINY))[:, None]
     whole = spread.scatter(1, predicted[:, None], kept[:, None])
-    return Scaled(given, watched, odds, platt, torch.where(rest[:, None] > TINY, whole, given))
+    return Scaled(
+        given, watched, odds, level, platt, torch.where(rest[:, None] > TINY, whole, given)
+    )

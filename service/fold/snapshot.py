@@ -46,8 +46,8 @@ class Snapshot:
     table: Published | None = None
     """Weights of the keys of rows; None without a table."""
     calibration: Tensor | None = None
-    """Coefficients of the calibration, float64 [3]; None if probabilities are answered as they
-    come."""
+    """Coefficients of the calibration, float64 [3] or [4]; None if probabilities are answered as
+    they come."""
     classes: int = 0
     """Number of classes that are open."""
     task: Task = CLASSES

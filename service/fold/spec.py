@@ -39,6 +39,7 @@ UNSET = (
     "bounds_floors",
     "follows_jumps",
     "scores_as_sent",
+    "levels",
 )
 """Fields of a spec that no setting chooses: a log goes on with those with which it began."""
 
@@ -118,6 +119,10 @@ class Spec:
     """True if errors of numbers are scored against the numbers as they were sent, and not within
     the bounds in which a learner sees them. No setting chooses it: it is so in every new model of
     numbers, and a log goes on as it began."""
+    levels: bool = False
+    """True if calibrated probabilities can level off where labels are wrong however sure the model
+    is (`service.fold.calibration`). No setting chooses it: it is so in every new model that is
+    calibrated, and a log goes on as it began."""
     families: tuple[str, ...] = ()
     """LINEAR, the families of FAMILIES that a model ``auto`` has, and ``package.module:factory`` of
     those that a user adds, in alphabetical order. Empty for all of FAMILIES and no other."""

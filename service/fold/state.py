@@ -123,12 +123,11 @@ class State:
         width = self.schema.width if spec.schema else spec.features
         self.standardizer = Standardizer(width, device)
         self.guard = LossGuard(device)
-        is_numeric = spec.predicts.is_numeric
-        self.target = Target(device, spec.follows_jumps) if is_numeric else None
+        self.target = self._fresh_target()
         """The unit of the numbers that are predicted; None for classes."""
         self.number_floors: NumberFloors | None = None
         """The floors of predicted numbers; None for classes."""
-        if is_numeric:
+        if spec.predicts.is_numeric:
             self.number_floors = NumberFloors(device, spec.predicts.quantiles or None)
         self.floors = self._fresh_floors()
         self.calibration = self._fresh_calibration()
@@ -268,7 +267,8 @@ class State:
         """Return a calibration that has seen no label, if there is any."""
         if not self.spec.calibrate:
             return None
-        return Calibration(self.size.opened, self.device, self.size.classes)
+        levels = self.spec.levels
+        return Calibration(self.size.opened, self.device, self.size.classes, levels)
 
     def begin_as(self, spec: Spec) -> None:
         """Continue as a log began, with a spec that differs in what no setting has to choose.
@@ -283,7 +283,13 @@ class State:
         self.served = Learner(spec, spec.optimizer, hyperparameters, self.device, self.size)
         self.shadows = {}
         self.set_hyperparameters(hyperparameters)
+        self.target = self._fresh_target()
         self.calibration = self._fresh_calibration()
+
+    def _fresh_target(self) -> Target | None:
+        """Return a unit of numbers of which none has been seen; None for classes."""
+        spec = self.spec
+        return Target(self.device, spec.follows_jumps) if spec.predicts.is_numeric else None
 
     @property
     def expects_bytes(self) -> bool:

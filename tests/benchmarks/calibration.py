@@ -43,7 +43,7 @@ def ece(found: Recorded) -> float:
 def replayed(found: Recorded) -> tuple[Recorded, Recorded]:
     """Return what Platt scaling alone, and what the service would have answered."""
     classes = found.probabilities.shape[1]
-    calibration, yes = Calibration(classes, CPU), torch.tensor(True)
+    calibration, yes = Calibration(classes, CPU, levels=True), torch.tensor(True)
     given, labels = torch.from_numpy(found.probabilities), torch.from_numpy(found.labels)
     alone, answered = [], []
     for p, y in zip(given.split(found.size), labels.split(found.size), strict=True):

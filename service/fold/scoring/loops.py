@@ -153,7 +153,7 @@ def scale(
     predicted: Ints, is_binary: bool, parts: Doubles, logs: Doubles, answer: Doubles, tiny: float,
     log_tiny: float, most: float, inputs: Doubles, scaled: Doubles,
 ) -> None:  # fmt: skip
-    """Set the inputs of Platt scaling, x and 1, [2, n], and a x + b, [n].
+    """Set the inputs of Platt scaling, x and 1, in the first two rows, and a x + b, [n].
 
     ``logs`` are those of the first two rows of the parts, which are taken as at least ``tiny``.
     """
@@ -220,7 +220,7 @@ def answer_all(
 ) -> None:  # fmt: skip
     """Set what is answered, [n, classes]; of the label its probability in the answer, after scaling
     and before, at least ``tiny``, and the odds of the weight, [3 n + 1]; and the terms of the
-    Newton step, [2, n], [n]."""
+    Newton step, as many rows as there are inputs, and [n]."""
     weight, n = answer[2], len(labels)
     rest_weight = 1.0 - weight
     inner = edge if weight < edge else (1.0 - edge if weight > 1.0 - edge else weight)
@@ -238,8 +238,8 @@ def answer_all(
         came = 1.0 if label == (1 if is_binary else guess) else 0.0
         off[i] = (q - came) * importance[i]
         slope = (q * (1.0 - q)) * importance[i]
-        slopes[0, i] = slope * inputs[0, i]
-        slopes[1, i] = slope * inputs[1, i]
+        for k in range(len(inputs)):
+            slopes[k, i] = slope * inputs[k, i]
 
 
 @compiled
@@ -272,6 +272,37 @@ def take_step(
     answer[0] = bounds[0, 0] if a < bounds[0, 0] else (bounds[0, 1] if a > bounds[0, 1] else a)
     answer[1] = bounds[1, 0] if b < bounds[1, 0] else (bounds[1, 1] if b > bounds[1, 1] else b)
     answer[2] = (1.0 - dealt) * weight[0] + dealt / 2
+
+
+@compiled
+def take_level_step(
+    answer: Doubles, curvature: Doubles, more: Doubles, slope: Doubles, weight: Doubles,
+    dealt: float, bounds: Doubles,
+) -> None:  # fmt: skip
+    """Do the same with three inputs; no coefficient goes further than the last of the bounds."""
+    for j in range(3):
+        for k in range(3):
+            curvature[j, k] += more[j, k]
+    aa, ab, ac = curvature[0, 0], curvature[0, 1], curvature[0, 2]
+    bb, bc, cc = curvature[1, 1], curvature[1, 2], curvature[2, 2]
+    d_a, d_b, d_c = slope[0], slope[1], slope[2]
+    of_aa, of_ab, of_ac = bb * cc - bc * bc, ac * bc - ab * cc, ab * bc - ac * bb
+    of_bb, of_bc, of_cc = aa * cc - ac * ac, ab * ac - aa * bc, aa * bb - ab * ab
+    det = aa * of_aa + ab * of_ab + ac * of_ac
+    step_a = (of_aa * d_a + of_ab * d_b + of_ac * d_c) / det
+    step_b = (of_ab * d_a + of_bb * d_b + of_bc * d_c) / det
+    step_c = (of_ac * d_a + of_bc * d_b + of_cc * d_c) / det
+    most = max(abs(step_a), abs(step_b), abs(step_c))
+    share = bounds[5] / most if most > bounds[5] else 1.0
+    a, b, c = (
+        answer[0] - share * step_a, answer[1] - share * step_b, answer[3] - share * step_c,
+    )  # fmt: skip
+    answer[0] = bounds[0] if a < bounds[0] else (bounds[1] if a > bounds[1] else a)
+    answer[1] = bounds[2] if b < bounds[2] else (bounds[3] if b > bounds[3] else b)
+    answer[2] = (1.0 - dealt) * weight[0] + dealt / 2
+    least, most_level = -answer[0] / bounds[6], bounds[4]
+    level = most_level if c > most_level else c
+    answer[3] = least if level < least else level
 
 
 @compiled

@@ -31,9 +31,21 @@ def stream(
     return logits.softmax(dim=1), labels
 
 
-def answers(given: Tensor, labels: Tensor, size: int = 100) -> tuple[Tensor, Calibration]:
+def noisy(classes: int, noise: float, n: int = 20_000) -> tuple[Tensor, Tensor]:
+    """Return probabilities of a model that knows nothing of a share of labels that are wrong."""
+    random = torch.Generator().manual_seed(1)
+    logits = 3.0 * torch.randn(n, classes, generator=random)
+    true = torch.multinomial((4.0 * logits).softmax(dim=1), 1, generator=random).squeeze(1)
+    others = (true + torch.randint(1, classes, (n,), generator=random)) % classes
+    is_wrong = torch.rand(n, generator=random) < noise
+    return logits.softmax(dim=1), torch.where(is_wrong, others, true)
+
+
+def answers(
+    given: Tensor, labels: Tensor, size: int = 100, levels: bool = True
+) -> tuple[Tensor, Calibration]:
     """Return what is answered before each batch is learned."""
-    calibration, found = Calibration(given.shape[1], CPU), []
+    calibration, found = Calibration(given.shape[1], CPU, levels=levels), []
     for p, y in zip(given.split(size), labels.split(size), strict=True):
         predicted = p.argmax(dim=1)
         found.append(calibrated(given.shape[1], p, predicted, calibration.answer))
@@ -53,13 +65,14 @@ def gap(probabilities: Tensor, labels: Tensor) -> float:
     return float(sum(parts) / len(top))
 
 
+@pytest.mark.parametrize("levels", [False, True])
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("slope", [0.5, 2.0])
 def test_probabilities_that_are_too_sure_or_not_sure_enough_are_corrected(
-    classes: int, slope: float
+    classes: int, slope: float, levels: bool
 ) -> None:
     given, labels = stream(classes, slope)
-    found, _ = answers(given, labels)
+    found, _ = answers(given, labels, levels=levels)
     before, after = (gap(p[5_000:], labels[5_000:]) for p in (given, found))
     assert before > 0.05
     assert after < before / 4  # no less where another class would have to be the likeliest
@@ -73,13 +86,14 @@ def test_a_shift_towards_a_class_of_two_is_corrected() -> None:
     assert log_loss(found, labels) < log_loss(given, labels) - 0.05
 
 
+@pytest.mark.parametrize("levels", [False, True])
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("size", [10, 100])
 def test_probabilities_that_are_right_lose_less_than_a_thousandth_of_a_nat(
-    classes: int, size: int
+    classes: int, size: int, levels: bool
 ) -> None:
     given, labels = stream(classes, 1.0)
-    found, _ = answers(given, labels, size)
+    found, _ = answers(given, labels, size, levels)
     assert log_loss(found, labels) < log_loss(given, labels) + 1e-3
 
 
@@ -100,7 +114,7 @@ def test_no_label_changes_and_answers_are_probabilities(classes: int) -> None:
 
 def test_it_is_the_newton_step_and_the_weight_that_the_module_states() -> None:
     given, labels = stream(2, 0.7, n=1_000)
-    _, calibration = answers(given, labels, 50)
+    _, calibration = answers(given, labels, 50, levels=False)
     curvature, theta, weight = PRIOR * np.eye(2), np.array([1.0, 0.0]), 0.5
     for p, y in zip(given.numpy().astype(float).reshape(-1, 50, 2),
                     labels.numpy().reshape(-1, 50), strict=True):  # fmt: skip
@@ -117,6 +131,52 @@ def test_it_is_the_newton_step_and_the_weight_that_the_module_states() -> None:
     assert calibration.curvature.numpy() == pytest.approx(curvature, rel=1e-4)
 
 
+def test_with_a_third_input_it_is_the_bounded_step_that_the_module_states() -> None:
+    given, labels = noisy(2, 0.2, n=1_000)
+    _, calibration = answers(given, labels, 50)
+    curvature, theta, steps = PRIOR * np.eye(3), np.array([1.0, 0.0, 0.0]), []
+    for p, y in zip(given.numpy().astype(float).reshape(-1, 50, 2),
+                    labels.numpy().reshape(-1, 50), strict=True):  # fmt: skip
+        x = np.log(p[:, 1] / p[:, 0]).clip(-15, 15)
+        x = np.stack([x, np.ones(50), 3 * np.tanh(2 * x)])
+        q = 1 / (1 + np.exp(-theta @ x))
+        curvature += (q * (1 - q) * x) @ x.T
+        step = np.linalg.solve(curvature, x @ (q - y))
+        steps.append(abs(step).max())
+        theta -= step * min(1.0, 0.25 / steps[-1])
+        theta[0] = theta[0].clip(0.05, 4.0)
+        theta[2] = theta[2].clip(-theta[0] / 6, 4.0)
+    assert max(steps) > 0.25
+    a, b, _, c = calibration.answer.tolist()
+    assert [a, b, c] == pytest.approx(theta, rel=1e-4, abs=1e-6)
+    assert calibration.curvature.numpy() == pytest.approx(curvature, rel=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("size", [10, 100])
+def test_labels_that_are_wrong_however_sure_the_model_is_are_expected(
+    classes: int, size: int
+) -> None:
+    given, labels = noisy(classes, 0.1)
+    found, _ = answers(given, labels, size)
+    line, _ = answers(given, labels, size, levels=False)
+    own, other = (gap(p[5_000:], labels[5_000:]) for p in (found, line))
+    assert own < 0.02 < other
+    assert log_loss(found, labels) < log_loss(line, labels) - 0.005
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.45])
+def test_a_surer_answer_stays_the_surer_one(noise: float) -> None:
+    given, labels = noisy(2, noise, n=5_000)
+    if noise == 0.45:  # the middle is sure, and the ends are not
+        labels = torch.where((given[:, 1] - 0.5).abs() < 0.3, given.argmax(dim=1), labels)
+    _, calibration = answers(given, labels)
+    ones = torch.linspace(0.001, 0.999, 999)
+    rising = torch.stack([1.0 - ones, ones], dim=1)
+    found = calibrated(2, rising, rising.argmax(dim=1), calibration.answer)[:, 1]
+    assert (found.diff() >= 0).all()
+
+
 def test_a_batch_that_is_not_learned_changes_nothing() -> None:
     given, labels = stream(3, 0.5, n=200)
     _, calibration = answers(given, labels)
@@ -131,7 +191,7 @@ def test_a_third_class_begins_it_again_and_a_fourth_does_not() -> None:
     given, labels = stream(2, 0.5, n=1_000)
     _, calibration = answers(given, labels)
     calibration.resize(3, 4)
-    assert calibration.answer.tolist() == [1.0, 0.0, 0.5]
+    assert calibration.answer.tolist() == [1.0, 0.0, 0.5, 0.0]
     given, labels = stream(3, 0.5, n=100)
     calibration.learn(given, given.argmax(dim=1), labels, YES, YES)
     before = calibration.answer.clone()
@@ -158,7 +218,7 @@ def test_raw_and_calibrated_answers_are_scored_on_the_same_examples(classes: int
 
 
 def a_calibrated(optimizer: str = "pool") -> Spec:
-    return replace(a_spec(optimizer=optimizer), calibrate=True)
+    return replace(a_spec(optimizer=optimizer), calibrate=True, levels=True)
 
 
 @pytest.mark.parametrize("optimizer", ["pool", "funnel"])
@@ -179,11 +239,13 @@ def test_answers_differ_from_those_without_only_in_their_probabilities(optimizer
     assert not torch.allclose(raw, found, atol=1e-3)
 
 
-def test_a_resumed_calibration_goes_on_exactly() -> None:
-    whole = State(a_calibrated(), HYPERPARAMETERS, CPU)
+@pytest.mark.parametrize("levels", [False, True])
+def test_a_resumed_calibration_goes_on_exactly(levels: bool) -> None:
+    spec = replace(a_calibrated(), levels=levels)
+    whole = State(spec, HYPERPARAMETERS, CPU)
     for k in range(10):
         step(whole, a_batch(k))
-    resumed = State(a_calibrated(), HYPERPARAMETERS, CPU)
+    resumed = State(spec, HYPERPARAMETERS, CPU)
     resumed.load(whole.tensors() | whole.drift.tensors(), whole.version, whole.examples)
     for state in (whole, resumed):
         for k in range(10, 20):
@@ -214,3 +276,8 @@ def test_a_spec_that_was_recorded_without_the_field_does_not_calibrate() -> None
     assert "calibrate" not in fields
     assert not Spec.of(fields).calibrate
     assert Spec.of(a_calibrated().fields()).calibrate
+    assert Spec.of(a_calibrated().fields()).levels
+    old = replace(a_calibrated(), levels=False)
+    assert "levels" not in old.fields()
+    assert not Spec.of(old.fields()).levels
+    assert old.differences(a_calibrated()) == []

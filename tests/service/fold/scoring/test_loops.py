@@ -12,7 +12,7 @@ from torch import Tensor
 
 from funnel import compiled
 from service import rehearsal
-from service.fold.calibration import Calibration
+from service.fold.calibration import Calibration, calibrated
 from service.fold.scoring.classification import LOOPS, Scores
 from service.fold.scoring.floors import MOST_EXACT, Floors
 from service.fold.scoring.loops import Floats
@@ -66,11 +66,13 @@ def copies(tensors: Tensors) -> Tensors:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seeds, rooms, st.integers(1, 300))
-def test_calibration_has_the_bits_of_operators(seed: int, room: tuple[int, int], n: int) -> None:
+@given(seeds, rooms, st.integers(1, 300), st.booleans())
+def test_calibration_has_the_bits_of_operators(
+    seed: int, room: tuple[int, int], n: int, levels: bool
+) -> None:
     def learned() -> Tensors:
-        generator = torch.Generator().manual_seed(seed)
-        calibration = Calibration(room[0], CPU, room[1])
+        generator, answered = torch.Generator().manual_seed(seed), []
+        calibration = Calibration(room[0], CPU, room[1], levels)
         for k in range(6):
             given_ = answers(generator, n, *room)
             if k == 4:
@@ -79,8 +81,10 @@ def test_calibration_has_the_bits_of_operators(seed: int, room: tuple[int, int],
             weights = 2.0 * torch.rand(n, generator=generator) if k % 2 else None
             keep = YES if k not in (2, 4) else NO
             finite = YES if k != 4 else NO
-            calibration.learn(given_, given_.argmax(dim=1), labels, finite, keep, weights)
-        return copies(calibration.tensors())
+            predicted = given_.argmax(dim=1)
+            answered.append(calibrated(room[0], given_, predicted, calibration.answer))
+            calibration.learn(given_, predicted, labels, finite, keep, weights)
+        return copies(calibration.tensors()) | {"answered": torch.cat(answered)}
 
     fast, plain = twice(learned)
     assert int(fast["scores.scored"]) == 5 * n
