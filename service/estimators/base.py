@@ -22,6 +22,7 @@ from service.estimators.tables import (
     with_labels,
 )
 from service.fold.drift.events import Event
+from service.fold.networks import AUTO
 from service.fold.schema.kinds import Kind
 from service.fold.schema.schema import Column
 from service.log.position import Progress
@@ -57,6 +58,18 @@ class Estimator(BaseEstimator, ABC):
     kinds: Mapping[str, str] | None
     table_bits: int
     random_state: int
+    families: Sequence[str] | None
+
+    def _chosen(self) -> dict[str, tuple[object, ...]]:
+        """Return the settings of the model that are not those of a service by default."""
+        found: dict[str, tuple[object, ...]] = {}
+        if self.model == "mlp":
+            found["hidden"] = (64,)
+        if self.families is not None:
+            if self.model != AUTO:
+                raise ValueError(f"families={self.families!r}: model={self.model!r} has none")
+            found["families"] = tuple(self.families)
+        return found
 
     @abstractmethod
     def _settings(self) -> Settings:

@@ -1,6 +1,6 @@
 """A classifier with scikit-learn's and river's methods."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -54,6 +54,9 @@ class Classifier(ClassifierMixin, Estimator):
             ``text`` or ``bool`` by name.
         table_bits: there are 2^table_bits slots for the keys of categories and words; 0 for none.
         random_state: seed of the models that draw.
+        families: of ``auto``: ``mlp``, ``trees``, ``neighbours``, ``frequencies``, and
+            ``package.module:factory`` for one of your own. ``linear`` is always among them; None
+            for the five.
 
     Attributes:
         classes_: labels that were given, ascending.
@@ -68,6 +71,7 @@ class Classifier(ClassifierMixin, Estimator):
         kinds: Mapping[str, str] | None = None,
         table_bits: int = 20,
         random_state: int = 0,
+        families: Sequence[str] | None = None,
     ) -> None:
         self.model = model
         self.batch_size = batch_size
@@ -75,6 +79,7 @@ class Classifier(ClassifierMixin, Estimator):
         self.kinds = kinds
         self.table_bits = table_bits
         self.random_state = random_state
+        self.families = families
 
     @property
     def classes_(self) -> npt.NDArray[Any]:
@@ -189,7 +194,6 @@ class Classifier(ClassifierMixin, Estimator):
         return True
 
     def _settings(self) -> Settings:
-        given = {"hidden": (64,)} if self.model == "mlp" else {}
         return Settings.model_validate(
             {
                 "model": self.model,
@@ -198,7 +202,7 @@ class Classifier(ClassifierMixin, Estimator):
                 "seed": self.random_state,
                 "class_weights": "balanced" if self.class_weight == BALANCED else "none",
             }
-            | given
+            | self._chosen()
         )
 
     def _texts(self, labels: Labels) -> pa.StringArray:

@@ -1,6 +1,6 @@
 """A regressor with scikit-learn's and river's methods."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -40,7 +40,8 @@ class Regressor(RegressorMixin, Estimator):
         batch_size: rows that are learned together.
         quantiles: in (0, 1), ascending; `predict_quantiles` returns them. None for a mean and a
             standard deviation.
-        kinds, table_bits, random_state: as for `service.estimators.classifier.Classifier`.
+        kinds, table_bits, random_state, families: as for
+            `service.estimators.classifier.Classifier`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Regressor(RegressorMixin, Estimator):
         kinds: Mapping[str, str] | None = None,
         table_bits: int = 20,
         random_state: int = 0,
+        families: Sequence[str] | None = None,
     ) -> None:
         self.model = model
         self.batch_size = batch_size
@@ -59,6 +61,7 @@ class Regressor(RegressorMixin, Estimator):
         self.kinds = kinds
         self.table_bits = table_bits
         self.random_state = random_state
+        self.families = families
 
     def partial_fit(self, X: Table, y: Labels, sample_weight: Weights = None) -> Self:
         """Learn rows, in their order, after all that was learned before.
@@ -140,7 +143,6 @@ class Regressor(RegressorMixin, Estimator):
         return self.to_torch().in_format("onnx")
 
     def _settings(self) -> Settings:
-        given = {"hidden": (64,)} if self.model == "mlp" else {}
         task = "regression"
         if self.quantiles is not None:
             task = "quantile:" + ",".join(repr(float(level)) for level in self.quantiles)
@@ -156,7 +158,7 @@ class Regressor(RegressorMixin, Estimator):
                 "seed": self.random_state,
                 "task": task,
             }
-            | given
+            | self._chosen()
         )
 
     def _texts(self, labels: Labels) -> pa.StringArray:

@@ -161,6 +161,23 @@ def test_a_clone_has_learned_nothing() -> None:
     assert np.array_equal(model.fit(X, y).predict_proba(X), clone(model).fit(X, y).predict_proba(X))
 
 
+def test_families_are_chosen_and_are_those_of_the_service() -> None:
+    X, y = apart(frame(300))
+    model = Classifier(families=["trees", "tests.service.fold.own_families:Centres"]).fit(X, y)
+    assert model._offline.state.spec.families == (
+        "linear", "trees", "tests.service.fold.own_families:Centres",
+    )  # fmt: skip
+    resumed: Classifier = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(model.predict_proba(X), resumed.predict_proba(X))
+    assert clone(model).get_params() == model.get_params()
+    few = Regressor(families=[]).fit(X, np.arange(len(X)))
+    assert few._offline.state.spec.families == ("linear",)
+    with pytest.raises(ValueError, match="model='logistic' has none"):
+        Classifier(model="logistic", families=["trees"]).fit(X, y)
+    with pytest.raises(ValueError, match="'forests' is none of linear"):
+        Classifier(families=["forests"]).fit(X, y)
+
+
 def test_it_works_in_pipelines_and_searches() -> None:
     random = np.random.default_rng(0)
     X = random.normal(size=(400, 3))
