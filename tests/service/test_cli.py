@@ -17,6 +17,7 @@ import pytest
 
 from service.cli import COMMANDS, make_parser
 from streams.batch import Batch
+from tests.support.cli import environment, funnel
 from tests.support.harness import ServiceProcess, free_port, serving, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -25,18 +26,6 @@ FUNNEL = [sys.executable, "-m", "service.cli"]
 HELP_CPU_SECONDS, HELP_IMPORTS = 0.4, 3
 """CPU time of a command that shows help; on a slow machine as much as it takes to import pydantic,
 which declares the settings, so many times."""
-
-
-def environment() -> dict[str, str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("FUNNEL_")}
-    return clean | {"OMP_NUM_THREADS": "1"}
-
-
-def funnel(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*FUNNEL, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
 
 
 def imported(*arguments: str) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from service.cli import COMMANDS
 from service.commands.completion import SHELLS
-from tests.service.test_cli import environment
+from tests.support.cli import environment
 
 CHECKED_BY = {"bash": "-n", "zsh": "-n", "fish": "--no-execute"}
 """Option of each shell that looks at the syntax of a script alone."""

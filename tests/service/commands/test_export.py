@@ -13,6 +13,7 @@ import torch
 
 from service.export import Exported, ExportError
 from streams.batch import Batch
+from tests.support.cli import funnel
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving
 
 Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
@@ -38,10 +39,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
 
 
 def export(service: ServiceProcess, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "service.cli", "export", *arguments, "--from", service.url],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return funnel("export", *arguments, "--from", service.url)
 
 
 def answers(service: ServiceProcess, features: Features) -> Features:

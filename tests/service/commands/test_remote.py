@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from redis import Redis
 
-from tests.service.test_cli import environment
+from tests.support import cli
 from tests.support.harness import ServiceProcess, free_port, serving, wait_for
 
 KEY = "hush"
@@ -49,10 +48,7 @@ def of_numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProc
 
 def funnel(*arguments: str, key: str = "") -> "subprocess.CompletedProcess[str]":
     keys = {"FUNNEL_PREDICT_KEY": "", "FUNNEL_API_KEY": key} if key else {}
-    return subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments], capture_output=True, text=True,
-        timeout=60, check=False, env=environment() | keys,
-    )  # fmt: skip
+    return cli.funnel(*arguments, **keys)
 
 
 def test_status_of_a_service_that_learned(of_rows: ServiceProcess) -> None:
@@ -81,7 +77,7 @@ def test_status_shows_the_errors_of_numbers_of_all_learners(
     body = {"features": inputs.tolist(), "labels": inputs.sum(axis=1).tolist()}
     with serving(tmp_path, **options, max_wait_ms=10) as service, service.client() as client:
         client.post("/learn?wait=applied", json=body).raise_for_status()
-        wait_for(lambda: "adagrad" in client.get("/model").json()["numbers"])
+        wait_for(lambda: client.get("/model").json()["numbers"].get("adagrad", {}).get("total"))
         shown = funnel("status", "--to", service.url).stdout.splitlines()
     assert [line.split()[0] for line in shown if what in line] == ["error", "shadow"]
     assert any(line.startswith(f"shadow     adagrad: {what}") for line in shown)

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.test_cli import environment
+from tests.support.cli import environment
 from tests.support.harness import SAFETENSORS, ServiceProcess, serving, wait_for
 from tests.support.states import a_batch
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service.monitoring.logs import REQUEST, JSONFormatter, TextFormatter
-from tests.service.test_cli import environment
+from tests.support.cli import environment
 from tests.support.harness import ServiceProcess, free_port, serving, wait_for
 
 
