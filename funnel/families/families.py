@@ -124,6 +124,11 @@ class Families:
             self._score = perceptrons.execution.part(perceptrons.score, tensors)
 
     @property
+    def errors(self) -> dict[str, int]:
+        """How often each family that a user adds has raised in this process, by name."""
+        return {one.maker.name: one.maker.errors for one in self.added}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of all experts, family first, those of the leading pool before the others."""
         linear = (f"{LINEAR}/{k}" for k in range(self.leading))

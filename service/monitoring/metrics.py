@@ -64,6 +64,7 @@ COUNTERS = {
     "FUNNEL_JOIN_BYTES",
     "examples": "Examples learned, by the way they came",
     "damaged_questions": "Entries of questions that could not be read, by this process",
+    "family_errors": "Times that a family which a user adds has raised, in this process",
     "fast_batches": "Batches that all families except linear skipped, to keep up",
     "labels": "Labels that came later, by what became of them",
     "missing_values": "Rows without a usable value, by column",
@@ -269,6 +270,9 @@ def _learning(statistics: Statistics) -> Iterable[Metric]:
     yield _single("nonfinite_batches", statistics.nonfinite_batches)
     if statistics.fast_batches is not None:
         yield _single("fast_batches", statistics.fast_batches)
+    if statistics.family_errors:
+        errors = {(name,): n for name, n in statistics.family_errors.items()}
+        yield _family("family_errors", ["family"], errors)
     yield _single("quarantined_batches", statistics.quarantined_batches)
     yield _single("dead_entries", progress.dead)
 

@@ -99,6 +99,8 @@ class Statistics:
     nonfinite_batches: int
     fast_batches: int | None
     """Batches that families skipped to keep up; None without families."""
+    family_errors: Mapping[str, int]
+    """How often each family that a user adds has raised in this process, by name."""
     quarantined_batches: int
     progress: Progress
     entries_added: int
@@ -192,6 +194,7 @@ def read_statistics(
         is_balanced=state.hyperparameters.is_balanced,
         nonfinite_batches=int(state.served.nonfinite),
         fast_batches=None if families is None else int(families.skipped),
+        family_errors={} if families is None else families.errors,
         quarantined_batches=int(state.guard.quarantined),
         progress=progress,
         entries_added=extent.added,

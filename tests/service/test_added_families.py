@@ -77,6 +77,25 @@ def test_a_question_at_which_it_raises_is_refused_alone(tmp_path: Path) -> None:
     assert large.json()["error"]["index"] == 1
 
 
+def test_a_batch_at_which_it_raises_is_counted(tmp_path: Path) -> None:
+    raising = "linear,tests.service.fold.own_families:RaisesOnLarge"
+    options = OPTIONS | {"features": 5, "classes": 2, "families": raising}
+    with serving(tmp_path, **options) as service, service.client() as client:
+        batch = checkers(0)
+        batch.features[3, 4] = 1e9
+
+        def errors() -> float:
+            return sample(scrape(client), "funnel_family_errors_total", family="RaisesOnLarge")
+
+        for sent in (checkers(1), batch):
+            body = {"features": sent.features.tolist(), "labels": sent.labels.tolist()}
+            client.post("/learn?wait=applied", json=body).raise_for_status()
+            if sent is not batch:
+                assert errors() == 0.0
+        wait_for(lambda: errors() > 0.0)
+        assert client.get("/model").json()["model_version"] == 2
+
+
 def test_a_service_with_other_families_is_refused_with_the_difference(tmp_path: Path) -> None:
     options = OPTIONS | {"features": 5, "classes": 2}
     with serving(tmp_path, **options) as service, service.client() as client:

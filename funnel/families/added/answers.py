@@ -24,6 +24,11 @@ class Maker(Protocol):
         """The name, with which the names of its experts begin."""
         ...
 
+    @property
+    def errors(self) -> int:
+        """How often its families have raised and were excused, in this process."""
+        ...
+
     def __call__(self, features: int, outcome: Outcome) -> Family:
         """Return a family as it begins, the same each time.
 

@@ -33,6 +33,8 @@ class Factory:
         self.full, self._seed = full, seed
         self._factory = networks.imported(full, "family")
         self._logged: set[str] = set()
+        self.errors = 0
+        """How often its families have raised and were excused, in this process."""
 
     @property
     def name(self) -> str:
@@ -75,6 +77,7 @@ class Factory:
         """
         if networks.is_of_machine(error):
             raise error
+        self.errors += 1
         origin = networks.origin_of(error)
         logger.error(
             "the family %s raised %s: %r. The others go on without it",
