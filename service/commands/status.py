@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from service.commands.remote import KEYS, RemoteError, Service, add_to, checked, key, message_of
+from service.fold.drift.events import OF_LOSS
 
 DESCRIPTION = (
     "Show whether a service is ready, its role and condition, what it has learned, how well, what "
@@ -102,9 +103,10 @@ def _errors(model: Mapping[str, Any], name: str) -> list[str]:
 
 def _event(event: Mapping[str, Any]) -> str:
     taken = event["recovery_examples"]
+    watched = "loss against the floor's, " if event["detector"] in OF_LOSS else ""
     recovered = "not recovered yet" if taken is None else f"recovered after {taken:,} examples"
     ended = f", {recovered}" if event["direction"] == "worse" else ""
     return (
         f"{event['direction']} at {event['examples']:,} examples ({event['detector']}): "
-        f"{event['accuracy_before']:.1%} to {event['accuracy_after']:.1%}{ended}"
+        f"{watched}accuracy {event['accuracy_before']:.1%} to {event['accuracy_after']:.1%}{ended}"
     )

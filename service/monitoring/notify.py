@@ -188,7 +188,7 @@ def _sentence(notice: Notice) -> str:
         )
     return (
         f"{event.detector} sees a change for the {event.direction} after {event.examples:,} "
-        f"examples: accuracy {event.accuracy_before:.1%} → {event.accuracy_after:.1%}"
+        f"examples: {event.seen}{event.accuracy_before:.1%} → {event.accuracy_after:.1%}"
     )
 
 

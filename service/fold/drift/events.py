@@ -6,6 +6,8 @@ from typing import Any
 from service.log.position import Position
 
 DIRECTIONS = ("worse", "better")
+OF_LOSS = ("excess_loss", "linear_excess_loss")
+"""Detectors that watch the loss, against that of a floor; the others watch the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,17 @@ class Event:
 
     def __str__(self) -> str:
         return (
-            f"{self.detector}: {self.direction}, {self.accuracy_before:.1%} → "
+            f"{self.detector}: {self.direction}, {self.seen}{self.accuracy_before:.1%} → "
             f"{self.accuracy_after:.1%} after {self.examples} examples"
         )
+
+    @property
+    def seen(self) -> str:
+        """What comes before the accuracies in a message, which the detector may not have watched,
+        and which may even have risen."""
+        if self.detector not in OF_LOSS:
+            return "accuracy "
+        return f"loss {'higher' if self.is_fall else 'lower'} against the floor's, accuracy "
 
     def shown(self) -> dict[str, Any]:
         """Return the event as JSON shows it."""

@@ -65,8 +65,9 @@ function sayLead(learners) {
 
 function sayDrift(drift, of) {
   const accuracies = [drift.accuracy_before, drift.accuracy_after].map((a) => (a == null ? "–" : percent(a)));
+  const watched = drift.detector.endsWith("excess_loss") ? "loss against the floor's, accuracy " : "";
   const back = drift.recovery_examples == null ? "" : `, recovered after ${count(drift.recovery_examples)} examples`;
-  return `${drift.detector} detected a change for the ${drift.direction}: ${accuracies.join(" → ")}${of}${back}`;
+  return `${drift.detector} detected a change for the ${drift.direction}: ${watched}${accuracies.join(" → ")}${of}${back}`;
 }
 
 // What the last shift with a recovery cost each learner; empty without one.

@@ -95,6 +95,11 @@ def test_without_a_secret_nothing_is_signed() -> None:
     [
         (DRIFT, "adwin sees a change for the worse after 400 examples: accuracy 90.0% → 50.0%"),
         (
+            Notice(replace(EVENT, detector="excess_loss"), "drift"),
+            "excess_loss sees a change for the worse after 400 examples: "
+            "loss higher against the floor's, accuracy 90.0% → 50.0%",
+        ),
+        (
             Notice(replace(EVENT, recovery_examples=1_200), "recovery"),
             "recovered 1,200 examples after the drift at 400",
         ),
