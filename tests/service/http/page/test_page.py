@@ -124,6 +124,7 @@ def test_the_first_screen_answers_whether_it_learns_and_whether_it_is_better(dem
     )
     assert page.evaluate("document.getElementById('state').dataset.kind") == "good"
     page.wait_for("document.querySelectorAll('#story li').length >= 2")
+    page.wait_for("document.querySelector('#story li').textContent.includes('last 1,000')")
     lead = page.evaluate("document.querySelector('#story li').textContent")
     assert re.fullmatch(
         r"The served model is right on [\d.]+ % of the last 1,000 examples(, [\d.]+ points (above"
