@@ -51,26 +51,29 @@ class Mutant:
         path.write_text(text.replace(self.right, self.wrong))
 
 
+DISK = "service/trainer/disk.py"
 STORE, WRITER = "service/trainer/store.py", "service/trainer/writer.py"
 REPLICA, TRAINER = "service/trainer/replica.py", "service/trainer/trainer.py"
 PIPELINE, CUTS = "service/trainer/pipeline.py", "service/log/cuts.py"
 CHOICE = "service/trainer/choice.py"
 JOINER, JOINS = "service/trainer/joining/joiner.py", "service/trainer/joining/joins.py"
 MUTANTS = (
-    Mutant("a file is not synced before it gets its name", STORE, "            file.sync()\n", ""),
+    Mutant(
+        "a file is not synced before it gets its name", DISK, "                file.sync()\n", ""
+    ),
     Mutant(
         "a file gets its name before it is written",
-        STORE,
-        """            file.write(raw)
-            file.sync()
-        disk.rename(scratch, path)
+        DISK,
+        """                file.write(raw)
+                file.sync()
+            self.rename(scratch, path)
 """,
-        """            disk.rename(scratch, path)
-            file.write(raw)
-            file.sync()
+        """                self.rename(scratch, path)
+                file.write(raw)
+                file.sync()
 """,
     ),
-    Mutant("the folder is not synced", STORE, "    disk.sync(path.parent)\n", ""),
+    Mutant("the folder is not synced", DISK, "        self.sync(path.parent)\n", ""),
     Mutant(
         "the digest of a checkpoint is not checked",
         "service/trainer/checkpoint.py",
@@ -80,7 +83,7 @@ MUTANTS = (
     Mutant(
         "a chunk is not synced before the checkpoint that needs it",
         STORE,
-        "            write_atomically(self._disk, self.directory / name, raw)\n",
+        "            self._disk.put(self.directory / name, raw)\n",
         """            with self._disk.create(self.directory / name) as file:
                 file.write(raw)
 """,
