@@ -17,7 +17,7 @@ from service.trainer.store import UnreadableError
 from streams.errors import FunnelError
 
 if TYPE_CHECKING:
-    from obstore import UpdateVersion
+    from obstore import GetOptions, UpdateVersion
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 Tag = Mapping[str, str]
@@ -114,9 +114,10 @@ class StoredBucket(Bucket):
         from obstore.exceptions import NotModifiedError
 
         store = self._quick if known is not None else self._store
+        options: GetOptions = {"if_none_match": known["e_tag"]} if known else {}
         with self._told(name):
             try:
-                got = get(store, name, options={"if_none_match": (known or {}).get("e_tag")})
+                got = get(store, name, options=options)
                 return Found(got.bytes().to_bytes(), _tag(got.meta))
             except NotModifiedError:
                 return None
