@@ -39,7 +39,7 @@ class S3Process:
         return KEYS | {"AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true"}
 
     def start(self) -> "S3Process":
-        """Start it and wait until it stores."""
+        """Start it and wait until it stores; the bucket is called ``bucket``."""
         assert WEED is not None
         self.directory.mkdir(parents=True, exist_ok=True)
         names = (
@@ -64,7 +64,7 @@ class S3Process:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), pytest.MonkeyPatch.context() as patch:
-                self.bucket(patch, "s3://ready/now").create(str(time.monotonic_ns()), b"")
+                self.bucket(patch, "s3://bucket/ready").create(str(time.monotonic_ns()), b"")
                 return self
             time.sleep(0.1)
         raise TimeoutError((self.directory / "log").read_text())
