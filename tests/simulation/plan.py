@@ -146,6 +146,13 @@ class Plan:
     """The kinds of examples that come to an open model; none if the model is not open."""
     labelling: Labelling | None = None
     """How clients ask and label; None if they do not."""
+    is_stored: bool = False
+    """Whether checkpoints are kept in object storage."""
+
+    @classmethod
+    def stored(cls, seed: int) -> "Plan":
+        """Return the plan of a seed with checkpoints in object storage."""
+        return replace(cls.of(seed), is_stored=True)
 
     @classmethod
     def asking(cls, seed: int) -> "Plan":
@@ -222,7 +229,8 @@ class Plan:
         lines = [
             f"seed {self.seed}: {self.kind}{', real state' if self.is_real else ''}"
             f"{f', open to {self.sends}' if self.sends else ''}"
-            f"{f', {self.labelling}' if self.labelling else ''}, processes on "
+            f"{f', {self.labelling}' if self.labelling else ''}"
+            f"{', object storage' if self.is_stored else ''}, processes on "
             f"machines {self.machines}, {'locks' if self.locks else 'no locks'}, "
             f"{'embedded' if self.is_embedded else 'remote'} server, {self.entries} entries, "
             f"{self.inherited} inherited cuts, loss {self.loss}, late {self.late}, batches of "
