@@ -11,6 +11,7 @@ from service.trainer.objects.latest import Latest
 from service.trainer.objects.shared import LATEST
 from tests.simulation.disk import Platter, SimulatedDisk
 from tests.simulation.oracle import ViolationError
+from tests.simulation.server import SimulatedServer
 
 LOSS = 0.04
 """Probability that a request is lost, or an answer, or that a list is an older one."""
@@ -21,11 +22,17 @@ class Shelf:
 
     Args:
         platter: keeps them; no power cut reaches it.
+        server: of the log.
         violate: called with a broken promise.
     """
 
-    def __init__(self, platter: Platter, violate: Callable[[ViolationError], object]) -> None:
-        self.platter, self._violate = platter, violate
+    def __init__(
+        self,
+        platter: Platter,
+        server: SimulatedServer,
+        violate: Callable[[ViolationError], object],
+    ) -> None:
+        self.platter, self._server, self._violate = platter, server, violate
         self._named = Latest(0, "")
 
     def put(self, name: str, raw: bytes) -> None:
@@ -40,6 +47,9 @@ class Shelf:
             self._violate(ViolationError(f"{now} comes after {before}"))
         if now.epoch == before.epoch and now.by != before.by:
             self._violate(ViolationError(f"{now.by} and {before.by} lead in epoch {now.epoch}"))
+        epoch, leader = self._server.recorded
+        if now.name != before.name and now.epoch < epoch and now.by != leader:
+            self._violate(ViolationError(f"{now} is named after {leader} has learned in {epoch}"))
         inode = self.platter.files.get(now.name)
         if now.name != before.name and (
             inode is None or hashlib.sha256(inode.raw).hexdigest() != now.sha256

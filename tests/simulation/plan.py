@@ -151,8 +151,20 @@ class Plan:
 
     @classmethod
     def stored(cls, seed: int) -> "Plan":
-        """Return the plan of a seed with checkpoints in object storage."""
-        return replace(cls.of(seed), is_stored=True)
+        """Return the plan of a seed with checkpoints in object storage.
+
+        Trainers on two machines lose the log for longer than a lease while they write slowly.
+        """
+        plan, rng = cls.of(seed), random.Random(f"{seed}/stored")
+        machines = plan.machines if len(plan.machines) > 1 else (0, 1)
+        faults = list(plan.faults)
+        for process in rng.sample(range(len(machines)), 2):
+            at, lasts = rng.uniform(0.5, plan.seconds), 2 * plan.lease_seconds
+            kind = rng.choice(("partition", "suspend"))
+            faults.append(Fault(at, "slow", process, lasts))
+            faults.append(Fault(at + rng.uniform(0, 1), kind, process, lasts))
+        faults.sort(key=lambda fault: fault.at)
+        return replace(plan, is_stored=True, machines=machines, faults=tuple(faults))
 
     @classmethod
     def asking(cls, seed: int) -> "Plan":

@@ -154,7 +154,7 @@ class World:
         )
         self.server.decides = plan.is_open
         self.platter = Platter(random.Random(f"{plan.seed}/disk"), self._created, self._removed)
-        self.shelf = Shelf(self.platter, self.violate)
+        self.shelf = Shelf(self.platter, self.server, self.violate)
         self._rotten: set[str] = set()
         """Chunks of which a bit has flipped."""
         self.locks: dict[int, Owner | None] = {}
