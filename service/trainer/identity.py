@@ -23,7 +23,7 @@ CHANGEABLE = (
 )  # fmt: skip
 """Settings that a trainer brings with it, and that decide bits."""
 STORED = "://"
-"""It is in an address, and in no path that Funnel shows."""
+"""An address of object storage contains it, and a path does not."""
 DECIDED = {"features": INPUTS, "classes": TASK, "task": TASK}
 """Fields of a spec, and the choices by which they are left to the log or not."""
 
@@ -109,7 +109,7 @@ class Identity:
 
     @property
     def shown(self) -> str:
-        """Where its checkpoints are, for people."""
+        """The place of its checkpoints, for people."""
         return self.folder if STORED in self.folder else f"{self.folder} on {self.host}"
 
     def keeps_elsewhere(self, other: "Identity") -> bool:

@@ -85,7 +85,7 @@ class CheckpointStore:
 
     @property
     def place(self) -> str:
-        """Where they are, for people."""
+        """The place of the checkpoints, for people."""
         return str(self.directory.absolute())
 
     @property

@@ -55,7 +55,7 @@ class Bucket(Protocol):
     """
 
     url: str
-    """Where they are; without secrets."""
+    """The address of the objects, without secrets."""
 
     def names(self, folder: str) -> list[str]:
         """Return the names of all objects in a folder, with its name; new ones may be missing."""

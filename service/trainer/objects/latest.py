@@ -24,16 +24,16 @@ class Latest:
     """The content of ``latest.json``."""
 
     epoch: int
-    """Of the trainer that may name a checkpoint."""
+    """The epoch of the trainer that may name a checkpoint."""
     by: str
     """A random name of that trainer's process."""
     version: int = 0
-    """Of the model in the checkpoint."""
+    """Version of the model in the checkpoint."""
     cut: int = 0
     name: str = ""
-    """Of the checkpoint's object; empty before the first."""
+    """Name of the checkpoint's object; empty before the first."""
     sha256: str = ""
-    """Of that object."""
+    """Digest of that object."""
     bytes: int = 0
     """Size of that object."""
 
