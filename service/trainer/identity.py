@@ -115,7 +115,7 @@ class Identity:
     def keeps_elsewhere(self, other: "Identity") -> bool:
         """Return whether it is known that its checkpoints are not those of another trainer.
 
-        Those in folders are told apart by the locks next to them, on one machine.
+        The locks next to them tell folders of one machine apart.
         """
         if STORED in self.folder or STORED in other.folder:
             return self.folder != other.folder

@@ -24,7 +24,7 @@ class Latest:
     """The content of ``latest.json``."""
 
     epoch: int
-    """The epoch of the trainer that may name a checkpoint."""
+    """The trainer of this epoch may name a checkpoint."""
     by: str
     """A random name of that trainer's process."""
     version: int = 0
@@ -70,7 +70,7 @@ class Pointer:
 
     @property
     def newest(self) -> Latest | None:
-        """What was last read or written; None if there was none."""
+        """The content that was last read or written; None if there was none."""
         known = self._known
         return known[0] if known else None
 
