@@ -108,9 +108,11 @@ class Identity:
         return list(_changes(self.settings, other.settings))
 
     @property
-    def shown(self) -> str:
-        """The place of its checkpoints, for people."""
-        return self.folder if STORED in self.folder else f"{self.folder} on {self.host}"
+    def advice(self) -> str:
+        """The setting with which another trainer finds its checkpoints."""
+        if STORED in self.folder:
+            return f"Use the learner's --state, which keeps them in {self.folder}"
+        return f"Use the folder of the learner as --data-dir, which is {self.folder} on {self.host}"
 
     def keeps_elsewhere(self, other: "Identity") -> bool:
         """Return whether it is known that its checkpoints are not those of another trainer.

@@ -499,8 +499,8 @@ class Trainer:
             reason = (
                 f"this service could not take over from the one that learns from {key}: its own "
                 f"checkpoints in {place} end at cut {self._replica.progress.cut}, and the log "
-                f"begins at cut {first}. Use the learner's --state or --data-dir, which keeps them "
-                f"in {learner.shown}, or another --name for another application"
+                f"begins at cut {first}. {learner.advice}, or another --name for another "
+                "application"
             )
             if is_apart:
                 raise LogError(reason)

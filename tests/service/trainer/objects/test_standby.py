@@ -198,7 +198,7 @@ def test_a_standby_of_another_place_is_refused_by_name(
         with redis.client() as log:
             wait_for(lambda: log.xlen("funnel:{logistic}:log") < 5)
     other = machine("other", ("s3://bucket/there", s3.environment))
-    with pytest.raises(LogError, match=r"Use the learner's --state .* s3://bucket/here/logistic"):
+    with pytest.raises(LogError, match=r"Use the learner's --state, .* s3://bucket/here/logistic"):
         other.start()
 
 
