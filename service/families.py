@@ -15,7 +15,7 @@ import torch
 from service.fold.networks import find_device
 from service.log.keys import Keys
 from service.log.server import has_log
-from service.settings import INPUTS, Settings
+from service.settings import INPUTS, Settings, SettingsError
 from streams.batch import DEFAULT_MODEL, FORMER_MODEL
 
 MOST_FEATURES, MOST_CLASSES, MOST_ANSWERS = 10_000, 1_000, 2_000_000
@@ -95,12 +95,16 @@ async def as_found(settings: Settings, url: str) -> Settings:
 
     Raises:
         LogUnavailable: they name none, and the log cannot be asked.
+        UnreadableError: they name none, and the object storage cannot be asked.
+        SettingsError: the address of the object storage cannot be used.
         ModelError: the device cannot be used.
     """
     if "model" in settings.model_fields_set or settings.name:
         return named(settings)
     for model in (FORMER_MODEL, DEFAULT_MODEL):
         folder = folder_of(settings.data_dir, model)
+        if settings.state and _is_stored(settings.state, folder.name):
+            return _continuing(settings, model, f"{settings.state} has its checkpoints")
         if any(folder.glob("*.safetensors")):
             return _continuing(settings, model, f"{folder} has its checkpoints")
     for model in (FORMER_MODEL, DEFAULT_MODEL):
@@ -109,6 +113,15 @@ async def as_found(settings: Settings, url: str) -> Settings:
     if reason := misfit(settings, find_device(settings.device)):
         logger.info("the model is %s: %s", FORMER_MODEL, reason)
     return _naming(settings, FORMER_MODEL if reason else DEFAULT_MODEL)
+
+
+def _is_stored(state: str, folder: str) -> bool:
+    from service.trainer.objects.bucket import AddressError, has_objects
+
+    try:
+        return has_objects(state, folder)
+    except AddressError as error:
+        raise SettingsError(f"FUNNEL_STATE: {error}") from error
 
 
 def _continuing(settings: Settings, model: str, reason: str) -> Settings:

@@ -31,7 +31,7 @@ from service.monitoring.status import Condition, Role, Status
 from service.predictor import Predictor
 from service.process import memory_bytes
 from service.rehearsal import rehearse as rehearse_counts
-from service.settings import INPUTS, Settings
+from service.settings import INPUTS, Settings, SettingsError
 from service.trainer.checkpoint import numerics
 from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
@@ -76,12 +76,9 @@ class Model:
         self.history: History
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
         name = settings.called
-        store = CheckpointStore(
-            folder_of(settings.data_dir, name),
-            numerics(state.device),
-            logger.error,
-        )
-        self._lock = before._lock if before else Lock(store.directory / "lock")
+        store = _open_store(settings, numerics(state.device))
+        folder = folder_of(settings.data_dir, name)
+        self._lock = before._lock if before else Lock(folder / "lock")
         self.trainer = Trainer(
             state,
             RedisLog(connect(url), name),
@@ -176,6 +173,27 @@ class Model:
     def close(self) -> None:
         """Free the checkpoints for another process."""
         self._lock.close()
+
+
+def _open_store(settings: Settings, numerics: dict[str, str]) -> CheckpointStore:
+    """Return where the model's checkpoints are kept.
+
+    Raises:
+        SettingsError: the address of the object storage cannot be used.
+        OSError: the folder cannot.
+    """
+    folder = folder_of(settings.data_dir, settings.called)
+    store = CheckpointStore(folder, numerics, logger.error)
+    if not settings.state:
+        return store
+    from service.trainer.objects.bucket import AddressError, open_bucket
+    from service.trainer.objects.shared import SharedStore
+
+    try:
+        bucket = open_bucket(settings.state)
+    except (AddressError, OSError) as error:
+        raise SettingsError(f"FUNNEL_STATE: {error}") from error
+    return SharedStore(bucket, folder.name, numerics, logger.error, store)
 
 
 @cache

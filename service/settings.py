@@ -51,6 +51,8 @@ SECRETS = ("redis_url", *KEYS, "drift_webhook", "drift_webhook_secret")
 """Settings whose value a file may hold."""
 WHSEC = "whsec_"
 """Beginning of a secret in base64 that signs what a webhook gets."""
+STORES = ("s3", "gs", "az")
+"""The schemes of addresses of object storage, other than a folder."""
 NEVER_EMPTY = ("api_key", "api_key_file")
 """A template that was not filled in must not open the service."""
 Given = dict[str, object]
@@ -118,6 +120,12 @@ class Settings(BaseModel):
     redis_url_file: Path | None = _file_of("REDIS_URL")
     data_dir: Path = Field(
         Path("funnel-data"), description="folder of the checkpoints and the embedded log"
+    )
+    state: str = Field(
+        "",
+        description="keep the checkpoints in object storage instead of DATA_DIR, for a standby on "
+        "another machine: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or "
+        "file:///folder; credentials come from the usual variables of AWS, Google and Azure",
     )
     appendfsync: Literal["always", "everysec", "no"] = Field(
         "always", description="when the embedded log is synced to disk; always: before it answers"
@@ -359,6 +367,25 @@ class Settings(BaseModel):
         if isinstance(value, str | Path) and not str(value).strip():
             raise ValueError("give a folder")
         return home(value) if isinstance(value, str | Path) else value
+
+    @field_validator("state")
+    @classmethod
+    def _stored(cls, value: str) -> str:
+        """Return the address of object storage without its last slashes, or nothing."""
+        if not value:
+            return value
+        parts = urlsplit(value.strip())
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("give no credentials and no query; they come from the environment")
+        if parts.scheme == "file" and not parts.netloc and len(parts.path) > 1:
+            return f"file://{parts.path.rstrip('/')}"
+        steps = parts.path.rstrip("/").split("/")[1:]
+        if parts.scheme not in STORES or not parts.netloc or {"", ".", ".."} & {*steps}:
+            raise ValueError(
+                "give s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or "
+                "file:///folder"
+            )
+        return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
     @field_validator("host")
     @classmethod
@@ -810,7 +837,7 @@ def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
             raise SettingsError(message) from error
         name = str(found["loc"][0]).upper()
         field = Settings.model_fields.get(name.lower())
-        secret = field is None or field.annotation is SecretStr
+        secret = field is None or field.annotation is SecretStr or name == "STATE"
         shown = "" if secret else f", got {found['input']!r}"
         raise SettingsError(f"{PREFIX}{name}: {message}{shown}") from error
 

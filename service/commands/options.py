@@ -22,9 +22,9 @@ TOPICS = {
     ),
     "computing": ("device", "threads"),
     "log and checkpoints": (
-        "redis_url", "redis_url_file", "data_dir", "appendfsync", "max_wait_ms", "max_backlog",
-        "max_backlog_bytes", "checkpoint_every_seconds", "checkpoint_every_bytes", "lease_seconds",
-        "accept_gap",
+        "redis_url", "redis_url_file", "data_dir", "state", "appendfsync", "max_wait_ms",
+        "max_backlog", "max_backlog_bytes", "checkpoint_every_seconds",
+        "checkpoint_every_bytes", "lease_seconds", "accept_gap",
     ),
     "labels that come later": (
         "label_ttl", "label_grace", "labels", "label_timeout", "join_bytes", "track",

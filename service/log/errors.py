@@ -33,8 +33,8 @@ class BlankError(GapError):
     """
 
     ADVICE = (
-        "Is DATA_DIR mounted, and is it the right one? Put its checkpoints back, or those of a "
-        "backup; --accept-gap would begin with an empty model"
+        "Is DATA_DIR mounted, and is it, or STATE, the right one? Put its checkpoints back, or "
+        "those of a backup; --accept-gap would begin with an empty model"
     )
 
     def __init__(self, cut: int) -> None:

@@ -1,9 +1,36 @@
-"""The file system as checkpoints need it."""
+"""Where checkpoints are kept, as they need it; and the file system as such a place."""
 
 import os
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+
+SCRAP = ".writing-"
+"""The start of the names of files that are not whole yet."""
+
+
+class Storage(Protocol):
+    """Files in folders. Every method raises OSError where the system does."""
+
+    def make(self, folder: Path) -> None:
+        """Create a folder and the one above it, for their owner alone, unless they exist."""
+
+    def list(self, folder: Path) -> list[Path]:
+        """Return the paths of all files in a folder."""
+
+    def read(self, path: Path) -> bytes:
+        """Return the bytes of a file."""
+
+    def put(self, path: Path, raw: bytes) -> None:
+        """Write a file so that after a crash it exists whole or not at all; return when it lasts.
+
+        Raises:
+            OSError: it could not be written.
+        """
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; do nothing if there is none."""
 
 
 class NewFile(Protocol):
@@ -24,17 +51,8 @@ class NewFile(Protocol):
         """Close the file."""
 
 
-class Disk(Protocol):
-    """Files in folders. Every method raises OSError where the system does."""
-
-    def make(self, folder: Path) -> None:
-        """Create a folder and the one above it, for their owner alone, unless they exist."""
-
-    def list(self, folder: Path) -> list[Path]:
-        """Return the paths of all files in a folder."""
-
-    def read(self, path: Path) -> bytes:
-        """Return the bytes of a file."""
+class Disk(Storage, Protocol):
+    """A file system."""
 
     def create(self, path: Path) -> NewFile:
         """Create a file that only its owner may read."""
@@ -42,11 +60,25 @@ class Disk(Protocol):
     def rename(self, old: Path, new: Path) -> None:
         """Give a file another name, and replace the file that had it."""
 
-    def remove(self, path: Path) -> None:
-        """Remove a file; do nothing if there is none."""
-
     def sync(self, folder: Path) -> None:
         """Return when the names in a folder outlast a power cut."""
+
+    def put(self, path: Path, raw: bytes) -> None:
+        """Write a file under a name of its own, and then give it its name, as `Storage.put`.
+
+        Raises:
+            OSError: it could not be written; then no temporary file is left.
+        """
+        scratch = path.with_name(f"{SCRAP}{uuid.uuid4().hex}")
+        try:
+            with self.create(scratch) as file:
+                file.write(raw)
+                file.sync()
+            self.rename(scratch, path)
+        except BaseException:
+            self.remove(scratch)
+            raise
+        self.sync(path.parent)
 
 
 class _SystemFile(NewFile):

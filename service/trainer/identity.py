@@ -22,6 +22,8 @@ CHANGEABLE = (
     "join_bytes",
 )  # fmt: skip
 """Settings that a trainer brings with it, and that decide bits."""
+STORED = "://"
+"""An address of object storage contains it, and a path does not."""
 DECIDED = {"features": INPUTS, "classes": TASK, "task": TASK}
 """Fields of a spec, and the choices by which they are left to the log or not."""
 
@@ -37,7 +39,7 @@ class Identity:
     """Its values of CHANGEABLE, and what its settings declare of the schema, as texts."""
     host: str
     folder: str
-    """Path of its checkpoints on that host."""
+    """Path of its checkpoints on that host, or their address in object storage."""
     lock: str
     """Name of the lock next to them (see `service.log.lease.Lock`)."""
     opens: Sequence[str] = (INPUTS, TASK)
@@ -50,7 +52,7 @@ class Identity:
         Args:
             settings: of its service.
             spec: of its model.
-            folder: of its checkpoints.
+            folder: path or address of its checkpoints.
             lock: name of the lock next to them.
         """
         values = settings.model_dump(include=set(CHANGEABLE))
@@ -105,9 +107,21 @@ class Identity:
         """Return the settings that change when another trainer goes on, with both values."""
         return list(_changes(self.settings, other.settings))
 
-    def keeps_elsewhere(self, lock: str) -> bool:
-        """Return whether its checkpoints are on this machine, and not next to a lock."""
-        return self.lock.startswith(f"{boot_name()}:") and self.lock != lock
+    @property
+    def advice(self) -> str:
+        """The setting with which another trainer finds its checkpoints."""
+        if STORED in self.folder:
+            return f"Use the learner's --state, which keeps them in {self.folder}"
+        return f"Use the folder of the learner as --data-dir, which is {self.folder} on {self.host}"
+
+    def keeps_elsewhere(self, other: "Identity") -> bool:
+        """Return whether it is known that its checkpoints are not those of another trainer.
+
+        The locks next to them tell folders of one machine apart.
+        """
+        if STORED in self.folder or STORED in other.folder:
+            return self.folder != other.folder
+        return self.lock.startswith(f"{boot_name()}:") and self.lock != other.lock
 
 
 def _changes(theirs: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]:

@@ -63,6 +63,8 @@ WARN_SECONDS = 10.0
 REST_SECONDS = 0.5
 """Longest wait until labels are joined; after it, a look at the questions is skipped."""
 
+TakeEpoch = Callable[[Log, int], Awaitable[int]]
+"""Returns a new epoch above a given one, and fences off every trainer of an earlier one."""
 KeepLease = Callable[[], Awaitable[None]]
 """Called between the parts of long work. It raises FencedError if another process may have the
 lease, and Stopped if the work is to end."""
@@ -94,6 +96,7 @@ class Replica:
             once it has begun, and not the settings.
         joiner: decides which questions labels meet; None for one with the settings' defaults.
         became: called with what became of labels, by the entry that holds them.
+        take_epoch: takes the log over, and whatever else only one trainer may write.
     """
 
     def __init__(
@@ -107,13 +110,14 @@ class Replica:
         is_calibration_recorded: bool = False,
         joiner: Joiner | None = None,
         became: Callable[[EntryId, Sequence[Join]], object] = lambda *_: None,
+        take_epoch: TakeEpoch = lambda log, at_least: log.take_epoch(at_least),
     ) -> None:
         self.joiner = joiner or Joiner(clock)
         self.joins = Joins()
         """The decisions of the applied cuts on labels of questions."""
         self.commands: tuple[Ordered, ...] = ()
         """The newest commands of operators in the applied cuts."""
-        self._became = became
+        self._became, self._take_epoch = became, take_epoch
         self._is_calibration_recorded = is_calibration_recorded
         self.state, self._observe, self._clock = state, observe, clock
         self.progress = Progress()
@@ -176,7 +180,7 @@ class Replica:
             return True
         if newest.progress.cut == 0 and newest.spec != self.state.spec and not self.is_open:
             return False  # an open model wrote it, which had learned nothing
-        self._check_spec(newest.spec, f"the checkpoint in {checkpoints.directory}")
+        self._check_spec(newest.spec, f"the checkpoint in {checkpoints.place}")
         self.is_open = self.is_open and newest.progress.cut == 0
         self.state.set_hyperparameters(newest.hyperparameters)
         counts = newest.version, newest.examples
@@ -291,7 +295,7 @@ class Replica:
 
     async def _take_over(self, log: Log) -> None:
         """Take an epoch, so that no other trainer records a cut from now on."""
-        self._epoch = await log.take_epoch(self.progress.epoch)
+        self._epoch = await self._take_epoch(log, self.progress.epoch)
 
     def _enter_epoch(self) -> None:
         """Let checkpoints name the epoch from now on: no cut of an earlier one is still to come.

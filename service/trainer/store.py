@@ -1,4 +1,4 @@
-"""The checkpoints of one model in one directory, each written whole or not at all.
+"""The checkpoints of one model in one place, each written whole or not at all.
 
 Files are named by epoch and cut and never overwritten. The chunks that they need are next to them
 (see `service.trainer.chunks`): they are written before, and removed after the last checkpoint that
@@ -7,7 +7,6 @@ needs them.
 
 import contextlib
 import re
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +22,11 @@ from service.trainer.checkpoint import (
 )
 from service.trainer.chunks import NAME as CHUNK_NAME
 from service.trainer.chunks import SIDES, DamagedChunkError, Ledger, Manifest, checked
-from service.trainer.disk import Disk, SystemDisk
+from service.trainer.disk import SCRAP, Storage, SystemDisk
 from streams.errors import FunnelError
 
 KEPT = 3
 """Files kept in a directory; the log is trimmed up to the oldest."""
-SCRAP = ".writing-"
-"""The start of the names of files that are not whole yet."""
 NAME = re.compile(r"checkpoint-(\d{8})-(\d{14})\.safetensors")
 
 
@@ -54,11 +51,14 @@ class Info:
 class CheckpointStore:
     """The checkpoints of one model in one directory.
 
+    Processes that use the same directory need no more than its names to find the newest one; what
+    they need elsewhere, `service.trainer.objects.shared` has.
+
     Args:
         directory: created if it does not exist.
         numerics: recorded in every file (see `service.trainer.checkpoint.numerics`).
         warn: called with a message about a damaged file or differing numerics.
-        disk: that of the directory.
+        disk: that of the directory; the file system by default.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class CheckpointStore:
         directory: Path,
         numerics: dict[str, str],
         warn: Callable[[str], None],
-        disk: Disk | None = None,
+        disk: Storage | None = None,
     ) -> None:
         self.directory, self.numerics, self._warn = directory, numerics, warn
         self._disk = disk or SystemDisk()
@@ -82,6 +82,27 @@ class CheckpointStore:
         """Chunks that no checkpoint needed when the last one was written."""
         self._turn = 0
         """How often a chunk of a base was checked; sides take turns."""
+
+    @property
+    def place(self) -> str:
+        """The place of the checkpoints, for people."""
+        return str(self.directory.absolute())
+
+    @property
+    def epoch(self) -> int:
+        """The highest epoch that the place is known to have been claimed with; 0 without claims."""
+        return 0
+
+    needs_claim = False
+    """True if a trainer has to claim the place, with its epoch, before it writes."""
+
+    def claim(self, epoch: int) -> None:
+        """Let no trainer of an earlier epoch name a checkpoint of its own the newest any more.
+
+        Raises:
+            FencedError: a trainer of this or a later epoch has claimed the place.
+            UnreadableError: the place cannot be reached.
+        """
 
     def files(self) -> list[Path]:
         """Return the paths of all checkpoints, oldest first.
@@ -163,7 +184,7 @@ class CheckpointStore:
             if self.files() != files:
                 return self.load()  # they were removed when others had been written
             raise DamagedError(
-                f"none of the {len(files)} checkpoints in {self.directory} is good. Put back one "
+                f"none of the {len(files)} checkpoints in {self.place} is good. Put back one "
                 "from a backup, or move them away to learn again from what the log still holds"
             )
         self.ledger.manifests = {}  # what is damaged is written again
@@ -216,9 +237,7 @@ class CheckpointStore:
             info = self._infos[path] = self._write(copy.apart(self.ledger), path, written)
         except OSError:
             with contextlib.suppress(OSError):
-                if path not in self.files():
-                    for name in set(written) - before:
-                        self._disk.remove(self.directory / name)
+                self._undo(path, set(written) - before)
             raise
         outdated = self.files()[:-KEPT]  # its own too, if a later trainer has written that many
         for old in outdated:
@@ -227,6 +246,15 @@ class CheckpointStore:
         self._seen = sorted({*self._seen, path} - set(outdated))
         self._clear_chunks()
         return info
+
+    def _undo(self, path: Path, chunks: set[str]) -> None:
+        """Remove the chunks that a checkpoint was to bring, unless it is there."""
+        if path not in self.files():
+            for name in chunks:
+                self._disk.remove(self.directory / name)
+
+    def _announce(self, copy: Checkpoint, path: Path, raw: bytes) -> None:
+        """Let other processes find a checkpoint that is whole; its name alone does that here."""
 
     def _write(self, copy: Checkpoint, path: Path, written: list[str]) -> Info:
         """Write what has changed of large tables, and then the checkpoint.
@@ -242,7 +270,7 @@ class CheckpointStore:
 
         def write(name: str, raw: bytes) -> None:
             written.append(name)
-            write_atomically(self._disk, self.directory / name, raw)
+            self._disk.put(self.directory / name, raw)
             self._good.add(name)
 
         manifest, digests = None, dict[str, Bytes]()
@@ -252,7 +280,8 @@ class CheckpointStore:
             self._check_base(manifest, written)
         sha256 = copy.sha256(digests)
         raw = encode(copy, sha256, self.numerics, manifest)
-        write_atomically(self._disk, path, raw)
+        self._disk.put(path, raw)
+        self._announce(copy, path, raw)
         if manifest:
             self.ledger.take(manifest)
         return _info(path, copy, sha256, manifest, len(raw))
@@ -340,21 +369,3 @@ def _unreadable(error: OSError) -> UnreadableError:
         else ""
     )
     return UnreadableError(f"the checkpoints cannot be read: {error}{owner}")
-
-
-def write_atomically(disk: Disk, path: Path, raw: bytes) -> None:
-    """Write a file so that after a crash it exists whole or not at all.
-
-    Raises:
-        OSError: it could not be written; then no temporary file is left.
-    """
-    scratch = path.with_name(f"{SCRAP}{uuid.uuid4().hex}")
-    try:
-        with disk.create(scratch) as file:
-            file.write(raw)
-            file.sync()
-        disk.rename(scratch, path)
-    except BaseException:
-        disk.remove(scratch)
-        raise
-    disk.sync(path.parent)

@@ -139,7 +139,13 @@ class Trainer:
         )
         choices = declared, policies, opens, follows
         self._replica = Replica(
-            state, self._on_batch, clock, *choices, joiner=joiner, became=self._on_labels
+            state,
+            self._on_batch,
+            clock,
+            *choices,
+            joiner=joiner,
+            became=self._on_labels,
+            take_epoch=self._take_epoch,
         )
         self._waiters, self._rejections, self._orders = Waiters(), Rejections(), Orders()
         self._worker = workers("funnel-step")
@@ -152,8 +158,7 @@ class Trainer:
             clock,
             self._wake.set,
         )
-        folder = str(checkpoints.directory.absolute())
-        self._identity = Identity.of(settings, state.spec, folder, lock.name)
+        self._identity = Identity.of(settings, state.spec, checkpoints.place, lock.name)
         self._is_compared = False
         """True once it is known that it could take over from the present learner."""
         told = self._identity.to_json()
@@ -476,7 +481,7 @@ class Trainer:
         Raises:
             LogError: it could not take over; the message lists why, and what to do.
         """
-        key, folder = self._log.keys.log, self._writer.checkpoints.directory
+        key, place = self._log.keys.log, self._writer.checkpoints.place
         learner = Identity.from_json(await self._log.learner())
         if learner is None:  # of an earlier version, or gone
             return
@@ -487,15 +492,15 @@ class Trainer:
                 "to stand by, or another --name for another application"
             )
         first, _ = await self._log.cut_range()
-        is_apart = learner.keeps_elsewhere(self._lease.lock.name)
+        is_apart = learner.keeps_elsewhere(self._identity)
         if first > self._replica.progress.cut + 1 and not self._settings.accept_gap:
             if self._writer.checkpoints.has_news:
                 return  # it is compared again with what has just been written
             reason = (
                 f"this service could not take over from the one that learns from {key}: its own "
-                f"checkpoints in {folder} end at cut {self._replica.progress.cut}, and the log "
-                f"begins at cut {first}. Use the folder of the learner as --data-dir, which is "
-                f"{learner.folder} on {learner.host}, or another --name for another application"
+                f"checkpoints in {place} end at cut {self._replica.progress.cut}, and the log "
+                f"begins at cut {first}. {learner.advice}, or another --name for another "
+                "application"
             )
             if is_apart:
                 raise LogError(reason)
@@ -503,9 +508,9 @@ class Trainer:
         elif is_apart:
             logger.warning(
                 "the learner keeps its checkpoints in %s, and this service looks for them in %s: "
-                "it will serve an older model. Use one --data-dir for both",
+                "it will serve an older model. Use one --data-dir or --state for both",
                 learner.folder,
-                folder,
+                place,
             )
         if changing := learner.changing(self._identity):
             logger.warning(
@@ -513,6 +518,28 @@ class Trainer:
                 ", ".join(changing),
             )
         self._is_compared = True
+
+    async def _take_epoch(self, log: Log, at_least: int) -> int:
+        """Take the log over, and then the place of the checkpoints, so that no earlier trainer
+        writes either; return the epoch.
+
+        While the place cannot be reached, a trainer that has claimed it before goes on.
+
+        Raises:
+            FencedError: a later trainer has claimed the place.
+            UnreadableError: it cannot be reached.
+        """
+        store = self._writer.checkpoints
+        epoch = await log.take_epoch(max(at_least, store.epoch))
+        if store.needs_claim:
+            claimed = self._worker.start(lambda: store.claim(epoch))
+            try:
+                await asyncio.wrap_future(claimed)
+            except UnreadableError as error:
+                if not self._replica.has_recovered:
+                    raise
+                logger.warning("%s; going on with an earlier claim", error)
+        return epoch
 
     async def _keep_lease(self) -> None:
         """Renew the lease if that is due, unless a batch hangs.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
-from service.log.errors import Stopped
+from service.log.errors import FencedError, Stopped
 from service.log.log import Log
 from service.monitoring.status import Checkpointing
 from service.process import Clock, return_freed_memory
@@ -89,12 +89,18 @@ class CheckpointWriter:
             self.checkpoints.clear_scraps()
 
     async def tend(self, replica: Replica, log: Log) -> None:
-        """Begin a checkpoint if one is due; after one, trim the log before the oldest kept."""
+        """Begin a checkpoint if one is due; after one, trim the log before the oldest kept.
+
+        Raises:
+            FencedError: another trainer has claimed the place of the checkpoints.
+        """
         progress = replica.progress
         if self.is_due(replica):
             self._begin(replica)
         elif self._writing is not None and self._writing.done():
             writing, self._writing = self._writing, None
+            if isinstance(error := writing.exception(), FencedError):
+                raise error
             oldest = None if writing.exception() else self.checkpoints.oldest()
             if oldest is not None and oldest.log == progress.log:
                 lowest = min(oldest.position, progress.position, key=lambda at: at.entry)

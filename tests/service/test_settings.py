@@ -90,6 +90,36 @@ def test_an_empty_key_does_not_open_the_service(
     assert load_settings({"api_key": "mine"}).api_key.get_secret_value() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("s3://bucket/a/prefix/", "s3://bucket/a/prefix"),
+        ("gs://bucket", "gs://bucket"),
+        ("az://container/prefix", "az://container/prefix"),
+        ("file:///mnt/state/", "file:///mnt/state"),
+        ("", ""),
+    ],
+)
+def test_checkpoints_are_kept_where_state_says(given: str, kept: str) -> None:
+    assert load_settings({"state": given}).state == kept
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "bucket/prefix", "s3:/bucket", "s3://", "http://bucket/x", "file://host/x", "file:///",
+        "s3://bucket/../x", "s3://bucket//x", "s3://key:topsecret@bucket/x",
+        "s3://bucket/x?sig=topsecret", "s3://bucket/x#topsecret",
+    ],
+)  # fmt: skip
+def test_an_address_that_is_none_is_refused_and_what_may_be_a_secret_is_not_shown(
+    value: str,
+) -> None:
+    with pytest.raises(SettingsError, match="FUNNEL_STATE: give ") as said:
+        load_settings({"state": value})
+    assert "topsecret" not in str(said.value)
+
+
 @pytest.mark.parametrize(("name", "value"), [("host", ""), ("host", "[]"), ("data_dir", " ")])
 def test_an_empty_option_is_not_everything(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"FUNNEL_{name.upper()}: give a"):

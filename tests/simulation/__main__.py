@@ -17,9 +17,8 @@ BLOCK = 50
 """Schedules that a worker runs at a time."""
 
 
-def replay(seed: int, is_small: bool, asks: bool) -> int:
+def replay(plan: Plan, is_small: bool) -> int:
     """Run one schedule, and print all that happens."""
-    plan = Plan.asking(seed) if asks else Plan.of(seed)
     if is_small and failure(plan):
         plan = shrink(plan, lambda smaller: bool(failure(smaller)))
     trace: list[str] = []
@@ -40,18 +39,20 @@ def main() -> int:
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one, and print its trace")
     parser.add_argument("--shrink", action="store_true", help="replay a smaller one that fails")
     parser.add_argument("--labels", action="store_true", help="clients ask, and label later")
+    parser.add_argument("--stored", action="store_true", help="checkpoints in object storage")
     options = parser.parse_args()
+    plan_of = Plan.asking if options.labels else Plan.stored if options.stored else Plan.of
     if options.replay is not None:
-        return replay(options.replay, options.shrink, options.labels)
+        return replay(plan_of(options.replay), options.shrink)
     began, events, failed = time.monotonic(), Counter[str](), 0
     starts = range(options.seed, options.seed + options.schedules, BLOCK)
     sizes = [min(BLOCK, options.seed + options.schedules - start) for start in starts]
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        for found, broken in pool.map(run, starts, sizes, repeat(options.labels)):
+        for found, broken in pool.map(run, starts, sizes, repeat(plan_of)):
             events += found
             for seed, how in broken.items():
                 failed += 1
-                more = " --labels" * options.labels
+                more = " --labels" * options.labels or " --stored" * options.stored
                 again = f"python -m tests.simulation --replay {seed} --shrink{more}"
                 print(f"seed {seed}: {how}\n  {again}")
     seconds = time.monotonic() - began

@@ -28,14 +28,14 @@ class Mutant:
         file: that it is in.
         right: the code as it is, once in the file.
         wrong: the code with the fault.
-        asks: whether it shows where labels come later.
+        plans: method of `Plan` that returns the schedules in which it shows.
     """
 
     what: str
     file: str
     right: str
     wrong: str
-    asks: bool = False
+    plans: str = "of"
 
     def sow(self, root: Path) -> None:
         """Change the file in a copy of the tree.
@@ -51,26 +51,29 @@ class Mutant:
         path.write_text(text.replace(self.right, self.wrong))
 
 
+DISK = "service/trainer/disk.py"
 STORE, WRITER = "service/trainer/store.py", "service/trainer/writer.py"
 REPLICA, TRAINER = "service/trainer/replica.py", "service/trainer/trainer.py"
 PIPELINE, CUTS = "service/trainer/pipeline.py", "service/log/cuts.py"
 CHOICE = "service/trainer/choice.py"
 JOINER, JOINS = "service/trainer/joining/joiner.py", "service/trainer/joining/joins.py"
 MUTANTS = (
-    Mutant("a file is not synced before it gets its name", STORE, "            file.sync()\n", ""),
+    Mutant(
+        "a file is not synced before it gets its name", DISK, "                file.sync()\n", ""
+    ),
     Mutant(
         "a file gets its name before it is written",
-        STORE,
-        """            file.write(raw)
-            file.sync()
-        disk.rename(scratch, path)
+        DISK,
+        """                file.write(raw)
+                file.sync()
+            self.rename(scratch, path)
 """,
-        """            disk.rename(scratch, path)
-            file.write(raw)
-            file.sync()
+        """                self.rename(scratch, path)
+                file.write(raw)
+                file.sync()
 """,
     ),
-    Mutant("the folder is not synced", STORE, "    disk.sync(path.parent)\n", ""),
+    Mutant("the folder is not synced", DISK, "        self.sync(path.parent)\n", ""),
     Mutant(
         "the digest of a checkpoint is not checked",
         "service/trainer/checkpoint.py",
@@ -80,7 +83,7 @@ MUTANTS = (
     Mutant(
         "a chunk is not synced before the checkpoint that needs it",
         STORE,
-        "            write_atomically(self._disk, self.directory / name, raw)\n",
+        "            self._disk.put(self.directory / name, raw)\n",
         """            with self._disk.create(self.directory / name) as file:
                 file.write(raw)
 """,
@@ -416,84 +419,98 @@ MUTANTS = (
         JOINER,
         "        await self.catch_up(log, rules)\n        hashes",
         "        hashes",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a question that has a label gets another one",
         JOINS,
         "        self.used[join.place] = join.label\n",
         "",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a checkpoint forgets which questions have labels",
         JOINS,
         """                "used": used,""",
         """                "used": {},""",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a checkpoint forgets which labels wait",
         JOINS,
         """                "waiting": waiting,""",
         """                "waiting": [],""",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a question is closed before it is recorded that a label has met it",
         JOINER,
         "            first = min(met, pending.oldest_question)\n",
         "            first = TOP\n",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a label does not supersede the default of a question that has timed out",
         JOINER,
         "        may = self._learns_last or earlier.result == Result.TIMEOUT\n",
         "        may = False\n",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a label that has waited is recorded as met before it is recorded as waiting",
         JOINER,
         "if not at.is_after(position))\n        taken",
         "if at)\n        taken",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a label that corrects a negative is forgotten when that is recorded",
         JOINS,
         "        if join.result != Result.ASSUMED or (",
         "        if join.result or (",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a cut forgets the weight of a label that corrects a negative",
         CUTS,
         "    factor = [] if join.factor == 1.0 else [join.factor]\n",
         "    factor = [1.0] if join.factor == 1.0 else [1.0]\n",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a question is closed before the sum of its labels is learned",
         JOINER,
         "                first = min(first, index.oldest_waiting)\n",
         "                first = min(first, TOP)\n",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a checkpoint holds the last label in place of the sum",
         JOINS,
         "added(before.label, join.label) if before and is_more",
         "join.label if before and is_more",
-        asks=True,
+        plans="asking",
     ),
     Mutant(
         "a question that repeats a closed one is open after a restart",
         JOINER,
         "        return replace(cut, repeats=repeats)\n",
         "        return replace(cut, repeats=repeats[:0])\n",
-        asks=True,
+        plans="asking",
+    ),
+    Mutant(
+        "a trainer does not claim the object storage when it takes over",
+        "service/trainer/objects/shared.py",
+        "    needs_claim = True\n",
+        "    needs_claim = False\n",
+        plans="stored",
+    ),
+    Mutant(
+        "an old trainer names a checkpoint after another has claimed the storage",
+        "service/trainer/objects/latest.py",
+        "(present.epoch >= epoch and not is_own) or present.name > new.name",
+        "False",
+        plans="stored",
     ),
 )
 
@@ -511,7 +528,7 @@ def caught(mutant: Mutant, schedules: int, seed: int) -> str:
         mutant.sow(root)
         context = multiprocessing.get_context("fork")  # torch is imported once
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(root, schedules, seed, mutant.asks, sender))
+        process = context.Process(target=_run, args=(root, schedules, seed, mutant.plans, sender))
         process.start()
         sender.close()
         try:
@@ -522,14 +539,14 @@ def caught(mutant: Mutant, schedules: int, seed: int) -> str:
     return how
 
 
-def _run(root: Path, schedules: int, seed: int, asks: bool, sender: Connection) -> None:
+def _run(root: Path, schedules: int, seed: int, plans: str, sender: Connection) -> None:
     """Run schedules with the code in a folder until one fails; send how it did."""
     for name in [n for n in sys.modules if n.split(".")[0] in PACKAGES]:
         del sys.modules[name]
     sys.path[:0] = [str(root), str(root / "service" / "entry")]
     plan, runs = (importlib.import_module(f"tests.simulation.{n}") for n in ("plan", "runs"))
     assert str(root) in str(runs.__file__), "the copy is imported"
-    plan_of = plan.Plan.asking if asks else plan.Plan.of
+    plan_of = getattr(plan.Plan, plans)
     seeds = range(seed, seed + schedules)
     found = ((k, how) for k in seeds if (how := runs.failure(plan_of(k))))
     number, how = next(found, (0, ""))

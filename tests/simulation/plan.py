@@ -146,6 +146,25 @@ class Plan:
     """The kinds of examples that come to an open model; none if the model is not open."""
     labelling: Labelling | None = None
     """How clients ask and label; None if they do not."""
+    is_stored: bool = False
+    """Whether checkpoints are kept in object storage."""
+
+    @classmethod
+    def stored(cls, seed: int) -> "Plan":
+        """Return the plan of a seed with checkpoints in object storage.
+
+        Trainers on two machines lose the log for longer than a lease while they write slowly.
+        """
+        plan, rng = cls.of(seed), random.Random(f"{seed}/stored")
+        machines = plan.machines if len(plan.machines) > 1 else (0, 1)
+        faults = list(plan.faults)
+        for process in rng.sample(range(len(machines)), 2):
+            at, lasts = rng.uniform(0.5, plan.seconds), 2 * plan.lease_seconds
+            kind = rng.choice(("partition", "suspend"))
+            faults.append(Fault(at, "slow", process, lasts))
+            faults.append(Fault(at + rng.uniform(0, 1), kind, process, lasts))
+        faults.sort(key=lambda fault: fault.at)
+        return replace(plan, is_stored=True, machines=machines, faults=tuple(faults))
 
     @classmethod
     def asking(cls, seed: int) -> "Plan":
@@ -222,7 +241,8 @@ class Plan:
         lines = [
             f"seed {self.seed}: {self.kind}{', real state' if self.is_real else ''}"
             f"{f', open to {self.sends}' if self.sends else ''}"
-            f"{f', {self.labelling}' if self.labelling else ''}, processes on "
+            f"{f', {self.labelling}' if self.labelling else ''}"
+            f"{', object storage' if self.is_stored else ''}, processes on "
             f"machines {self.machines}, {'locks' if self.locks else 'no locks'}, "
             f"{'embedded' if self.is_embedded else 'remote'} server, {self.entries} entries, "
             f"{self.inherited} inherited cuts, loss {self.loss}, late {self.late}, batches of "

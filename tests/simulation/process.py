@@ -20,12 +20,14 @@ from service.model import Model
 from service.monitoring.status import Condition, Role
 from service.settings import Settings
 from service.trainer.choice import AnotherModelError
+from service.trainer.objects.shared import SharedStore
 from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
 from service.trainer.waiters import Applied
 from streams.batch import InvalidBatchError, check, decode
 from streams.errors import FunnelError
 from streams.rows.entry import from_bytes
+from tests.simulation.bucket import SimulatedBucket
 from tests.simulation.chain import ChainState
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.loop import OWNER, KilledError, OwnClock, Owner, SimulatedWorker
@@ -237,7 +239,7 @@ class Process:
         self.trainer = Trainer(
             self.state,
             MemoryLog(world.server, self.network),
-            CheckpointStore(FOLDER, {}, lambda text: world.note(self.name, text), self.disk),
+            self._store(),
             self._lock,
             settings,
             observe=lambda seconds, examples: None,
@@ -245,6 +247,19 @@ class Process:
             workers=self._worker,
         )
         self.trainer.prepare()
+
+    def _store(self) -> CheckpointStore:
+        world, owner = self.world, self.owner
+        assert owner is not None
+
+        def warn(text: str) -> None:
+            world.note(self.name, text)
+
+        if not world.plan.is_stored:
+            return CheckpointStore(FOLDER, {}, warn, self.disk)
+        rng = random.Random(f"{world.plan.seed}/{owner.name}/bucket")
+        bucket = SimulatedBucket(world.shelf, self.disk, rng, lambda: world.is_over)
+        return SharedStore(bucket, "model", {}, warn, by=owner.name)
 
     async def _run(self) -> None:
         """Run the trainer, and each that takes its place, as `service.service.Service` does."""

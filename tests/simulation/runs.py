@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from collections.abc import Callable
 
 from tests.simulation.plan import Plan
 from tests.simulation.world import simulate
@@ -20,15 +21,16 @@ def failure(plan: Plan) -> str:
     return ""
 
 
-def run(first: int, count: int, asks: bool = False) -> tuple[Counter[str], dict[int, str]]:
+def run(
+    first: int, count: int, plan_of: Callable[[int], Plan] = Plan.of
+) -> tuple[Counter[str], dict[int, str]]:
     """Run some schedules; return the events and the failures by seed.
 
     Args:
         first: of the seeds.
         count: of the schedules.
-        asks: whether clients ask with ids, and label their questions, too.
+        plan_of: returns the plan of a seed.
     """
-    plan_of = Plan.asking if asks else Plan.of
     events: Counter[str] = Counter()
     broken: dict[int, str] = {}
     gc.disable()  # a run makes little garbage, and collections take a tenth of the time

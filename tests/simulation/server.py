@@ -76,6 +76,8 @@ class SimulatedServer(MemoryServer):
         may still record cuts there, although new entries have lower ids after a step of the
         clock."""
         self._holders: dict[int, Owner] = {}
+        self.recorded = 0, ""
+        """Epoch of the newest record, and name of the trainer that made it."""
         self._saved: _Saved | None = None
 
     @property
@@ -179,6 +181,7 @@ class SimulatedServer(MemoryServer):
         except ViolationError as violation:
             self._violated(violation)
         super().record(epoch, number, cut)
+        self.recorded = epoch, owner.name
 
     def _check_kind(self, spec: Spec) -> None:
         """Check that a model that begins is of the kind that its log is claimed for."""

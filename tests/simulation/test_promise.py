@@ -18,6 +18,9 @@ SCHEDULES, PART = 2_000, 250
 ASKING = 80
 """Schedules in which clients ask, and label their questions later."""
 
+STORED = 125
+"""Schedules with checkpoints in object storage."""
+
 FOUND = {
     310: "a model that began after a gap had hyperparameters that no cut recorded",
     383: "a cut of which an entry was gone looked like damage, which no flag accepts",
@@ -55,11 +58,18 @@ def test_what_a_schedule_found_once_stays_mended(seed: int) -> None:
 
 
 def test_each_label_meets_its_question_once_whatever_happens() -> None:
-    events, broken = run(0, ASKING, asks=True)
+    events, broken = run(0, ASKING, Plan.asking)
     assert not broken, "python -m tests.simulation --labels --replay SEED --shrink shows it"
     assert events["asked"] > 10 * ASKING
     assert events["labelled"] > 10 * ASKING
     assert events["kill"] > ASKING
+
+
+def test_with_checkpoints_in_object_storage_one_trainer_at_a_time_names_the_newest() -> None:
+    events, broken = run(0, STORED, Plan.stored)
+    assert not broken, "python -m tests.simulation --stored --replay SEED --shrink shows it"
+    assert min(events["partition"], events["suspend"], events["kill"]) > STORED / 2
+    assert min(events["full disk"], events["broken disk"], events["rot"]) > 3
 
 
 @pytest.mark.parametrize("seed", FOUND_ASKING)
@@ -81,7 +91,7 @@ def test_a_label_that_is_joined_wrongly_is_reported(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_seed_repeats_its_schedule() -> None:
-    for plan in (Plan.of(7), Plan.of(8), Plan.asking(7)):
+    for plan in (Plan.of(7), Plan.of(8), Plan.asking(7), Plan.stored(7)):
         one, other = list[str](), list[str]()
         assert simulate(plan, one) == simulate(plan, other)
         assert _without_names(one) == _without_names(other)

@@ -37,6 +37,7 @@ from streams.batch import decode as decode_batch
 from streams.examples import AnyBatch, joined
 from streams.rows.entry import from_bytes as rows_from_bytes
 from streams.rows.rows import Rows
+from tests.simulation.bucket import Shelf
 from tests.simulation.chain import ChainState, chained
 from tests.simulation.disk import Platter
 from tests.simulation.joins import ASKED, BY_LABEL, Label, Rules, question_of
@@ -153,6 +154,7 @@ class World:
         )
         self.server.decides = plan.is_open
         self.platter = Platter(random.Random(f"{plan.seed}/disk"), self._created, self._removed)
+        self.shelf = Shelf(self.platter, self.server, self.violate)
         self._rotten: set[str] = set()
         """Chunks of which a bit has flipped."""
         self.locks: dict[int, Owner | None] = {}

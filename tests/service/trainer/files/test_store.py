@@ -10,7 +10,7 @@ import pytest
 from service.trainer import disk
 from service.trainer.checkpoint import DamagedError
 from service.trainer.disk import SystemDisk
-from service.trainer.store import KEPT, CheckpointStore, UnreadableError, write_atomically
+from service.trainer.store import KEPT, CheckpointStore, UnreadableError
 from tests.support.checkpoints import PROGRESS, a_copy, kept
 from tests.support.states import same_tensors
 
@@ -131,11 +131,11 @@ def test_other_numerics_are_named(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_atomically(SystemDisk(), path, b"old")
+    SystemDisk().put(path, b"old")
     blocked = tmp_path / "directory"
     blocked.mkdir()
     with pytest.raises(OSError, match="directory"):
-        write_atomically(SystemDisk(), blocked, b"new")
+        SystemDisk().put(blocked, b"new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["directory", "file"]
     assert path.read_bytes() == b"old"
 
@@ -156,7 +156,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
 
     monkeypatch.setattr(disk.os, "fsync", sync)
     monkeypatch.setattr(disk.os, "replace", replace)
-    write_atomically(SystemDisk(), tmp_path / "file", b"new")
+    SystemDisk().put(tmp_path / "file", b"new")
     assert done == ["file", "name", "directory"]
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints in object storage, from which any machine can load them."""
