@@ -82,6 +82,7 @@ class S3Process:
         """Let it take connections and answer nothing."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)  # all its threads stand
         try:
             yield
         finally:
