@@ -143,9 +143,10 @@ def test_an_error_of_the_store_has_advice_and_no_secret(
 def test_a_store_that_answers_nothing_is_given_up(
     s3: S3Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buckets, "QUICK_SECONDS", 1)
     bucket = s3.bucket(monkeypatch, "s3://bucket/still")
     tag = bucket.create("m/a", b"x")
+    monkeypatch.setattr(buckets, "QUICK_SECONDS", 1)
+    bucket = open_bucket("s3://bucket/still")
     began = time.monotonic()
     with s3.standing_still(), pytest.raises(OSError, match="cannot be used now"):
         bucket.read("m/a", tag)
