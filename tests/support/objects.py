@@ -18,7 +18,6 @@ from obstore.store import MemoryStore
 from service.trainer.objects.bucket import Bucket, Found, StoredBucket, Tag
 from tests.support.harness import START_SECONDS, free_port
 
-T = TypeVar("T")
 
 WEED = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
@@ -64,7 +63,8 @@ class S3Process:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), pytest.MonkeyPatch.context() as patch:
-                self.bucket(patch, "s3://bucket/ready").create(str(time.monotonic_ns()), b"")
+                bucket = self.bucket(patch, "s3://bucket/ready")
+                bucket.create(str(time.monotonic_ns()), b"x")  # its first bytes take it seconds
                 return self
             time.sleep(0.1)
         raise TimeoutError((self.directory / "log").read_text())
