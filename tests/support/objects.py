@@ -18,6 +18,8 @@ from obstore.store import MemoryStore
 from service.trainer.objects.bucket import Bucket, Found, StoredBucket, Tag
 from tests.support.harness import START_SECONDS, free_port
 
+T = TypeVar("T")
+
 
 WEED = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
