@@ -183,11 +183,16 @@ def test_200_megabytes_are_refused_without_being_read(unharmed: httpx.Client) ->
         read = 0
 
 
-def test_compressed_bodies_are_refused(unharmed: httpx.Client) -> None:
-    answer = unharmed.post(
-        "/learn", content=b"x", headers={"Content-Type": JSON, "Content-Encoding": "gzip"}
-    )
+@pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, gzip"])
+def test_encodings_other_than_gzip_are_refused_by_name(
+    unharmed: httpx.Client, encoding: str
+) -> None:
+    headers = {"Content-Type": JSON, "Content-Encoding": encoding}
+    answer = unharmed.post("/learn", content=b"x", headers=headers)
     assert answer.status_code == 415
+    assert answer.json()["error"]["code"] == "unsupported_encoding"
+    assert f"Content-Encoding '{encoding}': send gzip" in answer.json()["error"]["message"]
+    assert answer.headers["Accept-Encoding"] == "gzip"
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256])
