@@ -97,11 +97,12 @@ def test_a_flat_list_of_features_holds_numbers_only(text: str) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("true", "a label must be an integer, got boolean True"),
-        ("1.0", "a label must be an integer, got number 1.0"),
+        ("true", "a label must be an integer, got boolean True; send 1"),
+        ("1.0", "a label must be an integer, got number 1.0; send 1"),
         ("1e0", "a label must be an integer, got number 1.0"),
-        ("-0.0", "a label must be an integer, got number -0.0"),
-        ('"1"', "a label must be an integer, got string 1"),
+        ("-0.0", "a label must be an integer, got number -0.0; send 0"),
+        ("1.5", "a label must be an integer, got number 1.5; a service with FUNNEL_TASK=regress"),
+        ('"1"', "a label must be an integer, got string 1; words are labels of rows: start a serv"),
         ("null", "a label must be an integer, got null None"),
         ("[1]", r"a label must be an integer, got list \[1\]"),
         ("-1", "label -1 is outside 0…1"),
@@ -117,6 +118,22 @@ def test_a_label_is_the_integer_that_is_written_or_refused(label: str, message: 
     with pytest.raises(InvalidBatchError, match=message) as caught:
         check(from_ndjson(f'{{"features": [1], "label": {label}}}'.encode()), 1, 2)
     assert caught.value.index == 0
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"rows": [{"a": 1}], "labels": [0]}',
+        '{"row": {"a": 1}, "label": 0}',
+        '{"features": [{"a": 1}], "labels": [0]}',
+        '{"features": [[null]], "labels": [0]}',
+        '{"features": [["basic"]], "labels": [0]}',
+        '{"features": [[1]], "labels": ["stay"]}',
+    ],
+)
+def test_what_only_rows_can_hold_is_refused_with_how_to_send_rows(document: str) -> None:
+    with pytest.raises(InvalidBatchError, match="FUNNEL_SCHEMA=auto for rows with names"):
+        from_json(document.encode())
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "nan", "1e999"])
