@@ -20,6 +20,11 @@ OPTIONS = {"schema": "auto", "table_bits": 12, "batch_size": 100, "max_wait_ms":
 FEATURES = "[...document.querySelectorAll('#features tbody tr')].map(r => r.innerText)"
 COLUMNS = "[...document.querySelectorAll('#columns tbody tr')].map(r => r.innerText)"
 BARS = "[...document.querySelectorAll('#features .bar')].map(b => b.getBoundingClientRect().width)"
+LINES_OF_NAMES = """[...document.querySelectorAll('#learners tbody th')].map(name => {
+  const range = document.createRange();
+  range.selectNodeContents(name);
+  return range.getClientRects().length;
+})"""
 SLY = "<img src=x>"
 
 
@@ -100,6 +105,9 @@ def test_it_fits_a_phone_in_light_and_dark(shown: Shown, width: int, scheme: str
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
     overflow = "[...document.querySelectorAll('.panel')].filter(p => p.scrollWidth > p.clientWidth)"
     assert shown.page.evaluate(f"{overflow}.length") == 0
+    lines = shown.page.evaluate(LINES_OF_NAMES)
+    assert len(lines) >= 3
+    assert set(lines) == {1}
 
 
 def test_every_table_has_a_name_and_headings(shown: Shown) -> None:
