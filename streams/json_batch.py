@@ -26,7 +26,7 @@ INT64 = range(-(1 << 63), 1 << 63)
 KEY = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")\s*:', re.DOTALL)
 """A text before a colon, in valid JSON."""
 WITH_ROWS = "start a service with FUNNEL_SCHEMA=auto for rows with names"
-"""What to do with values that features cannot be."""
+"""Advice for values that features cannot hold."""
 MAX_LISTS = 1 << 17
 """Most lists and objects in a document. The parser would turn ten million empty ones, 32 MB, into
 1 GB, and would block all other threads for seconds."""
