@@ -353,6 +353,7 @@ def _check_rows(rows: list[Any], width: int | None) -> None:
     Raises:
         InvalidBatchError: a row is not; the error names the first.
     """
+    setting = "" if width is None else " (FUNNEL_FEATURES)"
     for index, row in enumerate(rows):
         if type(row) is not list:
             message = "an example must be a list of numbers"
@@ -361,7 +362,7 @@ def _check_rows(rows: list[Any], width: int | None) -> None:
             raise InvalidBatchError(message, "features", index)
         width = len(row) if width is None else width
         if len(row) != width:
-            message = f"this example has {len(row)} features, expected {width}"
+            message = f"this example has {len(row)} features, expected {width}{setting}"
             raise InvalidBatchError(message, "features", index)
         if other := set(map(type, row)) - NUMBER:
             kind = other.pop()
