@@ -123,7 +123,9 @@ def plot(points: Sequence[Point], shifts: Sequence[ShiftRecovery], name: str, pa
     for number, learner in enumerate(learners):
         color = "C0" if number == 0 else f"C{2 + number}"
         accuracies = [p.accuracies.get(learner, float("nan")) for p in points]
-        top.plot(x, accuracies, color=color, alpha=1.0 if number == 0 else 0.7, label=called(learner))
+        top.plot(
+            x, accuracies, color=color, alpha=1.0 if number == 0 else 0.7, label=called(learner)
+        )
     for shift in shifts:
         taken = shift.recovery_examples.get(SERVED)
         if shift.goal is not None and taken is not None:
