@@ -265,3 +265,10 @@ def metric(client: httpx.Client, name: str) -> float:
         if line.split("{")[0].split(" ")[0] == name:
             return float(line.rpartition(" ")[2])
     raise AssertionError(f"no {name}")
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_an_object_in_place_of_an_id_is_refused_at_once(unharmed: httpx.Client, size: int) -> None:
+    body = {"ids": [{"a": None}], "labels": [0], "weights": [["x" * size]]}
+    answer = unharmed.post("/labels", json=body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "ids")
