@@ -76,6 +76,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print an error and exit with status 2."""
+        if (more := message.removeprefix("unrecognized arguments: ")) != message:
+            parser = self.chosen or self
+            is_address = "://" in more and "--to" in parser.names
+            hint = f" (did you mean --to {more}?)" if is_address else ""
+            self.exit(
+                USAGE, f"{parser.prog}: no argument {more!r}{hint}. See {parser.prog} --help\n"
+            )
         self.exit(USAGE, f"{self.prog}: {message.removeprefix('argument ')}\n")
 
 

@@ -2,8 +2,10 @@
 
 import io
 import json
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Self
 
@@ -255,8 +257,7 @@ def _to_onnx(module: Exported) -> bytes:
     """
     if find_spec("onnxscript") is None:  # torch needs it
         raise ExportError("ONNX needs onnxscript: pip install 'funnel-stream[onnx]'")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns of its own code
+    with _quiet():
         program = torch.onnx.export(
             module.eval(),
             (torch.zeros(2, module.width),),
@@ -273,6 +274,20 @@ def _to_onnx(module: Exported) -> bytes:
     model.metadata_props.add(key=ABOUT, value=module.about.model_dump_json())
     raw: bytes = model.SerializeToString()
     return raw
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from warning of its own code, and of torchvision, which is not used."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _to_program(module: Exported) -> bytes:

@@ -487,6 +487,8 @@ class Settings(BaseModel):
     @field_validator("families")
     @classmethod
     def _of_auto(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for name in value if value.count(name) > 1]:
+            raise ValueError(f"family {twice[0]!r} is named twice; name it once")
         added = sorted(set(value) - {LINEAR, *FAMILIES})
         if unknown := [name for name in added if not re.fullmatch(FACTORY, name)]:
             raise ValueError(

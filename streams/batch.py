@@ -276,7 +276,8 @@ def check_features(features: Features, width: int) -> None:
         raise InvalidBatchError("the batch has no examples", "features")
     if features.ndim != 2 or features.shape[1] != width:
         raise InvalidBatchError(
-            f"features have shape {list(features.shape)}, expected [n, {width}]", "features"
+            f"features have shape {list(features.shape)}, expected [n, {width}] (FUNNEL_FEATURES)",
+            "features",
         )
     if features.dtype != np.uint8:
         finite = np.isfinite(features).all(axis=1)

@@ -25,6 +25,8 @@ NUMBER = {int, float}
 INT64 = range(-(1 << 63), 1 << 63)
 KEY = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")\s*:', re.DOTALL)
 """A text before a colon, in valid JSON."""
+WITH_ROWS = "start a service with FUNNEL_SCHEMA=auto for rows with names"
+"""Advice for values that features cannot hold."""
 MAX_LISTS = 1 << 17
 """Most lists and objects in a document. The parser would turn ten million empty ones, 32 MB, into
 1 GB, and would block all other threads for seconds."""
@@ -110,11 +112,7 @@ def labels_of(labels: object, count: int, are_numbers: bool) -> Labels:
         return _numbers(labels)
     for index, label in enumerate(labels):
         if type(label) is not int:
-            raise InvalidBatchError(
-                f"a label must be an integer, got {_json_name(type(label))} {str(label)[:40]}",
-                "labels",
-                index,
-            )
+            raise _no_class(label, index)
         if label not in INT64:
             raise InvalidBatchError(f"label {label} does not fit int64", "labels", index)
     return np.array(labels, dtype=np.int64)
@@ -270,7 +268,10 @@ def _object(
         keys, allowed = of_one, allowed_of_one
     if missing := keys - document.keys():
         field = min(missing)
-        raise InvalidBatchError(f"the field {field!r} is missing; expected {_names(keys)}", field)
+        message = f"the field {field!r} is missing; expected {_names(keys)}"
+        if "features" in missing and not document.keys().isdisjoint({"rows", "row"}):
+            message += f"; {WITH_ROWS}"
+        raise InvalidBatchError(message, field)
     if unknown := document.keys() - keys - allowed:
         field = min(unknown)
         may = f", and perhaps {_names(allowed)}" if allowed else ""
@@ -352,19 +353,23 @@ def _check_rows(rows: list[Any], width: int | None) -> None:
     Raises:
         InvalidBatchError: a row is not; the error names the first.
     """
+    setting = "" if width is None else " (FUNNEL_FEATURES)"
     for index, row in enumerate(rows):
         if type(row) is not list:
-            raise InvalidBatchError("an example must be a list of numbers", "features", index)
+            message = "an example must be a list of numbers"
+            if type(row) is dict:
+                message += f"; {WITH_ROWS}"
+            raise InvalidBatchError(message, "features", index)
         width = len(row) if width is None else width
         if len(row) != width:
-            message = f"this example has {len(row)} features, expected {width}"
+            message = f"this example has {len(row)} features, expected {width}{setting}"
             raise InvalidBatchError(message, "features", index)
         if other := set(map(type, row)) - NUMBER:
-            raise InvalidBatchError(
-                f"features must be numbers, this example has a {_json_name(other.pop())}",
-                "features",
-                index,
-            )
+            kind = other.pop()
+            message = f"features must be numbers, this example has a {_json_name(kind)}"
+            if kind in (str, type(None)):
+                message += f"; {WITH_ROWS}, which hold words and missing values"
+            raise InvalidBatchError(message, "features", index)
 
 
 def _lists(raw: bytes) -> int:
@@ -385,6 +390,20 @@ def _may_hold_booleans(raw: bytes) -> bool:
 
 def _recurs(raw: bytes, letter: bytes) -> bool:
     return raw.find(letter) != raw.rfind(letter)
+
+
+def _no_class(label: object, index: int) -> InvalidBatchError:
+    """Return why a label is no class, and what to send."""
+    if isinstance(label, str):
+        advice = f"words are labels of rows: {WITH_ROWS}"
+    elif isinstance(label, float) and (not label.is_integer() or int(label) not in INT64):
+        advice = "a service with FUNNEL_TASK=regression predicts numbers"
+    elif isinstance(label, (bool, float)):
+        advice = f"send {int(label)}"
+    else:
+        advice = "send a number from 0"
+    got = f"got {_json_name(type(label))} {str(label)[:40]}"
+    return InvalidBatchError(f"a label must be an integer, {got}; {advice}", "labels", index)
 
 
 def _numbers(labels: list[Any]) -> Labels:

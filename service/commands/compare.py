@@ -37,6 +37,11 @@ DESCRIPTION = (
     "of a file decide. With --delay labels come later, for all learners alike."
 )
 
+NOT_OF_A_COMPARISON = (
+    "name", "features", "classes", "schema", "effort", "shadow", "promote",
+)  # fmt: skip
+"""Settings that the stream or --kind decides, or that only a service has."""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
@@ -64,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_delay(parser, has_clock=False)
     add_rows(parser)
-    add_settings(parser, ("model", "optimizer", "computing"), ("name",))
+    add_settings(parser, ("model", "optimizer", "computing"), NOT_OF_A_COMPARISON)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sized
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -15,6 +15,7 @@ from starlette.types import Message, Receive
 
 from service.http.budget import MEDIUM, SMALL, Budget, Reservation
 from service.http.codecs.codec import Codec, Examples, Unlabelled
+from service.http.codecs.gzip import ENCODINGS, Gunzip
 from service.http.codecs.labels import LABELS
 from service.http.codecs.rows import LEARN_ROWS, PREDICT_ROWS, Named, Packed, holds_rows
 from service.http.codecs.table import LEARN, PREDICT
@@ -36,6 +37,8 @@ PATIENCE_SECONDS = 5.0
 LANES = {SMALL: 1, MEDIUM: 1, math.inf: 2}
 """Threads that decode bodies of up to so many bytes: a body never waits for larger ones."""
 
+CLOSE = {"Connection": "close"}
+"""Sent with a refusal after which the rest of a body is not read."""
 LABEL_BYTES = 200
 """Memory of a label of a question."""
 ROWS = (0, 0, False)
@@ -57,6 +60,7 @@ class Bodies:
         self._lanes = {
             most: ThreadPoolExecutor(threads, "decoder") for most, threads in LANES.items()
         }
+        self._gunzip = ThreadPoolExecutor(1, "gunzip")
         self._processes = JSONProcesses()
 
     def examples(
@@ -72,8 +76,8 @@ class Bodies:
         Raises:
             HTTPError: 400 the client went away; 408 the body took longer than BODY_SECONDS, or
                 came at less than MIN_RATE; 413 it is too long or has too many examples; 415 it is
-                compressed, or in no format of `LEARN`; 422 it is invalid; 503 the budget is used
-                up, or the process that decoded the body ended.
+                compressed otherwise than by gzip, or in no format of `LEARN`; 422 it is invalid;
+                503 the budget is used up, or the process that decoded the body ended.
         """
         model = *shape, expects_bytes
         return self._decoded(request, model, LEARN, lambda examples: len(examples.payload))
@@ -184,16 +188,23 @@ class Bodies:
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_bytes:
             raise self._too_large()
-        chunks: list[bytes] = []
+        gunzip = Gunzip() if _encoding(request) in ENCODINGS else None
+        parts: list[bytes] = []
+        received = 0
         try:
             async with asyncio.timeout(BODY_SECONDS) as limit:
                 async for chunk in request.stream():
-                    if held.size + len(chunk) > self._max_bytes:
+                    received += len(chunk)
+                    if received > self._max_bytes:
                         raise self._too_large()
-                    held.grow(len(chunk))
-                    chunks.append(chunk)
+                    if gunzip is None:
+                        self._add(parts, chunk, held)
+                    else:
+                        await self._add_decoded(parts, gunzip.decode(chunk), held)
                     if held.size > MEDIUM:
                         _extend(limit, len(chunk))
+            if gunzip is not None:
+                gunzip.end()
         except TimeoutError:
             raise HTTPError(
                 408,
@@ -203,7 +214,30 @@ class Bodies:
             ) from None
         except ClientDisconnect:
             raise HTTPError(400, "disconnected", "the client went away") from None
-        return b"".join(chunks)
+        except InvalidBatchError as error:
+            raise HTTPError(422, "invalid", str(error), headers=CLOSE) from error
+        return b"".join(parts)
+
+    def _add(self, parts: list[bytes], part: bytes, held: Reservation) -> None:
+        """Count another part of a body, and keep it."""
+        if held.size + len(part) > self._max_bytes:
+            raise self._too_large()
+        held.grow(len(part))
+        parts.append(part)
+
+    async def _add_decoded(
+        self, parts: list[bytes], pieces: Iterator[bytes], held: Reservation
+    ) -> None:
+        """Count and keep pieces, which are decoded off the event loop once the body is long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if held.size < SMALL:
+                piece = next(pieces, b"")
+            else:
+                piece = await loop.run_in_executor(self._gunzip, next, pieces, b"")
+            if not piece:
+                return
+            self._add(parts, piece, held)
 
     def _too_large(self) -> HTTPError:
         return HTTPError(
@@ -240,7 +274,7 @@ class Bodies:
 
     def close(self) -> None:
         """End the threads and processes; bodies that are being decoded come first."""
-        for threads in self._lanes.values():
+        for threads in (*self._lanes.values(), self._gunzip):
             threads.shutdown()
         self._processes.close()
 
@@ -263,12 +297,12 @@ def bounded(receive: Receive) -> Receive:
                 message = await receive()
         except TimeoutError:
             late = f"the body did not arrive within {BODY_SECONDS:g} s"
-            raise HTTPException(408, late, {"Connection": "close"}) from None
+            raise HTTPException(408, late, CLOSE) from None
         size += len(message.get("body", b""))
         is_complete = not message.get("more_body", False)
         if size > SMALL:
             long = f"the body of this request has more than {SMALL} bytes"
-            raise HTTPException(413, long, {"Connection": "close"})
+            raise HTTPException(413, long, CLOSE)
         return message
 
     return next_message
@@ -290,12 +324,19 @@ def _codec(request: Request, codecs: Mapping[str, Codec[T]]) -> Codec[T]:
     return codecs[_media_type(request, codecs)]
 
 
+def _encoding(request: Request) -> str:
+    """Return the body's encoding, in lower case; nothing if it is sent as it is."""
+    return request.headers.get("content-encoding", "").strip().lower()
+
+
 def _media_type(request: Request, known: Collection[str]) -> str:
     """Return the body's media type, which must be a known one."""
-    headers, names = request.headers, ", ".join(known)
-    if headers.get("content-encoding", "").lower() not in ("", "identity"):
-        raise HTTPError(415, "unsupported_encoding", "send the body without Content-Encoding")
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    names = ", ".join(known)
+    if (encoding := _encoding(request)) not in ("", "identity", *ENCODINGS):
+        message = f"Content-Encoding {encoding[:80]!r}: send gzip, or the body as it is"
+        accepted = {"Accept-Encoding": "gzip"}
+        raise HTTPError(415, "unsupported_encoding", message, headers=accepted)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not kind:
         raise HTTPError(
             415, "unsupported_type", f"the header Content-Type is missing: send one of {names}"

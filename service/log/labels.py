@@ -171,7 +171,6 @@ def read_labels(raw: bytes, classes: int | None) -> Labels:
             check_exact(_list(document["labels"]))
         except InexactError:
             document = _document(exactly_parsed(raw))
-    check_duplicates(raw, len(document), 0)
     hashes = _hashes(document["hashes"]) if "hashes" in document else hashes_of(document["ids"])
     count = len(hashes)
     if not count:
@@ -180,6 +179,7 @@ def read_labels(raw: bytes, classes: int | None) -> Labels:
     weights = None
     if "weights" in document:
         weights = tuple(weights_of(document["weights"], count).tolist())
+    check_duplicates(raw, len(document), 0)  # it expects no other objects in the document
     return Labels(hashes, labels, weights)
 
 

@@ -35,6 +35,12 @@ class Role(StrEnum):
 
     LEARNER = "learner"
     STANDBY = "standby"
+    NONE = "none"
+    """It neither learns nor stands by."""
+
+
+WITHOUT_ROLE = frozenset({Condition.STARTING, Condition.HALTED, Condition.STOPPED})
+"""Conditions in which no process learns, or could take over from one that does."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class Status:
     reason: str
     """Why it does not learn; empty while it does."""
     role: Role
+    """LEARNER once it has recovered; see `shown_role`."""
     version: int
     """Batches folded into the model."""
     examples: int
@@ -123,6 +130,11 @@ class Status:
     """Name of the shadow that was promoted and answers; empty if none does."""
     commands: tuple[Ordered, ...]
     """The newest commands of operators that it has applied."""
+
+    @property
+    def shown_role(self) -> Role:
+        """The role as users see it, which a process that has halted does not have."""
+        return Role.NONE if self.condition in WITHOUT_ROLE else self.role
 
     @property
     def is_paused(self) -> bool:

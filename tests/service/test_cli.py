@@ -97,6 +97,11 @@ MISTYPED = {
     "See funnel stream --help",
     "compare sea --port 1": "funnel compare: no option --port (did you mean --plot?). "
     "See funnel compare --help",
+    "status http://h:1": "funnel status: no argument 'http://h:1' (did you mean --to http://h:1?). "
+    "See funnel status --help",
+    "compare sea wind": "funnel compare: no argument 'wind'. See funnel compare --help",
+    "compare sea --schema a.toml": "funnel compare: no option --schema (did you mean --source?). "
+    "See funnel compare --help",
     "demo --rate=-1": "funnel demo: --rate: must be a number above 0, got '-1'",
     "serve --features abc": "funnel: --features: give a whole number, got 'abc'",
     "serve --hidden 256x128": "funnel: --hidden: give a whole number, or several with commas, "

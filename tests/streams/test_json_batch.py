@@ -97,11 +97,12 @@ def test_a_flat_list_of_features_holds_numbers_only(text: str) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("true", "a label must be an integer, got boolean True"),
-        ("1.0", "a label must be an integer, got number 1.0"),
+        ("true", "a label must be an integer, got boolean True; send 1"),
+        ("1.0", "a label must be an integer, got number 1.0; send 1"),
         ("1e0", "a label must be an integer, got number 1.0"),
-        ("-0.0", "a label must be an integer, got number -0.0"),
-        ('"1"', "a label must be an integer, got string 1"),
+        ("-0.0", "a label must be an integer, got number -0.0; send 0"),
+        ("1.5", "a label must be an integer, got number 1.5; a service with FUNNEL_TASK=regress"),
+        ('"1"', "a label must be an integer, got string 1; words are labels of rows: start a serv"),
         ("null", "a label must be an integer, got null None"),
         ("[1]", r"a label must be an integer, got list \[1\]"),
         ("-1", "label -1 is outside 0…1"),
@@ -117,6 +118,22 @@ def test_a_label_is_the_integer_that_is_written_or_refused(label: str, message: 
     with pytest.raises(InvalidBatchError, match=message) as caught:
         check(from_ndjson(f'{{"features": [1], "label": {label}}}'.encode()), 1, 2)
     assert caught.value.index == 0
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"rows": [{"a": 1}], "labels": [0]}',
+        '{"row": {"a": 1}, "label": 0}',
+        '{"features": [{"a": 1}], "labels": [0]}',
+        '{"features": [[null]], "labels": [0]}',
+        '{"features": [["basic"]], "labels": [0]}',
+        '{"features": [[1]], "labels": ["stay"]}',
+    ],
+)
+def test_what_only_rows_can_hold_is_refused_with_how_to_send_rows(document: str) -> None:
+    with pytest.raises(InvalidBatchError, match="FUNNEL_SCHEMA=auto for rows with names"):
+        from_json(document.encode())
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "nan", "1e999"])
@@ -138,7 +155,7 @@ def test_the_row_at_fault_is_the_one_that_the_model_cannot_take() -> None:
         with pytest.raises(InvalidBatchError) as caught:
             from_json(raw, width)
         assert caught.value.index == index
-    with pytest.raises(InvalidBatchError, match="has 1 features, expected 2") as caught:
+    with pytest.raises(InvalidBatchError, match=r"has 1 features, expected 2 \(FUNNEL_F") as caught:
         from_json(b'{"features": [[1], [2]], "labels": [1, 1]}', 2)
     assert caught.value.index == 0
 
@@ -292,7 +309,7 @@ def test_a_bad_line_is_named() -> None:
 def test_an_example_of_another_width_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packing a million surplus numbers would hold the interpreter's lock."""
     monkeypatch.setattr(json_batch, "Struct", None)
-    with pytest.raises(InvalidBatchError, match="has 4 features, expected 3"):
+    with pytest.raises(InvalidBatchError, match=r"has 4 features, expected 3 \(FUNNEL_FEATURES\)"):
         from_json(b'{"features": [[1, 2, 3, 4]], "labels": [0]}', width=3)
 
 

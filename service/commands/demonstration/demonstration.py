@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.panel import Panel
 
 from service.commands.comparisons.picture import check_picture
-from service.commands.demonstration.report import Point, plot, table
+from service.commands.demonstration.report import Point, called, plot, table
 from service.commands.demonstration.view import Span, line, panel
 from service.http.routes.demo import demo_router
 from service.http.server import serve
@@ -151,7 +151,7 @@ class Demo:
                 for shift in self.history.shifts:
                     if seen < shift.example <= point.examples:
                         self.console.print(f"  ── shift at {shift.example}: {shift.what}")
-                self.console.print(line(point), highlight=False)
+                self.console.print(line(point), highlight=False, soft_wrap=True)
         if self.console.is_terminal:
             view.update(self._panel(url), refresh=True)
 
@@ -233,7 +233,7 @@ def run_demo(
         f"{last.examples:,} examples learned in {time.monotonic() - began:.0f} s; "
         f"rolling accuracy {last.accuracy:.1%}"
     )
-    overall = ", ".join(f"{name} {share:.2%}" for name, share in last.overall.items())
+    overall = ", ".join(f"{called(name)} {share:.2%}" for name, share in last.overall.items())
     console.print(f"Accuracy of all examples: {overall}", highlight=False)
     if demo.given_accuracy is not None:
         console.print(

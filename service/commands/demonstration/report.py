@@ -56,6 +56,11 @@ def _shown(taken: int | None, end: int | None) -> str:
     return "not yet" if end is None else "not"
 
 
+def called(learner: str) -> str:
+    """Return what the demo calls a learner."""
+    return "Funnel" if learner == SERVED else learner
+
+
 def table(shifts: Sequence[ShiftRecovery], overall: Mapping[str, float]) -> Table:
     """Return what each learner reached, as a table.
 
@@ -71,7 +76,7 @@ def table(shifts: Sequence[ShiftRecovery], overall: Mapping[str, float]) -> Tabl
     shown.add_column("at example", justify="right")
     shown.add_column("goal", justify="right")
     for name, share in overall.items():
-        shown.add_column(name, f"{share:.2%}", justify="right")
+        shown.add_column(called(name), f"{share:.2%}", justify="right")
     for row in cells(shifts):
         shown.add_row(*row)
     return shown
@@ -118,7 +123,9 @@ def plot(points: Sequence[Point], shifts: Sequence[ShiftRecovery], name: str, pa
     for number, learner in enumerate(learners):
         color = "C0" if number == 0 else f"C{2 + number}"
         accuracies = [p.accuracies.get(learner, float("nan")) for p in points]
-        top.plot(x, accuracies, color=color, alpha=1.0 if number == 0 else 0.7, label=learner)
+        top.plot(
+            x, accuracies, color=color, alpha=1.0 if number == 0 else 0.7, label=called(learner)
+        )
     for shift in shifts:
         taken = shift.recovery_examples.get(SERVED)
         if shift.goal is not None and taken is not None:

@@ -9,8 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from service.commands.demonstration.report import Point
-from service.monitoring.recovery import SERVED, ShiftRecovery
+from service.commands.demonstration.report import Point, called
+from service.monitoring.recovery import ShiftRecovery
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLUMNS = 60
@@ -60,7 +60,7 @@ def panel(
         ("shift", _marks(shifts, now.examples, span), ""),
         *(
             (
-                f"accuracy {'Funnel' if name == SERVED else name}",
+                f"accuracy {called(name)}",
                 spark(accuracy_of(name), (0.0, 1.0)),
                 f"{accuracy:.1%}",
             )

@@ -39,7 +39,7 @@ async def ready(model: Running) -> Health:
     status = model.status
     return Health(
         status="ready",
-        role=status.role,
+        role=status.shown_role,
         learning=status.condition,
         reason=status.reason,
         model=model.settings.called,

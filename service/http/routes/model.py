@@ -218,7 +218,7 @@ async def model(model: Running) -> ModelAnswer:
             **_sizes(model),
         },
         device=model.device,
-        role=status.role,
+        role=status.shown_role,
         condition=status.condition,
         reason=status.reason,
         promoted=status.promoted,

@@ -121,7 +121,7 @@ async def predict(
         str | None, Query(max_length=256, description="column of rows that holds their ids")
     ] = None,
 ) -> Response:
-    """Predict; the model does not change.
+    """Predict with the newest version of the model, which does not change.
 
     With `ids` the questions and their answers are kept, and `POST /labels` may name them later.
     """

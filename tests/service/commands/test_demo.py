@@ -128,7 +128,7 @@ def test_terminal_page_and_history_give_one_number_for_a_recovery(tmp_path: Path
     assert [(s.example, s.end) for s in seen.values()] == [(0, 3000), (3000, 6000), (6000, 9000)]
     assert table_of(out) == cells(list(seen.values()))
     assert len(table_of(out)) == 2
-    assert next(r for r in rows_of(out) if r[0] == "shift")[3:] == ["served", "adagrad"]
+    assert next(r for r in rows_of(out) if r[0] == "shift")[3:] == ["Funnel", "adagrad"]
     ended = [shift for shift in polled if shift.end is not None]
     assert len(ended) >= 2
     assert ended == [seen[shift.id] for shift in ended]
@@ -318,7 +318,7 @@ def test_the_demo_of_a_file_with_strings_ends_at_the_accuracy_of_compare(
         env=os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    [shown] = re.findall(r"Accuracy of all examples: served (\S+)%, adagrad \S+%", ran.stdout)
+    [shown] = re.findall(r"Accuracy of all examples: Funnel (\S+)%, adagrad \S+%", ran.stdout)
     assert float(shown) == pytest.approx(100 * offline, abs=0.005001)
     assert "no buttons that turn it" in ran.stdout
     assert processes_naming(tmp_path) == set()

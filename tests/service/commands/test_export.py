@@ -53,6 +53,7 @@ def test_onnxruntime_answers_as_the_service(service: ServiceProcess, tmp_path: P
     ran = export(service, str(path))
     assert ran.returncode == 0, ran.stderr
     assert "as onnx, of 4 dense features" in ran.stdout
+    assert ran.stderr == ""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     [found] = session.run(["probabilities"], {"inputs": features})
     assert np.abs(found - answers(service, features)).max() < 1e-4

@@ -309,6 +309,8 @@ def test_families_that_a_user_adds_are_chosen_by_name_in_one_order() -> None:
     [("shop.mine", "'shop.mine' is none of linear, mlp, trees, .* and no package.module:factory"),
      ("shop:Nearby,store:Nearby", "two families are called 'Nearby': rename one"),
      ("shop:trees", "two families are called 'trees'"),
+     ("trees,shop:Near,shop:Near", "family 'shop:Near' is named twice"),
+     ("linear,trees,trees", "family 'trees' is named twice"),
      ("shop:recent", "two families are called 'recent'"),
      (",".join(f"shop:F{k}" for k in range(9)), "at most 8 families of your own")],
 )  # fmt: skip

@@ -183,11 +183,16 @@ def test_200_megabytes_are_refused_without_being_read(unharmed: httpx.Client) ->
         read = 0
 
 
-def test_compressed_bodies_are_refused(unharmed: httpx.Client) -> None:
-    answer = unharmed.post(
-        "/learn", content=b"x", headers={"Content-Type": JSON, "Content-Encoding": "gzip"}
-    )
+@pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, gzip"])
+def test_encodings_other_than_gzip_are_refused_by_name(
+    unharmed: httpx.Client, encoding: str
+) -> None:
+    headers = {"Content-Type": JSON, "Content-Encoding": encoding}
+    answer = unharmed.post("/learn", content=b"x", headers=headers)
     assert answer.status_code == 415
+    assert answer.json()["error"]["code"] == "unsupported_encoding"
+    assert f"Content-Encoding '{encoding}': send gzip" in answer.json()["error"]["message"]
+    assert answer.headers["Accept-Encoding"] == "gzip"
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256])
@@ -260,3 +265,10 @@ def metric(client: httpx.Client, name: str) -> float:
         if line.split("{")[0].split(" ")[0] == name:
             return float(line.rpartition(" ")[2])
     raise AssertionError(f"no {name}")
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_an_object_in_place_of_an_id_is_refused_at_once(unharmed: httpx.Client, size: int) -> None:
+    body = {"ids": [{"a": None}], "labels": [0], "weights": [["x" * size]]}
+    answer = unharmed.post("/labels", json=body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "ids")

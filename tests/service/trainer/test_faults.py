@@ -256,7 +256,8 @@ def test_a_device_that_fails_halts_learning_until_a_restart(tmp_path: Path) -> N
             client.post("/learn", content=body, headers=SAFETENSORS)
             wait_for(lambda: client.get("/health/ready").json()["learning"] == "halted")
             assert "the device is full" in client.get("/health/ready").json()["reason"]
-            wait_for(lambda: client.get("/health/ready").json()["role"] == "standby")
+            assert client.get("/health/ready").json()["role"] == "none"  # it takes over no more
+            assert client.get("/model").json()["role"] == "none"
             refused = client.post("/learn", content=body, headers=SAFETENSORS)
             assert refused.json()["error"]["code"] == "learning_halted"
             features = {"features": a_batch(1).features.tolist()}

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.support.browser import PROGRAM, Page, browsing
-from tests.support.harness import ServiceProcess, serving
+from tests.support.harness import ServiceProcess, serving, wait_for
 from tests.support.named import records
 
 pytestmark = [
@@ -20,6 +21,11 @@ OPTIONS = {"schema": "auto", "table_bits": 12, "batch_size": 100, "max_wait_ms":
 FEATURES = "[...document.querySelectorAll('#features tbody tr')].map(r => r.innerText)"
 COLUMNS = "[...document.querySelectorAll('#columns tbody tr')].map(r => r.innerText)"
 BARS = "[...document.querySelectorAll('#features .bar')].map(b => b.getBoundingClientRect().width)"
+LINES_OF_NAMES = """[...document.querySelectorAll('#learners tbody th')].map(name => {
+  const range = document.createRange();
+  range.selectNodeContents(name);
+  return range.getClientRects().length;
+})"""
 SLY = "<img src=x>"
 
 
@@ -100,6 +106,9 @@ def test_it_fits_a_phone_in_light_and_dark(shown: Shown, width: int, scheme: str
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
     overflow = "[...document.querySelectorAll('.panel')].filter(p => p.scrollWidth > p.clientWidth)"
     assert shown.page.evaluate(f"{overflow}.length") == 0
+    lines = shown.page.evaluate(LINES_OF_NAMES)
+    assert len(lines) >= 3
+    assert set(lines) == {1}
 
 
 def test_every_table_has_a_name_and_headings(shown: Shown) -> None:
@@ -116,6 +125,36 @@ def test_every_table_has_a_name_and_headings(shown: Shown) -> None:
     ]
 
 
+def choose(page: Page, path: Path) -> None:
+    """Choose a file, as a user does, and send it."""
+    root = page.command("DOM.getDocument")["root"]["nodeId"]
+    found = page.command("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+    page.command("DOM.setFileInputFiles", files=[str(path)], nodeId=found)
+    page.evaluate("document.querySelector('#file-form button').click()")
+
+
+def test_an_empty_service_learns_a_csv_file_that_is_chosen(shown: Shown, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("plan,age,outcome\n" + "basic,30,stay\nvip,,churn\n" * 50)
+    with serving(tmp_path / "empty", **OPTIONS) as service, service.client() as client:
+        page = shown.page
+        page.resize(390, 800)
+        page.open(service.url)
+        page.wait_for("!document.getElementById('file-form').hidden")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        choose(page, file)
+        page.wait_for("/outcome/.test(document.getElementById('file-answer').textContent)")
+        assert client.get("/model").json()["examples_learned"] == 0
+        page.evaluate("document.getElementById('file-label').value = 'outcome'")
+        choose(page, file)
+        page.wait_for("document.getElementById('start').hidden")
+        assert client.get("/model").json()["examples_learned"] == 100
+        assert client.get("/schema").json()["labels"] == ["stay", "churn"]
+        wait_for(lambda: page.evaluate("true") and page.problems)  # of the refusal
+        assert page.problems.pop().startswith("Failed to load resource")
+        assert page.problems == []
+
+
 def test_a_model_of_dense_features_has_no_such_section(
     shown: Shown, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -123,4 +162,6 @@ def test_a_model_of_dense_features_has_no_such_section(
         shown.page.open(service.url)
         shown.page.wait_for("document.getElementById('model').textContent.startsWith('logistic')")
         assert shown.page.evaluate("document.getElementById('rows').hidden")
+        shown.page.wait_for("document.getElementById('curl').textContent")
+        assert shown.page.evaluate("document.getElementById('file-form').hidden")
         assert not any("/features" in r for r in shown.page.requests if r.startswith(service.url))
