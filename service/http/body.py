@@ -256,7 +256,8 @@ class Bodies:
         try:
             if size <= codec.max_at_once:
                 return decode(body, *model)
-            return await asyncio.get_running_loop().run_in_executor(lane, decode, body, *model)
+            called = partial(_called, decode, body, *model)
+            return await asyncio.get_running_loop().run_in_executor(lane, called)
         except JSONProcessError as error:
             raise unavailable("reader_lost", str(error)) from error
         except TooManyError as error:
@@ -277,6 +278,15 @@ class Bodies:
         for threads in (*self._lanes.values(), self._gunzip):
             threads.shutdown()
         self._processes.close()
+
+
+def _called(decode: Callable[..., T], *arguments: object) -> T:
+    """Call a decoder in a thread. No future takes a StopIteration: whoever awaits it would wait for
+    good."""
+    try:
+        return decode(*arguments)
+    except StopIteration as error:
+        raise RuntimeError("a decoder raised StopIteration") from error
 
 
 def bounded(receive: Receive) -> Receive:

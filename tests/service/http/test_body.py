@@ -187,6 +187,7 @@ def failing(error: Exception) -> Codec[Features]:
     [
         (ValueError("defect"), 422, "invalid"),
         (RecursionError("defect"), 422, "invalid"),
+        (StopIteration("defect"), 422, "invalid"),
         (MemoryError(), 503, "too_busy"),
         (OSError(24, "Too many open files"), 503, "too_busy"),
     ],
@@ -194,6 +195,9 @@ def failing(error: Exception) -> Codec[Features]:
 def test_whatever_a_decoder_raises_is_no_500(
     bodies: Bodies, error: Exception, status: int, code: str
 ) -> None:
-    with pytest.raises(HTTPError) as caught:
-        asyncio.run(bodies._decode(failing(error), b"x", SHAPE, b""))
-    assert (caught.value.status, caught.value.code) == (status, code)
+    for size in (1, 1 << 16):  # at once, and in a thread
+        with pytest.raises(HTTPError) as caught:
+            asyncio.run(
+                asyncio.wait_for(bodies._decode(failing(error), b"x" * size, SHAPE, b""), 5)
+            )
+        assert (caught.value.status, caught.value.code) == (status, code)

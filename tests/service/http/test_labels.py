@@ -371,7 +371,8 @@ def test_the_stream_of_questions_stays_within_its_bytes(tmp_path: Path) -> None:
                 for k in range(1_200, 2_100, 3):
                     ask(client, f"{k}", f"{k + 1}", f"{k + 2}").raise_for_status()
                 wait_for(lambda: (direct.memory_usage(ASKED) or 0) < 300 << 10)
-            assert sample(scrape(client), "funnel_evicted_questions_total") > 400
+            evicted = "funnel_evicted_questions_total"
+            wait_for(lambda: sample(scrape(client), evicted) > 400)
             assert label(client, **{"2099": 1, "0": 1}).json()["results"][0] == "joined"
     finally:
         redis.kill()
