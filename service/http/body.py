@@ -281,8 +281,8 @@ class Bodies:
 
 
 def _called(decode: Callable[..., T], *arguments: object) -> T:
-    """Call a decoder in a thread. No future takes a StopIteration: whoever awaits it would wait for
-    good."""
+    """Call a decoder in a thread. No future takes a StopIteration, so its request would never
+    end."""
     try:
         return decode(*arguments)
     except StopIteration as error:

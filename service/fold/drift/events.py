@@ -39,8 +39,8 @@ class Event:
 
     @property
     def seen(self) -> str:
-        """What comes before the accuracies in a message, which the detector may not have watched,
-        and which may even have risen."""
+        """The words before the accuracies in a message: the detector may have watched the loss, and
+        the accuracy may even have risen."""
         if self.detector not in OF_LOSS:
             return "accuracy "
         return f"loss {'higher' if self.is_fall else 'lower'} against the floor's, accuracy "
