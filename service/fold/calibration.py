@@ -14,7 +14,8 @@ never changes a label.
 Where labels are wrong in a share of the rows, however sure the model may be, no line in the log
 odds is right: with a third input, 3 tanh(2 x), whose coefficient c begins at 0, q can level off.
 Then no coefficient moves by more than MOST_STEP in a batch, since after a shift a whole batch may
-be wrong, and c is at least -a / 6, so that q ascends with x.
+be wrong. Where that step would take c to 0 or below, c is 0, and a and b take the step above: so q
+ascends with x, and the third input costs nothing where a line is right.
 
 The answer is w q + (1 - w) p. The weight w follows the log losses of both as the pool's weights
 follow its experts' (Fixed Share, `funnel.pool.mixing`), so calibration that does not help loses
@@ -52,9 +53,7 @@ TINY = 1e-30
 EDGE = 1e-12
 """Least distance of w from 0 and 1."""
 BOUNDS = np.array([SLOPES, OFFSETS])
-LEVEL_BOUNDS = np.array(
-    [LEAST_SLOPE, SLOPES[1], *OFFSETS, MOST_LEVEL, MOST_STEP, HEIGHT * STEEPNESS]
-)
+LEVEL_BOUNDS = np.array([LEAST_SLOPE, SLOPES[1], *OFFSETS, MOST_LEVEL, MOST_STEP, SLOPES[0]])
 LOG_TINY = float(torch.tensor(TINY, dtype=torch.float64).log())
 
 
@@ -205,7 +204,7 @@ def _line(own: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
 
 
 def _levelled(own: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
-    """Return a, b and c after a Newton step, by Cramer's rule."""
+    """Return a, b and c after a Newton step, by Cramer's rule; where c is 0, that of `_line`."""
     aa, ab, ac, _, bb, bc, _, _, cc = curvature.flatten().unbind()
     (a, b, _, c), (d_a, d_b, d_c) = own.unbind(), slope.unbind()
     of_aa, of_ab, of_ac = bb * cc - bc * bc, ac * bc - ab * cc, ab * bc - ac * bb
@@ -216,10 +215,14 @@ def _levelled(own: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Tensor, ..
     step_c = (of_ac * d_a + of_bc * d_b + of_cc * d_c) / det
     most = torch.maximum(torch.maximum(step_a.abs(), step_b.abs()), step_c.abs())
     share = (MOST_STEP / most).clamp(max=1.0)
-    new = (a - share * step_a).clamp(LEAST_SLOPE, SLOPES[1])
-    least = -new / (HEIGHT * STEEPNESS)
-    level = torch.maximum((c - share * step_c).clamp(max=MOST_LEVEL), least)
-    return new, (b - share * step_b).clamp(*OFFSETS), level
+    level = c - share * step_c
+    is_level = level > 0.0
+    line = _line(own[:2], curvature[:2, :2], slope[:2])
+    return (
+        torch.where(is_level, (a - share * step_a).clamp(LEAST_SLOPE, SLOPES[1]), line[0]),
+        torch.where(is_level, (b - share * step_b).clamp(*OFFSETS), line[1]),
+        torch.where(is_level, level.clamp(max=MOST_LEVEL), 0.0),
+    )
 
 
 def _add_level(inputs: Tensor, level: float, scaled: Tensor) -> None:

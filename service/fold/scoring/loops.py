@@ -279,7 +279,8 @@ def take_level_step(
     answer: Doubles, curvature: Doubles, more: Doubles, slope: Doubles, weight: Doubles,
     dealt: float, bounds: Doubles,
 ) -> None:  # fmt: skip
-    """Do the same with three inputs; no coefficient goes further than the last of the bounds."""
+    """Do the same with three inputs, by steps of at most ``bounds[5]``; where the third coefficient
+    would not be above 0, it is 0, and the others take the step of two."""
     for j in range(3):
         for k in range(3):
             curvature[j, k] += more[j, k]
@@ -294,15 +295,16 @@ def take_level_step(
     step_c = (of_ac * d_a + of_bc * d_b + of_cc * d_c) / det
     most = max(abs(step_a), abs(step_b), abs(step_c))
     share = bounds[5] / most if most > bounds[5] else 1.0
-    a, b, c = (
-        answer[0] - share * step_a, answer[1] - share * step_b, answer[3] - share * step_c,
-    )  # fmt: skip
-    answer[0] = bounds[0] if a < bounds[0] else (bounds[1] if a > bounds[1] else a)
+    c, least = answer[3] - share * step_c, bounds[0]
+    a, b = answer[0] - share * step_a, answer[1] - share * step_b
+    if not c > 0.0:
+        c, least = 0.0, bounds[6]
+        a = answer[0] - (bb * d_a - ab * d_b) / of_cc
+        b = answer[1] - (aa * d_b - ab * d_a) / of_cc
+    answer[0] = least if a < least else (bounds[1] if a > bounds[1] else a)
     answer[1] = bounds[2] if b < bounds[2] else (bounds[3] if b > bounds[3] else b)
     answer[2] = (1.0 - dealt) * weight[0] + dealt / 2
-    least, most_level = -answer[0] / bounds[6], bounds[4]
-    level = most_level if c > most_level else c
-    answer[3] = least if level < least else level
+    answer[3] = bounds[4] if c > bounds[4] else c
 
 
 @compiled

@@ -20,7 +20,8 @@ import pandas as pd
 from funnel import Classifier, Client
 
 random = np.random.default_rng(0)
-customers = pd.DataFrame({"age": random.integers(18, 80, 2_000), "spent": random.normal(50, 20, 2_000)})
+ages, spent = random.integers(18, 80, 2_000), random.normal(50, 20, 2_000)
+customers = pd.DataFrame({"age": ages, "spent": spent})
 customers.loc[::10, "spent"] = np.nan
 leaves = customers["age"] - customers["spent"].fillna(50) + random.normal(0, 5, 2_000) > 0
 customers["outcome"] = np.where(leaves, "leaves", "stays")
@@ -51,9 +52,10 @@ def test_notebook_service_and_exported_model_answer_alike(tmp_path: Path) -> Non
     (tmp_path / "script.py").write_text(SCRIPT)
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "service/entry")))
     with serving(tmp_path / "service", model="logistic", schema="auto") as service:
+        command = [sys.executable, "script.py", service.url]
         ran = subprocess.run(
-            [sys.executable, "script.py", service.url], cwd=tmp_path, capture_output=True, text=True,
-            env=environment() | {"PYTHONPATH": paths}, check=False,
+            command, cwd=tmp_path, capture_output=True, text=True, check=False,
+            env=environment() | {"PYTHONPATH": paths},
         )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2_000:]
     assert "in the notebook: 0.9" in ran.stdout

@@ -142,11 +142,15 @@ def test_with_a_third_input_it_is_the_bounded_step_that_the_module_states() -> N
         q = 1 / (1 + np.exp(-theta @ x))
         curvature += (q * (1 - q) * x) @ x.T
         step = np.linalg.solve(curvature, x @ (q - y))
-        steps.append(abs(step).max())
-        theta -= step * min(1.0, 0.25 / steps[-1])
-        theta[0] = theta[0].clip(0.05, 4.0)
-        theta[2] = theta[2].clip(-theta[0] / 6, 4.0)
-    assert max(steps) > 0.25
+        share = min(1.0, 0.25 / abs(step).max())
+        if theta[2] - share * step[2] > 0:
+            theta -= share * step
+            theta[0] = theta[0].clip(0.05, 4.0)
+        else:
+            theta -= [*np.linalg.solve(curvature[:2, :2], (x @ (q - y))[:2]), theta[2]]
+            theta[0] = theta[0].clip(0.25, 4.0)
+        steps.append((share, theta[2] > 0))
+    assert {(share < 1, is_level) for share, is_level in steps} >= {(True, True), (False, True)}
     a, b, _, c = calibration.answer.tolist()
     assert [a, b, c] == pytest.approx(theta, rel=1e-4, abs=1e-6)
     assert calibration.curvature.numpy() == pytest.approx(curvature, rel=1e-4)
@@ -163,6 +167,19 @@ def test_labels_that_are_wrong_however_sure_the_model_is_are_expected(
     own, other = (gap(p[5_000:], labels[5_000:]) for p in (found, line))
     assert own < 0.02 < other
     assert log_loss(found, labels) < log_loss(line, labels) - 0.005
+
+
+def test_a_model_that_learns_slowly_loses_nothing_to_the_third_input() -> None:
+    """Its probabilities are all small at first, where the third input is nearly constant."""
+    random, state = torch.Generator().manual_seed(2), 0.0
+    given, labels = [], []
+    for k in range(100):
+        logits = 4.0 * torch.randn(100, 10, generator=random)
+        labels.append(torch.multinomial(logits.softmax(dim=1), 1, generator=random).squeeze(1))
+        given.append((min(1.0, state + 0.01 * k) * logits).softmax(dim=1))
+    p, y = torch.cat(given), torch.cat(labels)
+    found, line = answers(p, y)[0], answers(p, y, levels=False)[0]
+    assert log_loss(found, y) < log_loss(line, y) + 5e-3
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2, 0.45])
