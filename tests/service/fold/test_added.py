@@ -295,7 +295,7 @@ def test_a_family_whose_experts_go_by_its_size_is_refused_for_rows() -> None:
 
 def test_families_that_a_user_adds_are_chosen_by_name_in_one_order() -> None:
     centres, growing = f"{MODULE}:Centres", f"{MODULE}:Growing"
-    for text in (f"{growing}, trees,{centres}", f"{centres},{growing},{centres},trees"):
+    for text in (f"{growing}, trees,{centres}", f"{centres},{growing},trees"):
         settings = load_settings({"model": "auto", "families": text})
         assert settings.spec.families == (LINEAR, "trees", centres, growing)
     every = load_settings({"model": "auto", "families": ",".join((*FAMILIES, centres))})
