@@ -112,9 +112,8 @@ class Spec:
     follows_jumps: bool = False
     """True if the deviation of answered means follows, after one large batch, errors that have
     become many times larger (`funnel.pool.deviation.reach`), and is blank again where the unit of
-    numbers has (`funnel.pool.deviation.jumped`). Numbers then have no unit until two of them
-    differ, whatever the size of batches (`service.fold.standardizer`). No setting chooses it: it is
-    so in every new model of numbers, and a log goes on as it began."""
+    numbers has (`funnel.pool.deviation.jumped`), or before the first batch. No setting chooses it:
+    it is so in every new model of numbers, and a log goes on as it began."""
     scores_as_sent: bool = False
     """True if errors of numbers are scored against the numbers as they were sent, and not within
     the bounds in which a learner sees them. No setting chooses it: it is so in every new model of

@@ -82,13 +82,10 @@ class Standardizer:
     Args:
         width: number of features d.
         device: where inputs will be.
-        stays_unknown: whether the magnitude of a feature that has always been the same stays
-            UNKNOWN, and follows the first value that differs. Otherwise it is 1 after a batch of
-            WINDOW rows, as in all logs of inputs so far.
     """
 
-    def __init__(self, width: int, device: torch.device, stays_unknown: bool = False) -> None:
-        self.width, self._stays_unknown = width, stays_unknown
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.width = width
         initial = torch.tensor([0.0, 1.0, 0.0, UNKNOWN, 0.0, 0.0], device=device)
         self.statistics = initial[:, None].repeat(1, width)
         """By feature, fp32 [6, d]: mean; standard deviation; examples that both are averages of;
@@ -124,7 +121,7 @@ class Standardizer:
         Args:
             width: number of features, at least as many as now.
         """
-        larger = Standardizer(width, self.statistics.device, self._stays_unknown)
+        larger = Standardizer(width, self.statistics.device)
         for mine, theirs in zip(self.tensors().values(), larger.tensors().values(), strict=True):
             theirs[:, : mine.shape[1]] = mine
         return larger
@@ -195,8 +192,6 @@ class Standardizer:
         log_mean = logs.sum(dim=0).div_(found.clamp(min=1.0))
         new = min(n, WINDOW)
         shown = found if n >= WINDOW else nonzero[-n:].sum(dim=0)
-        if self._stays_unknown:
-            shown = shown.clone()
         steps = logs[-n:].clamp_(-STEP, STEP).sum(dim=0)
         moved = torch.add(evidence, steps, alpha=n / new)
         allowed = shown * (DRIFT * n / new)

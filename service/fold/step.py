@@ -47,6 +47,9 @@ from streams.rows.rows import Rows
 WORST_LOSS = -math.log(torch.finfo(torch.float32).tiny)
 """Nats that a shadow is charged for a prediction that is not finite: the least odds of fp32."""
 
+MOST_SHOWN = 1e30
+"""Largest loss of a number that is scored, so that no sum of them overflows."""
+
 
 class Pending(NamedTuple):
     """A batch of classes that was answered, to be counted by `count`."""
@@ -570,7 +573,8 @@ def judged(
     losses = shown = mine * unit[1]
     if sent is not None:
         answers = restored(scored.answers, unit, has_deviation=loss.has_deviation)
-        shown = torch.where(is_finite, loss.distances(answers, sent), math.nan)
+        found = loss.distances(answers, sent).clamp(max=MOST_SHOWN)
+        shown = torch.where(is_finite, found, math.nan)
     return Outcomes(mine < floor, losses, floor * unit[1], shown)
 
 

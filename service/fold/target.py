@@ -22,12 +22,12 @@ class Target:
 
     Args:
         device: where numbers will be.
-        stays_unknown: whether there is no unit until two numbers differ (see `Standardizer`).
+        is_blank: whether there is no unit before the first batch, as in every new model. It was 1.
     """
 
-    def __init__(self, device: torch.device, stays_unknown: bool = False) -> None:
-        self._statistics = Standardizer(1, device, stays_unknown)
-        self.unit = torch.tensor([0.0, TINY if stays_unknown else 1.0], device=device)
+    def __init__(self, device: torch.device, is_blank: bool = False) -> None:
+        self._statistics = Standardizer(1, device)
+        self.unit = torch.tensor([0.0, TINY if is_blank else 1.0], device=device)
         """Zero and size of the unit, fp32 [2]."""
 
     def tensors(self) -> dict[str, Tensor]:
@@ -87,8 +87,8 @@ class Target:
 
 
 def answered(answers: Tensor, unit: Tensor, has_deviation: bool) -> Tensor:
-    """Return answers as `restored` does, with a deviation of NaN while it is not known: until two
-    different numbers were learned, there is no unit."""
+    """Return answers as `restored` does, with a deviation of NaN while there is no unit: before the
+    first batch, and while all numbers were equal and came in small batches."""
     found = restored(answers, unit, has_deviation)
     if not has_deviation:
         return found
