@@ -63,6 +63,8 @@ def test_floors_are_thin_lines_and_all_have_scores(tmp_path: Path, browser: Page
             ".join() === 'served,adagrad,calibrated,majority,no_change'"
         )
         assert browser.evaluate("document.getElementById('below').hidden")
+        columns_are = "document.querySelectorAll('#learners th[scope=col]').length"
+        browser.wait_for(f"{columns_are} > 1")  # the first answer may have no scores yet
         columns = browser.evaluate(
             "[...document.querySelectorAll('#learners th[scope=col]')].map(t => t.textContent)"
         )
