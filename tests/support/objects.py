@@ -16,7 +16,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from service.trainer.objects.bucket import Bucket, Found, StoredBucket, Tag
-from tests.support.harness import START_SECONDS, free_port
+from tests.support.harness import START_SECONDS, free_port, wait_for
 
 T = TypeVar("T")
 
@@ -62,14 +62,16 @@ class S3Process:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), pytest.MonkeyPatch.context() as patch:
-                bucket = self.bucket(patch, "s3://bucket/ready")
-                bucket.create(str(time.monotonic_ns()), b"x")  # its first bytes take it seconds
-                return self
-            time.sleep(0.1)
-        raise TimeoutError((self.directory / "log").read_text())
+        wait_for(self._stores, START_SECONDS)
+        return self
+
+    def _stores(self) -> bool:
+        """Store a byte: a server that has just started takes some seconds for its first."""
+        with contextlib.suppress(OSError), pytest.MonkeyPatch.context() as patch:
+            bucket = self.bucket(patch, "s3://bucket/ready")
+            bucket.create(str(time.monotonic_ns()), b"x")
+            return True
+        return False
 
     def bucket(self, patch: pytest.MonkeyPatch, url: str) -> Bucket:
         """Return the objects at an address of this server."""

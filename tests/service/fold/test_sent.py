@@ -148,8 +148,9 @@ def test_a_wild_number_is_no_drift() -> None:
     assert not state.drift.events
 
 
-@pytest.mark.skipif(loops(LOOPS) is None, reason="numba is not installed")
 def test_compiled_loops_give_the_same_bits() -> None:
+    pytest.importorskip("numba")
+    assert loops(LOOPS) is not None
     with_loops = learned(NEW, 1e8)[0]
     with plainly():
         without = learned(NEW, 1e8)[0]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.log.errors import FencedError
-from service.trainer.objects.bucket import Bucket, Tag
+from service.trainer.objects.bucket import Bucket, Found, Tag
 from service.trainer.objects.latest import Latest, Pointer
 from tests.support.objects import FaultyBucket, in_memory
 
@@ -103,9 +103,9 @@ def test_what_has_not_changed_is_not_read_again() -> None:
     reads: list[Tag | None] = []
 
     class Counting(FaultyBucket):
-        def read(self, name, known=None):  # type: ignore[no-untyped-def]
+        def read(self, name: str, known: Tag | None = None) -> Found | None:
             found = super().read(name, known)
-            reads.append(found and found.tag)
+            reads.append(found.tag if found else None)
             return found
 
     bucket = in_memory()

@@ -1,7 +1,6 @@
 """Services that share a log and a bucket, and no folder, as those on two machines do."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from service.log.errors import LogError
 from service.trainer.objects.bucket import open_bucket
+from service.trainer.objects.latest import Latest
 from service.trainer.store import UnreadableError
 from tests.support.harness import (
     SAFETENSORS,
@@ -77,12 +77,12 @@ def digest(service: ServiceProcess) -> str:
         return str(client.post("/checkpoint").raise_for_status().json()["sha256"])
 
 
-def latest(state: tuple[str, dict[str, str]], patch: pytest.MonkeyPatch) -> dict[str, object]:
+def latest(state: tuple[str, dict[str, str]], patch: pytest.MonkeyPatch) -> Latest:
     for name, value in state[1].items():
         patch.setenv(name, value)
     found = open_bucket(state[0]).read("logistic/latest.json")
     assert found is not None
-    return dict(json.loads(found.raw))
+    return Latest.from_json(found.raw)
 
 
 def uninterrupted(directory: Path, batches: int) -> str:
@@ -109,7 +109,7 @@ def test_a_standby_without_the_learners_folder_takes_over_bit_for_bit(
         wait_for(lambda: client.get("/model").json()["model_version"] == 4)
         assert client.get("/model").json()["role"] == "standby"
     claimed = latest(state, monkeypatch)
-    assert (claimed["epoch"], claimed["version"]) == (1, 4)
+    assert (claimed.epoch, claimed.version) == (1, 4)
     with first.client() as client:
         learn(client, 4)
     first.kill(server=False)
@@ -121,8 +121,8 @@ def test_a_standby_without_the_learners_folder_takes_over_bit_for_bit(
     after = digest(other)
     assert before != after == uninterrupted(tmp_path / "alone", 6)
     now = latest(state, monkeypatch)
-    assert now["epoch"] > claimed["epoch"]  # type: ignore[operator]
-    assert now["version"] == 6
+    assert now.epoch > claimed.epoch
+    assert now.version == 6
     assert not list((tmp_path / "other/data").rglob("*.safetensors"))
     assert other.terminate() == 0
 
@@ -169,7 +169,7 @@ def test_learning_goes_on_while_the_store_is_away(
 
         def is_written() -> bool:
             with contextlib.suppress(OSError):  # the server is not ready at once
-                return latest(state, monkeypatch)["version"] == 4
+                return latest(state, monkeypatch).version == 4
             return False
 
         wait_for(is_written)
