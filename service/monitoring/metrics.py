@@ -114,6 +114,10 @@ GAUGES = {
     "scale": "Funnel's scale s",
     "score": "Prequential scores of the learners and of the floors",
     "snapshot_age_seconds": "Age of the snapshot; 0 while nothing waits to be learned",
+    "snapshot_lag_versions": "Cuts from the state that answers to the newest that is published, "
+    "with the role predict",
+    "snapshot_read_age_seconds": "Time since the place of the snapshots was last read, with the "
+    "role predict",
     "step_size": "Learning rate in effect, η s",
     "update_norm": "Length of the last step",
 }
@@ -226,6 +230,9 @@ def _trainer(status: Status, backlog: Load) -> Iterable[Metric]:
     results = {("ok",): checkpoints.ok, ("failed",): checkpoints.failed}
     yield _family("checkpoints", ["result"], results)
     yield _single("snapshot_age_seconds", now - status.snapshot_at if backlog.examples else 0.0)
+    if status.followed is not None:
+        yield _single("snapshot_lag_versions", status.followed.lag)
+        yield _single("snapshot_read_age_seconds", now - status.followed.read_at)
     if checkpoints.newest_at is not None and status.condition != Condition.STANDBY:
         yield _single("checkpoint_age_seconds", now - checkpoints.newest_at)
     yield _family("drift_events", ["detector", "direction"], status.drift.counts)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from service.fold.drift.events import Event
 from service.fold.scoring.classification import ScoreSummary
@@ -35,6 +36,8 @@ class Role(StrEnum):
 
     LEARNER = "learner"
     STANDBY = "standby"
+    PREDICTOR = "predictor"
+    """It answers with what the learner publishes, and never learns."""
     NONE = "none"
     """It neither learns nor stands by."""
 
@@ -92,6 +95,24 @@ class LabelStatus:
     """Questions without a label that were closed before their time."""
 
 
+class Followed(NamedTuple):
+    """What a process that only answers knows of the place from which it reads snapshots."""
+
+    lag: int
+    """Cuts from the state that answers to the newest one that is published."""
+    read_at: float
+    """Monotonic time at which the place was last read, in seconds."""
+
+
+class Upstream(NamedTuple):
+    """How far the learner is for which a process takes examples."""
+
+    condition: Condition
+    reason: str
+    """Why it does not learn; empty while it does."""
+    learned: Learned
+
+
 @dataclass(frozen=True)
 class Status:
     """One trainer at one moment; the trainer replaces it as a whole and never changes it."""
@@ -130,6 +151,8 @@ class Status:
     """Name of the shadow that was promoted and answers; empty if none does."""
     commands: tuple[Ordered, ...]
     """The newest commands of operators that it has applied."""
+    followed: Followed | None = None
+    """None for a process that learns, or would."""
 
     @property
     def shown_role(self) -> Role:

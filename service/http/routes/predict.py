@@ -23,6 +23,7 @@ from service.http.dependencies import AnswerMemory, AnyService, BodiesOf, Runnin
 from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.http.guard import may_ask
 from service.log.errors import LogUnavailable
+from service.log.intake import WITHOUT_LOG
 from service.log.labels import hash_of
 from service.log.questions import Questions
 from service.model import Model
@@ -242,6 +243,8 @@ def _check_asking(request: Request, model: Model) -> None:
         raise HTTPError(403, "forbidden", message, "ids")
     if model.is_open:
         raise unavailable("starting", NOT_ASKED)
+    if model.intake.redis is None:
+        raise unavailable("log_unavailable", WITHOUT_LOG)
 
 
 def _check_finite(prediction: Prediction, task: Task) -> None:

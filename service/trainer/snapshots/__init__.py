@@ -1,0 +1,1 @@
+"""Snapshots of a model for processes that answer with it and do not learn."""
