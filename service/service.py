@@ -44,6 +44,8 @@ class Service:
     def __init__(self, settings: Settings, upstream: Callable[[], Upstream] | None = None) -> None:
         self.settings, self._upstream = settings, upstream
         self.metrics = Metrics(self._read)
+        self.url = ""
+        """Address of the log's server, once it is known; empty without a log."""
         self.model: Model | None = None
         """None until it has started."""
         self.draining = asyncio.Event()
@@ -99,7 +101,7 @@ class Service:
         if not self.settings.only_answers:
             with _writing(self.settings.data_dir):
                 self.settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        url = await self._start_server()
+        url = self.url = await self._start_server()
         settings = await self._as_found(url)
         building = asyncio.to_thread(build_state, settings)
         state, notify = await self.unless_stopped(building), self._notify(settings.called)

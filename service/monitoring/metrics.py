@@ -16,6 +16,7 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
+    generate_latest,
 )
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -31,6 +32,7 @@ from service.fold.scoring.measures import CALIBRATION_BINS
 from service.log.backlog import Load
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
 from service.monitoring.status import Condition, LabelStatus, Status
+from service.monitoring.totals import Counts, Together, Totals, counts_of
 from streams.recovery import WINDOW
 
 disable_created_metrics()
@@ -52,6 +54,11 @@ MAX_COLUMNS = 200
 MAX_TENSORS = 100
 """Tensors with series of their own; of more, only the first."""
 
+COUNTED = (
+    "funnel_predict_seconds", "funnel_fast_predictions", "funnel_http_request_seconds",
+    "funnel_asked", "funnel_lost_questions", "funnel_rejected",
+)  # fmt: skip
+"""The families that every process counts by itself."""
 COUNTERS = {
     "batches": "Batches learned",
     "checkpoints": "Checkpoints, by result",
@@ -120,6 +127,7 @@ GAUGES = {
     "role predict",
     "step_size": "Learning rate in effect, η s",
     "update_norm": "Length of the last step",
+    "workers": "Processes that take examples and answer on the port, this one included",
 }
 """Help of the families that are read at a scrape, by name."""
 
@@ -200,6 +208,16 @@ class Metrics(Collector):
         what = "Drift events that the webhook did not get"
         self.webhook_failures = counter("webhook_failures", what)
         self.registry.register(self)
+        self.workers = Totals()
+        """The counts of the workers, which `exposed` adds."""
+
+    def exposed(self) -> bytes:
+        """Return the families in Prometheus' text format, with the counts of the workers added."""
+        return generate_latest(Together(self.registry, self.workers))
+
+    def counts(self) -> Counts:
+        """Return what this process has counted of its requests."""
+        return counts_of(self.registry, COUNTED)
 
     def observe_step(self, seconds: float, examples: int) -> None:
         """Count one step."""
@@ -216,6 +234,7 @@ class Metrics(Collector):
         reading = self._read()
         status = reading.status
         yield _single("ready", reading.is_ready)
+        yield _single("workers", 1 + self.workers.processes)
         condition = status.condition if status is not None else Condition.STARTING
         yield _family("learning", ["condition"], {(c,): c == condition for c in Condition})
         if status is not None:

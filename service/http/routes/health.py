@@ -1,7 +1,7 @@
 """``GET /health/live``, ``GET /health/ready`` and ``GET /metrics``."""
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from service.http.dependencies import AnyService, Running
@@ -58,4 +58,4 @@ async def ready(model: Running) -> Health:
 )
 async def metrics(service: AnyService) -> Response:
     """Return all metrics in Prometheus' text format."""
-    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(service.metrics.exposed(), media_type=CONTENT_TYPE_LATEST)
