@@ -18,6 +18,7 @@ CODES = {
     Condition.WAITING: "log_unavailable",
     Condition.HALTED: "learning_halted",
     Condition.STANDBY: "standby",
+    Condition.FOLLOWING: "standby",
 }
 """Error codes of the conditions in which nothing is learned."""
 

@@ -19,7 +19,9 @@ class Condition(StrEnum):
 
     STARTING = "starting"
     STANDBY = "standby"
-    """Another process learns from the log."""
+    """Another process learns from the log, and this one takes over if that fails."""
+    FOLLOWING = "following"
+    """Another process learns, and this one only answers."""
     REPLAYING = "replaying"
     LEARNING = "learning"
     WAITING = "waiting"

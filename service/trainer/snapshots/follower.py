@@ -101,7 +101,7 @@ class Follower:
         self._worker = workers("funnel-follow")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="funnel-follower", daemon=True)
-        self._condition, self._reason = Condition.STANDBY, FOLLOWS
+        self._condition, self._reason = Condition.FOLLOWING, FOLLOWS
         self._statistics: Statistics | None = None
         self._name = ""
         """Name of the newest state that was read."""
@@ -144,7 +144,11 @@ class Follower:
             UnreadableError: it cannot be read.
             LogError: it is of another model; AnotherModelError if its settings may be taken.
         """
-        self.prepare()
+        try:
+            self.prepare()
+        except BaseException:
+            self._worker.end()
+            raise
         self._thread.start()
 
     def prepare(self) -> None:
@@ -154,7 +158,8 @@ class Follower:
     def stop(self, timeout: float) -> bool:
         """End the thread; return whether it ended."""
         self._stopping.set()
-        self._thread.join(timeout)
+        if self._thread.ident is not None:  # it has started
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def applied(self, entry: EntryId) -> "Future[Applied | None]":
@@ -191,7 +196,7 @@ class Follower:
                 except (UnreadableError, DamagedError) as error:
                     if self._reason != str(error):
                         logger.warning("%s; answering with an older model", error)
-                    self._become(Condition.STANDBY, str(error))
+                    self._become(Condition.FOLLOWING, str(error))
                 except LogError as error:
                     logger.error("following is halted: %s", error)
                     self._become(Condition.HALTED, str(error))
@@ -224,9 +229,9 @@ class Follower:
             is_ahead = newest.progress.cut > own.cut or newest.progress.log != own.log
             if is_ahead and self._replica.take(newest, store.place):
                 self._publish()
-        if self._condition == Condition.STANDBY and self._reason != FOLLOWS:
+        if self._condition == Condition.FOLLOWING and self._reason != FOLLOWS:
             logger.info("the newest model can be read again")
-            self._become(Condition.STANDBY, FOLLOWS)
+            self._become(Condition.FOLLOWING, FOLLOWS)
         self.caught_up.set()
 
     def _publish(self) -> None:
