@@ -14,7 +14,7 @@ import torch
 
 from service.fold.networks import find_device
 from service.log.keys import Keys
-from service.log.server import has_log
+from service.log.server import has_cuts, has_log
 from service.settings import INPUTS, Settings, SettingsError
 from streams.batch import DEFAULT_MODEL, FORMER_MODEL
 from streams.errors import FunnelError
@@ -146,6 +146,30 @@ def as_published(settings: Settings) -> Settings:
     raise NothingPublishedError(
         f"no model is in {place} yet. A learner with the same FUNNEL_STATE or FUNNEL_DATA_DIR, and "
         "the same FUNNEL_NAME, writes one"
+    )
+
+
+async def as_begun(settings: Settings, url: str) -> Settings:
+    """Return settings that say which model it is, for a process that only takes examples.
+
+    Args:
+        settings: of the service. Without a model and a name, it is that of which the server has the
+            log.
+        url: of the log's server.
+
+    Raises:
+        NothingPublishedError: nothing was learned from the log yet.
+        LogUnavailable: the log cannot be asked.
+        ModelError: the device cannot be used.
+    """
+    is_named = "model" in settings.model_fields_set or bool(settings.name)
+    names = [settings.called] if is_named else [FORMER_MODEL, DEFAULT_MODEL]
+    for model in names:
+        if await has_cuts(url, model):
+            return named(settings) if is_named else _naming(settings, model)
+    logs = " and ".join(Keys(name).log for name in names)
+    raise NothingPublishedError(
+        f"nothing was learned from {logs} yet: start the learner, and send the first examples to it"
     )
 
 

@@ -32,10 +32,12 @@ from service.predictor import Predictor
 from service.process import SystemClock, memory_bytes
 from service.rehearsal import rehearse as rehearse_counts
 from service.settings import INPUTS, Settings
+from service.trainer.apart.apart import Apart
+from service.trainer.apart.follower import Follower
+from service.trainer.apart.listener import Listener
+from service.trainer.apart.places import Places
+from service.trainer.apart.publisher import Publisher
 from service.trainer.checkpoint import numerics
-from service.trainer.snapshots.follower import Follower
-from service.trainer.snapshots.places import Places
-from service.trainer.snapshots.publisher import Publisher
 from service.trainer.trainer import Trainer
 from service.trainer.worker import Worker
 
@@ -43,6 +45,8 @@ logger = logging.getLogger("funnel")
 
 SLOW_SECONDS = 2.0
 """A rehearsal that takes longer compiles; the log mentions that meanwhile."""
+LISTEN_SECONDS = 0.25
+"""Time between two looks of an intake at the log."""
 FOLLOW_SECONDS = 0.1
 """Time between two looks at snapshots in a folder."""
 DRAIN_SECONDS = 20.0
@@ -81,7 +85,7 @@ class Model:
     ) -> None:
         self._upstream = upstream
         self._lock: Lock | None
-        self.trainer: Trainer | Follower
+        self.trainer: Trainer | Apart
         self.intake: Intake
         self.history: History
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
@@ -89,7 +93,11 @@ class Model:
         folder = folder_of(settings.data_dir, name)
         places = Places(settings, folder, numerics(state.device))
         history = before.history if before else None
-        if settings.only_answers:
+        if settings.role == "intake":
+            self._lock = None
+            log = RedisLog(connect(url), name)
+            self.trainer = Listener(state, log, settings, LISTEN_SECONDS, history=history)
+        elif settings.role == "predict":
             self._lock = None
             stores = places.snapshots(), places.checkpoints()
             every = FOLLOW_SECONDS if not settings.state else settings.publish_seconds or 1.0
@@ -155,6 +163,11 @@ class Model:
         if self.is_open and self._rows_to_come is not None:
             return self._rows_to_come
         return self.trainer.schema
+
+    @property
+    def answers(self) -> bool:
+        """Whether it answers predictions."""
+        return self.settings.role != "intake"
 
     @property
     def is_open(self) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.families import NothingPublishedError, as_found, as_published
+from service.families import NothingPublishedError, as_begun, as_found, as_published
 from service.fold.state import State
 from service.log.backlog import Load
 from service.log.embedded import EmbeddedServer
@@ -98,7 +98,7 @@ class Service:
                 the service cannot be started; the message says why and what to do.
             Stopped: the service began to stop first.
         """
-        if not self.settings.only_answers:
+        if not self.settings.never_learns:
             with _writing(self.settings.data_dir):
                 self.settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         url = self.url = await self._start_server()
@@ -213,17 +213,20 @@ class Service:
         """
         while True:
             try:
-                if self.settings.only_answers:
+                if self.settings.role == "predict":
                     published = asyncio.to_thread(as_published, self.settings)
                     found = await self.unless_stopped(published)
+                elif self.settings.role == "intake":
+                    found = await self.unless_stopped(as_begun(self.settings, url))
                 else:
                     found = await self.unless_stopped(as_found(self.settings, url))
             except LogUnavailable as error:
+                why = "" if self.settings.never_learns else ", since FUNNEL_MODEL is not set"
                 if not self.waits:
-                    logger.warning("%s; the start waits, since FUNNEL_MODEL is not set", error)
+                    logger.warning("%s; the start waits%s", error, why)
                 self.waits = f": {error}"
             except (NothingPublishedError, UnreadableError) as error:
-                if not self.settings.only_answers:
+                if not self.settings.never_learns:
                     raise
                 if self.waits != f": {error}":
                     logger.warning("%s; the start waits", error)
@@ -255,7 +258,7 @@ class Service:
         It is empty for a process that only answers, and has no log.
         """
         settings = self.settings
-        if (url := settings.redis_url.get_secret_value()) or settings.only_answers:
+        if (url := settings.redis_url.get_secret_value()) or settings.never_learns:
             return url
         with _writing(settings.data_dir):
             server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)

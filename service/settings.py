@@ -130,10 +130,11 @@ class Settings(BaseModel):
         "another machine: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or "
         "file:///folder; credentials come from the usual variables of AWS, Google and Azure",
     )
-    role: Literal["all", "predict"] = Field(
+    role: Literal["all", "predict", "intake"] = Field(
         "all",
         description="predict: only answer, with what another process learns; it needs that one's "
-        "STATE, or DATA_DIR on the same machine, and REDIS_URL for questions with ids",
+        "STATE, or DATA_DIR on the same machine, and REDIS_URL for questions with ids. intake: "
+        "only take examples and labels; it needs that one's REDIS_URL",
     )
     workers: int = Field(
         1, ge=1, le=64,
@@ -544,9 +545,18 @@ class Settings(BaseModel):
         return WORKERS_SECONDS if self.workers > 1 else 0.0
 
     @property
-    def only_answers(self) -> bool:
-        """True for a process that never learns."""
-        return self.role == "predict"
+    def never_learns(self) -> bool:
+        """True for a process that only answers, or only takes examples."""
+        return self.role != "all"
+
+    @model_validator(mode="after")
+    def _has_what_its_role_needs(self) -> "Settings":
+        if self.role == "intake" and not self.redis_url:
+            raise ValueError(
+                f"{PREFIX}ROLE=intake takes examples for a log: set {PREFIX}REDIS_URL to that of "
+                "the learner"
+            )
+        return self
 
     @field_validator("redis_url")
     @classmethod

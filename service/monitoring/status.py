@@ -40,6 +40,8 @@ class Role(StrEnum):
     STANDBY = "standby"
     PREDICTOR = "predictor"
     """It answers with what the learner publishes, and never learns."""
+    INTAKE = "intake"
+    """It takes examples for the learner, and neither learns nor answers."""
     NONE = "none"
     """It neither learns nor stands by."""
 

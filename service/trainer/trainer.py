@@ -40,6 +40,7 @@ from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Condition, Drift, LabelStatus, Role, Status
 from service.process import Clock, SystemClock
 from service.settings import WEIGHTED, Settings, seconds, size_of
+from service.trainer.apart.publisher import Publisher
 from service.trainer.choice import AnotherModelError
 from service.trainer.identity import Identity
 from service.trainer.joining.joiner import Joiner, Summary
@@ -48,7 +49,6 @@ from service.trainer.orders import Orders
 from service.trainer.pipeline import Pipeline
 from service.trainer.rejections import Rejections
 from service.trainer.replica import AppliedBatch, Replica
-from service.trainer.snapshots.publisher import Publisher
 from service.trainer.store import CheckpointStore, Info, UnreadableError
 from service.trainer.waiters import Applied, Waiters
 from service.trainer.worker import Worker, give_way, promise

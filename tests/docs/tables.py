@@ -89,9 +89,9 @@ def scrape_all() -> list[str]:
         with dense.client() as client:
             client.post("/checkpoint").raise_for_status()
         follows = {"role": "predict", "data_dir": str(dense.directory / "data")}
-        with serving(Path(directory) / "predictor", **follows) as predictor:
-            with predictor.client() as client:
-                return [*found, client.get("/metrics").text]
+        apart = serving(Path(directory) / "predictor", **follows)
+        with apart as predictor, predictor.client() as client:
+            return [*found, client.get("/metrics").text]
 
 
 def scrape_rows(service: ServiceProcess) -> str:

@@ -16,7 +16,7 @@ class Health(BaseModel):
     status: str
     role: str
     learning: str
-    """starting, standby, following, replaying, learning, paused, waiting (for the log) or halted."""
+    """starting, standby, following, replaying, learning, paused, waiting (for the log), halted."""
     reason: str = ""
     """Why it does not learn; empty while it does."""
     model: str

@@ -75,7 +75,7 @@ def test_a_predictor_needs_the_state_alone_and_answers_as_the_learner_does(
                 assert answer(client) == answer(own), "the same bits at the same version"
                 assert client.get("/health/ready").json()["role"] == "predictor"
             refused = client.post("/learn", json=QUESTIONS | {"labels": [0] * 20})
-            assert refused.json()["error"]["code"] == "standby"
+            assert refused.json()["error"]["code"] == "wrong_role"
             assert "role predict" in refused.json()["error"]["message"]
             asked_with_id = client.post("/predict?track=true", json=QUESTIONS)
             assert "FUNNEL_REDIS_URL" in asked_with_id.json()["error"]["message"]
@@ -107,6 +107,59 @@ def test_questions_to_a_predictor_meet_their_labels_at_the_learner(
             labels = {"ids": found["ids"], "labels": a_batch(77).labels.tolist()}
             own.post("/labels?wait=applied", json=labels).raise_for_status()
             assert own.get("/model").json()["examples_learned"] == 40
+
+
+def test_an_intake_needs_the_log_alone_and_takes_examples_while_nobody_learns(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    learner = ServiceProcess(tmp_path / "learner", SMALL | {"redis_url": redis.url}, free_port())
+    asked = {"role": "intake", "redis_url": redis.url, "model": None}
+    intake = ServiceProcess(tmp_path / "intake", asked, free_port())
+    try:
+        with ThreadPoolExecutor(1) as pool, intake.client() as client:
+            starting = pool.submit(intake.start)
+            wait_for(lambda: listens(intake))
+            wait_for(lambda: "nothing was learned" in client.get("/health/ready").text)
+            learner.start()
+            with learner.client() as own:
+                learn(own, 0)
+            starting.result()
+            ready = client.get("/health/ready").json()
+            assert (ready["role"], ready["learning"]) == ("intake", "learning")
+            learn(client, 1, wait="")
+            refused = client.post("/predict", json=QUESTIONS).json()["error"]
+            assert refused["code"] == "wrong_role"
+            wrong = client.post("/learn", json={"features": [[1.0, 2.0]], "labels": [0]})
+            assert wrong.status_code == 422, "it knows the shape"
+            learner.kill()
+            wait_for(lambda: "no process learns" in client.get("/health/ready").json()["reason"])
+            for k in range(2, 6):
+                learn(client, k, wait="")
+            learner.start()
+            wait_for(lambda: fresh(learner, "/model").json()["examples_learned"] == 120)
+        assert intake.terminate() == 0
+        assert not (intake.directory / "data").exists(), "it keeps nothing"
+    finally:
+        for service in (learner, intake):
+            if service.process is not None and service.process.is_alive():
+                service.kill(server=False)
+
+
+def test_an_intake_of_rows_knows_the_schema(tmp_path: Path, redis: RedisProcess) -> None:
+    options = {"batch_size": 4, "max_wait_ms": 50, "redis_url": redis.url, "model": "logistic"}
+    rows = {"rows": [{"age": k, "plan": "ab"[k % 2]} for k in range(4)], "labels": list("xyxy")}
+    wrong = {"rows": [{"age": "old", "plan": "a"}], "labels": ["x"]}
+    with serving(tmp_path / "learner", **options, schema="auto") as learner:
+        with learner.client() as own:
+            own.post("/learn?wait=applied", json=rows).raise_for_status()
+            refused = own.post("/learn", json=wrong)
+        with (
+            serving(tmp_path / "intake", **options, role="intake") as intake,
+            intake.client() as client,
+        ):
+            client.post("/learn", json=rows).raise_for_status()
+            assert client.post("/learn", json=wrong).text == refused.text
+        wait_for(lambda: fresh(learner, "/model").json()["examples_learned"] == 8)
 
 
 ADMIN = {"Authorization": "Bearer secret"}

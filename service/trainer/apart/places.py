@@ -34,7 +34,7 @@ class Places:
         """
         if not self._settings.state:
             return self._local()
-        former = None if self._settings.only_answers else self._local()
+        former = None if self._settings.never_learns else self._local()
         return self._stored(former)
 
     def snapshots(self) -> CheckpointStore:
