@@ -166,7 +166,7 @@ class Model:
 
     @property
     def answers(self) -> bool:
-        """Whether it answers predictions."""
+        """True if it answers predictions."""
         return self.settings.role != "intake"
 
     @property

@@ -30,7 +30,7 @@ COUNT_SECONDS = 1.0
 
 
 class _Learner:
-    """What the learner's process writes."""
+    """The learner's process, as its worker reads it."""
 
     def __init__(self, reader: asyncio.StreamReader, upstream: Upstream) -> None:
         self._reader, self.newest = reader, upstream
@@ -69,8 +69,8 @@ async def work(socket: Path, number: int) -> None:
 
     @contextlib.asynccontextmanager
     async def counted() -> AsyncIterator[None]:
-        service.keep_up("the counts", _count(service))
         await start(service)
+        service.keep_up("the counts", _count(service))
         logger.info("worker %d takes requests", number)
         yield
 

@@ -45,10 +45,10 @@ COUNTED_AT_ONCE = 1_024
 
 
 class Heard(NamedTuple):
-    """What a process that only takes examples knows of a log."""
+    """The knowledge of a process that only takes examples about its log."""
 
     learner: str
-    """What the last learner published of itself; empty before the first."""
+    """The identity that the last learner published; empty before the first."""
     schema: str
     """The schema of rows, as JSON; empty without."""
     is_led: bool

@@ -100,7 +100,7 @@ class LabelStatus:
 
 
 class Followed(NamedTuple):
-    """What a process that only answers knows of the place from which it reads snapshots."""
+    """The place from which a process that only answers reads snapshots."""
 
     lag: int
     """Cuts from the state that answers to the newest one that is published."""

@@ -32,7 +32,7 @@ def counts_of(registry: CollectorRegistry, names: Iterable[str]) -> Counts:
 
 
 class Totals:
-    """The counts of other processes. Those of a process that has ended still count."""
+    """The counts of other processes, also of those that have ended."""
 
     def __init__(self) -> None:
         self._ended: dict[Key, float] = {}

@@ -1,4 +1,4 @@
-"""What the learner's process and a worker tell each other, a line of JSON at a time.
+"""The messages between the learner's process and a worker, each a line of JSON.
 
 The learner's process writes the settings first, and then its status whenever it changes. A worker
 writes the counts of its metrics.

@@ -1,4 +1,4 @@
-"""What stands in for a trainer in a process that never learns."""
+"""A stand-in for the trainer, in a process that never learns."""
 
 import logging
 import threading
