@@ -119,7 +119,7 @@ class Workers:
         """Return the settings of a worker."""
         return of_settings(
             self._service.settings,
-            role="predict",
+            role="intake" if self._service.settings.role == "intake" else "predict",
             workers=1,
             snapshot_every="",
             port=self._port,
