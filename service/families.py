@@ -14,14 +14,19 @@ import torch
 
 from service.fold.networks import find_device
 from service.log.keys import Keys
-from service.log.server import has_log
+from service.log.server import has_cuts, has_log
 from service.settings import INPUTS, Settings, SettingsError
 from streams.batch import DEFAULT_MODEL, FORMER_MODEL
+from streams.errors import FunnelError
 
 MOST_FEATURES, MOST_CLASSES, MOST_ANSWERS = 10_000, 1_000, 2_000_000
 """Limits of the model of all families; the last is of examples of a batch times classes."""
 
 logger = logging.getLogger("funnel")
+
+
+class NothingPublishedError(FunnelError):
+    """A process that only answers has no model to answer with yet."""
 
 
 def folder_of(data_dir: Path, model: str) -> Path:
@@ -113,6 +118,59 @@ async def as_found(settings: Settings, url: str) -> Settings:
     if reason := misfit(settings, find_device(settings.device)):
         logger.info("the model is %s: %s", FORMER_MODEL, reason)
     return _naming(settings, FORMER_MODEL if reason else DEFAULT_MODEL)
+
+
+def as_published(settings: Settings) -> Settings:
+    """Return settings that say which model it is, for a process that only answers.
+
+    Args:
+        settings: of the service. Without a model and a name, it is that which the data folder or
+            the object storage has.
+
+    Raises:
+        NothingPublishedError: there is no model yet.
+        UnreadableError: the object storage cannot be asked.
+        SettingsError: the address of the object storage cannot be used.
+        ModelError: the device cannot be used.
+    """
+    is_named = "model" in settings.model_fields_set or bool(settings.name)
+    for model in [settings.called] if is_named else [FORMER_MODEL, DEFAULT_MODEL]:
+        folder = folder_of(settings.data_dir, model)
+        if settings.state:
+            has_any = _is_stored(settings.state, folder.name)
+        else:
+            has_any = any(folder.rglob("*.safetensors"))
+        if has_any:
+            return named(settings) if is_named else _naming(settings, model)
+    place = settings.state or settings.data_dir.absolute()
+    raise NothingPublishedError(
+        f"no model is in {place} yet. A learner with the same FUNNEL_STATE or FUNNEL_DATA_DIR, and "
+        "the same FUNNEL_NAME, writes one"
+    )
+
+
+async def as_begun(settings: Settings, url: str) -> Settings:
+    """Return settings that say which model it is, for a process that only takes examples.
+
+    Args:
+        settings: of the service. Without a model and a name, it is that of which the server has the
+            log.
+        url: of the log's server.
+
+    Raises:
+        NothingPublishedError: nothing was learned from the log yet.
+        LogUnavailable: the log cannot be asked.
+        ModelError: the device cannot be used.
+    """
+    is_named = "model" in settings.model_fields_set or bool(settings.name)
+    names = [settings.called] if is_named else [FORMER_MODEL, DEFAULT_MODEL]
+    for model in names:
+        if await has_cuts(url, model):
+            return named(settings) if is_named else _naming(settings, model)
+    logs = " and ".join(Keys(name).log for name in names)
+    raise NothingPublishedError(
+        f"nothing was learned from {logs} yet: start the learner, and send the first examples to it"
+    )
 
 
 def _is_stored(state: str, folder: str) -> bool:

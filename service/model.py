@@ -19,7 +19,7 @@ from service.fold.networks import BUILT_IN, ModelError, find_device
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator
 from service.fold.state import State
-from service.log.backlog import Backlog, Load
+from service.log.backlog import Backlog, Learned, Load
 from service.log.intake import Intake
 from service.log.keys import Inputs
 from service.log.lease import Lock
@@ -27,19 +27,28 @@ from service.log.log import RedisLog
 from service.log.server import connect
 from service.monitoring.history import History
 from service.monitoring.notify import Notice
-from service.monitoring.status import Condition, Role, Status
+from service.monitoring.status import Condition, Role, Status, Upstream
 from service.predictor import Predictor
-from service.process import memory_bytes
+from service.process import SystemClock, memory_bytes
 from service.rehearsal import rehearse as rehearse_counts
-from service.settings import INPUTS, Settings, SettingsError
+from service.settings import INPUTS, Settings
+from service.trainer.apart.apart import Apart
+from service.trainer.apart.follower import Follower
+from service.trainer.apart.listener import Listener
+from service.trainer.apart.places import Places
+from service.trainer.apart.publisher import Publisher
 from service.trainer.checkpoint import numerics
-from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
+from service.trainer.worker import Worker
 
 logger = logging.getLogger("funnel")
 
 SLOW_SECONDS = 2.0
 """A rehearsal that takes longer compiles; the log mentions that meanwhile."""
+LISTEN_SECONDS = 0.25
+"""Time between two looks of an intake at the log."""
+FOLLOW_SECONDS = 0.1
+"""Time between two looks at snapshots in a folder."""
 DRAIN_SECONDS = 20.0
 """Longest wait for the trainer to finish and write its last checkpoint."""
 
@@ -55,6 +64,8 @@ class Model:
         drifted: called with each new drift event and recovery, in the trainer's thread.
         before: the model whose place it takes; its trainer has ended.
         delayed: called with the seconds from questions to their labels.
+        upstream: returns the status of the learner for which this process takes examples, if it
+            has the role predict; None if it takes none.
 
     Raises:
         DamagedError, LogError, UnreadableError, OSError: the checkpoints cannot be used; the
@@ -70,36 +81,59 @@ class Model:
         drifted: Callable[[Notice], object],
         before: "Model | None" = None,
         delayed: Callable[[Sequence[float]], object] = lambda _: None,
+        upstream: Callable[[], Upstream] | None = None,
     ) -> None:
-        self._lock: Lock
+        self._upstream = upstream
+        self._lock: Lock | None
+        self.trainer: Trainer | Apart
         self.intake: Intake
         self.history: History
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
         name = settings.called
-        store = _open_store(settings, numerics(state.device))
         folder = folder_of(settings.data_dir, name)
-        self._lock = before._lock if before else Lock(folder / "lock")
-        self.trainer = Trainer(
-            state,
-            RedisLog(connect(url), name),
-            store,
-            self._lock,
-            settings,
-            observe,
-            drifted,
-            history=before.history if before else None,
-            delayed=delayed,
-        )
+        places = Places(settings, folder, numerics(state.device))
+        history = before.history if before else None
+        if settings.role == "intake":
+            self._lock = None
+            log = RedisLog(connect(url), name)
+            self.trainer = Listener(state, log, settings, LISTEN_SECONDS, history=history)
+        elif settings.role == "predict":
+            self._lock = None
+            stores = places.snapshots(), places.checkpoints()
+            every = FOLLOW_SECONDS if not settings.state else settings.publish_seconds or 1.0
+            self.trainer = Follower(
+                state, stores, settings, every, history=history, upstream=upstream
+            )
+        else:
+            store = places.checkpoints()
+            self._lock = lock = (before and before._lock) or Lock(folder / "lock")
+            publisher = None
+            if settings.publish_seconds:
+                worker = Worker("funnel-snapshots")
+                every, clock = settings.publish_seconds, SystemClock()
+                publisher = Publisher(places.snapshots(), worker, every, clock)
+            self.trainer = Trainer(
+                state,
+                RedisLog(connect(url), name),
+                store,
+                lock,
+                settings,
+                observe,
+                drifted,
+                history=history,
+                delayed=delayed,
+                publisher=publisher,
+            )
         self.history, self.newest = self.trainer.history, self.trainer.newest
         may_be_rows = INPUTS in settings.opens
         self._rows_to_come = settings.taking(None, Inputs.ROWS).declared if may_be_rows else None
         if before:
             self.intake = before.intake
-            self.intake.backlog.follow(lambda: self.status.learned)
+            self.intake.backlog.follow(self._learned)
         else:
             most = Load(settings.max_backlog, settings.max_backlog_bytes or memory_bytes() // 4)
-            backlog = Backlog(most, lambda: self.status.learned)
-            self.intake = Intake(connect(url), name, backlog)
+            backlog = Backlog(most, self._learned)
+            self.intake = Intake(connect(url) if url else None, name, backlog)
         if state.device.type == "cpu":
             rehearse_once("scores, floors and calibration", rehearse_counts)
         if state.served.families is not None:
@@ -112,8 +146,11 @@ class Model:
             self.trainer.start()
         except BaseException:
             if not before:
-                self._lock.close()
+                self.close()
             raise
+
+    def _learned(self) -> Learned:
+        return self.status.learned if self._upstream is None else self._upstream().learned
 
     @property
     def status(self) -> Status:
@@ -126,6 +163,11 @@ class Model:
         if self.is_open and self._rows_to_come is not None:
             return self._rows_to_come
         return self.trainer.schema
+
+    @property
+    def answers(self) -> bool:
+        """True if it answers predictions."""
+        return self.settings.role != "intake"
 
     @property
     def is_open(self) -> bool:
@@ -168,32 +210,13 @@ class Model:
 
     async def disconnect(self) -> None:
         """Disconnect from the log."""
-        await self.intake.redis.aclose()
+        if self.intake.redis is not None:
+            await self.intake.redis.aclose()
 
     def close(self) -> None:
         """Free the checkpoints for another process."""
-        self._lock.close()
-
-
-def _open_store(settings: Settings, numerics: dict[str, str]) -> CheckpointStore:
-    """Return where the model's checkpoints are kept.
-
-    Raises:
-        SettingsError: the address of the object storage cannot be used.
-        OSError: the folder cannot.
-    """
-    folder = folder_of(settings.data_dir, settings.called)
-    store = CheckpointStore(folder, numerics, logger.error)
-    if not settings.state:
-        return store
-    from service.trainer.objects.bucket import AddressError, open_bucket
-    from service.trainer.objects.shared import SharedStore
-
-    try:
-        bucket = open_bucket(settings.state)
-    except (AddressError, OSError) as error:
-        raise SettingsError(f"FUNNEL_STATE: {error}") from error
-    return SharedStore(bucket, folder.name, numerics, logger.error, store)
+        if self._lock is not None:
+            self._lock.close()
 
 
 @cache

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.families import as_found
+from service.families import NothingPublishedError, as_begun, as_found, as_published
 from service.fold.state import State
 from service.log.backlog import Load
 from service.log.embedded import EmbeddedServer
@@ -16,9 +16,11 @@ from service.log.errors import LogUnavailable, Stopped
 from service.model import DRAIN_SECONDS, Model, build_state
 from service.monitoring.metrics import Metrics, Reading
 from service.monitoring.notify import Notice, Webhook
+from service.monitoring.status import Upstream
 from service.process import lacks_descriptors
 from service.settings import Settings, SettingsError
 from service.trainer.choice import AnotherModelError
+from service.trainer.store import UnreadableError
 from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
@@ -35,11 +37,15 @@ class Service:
 
     Args:
         settings: all of them.
+        upstream: returns the status of the learner for which this process takes examples, if it
+            has the role predict; None if it takes none.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, upstream: Callable[[], Upstream] | None = None) -> None:
+        self.settings, self._upstream = settings, upstream
         self.metrics = Metrics(self._read)
+        self.url = ""
+        """Address of the log's server, once it is known; empty without a log."""
         self.model: Model | None = None
         """None until it has started."""
         self.draining = asyncio.Event()
@@ -92,16 +98,18 @@ class Service:
                 the service cannot be started; the message says why and what to do.
             Stopped: the service began to stop first.
         """
-        with _writing(self.settings.data_dir):
-            self.settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        url = await self._start_server()
+        if not self.settings.never_learns:
+            with _writing(self.settings.data_dir):
+                self.settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        url = self.url = await self._start_server()
         settings = await self._as_found(url)
         building = asyncio.to_thread(build_state, settings)
         state, notify = await self.unless_stopped(building), self._notify(settings.called)
 
         def make(settings: Settings, state: State, before: Model | None = None) -> Model:
             observe, delayed = self.metrics.observe_step, self.metrics.observe_delays
-            return Model(settings, state, url, observe, notify, before, delayed)
+            more = before, delayed, self._upstream
+            return Model(settings, state, url, observe, notify, *more)
 
         def start() -> Model:
             try:
@@ -205,10 +213,23 @@ class Service:
         """
         while True:
             try:
-                found = await self.unless_stopped(as_found(self.settings, url))
+                if self.settings.role == "predict":
+                    published = asyncio.to_thread(as_published, self.settings)
+                    found = await self.unless_stopped(published)
+                elif self.settings.role == "intake":
+                    found = await self.unless_stopped(as_begun(self.settings, url))
+                else:
+                    found = await self.unless_stopped(as_found(self.settings, url))
             except LogUnavailable as error:
+                why = "" if self.settings.never_learns else ", since FUNNEL_MODEL is not set"
                 if not self.waits:
-                    logger.warning("%s; the start waits, since FUNNEL_MODEL is not set", error)
+                    logger.warning("%s; the start waits%s", error, why)
+                self.waits = f": {error}"
+            except (NothingPublishedError, UnreadableError) as error:
+                if not self.settings.never_learns:
+                    raise
+                if self.waits != f": {error}":
+                    logger.warning("%s; the start waits", error)
                 self.waits = f": {error}"
             else:
                 self.waits = ""
@@ -232,9 +253,12 @@ class Service:
         return lambda notice: loop.call_soon_threadsafe(webhook.post, notice)
 
     async def _start_server(self) -> str:
-        """Return the log's address; start a server for it if the settings name none."""
+        """Return the log's address; start a server for it if the settings name none.
+
+        It is empty for a process that only answers, and has no log.
+        """
         settings = self.settings
-        if url := settings.redis_url.get_secret_value():
+        if (url := settings.redis_url.get_secret_value()) or settings.never_learns:
             return url
         with _writing(settings.data_dir):
             server = EmbeddedServer(settings.data_dir / "log", settings.appendfsync)

@@ -65,6 +65,9 @@ def _file_of(name: str) -> Any:
 
 
 MAX_SHADOWS = 8
+LEAST_SNAPSHOT_SECONDS = 0.05
+WORKERS_SECONDS = 1.0
+"""Time between snapshots for workers, unless it is set."""
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 DURATION = re.compile(r"([0-9]+(?:[.][0-9]+)?)(ms|s|m|h|d)")
 SIZES = {"": 0, "kB": 10, "MB": 20, "GB": 30}
@@ -126,6 +129,22 @@ class Settings(BaseModel):
         description="keep the checkpoints in object storage instead of DATA_DIR, for a standby on "
         "another machine: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or "
         "file:///folder; credentials come from the usual variables of AWS, Google and Azure",
+    )
+    role: Literal["all", "predict", "intake"] = Field(
+        "all",
+        description="predict: only answer, with what another process learns; it needs that one's "
+        "STATE, or DATA_DIR on the same machine, and REDIS_URL for questions with ids. intake: "
+        "only take examples and labels; it needs that one's REDIS_URL",
+    )
+    workers: int = Field(
+        1, ge=1, le=64,
+        description="processes that share the port in front of one learner; each takes examples "
+        "and answers",
+    )  # fmt: skip
+    snapshot_every: str = Field(
+        "",
+        description="how often the learner publishes a snapshot for processes that only answer: "
+        "500ms, 1s, 10s; empty: they answer with checkpoints, and WORKERS get one every second",
     )
     appendfsync: Literal["always", "everysec", "no"] = Field(
         "always", description="when the embedded log is synced to disk; always: before it answers"
@@ -431,6 +450,13 @@ class Settings(BaseModel):
     def _predicted(cls, value: str) -> str:
         return value if value == AUTO else str(Task.parse(value))
 
+    @field_validator("snapshot_every")
+    @classmethod
+    def _publishing(cls, value: str) -> str:
+        if value and not LEAST_SNAPSHOT_SECONDS <= seconds(value) <= MOST_SECONDS:
+            raise ValueError("give at least 50ms and at most 365d")
+        return value
+
     @field_validator("label_ttl", "label_grace")
     @classmethod
     def _lasting(cls, value: str) -> str:
@@ -510,6 +536,27 @@ class Settings(BaseModel):
         if len(value) > MAX_SHADOWS:
             raise ValueError(f"at most {MAX_SHADOWS} baselines")
         return tuple(Shadow.parse(text).name for text in value)
+
+    @property
+    def publish_seconds(self) -> float:
+        """Seconds between the snapshots that a learner publishes; 0 for none."""
+        if self.snapshot_every:
+            return seconds(self.snapshot_every)
+        return WORKERS_SECONDS if self.workers > 1 else 0.0
+
+    @property
+    def never_learns(self) -> bool:
+        """True for a process that only answers, or only takes examples."""
+        return self.role != "all"
+
+    @model_validator(mode="after")
+    def _has_what_its_role_needs(self) -> "Settings":
+        if self.role == "intake" and not self.redis_url:
+            raise ValueError(
+                f"{PREFIX}ROLE=intake takes examples for a log: set {PREFIX}REDIS_URL to that of "
+                "the learner"
+            )
+        return self
 
     @field_validator("redis_url")
     @classmethod

@@ -492,7 +492,8 @@ def is_it_healthy() -> Row:
             "gives the reason.",
             Query("max by (condition) (funnel_learning) > 0", "{{condition}}"),
             names=[
-                ("learning", "green"), ("standby", "green"), ("paused", "blue"),
+                ("learning", "green"), ("standby", "green"), ("following", "green"),
+                ("paused", "blue"),
                 ("starting", "orange"), ("replaying", "orange"), ("waiting", "red"),
                 ("halted", "red"), ("stopped", "red"),
             ],
@@ -541,6 +542,22 @@ def is_it_healthy() -> Row:
             Query("funnel_lag_seconds", "lag"),
             Query("funnel_snapshot_age_seconds", "snapshot"),
             unit="s", limits=(0, None),
+        ),
+        timeseries(
+            "Snapshots read",
+            "Of processes that only answer: time since the place of the snapshots was last read, "
+            "and cuts that are published and not loaded. Good: about a second, and near 0. Bad: "
+            "rising: they answer with an ageing model.",
+            Query("funnel_snapshot_read_age_seconds", "{{instance}}: age in seconds"),
+            Query("funnel_snapshot_lag_versions", "{{instance}}: cuts"),
+            limits=(0, None),
+        ),
+        timeseries(
+            "Processes",
+            "Processes that take examples and answer on the port of a service. Good: WORKERS. "
+            "Bad: fewer, or a line that falls again and again: the service's log has the reason.",
+            Query("funnel_workers", "{{instance}}"),
+            limits=(0, None),
         ),
         timeseries(
             "Time of a step",

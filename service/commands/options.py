@@ -20,6 +20,7 @@ TOPICS = {
         "optimizer", "experts", "families", "effort", "lr", "gain_lr", "scale_lr", "momentum",
         "loss_guard", "shadow", "promote", "class_weights", "batch_size",
     ),
+    "processes": ("role", "workers", "snapshot_every"),
     "computing": ("device", "threads"),
     "log and checkpoints": (
         "redis_url", "redis_url_file", "data_dir", "state", "appendfsync", "max_wait_ms",

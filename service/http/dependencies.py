@@ -14,10 +14,13 @@ from service.model import Model
 from service.monitoring.status import Condition
 from service.service import Service
 
+WRONG_ROLE = "wrong_role"
+"""Error code of a request that a process of another role takes."""
 CODES = {
     Condition.WAITING: "log_unavailable",
     Condition.HALTED: "learning_halted",
     Condition.STANDBY: "standby",
+    Condition.FOLLOWING: WRONG_ROLE,
 }
 """Error codes of the conditions in which nothing is learned."""
 

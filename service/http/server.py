@@ -4,19 +4,26 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import uvicorn
 from fastapi import APIRouter
+from starlette.types import ASGIApp
 
 from service.fold.drift import detectors
 from service.http.app import create_app
 from service.http.connection import Connection
+from service.http.workers.forward import Forwarded
+from service.http.workers.pool import Workers
 from service.log.errors import LogError, Stopped
+from service.model import Model
 from service.monitoring.status import Condition
-from service.process import keep_freed_memory, raise_descriptor_limit
+from service.process import keep_freed_memory, raise_descriptor_limit, socket_path
 from service.service import Service
 from service.settings import Settings
 from streams.errors import FunnelError
@@ -25,6 +32,7 @@ logger = logging.getLogger("funnel")
 
 EVERY_INTERFACE = "::"
 """Listens for IPv4 too, where the system can; asyncio alone would take IPv6 only."""
+ADVICE = "Choose another --port, or 0 for any free one, or another --host"
 GRACE_SECONDS = 5
 """Longest wait at shutdown for answers that are being sent."""
 STALL_SECONDS = 30
@@ -44,10 +52,13 @@ class Server(uvicorn.Server):
 
     Args:
         config: with `Connection` as its protocol.
+        shares_port: whether other processes of this user may listen on the same port
+            (``SO_REUSEPORT``).
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, shares_port: bool = False) -> None:
         super().__init__(config)
+        self._shares_port = shares_port
         self.listens = asyncio.Event()
         """Set once connections are accepted."""
 
@@ -61,23 +72,38 @@ class Server(uvicorn.Server):
         uvicorn_log = logging.getLogger("uvicorn.error")
         uvicorn_log.disabled = True  # the error has its message
         try:
-            if host == EVERY_INTERFACE and socket.has_dualstack_ipv6():
+            is_dual = host == EVERY_INTERFACE and socket.has_dualstack_ipv6()
+            if is_dual or self._shares_port:
+                is_six = ":" in host
                 sockets = [
                     socket.create_server(
-                        (host, port), family=socket.AF_INET6, dualstack_ipv6=True,
+                        (host, port), family=socket.AF_INET6 if is_six else socket.AF_INET,
+                        dualstack_ipv6=is_dual, reuse_port=self._shares_port,
                         backlog=self.config.backlog,
                     )
                 ]  # fmt: skip
             await super().startup(sockets)
         except (SystemExit, OSError) as error:
             reason = error if isinstance(error, OSError) else error.__context__
-            raise ListenError(
-                f"cannot listen on {_joined(host, port)}: {reason}. Choose another --port, or 0 "
-                "for any free one, or another --host"
-            ) from error
+            where = _joined(host, port)
+            raise ListenError(f"cannot listen on {where}: {reason}. {ADVICE}") from error
         finally:
             uvicorn_log.disabled = False
         self.listens.set()
+
+    async def listen_on(self, path: Path) -> None:
+        """Accept connections on a Unix socket, too, which only this user may use.
+
+        Raises:
+            OSError: the path cannot be used.
+        """
+
+        def connection() -> asyncio.Protocol:
+            state = self.lifespan.state
+            return Connection(self.config, self.server_state, state)
+
+        loop = asyncio.get_running_loop()
+        self.servers.append(await loop.create_unix_server(connection, sock=_bound(path)))
 
     async def main_loop(self) -> None:
         """Run until `should_exit` is set."""
@@ -127,6 +153,40 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return f"http://{_joined(host, port)}"
 
+    @property
+    def port(self) -> int:
+        """The port that it listens on; only once it has started."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+
+def _bound(path: Path) -> socket.socket:
+    """Return a Unix socket at a path, for this user alone."""
+    path.unlink(missing_ok=True)
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        own.bind(str(path))
+    except BaseException:
+        own.close()
+        raise
+    finally:
+        os.umask(before)
+    return own
+
+
+def check_free(host: str, port: int) -> None:
+    """Make sure that nobody listens on a port that is to be shared by processes of one service.
+
+    Raises:
+        ListenError: somebody does, or the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family):
+            pass
+    except OSError as error:
+        raise ListenError(f"cannot listen on {_joined(host, port)}: {error}. {ADVICE}") from error
+
 
 def _joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -154,44 +214,72 @@ async def serve(
     raise_descriptor_limit()
     detectors.load()  # now: clients may hold all descriptors later, and it opens files
     service = Service(settings)
-    server = Server(
-        uvicorn.Config(
-            create_app(service, more),
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            timeout_keep_alive=30,
-            http=Connection,
-            ws="none",
-            server_header=False,
-        )
-    )
-    loop = asyncio.get_running_loop()
-
-    def end() -> None:
-        if not server.should_exit:
-            loop.call_later(CONFIRM_SECONDS, service.give_up)
-        service.draining.set()
-        server.should_exit = True
+    app, shares_port = create_app(service, more), settings.workers > 1
+    if shares_port:
+        check_free(settings.host, settings.port)
+    server = Server(config_of(Forwarded(app) if shares_port else app, settings), shares_port)
 
     def stop() -> None:
         if not service.draining.is_set():
             logger.info("stopping")
-        end()
+        service.draining.set()
 
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup lets a process outlive its terminal
             loop.add_signal_handler(number, stop)
-    listening = asyncio.create_task(server.serve())
-    listening.add_done_callback(lambda _: service.draining.set())
-    try:
-        await service.unless_stopped(server.listens.wait())
-        await _start(service, server.url)
+
+    @contextlib.asynccontextmanager
+    async def with_workers() -> AsyncIterator[None]:
+        model = await start(service)
+        _log_start(model, server.url)
+        if not shares_port:
+            if started is not None:
+                started(service, server.url)
+            yield
+            return
+        path = socket_path(settings.data_dir, f"workers-{server.port}.sock")
+        await server.listen_on(path)
+        workers = Workers(service, server.port, path)
+        running = service.keep_up("the workers", workers.run())
         if started is not None:
             started(service, server.url)
-        await service.draining.wait()
+        try:
+            yield
+        finally:
+            workers.end()
+            await asyncio.wait({running})
+            path.unlink(missing_ok=True)
+
+    await run(service, server, with_workers())
+
+
+async def run(service: Service, server: Server, started: AbstractAsyncContextManager[None]) -> None:
+    """Listen, start a service, and stop it once it drains.
+
+    Args:
+        service: has not started.
+        server: listens for its application.
+        started: starts the service, and ends what depends on it.
+
+    Raises:
+        FunnelError: the service could not be started.
+        RuntimeError: an essential task of the service failed.
+    """
+    listening = asyncio.create_task(server.serve())
+    listening.add_done_callback(lambda _: service.draining.set())
+
+    def end() -> None:
+        if not server.should_exit:
+            asyncio.get_running_loop().call_later(CONFIRM_SECONDS, service.give_up)
+        service.draining.set()
+        server.should_exit = True
+
+    try:
+        await service.unless_stopped(server.listens.wait())
+        async with started:
+            await service.draining.wait()
+            end()
     except Stopped:
         if not listening.done():  # otherwise its error says why
             logger.info("stopped before the start was complete")
@@ -204,8 +292,8 @@ async def serve(
         raise RuntimeError(service.broken)
 
 
-async def _start(service: Service, url: str) -> None:
-    """Start the service, and return when the model has caught up with its log.
+async def start(service: Service) -> Model:
+    """Start a service, and return its model when that has caught up with its log.
 
     Raises:
         LogError: learning is halted.
@@ -217,6 +305,32 @@ async def _start(service: Service, url: str) -> None:
         raise LogError(status.reason)
     gc.collect()
     gc.freeze()  # what torch and the web framework made stays: a full collection would take 0.2 s
+    return model
+
+
+def config_of(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration.
+
+    Args:
+        app: the application.
+        settings: name the address.
+    """
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=30,
+        http=Connection,
+        ws="none",
+        server_header=False,
+    )
+
+
+def _log_start(model: Model, url: str) -> None:
+    status = model.status
     logger.info(
         "serving %s on %s: version %d, %d examples learned",
         model.settings.called,

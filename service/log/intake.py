@@ -39,6 +39,7 @@ SMALL = Load(64, 64 << 10)
 """Requests with fewer rows and bytes of values may share an entry."""
 KEY_SECONDS = 3_600
 """How long an Idempotency-Key is remembered once it is no longer among the newest."""
+WITHOUT_LOG = "this process has no log: set FUNNEL_REDIS_URL to that of the learner"
 KEYS_KEPT = 65_536
 """The newest Idempotency-Keys are remembered however old they are; they take about 20 MB."""
 
@@ -91,12 +92,13 @@ class Intake:
     """Appends entries in the order of the calls.
 
     Args:
-        redis: a client that does not retry (see `service.log.server.connect`).
+        redis: a client that does not retry (see `service.log.server.connect`); None for a process
+            without a log, where every append fails.
         model: the model's name.
         backlog: keeps the bounds; there are none by default.
     """
 
-    def __init__(self, redis: Redis, model: str, backlog: Backlog | None = None) -> None:
+    def __init__(self, redis: Redis | None, model: str, backlog: Backlog | None = None) -> None:
         self.redis, self.keys, self.backlog = redis, Keys(model), backlog or Backlog()
         self._queue: deque[_Entry] = deque()
         self._arrived = asyncio.Event()
@@ -104,6 +106,17 @@ class Intake:
         self._later = 0
         """Bytes of questions for whose confirmation nobody waits."""
         self._group_under_way: list[_Entry] = []
+
+    @property
+    def server(self) -> Redis:
+        """The client of the log's server.
+
+        Raises:
+            LogUnavailable: this process has no log.
+        """
+        if self.redis is None:
+            raise LogUnavailable(WITHOUT_LOG)
+        return self.redis
 
     async def append(
         self,
@@ -232,7 +245,7 @@ class Intake:
         """
         keys = (self.keys.inputs, self.keys.log)
         try:
-            found: bytes = await self.redis.eval(CLAIM_INPUTS, len(keys), *keys, inputs)
+            found: bytes = await self.server.eval(CLAIM_INPUTS, len(keys), *keys, inputs)
         except (RedisError, OSError) as error:
             raise LogUnavailable(f"the log did not confirm: {error}") from error
         return found.decode(errors="replace")
@@ -282,7 +295,7 @@ class Intake:
 
     async def _write(self, group: list[_Entry]) -> None:
         try:
-            async with self.redis.pipeline(transaction=False) as pipe:
+            async with self.server.pipeline(transaction=False) as pipe:
                 for entry in group:
                     pipe.execute_command(*entry.command)
                 if adds := not all(entry.is_question for entry in group):
@@ -291,7 +304,7 @@ class Intake:
             if adds and not isinstance(described := replies.pop(), Exception):
                 with contextlib.suppress(LogError):  # the trainer reports it
                     self.backlog.added = Extent.of(described, self.keys.log).added
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, LogUnavailable) as error:
             replies = [error] * len(group)
         for entry, reply in zip(group, replies, strict=True):
             if isinstance(reply, Exception):

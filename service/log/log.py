@@ -5,7 +5,7 @@
 
 import uuid
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from redis.asyncio import Redis
@@ -42,6 +42,19 @@ ASKED_AT_ONCE, ASKED_BYTES = 1_000, 8 << 20
 """Entries of questions, and bytes of them, that the server looks through in one go."""
 COUNTED_AT_ONCE = 1_024
 """Entries that one `Log.count_after` counts; the server answers no other client meanwhile."""
+
+
+class Heard(NamedTuple):
+    """The knowledge of a process that only takes examples about its log."""
+
+    learner: str
+    """The identity that the last learner published; empty before the first."""
+    schema: str
+    """The schema of rows, as JSON; empty without."""
+    is_led: bool
+    """True while a process holds the lease."""
+    cut: tuple[int, Cut] | None
+    """The newest recorded cut, and its number; None before the first."""
 
 
 class Log(Protocol):
@@ -291,6 +304,24 @@ class RedisLog(Log):
             except CutError as error:
                 raise await self._foreign_cut(entry, error) from error
         return cuts
+
+    async def heard(self) -> Heard:
+        """Return what a process that only takes examples has to know of the log.
+
+        Raises:
+            LogUnavailable: the log cannot be reached.
+            CutError: the newest cut cannot be read.
+        """
+        keys = [self.keys.lease, self.keys.learner, self.keys.schema]
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.mget(keys)
+            pipe.xrevrange(self.keys.cuts, count=1)
+            (lease, learner, schema), found = await _reply(pipe.execute())
+        cut = None
+        for entry, fields in _entries(found):
+            cut = entry.milliseconds, read_cut(entry.milliseconds, fields)
+        identity = (learner or b"").partition(b" ")[2].decode(errors="replace")
+        return Heard(identity, (schema or b"").decode(errors="replace"), bool(lease), cut)
 
     async def _foreign_cut(self, entry: EntryId, error: CutError) -> ForeignError:
         """Return the error of a record that is no cut, with a way to get rid of it."""

@@ -38,9 +38,23 @@ async def has_log(url: str, model: str) -> bool:
     Raises:
         LogUnavailable: it cannot be asked.
     """
-    keys, redis = Keys(model), connect(url)
+    keys = Keys(model)
+    return await _has_any(url, keys.log, keys.uuid, keys.cuts)
+
+
+async def has_cuts(url: str, model: str) -> bool:
+    """Return whether a trainer has recorded a cut in the log of a model.
+
+    Raises:
+        LogUnavailable: it cannot be asked.
+    """
+    return await _has_any(url, Keys(model).cuts)
+
+
+async def _has_any(url: str, *keys: str) -> bool:
+    redis = connect(url)
     try:
-        return bool(await redis.exists(keys.log, keys.uuid, keys.cuts))
+        return bool(await redis.exists(*keys))
     except (RedisError, OSError) as error:
         raise LogUnavailable(f"the log cannot be reached: {error}") from error
     finally:

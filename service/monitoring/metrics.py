@@ -16,6 +16,7 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
+    generate_latest,
 )
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -31,6 +32,7 @@ from service.fold.scoring.measures import CALIBRATION_BINS
 from service.log.backlog import Load
 from service.monitoring.statistics import GAIN_EDGES, Statistics, lag_seconds
 from service.monitoring.status import Condition, LabelStatus, Status
+from service.monitoring.totals import Counts, Together, Totals, counts_of
 from streams.recovery import WINDOW
 
 disable_created_metrics()
@@ -52,6 +54,11 @@ MAX_COLUMNS = 200
 MAX_TENSORS = 100
 """Tensors with series of their own; of more, only the first."""
 
+COUNTED = (
+    "funnel_predict_seconds", "funnel_fast_predictions", "funnel_http_request_seconds",
+    "funnel_asked", "funnel_lost_questions", "funnel_rejected",
+)  # fmt: skip
+"""The families that every process counts by itself."""
 COUNTERS = {
     "batches": "Batches learned",
     "checkpoints": "Checkpoints, by result",
@@ -114,8 +121,13 @@ GAUGES = {
     "scale": "Funnel's scale s",
     "score": "Prequential scores of the learners and of the floors",
     "snapshot_age_seconds": "Age of the snapshot; 0 while nothing waits to be learned",
+    "snapshot_lag_versions": "Cuts from the state that answers to the newest that is published, "
+    "with the role predict",
+    "snapshot_read_age_seconds": "Time since the place of the snapshots was last read, with the "
+    "role predict",
     "step_size": "Learning rate in effect, η s",
     "update_norm": "Length of the last step",
+    "workers": "Processes that take examples and answer on the port, this one included",
 }
 """Help of the families that are read at a scrape, by name."""
 
@@ -196,6 +208,16 @@ class Metrics(Collector):
         what = "Drift events that the webhook did not get"
         self.webhook_failures = counter("webhook_failures", what)
         self.registry.register(self)
+        self.workers = Totals()
+        """The counts of the workers, which `exposed` adds."""
+
+    def exposed(self) -> bytes:
+        """Return the families in Prometheus' text format, with the counts of the workers added."""
+        return generate_latest(Together(self.registry, self.workers))
+
+    def counts(self) -> Counts:
+        """Return what this process has counted of its requests."""
+        return counts_of(self.registry, COUNTED)
 
     def observe_step(self, seconds: float, examples: int) -> None:
         """Count one step."""
@@ -212,6 +234,7 @@ class Metrics(Collector):
         reading = self._read()
         status = reading.status
         yield _single("ready", reading.is_ready)
+        yield _single("workers", 1 + self.workers.processes)
         condition = status.condition if status is not None else Condition.STARTING
         yield _family("learning", ["condition"], {(c,): c == condition for c in Condition})
         if status is not None:
@@ -226,6 +249,9 @@ def _trainer(status: Status, backlog: Load) -> Iterable[Metric]:
     results = {("ok",): checkpoints.ok, ("failed",): checkpoints.failed}
     yield _family("checkpoints", ["result"], results)
     yield _single("snapshot_age_seconds", now - status.snapshot_at if backlog.examples else 0.0)
+    if status.followed is not None:
+        yield _single("snapshot_lag_versions", status.followed.lag)
+        yield _single("snapshot_read_age_seconds", now - status.followed.read_at)
     if checkpoints.newest_at is not None and status.condition != Condition.STANDBY:
         yield _single("checkpoint_age_seconds", now - checkpoints.newest_at)
     yield _family("drift_events", ["detector", "direction"], status.drift.counts)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from service.fold.drift.events import Event
 from service.fold.scoring.classification import ScoreSummary
@@ -18,7 +19,9 @@ class Condition(StrEnum):
 
     STARTING = "starting"
     STANDBY = "standby"
-    """Another process learns from the log."""
+    """Another process learns from the log, and this one takes over if that fails."""
+    FOLLOWING = "following"
+    """Another process learns, and this one only answers."""
     REPLAYING = "replaying"
     LEARNING = "learning"
     WAITING = "waiting"
@@ -35,6 +38,10 @@ class Role(StrEnum):
 
     LEARNER = "learner"
     STANDBY = "standby"
+    PREDICTOR = "predictor"
+    """It answers with what the learner publishes, and never learns."""
+    INTAKE = "intake"
+    """It takes examples for the learner, and neither learns nor answers."""
     NONE = "none"
     """It neither learns nor stands by."""
 
@@ -92,6 +99,24 @@ class LabelStatus:
     """Questions without a label that were closed before their time."""
 
 
+class Followed(NamedTuple):
+    """The place from which a process that only answers reads snapshots."""
+
+    lag: int
+    """Cuts from the state that answers to the newest one that is published."""
+    read_at: float
+    """Monotonic time at which the place was last read, in seconds."""
+
+
+class Upstream(NamedTuple):
+    """How far the learner is for which a process takes examples."""
+
+    condition: Condition
+    reason: str
+    """Why it does not learn; empty while it does."""
+    learned: Learned
+
+
 @dataclass(frozen=True)
 class Status:
     """One trainer at one moment; the trainer replaces it as a whole and never changes it."""
@@ -130,6 +155,8 @@ class Status:
     """Name of the shadow that was promoted and answers; empty if none does."""
     commands: tuple[Ordered, ...]
     """The newest commands of operators that it has applied."""
+    followed: Followed | None = None
+    """None for a process that learns, or would."""
 
     @property
     def shown_role(self) -> Role:

@@ -38,6 +38,7 @@ from service.log.labels import Join
 from service.log.log import COUNTED_AT_ONCE, Log, drop_from
 from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.process import Clock
+from service.trainer.checkpoint import Checkpoint
 from service.trainer.choice import check_spec, is_unclaimed
 from service.trainer.joining.examples import Rules, batch_of
 from service.trainer.joining.joiner import Joiner
@@ -178,9 +179,21 @@ class Replica:
             return False
         if newest.progress.cut <= self.progress.cut and self.progress.log:
             return True
+        return self.take(newest, checkpoints.place)
+
+    def take(self, newest: Checkpoint, place: str) -> bool:
+        """Go on from a checkpoint; return False if its model has learned nothing, and is another.
+
+        Args:
+            newest: the checkpoint.
+            place: where it lies, for people.
+
+        Raises:
+            LogError: it is of another model; AnotherModelError if the own one may give way.
+        """
         if newest.progress.cut == 0 and newest.spec != self.state.spec and not self.is_open:
             return False  # an open model wrote it, which had learned nothing
-        self._check_spec(newest.spec, f"the checkpoint in {checkpoints.place}")
+        self._check_spec(newest.spec, f"the checkpoint in {place}")
         self.is_open = self.is_open and newest.progress.cut == 0
         self.state.set_hyperparameters(newest.hyperparameters)
         counts = newest.version, newest.examples

@@ -192,6 +192,44 @@ class CheckpointStore:
             self.ledger.take(manifest)
         return newest
 
+    def newest_name(self) -> str:
+        """Return the name of the newest checkpoint, which sorts after those before; empty without.
+
+        Raises:
+            UnreadableError: the place cannot be read.
+        """
+        newest = self._newest_path()
+        return newest.name if newest else ""
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint, and look at no other, for a process that only reads.
+
+        Returns:
+            None if there is none, or it was the last one that was loaded.
+
+        Raises:
+            DamagedError: it is damaged.
+            UnreadableError: it cannot be read, or not by this version.
+        """
+        path = self._newest_path()
+        if path is None or self._seen[-1:] == [path]:
+            return None
+        try:
+            found = decode(self._disk.read(path)).whole(self._read_chunk)
+        except FileNotFoundError:
+            return None  # its writer has replaced it since
+        except NewerError as error:
+            raise UnreadableError(f"{path.name} cannot be read: {error}") from error
+        except DamagedError as error:
+            raise DamagedError(f"{path.name} in {self.place} is damaged: {error}") from error
+        except OSError as error:
+            raise _unreadable(error) from error
+        self._seen = [path]
+        return found
+
+    def _newest_path(self) -> Path | None:
+        return max(self.files(), default=None)
+
     def _read_chunk(self, name: str) -> bytes:
         raw = self._disk.read(self.directory / name)
         self._good.discard(name)
@@ -353,6 +391,12 @@ class CheckpointStore:
         found = [info.progress for info in known if info]
         lowest = min((progress.position for progress in found), key=lambda at: at.entry)
         return replace(min(found, key=lambda progress: progress.cut), position=lowest)
+
+
+def cut_of(name: str) -> int:
+    """Return the cut of a checkpoint by its name; 0 for any other name."""
+    found = NAME.fullmatch(name)
+    return int(found[2]) if found else 0
 
 
 def _info(path: Path, copy: Checkpoint, sha256: str, manifest: Manifest | None, size: int) -> Info:

@@ -40,6 +40,7 @@ from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Condition, Drift, LabelStatus, Role, Status
 from service.process import Clock, SystemClock
 from service.settings import WEIGHTED, Settings, seconds, size_of
+from service.trainer.apart.publisher import Publisher
 from service.trainer.choice import AnotherModelError
 from service.trainer.identity import Identity
 from service.trainer.joining.joiner import Joiner, Summary
@@ -96,6 +97,7 @@ class Trainer:
         workers: makes a worker with a given name.
         history: of the trainer whose place it takes; None begins one.
         delayed: called with the seconds from questions to their labels.
+        publisher: publishes what is learned for processes that only answer; None for none.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Trainer:
         workers: Callable[[str], Worker] = Worker,
         history: History | None = None,
         delayed: Callable[[Sequence[float]], object] = lambda _: None,
+        publisher: Publisher | None = None,
     ) -> None:
         self.replayed = threading.Event()
         """Set while no replay is due or runs."""
@@ -158,6 +161,7 @@ class Trainer:
             clock,
             self._wake.set,
         )
+        self._publisher = publisher
         self._identity = Identity.of(settings, state.spec, checkpoints.place, lock.name)
         self._is_compared = False
         """True once it is known that it could take over from the present learner."""
@@ -313,6 +317,8 @@ class Trainer:
             self._waiters.close(reason)
             self._orders.close(reason)
             self._writer.close(reason)
+            if self._publisher is not None:
+                self._publisher.end()
             self.replayed.set()
             self.caught_up.set()
 
@@ -616,6 +622,8 @@ class Trainer:
         if self._writer.is_due(replica):
             await self._rejections.record(self._log)
         await self._writer.tend(replica, self._log)
+        if self._publisher is not None:
+            self._publisher.tend(replica)
         if (due_in := self._statistics_due_in(pipeline)) <= 0:
             await self._watch(pipeline)
             due_in = STATISTICS_SECONDS
@@ -624,6 +632,8 @@ class Trainer:
                 self._publish()
             else:
                 self._waiters.answer(replica.progress.position)
+        if self._publisher is not None:
+            due_in = min(due_in, max(self._publisher.due_in(), PUBLISH_SECONDS))
         return due_in
 
     def _note_pause(self) -> None:

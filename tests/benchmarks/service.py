@@ -21,6 +21,7 @@ of one round.
 - **memory**: resident memory, with its median over each million of examples.
 - **recovery**: `funnel serve` and its log are killed and started again.
 - **rows**: named rows over HTTP, beside Vowpal Wabbit and beside dense features, and their memory.
+- **processes**: requests of one row, to one process and to several on the same port or log.
 - **checkpoints**: of a table of a million rows, of which one in a hundred changes, in this process.
 - **renewal**: of experts with a table of a million rows, in this process.
 - **table**: whole steps on sparse inputs, 13 numbers and 26 categories in a table, in this process.
@@ -64,6 +65,7 @@ from tests.benchmarks.parts import (
     memory,
     named,
     peers,
+    processes,
     recovery,
     renewal,
     small,
@@ -79,6 +81,7 @@ PARTS = {
     "table": table.run,
     "checkpoints": checkpoints.run,
     "renewal": renewal.run,
+    "processes": processes.run,
     "rows": lambda plan: f"{named.run(plan)}\n{small.small(plan)}",
 }
 

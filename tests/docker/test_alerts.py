@@ -170,6 +170,7 @@ FIRE: list[tuple[str, str, Series]] = [
     ("FunnelLogAway", "a full disk", doing("waiting", for_minutes=4)),
     ("FunnelLearnerStalled", "no batch", learning(level(7), 500)),
     ("FunnelLearnerStalled", "no batch", learning(level(7), 500) | doing("learning")),
+    ("FunnelPredictorCutOff", "two minutes", {"funnel_snapshot_read_age_seconds": level(120)}),
     ("FunnelLagging", "two minutes", {"funnel_lag_seconds": level(120)}),
     ("FunnelAccuracyDropped", "no recovery", scores(90, 70, minutes=20)),
     ("FunnelBelowFloor", "by log loss", floors(0.4, 0.3, accuracy=0.95)),
@@ -209,6 +210,10 @@ SILENT: list[tuple[str, str, Series]] = [
     ("FunnelLearnerStalled", "nothing sent", learning(level(7), 0)),
     ("FunnelLearnerStalled", "a standby", learning(level(7), 500) | doing("standby")),
     ("FunnelLearnerStalled", "a pause", learning(level(7), 500) | {"funnel_paused": level(1)}),
+    ("FunnelPredictorCutOff", "read", {"funnel_snapshot_read_age_seconds": level(1)}),
+    ("FunnelPredictorCutOff", "a blink", {
+        "funnel_snapshot_read_age_seconds": f"1+0x{MINUTES - 1} 90",
+    }),
     ("FunnelLagging", "a pause", {"funnel_lag_seconds": level(120), "funnel_paused": level(1)}),
     ("FunnelLagging", "a second", {"funnel_lag_seconds": level(1)}),
     ("FunnelLagging", "a standby", {"funnel_lag_seconds": level(120)} | doing("standby")),

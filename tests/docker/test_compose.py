@@ -18,7 +18,7 @@ SERVICES = yaml.safe_load(COMPOSE)["services"]
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="needs docker-compose")
-@pytest.mark.parametrize("profile", ["standby", "tabular"])
+@pytest.mark.parametrize("profile", ["standby", "apart", "tabular"])
 @pytest.mark.parametrize("override", [[], ["-f", "docker/docker-compose.gpu.yml"]])
 def test_the_compose_files_are_valid(override: list[str], profile: str) -> None:
     files = ["-f", "docker-compose.yml", *override]
@@ -55,7 +55,8 @@ def test_containers_are_given_the_keys_they_need() -> None:
         environment = SERVICES[service]["environment"]
         return {name for name in environment if name.endswith("_KEY")}
 
-    assert keys("service") == keys("standby") == keys("tabular")
+    for apart in ("standby", "predictor", "intake", "tabular"):
+        assert keys("service") == keys(apart)
     assert keys("service") == {"FUNNEL_API_KEY", "FUNNEL_LEARN_KEY", "FUNNEL_PREDICT_KEY"}
     assert keys("generator") == {"FUNNEL_LEARN_KEY"}
     assert keys("orders") == {"FUNNEL_LEARN_KEY", "FUNNEL_PREDICT_KEY"}, "it asks, too"
@@ -103,7 +104,15 @@ def test_the_log_server_refuses_entries_before_its_container_is_killed() -> None
 def test_only_containers_that_write_to_the_log_share_its_network() -> None:
     networks = yaml.safe_load(COMPOSE)["networks"]
     shared = {name for name, container in SERVICES.items() if "log" in container["networks"]}
-    assert shared == {"redis", "service", "standby", "generator", "tabular"}
+    assert shared == {
+        "redis",
+        "service",
+        "standby",
+        "predictor",
+        "intake",
+        "generator",
+        "tabular",
+    }
     assert SERVICES["redis"]["networks"] == ["log"]
     assert networks["log"] == {"internal": True}
     assert SERVICES["grafana"]["networks"] == ["dashboards"]
@@ -123,7 +132,9 @@ def test_make_installs_the_pinned_versions() -> None:
     assert installs == ["INSTALL := $(BIN)/pip install --quiet --constraint docker/constraints.txt"]
 
 
-@pytest.mark.parametrize("service", ["service", "standby", "generator", "tabular", "orders"])
+@pytest.mark.parametrize(
+    "service", ["service", "standby", "predictor", "intake", "generator", "tabular", "orders"]
+)
 def test_containers_of_ours_stop_when_told_to(service: str) -> None:
     """Without an init the generator stands through SIGTERM, until it is killed."""
     assert yaml.safe_load(COMPOSE)["services"][service]["init"]

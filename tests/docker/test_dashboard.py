@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.metrics import CONTRACT, CONTRACT_OF_ROWS
+from tests.support.metrics import CONTRACT, CONTRACT_OF_PREDICTORS, CONTRACT_OF_ROWS
 
 ROOT = Path(__file__).parents[2]
 PROVISIONING = ROOT / "docker/grafana/provisioning"
@@ -69,7 +69,7 @@ def test_it_asks_the_data_source_that_is_provisioned() -> None:
         assert asks["datasource"] == {"type": source["type"], "uid": source["uid"]}
 
 
-@pytest.mark.parametrize("name", sorted(CONTRACT | CONTRACT_OF_ROWS))
+@pytest.mark.parametrize("name", sorted(CONTRACT | CONTRACT_OF_ROWS | CONTRACT_OF_PREDICTORS))
 def test_every_metric_is_shown(name: str) -> None:
     assert any(name in target["expr"] for panel in PANELS for target in panel["targets"])
 

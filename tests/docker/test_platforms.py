@@ -13,6 +13,7 @@ from streams.environment import PREFIX
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SERVICE, STATEFUL = yaml.safe_load_all((DOCKER / "kubernetes" / "funnel.yaml").read_text())
+APART = [*yaml.safe_load_all((DOCKER / "kubernetes" / "apart.yaml").read_text())]
 POD: dict[str, Any] = STATEFUL["spec"]["template"]["spec"]
 [CONTAINER] = POD["containers"]
 UNIT = (DOCKER / "funnel.service").read_text()
@@ -21,7 +22,11 @@ STOP_SECONDS = 50
 
 
 @pytest.mark.parametrize("version", ["1.33", "1.37"])
-@pytest.mark.parametrize("manifest", [SERVICE, STATEFUL], ids=["Service", "StatefulSet"])
+@pytest.mark.parametrize(
+    "manifest",
+    [SERVICE, STATEFUL, *APART],
+    ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}",
+)
 def test_the_manifests_are_valid(manifest: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -33,6 +38,27 @@ def test_what_is_set_is_a_setting() -> None:
     assert len(in_unit) > 2
     names = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     assert (in_pods | in_unit) - names == set()
+
+
+def test_each_kind_of_pod_starts_with_the_settings_of_its_role(tmp_path: Path) -> None:
+    keys = {f"{name}_file": tmp_path / name for name in ("api_key", "learn_key", "predict_key")}
+    for path in keys.values():
+        path.write_text(path.name)
+    roles = {}
+    for manifest in APART:
+        if manifest["kind"] != "Deployment":
+            continue
+        [container] = manifest["spec"]["template"]["spec"]["containers"]
+        given = {v["name"].removeprefix(PREFIX).lower(): v["value"] for v in container["env"]}
+        own = {name: keys.get(name, value) for name, value in given.items()}
+        log = {"redis_url": "redis://log"} if own["role"] == "intake" else {}
+        roles[manifest["metadata"]["name"]] = Settings(**own, **log).role
+        [scaled] = [m for m in APART if m["kind"] == "HorizontalPodAutoscaler" and (
+            m["spec"]["scaleTargetRef"]["name"] == manifest["metadata"]["name"]
+        )]  # fmt: skip
+        assert "replicas" not in manifest["spec"], "the autoscaler decides on them"
+        assert scaled["spec"]["minReplicas"] > 1
+    assert roles == {"funnel-predict": "predict", "funnel-intake": "intake"}
 
 
 def test_no_pod_takes_the_address_of_the_service_for_a_setting() -> None:

@@ -72,11 +72,19 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         busy_with_rows(of_rows),
         busy_with_numbers(of_numbers),
         busy_with_numbers(of_quantiles),
+        serving(directory / "predictor", **predictor_of(service)) as predictor,
     ):
-        all_of_them = service, of_rows, of_numbers, of_quantiles
+        all_of_them = service, of_rows, of_numbers, of_quantiles, predictor
         instances = [f"127.0.0.1:{one.port}" for one in all_of_them]
         with prometheus(directory, hurried(instances, rules)) as client:
             yield Watched(client, instances)
+
+
+def predictor_of(service: ServiceProcess) -> dict[str, object]:
+    """Return the settings of a process that answers with the checkpoints of a service."""
+    with service.client() as client:
+        client.post("/checkpoint").raise_for_status()
+    return {"role": "predict", "data_dir": str(service.directory / "data")}
 
 
 def hurried(instances: list[str], rules: Path) -> dict[str, Any]:
@@ -229,7 +237,7 @@ def test_every_expression_of_the_dashboard_has_data(watched: Watched) -> None:
 
 
 def test_the_row_of_numbers_is_empty_for_classes(watched: Watched) -> None:
-    dense, rows, *of_numbers = watched.instances
+    dense, rows, *of_numbers, _ = watched.instances
     found = [panel["title"] for panel in DASHBOARD["panels"]]
     start = found.index("User: how far off are numbers?")
     panels = DASHBOARD["panels"][start + 1 : found.index("User: do labels come?")]

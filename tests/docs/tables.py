@@ -78,13 +78,20 @@ def _labels(family: Metric) -> list[str]:
 
 
 def scrape_all() -> list[str]:
-    """Return ``/metrics`` of a service of dense features, and of one of rows and all families."""
+    """Return ``/metrics`` of a service of dense features, of one of rows and all families, and of a
+    process that only answers."""
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as directory,  # short enough for a socket
         serving(Path(directory) / "dense", **SERVICE) as dense,
         serving(Path(directory) / "rows", **OF_ROWS) as of_rows,
     ):
-        return [scrape(dense), scrape_rows(of_rows)]
+        found = [scrape(dense), scrape_rows(of_rows)]
+        with dense.client() as client:
+            client.post("/checkpoint").raise_for_status()
+        follows = {"role": "predict", "data_dir": str(dense.directory / "data")}
+        apart = serving(Path(directory) / "predictor", **follows)
+        with apart as predictor, predictor.client() as client:
+            return [*found, client.get("/metrics").text]
 
 
 def scrape_rows(service: ServiceProcess) -> str:

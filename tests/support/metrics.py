@@ -49,6 +49,7 @@ CONTRACT = {
     "funnel_snapshot_age_seconds": set(),
     "funnel_checkpoint_age_seconds": set(),
     "funnel_ready": set(),
+    "funnel_workers": set(),
     "funnel_learning": {"condition"},
     "funnel_gain_distribution_bucket": {"learner", "tensor", "le"},
     "funnel_step_seconds_bucket": {"le"},
@@ -65,6 +66,12 @@ CONTRACT_OF_ROWS = {
     "funnel_key_collision_ratio": set(),
 }
 """The series that a model of rows has besides."""
+
+CONTRACT_OF_PREDICTORS: dict[str, set[str]] = {
+    "funnel_snapshot_lag_versions": set(),
+    "funnel_snapshot_read_age_seconds": set(),
+}
+"""The series that a process has which only answers."""
 
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -12,6 +12,7 @@ const CONDITIONS = {
   starting: ["quiet", "The learner is starting."],
   replaying: ["quiet", "The learner is replaying the log to catch up. Answers are of an older model until it is done."],
   standby: ["quiet", "This service stands by: another one learns, and this one takes over if it fails."],
+  following: ["quiet", "This process only answers, with the snapshots of the one that learns."],
   paused: ["warning", "Learning is paused", "Answers are served by the model as it is, and examples wait in the log."],
   waiting: ["warning", "Learning waits for the log", "Check that the log's server runs and can be reached. Answers are still served."],
   halted: ["bad", "Learning is halted", "Answers are still served, by the model as it was. The runbook, docker/prometheus/runbook.md, has what to do."],

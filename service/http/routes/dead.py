@@ -47,7 +47,7 @@ async def dead(
 
     It needs the key that may do everything, since reasons may quote what was sent."""
     try:
-        letters = await newest_letters(model.intake.redis, model.intake.keys, count)
+        letters = await newest_letters(model.intake.server, model.intake.keys, count)
     except LogUnavailable as error:
         raise unavailable("log_unavailable", str(error)) from error
     return DeadAnswer(letters=[LetterAnswer.model_validate(letter) for letter in letters])

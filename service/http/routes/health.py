@@ -1,7 +1,7 @@
 """``GET /health/live``, ``GET /health/ready`` and ``GET /metrics``."""
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from service.http.dependencies import AnyService, Running
@@ -16,7 +16,7 @@ class Health(BaseModel):
     status: str
     role: str
     learning: str
-    """starting, standby, replaying, learning, paused, waiting (for the log) or halted."""
+    """starting, standby, following, replaying, learning, paused, waiting (for the log), halted."""
     reason: str = ""
     """Why it does not learn; empty while it does."""
     model: str
@@ -58,4 +58,4 @@ async def ready(model: Running) -> Health:
 )
 async def metrics(service: AnyService) -> Response:
     """Return all metrics in Prometheus' text format."""
-    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(service.metrics.exposed(), media_type=CONTENT_TYPE_LATEST)

@@ -19,10 +19,11 @@ from service.http.budget import Reservation
 from service.http.codecs import json
 from service.http.codecs.codec import Unlabelled, hashes
 from service.http.codecs.table import PREDICT, described
-from service.http.dependencies import AnswerMemory, AnyService, BodiesOf, Running
+from service.http.dependencies import WRONG_ROLE, AnswerMemory, AnyService, BodiesOf, Running
 from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.http.guard import may_ask
 from service.log.errors import LogUnavailable
+from service.log.intake import WITHOUT_LOG
 from service.log.labels import hash_of
 from service.log.questions import Questions
 from service.model import Model
@@ -44,6 +45,10 @@ from streams.rows.rows import Rows
 
 NOTHING_LEARNED = "the model has learned nothing yet, and knows no label"
 NOT_ASKED = "nothing is learned yet: send examples to /learn before you ask with ids"
+NO_ANSWERS = (
+    "this process has the role intake, and only takes examples and labels: send predictions to one "
+    "with the role all or predict"
+)
 NUMBER_BYTES = 8
 """Memory of a probability while its answer is made and sent."""
 MAX_EXPLAINED = 1_000
@@ -125,6 +130,8 @@ async def predict(
 
     With `ids` the questions and their answers are kept, and `POST /labels` may name them later.
     """
+    if not model.answers:
+        raise unavailable(WRONG_ROLE, NO_ANSWERS)
     async with _inputs(request, bodies, model, id) as asked:
         inputs, own, ids = asked.inputs, asked.hashes, list[str]()
         if track:
@@ -242,6 +249,8 @@ def _check_asking(request: Request, model: Model) -> None:
         raise HTTPError(403, "forbidden", message, "ids")
     if model.is_open:
         raise unavailable("starting", NOT_ASKED)
+    if model.intake.redis is None:
+        raise unavailable("log_unavailable", WITHOUT_LOG)
 
 
 def _check_finite(prediction: Prediction, task: Task) -> None:

@@ -75,6 +75,8 @@ class SharedStore(CheckpointStore):
         warn: see `CheckpointStore`.
         former: checkpoints that are loaded while the bucket has none.
         by: a name that no other process has; by default a random one.
+        folder: name of the folder of the checkpoints in that of the model.
+        latest: name of the object that names the newest of them.
     """
 
     needs_claim = True
@@ -87,10 +89,12 @@ class SharedStore(CheckpointStore):
         warn: Callable[[str], None],
         former: CheckpointStore | None = None,
         by: str = "",
+        folder: str = FOLDER,
+        latest: str = LATEST,
     ) -> None:
-        super().__init__(Path(model) / FOLDER, numerics, warn, Objects(bucket))
+        super().__init__(Path(model) / folder, numerics, warn, Objects(bucket))
         self._place, self._former = f"{bucket.url}/{model}", former
-        self._pointer = Pointer(bucket, f"{model}/{LATEST}", by)
+        self._pointer = Pointer(bucket, f"{model}/{latest}", by)
         self._unnamed: set[Path] = set()
         """Checkpoints that were written here and not named the newest."""
 
@@ -130,6 +134,10 @@ class SharedStore(CheckpointStore):
         if found is None and self._former is not None:
             return self._former.load()
         return found
+
+    def _newest_path(self) -> Path | None:
+        newest = self._look()
+        return self.directory / newest.name if newest and newest.name else None
 
     def claim(self, epoch: int) -> None:
         try:
