@@ -41,12 +41,13 @@ class _Learner:
             self.newest = to_upstream(line)
 
 
-async def work(socket: Path, number: int) -> None:
+async def work(socket: Path, number: int, output: int) -> None:
     """Take examples and answer until standard input ends.
 
     Args:
         socket: of the learner's process, for requests that are forwarded.
         number: of this worker, for messages.
+        output: descriptor to which counts are written.
     """
     reader = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(reader)
@@ -70,28 +71,30 @@ async def work(socket: Path, number: int) -> None:
     @contextlib.asynccontextmanager
     async def counted() -> AsyncIterator[None]:
         await start(service)
-        service.keep_up("the counts", _count(service))
+        service.keep_up("the counts", _count(service, output))
         logger.info("worker %d takes requests", number)
         yield
 
     try:
         await run(service, server, counted())
     finally:
-        _write(service)
+        _write(service, output)
 
 
-async def _count(service: Service) -> None:
-    """Write the counts of the metrics to standard output every second."""
+async def _count(service: Service, output: int) -> None:
+    """Write the counts of the metrics every second."""
     while True:
-        await asyncio.to_thread(_write, service)
+        await asyncio.to_thread(_write, service, output)
         await asyncio.sleep(COUNT_SECONDS)
 
 
-def _write(service: Service) -> None:
+def _write(service: Service, output: int) -> None:
     with contextlib.suppress(BrokenPipeError):  # the learner's process has ended
-        os.write(sys.stdout.fileno(), of_counts(service.metrics.counts()))
+        os.write(output, of_counts(service.metrics.counts()))
 
 
 if __name__ == "__main__":
     sys.path.append(os.getcwd())  # a model of the user's own may be here
-    uvloop.run(work(Path(sys.argv[1]), int(sys.argv[2])))
+    output = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a model of the user's own may print
+    uvloop.run(work(Path(sys.argv[1]), int(sys.argv[2]), output))

@@ -34,7 +34,8 @@ class Forward:
         self._app, self._model = app, model
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(
-                uds=str(path), limits=httpx.Limits(max_connections=None)
+                uds=str(path),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             ),
             base_url="http://learner",
             timeout=httpx.Timeout(None, connect=5),
@@ -55,7 +56,7 @@ class Forward:
         if scope["method"] != "POST" or scope["path"] not in OWN_PATHS:
             return False
         model = self._model()
-        is_settled = model is not None and not model.is_open and model.status.version > 0
+        is_settled = model is not None and not model.is_open and model.trainer.knows_schema
         return is_settled and WAITS not in scope["query_string"]
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:

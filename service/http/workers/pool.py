@@ -55,29 +55,38 @@ class Workers:
         loop, wait = asyncio.get_running_loop(), RETRY_SECONDS
         while not self._ending.is_set():
             began = loop.time()
-            process = await asyncio.create_subprocess_exec(
-                *COMMAND, self._socket, str(number), stdin=PIPE, stdout=PIPE, limit=LINE_BYTES,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C in a terminal is for the service as a whole
-            )  # fmt: skip
             try:
-                await self._talk(number, process)
-            finally:
-                await _ended(process)
-                self._service.metrics.workers.end(number)
+                status = await self._run(number)
+            except OSError as error:
+                failure = f"cannot be started: {error}"
+            else:
+                failure = f"has ended with status {status}"
             if self._ending.is_set():
                 return
             if loop.time() - began > LASTING_SECONDS:
                 wait = RETRY_SECONDS
-            logger.error(
-                "worker %d has ended with status %s; it starts again in %g s",
-                number,
-                process.returncode,
-                wait,
-            )
+            logger.error("worker %d %s; it starts again in %g s", number, failure, wait)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), wait)
             wait = min(2 * wait, MOST_RETRY_SECONDS)
+
+    async def _run(self, number: int) -> int | None:
+        """Run a worker until it ends, and return its exit status.
+
+        Raises:
+            OSError: the system starts no process.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, self._socket, str(number), stdin=PIPE, stdout=PIPE, limit=LINE_BYTES,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,  # Ctrl-C in a terminal is for the service as a whole
+        )  # fmt: skip
+        try:
+            await self._talk(number, process)
+        finally:
+            await _ended(process)
+            self._service.metrics.workers.end(number)
+        return process.returncode
 
     async def _talk(self, number: int, process: Process) -> None:
         """Write to a worker and read from it, until one of the two ends."""

@@ -96,15 +96,21 @@ class Apart(ABC):
         """True while what is read may make it another model."""
         self.snapshot = Snapshot.of(state)
         self._status = self._status_at(Progress(), 0)
+        self._known: tuple[Status, tuple[object, ...], Status] = self._status, (), self._status
+        """The last status that was shown, after the two that it was made of."""
         self._lag = 0
         """Cuts that are published and not loaded."""
 
     @property
     def status(self) -> Status:
         """The newest status."""
-        condition, reason = self._shown()
-        followed = Followed(self._lag, self._read_at)
-        return replace(self._status, condition=condition, reason=reason, followed=followed)
+        own, now = self._status, (*self._shown(), Followed(self._lag, self._read_at))
+        of, then, status = self._known
+        if own is not of or now != then:
+            condition, reason, followed = now
+            status = replace(own, condition=condition, reason=reason, followed=followed)
+            self._known = own, now, status
+        return status
 
     def _shown(self) -> tuple[Condition, str]:
         """Return the condition and its reason, as others see them."""
