@@ -276,7 +276,7 @@ class Funnel(Optimizer):
         """Step eagerly, with the scalars of all tensors in one tensor for each kind."""
         own = scalars.gather(params)
         state = State(*(own.get(key) or [s[key] for s in states] for key in State._fields))
-        last = step_(params, grads, state, inner, inner_state, rates, variant)
+        last = step_(params, grads, state, inner, inner_state, rates, variant, scalars.apart)
         views = scalars.scatter(params, own, (last.cosine, last.gradient_norm))
         self._last.update(zip(params, views, strict=True))
 

@@ -42,6 +42,7 @@ class Scalars:
             for key in (*OF_STATE, *OF_LAST_STEP)
         }
         self._views = {key: own.unbind() for key, own in self._together.items()}
+        self._copies: dict[str, tuple[Tensor, list[Tensor]]] = {}
 
     def holds(self, params: Sequence[Tensor]) -> bool:
         """Return True if every one of the tensors has a slot."""
@@ -101,6 +102,20 @@ class Scalars:
                     torch._foreach_copy_(self._of(key, params), scalars)
         cosines, norms = (self._of(key, params) for key in OF_LAST_STEP)
         return list(zip(cosines, norms, strict=True))
+
+    def apart(self, name: str, together: Tensor) -> list[Tensor]:
+        """Return the elements of a tensor one by one, until the next call with this name.
+
+        They are views of a copy that stays, since to make N views costs more than to copy.
+        """
+        if len(together) < len(self._slots):
+            return list(together.unbind())
+        if name not in self._copies:
+            copy = torch.empty_like(together)
+            self._copies[name] = copy, list(copy.unbind())
+        copy, views = self._copies[name]
+        copy.copy_(together)
+        return views
 
     def _of(self, key: str, params: Sequence[Tensor]) -> list[Tensor]:
         views = self._views[key]

@@ -79,15 +79,6 @@ def together(scalars: list[Tensor]) -> list[Tensor]:
     return [torch.stack(scalars)]
 
 
-def apart(scalars: list[Tensor]) -> list[Tensor]:
-    """Undo `together`; the entries are views.
-
-    >>> apart([torch.tensor([1, 5])])
-    [tensor(1), tensor(5)]
-    """
-    return list(scalars[0].unbind())
-
-
 def add_scaled_(tensors: list[Tensor], others: list[Tensor], rate: Any) -> list[Tensor]:
     """Add rate · others in place, in one pass over memory where that is possible.
 

@@ -33,6 +33,7 @@ from funnel.inner.interface import Flags, Inner, Rate, masked
 
 Bounds = tuple[float, float]
 Select = Callable[[list[Tensor]], list[Tensor]]
+Apart = Callable[[str, Tensor], list[Tensor]]
 
 BLOCK = 65_536
 """Elements of a piece that an eager step on a CPU cuts off a tensor, for each thread. Of its ten
@@ -281,6 +282,7 @@ def step_(
     inner_state: dict[str, list[Tensor]],
     rates: Rates,
     variant: Variant,
+    apart: Apart = lambda _, scalars: list(scalars.unbind()),
 ) -> Alignment:
     """Take one step of Algorithm 1: change ``params``, ``state`` and ``inner_state`` in place.
 
@@ -288,7 +290,8 @@ def step_(
     the dtype of the state: NaN, inf, or squares that overflow, which an accumulator would never
     lose. Its gradient counts as zero then, and none of its averages decays.
 
-    Scalars of the result come together if those of ``state`` do.
+    Scalars of the result come together if those of ``state`` do; ``apart`` then returns N entries
+    with the elements of one such tensor, whose name it gets.
     """
     dtype = state.velocity[0].dtype
     is_together = len(state.log_scale) < len(params)
@@ -314,8 +317,8 @@ def step_(
     if active is not None:
         lists.mul_(scale, active)
 
-    def apart(scalars: list[Tensor]) -> list[Tensor]:
-        return lists.apart(scalars) if is_together else scalars
+    def each(name: str, scalars: list[Tensor]) -> list[Tensor]:
+        return apart(name, scalars[0]) if is_together else scalars
 
     whole = Coordinates(
         params,
@@ -324,11 +327,16 @@ def step_(
         state.velocity,
         state.precond_ema,
         inner_state,
-        apart(state.step),
-        apart(scale),
-        None if finite is None else apart(finite),
-        None if active is None else apart(active),
-        Rates(*(apart(rate) if isinstance(rate, list) else rate for rate in rates)),
+        each("step", state.step),
+        each("scale", scale),
+        None if finite is None else each("finite", finite),
+        None if active is None else each("active", active),
+        Rates(
+            *(
+                each(name, rate) if isinstance(rate, list) else rate
+                for name, rate in zip(Rates._fields, rates, strict=True)
+            )
+        ),
     )
     for part in _parts(whole, inner, variant):
         coordinates_(part, inner, variant)
@@ -356,8 +364,10 @@ def coordinates_(on: Coordinates, inner: Inner, variant: Variant) -> None:
 
 def _parts(whole: Coordinates, inner: Inner, variant: Variant) -> Iterator[Coordinates]:
     """Yield the parts of a step that it takes one after the other."""
+    size = BLOCK * torch.get_num_threads()
     can_cut = (
         lists.prefers_blocks(whole.params)
+        and sum(p.numel() for p in whole.params) >= 2 * size
         and not variant.stacked
         and inner.is_coordinatewise()
         and not whole.step[0].dim()
@@ -367,7 +377,7 @@ def _parts(whole: Coordinates, inner: Inner, variant: Variant) -> Iterator[Coord
         yield whole
         return
     tensors = [*whole[:5], *whole.inner_state.values()]
-    blocks = Blocks(tensors, BLOCK * torch.get_num_threads())
+    blocks = Blocks(tensors, size)
     pieces = whole.mapped(blocks.cut, blocks.spread)
     for run in blocks.runs:
         some = itemgetter(run)
