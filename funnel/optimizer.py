@@ -233,13 +233,14 @@ class Funnel(Optimizer):
             states = [self.state[p] for p in params]
             touched = [touch(p.grad, dtype) for p in params]
             rows, grads = [t.rows for t in touched], [t.grad for t in touched]
+            if self._rows or any(r is not None for r in rows):
+                self._rows.update(zip(params, rows, strict=True))
             inner, inner_state = group["inner"], _transpose([s["inner"] for s in states])
             if isinstance(inner, ForeignInner):
                 signed = [-g for g in grads] if group["maximize"] else grads
                 precond = inner.propose(indices, signed, group["skip_nonfinite"])
                 inner, inner_state = Proposed(), {"precond": precond}
             rest = inner, _rates(group), _variant(group)
-            self._rows.update(zip(params, rows, strict=True))
             scalars = None if is_table else self._scalars_of(number, params, states)
             if scalars is not None:
                 self._step_together(scalars, params, grads, states, inner_state, *rest)

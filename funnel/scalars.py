@@ -13,6 +13,7 @@ is adopted consists of views, so it reads and writes as if each tensor had numbe
 """
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Scalars:
     """
 
     def __init__(self, params: Sequence[Tensor], dtype: torch.dtype) -> None:
+        self._params = list(params)
         self._slots = {p: slot for slot, p in enumerate(params)}
         counts = ("step", "nonfinite")
         self._together = {
@@ -46,15 +48,13 @@ class Scalars:
 
     def holds(self, params: Sequence[Tensor]) -> bool:
         """Return True if every one of the tensors has a slot."""
-        return all(p in self._slots for p in params)
+        return self._are_all(params) or all(p in self._slots for p in params)
 
     def has_adopted(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]]) -> bool:
         """Return True if the scalars of these states are views."""
-        slots = [self._slots[p] for p in params]
         return all(
-            state[key] is self._views[key][slot]
+            all(map(is_, [state[key] for state in states], self._of(key, params)))
             for key in OF_STATE
-            for slot, state in zip(slots, states, strict=True)
         )
 
     def adopt(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]]) -> None:
@@ -71,7 +71,7 @@ class Scalars:
 
         A step that changes the result ends with `scatter`.
         """
-        if len(params) == len(self._slots):
+        if self._are_all(params):
             return {key: [self._together[key]] for key in OF_STATE}
         if len(params) == 1:
             return {key: self._of(key, params) for key in OF_STATE}
@@ -91,7 +91,7 @@ class Scalars:
             last: cosines and norms of the step, in the same form.
         """
         changed = {**gathered, **dict(zip(OF_LAST_STEP, last, strict=True))}
-        if len(params) == len(self._slots):
+        if self._are_all(params):
             for key in OF_LAST_STEP:
                 self._together[key].copy_(changed[key][0])
         else:
@@ -108,7 +108,7 @@ class Scalars:
 
         They are views of a copy that stays, since to make N views costs more than to copy.
         """
-        if len(together) < len(self._slots):
+        if len(together) < len(self._params):
             return list(together.unbind())
         if name not in self._copies:
             copy = torch.empty_like(together)
@@ -117,6 +117,11 @@ class Scalars:
         copy.copy_(together)
         return views
 
+    def _are_all(self, params: Sequence[Tensor]) -> bool:
+        return len(params) == len(self._params) and all(map(is_, params, self._params))
+
     def _of(self, key: str, params: Sequence[Tensor]) -> list[Tensor]:
         views = self._views[key]
+        if self._are_all(params):
+            return list(views)
         return [views[self._slots[p]] for p in params]

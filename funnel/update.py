@@ -295,7 +295,7 @@ def step_(
     """
     dtype = state.velocity[0].dtype
     is_together = len(state.log_scale) < len(params)
-    grads = [g.to(dtype) for g in grads]
+    grads = [g if g.dtype == dtype else g.to(dtype) for g in grads]
     if variant.maximize:
         grads = lists.neg(grads)
     alignment = align(grads, state.velocity, variant.stacked, is_together)
