@@ -36,8 +36,8 @@ Select = Callable[[list[Tensor]], list[Tensor]]
 Apart = Callable[[str, Tensor], list[Tensor]]
 
 BLOCK = 65_536
-"""Elements of a piece that an eager step on a CPU cuts off a tensor, for each thread. Of its ten
-tensors of so many fp32 numbers, those that successive operators share stay in a core's cache."""
+"""Elements of a piece that an eager step on a CPU cuts off a tensor, for each thread; what one
+operator writes then stays in a core's cache for the next."""
 
 
 class State(NamedTuple):
@@ -242,7 +242,7 @@ def _only_active(rates: Rates, active: Flags, decay_weights: bool) -> Rates:
 
 
 class Coordinates(NamedTuple):
-    """What a step does to the coordinates of some tensors, or of pieces of them."""
+    """The arguments of a step of the coordinates of some tensors, or of pieces of them."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -364,11 +364,12 @@ def coordinates_(on: Coordinates, inner: Inner, variant: Variant) -> None:
 
 def _parts(whole: Coordinates, inner: Inner, variant: Variant) -> Iterator[Coordinates]:
     """Yield the parts of a step that it takes one after the other."""
+    if variant.stacked or not lists.prefers_blocks(whole.params):
+        yield whole
+        return
     size = BLOCK * torch.get_num_threads()
     can_cut = (
-        lists.prefers_blocks(whole.params)
-        and sum(p.numel() for p in whole.params) >= 2 * size
-        and not variant.stacked
+        sum(p.numel() for p in whole.params) >= 2 * size
         and inner.is_coordinatewise()
         and not whole.step[0].dim()
         and len({p.dtype for p in whole.params}) == 1  # `parameter_` rounds by the first one's

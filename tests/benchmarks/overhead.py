@@ -18,18 +18,16 @@ import importlib
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad, AdamW, Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from funnel import Adam, Funnel
 from tests.benchmarks.measure import show, table
-from tests.benchmarks.step import chip
+from tests.benchmarks.step import Counted, chip
 
 Params = Iterable[nn.Parameter]
 
@@ -117,19 +115,6 @@ OPTIMIZERS: dict[str, Callable[[Params], Optimizer]] = {
         "mechanic_pytorch", lambda m, ps: m.mechanize(AdamW)(ps, lr=1.0, foreach=True)
     ),
 }
-
-
-class Counted(TorchDispatchMode):
-    """Counts the operators that run inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "aten" and "promote_types" not in str(func):
-            self.found[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def seconds(action: Callable[[], object]) -> float:

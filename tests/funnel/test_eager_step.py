@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, RMSprop, update
-from tests.benchmarks.overhead import Counted
+from tests.benchmarks.step import Counted
 
 SHAPES = [(7, 5), (), (33,), (2, 3, 4), (300,)]
 VARIANTS: list[dict[str, Any]] = [
