@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 from funnel.checks import check_flag, check_group
 from funnel.graphs.compiled import CompiledStep
 from funnel.inner.foreign import Factory, ForeignInner, Proposed, bind_inner, load_inner
+from funnel.inner.interface import StateLists
 from funnel.inner.native import Adagrad, Inner
 from funnel.inner.verbatim import load_verbatim
 from funnel.rows import Compact, check_rows, is_empty, touch, visits_of_rows
+from funnel.scalars import Scalars
 from funnel.telemetry import TensorTelemetry, describe
 from funnel.update import Alignment, Rates, State, Variant, step_
 
@@ -150,6 +152,7 @@ class Funnel(Optimizer):
         self._run: Callable[..., Alignment] = CompiledStep() if compiled else step_
         self._last: dict[Tensor, tuple[Tensor, Tensor]] = {}
         self._rows: dict[Tensor, Tensor | None] = {}
+        self._scalars: dict[tuple[int, torch.device, torch.dtype], Scalars] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"compiled": self.compiled}
@@ -164,6 +167,7 @@ class Funnel(Optimizer):
         super().__setstate__(state)
         if "_run" not in self.__dict__:
             self._reset(self.compiled)
+            self._adopt_state()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, which may set each of its hyperparameters, including ``inner``.
@@ -210,11 +214,11 @@ class Funnel(Optimizer):
         for group in self.param_groups:
             _check_gradients(group)
         with torch.no_grad():
-            for group in self.param_groups:
-                self._step_group(group)
+            for number, group in enumerate(self.param_groups):
+                self._step_group(number, group)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, number: int, group: dict[str, Any]) -> None:
         buckets: dict[tuple[torch.device, torch.dtype, bool], list[int]] = defaultdict(list)
         for i, p in enumerate(group["params"]):
             if p.grad is None or is_empty(p.grad):
@@ -229,11 +233,18 @@ class Funnel(Optimizer):
             states = [self.state[p] for p in params]
             touched = [touch(p.grad, dtype) for p in params]
             rows, grads = [t.rows for t in touched], [t.grad for t in touched]
+            if self._rows or any(r is not None for r in rows):
+                self._rows.update(zip(params, rows, strict=True))
             inner, inner_state = group["inner"], _transpose([s["inner"] for s in states])
             if isinstance(inner, ForeignInner):
                 signed = [-g for g in grads] if group["maximize"] else grads
                 precond = inner.propose(indices, signed, group["skip_nonfinite"])
                 inner, inner_state = Proposed(), {"precond": precond}
+            rest = inner, _rates(group), _variant(group)
+            scalars = None if is_table else self._scalars_of(number, params, states)
+            if scalars is not None:
+                self._step_together(scalars, params, grads, states, inner_state, *rest)
+                continue
             compact = Compact(rows)
             run = step_ if is_table else self._run
             alignment = run(
@@ -242,17 +253,69 @@ class Funnel(Optimizer):
                 State(*(compact.gather([s[field] for s in states]) for field in State._fields)),
                 inner,
                 {key: compact.gather(tensors) for key, tensors in inner_state.items()},
-                _rates(group),
-                _variant(group),
+                *rest[1:],
             )
             compact.scatter()
-            self._rows.update(zip(params, rows, strict=True))
             found = zip(alignment.cosine, alignment.gradient_norm, strict=True)
             for p, cosine_and_norm in zip(params, found, strict=True):
                 if p.is_cuda and p in self._last:  # a captured step must keep the address
                     torch._foreach_copy_(self._last[p], cosine_and_norm)
                 else:
                     self._last[p] = cosine_and_norm
+
+    def _step_together(
+        self,
+        scalars: Scalars,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Any]],
+        inner_state: StateLists,
+        inner: Inner,
+        rates: Rates,
+        variant: Variant,
+    ) -> None:
+        """Step eagerly, with the scalars of all tensors in one tensor for each kind."""
+        own = scalars.gather(params)
+        state = State(*(own.get(key) or [s[key] for s in states] for key in State._fields))
+        last = step_(params, grads, state, inner, inner_state, rates, variant, scalars.apart)
+        views = scalars.scatter(params, own, (last.cosine, last.gradient_norm))
+        self._last.update(zip(params, views, strict=True))
+
+    def _scalars_of(
+        self, number: int, params: list[Tensor], states: list[dict[str, Any]]
+    ) -> Scalars | None:
+        """Return the scalars of a group that hold these tensors; None if the step takes lists.
+
+        In a CUDA graph capture nothing is adopted: a captured copy would set the state back in each
+        replay.
+        """
+        if self.compiled:
+            return None
+        key = number, params[0].device, _state_dtype(params[0])
+        scalars = self._scalars.get(key)
+        if scalars is not None and scalars.holds(params) and scalars.has_adopted(params, states):
+            return scalars
+        if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            return None
+        if scalars is None or not scalars.holds(params):
+            mates = [
+                p
+                for p in self.param_groups[number]["params"]
+                if (p.device, _state_dtype(p)) == key[1:]
+            ]
+            if len(mates) == 1:
+                return None
+            self._scalars[key] = scalars = Scalars(mates, key[2])
+        scalars.adopt(params, states)
+        return scalars
+
+    def _adopt_state(self) -> None:
+        """Put the scalars of a loaded state together, before a graph is captured."""
+        for number, group in enumerate(self.param_groups):
+            loaded = [p for p in group["params"] if self.state.get(p)]
+            for p in loaded:
+                if not self.state[p]["step"].dim():
+                    self._scalars_of(number, [p], [self.state[p]])
 
     def _init_state(self, param: Tensor, inner: Inner | ForeignInner) -> dict[str, Any]:
         if param.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -312,6 +375,7 @@ class Funnel(Optimizer):
         load_verbatim(self, super().load_state_dict, state_dict, self._check_matches)
         self._last.clear()
         self._rows.clear()
+        self._adopt_state()
 
     def _check_matches(self, state_dict: dict[str, Any]) -> None:
         saved_groups = state_dict["param_groups"]

@@ -32,6 +32,15 @@ def _is_few(tensors: list[Tensor]) -> bool:
     return len(tensors) <= FEW or is_tracing()
 
 
+def prefers_blocks(tensors: list[Tensor]) -> bool:
+    """Return True if a chain of operators runs fastest on one piece of the tensors after the other.
+
+    Compilers fuse the chain themselves, and a GPU wants all coordinates at once.
+    """
+    is_traced = torch.compiler.is_compiling() or is_tracing()
+    return not is_traced and tensors[0].device.type == "cpu"
+
+
 def _listwise(name: str) -> Operator:
     foreach: Callable[..., Any] = getattr(torch, f"_foreach_{name}")
     plain: Callable[..., Tensor] = getattr(Tensor, name)
@@ -61,6 +70,15 @@ def scalarwise(function: Callable[..., Tensor], *scalars: list[Tensor]) -> list[
     return list(function(*map(torch.stack, scalars)).unbind())
 
 
+def together(scalars: list[Tensor]) -> list[Tensor]:
+    """Return N 0-dim tensors as a list of one tensor, [N].
+
+    >>> together([torch.tensor(1), torch.tensor(5)])
+    [tensor([1, 5])]
+    """
+    return [torch.stack(scalars)]
+
+
 def add_scaled_(tensors: list[Tensor], others: list[Tensor], rate: Any) -> list[Tensor]:
     """Add rate · others in place, in one pass over memory where that is possible.
 
@@ -78,19 +96,19 @@ def add_scaled_(tensors: list[Tensor], others: list[Tensor], rate: Any) -> list[
 
 
 def clamp_(tensors: list[Tensor], low: float, high: float) -> list[Tensor]:
-    """Clamp in place: on a CPU in one pass per tensor, on a GPU in two passes for all tensors."""
-    if torch.compiler.is_compiling() or tensors[0].device.type == "cpu":
+    """Clamp in place: a few tensors in one pass each, and many in two passes for all of them."""
+    if torch.compiler.is_compiling() or (tensors[0].device.type == "cpu" and _is_few(tensors)):
         return [t.clamp_(low, high) for t in tensors]
     return clamp_max_(clamp_min_(tensors, low), high)
 
 
 def lerp_(tensors: list[Tensor], to: list[Tensor], share: Any) -> list[Tensor]:
     """Move in place by this share of the way: x ← x + share (to - x)."""
-    if isinstance(share, float) and not (torch.compiler.is_compiling() or _is_few(tensors)):
-        torch._foreach_lerp_(tensors, to, share)
-        return tensors
     shares = share if isinstance(share, list) else [share] * len(to)
-    return [x.lerp_(y, s) for x, y, s in zip(tensors, to, shares, strict=True)]
+    if torch.compiler.is_compiling() or _is_few(tensors):
+        return [x.lerp_(y, s) for x, y, s in zip(tensors, to, shares, strict=True)]
+    torch._foreach_lerp_(tensors, to, share if isinstance(share, float) else shares)
+    return tensors
 
 
 def sub_product_(tensors: list[Tensor], xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
@@ -125,7 +143,16 @@ def power(base: float | Tensor, exponents: Tensor) -> Tensor:
 
 def dot(xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
     """Return the inner product of each pair, 0-dim."""
-    return [torch.dot(x.flatten(), y.flatten()) for x, y in zip(xs, ys, strict=True)]
+    return [
+        torch.dot(x, y) if x.dim() == 1 else torch.dot(x.flatten(), y.flatten())
+        for x, y in zip(xs, ys, strict=True)
+    ]
+
+
+def finite_or_zero(tensors: list[Tensor], finite: list[Tensor]) -> list[Tensor]:
+    """Return copies of the tensors whose 0-dim flag is True, and zeros for the others."""
+    zero = tensors[0].new_zeros(())
+    return [torch.where(f, t, zero) for f, t in zip(finite, tensors, strict=True)]
 
 
 def stacked_dot(xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:

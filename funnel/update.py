@@ -9,7 +9,9 @@ Gradient Updates', arXiv:2202.00145. Equation numbers are the paper's. Letters a
 
 Every list holds one entry per parameter tensor, all on one device and of one dtype (fp32, or fp64
 for fp64 parameters); only ``params`` and the raw gradients may have a lower precision. Entries of
-``log_scale``, of ``step``, of norms and of per-tensor rates are 0-dim. Where tensors are stacked,
+``log_scale``, of ``step``, of norms and of per-tensor rates are 0-dim. They may also come together,
+as a list of one tensor with an element for each of the N parameters, N > 1 (`funnel.scalars`): then
+an operator on them costs one call. Where tensors are stacked,
 with K experts on a leading dimension, those entries are [K, 1, …, 1], with as many dimensions as
 their tensor, and each expert is updated as if it were alone. A table, whose gradients are sparse,
 comes as its touched rows (`funnel.rows`), and ``step`` counts the visits of each. A trailing
@@ -18,15 +20,24 @@ function reads a tensor on the host or branches on one, so each can be captured 
 compiled.
 """
 
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from funnel import tensorlists as lists
+from funnel.blocks import Blocks
 from funnel.inner.interface import Flags, Inner, Rate, masked
 
 Bounds = tuple[float, float]
+Select = Callable[[list[Tensor]], list[Tensor]]
+Apart = Callable[[str, Tensor], list[Tensor]]
+
+BLOCK = 65_536
+"""Elements of a piece that an eager step on a CPU cuts off a tensor, for each thread; what one
+operator writes then stays in a core's cache for the next."""
 
 
 class State(NamedTuple):
@@ -81,16 +92,30 @@ class Alignment(NamedTuple):
     """‖g‖₂, which may be NaN or inf."""
 
 
-def align(grads: list[Tensor], velocity: list[Tensor], stacked: bool = False) -> Alignment:
-    """Return the terms of eqs. (6) and (12): ⟨g, ν⟩, its cosine and ‖g‖₂, per expert if stacked."""
+def align(
+    grads: list[Tensor], velocity: list[Tensor], stacked: bool = False, together: bool = False
+) -> Alignment:
+    """Return the terms of eqs. (6) and (12): ⟨g, ν⟩, its cosine and ‖g‖₂, per expert if stacked.
+
+    Args:
+        grads: g.
+        velocity: ν.
+        stacked: whether the first dimension of every tensor counts experts.
+        together: whether to return the N scalars of each kind as one tensor [N].
+    """
     norm, dot = (lists.stacked_norm, lists.stacked_dot) if stacked else (lists.norm, lists.dot)
     gradient_norm = norm(grads)
     inner_product = dot(grads, velocity)
+    velocity_norm = norm(velocity)
+    if together:
+        gradient_norm, inner_product, velocity_norm = map(
+            lists.together, (gradient_norm, inner_product, velocity_norm)
+        )
     cosine = lists.scalarwise(
         lambda gv, g, v: _zero_nonfinite(gv / g / v).clamp(-1.0, 1.0),
         inner_product,
         gradient_norm,
-        norm(velocity),
+        velocity_norm,
     )
     return Alignment(inner_product, cosine, gradient_norm)
 
@@ -216,6 +241,39 @@ def _only_active(rates: Rates, active: Flags, decay_weights: bool) -> Rates:
     )
 
 
+class Coordinates(NamedTuple):
+    """The arguments of a step of the coordinates of some tensors, or of pieces of them."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    log_gain: list[Tensor]
+    velocity: list[Tensor]
+    precond_ema: list[Tensor]
+    inner_state: dict[str, list[Tensor]]
+    step: list[Tensor]
+    scale: list[Tensor]
+    """The new s; 0 if the tensor is not active."""
+    finite: Flags
+    active: Flags
+    rates: Rates
+
+    def mapped(self, coordinates: Select, scalars: Select) -> "Coordinates":
+        """Return other lists of the same: of coordinates by one function, of scalars by another."""
+        return Coordinates(
+            coordinates(self.params),
+            coordinates(self.grads),
+            coordinates(self.log_gain),
+            coordinates(self.velocity),
+            coordinates(self.precond_ema),
+            {key: coordinates(own) for key, own in self.inner_state.items()},
+            scalars(self.step),
+            scalars(self.scale),
+            None if self.finite is None else scalars(self.finite),
+            None if self.active is None else scalars(self.active),
+            Rates(*(scalars(rate) if isinstance(rate, list) else rate for rate in self.rates)),
+        )
+
+
 def step_(
     params: list[Tensor],
     grads: list[Tensor],
@@ -224,52 +282,104 @@ def step_(
     inner_state: dict[str, list[Tensor]],
     rates: Rates,
     variant: Variant,
+    apart: Apart = lambda _, scalars: list(scalars.unbind()),
 ) -> Alignment:
     """Take one step of Algorithm 1: change ``params``, ``state`` and ``inner_state`` in place.
 
     With ``skip_nonfinite``, a tensor keeps its weights and all its state if ‖g‖₂ is not finite in
     the dtype of the state: NaN, inf, or squares that overflow, which an accumulator would never
     lose. Its gradient counts as zero then, and none of its averages decays.
+
+    Scalars of the result come together if those of ``state`` do; ``apart`` then returns N entries
+    with the elements of one such tensor, whose name it gets.
     """
     dtype = state.velocity[0].dtype
-    grads = [g.to(dtype) for g in grads]
+    is_together = len(state.log_scale) < len(params)
+    grads = [g if g.dtype == dtype else g.to(dtype) for g in grads]
     if variant.maximize:
         grads = lists.neg(grads)
-    alignment = align(grads, state.velocity, variant.stacked)
-    active: Flags = None
+    alignment = align(grads, state.velocity, variant.stacked, is_together)
+    finite = active = None
     counted: Tensor | list[Tensor] | int = 1
     if variant.skip_nonfinite:
         counted = finite = lists.scalarwise(torch.isfinite, alignment.gradient_norm)
         active = lists.scalarwise(lambda f: f.to(dtype), finite)
-        grads = [torch.where(f, g, 0.0) for f, g in zip(finite, grads, strict=True)]
         lists.add_(state.nonfinite, lists.scalarwise(torch.logical_not, finite))
         rates = _only_active(rates, active, variant.decay_weights)
-
-    precond = inner.precondition(grads, inner_state, state.step, active)
-
-    if variant.normalize_gain:
-        gain_normalized_(
-            state.log_gain, grads, state.precond_ema, rates.gain_lr, variant.gain_bounds
-        )
-    else:
+    if not variant.normalize_gain:
         gain_lr = lists.reciprocal(bias_correction(state.step, rates.beta, dtype))
-        lists.mul_(gain_lr, rates.gain_lr)
-        gain_(state.log_gain, grads, state.precond_ema, gain_lr, variant.gain_bounds)
+        rates = rates._replace(gain_lr=lists.mul_(gain_lr, rates.gain_lr))
     if variant.normalize_scale:
         scale_normalized_(state.log_scale, alignment.cosine, rates.scale_lr, variant.scale_bounds)
     else:
         scale_(state.log_scale, alignment.inner_product, rates.scale_lr, variant.scale_bounds)
-    precond_ema_(state.precond_ema, precond, rates.one_minus_beta)
-    gained = gained_step(state.log_gain, precond, rates.lr)
-    velocity_(state.velocity, gained, rates.momentum)
-    direction = state.velocity
-    if variant.nesterov:
-        direction = lists.add(lists.mul(state.velocity, rates.momentum), gained)
-
     scale = lists.exp(state.log_scale)
     if active is not None:
         lists.mul_(scale, active)
-    decay = rates.weight_decay if variant.decay_weights else None
-    parameter_(params, direction, scale, decay)
+
+    def each(name: str, scalars: list[Tensor]) -> list[Tensor]:
+        return apart(name, scalars[0]) if is_together else scalars
+
+    whole = Coordinates(
+        params,
+        grads,
+        state.log_gain,
+        state.velocity,
+        state.precond_ema,
+        inner_state,
+        each("step", state.step),
+        each("scale", scale),
+        None if finite is None else each("finite", finite),
+        None if active is None else each("active", active),
+        Rates(
+            *(
+                each(name, rate) if isinstance(rate, list) else rate
+                for name, rate in zip(Rates._fields, rates, strict=True)
+            )
+        ),
+    )
+    for part in _parts(whole, inner, variant):
+        coordinates_(part, inner, variant)
     lists.add_(state.step, counted)
     return alignment
+
+
+def coordinates_(on: Coordinates, inner: Inner, variant: Variant) -> None:
+    """Take the part of a step that handles each coordinate for itself, once s is known."""
+    grads, rates = on.grads, on.rates
+    if on.finite is not None:
+        grads = lists.finite_or_zero(grads, on.finite)
+    precond = inner.precondition(grads, on.inner_state, on.step, on.active)
+    gain = gain_normalized_ if variant.normalize_gain else gain_
+    gain(on.log_gain, grads, on.precond_ema, rates.gain_lr, variant.gain_bounds)
+    precond_ema_(on.precond_ema, precond, rates.one_minus_beta)
+    gained = gained_step(on.log_gain, precond, rates.lr)
+    velocity_(on.velocity, gained, rates.momentum)
+    direction = on.velocity
+    if variant.nesterov:
+        direction = lists.add(lists.mul(on.velocity, rates.momentum), gained)
+    decay = rates.weight_decay if variant.decay_weights else None
+    parameter_(on.params, direction, on.scale, decay)
+
+
+def _parts(whole: Coordinates, inner: Inner, variant: Variant) -> Iterator[Coordinates]:
+    """Yield the parts of a step that it takes one after the other."""
+    if variant.stacked or not lists.prefers_blocks(whole.params):
+        yield whole
+        return
+    size = BLOCK * torch.get_num_threads()
+    can_cut = (
+        sum(p.numel() for p in whole.params) >= 2 * size
+        and inner.is_coordinatewise()
+        and not whole.step[0].dim()
+        and len({p.dtype for p in whole.params}) == 1  # `parameter_` rounds by the first one's
+    )
+    if not can_cut:
+        yield whole
+        return
+    tensors = [*whole[:5], *whole.inner_state.values()]
+    blocks = Blocks(tensors, size)
+    pieces = whole.mapped(blocks.cut, blocks.spread)
+    for run in blocks.runs:
+        some = itemgetter(run)
+        yield pieces.mapped(some, some)

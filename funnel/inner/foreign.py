@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from funnel.inner.interface import Flags, Inner, StateLists
+from funnel.inner.interface import Flags, Inner, StateLists, coordinatewise
 from funnel.inner.verbatim import load_verbatim
 
 Factory = Callable[[list[Tensor]], Optimizer]
@@ -106,6 +106,7 @@ class ForeignInner:
 class Proposed(Inner):
     """Hands on what a foreign optimizer proposed: state ``precond`` in, g̃ out."""
 
+    @coordinatewise
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:

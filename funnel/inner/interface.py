@@ -5,8 +5,9 @@ fields of a frozen dataclass. State is explicit: the caller holds it, separate f
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,21 @@ StateLists = dict[str, list[Tensor]]
 
 Flags = list[Tensor] | None
 """A 0-dim 1.0 or 0.0 for each tensor, in the dtype of the state; None means 1.0 for all."""
+
+
+Precondition = TypeVar("Precondition", bound=Callable[..., list[Tensor]])
+
+_COORDINATEWISE: set[Callable[..., list[Tensor]]] = set()
+
+
+def coordinatewise(precondition: Precondition) -> Precondition:
+    """Declare that a ``precondition`` method looks at no coordinate for the sake of another.
+
+    It may then be called with pieces of tensors, each with the ``step`` and ``active`` of its
+    tensor. A subclass that overrides the method declares it again, or has whole tensors.
+    """
+    _COORDINATEWISE.add(precondition)
+    return precondition
 
 
 def masked(rate: Rate, active: Flags, idle: float = 0.0) -> Rate:
@@ -52,6 +68,11 @@ class Inner(ABC):
         A step of a table (`funnel.rows`) sees the touched rows of it.
         """
         return {key: torch.zeros_like(param, dtype=dtype) for key in self.averages}
+
+    @classmethod
+    def is_coordinatewise(cls) -> bool:
+        """Return True if `precondition` was declared `coordinatewise`."""
+        return cls.precondition in _COORDINATEWISE
 
     @abstractmethod
     def precondition(

@@ -17,7 +17,7 @@ from torch import Tensor
 from funnel import tensorlists as lists
 from funnel.checks import check_number, check_positive
 from funnel.inner.foreign import ForeignInner
-from funnel.inner.interface import Flags, Inner, StateLists, masked
+from funnel.inner.interface import Flags, Inner, StateLists, coordinatewise, masked
 
 __all__ = ["SGD", "Adagrad", "AdagradEMA", "Adam", "ForeignInner", "Inner", "RMSprop"]
 
@@ -26,6 +26,7 @@ __all__ = ["SGD", "Adagrad", "AdagradEMA", "Adam", "ForeignInner", "Inner", "RMS
 class SGD(Inner):
     """g̃ = g."""
 
+    @coordinatewise
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
@@ -54,6 +55,7 @@ class Adagrad(Inner):
         start = torch.full_like(param, self.initial_accumulator_value, dtype=dtype)
         return {"sum": start} | super().init_state(param, dtype)
 
+    @coordinatewise
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
@@ -79,6 +81,7 @@ class AdagradEMA(Adagrad):
         super().__post_init__()
         check_number("AdagradEMA.ema_beta", self.ema_beta, low=0.0, below=1.0)
 
+    @coordinatewise
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
@@ -101,6 +104,7 @@ class RMSprop(Inner):
         check_number("RMSprop.alpha", self.alpha, low=0.0, below=1.0)
         check_positive("RMSprop.eps", self.eps)
 
+    @coordinatewise
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
@@ -124,6 +128,7 @@ class Adam(Inner):
         check_number("Adam.beta2", self.beta2, low=0.0, below=1.0)
         check_positive("Adam.eps", self.eps)
 
+    @coordinatewise
     def precondition(
         self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
