@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import hashlib
 import os
 import platform
 import resource
@@ -19,8 +18,6 @@ LARGEST = 32 << 20
 KEPT = 256 << 20
 """Free bytes at the end of a heap that are kept, at most."""
 
-MAX_SOCKET_BYTES = 100
-"""Most bytes of a socket's path; the kernel's limit is 104 to 108."""
 MAX_DESCRIPTORS = 1 << 20
 """Some systems set no limit, and accept none that is too high."""
 
@@ -109,25 +106,6 @@ def raise_descriptor_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < limit:
         with contextlib.suppress(ValueError, OSError):  # the limit stays as it is
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def socket_path(directory: Path, name: str) -> Path:
-    """Return a path that fits into a socket's address: in a folder if that is short enough.
-
-    Otherwise it is in a folder of this user in /tmp, which is created.
-
-    Raises:
-        PermissionError: that belongs to another user.
-    """
-    path = directory.absolute() / name
-    if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
-        return path
-    own = hashlib.sha256(os.fsencode(directory.absolute())).hexdigest()[:16]
-    short = Path("/tmp") / f"funnel-{os.getuid()}-{own}"
-    short.mkdir(mode=0o700, exist_ok=True)
-    if short.stat().st_uid != os.getuid() or short.stat().st_mode & 0o077:
-        raise PermissionError(f"{short} belongs to another user")
-    return short / name
 
 
 def lacks_descriptors(error: BaseException | None) -> bool:

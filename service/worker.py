@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -75,10 +76,13 @@ async def work(socket: Path, number: int, output: int) -> None:
         logger.info("worker %d takes requests", number)
         yield
 
+    learners = os.getppid()
     try:
         await run(service, server, counted())
     finally:
         _write(service, output)
+        if os.getppid() != learners:  # that process was killed, and could not tidy up
+            await asyncio.to_thread(shutil.rmtree, socket.parent, ignore_errors=True)
 
 
 async def _count(service: Service, output: int) -> None:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -114,13 +115,14 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
         Direct, service=service, bodies=bodies, budget=budget, waits=waits, refuse=refuse
     )
     app.add_middleware(Answers, budget=budget, metrics=service.metrics)
-    app.add_middleware(
+    app.state.guard = guard = partial(
         Guard,
         keys={ADMIN: settings.api_key, LEARN: settings.learn_key, PREDICT: settings.predict_key},
         routes=app.routes,
         metrics=service.metrics,
         sites=Sites(settings.host, settings.allowed_hosts, bool(settings.api_key)),
     )
+    app.add_middleware(guard)
     return app
 
 

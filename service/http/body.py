@@ -140,6 +140,16 @@ class Bodies:
                 yield examples
 
     @asynccontextmanager
+    async def whole(self, request: Request) -> AsyncIterator[bytes]:
+        """Return a body as it was sent, within the limits of bytes, time and memory of all bodies.
+
+        Raises:
+            HTTPError: 400 the client went away; 408 or 413 as for `examples`.
+        """
+        with self._budget.reserve() as held:
+            yield await self._read(request, held, decodes=False)
+
+    @asynccontextmanager
     async def either(
         self, request: Request, shape: Shape
     ) -> AsyncIterator[Unlabelled[Features] | Unlabelled[Rows]]:
@@ -183,12 +193,12 @@ class Bodies:
             held.change(size_of(decoded))
             yield decoded
 
-    async def _read(self, request: Request, held: Reservation) -> bytes:
+    async def _read(self, request: Request, held: Reservation, decodes: bool = True) -> bytes:
         """Return the body, which counts towards the budget from its first byte on."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_bytes:
             raise self._too_large()
-        gunzip = Gunzip() if _encoding(request) in ENCODINGS else None
+        gunzip = Gunzip() if decodes and _encoding(request) in ENCODINGS else None
         parts: list[bytes] = []
         received = 0
         try:

@@ -76,6 +76,18 @@ async def learning(
     return model
 
 
+async def deciding(model: Annotated[Model, Depends(learning)]) -> Model:
+    """Return the model, if this process may take commands for it.
+
+    Raises:
+        HTTPError: 503 its learner is another process.
+    """
+    if model.settings.never_learns:
+        message = "the process that learns takes this; this one only takes examples"
+        raise unavailable(WRONG_ROLE, message)
+    return model
+
+
 async def informed(
     service: Annotated[Service, Depends(_service)], model: Annotated[Model, Depends(learning)]
 ) -> Model:
@@ -114,5 +126,7 @@ Running = Annotated[Model, Depends(running)]
 """The model; 503 before it has started, and once the service drains."""
 Learning = Annotated[Model, Depends(learning)]
 """The model, if it learns; 503 otherwise."""
+Deciding = Annotated[Model, Depends(deciding)]
+"""The model, if it learns and this process decides for it; 503 otherwise."""
 Informed = Annotated[Model, Depends(informed)]
 """The model, if it learns, once its schema is known; 503 if a replay takes longer."""

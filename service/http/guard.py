@@ -94,7 +94,7 @@ class Guard:
             await send(message)
 
         try:
-            if (error := self._refusal(scope)) is None:
+            if (error := self.refusal(scope)) is None:
                 is_long = (scope["method"], scope["path"]) in SCOPES
                 await self.app(scope, receive if is_long else bounded(receive), watched)
             else:
@@ -109,7 +109,8 @@ class Guard:
             seconds = time.perf_counter() - began
             self.metrics.http_seconds.labels(route, str(status)).observe(seconds)
 
-    def _refusal(self, scope: Scope) -> HTTPError | None:
+    def refusal(self, scope: Scope) -> HTTPError | None:
+        """Return the answer to a request that its sender may not send; None if it may."""
         if scope["path"] in OPEN_PATHS:
             return None
         return self._sites.refusal(scope) or self._refusal_of_key(scope)

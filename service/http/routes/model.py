@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from service.export import ExportError
 from service.fold.state import SERVED
 from service.http.codecs.safetensors import MEDIA_TYPE as TYPE
-from service.http.dependencies import CODES, Learning, Running
+from service.http.dependencies import CODES, Deciding, Running
 from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.log.cuts import Promote
 from service.log.errors import Stopped
@@ -339,7 +339,7 @@ async def optimizer(model: Running) -> dict[str, object]:
 
 
 @router.post("/checkpoint", status_code=201)
-async def checkpoint(model: Learning) -> CheckpointAnswer:
+async def checkpoint(model: Deciding) -> CheckpointAnswer:
     """Write a checkpoint of the current state."""
     try:
         info = await asyncio.wrap_future(model.trainer.checkpoint())

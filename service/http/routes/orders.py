@@ -7,7 +7,7 @@ from functools import partial
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 
-from service.http.dependencies import CODES, Learning
+from service.http.dependencies import CODES, Deciding
 from service.http.errors import ErrorBody, HTTPError, unavailable
 from service.http.guard import sender_of
 from service.log.cuts import Order, Pause, Promote, Resume
@@ -29,7 +29,7 @@ class OrderAnswer(BaseModel):
 
 
 @router.post("/pause", status_code=202)
-async def pause(request: Request, model: Learning) -> OrderAnswer:
+async def pause(request: Request, model: Deciding) -> OrderAnswer:
     """Pause learning: predictions are served and examples accepted, and none is learned.
 
     It stays so after a restart, and where a standby takes over, until `POST /resume`.
@@ -38,7 +38,7 @@ async def pause(request: Request, model: Learning) -> OrderAnswer:
 
 
 @router.post("/resume", status_code=202)
-async def resume(request: Request, model: Learning) -> OrderAnswer:
+async def resume(request: Request, model: Deciding) -> OrderAnswer:
     """Go on learning after a pause, with the examples that have come meanwhile."""
     return await _carried_out(model, Resume, sender_of(request.scope))
 
@@ -55,7 +55,7 @@ class Promotion(BaseModel):
 @router.post(
     "/promote", status_code=202, responses={s: {"model": ErrorBody} for s in (400, 413, 422)}
 )
-async def promote(request: Request, model: Learning, promotion: Promotion) -> OrderAnswer:
+async def promote(request: Request, model: Deciding, promotion: Promotion) -> OrderAnswer:
     """Let a shadow answer predictions from now on; the learner that did becomes a shadow.
 
     All learners go on learning. It stays so after a restart, also if the settings no longer name

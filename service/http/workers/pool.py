@@ -11,6 +11,7 @@ from pathlib import Path
 from service.http.workers.messages import of_settings, of_status, to_counts
 from service.model import Model
 from service.service import Service
+from streams.errors import FunnelError
 
 logger = logging.getLogger("funnel")
 
@@ -21,10 +22,16 @@ RETRY_SECONDS, MOST_RETRY_SECONDS = 0.5, 30.0
 """Time before a worker that has ended starts again, which doubles each time; and its limit."""
 LASTING_SECONDS = 60.0
 """A worker that ran for so long starts again after the shortest time."""
-END_SECONDS = 10.0
+END_SECONDS = 5.0
 """Longest wait for a worker to finish its requests."""
+HUNG_SECONDS = 30.0
+"""A worker that writes no counts for so long is killed, and starts again."""
 LINE_BYTES = 4 << 20
 """Most bytes of a line that a worker writes."""
+
+
+class HungError(FunnelError):
+    """A worker that does nothing any more."""
 
 
 class Workers:
@@ -95,11 +102,9 @@ class Workers:
             asyncio.create_task(self._count_up(number, process)),
         }
         try:
-            await asyncio.wait(talks, return_when=asyncio.FIRST_COMPLETED)
-            if self._ending.is_set():
-                assert process.stdin is not None
-                process.stdin.close()
-                await asyncio.wait(talks, timeout=END_SECONDS)
+            done, _ = await asyncio.wait(talks, return_when=asyncio.FIRST_COMPLETED)
+            for error in filter(None, (task.exception() for task in done)):
+                logger.error("worker %d is stopped: %s", number, error or repr(error))
         finally:
             for task in talks:
                 task.cancel()
@@ -137,10 +142,23 @@ class Workers:
         )
 
     async def _count_up(self, number: int, process: Process) -> None:
-        """Read the counts of a worker until it ends."""
+        """Read the counts of a worker until it ends.
+
+        Raises:
+            HungError: it has taken requests, and writes no counts any more.
+            ValueError: it writes something else.
+        """
         assert process.stdout is not None
-        while line := await process.stdout.readline():
+        limit: float | None = None  # it may compile its loops first
+        while True:
+            try:
+                line = await asyncio.wait_for(process.stdout.readline(), limit)
+            except TimeoutError:
+                raise HungError(f"it has written nothing for {HUNG_SECONDS:g} s") from None
+            if not line:
+                return
             self._service.metrics.workers.note(number, to_counts(line))
+            limit = HUNG_SECONDS
 
 
 async def _ended(process: Process) -> None:

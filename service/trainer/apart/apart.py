@@ -32,7 +32,7 @@ from service.process import Clock, SystemClock
 from service.settings import Settings
 from service.trainer.checkpoint import DamagedError
 from service.trainer.choice import AnotherModelError
-from service.trainer.store import Info, UnreadableError
+from service.trainer.store import Info
 from service.trainer.waiters import Applied
 from service.trainer.worker import Worker, promise
 
@@ -183,7 +183,7 @@ class Apart(ABC):
                     logger.info("%s; a model of that kind takes this one's place", error)
                     self.ended.set_result(taken)
                     break
-                except (UnreadableError, DamagedError, LogUnavailable) as error:
+                except (OSError, DamagedError, LogUnavailable) as error:
                     if self._reason != str(error):
                         logger.warning("%s; going on with what was read before", error)
                     self._condition, self._reason = Condition.FOLLOWING, str(error)

@@ -4,12 +4,13 @@ A published state is a checkpoint in a place of its own. It need not outlast a p
 none of the questions, and the log is not trimmed for it.
 """
 
+import contextlib
 import logging
 from concurrent.futures import Future
 
 from service.log.errors import FencedError
 from service.process import Clock
-from service.trainer.checkpoint import Checkpoint
+from service.trainer.checkpoint import Checkpoint, DamagedError
 from service.trainer.replica import Replica
 from service.trainer.store import CheckpointStore
 from service.trainer.worker import Worker
@@ -69,21 +70,40 @@ class Publisher:
         self._worker.end()
 
     def _write(self, copy: Checkpoint) -> None:
-        epoch = copy.progress.epoch
+        epoch, failure = copy.progress.epoch, ""
         try:
             if epoch > self._claimed:
-                self._store.claim(epoch)
-                self._store.clear_scraps()
-                self._claimed = epoch
+                self._claim(copy)
             self._store.write(copy)
         except FencedError as error:
             logger.warning("snapshots are published by a later trainer: %s", error)
             self._fenced = epoch
         except (OSError, FunnelError) as error:
-            if str(error) != self._failure:
+            number = error.errno if isinstance(error, OSError) else None
+            failure = f"{type(error).__name__} {number}"
+            if failure != self._failure:
                 logger.error("the snapshot could not be published, and is tried again: %s", error)
-            self._failure, self._published = str(error), -1
-        else:
-            if self._failure:
-                logger.info("snapshots are published again")
-            self._failure = ""
+            self._published = -1
+            with contextlib.suppress(OSError):
+                self._store.make()  # somebody may have removed the folder
+        if self._failure and not failure:
+            logger.info("snapshots are published again")
+        self._failure = failure
+
+    def _claim(self, copy: Checkpoint) -> None:
+        """Take the place over; what was learned from another log, or later, is gone from it.
+
+        Raises:
+            FencedError: a later trainer has claimed the place.
+            OSError: it cannot be used.
+        """
+        self._store.claim(copy.progress.epoch)
+        self._store.clear_scraps()
+        try:
+            newest = self._store.newest()
+        except DamagedError:
+            newest = None
+        is_other = newest is not None and newest.progress.log != copy.progress.log
+        if is_other and not self._store.needs_claim:  # otherwise the newest has a name
+            self._store.clear()
+        self._claimed = copy.progress.epoch
