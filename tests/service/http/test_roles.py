@@ -1,8 +1,10 @@
 """Processes that answer, and take examples, in front of one learner."""
 
+import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from service.http.server import ListenError, check_free, listeners
+from service.http.workers.forward import FORWARDED, PEER, Forwarded
 from tests.support.harness import (
     SAFETENSORS,
     RedisProcess,
@@ -19,7 +24,7 @@ from tests.support.harness import (
     serving,
     wait_for,
 )
-from tests.support.metrics import sample, samples
+from tests.support.metrics import sample, samples, scrape
 from tests.support.states import CLASSES, a_batch
 
 SMALL = {
@@ -131,6 +136,8 @@ def test_an_intake_needs_the_log_alone_and_takes_examples_while_nobody_learns(
             assert refused["code"] == "wrong_role"
             wrong = client.post("/learn", json={"features": [[1.0, 2.0]], "labels": [0]})
             assert wrong.status_code == 422, "it knows the shape"
+            for path in ("/pause", "/checkpoint"):
+                assert client.post(path).json()["error"]["code"] == "wrong_role"
             learner.kill()
             wait_for(lambda: "no process learns" in client.get("/health/ready").json()["reason"])
             for k in range(2, 6):
@@ -154,9 +161,10 @@ def test_an_intake_of_rows_knows_the_schema(tmp_path: Path, redis: RedisProcess)
             own.post("/learn?wait=applied", json=rows).raise_for_status()
             refused = own.post("/learn", json=wrong)
         with (
-            serving(tmp_path / "intake", **options, role="intake") as intake,
+            serving(tmp_path / "intake", **options, role="intake", workers=2) as intake,
             intake.client() as client,
         ):
+            wait_for(lambda: sample(scrape(client), "funnel_workers") == 2)
             client.post("/learn", json=rows).raise_for_status()
             assert client.post("/learn", json=wrong).text == refused.text
         wait_for(lambda: fresh(learner, "/model").json()["examples_learned"] == 8)
@@ -237,6 +245,49 @@ def test_a_key_is_asked_for_by_every_process(shared: ServiceProcess) -> None:
             assert client.post("/predict", json=QUESTIONS).status_code == 200
             assert client.post("/learn", json=QUESTIONS).status_code == 403
             assert client.post("/pause").status_code == 403
+
+
+def test_unusual_requests_have_the_same_answer_whichever_process_takes_them(
+    shared: ServiceProcess,
+) -> None:
+    key = b"Authorization: Bearer secret\r\n"
+    body = a_batch(5).to_bytes()
+    learned = b"POST /learn?w%61it=applied HTTP/1.1\r\nHost: localhost\r\n" + key
+    learned += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    for request, status in (
+        (b"GET /model HTTP/1.0\r\n" + key + b"\r\n", b"200"),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n" + key + b"Connection: close\r\n\r\n", b"404"),
+        (learned.replace(b"\r\n\r\n", b"\r\nContent-Type: application/octet-stream\r\n\r\n") + body,
+         b"200"),
+    ):  # fmt: skip
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", shared.port), timeout=60) as raw:
+                raw.sendall(request)
+                assert raw.makefile("rb").readline().split()[1] == status, request[:40]
+
+
+def test_only_the_socket_of_the_workers_gives_a_request_the_address_of_another() -> None:
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+
+    async def nothing(*_: object) -> Message:
+        raise AssertionError("nothing is read or sent")
+
+    headers = [(b"host", b"localhost"), (PEER, b"127.0.0.1")]
+    for state in ({}, {FORWARDED: True}):
+        scope = {"type": "http", "client": None, "headers": headers, "state": state}
+        asyncio.run(Forwarded(app)(scope, nothing, nothing))
+    assert [scope["client"] for scope in seen] == [None, ("127.0.0.1", 0)]
+    assert all(scope["headers"] == headers[:1] for scope in seen)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_a_port_is_taken_if_one_of_its_addresses_is() -> None:
+    [other] = listeners("0.0.0.0", 0, is_shared=True)
+    with other, pytest.raises(ListenError, match="Choose another --port"):
+        check_free("::", other.getsockname()[1])
 
 
 def test_no_acknowledged_example_is_lost_when_a_worker_is_killed(shared: ServiceProcess) -> None:

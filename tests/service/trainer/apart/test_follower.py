@@ -1,5 +1,6 @@
 """The follower answers with the newest state that is published, and never goes back."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from service.trainer.checkpoint import Checkpoint, numerics
 from service.trainer.choice import AnotherModelError
 from service.trainer.disk import PassingDisk
 from service.trainer.replica import Replica
-from service.trainer.store import CheckpointStore
+from service.trainer.store import CheckpointStore, cut_of
 from service.trainer.worker import Worker
 from tests.support.clock import StillClock
 from tests.support.harness import wait_for
@@ -185,4 +186,47 @@ def test_a_publisher_writes_what_has_changed_once_it_is_time(tmp_path: Path) -> 
     assert newest is not None
     assert (newest.progress.cut, newest.version) == (2, 2)
     assert len(reader.files()) == 2, "the state has not changed"
+    publisher.end()
+
+
+def test_snapshots_of_another_log_are_gone_once_a_trainer_publishes(
+    places: tuple[CheckpointStore, CheckpointStore], follower: Follower
+) -> None:
+    published, _ = places
+    published.write(learned(a_state(), 90, "flushed"))
+    follower.prepare()
+    assert follower.snapshot.version == 1
+    clock = StillClock()
+    publisher = Publisher(a_store(published.directory), Worker("test"), 10.0, clock)
+    replica = Replica(a_state(), lambda *_: None, clock)
+    for cut in (1, 2):
+        replica.take(learned(replica.state, cut), "memory")
+    publisher.tend(replica)
+    wait_for(lambda: [cut_of(path.name) for path in published.files()] == [2])
+    follower.prepare()
+    assert follower.snapshot.version == 2
+    publisher.end()
+
+
+def test_a_folder_that_somebody_removes_is_made_again_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, store = StillClock(), a_store(tmp_path / "model/snapshots")
+    publisher = Publisher(store, Worker("test"), 1.0, clock)
+    replica = Replica(a_state(), lambda *_: None, clock)
+    replica.take(learned(replica.state, 1), "memory")
+    publisher.tend(replica)
+    wait_for(lambda: len(store.files()) == 1)
+    shutil.rmtree(store.directory)
+    replica.take(learned(replica.state, 2), "memory")
+
+    def publishes() -> bool:
+        clock.now += 1
+        publisher.tend(replica)
+        return "published again" in caplog.text
+
+    caplog.set_level("INFO")
+    wait_for(publishes)
+    assert caplog.text.count("could not be published") == 1
+    assert len(store.files()) == 1
     publisher.end()
