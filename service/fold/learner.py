@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from funnel.families.added.added import Added
 from funnel.families.ensemble import ALL, Ensemble, Layout
 from funnel.families.families import PERCEPTRON, Families
+from funnel.families.linear.second_order import MOST_INPUTS, SecondOrder
 from funnel.families.mixture import Mixed
 from funnel.families.numbers import Numbers
 from funnel.families.outcomes import Classes, Outcome
@@ -201,7 +202,15 @@ class Learner:
         others = tuple(name for name in ALL if name in chosen)
         ensemble = Ensemble(*self._layout(), families=others)
         added = self._fresh_added(ensemble.outcome, [name for name in chosen if ":" in name])
-        return Families(len(self.pool.experts), pool, ensemble, added)
+        parts = self.spec.weighs_families
+        second = self._fresh_second(ensemble.outcome) if parts else None
+        return Families(len(self.pool.experts), pool, ensemble, added, parts, second)
+
+    def _fresh_second(self, outcome: Outcome) -> SecondOrder | None:
+        """Return linear experts of second order, unless there are many inputs."""
+        if self.size.features > MOST_INPUTS or not isinstance(outcome, Classes):
+            return None
+        return SecondOrder(self.size.features, outcome.is_open)
 
     def _fresh_added(self, outcome: Outcome, names: Sequence[str]) -> list[Added]:
         """Return the families that a user adds, each of which was tried."""
