@@ -25,6 +25,7 @@ from funnel.families.linear.second_order import SecondOrder
 from funnel.families.mixture import Mixed, Mixture, Weights
 from funnel.families.numbers import Numbers
 from funnel.families.outcomes import Classes
+from funnel.graphs.execution import Execution
 from funnel.pool.growth import grown
 from funnel.pool.loss import is_far
 from funnel.pool.networks import Experts
@@ -131,6 +132,10 @@ class Families:
         if perceptrons is not None:
             tensors = perceptrons.tensors().values()
             self._score = perceptrons.execution.part(perceptrons.score, tensors)
+        self._learn_second = None
+        if second is not None:
+            execution = Execution.of(outcome.device, is_plain=True)
+            self._learn_second = execution.part(second.learn, second.tensors().values())
 
     @property
     def errors(self) -> dict[str, int]:
@@ -229,8 +234,8 @@ class Families:
         if self.perceptrons is not None and proposed.scored is not None:
             decision = self.perceptrons.decide(proposed.scored, keep)
             self.perceptrons.update(prepared, examples.labels, decision)
-        if self.second is not None:
-            self.second.learn(prepared, examples.labels, examples.weights)
+        if self._learn_second is not None:
+            self._learn_second(prepared, examples.labels, examples.weights)
         self.ensemble.learn(examples, proposed.answered)
         for one in self.added:
             one.learn(prepared, examples)

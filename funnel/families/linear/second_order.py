@@ -41,10 +41,11 @@ class SecondOrder:
 
     def __init__(self, features: int, is_open: Tensor) -> None:
         self.is_open, self.width = is_open, min(features, MOST_INPUTS)
-        size, of = self.width + 1, {"dtype": torch.float64, "device": is_open.device}
-        self.weights = torch.zeros(len(HORIZONS), size, len(is_open), **of)
+        size, count = self.width + 1, len(HORIZONS)
+        blank = torch.zeros(count, size, size, dtype=torch.float64, device=is_open.device)
+        self.weights = blank.new_zeros(count, size, len(is_open))
         """float64 [E, d + 1, C]; the last row is the intercept."""
-        self.curvature = torch.zeros(len(HORIZONS), size, size, **of)
+        self.curvature = blank
         """H, float64 [E, d + 1, d + 1]."""
 
     def tensors(self) -> dict[str, Tensor]:
@@ -59,8 +60,8 @@ class SecondOrder:
         """
         return answers(self.weights, self.is_open, prepared)
 
-    def learn(self, prepared: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Learn a batch, in place.
+    def learn(self, prepared: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Learn a batch, in place, and return which experts could, bool [E].
 
         Where the solution is not finite, as with inputs that are not standardized and huge, an
         expert stays as it is.
@@ -86,9 +87,11 @@ class SecondOrder:
         bends = counts * (2.0 * own * (1.0 - own)).amax(dim=2, keepdim=True)
         curvature = kept + inputs.t() @ (bends * inputs)
         finite = [torch.isfinite(part).all(dim=2).all(dim=1) for part in (found, curvature)]
-        is_sound = ((failed == 0) & finite[0] & finite[1])[:, None, None]
-        self.weights.copy_(torch.where(is_sound, found, self.weights))
-        self.curvature.copy_(torch.where(is_sound, curvature, self.curvature))
+        is_sound = (failed == 0) & finite[0] & finite[1]
+        keep = is_sound[:, None, None]
+        self.weights.copy_(torch.where(keep, found, self.weights))
+        self.curvature.copy_(torch.where(keep, curvature, self.curvature))
+        return is_sound
 
     def resized(self, features: int, is_open: Tensor, bias: float) -> "SecondOrder":
         """Return experts of more inputs or classes that go on.
