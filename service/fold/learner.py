@@ -202,15 +202,16 @@ class Learner:
         others = tuple(name for name in ALL if name in chosen)
         ensemble = Ensemble(*self._layout(), families=others)
         added = self._fresh_added(ensemble.outcome, [name for name in chosen if ":" in name])
-        parts = self.spec.weighs_families
-        second = self._fresh_second(ensemble.outcome) if parts else None
-        return Families(len(self.pool.experts), pool, ensemble, added, parts, second)
+        second, outcome = None, ensemble.outcome
+        if self._weighs_families and isinstance(outcome, Classes):
+            second = SecondOrder(self.size.features, outcome.is_open)
+        own = self._weighs_families, second
+        return Families(len(self.pool.experts), pool, ensemble, added, *own)
 
-    def _fresh_second(self, outcome: Outcome) -> SecondOrder | None:
-        """Return linear experts of second order, unless there are many inputs."""
-        if self.size.features > MOST_INPUTS or not isinstance(outcome, Classes):
-            return None
-        return SecondOrder(self.size.features, outcome.is_open)
+    @property
+    def _weighs_families(self) -> bool:
+        """Whether families are parts of the mixture: on images, of many inputs, it is no better."""
+        return self.spec.weighs_families and self.size.features <= MOST_INPUTS
 
     def _fresh_added(self, outcome: Outcome, names: Sequence[str]) -> list[Added]:
         """Return the families that a user adds, each of which was tried."""

@@ -87,7 +87,7 @@ class SecondOrder:
         bends = counts * (2.0 * own * (1.0 - own)).amax(dim=2, keepdim=True)
         curvature = kept + inputs.t() @ (bends * inputs)
         finite = [torch.isfinite(part).all(dim=2).all(dim=1) for part in (found, curvature)]
-        is_sound = (failed == 0) & finite[0] & finite[1]
+        is_sound: Tensor = (failed == 0) & finite[0] & finite[1]
         keep = is_sound[:, None, None]
         self.weights.copy_(torch.where(keep, found, self.weights))
         self.curvature.copy_(torch.where(keep, curvature, self.curvature))
