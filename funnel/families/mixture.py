@@ -9,11 +9,11 @@ density; for them the loss of a mean is at most the mean of the losses (`funnel.
 Where numbers are predicted, the leading pool's own answer is a part, too, and leads at first: on a
 short stream nothing else has had the time to learn.
 
-Of classes, each family that looks at inputs is a part as well: a Fixed Share of its own experts. A
-family can be the best throughout, as linear experts are at the beginning of a stream, while each of
-its experts is only so for a while. The parts weigh evidence by PARTS_RATE, and runs of equal labels
-by less than their length (`funnel.families.runs`). Models of many inputs have none of this, and
-those that began before go on without.
+Where classes are predicted, each family that looks at inputs is a part as well: a Fixed Share of
+its own experts. A family can be the best throughout, as linear experts are at the beginning of a
+stream, while each of its experts is only so for a while. The parts weigh evidence by PARTS_RATE,
+and runs of equal labels by less than their length (`funnel.families.runs`). Models of many inputs
+have none of this, and those that began before go on without.
 """
 
 from collections.abc import Sequence

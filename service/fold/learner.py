@@ -210,7 +210,7 @@ class Learner:
 
     @property
     def _weighs_families(self) -> bool:
-        """Whether families are parts of the mixture: on images, of many inputs, it is no better."""
+        """True if families are parts of the mixture, which on images, of many inputs, is worse."""
         return self.spec.weighs_families and self.size.features <= MOST_INPUTS
 
     def _fresh_added(self, outcome: Outcome, names: Sequence[str]) -> list[Added]:

@@ -1,7 +1,7 @@
 """Linear experts of second order: softmax regressions that remember curvature.
 
-The experts of a pool step along the gradient, so on short or drifting streams they are behind what
-a linear model could know. These solve for each batch instead, one expert for each horizon. With
+The experts of a pool step along the gradient, so on short or drifting streams they know less than a
+linear model could. These solve for each batch instead, one expert for each horizon. With
 weights W of d inputs and an intercept, a batch (x, y) of n examples gives
 
     W ← argmin over V of Σ loss(V; x, y) + tr (V - W)ᵀ (e^(-n / horizon) H + ridge I) (V - W) / 2,
