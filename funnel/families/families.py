@@ -8,6 +8,7 @@ them, and `Families.learn` lets them learn the batch, if it is kept.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -16,17 +17,21 @@ from torch import Tensor, nn
 from funnel.families.added.added import Added
 from funnel.families.added.frozen import Frozen as FrozenAdded
 from funnel.families.added.frozen import Instances
-from funnel.families.ensemble import Answered, Ensemble
+from funnel.families.ensemble import FREQUENCIES, Answered, Ensemble
 from funnel.families.ensemble import Frozen as FrozenEnsemble
 from funnel.families.interface import Examples, Given
+from funnel.families.linear import second_order
+from funnel.families.linear.second_order import SecondOrder
 from funnel.families.mixture import Mixed, Mixture, Weights
 from funnel.families.numbers import Numbers
+from funnel.families.outcomes import Classes
+from funnel.graphs.execution import Execution
 from funnel.pool.growth import grown
 from funnel.pool.loss import is_far
 from funnel.pool.networks import Experts
 from funnel.pool.pool import Pool, Scored
 
-LINEAR, PERCEPTRON, ADDED = "linear", "mlp", "added"
+LINEAR, PERCEPTRON, ADDED, SECOND = "linear", "mlp", "added", "second"
 
 
 class Proposed(NamedTuple):
@@ -55,6 +60,9 @@ class Frozen(NamedTuple):
     """Tensors that the loss of the perceptrons has learned."""
     added: tuple[FrozenAdded, ...] = ()
     """The families that a user adds."""
+    second: tuple[Tensor, Tensor] | None = None
+    """Weights of the linear experts of second order, and which classes there are; None without
+    them."""
 
     def answers(
         self,
@@ -79,6 +87,8 @@ class Frozen(NamedTuple):
         """
         outcome, answered = self.ensemble.remembered.outcome, self.ensemble.answers(given)
         each = [outcome.of_pool(linear[: self.leading], own)]
+        if self.second is not None:
+            each.append(second_order.answers(*self.second, prepared))
         if networks is not None:
             outputs = networks.outputs(self.perceptrons, {}, prepared)
             perceptrons = networks.loss.answers(self.held, outputs)[: networks.count]
@@ -97,6 +107,8 @@ class Families:
         perceptrons: a pool of them; None for none.
         ensemble: the other families, of the same outcome.
         added: families that a user adds, of the same outcome.
+        are_parts: whether each family that looks at inputs is a part of the mixture; of classes.
+        second: linear experts of second order; None for none.
     """
 
     def __init__(
@@ -105,23 +117,25 @@ class Families:
         perceptrons: Pool | None,
         ensemble: Ensemble,
         added: Sequence[Added] = (),
+        are_parts: bool = False,
+        second: SecondOrder | None = None,
     ) -> None:
         self.leading, self.perceptrons, self.ensemble = leading, perceptrons, ensemble
-        self.added = tuple(added)
-        own = 0 if perceptrons is None else len(perceptrons.experts)
-        own += sum(len(one.names) for one in added)
+        self.added, self.are_parts, self.second = tuple(added), are_parts, second
         outcome = ensemble.outcome
-        self.mixture = Mixture(
-            leading + outcome.pools + own + len(ensemble.names),
-            outcome,
-            leading if outcome.pools else None,
-        )
+        own = leading if outcome.pools else None
+        parts = self._parts() if are_parts else None
+        self.mixture = Mixture(len(self.names), outcome, own, parts)
         self.skipped, self.learned = torch.zeros(2, dtype=torch.int64)
         """Batches that they have skipped and learned."""
         self._score = None
         if perceptrons is not None:
             tensors = perceptrons.tensors().values()
             self._score = perceptrons.execution.part(perceptrons.score, tensors)
+        self._learn_second = None
+        if second is not None:
+            execution = Execution.of(outcome.device, is_plain=True)
+            self._learn_second = execution.part(second.learn, second.tensors().values())
 
     @property
     def errors(self) -> dict[str, int]:
@@ -136,7 +150,18 @@ class Families:
         count = 0 if self.perceptrons is None else len(self.perceptrons.experts)
         own = (f"{PERCEPTRON}/{k}" for k in range(count))
         added = (name for one in self.added for name in one.names)
-        return (*linear, *pools, *own, *self.ensemble.names, *added)
+        second = () if self.second is None else second_order.NAMES
+        return (*linear, *pools, *second, *own, *self.ensemble.names, *added)
+
+    def _parts(self) -> list[slice]:
+        """Return which experts each family has; frequencies look at no inputs, and are no part."""
+        found, begin = list[slice](), 0
+        for family, names in groupby(self.names, lambda name: name.partition("/")[0]):
+            end = begin + len(list(names))
+            if family != FREQUENCIES:
+                found.append(slice(begin, end))
+            begin = end
+        return found
 
     @property
     def has_learned(self) -> bool:
@@ -149,6 +174,8 @@ class Families:
         parts = {"ensemble": self.ensemble.tensors(), "mixture": self.mixture.tensors()}
         if self.perceptrons is not None:
             parts[PERCEPTRON] = self.perceptrons.tensors()
+        if self.second is not None:
+            parts[SECOND] = self.second.tensors()
         parts |= {f"{ADDED}.{one.maker.name}": one.tensors() for one in self.added}
         named = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.items()}
         return named | {"skipped": self.skipped, "learned": self.learned}
@@ -168,6 +195,8 @@ class Families:
         """
         scored, outcome = None, self.ensemble.outcome
         found = list[Tensor]()
+        if self.second is not None:
+            found.append(self.second.answers(prepared))
         if self.perceptrons is not None and self._score is not None:
             scored = self._score(prepared, labels, importance)
             assert scored.each is not None, "a scored batch has the answers of each expert"
@@ -205,6 +234,8 @@ class Families:
         if self.perceptrons is not None and proposed.scored is not None:
             decision = self.perceptrons.decide(proposed.scored, keep)
             self.perceptrons.update(prepared, examples.labels, decision)
+        if self._learn_second is not None:
+            self._learn_second(prepared, examples.labels, examples.weights)
         self.ensemble.learn(examples, proposed.answered)
         for one in self.added:
             one.learn(prepared, examples)
@@ -238,9 +269,12 @@ class Families:
             if pool.classes is not None and (first := int((~pool.classes.closed()).sum())) < opened:
                 pool.open_classes(first, opened, bias)
         added = [one.resized(features, ensemble.outcome) for one in self.added]
-        larger = Families(self.leading, pool, ensemble, added)
-        for name, tensor in larger.mixture.tensors().items():
-            tensor.copy_(self.mixture.tensors()[name])
+        second = self.second
+        if second is not None and isinstance(ensemble.outcome, Classes):
+            second = second.resized(features, ensemble.outcome.is_open, bias)
+        larger = Families(self.leading, pool, ensemble, added, self.are_parts, second)
+        for name, mine in self.mixture.tensors().items():
+            larger.mixture.tensors()[name][tuple(map(slice, mine.shape))] = mine
         larger.skipped.copy_(self.skipped)
         larger.learned.copy_(self.learned)
         return larger
@@ -255,6 +289,7 @@ class Families:
             self.mixture.weights.copy(),
             {} if pool is None else {name: one.clone() for name, one in pool.held.items()},
             tuple(one.frozen() for one in self.added),
+            None if self.second is None else (self.second.weights.clone(), self.second.is_open),
         )
 
     def rescale(self, ratio: Tensor, shift: Tensor) -> None:

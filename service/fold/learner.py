@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from funnel.families.added.added import Added
 from funnel.families.ensemble import ALL, Ensemble, Layout
 from funnel.families.families import PERCEPTRON, Families
+from funnel.families.linear.second_order import MOST_INPUTS, SecondOrder
 from funnel.families.mixture import Mixed
 from funnel.families.numbers import Numbers
 from funnel.families.outcomes import Classes, Outcome
@@ -201,7 +202,16 @@ class Learner:
         others = tuple(name for name in ALL if name in chosen)
         ensemble = Ensemble(*self._layout(), families=others)
         added = self._fresh_added(ensemble.outcome, [name for name in chosen if ":" in name])
-        return Families(len(self.pool.experts), pool, ensemble, added)
+        second, outcome = None, ensemble.outcome
+        if self._weighs_families and isinstance(outcome, Classes):
+            second = SecondOrder(self.size.features, outcome.is_open)
+        own = self._weighs_families, second
+        return Families(len(self.pool.experts), pool, ensemble, added, *own)
+
+    @property
+    def _weighs_families(self) -> bool:
+        """True if families are parts of the mixture, which on images, of many inputs, is worse."""
+        return self.spec.weighs_families and self.size.features <= MOST_INPUTS
 
     def _fresh_added(self, outcome: Outcome, names: Sequence[str]) -> list[Added]:
         """Return the families that a user adds, each of which was tried."""

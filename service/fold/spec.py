@@ -40,6 +40,7 @@ UNSET = (
     "follows_jumps",
     "scores_as_sent",
     "levels",
+    "weighs_families",
 )
 """Fields of a spec that no setting chooses: a log goes on with those with which it began."""
 
@@ -122,6 +123,11 @@ class Spec:
     """True if calibrated probabilities can level off where labels are wrong however sure the model
     is (`service.fold.calibration`). No setting chooses it: it is so in every new model that is
     calibrated, and a log goes on as it began."""
+    weighs_families: bool = False
+    """True if, of at most 64 inputs, each family of experts is a part of the mixture, runs of equal
+    labels count less there, and linear experts of second order learn, too
+    (`funnel.families.mixture`). No setting chooses it: it is so in every new model ``auto`` of
+    classes, and a log goes on as it began."""
     families: tuple[str, ...] = ()
     """LINEAR, the families of FAMILIES that a model ``auto`` has, and ``package.module:factory`` of
     those that a user adds, in alphabetical order. Empty for all of FAMILIES and no other."""

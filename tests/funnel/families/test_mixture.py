@@ -102,8 +102,23 @@ def test_the_mixture_loses_little_to_its_best_part() -> None:
     assert totals[0] < n * 200 * math.log(classes)
 
 
+def test_a_family_that_is_a_part_answers_as_fixed_share_of_its_experts_alone() -> None:
+    outcome, alone = of_classes(3), Mixture(2, of_classes(3))
+    mixture = Mixture(5, outcome, None, [slice(0, 2), slice(3, 5)])
+    for step in range(30):
+        labels, given = labels_of(20, 3, step), opinions(5, 20, 3, step)
+        mixed, own = mixture.weights.mix(given, outcome), alone.weights.mix(given[3:], outcome)
+        assert torch.equal(mixed.parts[2], own.parts[0])
+        mixture.learn(mixed, given, labels, torch.ones(20), TRUE)
+        alone.learn(own, given[3:], labels, torch.ones(20), TRUE)
+    shares = mixture.weights.shares()
+    torch.testing.assert_close(shares.sum(), torch.tensor(1.0))
+    copied = mixture.weights.copy()
+    assert torch.equal(copied.mix(given, outcome).answers, mixture.weights.mix(given, outcome)[0])
+
+
 def test_a_batch_that_is_not_kept_changes_nothing() -> None:
-    mixture = Mixture(4, of_classes(3))
+    mixture = Mixture(4, of_classes(3), None, [slice(0, 2)])
     before = {k: v.clone() for k, v in mixture.tensors().items()}
     given = opinions(4, 10, 3)
     mixed = mixture.weights.mix(given, mixture.outcome)

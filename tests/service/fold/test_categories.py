@@ -20,6 +20,7 @@ from tests.support.states import CPU, HYPERPARAMETERS, same_tensors
 
 NEW = replace(a_row_spec(model="auto"), is_narrow=True, compares_codes=True)
 OLD = replace(NEW, compares_codes=False)
+WEIGHED = replace(NEW, weighs_families=True)
 ALONE = ("linear", "neighbours")
 
 
@@ -61,7 +62,7 @@ def test_a_spec_of_an_earlier_version_has_none() -> None:
     assert NEW.differences(OLD) == []
 
 
-@pytest.mark.parametrize("spec", [OLD, NEW], ids=["old", "new"])
+@pytest.mark.parametrize("spec", [OLD, NEW, WEIGHED], ids=["old", "new", "weighed"])
 def test_a_state_goes_on_exactly_as_it_began(spec: Spec) -> None:
     whole = learned(State(spec, HYPERPARAMETERS, CPU), range(14))
     again = restarted(whole, NEW)

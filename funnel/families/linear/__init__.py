@@ -1,0 +1,1 @@
+"""Linear experts beyond those of the leading pool."""
