@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch.jit._trace import TracerWarning
@@ -29,10 +30,12 @@ from service.monitoring.history import History
 from service.monitoring.notify import Notice
 from service.monitoring.status import Condition, Role, Status
 from service.predictor import Predictor
-from service.process import memory_bytes
+from service.process import SystemClock, memory_bytes
 from service.rehearsal import rehearse as rehearse_counts
-from service.settings import INPUTS, Settings, SettingsError
+from service.settings import INPUTS, Settings, SettingsError, limits_of
+from service.trainer.archive.archive import ARCHIVES, Archive, Limits
 from service.trainer.checkpoint import numerics
+from service.trainer.disk import Storage, SystemDisk
 from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
 
@@ -76,7 +79,7 @@ class Model:
         self.history: History
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
         name = settings.called
-        store = _open_store(settings, numerics(state.device))
+        store, archive = _open_store(settings, numerics(state.device))
         folder = folder_of(settings.data_dir, name)
         self._lock = before._lock if before else Lock(folder / "lock")
         self.trainer = Trainer(
@@ -89,6 +92,7 @@ class Model:
             drifted,
             history=before.history if before else None,
             delayed=delayed,
+            archive=archive,
         )
         self.history, self.newest = self.trainer.history, self.trainer.newest
         may_be_rows = INPUTS in settings.opens
@@ -175,25 +179,32 @@ class Model:
         self._lock.close()
 
 
-def _open_store(settings: Settings, numerics: dict[str, str]) -> CheckpointStore:
-    """Return where the model's checkpoints are kept.
+def _open_store(
+    settings: Settings, numerics: dict[str, str]
+) -> tuple[CheckpointStore, Archive | None]:
+    """Return where the model's checkpoints are kept, and the archive of its log, if it has one.
 
     Raises:
         SettingsError: the address of the object storage cannot be used.
         OSError: the folder cannot.
     """
-    folder = folder_of(settings.data_dir, settings.called)
+    folder, limits = folder_of(settings.data_dir, settings.called), limits_of(settings.archive)
     store = CheckpointStore(folder, numerics, logger.error)
-    if not settings.state:
-        return store
-    from service.trainer.objects.bucket import AddressError, open_bucket
-    from service.trainer.objects.shared import SharedStore
+    place: Path = settings.data_dir / ARCHIVES / folder.name
+    disk: Storage = SystemDisk()
+    if settings.state:
+        from service.trainer.objects.bucket import AddressError, open_bucket
+        from service.trainer.objects.shared import Objects, SharedStore
 
-    try:
-        bucket = open_bucket(settings.state)
-    except (AddressError, OSError) as error:
-        raise SettingsError(f"FUNNEL_STATE: {error}") from error
-    return SharedStore(bucket, folder.name, numerics, logger.error, store)
+        try:
+            bucket = open_bucket(settings.state)
+        except (AddressError, OSError) as error:
+            raise SettingsError(f"FUNNEL_STATE: {error}") from error
+        store = SharedStore(bucket, folder.name, numerics, logger.error, store)
+        place, disk = Path(folder.name) / ARCHIVES, Objects(bucket)
+    if limits is None:
+        return store, None
+    return store, Archive(place, disk, Limits(*limits), SystemClock(), logger.warning)
 
 
 @cache

@@ -31,13 +31,14 @@ from service.log.cuts import (
     Reshape,
     Upgrade,
 )
-from service.log.entries import Entry, read_entry
+from service.log.entries import Entry, RawEntry, read_entry
 from service.log.errors import BlankError, ForeignError, GapError, LogError, LogFullError, damaged
 from service.log.extent import Extent, check_reach
 from service.log.labels import Join
-from service.log.log import COUNTED_AT_ONCE, Log, drop_from
+from service.log.log import COUNTED_AT_ONCE, Log, Recording, drop_from
 from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.process import Clock
+from service.trainer.checkpoint import Checkpoint
 from service.trainer.choice import check_spec, is_unclaimed
 from service.trainer.joining.examples import Rules, batch_of
 from service.trainer.joining.joiner import Joiner
@@ -152,6 +153,11 @@ class Replica:
         """Version of the fold that learned the last batch."""
 
     @property
+    def version(self) -> int:
+        """Version of the fold that learned the last batch."""
+        return self._version
+
+    @property
     def recorded(self) -> int:
         """Number of the last recorded cut, which may not be applied yet."""
         return self._recorded
@@ -182,13 +188,17 @@ class Replica:
             return False  # an open model wrote it, which had learned nothing
         self._check_spec(newest.spec, f"the checkpoint in {checkpoints.place}")
         self.is_open = self.is_open and newest.progress.cut == 0
+        self.take(newest)
+        return True
+
+    def take(self, newest: Checkpoint) -> None:
+        """Go on from a checkpoint of the same model, with all rows of its tables."""
         self.state.set_hyperparameters(newest.hyperparameters)
         counts = newest.version, newest.examples
         self.state.load(newest.tensors, *counts, newest.drifts, newest.byte_examples)
         self._take_schema()
         self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
         self.joins, self.commands = newest.joins.copy(), newest.commands
-        return True
 
     async def compare(self, log: Log) -> None:
         """Compare its spec with the first cut of a log from which it has learned nothing yet.
@@ -352,7 +362,20 @@ class Replica:
                     "from its backup"
                 )
 
-    async def _replay(self, log: Log, keep_lease: KeepLease) -> None:
+    async def replay(self, log: Recording, keep_lease: KeepLease) -> None:
+        """Apply the cuts of a log from which nobody learns, such as an archive.
+
+        Args:
+            log: reaches back to the progress.
+            keep_lease: called before each cut.
+
+        Raises:
+            GapError: entries are missing.
+            LogError: a recorded cut cannot be applied by this version.
+        """
+        await self._replay(log, keep_lease)
+
+    async def _replay(self, log: Recording, keep_lease: KeepLease) -> None:
         pending = Pending(self.progress.position, self.progress.entries)
         while cuts := await log.cuts_after(self.progress.cut):
             for number, cut in cuts:
@@ -382,7 +405,7 @@ class Replica:
                 while pending.position != cut.position and (
                     not pending or pending.newest < cut.position.entry
                 ):
-                    if not await self.read(log, pending, None):
+                    if not await self._read_again(log, pending):
                         raise GapError(f"cut {number} is not applied yet, and its entries are gone")
                 expected = cut.entries + (cut.position.taken is not None)
                 is_moved = pending.position != cut.position
@@ -458,27 +481,11 @@ class Replica:
             GapError: an entry that is learned in part is gone, or the log is full.
             AnotherModelError: it is open, and the first examples are of another kind.
         """
-        spec, expects_bytes = self.state.spec, is_new and self.state.expects_bytes
-        if not pending and pending.position.taken is not None:
-            one = await log.read_one(pending.position.entry)
-            if one is None:
-                raise GapError(f"entry {pending.position.entry}, learned in part, is gone")
-            found = [one]
-        else:
-            found = await log.read(pending.newest, READ_ENTRIES, READ_BYTES, block_ms)
-
-        if found and found[-1][0] == TOP:
-            raise LogFullError  # its sender got an error
+        found = await _next_of(log, pending, block_ms)
         if is_new and self.is_open:
-            self.is_open = await is_unclaimed(log, spec, self._opens, found)
+            self.is_open = await is_unclaimed(log, self.state.spec, self._opens, found)
         sizes = [sum(map(len, fields.values())) for _, fields in found]
-
-        def decode() -> list[Entry]:
-            return [read_entry(*one, spec.shape, expects_bytes) for one in found]
-
-        # Large entries are decoded in another thread, so that the lease is renewed meanwhile.
-        is_large = sum(sizes) > READ_BYTES
-        entries = await asyncio.to_thread(decode) if is_large else decode()
+        entries = await self._decoded(found, sum(sizes), is_new and self.state.expects_bytes)
         if is_new and any(entry.labels is not None for entry in entries):
             rest = [e if e.labels is None else pending.rest(e) for e in _some_labels(entries)]
             entries = await self.joiner.join(log, rest, pending.position, self._rules)
@@ -486,6 +493,27 @@ class Replica:
             self._measure(entry, size)
             pending.add(self._admitted(entry) if is_new else entry)
         return bool(found)
+
+    async def _read_again(self, log: Recording, pending: Pending) -> bool:
+        """Read some entries that recorded cuts have decided on, as `read` does."""
+        found = await _next_of(log, pending, None)
+        sizes = [sum(map(len, fields.values())) for _, fields in found]
+        for entry, size in zip(await self._decoded(found, sum(sizes), False), sizes, strict=True):
+            self._measure(entry, size)
+            pending.add(entry)
+        return bool(found)
+
+    async def _decoded(
+        self, found: Sequence[RawEntry], size: int, expects_bytes: bool
+    ) -> list[Entry]:
+        """Return entries of so many bytes, decoded."""
+        shape = self.state.spec.shape
+
+        def decode() -> list[Entry]:
+            return [read_entry(*one, shape, expects_bytes) for one in found]
+
+        # Large entries are decoded in another thread, so that the lease is renewed meanwhile.
+        return await asyncio.to_thread(decode) if size > READ_BYTES else decode()
 
     def _admitted(self, entry: Entry) -> Entry:
         """Return an entry, without its rows if a producer wrote them and the schema refuses them.
@@ -613,6 +641,20 @@ class Replica:
         )
         if applied is not None and batch is not None:
             self._observe(applied, batch)
+
+
+async def _next_of(log: Recording, pending: Pending, block_ms: int | None) -> list[RawEntry]:
+    """Return the entries after the newest pending one; raises as `Replica.read` does."""
+    if not pending and pending.position.taken is not None:
+        one = await log.read_one(pending.position.entry)
+        if one is None:
+            raise GapError(f"entry {pending.position.entry}, learned in part, is gone")
+        found = [one]
+    else:
+        found = await log.read(pending.newest, READ_ENTRIES, READ_BYTES, block_ms)
+    if found and found[-1][0] == TOP:
+        raise LogFullError  # its sender got an error
+    return found
 
 
 def _some_labels(entries: Sequence[Entry]) -> Sequence[Entry]:

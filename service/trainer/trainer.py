@@ -40,6 +40,8 @@ from service.monitoring.statistics import Statistics, read_statistics
 from service.monitoring.status import Condition, Drift, LabelStatus, Role, Status
 from service.process import Clock, SystemClock
 from service.settings import WEIGHTED, Settings, seconds, size_of
+from service.trainer.archive.archive import Archive
+from service.trainer.archive.archivist import Archivist
 from service.trainer.choice import AnotherModelError
 from service.trainer.identity import Identity
 from service.trainer.joining.joiner import Joiner, Summary
@@ -96,6 +98,7 @@ class Trainer:
         workers: makes a worker with a given name.
         history: of the trainer whose place it takes; None begins one.
         delayed: called with the seconds from questions to their labels.
+        archive: keeps the log before it is trimmed; None trims it unarchived.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Trainer:
         workers: Callable[[str], Worker] = Worker,
         history: History | None = None,
         delayed: Callable[[Sequence[float]], object] = lambda _: None,
+        archive: Archive | None = None,
     ) -> None:
         self.replayed = threading.Event()
         """Set while no replay is due or runs."""
@@ -150,13 +154,17 @@ class Trainer:
         self._waiters, self._rejections, self._orders = Waiters(), Rejections(), Orders()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()
+        writing, archivist = workers("funnel-checkpoint"), None
+        if archive is not None:
+            archivist = Archivist(archive, writing, clock, self._wake.set)
         self._writer = CheckpointWriter(
             checkpoints,
-            workers("funnel-checkpoint"),
+            writing,
             settings.checkpoint_every_seconds,
             settings.checkpoint_every_bytes,
             clock,
             self._wake.set,
+            archivist,
         )
         self._identity = Identity.of(settings, state.spec, checkpoints.place, lock.name)
         self._is_compared = False
@@ -183,8 +191,9 @@ class Trainer:
 
     @property
     def status(self) -> Status:
-        """The newest published status, with the checkpoints as they are now."""
-        return replace(self._status, checkpoints=self._writer.summary)
+        """The newest published status, with the checkpoints and the archive as they are now."""
+        own = self._writer
+        return replace(self._status, checkpoints=own.summary, archive=own.archived)
 
     @property
     def schema(self) -> Schema:
@@ -294,12 +303,13 @@ class Trainer:
                 record = self._rejections.record(self._log)
                 failure = "no last checkpoint is written: skipped batches could not be recorded"
                 if await self._attempt(record, failure):
-                    await self._writer.finish(self._replica)
+                    await self._writer.finish(self._replica, self._log)
         except Exception as error:
             logger.exception("the trainer failed")
             self._halt(error)
         finally:
             self._worker.end()
+            self._writer.stop()
             self._replica.resign()
             await self._attempt(self._lease.release(), "the lease was not given back")
             await self._log.close()
@@ -394,6 +404,7 @@ class Trainer:
             optimizer=state.answering.shown_hyperparameters(),
             snapshot_at=self._published_at,
             checkpoints=self._writer.summary,
+            archive=self._writer.archived,
             drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
             statistics=self._statistics,
             mean_entry=replica.mean_entry,
@@ -424,6 +435,7 @@ class Trainer:
         if self._replica.has_recovered:
             self._drift_news.notify(self._replica.state.drift)
         self.replayed.clear()
+        self._writer.stop()
         self._replica.resign()
 
     async def _attempt(self, work: Awaitable[None], failure: str) -> bool:
@@ -455,6 +467,7 @@ class Trainer:
         if self._condition != Condition.STANDBY:
             logger.info("%s; standing by", ANOTHER_LEARNS)
             self.replayed.clear()
+            self._writer.stop()
             self._replica.resign()
             self._become(Condition.STANDBY, ANOTHER_LEARNS)
             self._is_compared = False
@@ -668,7 +681,7 @@ class Trainer:
         await replica.watch_questions(self._log, extent, pipeline.is_read)
         if (joiner := replica.joiner).evicted_bytes > joiner.most_bytes / 4:
             joiner.evicted_bytes = 0
-            self._writer.request()  # the log's server keeps what older checkpoints need
+            self._writer.hurry()  # the log's server keeps what older checkpoints need
         newest, seen = pipeline.pending.newest, pipeline.pending.seen
         is_known, unread = extent.last == newest, 0
         if extent.last > newest and pipeline.is_idle and self.caught_up.is_set():
