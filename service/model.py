@@ -79,7 +79,7 @@ class Model:
         self.history: History
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
         name = settings.called
-        store, archive = _open_store(settings, numerics(state.device))
+        store, archive = open_places(settings, numerics(state.device))
         folder = folder_of(settings.data_dir, name)
         self._lock = before._lock if before else Lock(folder / "lock")
         self.trainer = Trainer(
@@ -179,7 +179,7 @@ class Model:
         self._lock.close()
 
 
-def _open_store(
+def open_places(
     settings: Settings, numerics: dict[str, str]
 ) -> tuple[CheckpointStore, Archive | None]:
     """Return where the model's checkpoints are kept, and the archive of its log, if it has one.
