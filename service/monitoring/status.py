@@ -55,7 +55,7 @@ class Checkpointing:
 
 @dataclass(frozen=True)
 class Archiving:
-    """What a process has archived of the log."""
+    """The archive of the log, as a process has written it."""
 
     bytes: int
     """Bytes of the archive; 0 before this process has written it."""

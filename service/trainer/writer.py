@@ -98,7 +98,7 @@ class CheckpointWriter:
 
     @property
     def archived(self) -> Archiving | None:
-        """What was archived so far; None if nobody does that."""
+        """The archive so far; None if nobody writes one."""
         return self.archivist.summary if self.archivist is not None else None
 
     def tidy(self) -> None:

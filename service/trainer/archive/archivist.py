@@ -1,8 +1,8 @@
 """Writes the archive while learning goes on, before the log is trimmed.
 
 Segments end at cuts that lie before a checkpoint, so that a log which loses its end has never more
-in its archive than a checkpoint knows. What is not archived yet is not trimmed: while the store is
-away, the log grows, and nothing is lost.
+in its archive than a checkpoint knows. Cuts that are not archived yet are not trimmed: while the
+store is away, the log grows, and nothing is lost.
 """
 
 import asyncio
@@ -137,7 +137,7 @@ class Archivist:
         self._before = ""
         """Name of its last segment."""
         self.summary = Archiving(0, 0, 0, clock.monotonic())
-        """What was archived so far."""
+        """The archive so far."""
         self._begun_bytes, self._tries_at = 0, clock.monotonic()
         self._is_hurried = True
         """True if the next checkpoint is to be archived at once."""
@@ -172,6 +172,7 @@ class Archivist:
 
     def _is_due(self, info: Info, read_bytes: int) -> bool:
         if self.end is not None and self.end.cut >= info.progress.cut:
+            self.summary = replace(self.summary, newest_at=self._clock.monotonic())
             return False
         is_large = read_bytes - self._begun_bytes >= SEGMENT_BYTES and not self._failure
         return is_large or self._is_hurried or self._clock.monotonic() >= self._tries_at
