@@ -353,7 +353,9 @@ def _decode(number: int, text: str) -> Command | None:
             return Resume(by, at)
         case {"promote": {"by": str(by), "at": int(at), "learner": str(name)}, **rest} if not rest:
             return Promote(by, at, name)
-        case {"upgrade": {"fold": int(fold)}, **rest} if rest.keys() <= {"spec"}:
+        case {"upgrade": {"fold": int(fold)}, "spec": dict(refused), **rest} if not rest:
+            return Upgrade(fold, refused)
+        case {"upgrade": {"fold": int(fold)}, **rest} if not rest:
             return Upgrade(fold)
     raise LogError(
         f"cut {number} carries a command that this version does not know: {text[:200]}. Run the "

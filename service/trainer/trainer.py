@@ -303,7 +303,8 @@ class Trainer:
                 record = self._rejections.record(self._log)
                 failure = "no last checkpoint is written: skipped batches could not be recorded"
                 if await self._attempt(record, failure):
-                    await self._writer.finish(self._replica, self._log)
+                    last = self._writer.finish(self._replica, self._log)
+                    await self._attempt(last, "the log is not trimmed")
         except Exception as error:
             logger.exception("the trainer failed")
             self._halt(error)
@@ -681,7 +682,7 @@ class Trainer:
         await replica.watch_questions(self._log, extent, pipeline.is_read)
         if (joiner := replica.joiner).evicted_bytes > joiner.most_bytes / 4:
             joiner.evicted_bytes = 0
-            self._writer.hurry()  # the log's server keeps what older checkpoints need
+            self._writer.request()  # the log's server keeps what older checkpoints need
         newest, seen = pipeline.pending.newest, pipeline.pending.seen
         is_known, unread = extent.last == newest, 0
         if extent.last > newest and pipeline.is_idle and self.caught_up.is_set():

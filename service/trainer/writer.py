@@ -15,7 +15,7 @@ from service.process import Clock, return_freed_memory
 from service.trainer.archive.archivist import Archivist
 from service.trainer.checkpoint import Checkpoint
 from service.trainer.replica import Replica
-from service.trainer.store import CheckpointStore, Info
+from service.trainer.store import CheckpointStore, Info, UnreadableError
 from service.trainer.worker import Worker, promise
 
 logger = logging.getLogger("funnel")
@@ -55,6 +55,8 @@ class CheckpointWriter:
         self.archivist = archivist
         self._newest: Info | None = None
         """The last checkpoint that was written here."""
+        self._was_requested = False
+        """True if the last checkpoint that was begun was requested."""
         self._every, self._clock, self._written = every_seconds, clock, written
         self._every_bytes, self._begun_bytes = every_bytes, 0
         self.summary = Checkpointing(0, 0, None)
@@ -84,17 +86,12 @@ class CheckpointWriter:
     def request(self) -> "Future[Info]":
         """Return a future of a checkpoint of the state as it is now or soon.
 
-        It raises `Stopped` if the trainer stops before, and OSError if the disk fails.
+        The log is archived up to it, and trimmed, soon after. The future raises `Stopped` if the
+        trainer stops before, and OSError if the disk fails.
         """
         with self._lock:
             self._is_requested = True
             return self._next
-
-    def hurry(self) -> None:
-        """Make room in the log's server soon: write a checkpoint, and archive the log up to it."""
-        if self.archivist is not None:
-            self.archivist.hurry()
-        self.request()
 
     @property
     def archived(self) -> Archiving | None:
@@ -121,6 +118,8 @@ class CheckpointWriter:
                 raise error
             if error is None:
                 self._newest = writing.result()
+                if self.archivist is not None and self._was_requested:
+                    self.archivist.hurry()
                 await self._trim(progress, log)
         elif self.archivist is not None and self._newest is not None:
             own = self.checkpoints, self._newest, replica.read_bytes
@@ -151,6 +150,10 @@ class CheckpointWriter:
             logger.info("checkpoint of version %d written", replica.state.version)
             if self.archivist is not None:
                 await self.archivist.finish(log, self.checkpoints, last.result())
+            try:
+                await self._trim(replica.progress, log)
+            except UnreadableError as error:
+                logger.warning("the log is not trimmed: %s", error)
 
     def stop(self) -> None:
         """Archive nothing more: another trainer may have the log."""
@@ -183,6 +186,7 @@ class CheckpointWriter:
         return taken
 
     def _begin(self, replica: Replica) -> "asyncio.Future[Info]":
+        self._was_requested = self._is_requested
         requested = self._take_requests()
         ledger, joins = self.checkpoints.ledger, replica.joins
         copy = Checkpoint.of(replica.state, replica.progress, ledger, joins, replica.commands)

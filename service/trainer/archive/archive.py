@@ -1,8 +1,8 @@
 """The archive of one model: segments of its log, and checkpoints from which they are replayed.
 
-It lies next to the checkpoints: in DATA_DIR, or in object storage. The service that
-learns writes each file once. A segment is named by its cuts and its digest, so that two trainers
-that write the same one do no harm. Each segment names the one before it. Readers follow these names back from the
+It lies next to the checkpoints: in DATA_DIR, or in object storage. The service that learns writes
+each file once. A segment is named by its cuts and its digest, so that two trainers that write the
+same one do no harm. Each segment names the one before it. Readers follow these names back from the
 newest, and never take what another history has left there.
 """
 

@@ -200,7 +200,6 @@ class Archivist:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._advance(log, store, info))
             await asyncio.wait({self._task}, timeout=FINISH_SECONDS)
-        self.stop()
 
     def stop(self) -> None:
         """Do nothing more with the log: another trainer may have it."""

@@ -124,7 +124,7 @@ class Replay:
         if self.last > self._newest:
             return (
                 f"the archive ends at cut {self._newest}. A service archives what it has learned "
-                "after 64 MB or ten minutes, and when it stops"
+                "after 64 MB or ten minutes, after POST /checkpoint, and when it stops"
             )
         return f"the archive begins at cut {begin}, and no checkpoint before the target is kept"
 
