@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import orjson
 
@@ -28,10 +29,11 @@ from service.log.cuts import (
     Ordered,
     Pending,
     Promote,
+    Rebuild,
     Reshape,
     Upgrade,
 )
-from service.log.entries import Entry, RawEntry, read_entry
+from service.log.entries import Entry, Fields, RawEntry, read_entry
 from service.log.errors import BlankError, ForeignError, GapError, LogError, LogFullError, damaged
 from service.log.extent import Extent, check_reach
 from service.log.labels import Join
@@ -71,6 +73,22 @@ KeepLease = Callable[[], Awaitable[None]]
 lease, and Stopped if the work is to end."""
 
 
+class Skips(Protocol):
+    """The examples that a replay leaves aside."""
+
+    is_dry: bool
+    """True if nothing is learned at all."""
+
+    def note(self, entry: EntryId, fields: Fields) -> None:
+        """Look at an entry that was read."""
+
+    def of(self, number: int) -> Container[EntryId]:
+        """Return the entries whose examples a cut is without."""
+
+    def counted(self, batch: AnyBatch | None, examples: int) -> None:
+        """Count the batch of a cut that had so many examples."""
+
+
 @dataclass(frozen=True)
 class AppliedBatch:
     """A batch that was applied."""
@@ -98,6 +116,8 @@ class Replica:
         joiner: decides which questions labels meet; None for one with the settings' defaults.
         became: called with what became of labels, by the entry that holds them.
         take_epoch: takes the log over, and whatever else only one trainer may write.
+        rebuilt: returns the state that a command has put in place of another.
+        skips: what a rebuild leaves aside: then such commands do nothing.
     """
 
     def __init__(
@@ -112,7 +132,10 @@ class Replica:
         joiner: Joiner | None = None,
         became: Callable[[EntryId, Sequence[Join]], object] = lambda *_: None,
         take_epoch: TakeEpoch = lambda log, at_least: log.take_epoch(at_least),
+        rebuilt: Callable[[Rebuild], Checkpoint] | None = None,
+        skips: Skips | None = None,
     ) -> None:
+        self._rebuilt, self._skips = rebuilt, skips
         self.joiner = joiner or Joiner(clock)
         self.joins = Joins()
         """The decisions of the applied cuts on labels of questions."""
@@ -222,6 +245,22 @@ class Replica:
             self.state.begin_as(spec)
             self._fold = Fold(self.state)
         check_spec(self.state.spec, spec, what, self.is_open)
+
+    def _replace(self, command: Rebuild, number: int) -> None:
+        """Go on from the state that a command names.
+
+        Raises:
+            LogError: it is not there, or is another one.
+        """
+        if self._rebuilt is None:
+            raise LogError(f"cut {number} goes on from {command.file}, which is in an archive")
+        copy = self._rebuilt(command)
+        if (copy.version, copy.spec) != (number, self.state.spec):
+            raise LogError(f"cut {number} goes on from {command.file}, which is of another cut")
+        self.state.set_hyperparameters(copy.hyperparameters)
+        counts = copy.version, copy.examples
+        self.state.load(copy.tensors, *counts, copy.drifts, copy.byte_examples)
+        self._take_schema()
 
     @property
     def has_families(self) -> bool:
@@ -416,7 +455,8 @@ class Replica:
                     rules = replace(self._rules, names=self.state.schema.labels)
                     repeated = await self.joiner.repeat(log, number, cut, pending, rules)
                 size = cut.examples - len(cut.met)
-                again, batch = pending.take(size, cut)
+                skipped = () if self._skips is None else self._skips.of(number)
+                again, batch = pending.take(size, cut, skipped)
                 if (again.position, again.examples) != (cut.position, size):
                     if pending and (reason := pending.reason):
                         how = f"cut {number} has learned entry {pending.oldest}, but now {reason}"
@@ -424,8 +464,12 @@ class Replica:
                     raise damaged(
                         f"cut {number} ends within another entry", log.keys.log, log.keys.cuts
                     )
-                if (met := batch_of(repeated.met)) is not None:
+                own = [one for one in repeated.met if one.place and one.place.entry not in skipped]
+                if (met := batch_of(own)) is not None:
                     batch = met if batch is None else joined([batch, met])
+                if self._skips is not None:
+                    self._skips.counted(batch, cut.examples)
+                    batch = None if self._skips.is_dry else batch
                 self.apply(replace(repeated, joins=again.joins), batch)
 
     @property
@@ -498,6 +542,9 @@ class Replica:
         """Read some entries that recorded cuts have decided on, as `read` does."""
         found = await _next_of(log, pending, None)
         sizes = [sum(map(len, fields.values())) for _, fields in found]
+        if self._skips is not None:
+            for one in found:
+                self._skips.note(*one)
         for entry, size in zip(await self._decoded(found, sum(sizes), False), sizes, strict=True):
             self._measure(entry, size)
             pending.add(entry)
@@ -620,6 +667,8 @@ class Replica:
                 self.state.reshape(list(map(from_json, changes)))
             case Promote(learner=name):
                 self.state.promote(name)
+            case Rebuild() if self._skips is None:
+                self._replace(cut.command, at.cut + 1)
         self.is_open = False
         if at.cut == 0:
             own = self.state.spec

@@ -272,9 +272,9 @@ MUTANTS = (
     Mutant(
         "a last checkpoint is written although skipped batches could not be recorded",
         TRAINER,
-        "                if await self._attempt(record, failure):\n                    await",
+        "                if await self._attempt(record, failure):\n                    last",
         "                await self._attempt(record, failure)\n"
-        "                if True:\n                    await",
+        "                if True:\n                    last",
     ),
     Mutant(
         "callers are answered before the snapshot is published",

@@ -6,6 +6,7 @@ same one do no harm. Each segment names the one before it. Readers follow these 
 newest, and never take what another history has left there.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
+from service.log.cuts import Rebuild
+from service.log.errors import LogError, LogUnavailable
 from service.process import Clock
 from service.trainer.archive.segment import DamagedSegmentError, Name, Segment
 from service.trainer.checkpoint import Checkpoint, DamagedError, decode
@@ -22,6 +25,7 @@ from service.trainer.store import CheckpointStore, Info
 ARCHIVES = "archive"
 """The folder of archives in DATA_DIR; in object storage, that of an archive among its model's."""
 KEPT_NAME = re.compile(r"kept-(\d{8})-(\d{14})-(\d{11})-(\d{12})\.safetensors")
+REBUILT_NAME = re.compile(r"rebuilt-(\d{14})-(\d{11})-(\d{12})-([0-9a-f]{64})\.safetensors")
 HOUR, DAY = 3_600, 86_400
 LARGEST_SHARE = 4
 """A checkpoint that takes more than this part of the archive's bytes is not kept in it."""
@@ -55,6 +59,31 @@ class KeptName(NamedTuple):
     def __str__(self) -> str:
         start = f"kept-{self.epoch:08d}-{self.cut:014d}-{self.written:011d}"
         return f"{start}-{self.size:012d}.safetensors"
+
+
+class RebuiltName(NamedTuple):
+    """The name of a state that a `service.log.cuts.Rebuild` has put in place of another."""
+
+    cut: int
+    """Number of the cut that carries the command."""
+    written: int
+    """When it was written, in Unix seconds."""
+    size: int
+    """Bytes of the file."""
+    sha256: str
+    """Digest of the file."""
+
+    @classmethod
+    def parse(cls, text: str) -> "RebuiltName | None":
+        """Return the name in a file's name; None if that is no such state."""
+        if (found := REBUILT_NAME.fullmatch(text)) is None:
+            return None
+        cut, written, size = map(int, found.groups()[:3])
+        return cls(cut, written, size, found[4])
+
+    def __str__(self) -> str:
+        start = f"rebuilt-{self.cut:014d}-{self.written:011d}-{self.size:012d}"
+        return f"{start}-{self.sha256}.safetensors"
 
 
 class Archive:
@@ -173,6 +202,43 @@ class Archive:
             raise DamagedError("it is not whole")
         return decoded.copy
 
+    def put_rebuilt(self, cut: int, raw: bytes) -> str:
+        """Write the state of a `service.log.cuts.Rebuild`, and return the name of its file.
+
+        Args:
+            cut: number of the cut that is to carry the command.
+            raw: bytes of a checkpoint, whole.
+
+        Raises:
+            OSError: it may or may not be written.
+        """
+        written, digest = int(self._clock.time()), hashlib.sha256(raw).hexdigest()
+        name = str(RebuiltName(cut, written, len(raw), digest))
+        self._disk.make(self._folder)
+        self._disk.put(self._folder / name, raw)
+        return name
+
+    def rebuilt(self, command: Rebuild) -> Checkpoint:
+        """Return the state that a command names.
+
+        Raises:
+            LogError: it is gone, or damaged.
+            LogUnavailable: it cannot be read now.
+        """
+        name = RebuiltName.parse(command.file)
+        try:
+            raw = self._disk.read(self._folder / command.file)
+            if name is None or hashlib.sha256(raw).hexdigest() != name.sha256:
+                raise DamagedError("its SHA-256 does not match")
+            return decode(raw).copy
+        except (FileNotFoundError, DamagedError) as error:
+            raise LogError(
+                f"{command.file}, from which the log goes on, cannot be read: {error}. Put it back "
+                "from a backup"
+            ) from error
+        except OSError as error:
+            raise LogUnavailable(f"{command.file} cannot be read now: {error}") from error
+
     def prune(self) -> None:
         """Remove what is older than it may be, and the oldest while there is too much.
 
@@ -182,13 +248,21 @@ class Archive:
             OSError: something could not be removed.
         """
         segments, checkpoints = self.segments(), self.checkpoints()
-        files = sorted([(n.last, n) for n in segments] + [(n.cut, n) for n in checkpoints])
-        now, left = self._clock.time(), sum(name.size for _, name in files)
-        thinned = set(_thinned(checkpoints, now))
         newest = segments[-1:]
-        for _, name in files:
+        archived = newest[0].last if newest else 0
+        states = [found for path in self._paths() if (found := RebuiltName.parse(path.name))]
+        files: list[tuple[int, Name | KeptName | RebuiltName]] = []
+        files += [(name.last, name) for name in segments]
+        files += [(name.cut, name) for name in checkpoints]
+        files += [(name.cut, name) for name in states]
+        files.sort(key=lambda file: file[0])
+        now, left = self._clock.time(), sum(name.size for _, name in files)
+        thinned = set(map(str, _thinned(checkpoints, now)))
+        for cut, name in files:
+            if isinstance(name, RebuiltName) and cut > archived:
+                continue  # the log still needs it
             is_old = now - name.written > self.limits.seconds
-            is_outdated = is_old or left > self.limits.bytes or name in thinned
+            is_outdated = is_old or left > self.limits.bytes or str(name) in thinned
             if is_outdated and name not in newest:
                 self._disk.remove(self._folder / str(name))
                 left -= name.size

@@ -7,7 +7,7 @@ from service.log.cuts import Cut
 from service.log.entries import Fields, RawEntry
 from service.log.errors import GapError
 from service.log.keys import Keys
-from service.log.log import Recording
+from service.log.log import Log, Recording
 from service.log.position import EntryId
 from service.trainer.archive.archive import Archive
 from service.trainer.archive.segment import Name, Segment
@@ -105,3 +105,35 @@ class ArchivedLog(Recording):
     async def questions(self, entries: Sequence[EntryId]) -> list[Fields]:
         questions = self._own[1].questions if self._own is not None else {}
         return [questions.get(entry, {}) for entry in entries]
+
+
+class ContinuedLog(Recording):
+    """An archive, and the log that goes on after it.
+
+    Args:
+        archived: the archive; None if nothing is archived.
+        live: the log.
+    """
+
+    def __init__(self, archived: ArchivedLog | None, live: Log) -> None:
+        self.keys, self._archived, self._live = live.keys, archived, live
+        self._own: Recording = live
+        """The one that has the last cut which was read."""
+
+    async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
+        if self._archived is not None and (found := await self._archived.cuts_after(number)):
+            self._own = self._archived
+            return found
+        self._own = self._live
+        return await self._live.cuts_after(number)
+
+    async def read(
+        self, after: EntryId, count: int, size: int, block_ms: int | None
+    ) -> list[RawEntry]:
+        return await self._own.read(after, count, size, block_ms)
+
+    async def read_one(self, entry: EntryId) -> RawEntry | None:
+        return await self._own.read_one(entry)
+
+    async def questions(self, entries: Sequence[EntryId]) -> list[Fields]:
+        return await self._own.questions(entries)

@@ -85,7 +85,9 @@ class Replay:
         else:
             spec, hyperparameters = _begun(self._archive.read(self._names[0]))
         self.state = State(spec, hyperparameters, device)
-        self.replica = Replica(self.state, observe, clock, is_calibration_recorded=True)
+        self.replica = Replica(
+            self.state, observe, clock, is_calibration_recorded=True, rebuilt=self._archive.rebuilt
+        )
         if start is not None:
             self.replica.take(start)
 

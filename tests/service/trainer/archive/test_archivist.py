@@ -41,7 +41,8 @@ class Bench:
     """A replica with its checkpoints and its archive."""
 
     def __init__(self, folder: Path, limits: Limits | None = None) -> None:
-        self.clock, self.memory, self.disk = StillClock(), MemoryServer(), Disk()
+        self.clock, self.disk = StillClock(), Disk()
+        self.memory = MemoryServer(self.clock)
         self.log, self.warnings = MemoryLog(self.memory), list[str]()
         self.archive = Archive(
             folder / "archive", self.disk, limits or Limits(), self.clock, self.warnings.append
@@ -60,6 +61,9 @@ class Bench:
     async def learn(self, size: int = 20) -> None:
         if self.pending.examples < size:
             fill(self.memory, 2)
+        await self.learn_next(size)
+
+    async def learn_next(self, size: int = 20) -> None:
         await learn(self.replica, self.log, self.pending, size)
         copy = Checkpoint.of(self.replica.state, self.replica.progress)
         self.digests[self.replica.progress.cut] = copy.sha256()
