@@ -53,8 +53,8 @@ class Outcome:
     """Number of the cut after which the model was rebuilt."""
     examples: int
     batches: int
-    """Examples that are skipped from there on, with those of earlier rebuilds, and batches that they
-    were in."""
+    """Examples that are skipped from there on, with those of earlier rebuilds, and batches that
+    they were in."""
     version: int
     """Version of the model before."""
 
