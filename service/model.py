@@ -179,10 +179,8 @@ class Model:
         self._lock.close()
 
 
-def open_places(
-    settings: Settings, numerics: dict[str, str]
-) -> tuple[CheckpointStore, Archive | None]:
-    """Return where the model's checkpoints are kept, and the archive of its log, if it has one.
+def open_places(settings: Settings, numerics: dict[str, str]) -> tuple[CheckpointStore, Archive]:
+    """Return where the model's checkpoints are kept, and the archive of its log, if any is written.
 
     Raises:
         SettingsError: the address of the object storage cannot be used.
@@ -202,9 +200,8 @@ def open_places(
             raise SettingsError(f"FUNNEL_STATE: {error}") from error
         store = SharedStore(bucket, folder.name, numerics, logger.error, store)
         place, disk = Path(folder.name) / ARCHIVES, Objects(bucket)
-    if limits is None:
-        return store, None
-    return store, Archive(place, disk, Limits(*limits), SystemClock(), logger.warning)
+    most = Limits(*limits) if limits else Limits()
+    return store, Archive(place, disk, most, SystemClock(), logger.warning)
 
 
 @cache

@@ -101,7 +101,8 @@ class Trainer:
         workers: makes a worker with a given name.
         history: of the trainer whose place it takes; None begins one.
         delayed: called with the seconds from questions to their labels.
-        archive: keeps the log before it is trimmed; None trims it unarchived.
+        archive: keeps the log before it is trimmed, unless the settings say off, and what the log
+            goes on from after a rebuild.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Trainer:
         self._wake = asyncio.Event()
         writing, archivist = workers("funnel-checkpoint"), None
         self._rebuilder: Rebuilder | None = None
-        if archive is not None:
+        if archive is not None and settings.archive != "off":
             archivist = Archivist(archive, writing, clock, self._wake.set)
             self._rebuilder = Rebuilder(Place(archive, checkpoints), writing, clock)
         self._writer = CheckpointWriter(

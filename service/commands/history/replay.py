@@ -82,7 +82,6 @@ def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(settings.threads)
     device = find_device("cpu" if settings.device == "auto" else settings.device)
     store, archive = open_places(settings, numerics(device))
-    assert archive is not None, "it is on by default"
     own = {name: value for name, value in given.items() if name not in PLACE}
     trainee: Trainee | None = None
 
@@ -125,7 +124,7 @@ def _at(source: str, given: "Given") -> "Settings":
 
     is_stored = "://" in source
     place: Given = {"state": source} if is_stored else {"state": "", "data_dir": source}
-    settings = load_settings(place | {"archive": "7d"} | given)
+    settings = load_settings(place | given)
     if settings.name:
         return settings
     if is_stored:
@@ -139,7 +138,7 @@ def _at(source: str, given: "Given") -> "Settings":
             f"has those of {', '.join(names)}: choose one with --name" if names else "is not there"
         )
         raise FunnelError(f"--from: {folder} {found}")
-    return load_settings(place | {"archive": "7d", "name": names[0]} | given)
+    return load_settings(place | {"name": names[0]} | given)
 
 
 class Progress:

@@ -15,6 +15,7 @@ from typing import TypeVar
 from service.fold.spec import Hyperparameters, Spec
 from service.fold.state import State
 from service.log.cuts import Begin, Cut, Rebuild
+from service.log.errors import FencedError, LogUnavailable
 from service.log.log import Log
 from service.log.position import EntryId, Progress
 from service.process import Clock
@@ -27,6 +28,7 @@ from service.trainer.checkpoint import Checkpoint, DamagedError, encode
 from service.trainer.replica import KeepLease, Replica
 from service.trainer.store import NAME
 from service.trainer.worker import Worker
+from streams.errors import FunnelError
 
 T = TypeVar("T")
 
@@ -79,7 +81,8 @@ class Rebuilder:
         ask: Ask,
         keep_lease: KeepLease,
     ) -> Outcome:
-        """Rebuild a model that stands at the end of its recorded cuts.
+        """Rebuild a model that stands at the end of its recorded cuts; nothing has changed after an
+        error, unless it is one of the log.
 
         Args:
             replica: recovered; no cut is recorded meanwhile.
@@ -88,10 +91,35 @@ class Rebuilder:
             keep_lease: called before each cut.
 
         Raises:
-            UnreachableError: no checkpoint before the examples is kept, with the log from there on.
-            LogError: a cut cannot be applied by this version.
-            OSError: the state could not be written; nothing has changed.
+            UnreachableError: no checkpoint before the examples is kept, with the log from there on;
+                or the archive is damaged, or of a version that this one cannot replay.
+            FencedError, LogUnavailable: the log does not take the command, or has it already.
+            OSError: the state could not be written.
         """
+        try:
+            built, rule, outcome = await self._build(replica, log, ask, keep_lease)
+        except (FencedError, LogUnavailable, UnreachableError):
+            raise
+        except FunnelError as error:
+            raise UnreachableError(f"the archive cannot be replayed: {error}") from error
+        if not outcome.cut:
+            return outcome
+        head = replica.progress
+        built.version = outcome.cut
+        copy = Checkpoint.of(built, replace(head, cut=outcome.cut))
+        raw = encode(copy, copy.sha256(), self._store.numerics)
+        file = await self._do(partial(self._archive.put_rebuilt, outcome.cut, raw))
+        order = ask.order(rule.to_json(), file)
+        cut = Cut(head.position, entries=head.entries, command=order)
+        await keep_lease()
+        await replica.record(log, [cut])
+        replica.apply(cut, None)
+        return outcome
+
+    async def _build(
+        self, replica: Replica, log: Log, ask: Ask, keep_lease: KeepLease
+    ) -> tuple[State, Rule, Outcome]:
+        """Return the state at the end of the recorded cuts, the rule, and what comes of them."""
         head, state, rule, is_dry = replica.progress, replica.state, ask.rule, ask.is_dry
         names = await self._do(partial(chain_of, self._archive))
         archived = ArchivedLog(log.keys, names, self._load, head.cut) if names else None
@@ -121,18 +149,8 @@ class Rebuilder:
             raise UnreachableError(f"the log ends at cut {other.progress.cut}, not at {head.cut}")
         counts = start.progress.cut, skips.examples, skips.batches, state.version
         is_known = any(own == rule for _, own in earlier) and not rule.version
-        if is_dry or is_known or not skips.examples:
-            return Outcome(0, *counts)
-        number = head.cut + 1
-        built.version = number
-        copy = Checkpoint.of(built, replace(head, cut=number))
-        raw = encode(copy, copy.sha256(), self._store.numerics)
-        file = await self._do(partial(self._archive.put_rebuilt, number, raw))
-        cut = Cut(head.position, entries=head.entries, command=ask.order(rule.to_json(), file))
-        await keep_lease()
-        await replica.record(log, [cut])
-        replica.apply(cut, None)
-        return Outcome(number, *counts)
+        is_idle = is_dry or is_known or not skips.examples
+        return built, rule, Outcome(0 if is_idle else head.cut + 1, *counts)
 
     async def _start(
         self, rule: Rule, earlier: list[tuple[int, Rule]], first: int, last: int

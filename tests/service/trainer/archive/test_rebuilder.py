@@ -198,3 +198,16 @@ async def test_what_is_too_old_cannot_be_skipped(bench: Bench, tmp_path: Path) -
 def test_a_rule_names_something(rule: dict[str, object]) -> None:
     with pytest.raises(RuleError):
         Rule(**rule)  # type: ignore[arg-type]
+
+
+async def test_a_damaged_archive_is_an_error_of_the_request_alone(
+    bench: Bench, tmp_path: Path
+) -> None:
+    for seed in range(1, 8):
+        await add(bench, seed)
+    entry, before = str(bench.archive.read(bench.archive.segments()[0]).entries[0][0]), 8
+    for path in (tmp_path / "archive").glob("segment-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UnreachableError, match=r"cannot be replayed: the SHA-256 of segment-"):
+        await rebuild(bench, Rule(entries=(entry,)))
+    assert bench.replica.progress.cut == before
