@@ -84,7 +84,7 @@ class Skip(BaseModel):
     until: float = Field(0, ge=0, le=MOST_SECONDS)
     """Unix time in seconds between which the log has got them."""
     dry_run: bool = False
-    """Whether only to count what would be skipped."""
+    """True to count what would be skipped, and change nothing."""
 
 
 class Rollback(BaseModel):
@@ -94,11 +94,11 @@ class Rollback(BaseModel):
 
     version: int = Field(ge=1, le=1 << 53)
     dry_run: bool = False
-    """Whether only to count what would be skipped."""
+    """True to count what would be skipped, and change nothing."""
 
 
 class RebuildAnswer(BaseModel):
-    """The model was rebuilt, or it was counted what that would skip."""
+    """The model was rebuilt, or what that would skip was counted."""
 
     cut: int
     """Number of the cut that carries the command, which is the version from then on; 0 if nothing

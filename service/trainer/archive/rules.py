@@ -83,7 +83,7 @@ class Rule:
 
 @dataclass
 class RuledSkips:
-    """What a rebuild leaves aside: by the rule of a new command, and by those of earlier ones."""
+    """The examples that the rule of a new command leaves aside, and those of earlier ones."""
 
     rules: Sequence[tuple[int, Rule]]
     """Each with the number of the cut that carries it."""
