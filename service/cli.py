@@ -31,14 +31,18 @@ COMMANDS = {
     "pause": "let a service learn nothing for a while",
     "resume": "let a service go on learning after a pause",
     "promote": "let a shadow answer predictions in place of the learner that does",
+    "skip": "rebuild the model of a service without some examples",
+    "rollback": "let the model of a service go back to a version",
     "predict": "let a service predict the rows of a file",
     "export": "write the model that a service answers with as ONNX, torch or safetensors",
+    "replay": "rebuild a version of a model, or train another one, from an archive",
     "dead": "list what a service did not learn, and why",
     "data": "fetch data sets",
     "completion": "print a script that completes commands in a shell",
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
-FOLDERS = {"pause": "orders.", "resume": "orders.", "promote": "orders."}
+FOLDERS = dict.fromkeys(("pause", "resume", "promote", "skip", "rollback"), "orders.")
+FOLDERS |= {"replay": "history."}
 """The package in `service.commands` of commands whose module is not there itself."""
 SERVERS = ("serve", "demo")
 """Commands that SIGTERM is meant to end: then their exit status is 0."""

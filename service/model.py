@@ -123,6 +123,7 @@ class Model:
                 history=history,
                 delayed=delayed,
                 publisher=publisher,
+                archive=places.archive(),
             )
         self.history, self.newest = self.trainer.history, self.trainer.newest
         may_be_rows = INPUTS in settings.opens

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -145,6 +146,11 @@ class Settings(BaseModel):
         "",
         description="how often the learner publishes a snapshot for processes that only answer: "
         "500ms, 1s, 10s; empty: they answer with checkpoints, and WORKERS get one every second",
+    )
+    archive: str = Field(
+        "7d,1GB",
+        description="what is kept of the log after it was trimmed, next to the checkpoints, for "
+        "funnel replay: an age, 7d; a size, 10GB; both, whichever is reached first; or off",
     )
     appendfsync: Literal["always", "everysec", "no"] = Field(
         "always", description="when the embedded log is synced to disk; always: before it answers"
@@ -405,6 +411,12 @@ class Settings(BaseModel):
                 "file:///folder"
             )
         return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+    @field_validator("archive")
+    @classmethod
+    def _kept(cls, value: str) -> str:
+        limits_of(value)
+        return value
 
     @field_validator("host")
     @classmethod
@@ -838,6 +850,30 @@ def size_of(text: str) -> int:
     if (found := SIZE.fullmatch(text)) is None:
         raise ValueError("give a number of bytes, or of kB, MB or GB: 256MB")
     return int(found[1]) << SIZES[found[2] or ""]
+
+
+def limits_of(archive: str) -> tuple[float, float] | None:
+    """Return the seconds and the bytes that an archive keeps at most; None if there is none.
+
+    >>> limits_of("7d,1GB"), limits_of("off")
+    ((604800.0, 1073741824), None)
+
+    Raises:
+        ValueError: the text says something else.
+    """
+    if archive == "off":
+        return None
+    most = {"age": inf, "size": inf}
+    for part in archive.split(","):
+        own = part.strip()
+        is_age = DURATION.fullmatch(own) is not None
+        if not is_age and (not SIZE.fullmatch(own) or own.isdecimal()):
+            raise ValueError("give an age, a size, or both with a comma: 7d, 10GB; or off")
+        kind, value = ("age", seconds(own)) if is_age else ("size", size_of(own))
+        if most[kind] != inf or not value:
+            raise ValueError(f"give one {kind} of more than 0")
+        most[kind] = value
+    return most["age"], most["size"]
 
 
 def _keys_of(value: SecretStr | None) -> set[str]:

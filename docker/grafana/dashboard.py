@@ -637,6 +637,21 @@ def is_it_healthy() -> Row:
             Query(f"increase(funnel_checkpoints_total[{rate}])", "{{result}}"),
             limits=(0, None), style=BARS, width=12,
         ),
+        timeseries(
+            "Archive",
+            "Bytes of the log that are kept for replay. Good: level at the limit of ARCHIVE, or "
+            "below it.",
+            Query("funnel_archive_bytes", "bytes"),
+            unit="bytes", limits=(0, None), width=12,
+        ),
+        timeseries(
+            "Age of the archive",
+            "The log is not trimmed before it is archived. Good: a saw up to ten minutes, and no "
+            "failures. Bad: rising beyond it: the disk is full, or the object storage is away.",
+            Query("funnel_archive_age_seconds", "age"),
+            Query(f"increase(funnel_archive_failures_total[{rate}])", "failures"),
+            unit="s", limits=(0, None), width=12,
+        ),
     ])  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from service.export import Exported
 
     module = Exported.from_bytes(raw)
-    _write(options.file, module.in_format(form))
+    write_file(options.file, module.in_format(form))
     names = ", ".join(module.names) or f"{module.width} dense features"
     sys.stdout.write(f"{options.file}: version {module.about.version} as {form}, of {names}\n")
     return 0
@@ -62,7 +62,7 @@ def _form_of(file: Path) -> str:
     )
 
 
-def _write(file: Path, raw: bytes) -> None:
+def write_file(file: Path, raw: bytes) -> None:
     """Write a file whole or not at all."""
     try:
         handle, scrap = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")

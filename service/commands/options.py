@@ -23,7 +23,7 @@ TOPICS = {
     "processes": ("role", "workers", "snapshot_every"),
     "computing": ("device", "threads"),
     "log and checkpoints": (
-        "redis_url", "redis_url_file", "data_dir", "state", "appendfsync", "max_wait_ms",
+        "redis_url", "redis_url_file", "data_dir", "state", "archive", "appendfsync", "max_wait_ms",
         "max_backlog", "max_backlog_bytes", "checkpoint_every_seconds",
         "checkpoint_every_bytes", "lease_seconds", "accept_gap",
     ),

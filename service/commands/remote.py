@@ -51,13 +51,14 @@ class Service:
     Args:
         url: its address, http:// or https://.
         key: bearer token; empty for none.
+        seconds: longest wait for an answer.
 
     Raises:
         RemoteError: the address is none.
         streams.proxies.ProxyError: the proxy of the environment for it cannot be used.
     """
 
-    def __init__(self, url: str, key: str = "") -> None:
+    def __init__(self, url: str, key: str = "", seconds: float = SECONDS) -> None:
         import httpx
 
         from streams.proxies import transport
@@ -67,7 +68,7 @@ class Service:
         try:
             if httpx.URL(url).scheme not in ("http", "https") or not httpx.URL(url).host:
                 raise RemoteError(f"--to: {url!r} is not an address: http://host:port")
-            timeout = httpx.Timeout(SECONDS, connect=CONNECT_SECONDS)
+            timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
             self._client = httpx.Client(
                 base_url=url, headers=headers, timeout=timeout, transport=transport(url)
             )

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 from service.commands.remote import KEYS, RemoteError, Service, add_to, checked, key, message_of
@@ -15,7 +16,7 @@ DESCRIPTION = (
     "waits, and the last drift event. The exit status is 0 if it serves predictions and 1 if not, "
     "for scripts; with --learning, 1 also if it does not learn. With keys, " + KEYS["read"] + "."
 )
-LEARNING, WINDOW = "learning", "1000"
+LEARNING, WINDOW, REBUILD = "learning", "1000", "rebuild"
 ERRORS = {"mae": "a mean absolute error", "pinball": "a mean pinball loss"}
 """Scores of numbers that are shown, in words."""
 BACKLOG = re.compile(r"^funnel_backlog_examples (\S+)$", re.MULTILINE)
@@ -74,6 +75,9 @@ def _lines(
     if promoted := model.get("promoted"):
         yield "served", f"{promoted}, which was promoted"
     yield from _shadows(model)
+    for one in [one for one in model.get("commands", ()) if one["command"] == REBUILD][-1:]:
+        at = datetime.fromtimestamp(one["at"], UTC).isoformat(timespec="seconds")
+        yield "rebuilt", f"as version {one['cut']:,}, by {one['by']} at {at}"
     if backlog:
         yield "backlog", f"{float(backlog[1]):,.0f} examples"
     yield "drift", _event(events[-1]) if events else "no event"

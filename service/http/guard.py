@@ -32,7 +32,7 @@ SCOPES = {
     ("POST", "/predict"): PREDICT,
 }
 """Scopes that requests other than reads need; admin where none is listed. These have a body."""
-ORDERS = ("/pause", "/resume", "/promote")
+ORDERS = ("/pause", "/resume", "/promote", "/skip", "/rollback")
 """Paths of operators' commands."""
 ADMIN_READS = ("/dead", "/model/export")
 """Paths whose reads need scope admin."""

@@ -6,7 +6,7 @@ cut may also carry a command.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, Literal
 from zlib import crc32
@@ -91,7 +91,25 @@ class Promote(Order):
     """Name of the shadow, or ``original`` for the learner with which the model began."""
 
 
-ORDERS: dict[str, type[Order]] = {"pause": Pause, "resume": Resume, "promote": Promote}
+@dataclass(frozen=True)
+class Rebuild(Order):
+    """The model goes on from another state: without some examples, or as it was before.
+
+    ``model_version`` is the number of the cut from then on.
+    """
+
+    rule: str
+    """Which examples it is without, as JSON (see `service.trainer.archive.rules`)."""
+    file: str
+    """Name of the file in the archive that holds the state; its SHA-256 is in the name."""
+
+
+ORDERS: dict[str, type[Order]] = {
+    "pause": Pause,
+    "resume": Resume,
+    "promote": Promote,
+    "rebuild": Rebuild,
+}
 """The commands of operators, by their names."""
 
 
@@ -353,7 +371,11 @@ def _decode(number: int, text: str) -> Command | None:
             return Resume(by, at)
         case {"promote": {"by": str(by), "at": int(at), "learner": str(name)}, **rest} if not rest:
             return Promote(by, at, name)
-        case {"upgrade": {"fold": int(fold)}, **rest} if rest.keys() <= {"spec"}:
+        case {"rebuild": {"by": str(by), "at": int(at), "rule": str(rule), "file": str(file)}}:
+            return Rebuild(by, at, rule, file)
+        case {"upgrade": {"fold": int(fold)}, "spec": dict(refused), **rest} if not rest:
+            return Upgrade(fold, refused)
+        case {"upgrade": {"fold": int(fold)}, **rest} if not rest:
             return Upgrade(fold)
     raise LogError(
         f"cut {number} carries a command that this version does not know: {text[:200]}. Run the "
@@ -440,13 +462,16 @@ class Pending:
         found = (one for one in self._queue if one.id == entry and one.labels is not None)
         return next(found, None)
 
-    def take(self, size: int, recorded: Cut | None = None) -> tuple[Cut, AnyBatch | None]:
+    def take(
+        self, size: int, recorded: Cut | None = None, skipped: Container[EntryId] = ()
+    ) -> tuple[Cut, AnyBatch | None]:
         """Cut off up to ``size`` examples, with the dead entries before and right after them.
 
         Args:
             size: number of examples.
             recorded: the cut to repeat: the batch ends where that ends, and an entry is dead if
                 that cut names it.
+            skipped: entries whose examples count, and are not in the batch.
         """
         parts: list[AnyBatch] = []
         joins: dict[EntryId, Sequence[Join]] = {}
@@ -460,7 +485,7 @@ class Pending:
                 if not taken:
                     break
                 found = [join.example for join in taken if join.example is not None]
-                parts += found
+                parts += [] if entry.id in skipped else found
                 left -= len(found)
                 joins[entry.id] = taken
                 if found:
@@ -477,7 +502,8 @@ class Pending:
             if left == 0 or entry.batch is None:
                 break
             n = min(left, entry.examples)
-            parts.append(entry.batch.part(0, n))
+            if entry.id not in skipped:
+                parts.append(entry.batch.part(0, n))
             sources[entry.source] = sources.get(entry.source, 0) + n
             left -= n
             if n == entry.examples:

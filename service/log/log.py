@@ -57,13 +57,46 @@ class Heard(NamedTuple):
     """The newest recorded cut, and its number; None before the first."""
 
 
-class Log(Protocol):
+class Recording(Protocol):
+    """One model's log, as replay sees it.
+
+    Every method raises `LogUnavailable` if the log cannot be reached.
+    """
+
+    keys: Keys
+
+    async def read(
+        self, after: EntryId, count: int, size: int, block_ms: int | None
+    ) -> list[RawEntry]:
+        """Return the next entries after an id.
+
+        Args:
+            after: an id.
+            count: most entries.
+            size: most bytes; the last entry may exceed them.
+            block_ms: longest wait for the first entry, in milliseconds; None does not wait.
+        """
+
+    async def read_one(self, entry: EntryId) -> RawEntry | None:
+        """Return one entry, or None if it is gone."""
+
+    async def questions(self, entries: Sequence[EntryId]) -> list[Fields]:
+        """Return the fields of some entries of questions; none of an entry that is gone."""
+
+    async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
+        """Return the next recorded cuts after cut ``number``, at most some hundreds.
+
+        Raises:
+            ForeignError: one of the records is no cut.
+            LogError: one is damaged, or this version does not know its command.
+        """
+
+
+class Log(Recording, Protocol):
     """One model's log, as its trainer sees it.
 
     Every method raises `LogUnavailable` if the log cannot be reached or does not confirm.
     """
-
-    keys: Keys
 
     async def extent(self) -> Extent:
         """Return how far the log reaches; give it a uuid if it has none.
@@ -85,21 +118,6 @@ class Log(Protocol):
             What the log is claimed for; nothing if it is for neither.
         """
 
-    async def read(
-        self, after: EntryId, count: int, size: int, block_ms: int | None
-    ) -> list[RawEntry]:
-        """Return the next entries after an id.
-
-        Args:
-            after: an id.
-            count: most entries.
-            size: most bytes; the last entry may exceed them.
-            block_ms: longest wait for the first entry, in milliseconds; None does not wait.
-        """
-
-    async def read_one(self, entry: EntryId) -> RawEntry | None:
-        """Return one entry, or None if it is gone."""
-
     async def count_after(self, after: EntryId, last: EntryId) -> tuple[int, EntryId]:
         """Count entries after an id up to another; return the id of the last one counted, too.
 
@@ -108,9 +126,6 @@ class Log(Protocol):
 
     async def asked_after(self, after: EntryId) -> list[Asked]:
         """Return the next entries of questions after an id, at most some hundreds."""
-
-    async def questions(self, entries: Sequence[EntryId]) -> list[Fields]:
-        """Return the fields of some entries of questions; none of an entry that is gone."""
 
     async def raise_asked(self, entry: EntryId) -> None:
         """Let the ids of later questions be higher than one, if they are not anyway."""
@@ -139,14 +154,6 @@ class Log(Protocol):
 
     async def forget_skipped(self, version: int) -> None:
         """Let `record_skipped` record batches after a version, whatever it recorded before."""
-
-    async def cuts_after(self, number: int) -> list[tuple[int, Cut]]:
-        """Return the next recorded cuts after cut ``number``, at most some hundreds.
-
-        Raises:
-            ForeignError: one of the records is no cut.
-            LogError: one is damaged, or this version does not know its command.
-        """
 
     async def cut_range(self) -> tuple[int, int]:
         """Return the number of the oldest cut that is still there, and the highest ever recorded.

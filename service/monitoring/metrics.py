@@ -60,6 +60,7 @@ COUNTED = (
 )  # fmt: skip
 """The families that every process counts by itself."""
 COUNTERS = {
+    "archive_failures": "Attempts to archive the log that failed, in this process",
     "batches": "Batches learned",
     "checkpoints": "Checkpoints, by result",
     "confused": "Examples by their class, and by the class predicted before they were learned",
@@ -82,6 +83,8 @@ COUNTERS = {
 }
 GAUGES = {
     "accuracy": "Prequential accuracy",
+    "archive_age_seconds": "Time since the log was archived up to a checkpoint",
+    "archive_bytes": "Bytes of the archive of the log",
     "alignment": "cos(g, ν) of the last step",
     "backlog_bytes": "Bytes of the log that wait to be learned",
     "backlog_examples": "Examples that wait to be learned",
@@ -254,6 +257,10 @@ def _trainer(status: Status, backlog: Load) -> Iterable[Metric]:
         yield _single("snapshot_read_age_seconds", now - status.followed.read_at)
     if checkpoints.newest_at is not None and status.condition != Condition.STANDBY:
         yield _single("checkpoint_age_seconds", now - checkpoints.newest_at)
+    if status.archive is not None and status.condition != Condition.STANDBY:
+        yield _single("archive_age_seconds", now - status.archive.newest_at)
+        yield _single("archive_bytes", status.archive.bytes)
+        yield _single("archive_failures", status.archive.failed)
     yield _family("drift_events", ["detector", "direction"], status.drift.counts)
     if status.drift.last_recovery is not None:
         yield _single("recovery_examples", status.drift.last_recovery)

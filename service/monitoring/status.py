@@ -61,6 +61,21 @@ class Checkpointing:
 
 
 @dataclass(frozen=True)
+class Archiving:
+    """The archive of the log, as a process has written it."""
+
+    bytes: int
+    """Bytes of the archive; 0 before this process has written it."""
+    written: int
+    """Bytes that this process has written."""
+    failed: int
+    """Attempts that have failed."""
+    newest_at: float
+    """Monotonic time at which it was complete up to a checkpoint, in seconds; before that, of the
+    start."""
+
+
+@dataclass(frozen=True)
 class Drift:
     """The drift events in the served learner's error."""
 
@@ -142,6 +157,8 @@ class Status:
     snapshot_at: float
     """Monotonic time at which the newest snapshot was made, in seconds."""
     checkpoints: Checkpointing
+    archive: Archiving | None
+    """None without an archive."""
     drift: Drift
     statistics: Statistics | None
     """About a second old; None before the first."""

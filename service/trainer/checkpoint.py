@@ -6,7 +6,8 @@ A file is a safetensors file whose metadata, ``funnel``, is JSON:
 
 - ``format``: of names, shapes and metadata. Formats from 1 on are read, too (see
   `service.trainer.formats`). It is 6 with chunks, and 5 without;
-  7 with labels of questions, 8 with commands of operators, and 9 if a promotion is among them.
+  7 with labels of questions, 8 with commands of operators, 9 if a promotion is among them, and 10
+  if a rebuild is.
 - ``fold``: version of the arithmetic that made the state; 1 where it is missing.
 - ``state``: spec, hyperparameters (``rates``), and the counts of batches and examples. Together
   with the tensors this is all of it.
@@ -46,7 +47,7 @@ from torch import Tensor
 from funnel.pool.tables.table import COUNTS, KEYS
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import PROMOTED, State
-from service.log.cuts import Ordered, Promote
+from service.log.cuts import Ordered, Promote, Rebuild
 from service.log.position import ORIGIN, EntryId, Position, Progress
 from service.trainer.blocks import Bytes
 from service.trainer.chunks import Ledger, Manifest, Read, TableCopy
@@ -54,9 +55,10 @@ from service.trainer.formats import from_format_1, from_format_2, from_format_4
 from service.trainer.joining.joins import Joins
 from streams.errors import FunnelError
 
-FORMAT, ORDERED, LABELLED, CHUNKED, WHOLE = 9, 8, 7, 6, 5
-"""Formats of files with commands of operators, of which one promotes a learner, or none does; and
-without: with labels of questions, and without these, with and without chunks."""
+FORMAT, PROMOTING, ORDERED, LABELLED, CHUNKED, WHOLE = 10, 9, 8, 7, 6, 5
+"""Formats of files with commands of operators, of which one rebuilds the state, one promotes a
+learner, or none does; and without: with labels of questions, and without these, with and without
+chunks."""
 JOINS = "joins"
 """Name of the tensor that holds what was decided on labels of questions."""
 TABLE = KEYS.partition(".")[0] + "."
@@ -240,7 +242,9 @@ def encode(
         commands = [one.to_json() for one in copy.commands]
         is_promoted = any(isinstance(one.order, Promote) for one in copy.commands)
         is_promoted |= PROMOTED in copy.tensors
-        metadata |= {"format": FORMAT if is_promoted else ORDERED, "commands": commands}
+        metadata |= {"format": PROMOTING if is_promoted else ORDERED, "commands": commands}
+        if any(isinstance(one.order, Rebuild) for one in copy.commands):
+            metadata["format"] = FORMAT
     text = orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode()
     found = save_tensors(tensors, {"funnel": text})
     return found.replace(BLANK.encode(), hashlib.sha256(found).hexdigest().encode(), 1)

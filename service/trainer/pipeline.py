@@ -53,9 +53,9 @@ class Pipeline:
         settings: Settings,
         worker: Worker,
         clock: Clock,
-        orders: Orders | None = None,
+        orders: Orders[Order, int] | None = None,
     ) -> None:
-        self._orders = orders or Orders()
+        self._orders = Orders[Order, int]() if orders is None else orders
         commands = replica.commands
         self.is_paused = pause_of(commands) is not None
         """True if the recorded commands of operators pause learning: nothing is cut then."""

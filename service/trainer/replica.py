@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import orjson
 
@@ -28,14 +29,15 @@ from service.log.cuts import (
     Ordered,
     Pending,
     Promote,
+    Rebuild,
     Reshape,
     Upgrade,
 )
-from service.log.entries import Entry, read_entry
+from service.log.entries import Entry, Fields, RawEntry, read_entry
 from service.log.errors import BlankError, ForeignError, GapError, LogError, LogFullError, damaged
 from service.log.extent import Extent, check_reach
 from service.log.labels import Join
-from service.log.log import COUNTED_AT_ONCE, Log, drop_from
+from service.log.log import COUNTED_AT_ONCE, Log, Recording, drop_from
 from service.log.position import ORIGIN, TOP, EntryId, Position, Progress
 from service.process import Clock
 from service.trainer.checkpoint import Checkpoint
@@ -71,6 +73,22 @@ KeepLease = Callable[[], Awaitable[None]]
 lease, and Stopped if the work is to end."""
 
 
+class Skips(Protocol):
+    """The examples that a replay leaves aside."""
+
+    is_dry: bool
+    """True if nothing is learned at all."""
+
+    def note(self, entry: EntryId, fields: Fields) -> None:
+        """Look at an entry that was read."""
+
+    def of(self, number: int) -> Container[EntryId]:
+        """Return the entries whose examples a cut is without."""
+
+    def counted(self, batch: AnyBatch | None, examples: int) -> None:
+        """Count the batch of a cut that had so many examples."""
+
+
 @dataclass(frozen=True)
 class AppliedBatch:
     """A batch that was applied."""
@@ -98,6 +116,8 @@ class Replica:
         joiner: decides which questions labels meet; None for one with the settings' defaults.
         became: called with what became of labels, by the entry that holds them.
         take_epoch: takes the log over, and whatever else only one trainer may write.
+        rebuilt: returns the state that a command has put in place of another.
+        skips: what a rebuild leaves aside: then such commands do nothing.
     """
 
     def __init__(
@@ -112,7 +132,10 @@ class Replica:
         joiner: Joiner | None = None,
         became: Callable[[EntryId, Sequence[Join]], object] = lambda *_: None,
         take_epoch: TakeEpoch = lambda log, at_least: log.take_epoch(at_least),
+        rebuilt: Callable[[Rebuild], Checkpoint] | None = None,
+        skips: Skips | None = None,
     ) -> None:
+        self._rebuilt, self._skips = rebuilt, skips
         self.joiner = joiner or Joiner(clock)
         self.joins = Joins()
         """The decisions of the applied cuts on labels of questions."""
@@ -153,6 +176,11 @@ class Replica:
         """Version of the fold that learned the last batch."""
 
     @property
+    def version(self) -> int:
+        """Version of the fold that learned the last batch."""
+        return self._version
+
+    @property
     def recorded(self) -> int:
         """Number of the last recorded cut, which may not be applied yet."""
         return self._recorded
@@ -179,10 +207,10 @@ class Replica:
             return False
         if newest.progress.cut <= self.progress.cut and self.progress.log:
             return True
-        return self.take(newest, checkpoints.place)
+        return self.follow(newest, checkpoints.place)
 
-    def take(self, newest: Checkpoint, place: str) -> bool:
-        """Go on from a checkpoint; return False if its model has learned nothing, and is another.
+    def follow(self, newest: Checkpoint, place: str) -> bool:
+        """Go on from what was read; return False if its model has learned nothing, and is another.
 
         Args:
             newest: the checkpoint.
@@ -195,13 +223,17 @@ class Replica:
             return False  # an open model wrote it, which had learned nothing
         self._check_spec(newest.spec, f"the checkpoint in {place}")
         self.is_open = self.is_open and newest.progress.cut == 0
+        self.take(newest)
+        return True
+
+    def take(self, newest: Checkpoint) -> None:
+        """Go on from a checkpoint of the same model, with all rows of its tables."""
         self.state.set_hyperparameters(newest.hyperparameters)
         counts = newest.version, newest.examples
         self.state.load(newest.tensors, *counts, newest.drifts, newest.byte_examples)
         self._take_schema()
         self.progress, self._version, self._is_loaded = newest.progress, newest.fold, True
         self.joins, self.commands = newest.joins.copy(), newest.commands
-        return True
 
     async def compare(self, log: Log) -> None:
         """Compare its spec with the first cut of a log from which it has learned nothing yet.
@@ -225,6 +257,22 @@ class Replica:
             self.state.begin_as(spec)
             self._fold = Fold(self.state)
         check_spec(self.state.spec, spec, what, self.is_open)
+
+    def _replace(self, command: Rebuild, number: int) -> None:
+        """Go on from the state that a command names.
+
+        Raises:
+            LogError: it is not there, or is another one.
+        """
+        if self._rebuilt is None:
+            raise LogError(f"cut {number} goes on from {command.file}, which is in an archive")
+        copy = self._rebuilt(command)
+        if (copy.version, copy.spec) != (number, self.state.spec):
+            raise LogError(f"cut {number} goes on from {command.file}, which is of another cut")
+        self.state.set_hyperparameters(copy.hyperparameters)
+        counts = copy.version, copy.examples
+        self.state.load(copy.tensors, *counts, copy.drifts, copy.byte_examples)
+        self._take_schema()
 
     @property
     def has_families(self) -> bool:
@@ -365,7 +413,20 @@ class Replica:
                     "from its backup"
                 )
 
-    async def _replay(self, log: Log, keep_lease: KeepLease) -> None:
+    async def replay(self, log: Recording, keep_lease: KeepLease) -> None:
+        """Apply the cuts of a log from which nobody learns, such as an archive.
+
+        Args:
+            log: reaches back to the progress.
+            keep_lease: called before each cut.
+
+        Raises:
+            GapError: entries are missing.
+            LogError: a recorded cut cannot be applied by this version.
+        """
+        await self._replay(log, keep_lease)
+
+    async def _replay(self, log: Recording, keep_lease: KeepLease) -> None:
         pending = Pending(self.progress.position, self.progress.entries)
         while cuts := await log.cuts_after(self.progress.cut):
             for number, cut in cuts:
@@ -395,7 +456,7 @@ class Replica:
                 while pending.position != cut.position and (
                     not pending or pending.newest < cut.position.entry
                 ):
-                    if not await self.read(log, pending, None):
+                    if not await self._read_again(log, pending):
                         raise GapError(f"cut {number} is not applied yet, and its entries are gone")
                 expected = cut.entries + (cut.position.taken is not None)
                 is_moved = pending.position != cut.position
@@ -406,7 +467,8 @@ class Replica:
                     rules = replace(self._rules, names=self.state.schema.labels)
                     repeated = await self.joiner.repeat(log, number, cut, pending, rules)
                 size = cut.examples - len(cut.met)
-                again, batch = pending.take(size, cut)
+                skipped = () if self._skips is None else self._skips.of(number)
+                again, batch = pending.take(size, cut, skipped)
                 if (again.position, again.examples) != (cut.position, size):
                     if pending and (reason := pending.reason):
                         how = f"cut {number} has learned entry {pending.oldest}, but now {reason}"
@@ -414,8 +476,12 @@ class Replica:
                     raise damaged(
                         f"cut {number} ends within another entry", log.keys.log, log.keys.cuts
                     )
-                if (met := batch_of(repeated.met)) is not None:
+                own = [one for one in repeated.met if one.place and one.place.entry not in skipped]
+                if (met := batch_of(own)) is not None:
                     batch = met if batch is None else joined([batch, met])
+                if self._skips is not None:
+                    self._skips.counted(batch, cut.examples)
+                    batch = None if self._skips.is_dry else batch
                 self.apply(replace(repeated, joins=again.joins), batch)
 
     @property
@@ -471,27 +537,11 @@ class Replica:
             GapError: an entry that is learned in part is gone, or the log is full.
             AnotherModelError: it is open, and the first examples are of another kind.
         """
-        spec, expects_bytes = self.state.spec, is_new and self.state.expects_bytes
-        if not pending and pending.position.taken is not None:
-            one = await log.read_one(pending.position.entry)
-            if one is None:
-                raise GapError(f"entry {pending.position.entry}, learned in part, is gone")
-            found = [one]
-        else:
-            found = await log.read(pending.newest, READ_ENTRIES, READ_BYTES, block_ms)
-
-        if found and found[-1][0] == TOP:
-            raise LogFullError  # its sender got an error
+        found = await _next_of(log, pending, block_ms)
         if is_new and self.is_open:
-            self.is_open = await is_unclaimed(log, spec, self._opens, found)
+            self.is_open = await is_unclaimed(log, self.state.spec, self._opens, found)
         sizes = [sum(map(len, fields.values())) for _, fields in found]
-
-        def decode() -> list[Entry]:
-            return [read_entry(*one, spec.shape, expects_bytes) for one in found]
-
-        # Large entries are decoded in another thread, so that the lease is renewed meanwhile.
-        is_large = sum(sizes) > READ_BYTES
-        entries = await asyncio.to_thread(decode) if is_large else decode()
+        entries = await self._decoded(found, sum(sizes), is_new and self.state.expects_bytes)
         if is_new and any(entry.labels is not None for entry in entries):
             rest = [e if e.labels is None else pending.rest(e) for e in _some_labels(entries)]
             entries = await self.joiner.join(log, rest, pending.position, self._rules)
@@ -499,6 +549,30 @@ class Replica:
             self._measure(entry, size)
             pending.add(self._admitted(entry) if is_new else entry)
         return bool(found)
+
+    async def _read_again(self, log: Recording, pending: Pending) -> bool:
+        """Read some entries that recorded cuts have decided on, as `read` does."""
+        found = await _next_of(log, pending, None)
+        sizes = [sum(map(len, fields.values())) for _, fields in found]
+        if self._skips is not None:
+            for one in found:
+                self._skips.note(*one)
+        for entry, size in zip(await self._decoded(found, sum(sizes), False), sizes, strict=True):
+            self._measure(entry, size)
+            pending.add(entry)
+        return bool(found)
+
+    async def _decoded(
+        self, found: Sequence[RawEntry], size: int, expects_bytes: bool
+    ) -> list[Entry]:
+        """Return entries of so many bytes, decoded."""
+        shape = self.state.spec.shape
+
+        def decode() -> list[Entry]:
+            return [read_entry(*one, shape, expects_bytes) for one in found]
+
+        # Large entries are decoded in another thread, so that the lease is renewed meanwhile.
+        return await asyncio.to_thread(decode) if size > READ_BYTES else decode()
 
     def _admitted(self, entry: Entry) -> Entry:
         """Return an entry, without its rows if a producer wrote them and the schema refuses them.
@@ -605,6 +679,8 @@ class Replica:
                 self.state.reshape(list(map(from_json, changes)))
             case Promote(learner=name):
                 self.state.promote(name)
+            case Rebuild() if self._skips is None:
+                self._replace(cut.command, at.cut + 1)
         self.is_open = False
         if at.cut == 0:
             own = self.state.spec
@@ -626,6 +702,20 @@ class Replica:
         )
         if applied is not None and batch is not None:
             self._observe(applied, batch)
+
+
+async def _next_of(log: Recording, pending: Pending, block_ms: int | None) -> list[RawEntry]:
+    """Return the entries after the newest pending one; raises as `Replica.read` does."""
+    if not pending and pending.position.taken is not None:
+        one = await log.read_one(pending.position.entry)
+        if one is None:
+            raise GapError(f"entry {pending.position.entry}, learned in part, is gone")
+        found = [one]
+    else:
+        found = await log.read(pending.newest, READ_ENTRIES, READ_BYTES, block_ms)
+    if found and found[-1][0] == TOP:
+        raise LogFullError  # its sender got an error
+    return found
 
 
 def _some_labels(entries: Sequence[Entry]) -> Sequence[Entry]:

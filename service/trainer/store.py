@@ -385,6 +385,27 @@ class CheckpointStore:
         manifest = decode(self._disk.read(path)).manifest  # of another trainer
         return manifest.chunks if manifest else frozenset()
 
+    def known(self) -> list[Info]:
+        """Return the checkpoints that were written here, or loaded and good, oldest first."""
+        return [self._infos[path] for path in sorted(self._infos)]
+
+    def read(self, path: Path) -> Checkpoint:
+        """Return one of the checkpoints, with all rows; raises as `whole` does."""
+        return decode(self._disk.read(path)).whole(self._read_chunk)
+
+    def whole(self, info: Info) -> bytes:
+        """Return the bytes of a checkpoint with all rows of its tables in it.
+
+        Raises:
+            DamagedError: it is damaged.
+            OSError: it cannot be read.
+        """
+        raw = self._disk.read(info.path)
+        decoded = decode(raw)
+        if decoded.manifest is None:
+            return raw
+        return encode(decoded.whole(self._read_chunk), info.sha256, decoded.metadata["numerics"])
+
     @property
     def newest_bytes(self) -> int:
         """Size of the newest checkpoint that was loaded or written; 0 before the first."""

@@ -23,7 +23,7 @@ from service.fold.scoring.classification import ScoreSummary
 from service.fold.snapshot import Snapshot
 from service.fold.state import State
 from service.fold.task import AUTO
-from service.log.cuts import Order, Promote, Resume, pause_of
+from service.log.cuts import Order, Promote, Rebuild, Resume, pause_of
 from service.log.errors import FencedError, GapError, LogError, LogUnavailable, Stopped
 from service.log.extent import Extent, check_reach
 from service.log.labels import Join, Result
@@ -41,6 +41,11 @@ from service.monitoring.status import Condition, Drift, LabelStatus, Role, Statu
 from service.process import Clock, SystemClock
 from service.settings import WEIGHTED, Settings, seconds, size_of
 from service.trainer.apart.publisher import Publisher
+from service.trainer.archive.archive import Archive
+from service.trainer.archive.archivist import Archivist
+from service.trainer.archive.rebuilder import Ask, Outcome, Rebuilder
+from service.trainer.archive.replay import Place, UnreachableError
+from service.trainer.archive.rules import Rule
 from service.trainer.choice import AnotherModelError
 from service.trainer.identity import Identity
 from service.trainer.joining.joiner import Joiner, Summary
@@ -98,6 +103,8 @@ class Trainer:
         history: of the trainer whose place it takes; None begins one.
         delayed: called with the seconds from questions to their labels.
         publisher: publishes what is learned for processes that only answer; None for none.
+        archive: keeps the log before it is trimmed, unless the settings say off, and what the log
+            goes on from after a rebuild.
     """
 
     def __init__(
@@ -114,6 +121,7 @@ class Trainer:
         history: History | None = None,
         delayed: Callable[[Sequence[float]], object] = lambda _: None,
         publisher: Publisher | None = None,
+        archive: Archive | None = None,
     ) -> None:
         self.replayed = threading.Event()
         """Set while no replay is due or runs."""
@@ -149,17 +157,25 @@ class Trainer:
             joiner=joiner,
             became=self._on_labels,
             take_epoch=self._take_epoch,
+            rebuilt=archive.rebuilt if archive is not None else None,
         )
-        self._waiters, self._rejections, self._orders = Waiters(), Rejections(), Orders()
+        self._waiters, self._rejections = Waiters(), Rejections()
+        self._orders, self._rebuilds = Orders[Order, int](), Orders[Ask, Outcome]()
         self._worker = workers("funnel-step")
         self._wake = asyncio.Event()
+        writing, archivist = workers("funnel-checkpoint"), None
+        self._rebuilder: Rebuilder | None = None
+        if archive is not None and settings.archive != "off":
+            archivist = Archivist(archive, writing, clock, self._wake.set)
+            self._rebuilder = Rebuilder(Place(archive, checkpoints), writing, clock)
         self._writer = CheckpointWriter(
             checkpoints,
-            workers("funnel-checkpoint"),
+            writing,
             settings.checkpoint_every_seconds,
             settings.checkpoint_every_bytes,
             clock,
             self._wake.set,
+            archivist,
         )
         self._publisher = publisher
         self._identity = Identity.of(settings, state.spec, checkpoints.place, lock.name)
@@ -187,8 +203,9 @@ class Trainer:
 
     @property
     def status(self) -> Status:
-        """The newest published status, with the checkpoints as they are now."""
-        return replace(self._status, checkpoints=self._writer.summary)
+        """The newest published status, with the checkpoints and the archive as they are now."""
+        own = self._writer
+        return replace(self._status, checkpoints=own.summary, archive=own.archived)
 
     @property
     def schema(self) -> Schema:
@@ -246,6 +263,19 @@ class Trainer:
         self._poke()
         return future
 
+    def rebuild(self, rule: Rule, by: str, is_dry: bool) -> "Future[Outcome]":
+        """Return a future of the outcome of a rebuild without some examples, or to a version.
+
+        Args:
+            rule: which examples are skipped.
+            by: name of the key with which it is ordered.
+            is_dry: whether only to count what would be skipped.
+        """
+        order = partial(Rebuild, by, round(1000 * self._clock.time()))
+        future = self._rebuilds.give(Ask(rule, order, is_dry))
+        self._poke()
+        return future
+
     def read(self, work: Callable[[State], T]) -> "Future[T]":
         """Return a future of what a function reads off the state between two groups of batches.
 
@@ -298,12 +328,14 @@ class Trainer:
                 record = self._rejections.record(self._log)
                 failure = "no last checkpoint is written: skipped batches could not be recorded"
                 if await self._attempt(record, failure):
-                    await self._writer.finish(self._replica)
+                    last = self._writer.finish(self._replica, self._log)
+                    await self._attempt(last, "the log is not trimmed")
         except Exception as error:
             logger.exception("the trainer failed")
             self._halt(error)
         finally:
             self._worker.end()
+            self._writer.stop()
             self._replica.resign()
             await self._attempt(self._lease.release(), "the lease was not given back")
             await self._log.close()
@@ -316,6 +348,7 @@ class Trainer:
             reason = f"the trainer is {self._condition}: {self._reason}"
             self._waiters.close(reason)
             self._orders.close(reason)
+            self._rebuilds.close(reason)
             self._writer.close(reason)
             if self._publisher is not None:
                 self._publisher.end()
@@ -400,6 +433,7 @@ class Trainer:
             optimizer=state.answering.shown_hyperparameters(),
             snapshot_at=self._published_at,
             checkpoints=self._writer.summary,
+            archive=self._writer.archived,
             drift=Drift(drift.events, dict(drift.counts), drift.last_recovery),
             statistics=self._statistics,
             mean_entry=replica.mean_entry,
@@ -423,14 +457,19 @@ class Trainer:
             logger.warning("%s; learning waits", reason)
         self._become(Condition.WAITING, reason)
         self._writer.give_up(reason)
-        self._orders.give_up(reason)
+        self._give_up_orders(reason)
 
     def _resign(self, reason: str) -> None:
         logger.warning("learning may have passed to another service: %s", reason)
         if self._replica.has_recovered:
             self._drift_news.notify(self._replica.state.drift)
         self.replayed.clear()
+        self._writer.stop()
         self._replica.resign()
+
+    def _give_up_orders(self, reason: str) -> None:
+        self._orders.give_up(reason)
+        self._rebuilds.give_up(reason)
 
     async def _attempt(self, work: Awaitable[None], failure: str) -> bool:
         """Return whether work is done that may fail if the log cannot be reached; log that."""
@@ -461,12 +500,13 @@ class Trainer:
         if self._condition != Condition.STANDBY:
             logger.info("%s; standing by", ANOTHER_LEARNS)
             self.replayed.clear()
+            self._writer.stop()
             self._replica.resign()
             self._become(Condition.STANDBY, ANOTHER_LEARNS)
             self._is_compared = False
         self._writer.give_up(ANOTHER_LEARNS)
         self._waiters.give_up(ANOTHER_LEARNS)
-        self._orders.give_up(ANOTHER_LEARNS)
+        self._give_up_orders(ANOTHER_LEARNS)
         try:
             if self._writer.checkpoints.has_news:
                 self._load()
@@ -588,6 +628,7 @@ class Trainer:
                 self._writer.tidy()
             self._become(Condition.REPLAYING, f"from cut {replica.progress.cut}")
         pending = await replica.recover(self._log, self._settings.accept_gap, self._keep_lease)
+        await self._carry_out_rebuilds()
         if was != Condition.STARTING:
             logger.info("learning, from version %d on", replica.state.version)
         if is_new:
@@ -601,10 +642,41 @@ class Trainer:
         self.caught_up.set()
         return pipeline
 
+    async def _carry_out_rebuilds(self) -> None:
+        """Carry out the rebuilds that wait: all recorded cuts are applied, and none is recorded."""
+        replica = self._replica
+        while (waiting := self._rebuilds.take()) is not None:
+            ask, future = waiting
+            what = "counting what a rebuild would skip" if ask.is_dry else "rebuilding the model"
+            logger.info("%s", what)
+            self._become(Condition.REPLAYING, what)
+            try:
+                if self._rebuilder is None:
+                    raise UnreachableError("FUNNEL_ARCHIVE is off")
+                outcome = await self._rebuilder.rebuild(replica, self._log, ask, self._keep_lease)
+            except (UnreachableError, OSError) as error:
+                logger.warning("the model is not rebuilt: %s", error)
+                future.set_exception(error)
+                continue
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+            if outcome.cut:
+                logger.warning(
+                    "the model goes on from cut %d without %d examples that it had learned",
+                    outcome.cut,
+                    outcome.examples,
+                )
+                self._drift_news.skip(replica.state.drift)
+                self._publish()
+                self._writer.request()  # so that the next start needs neither
+            future.set_result(outcome)
+
     async def _learn(self, pipeline: Pipeline) -> None:
-        """Learn what arrives, and do all other work between groups of batches."""
+        """Learn what arrives, and do all other work between groups of batches, until there is
+        something to rebuild."""
         try:
-            while True:
+            while not self._rebuilds:
                 await self._keep_lease()
                 self._wake.clear()
                 self._note_stall(pipeline)

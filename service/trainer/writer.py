@@ -9,11 +9,13 @@ from dataclasses import replace
 
 from service.log.errors import FencedError, Stopped
 from service.log.log import Log
-from service.monitoring.status import Checkpointing
+from service.log.position import Progress
+from service.monitoring.status import Archiving, Checkpointing
 from service.process import Clock, return_freed_memory
+from service.trainer.archive.archivist import Archivist
 from service.trainer.checkpoint import Checkpoint
 from service.trainer.replica import Replica
-from service.trainer.store import CheckpointStore, Info
+from service.trainer.store import CheckpointStore, Info, UnreadableError
 from service.trainer.worker import Worker, promise
 
 logger = logging.getLogger("funnel")
@@ -36,6 +38,7 @@ class CheckpointWriter:
             CHECKPOINTS times the newest checkpoint if that is more.
         clock: measures that time.
         written: called in the event loop after each attempt.
+        archivist: archives the log before it is trimmed; None if nobody does.
     """
 
     def __init__(
@@ -46,8 +49,14 @@ class CheckpointWriter:
         every_bytes: int,
         clock: Clock,
         written: Callable[[], None],
+        archivist: Archivist | None = None,
     ) -> None:
         self.checkpoints, self._worker = checkpoints, worker
+        self.archivist = archivist
+        self._newest: Info | None = None
+        """The last checkpoint that was written here."""
+        self._was_requested = False
+        """True if the last checkpoint that was begun was requested."""
         self._every, self._clock, self._written = every_seconds, clock, written
         self._every_bytes, self._begun_bytes = every_bytes, 0
         self.summary = Checkpointing(0, 0, None)
@@ -77,11 +86,17 @@ class CheckpointWriter:
     def request(self) -> "Future[Info]":
         """Return a future of a checkpoint of the state as it is now or soon.
 
-        It raises `Stopped` if the trainer stops before, and OSError if the disk fails.
+        The log is archived up to it, and trimmed, soon after. The future raises `Stopped` if the
+        trainer stops before, and OSError if the disk fails.
         """
         with self._lock:
             self._is_requested = True
             return self._next
+
+    @property
+    def archived(self) -> Archiving | None:
+        """The archive so far; None if nobody writes one."""
+        return self.archivist.summary if self.archivist is not None else None
 
     def tidy(self) -> None:
         """Remove scraps of killed writers; only for the holder of the lock next to them."""
@@ -89,7 +104,7 @@ class CheckpointWriter:
             self.checkpoints.clear_scraps()
 
     async def tend(self, replica: Replica, log: Log) -> None:
-        """Begin a checkpoint if one is due; after one, trim the log before the oldest kept.
+        """Begin a checkpoint if one is due; after one, archive the log, and trim it.
 
         Raises:
             FencedError: another trainer has claimed the place of the checkpoints.
@@ -101,19 +116,50 @@ class CheckpointWriter:
             writing, self._writing = self._writing, None
             if isinstance(error := writing.exception(), FencedError):
                 raise error
-            oldest = None if writing.exception() else self.checkpoints.oldest()
-            if oldest is not None and oldest.log == progress.log:
-                lowest = min(oldest.position, progress.position, key=lambda at: at.entry)
-                await log.trim(lowest, oldest.cut, oldest.asked)
+            if error is None:
+                self._newest = writing.result()
+                if self.archivist is not None and self._was_requested:
+                    self.archivist.hurry()
+                await self._trim(progress, log)
+        elif self.archivist is not None and self._newest is not None:
+            own = self.checkpoints, self._newest, replica.read_bytes
+            if self.archivist.tend(log, *own):
+                await self._trim(progress, log)
 
-    async def finish(self, replica: Replica) -> None:
-        """Write the state as it is at the end, and wait for that."""
+    async def _trim(self, progress: Progress, log: Log) -> None:
+        """Trim the log before the oldest checkpoint, as far as it is archived.
+
+        Args:
+            progress: of the replica.
+            log: its log.
+        """
+        oldest = self.checkpoints.oldest()
+        if oldest is not None and self.archivist is not None:
+            oldest = self.archivist.reach(oldest)
+        if oldest is not None and oldest.log == progress.log:
+            lowest = min(oldest.position, progress.position, key=lambda at: at.entry)
+            await log.trim(lowest, oldest.cut, oldest.asked)
+
+    async def finish(self, replica: Replica, log: Log) -> None:
+        """Write the state as it is at the end, archive the log up to it, and wait for that."""
         if self._writing is not None:
             await asyncio.wait({self._writing})
         last = self._begin(replica)
         await asyncio.wait({last})
         if last.exception() is None:
             logger.info("checkpoint of version %d written", replica.state.version)
+            if self.archivist is not None:
+                await self.archivist.finish(log, self.checkpoints, last.result())
+            try:
+                await self._trim(replica.progress, log)
+            except UnreadableError as error:
+                logger.warning("the log is not trimmed: %s", error)
+
+    def stop(self) -> None:
+        """Archive nothing more: another trainer may have the log."""
+        self._newest = None
+        if self.archivist is not None:
+            self.archivist.stop()
 
     def close(self, reason: str) -> None:
         """End the worker; fail the requests that wait, and those to come."""
@@ -140,6 +186,7 @@ class CheckpointWriter:
         return taken
 
     def _begin(self, replica: Replica) -> "asyncio.Future[Info]":
+        self._was_requested = self._is_requested
         requested = self._take_requests()
         ledger, joins = self.checkpoints.ledger, replica.joins
         copy = Checkpoint.of(replica.state, replica.progress, ledger, joins, replica.commands)

@@ -476,3 +476,9 @@ def test_labels_add_up_for_numbers_and_negatives_are_weighted_for_two_classes() 
         assert load_settings({"labels": "sum", "task": task}).labels == "sum"
     found = load_settings({"label_timeout": "weighted:no", "task": "binary", "label_ttl": "7d"})
     assert found.label_timeout == "weighted:no"
+
+
+@pytest.mark.parametrize("value", ["", "7", "always", "7d,8d", "1GB,2GB", "0d", "7d,,1GB", "OFF"])
+def test_an_archive_is_bounded_by_an_age_a_size_or_both(value: str) -> None:
+    with pytest.raises(SettingsError, match="FUNNEL_ARCHIVE: give "):
+        load_settings({"archive": value})

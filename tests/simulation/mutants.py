@@ -110,6 +110,29 @@ MUTANTS = (
         "        self._changed[numbers // BLOCK] = self._looks\n",
         "",
     ),
+    Mutant(
+        "the log is trimmed before it is archived",
+        "service/trainer/archive/archivist.py",
+        "            cut=min(oldest.cut, end.cut),\n",
+        "            cut=oldest.cut,\n",
+    ),
+    Mutant(
+        "a segment lacks the entry within which it begins",
+        "service/trainer/archive/archivist.py",
+        """        elif not self.cuts:
+            await self._take_part(log, self.begin.position)
+""",
+        "",
+    ),
+    Mutant(
+        "the archive goes on after a failure as if it had written",
+        "service/trainer/archive/archivist.py",
+        "                name = await self._do(partial(self.archive.add, draft.segment()))\n"
+        "                self.end, self._before, end = draft.end, str(name), draft.end\n",
+        "                self.end = draft.end\n"
+        "                name = await self._do(partial(self.archive.add, draft.segment()))\n"
+        "                self._before, end = str(name), draft.end\n",
+    ),
     Mutant("one checkpoint is kept", STORE, "KEPT = 3", "KEPT = 1"),
     Mutant(
         "the log is trimmed to the newest checkpoint",
@@ -249,9 +272,9 @@ MUTANTS = (
     Mutant(
         "a last checkpoint is written although skipped batches could not be recorded",
         TRAINER,
-        "                if await self._attempt(record, failure):\n                    await",
+        "                if await self._attempt(record, failure):\n                    last",
         "                await self._attempt(record, failure)\n"
-        "                if True:\n                    await",
+        "                if True:\n                    last",
     ),
     Mutant(
         "callers are answered before the snapshot is published",

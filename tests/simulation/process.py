@@ -19,8 +19,10 @@ from service.log.position import ORIGIN, EntryId
 from service.model import Model
 from service.monitoring.status import Condition, Role
 from service.settings import Settings
+from service.trainer.archive.archive import Archive, Limits
 from service.trainer.choice import AnotherModelError
-from service.trainer.objects.shared import SharedStore
+from service.trainer.disk import Storage
+from service.trainer.objects.shared import Objects, SharedStore
 from service.trainer.store import CheckpointStore
 from service.trainer.trainer import Trainer
 from service.trainer.waiters import Applied
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FOLDER = Path("/checkpoints")
+FOLDER, ARCHIVE = Path("/checkpoints"), Path("/archive")
 TIMEOUT_SECONDS = 1.0
 """After so long a client gives a request up; the server may still execute it."""
 
@@ -245,21 +247,29 @@ class Process:
             observe=lambda seconds, examples: None,
             clock=self.clock,
             workers=self._worker,
+            archive=Archive(ARCHIVE, self._storage(), Limits(), self.clock, self._warn),
         )
         self.trainer.prepare()
+
+    def _warn(self, text: str) -> None:
+        self.world.note(self.name, text)
+
+    def _bucket(self, kind: str) -> SimulatedBucket:
+        world, owner = self.world, self.owner
+        assert owner is not None
+        rng = random.Random(f"{world.plan.seed}/{owner.name}/{kind}")
+        return SimulatedBucket(world.shelf, self.disk, rng, lambda: world.is_over)
+
+    def _storage(self) -> Storage:
+        """Return where the archive is kept."""
+        return Objects(self._bucket("archive")) if self.world.plan.is_stored else self.disk
 
     def _store(self) -> CheckpointStore:
         world, owner = self.world, self.owner
         assert owner is not None
-
-        def warn(text: str) -> None:
-            world.note(self.name, text)
-
         if not world.plan.is_stored:
-            return CheckpointStore(FOLDER, {}, warn, self.disk)
-        rng = random.Random(f"{world.plan.seed}/{owner.name}/bucket")
-        bucket = SimulatedBucket(world.shelf, self.disk, rng, lambda: world.is_over)
-        return SharedStore(bucket, "model", {}, warn, by=owner.name)
+            return CheckpointStore(FOLDER, {}, self._warn, self.disk)
+        return SharedStore(self._bucket("bucket"), "model", {}, self._warn, by=owner.name)
 
     async def _run(self) -> None:
         """Run the trainer, and each that takes its place, as `service.service.Service` does."""

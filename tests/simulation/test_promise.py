@@ -50,6 +50,7 @@ def test_no_acknowledged_example_is_lost_or_learned_twice(first: int) -> None:
         assert events[kind] > 0, f"the schedules hold every kind of fault, and {kind}"
     assert any(events[kind] for kind in FOREIGN_FAULTS)
     assert events["answered"] > PART, "callers wait for what they sent"
+    assert events["segment"] > PART / 2, "the log is archived"
 
 
 @pytest.mark.parametrize("seed", FOUND)

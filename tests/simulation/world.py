@@ -29,6 +29,9 @@ from service.log.cuts import Begin, Cut
 from service.log.position import BEGINNING, TOP, Position, Progress
 from service.monitoring.status import Condition
 from service.settings import Settings, load_settings, seconds
+from service.trainer.archive.archive import KeptName
+from service.trainer.archive.segment import Name as SegmentName
+from service.trainer.archive.segment import Segment
 from service.trainer.checkpoint import Checkpoint, DamagedError, Decoded, decode, encode
 from service.trainer.chunks import NAME as CHUNK_NAME
 from service.trainer.chunks import DamagedChunkError, checked
@@ -55,6 +58,8 @@ OF_NUMBERS = replace(SPEC, classes=0, task="regression")
 NAMED = a_row_spec(optimizer="sgd", bits=6)
 MOST_SMALL = 2
 """Small chunks that a table may have in a run, so that they become one in a run."""
+SEGMENT_SECONDS = 2.0
+"""Time between segments of the archive in a run."""
 SETTLE_SECONDS = 60.0
 """Simulated time within which all must be learned once no more faults happen."""
 KILLING = ("kill", "restart", "power", "tune", "crash", "step")
@@ -157,6 +162,8 @@ class World:
         self.shelf = Shelf(self.platter, self.server, self.violate)
         self._rotten: set[str] = set()
         """Chunks of which a bit has flipped."""
+        self._archived = 0
+        """Number of the last cut in any segment."""
         self.locks: dict[int, Owner | None] = {}
         self.states: dict[Owner, State] = {}
         self._rng = random.Random(f"{plan.seed}/faults")
@@ -211,12 +218,19 @@ class World:
         and so does one that outlasts a power cut."""
         seen = {name: inode.raw for name, inode in self.platter.files.items()}
         lasting = self.platter.durable()
-        return min(min(_cuts(seen), default=0), max(_cuts(lasting), default=0))
+        reach = min(min(_cuts(seen), default=0), max(_cuts(lasting), default=0))
+        return min(reach, self._archived)
 
     def _created(self, path: Path, raw: bytes) -> None:
         """Check a new checkpoint."""
         if CHUNK_NAME.fullmatch(path.name):
             return
+        if (name := SegmentName.parse(path.name)) is not None:
+            self._check_segment(Segment.of(path.name, raw))
+            self._archived = max(self._archived, name.last)
+            return
+        if (kept := KeptName.parse(path.name)) is not None:  # a part of the archive may begin there
+            self._archived = max(self._archived, kept.cut)
         found = _decoded(raw)
         if found is None:
             self.violate(ViolationError(f"{path.name} is written damaged"))
@@ -237,6 +251,22 @@ class World:
             self.violate(ViolationError(f"{path.name} lies after {missing}, not among the dead"))
         if not self._needs(found) & self._rotten:
             self._check_rows(path.name, found, fold)
+
+    def _check_segment(self, segment: Segment) -> None:
+        """Check that a new segment of the archive has all that its cuts need."""
+        begin, end = segment.begin, segment.end
+        self.note("the disk", f"a segment holds cuts {begin.cut + 1} to {end.cut}", "segment")
+        if self.plan.kind != "plain":
+            return
+        recorded = dict(self.server.every_cut)
+        if other := [k for k, text in segment.cuts.items() if recorded.get(k) != text]:
+            self.violate(ViolationError(f"the archive has other cuts than the log: {other}"))
+        if list(segment.cuts) != [*range(begin.cut + 1, end.cut + 1)]:
+            self.violate(ViolationError(f"a segment lacks some of the cuts to {end.cut}"))
+        needed = {e for e in self.server.ever if begin.position.entry < e <= end.position.entry}
+        needed |= set() if begin.position.taken is None else {begin.position.entry}
+        if missing := needed - {entry for entry, _ in segment.entries}:
+            self.violate(ViolationError(f"a segment lacks entries {missing}"))
 
     def _removed(self, name: str) -> None:
         """Check that nothing needs a file that is removed."""
@@ -776,6 +806,8 @@ def simulate(plan: Plan, trace: list[str] | None = None) -> Outcome:
         contextlib.nullcontext() if plan.is_real else chained(),
         patch("service.trainer.blocks.LEAST_BYTES", 0),
         patch("service.trainer.chunks.MOST_SMALL", MOST_SMALL),
+        patch("service.trainer.archive.archivist.SEGMENT_SECONDS", SEGMENT_SECONDS),
+        patch("service.trainer.archive.archivist.RETRY_SECONDS", 1.0),
         # It walks the heap that all processes share here: most of the time in a large test run.
         patch("service.trainer.writer.return_freed_memory", lambda: None),
     ):

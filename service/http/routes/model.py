@@ -102,7 +102,7 @@ class OrderedAnswer(BaseModel):
 
     cut: int
     command: str
-    """pause, resume or promote."""
+    """pause, resume, promote or rebuild."""
     learner: str | None
     """The learner that was promoted; null for the other commands."""
     by: str

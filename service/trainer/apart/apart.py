@@ -30,6 +30,8 @@ from service.monitoring.status import (
 )
 from service.process import Clock, SystemClock
 from service.settings import Settings
+from service.trainer.archive.rebuilder import Outcome
+from service.trainer.archive.rules import Rule
 from service.trainer.checkpoint import DamagedError
 from service.trainer.choice import AnotherModelError
 from service.trainer.store import Info
@@ -163,6 +165,10 @@ class Apart(ABC):
         """Return a future that raises `Stopped`: the trainer takes commands."""
         return self._refused()
 
+    def rebuild(self, rule: Rule, by: str, is_dry: bool) -> "Future[Outcome]":
+        """Return a future that raises `Stopped`: the trainer rebuilds."""
+        return self._refused()
+
     def read(self, work: Callable[[State], T]) -> "Future[T]":
         """Return a future of what a function reads off the state between two looks."""
         return self._worker.start(lambda: work(self._state))
@@ -234,6 +240,7 @@ class Apart(ABC):
             mean_bytes=0.0,
             damaged_entries=0,
             labels=NO_LABELS,
+            archive=None,
             promoted=state.promoted,
             commands=(),
         )

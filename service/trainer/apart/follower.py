@@ -80,7 +80,7 @@ class Follower(Apart):
         if name and name != self._name and (newest := store.newest()) is not None:
             own, self._name = replica.progress, name
             is_ahead = newest.progress.cut > own.cut or newest.progress.log != own.log
-            if is_ahead and replica.take(newest, store.place):
+            if is_ahead and replica.follow(newest, store.place):
                 self._publish()
         self._lag = max(0, cut_of(name) - replica.progress.cut)
         self._read_at = self._clock.monotonic()

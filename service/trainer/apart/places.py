@@ -1,11 +1,17 @@
-"""Where the checkpoints of a model are, and where its trainer publishes snapshots."""
+"""The places of a model: those of its checkpoints, of published snapshots, and of its archive."""
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from service.settings import Settings, SettingsError
-from service.trainer.disk import PassingDisk
+from service.process import SystemClock
+from service.settings import Settings, SettingsError, limits_of
+from service.trainer.archive.archive import ARCHIVES, Archive, Limits
+from service.trainer.disk import PassingDisk, Storage, SystemDisk
 from service.trainer.store import CheckpointStore
+
+if TYPE_CHECKING:
+    from service.trainer.objects.bucket import Bucket
 
 logger = logging.getLogger("funnel")
 
@@ -45,16 +51,31 @@ class Places:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return CheckpointStore(place, self._numerics, logger.error, PassingDisk())
 
+    def archive(self) -> Archive:
+        """Return the archive of the model's log; raises as `checkpoints` does."""
+        limits = limits_of(self._settings.archive)
+        most = Limits(*limits) if limits else Limits()
+        place: Path = self._settings.data_dir / ARCHIVES / self._folder.name
+        disk: Storage = SystemDisk()
+        if self._settings.state:
+            from service.trainer.objects.shared import Objects
+
+            place, disk = Path(self._folder.name) / ARCHIVES, Objects(self._bucket())
+        return Archive(place, disk, most, SystemClock(), logger.warning)
+
     def _local(self) -> CheckpointStore:
         return CheckpointStore(self._folder, self._numerics, logger.error)
 
     def _stored(self, former: CheckpointStore | None, *names: str) -> CheckpointStore:
-        from service.trainer.objects.bucket import AddressError, open_bucket
         from service.trainer.objects.shared import SharedStore
 
+        own = self._bucket(), self._folder.name, self._numerics, logger.error, former, ""
+        return SharedStore(*own, *names)
+
+    def _bucket(self) -> "Bucket":
+        from service.trainer.objects.bucket import AddressError, open_bucket
+
         try:
-            bucket = open_bucket(self._settings.state)
+            return open_bucket(self._settings.state)
         except (AddressError, OSError) as error:
             raise SettingsError(f"FUNNEL_STATE: {error}") from error
-        own = bucket, self._folder.name, self._numerics, logger.error, former, ""
-        return SharedStore(*own, *names)

@@ -18,7 +18,7 @@ from service.log.cuts import Cut, Pending, decided
 from service.log.entries import Entry, Shape
 from service.log.errors import GapError, damaged
 from service.log.labels import HASH_BYTES, Join, Label, Labels, Place, Result
-from service.log.log import Log
+from service.log.log import Log, Recording
 from service.log.position import BEGINNING, ORIGIN, TOP, EntryId, Position
 from service.log.questions import Questions, read_questions
 from service.process import Clock
@@ -529,7 +529,7 @@ class Joiner:
             return join._replace(result=Result.INVALID, place=None)
 
     async def _fetch(
-        self, log: Log, entries: Collection[EntryId], shape: Shape | None
+        self, log: Recording, entries: Collection[EntryId], shape: Shape | None
     ) -> dict[EntryId, Questions]:
         """Return the questions of entries; those that are gone or damaged are missing."""
         found = {entry: self._cache[entry][0] for entry in entries if entry in self._cache}
@@ -631,7 +631,9 @@ class Joiner:
             del self._alone[own]
         return given_up
 
-    async def repeat(self, log: Log, number: int, cut: Cut, pending: Pending, rules: Rules) -> Cut:
+    async def repeat(
+        self, log: Recording, number: int, cut: Cut, pending: Pending, rules: Rules
+    ) -> Cut:
         """Read again what a recorded cut has joined.
 
         Args:

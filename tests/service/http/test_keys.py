@@ -28,6 +28,8 @@ BODIES = {
     "/predict": {"features": [[0, 1]]},
     "/labels": {"ids": ["a"], "labels": [1]},
     "/promote": {"learner": "original"},
+    "/skip": {"entries": ["1-0"], "dry_run": True},
+    "/rollback": {"version": 1, "dry_run": True},
 }
 READERS = {ADMIN, PREDICT}
 # For each request, the status with a key that allows it; other keys get 403.
@@ -39,6 +41,8 @@ MATRIX = [
     ("POST", "/pause", 202, {ADMIN}),
     ("POST", "/resume", 202, {ADMIN}),
     ("POST", "/promote", 202, {ADMIN}),
+    ("POST", "/skip", 200, {ADMIN}),
+    ("POST", "/rollback", 200, {ADMIN}),
     ("GET", "/model", 200, READERS),
     ("GET", "/model/export", 200, {ADMIN}),
     ("GET", "/optimizer", 200, READERS),

@@ -280,7 +280,7 @@ def test_what_the_log_keeps_and_a_restart_repeats_is_bounded_in_bytes_at_any_rat
 
 def test_checkpoints_are_written_on_time_and_the_log_is_trimmed_before_them(tmp_path: Path) -> None:
     redis = RedisProcess(tmp_path / "redis").start()
-    options = SMALL | {"redis_url": redis.url, "checkpoint_every_seconds": 0.05}
+    options = SMALL | {"redis_url": redis.url, "checkpoint_every_seconds": 0.05, "archive": "off"}
     try:
         with (
             serving(tmp_path, **options) as service,

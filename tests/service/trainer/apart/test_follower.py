@@ -168,7 +168,7 @@ def test_a_publisher_writes_what_has_changed_once_it_is_time(tmp_path: Path) -> 
     replica = Replica(a_state(), lambda *_: None, clock)
 
     def publish(cut: int) -> None:
-        replica.take(learned(replica.state, cut), "memory")
+        replica.follow(learned(replica.state, cut), "memory")
         publisher.tend(replica)
 
     reader = a_store(store.directory)
@@ -200,7 +200,7 @@ def test_snapshots_of_another_log_are_gone_once_a_trainer_publishes(
     publisher = Publisher(a_store(published.directory), Worker("test"), 10.0, clock)
     replica = Replica(a_state(), lambda *_: None, clock)
     for cut in (1, 2):
-        replica.take(learned(replica.state, cut), "memory")
+        replica.follow(learned(replica.state, cut), "memory")
     publisher.tend(replica)
     wait_for(lambda: [cut_of(path.name) for path in published.files()] == [2])
     follower.prepare()
@@ -214,11 +214,11 @@ def test_a_folder_that_somebody_removes_is_made_again_and_logged_once(
     clock, store = StillClock(), a_store(tmp_path / "model/snapshots")
     publisher = Publisher(store, Worker("test"), 1.0, clock)
     replica = Replica(a_state(), lambda *_: None, clock)
-    replica.take(learned(replica.state, 1), "memory")
+    replica.follow(learned(replica.state, 1), "memory")
     publisher.tend(replica)
     wait_for(lambda: len(store.files()) == 1)
     shutil.rmtree(store.directory)
-    replica.take(learned(replica.state, 2), "memory")
+    replica.follow(learned(replica.state, 2), "memory")
 
     def publishes() -> bool:
         clock.now += 1

@@ -1,0 +1,1 @@
+"""The log before what is trimmed, kept for replay."""
