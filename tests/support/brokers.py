@@ -9,12 +9,13 @@ import contextlib
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import nats
 import nats.errors
 from confluent_kafka import Producer
+from nats.aio.client import Client
 
 from tests.support.harness import free_port, wait_for
 
@@ -66,8 +67,10 @@ class NatsProcess:
         return False
 
     @contextlib.asynccontextmanager
-    async def _client(self):
-        client = await nats.connect(f"127.0.0.1:{self.port}", allow_reconnect=False)
+    async def _client(self) -> AsyncIterator[Client]:
+        client = await nats.connect(
+            f"127.0.0.1:{self.port}", allow_reconnect=False, error_cb=_ignored
+        )
         try:
             yield client
         finally:
@@ -98,3 +101,25 @@ class NatsProcess:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def purge(self, stream: str) -> None:
+        """Remove all messages; the next one has the next sequence number."""
+
+        async def purge() -> None:
+            async with self._client() as client:
+                await client.jetstream().purge_stream(stream)
+
+        asyncio.run(purge())
+
+    def delete(self, stream: str) -> None:
+        """Remove the stream itself."""
+
+        async def delete() -> None:
+            async with self._client() as client:
+                await client.jetstream().delete_stream(stream)
+
+        asyncio.run(delete())
+
+
+async def _ignored(error: Exception) -> None:
+    """Take an error of the connection, which the next request raises again."""

@@ -78,6 +78,7 @@ class Carrier:
         self._is_earliest, self._accepts_gap = is_earliest, accepts_gap
         self._progress, self._notify = progress, notify
         self._learned = Learned()
+        self._most = most
         self._backlog = Backlog(most, lambda: self._learned)
         self._bytes = 0
         self._noticed: dict[str, float] = {}
@@ -109,10 +110,10 @@ class Carrier:
             self._check(name, last[name], own)
         await self._reader.seek({name: max(last[name], own.before) for name, own in bounds.items()})
         while not stop.is_set():
-            if not await self._has_room():
+            if not (room := await self._room()):
                 await _pause(stop, FULL_SECONDS)
                 continue
-            messages = await self._reader.read(READ_AT_ONCE, READ_SECONDS)
+            messages = await self._reader.read(min(room, READ_AT_ONCE), READ_SECONDS)
             if messages is None:
                 return
             examples, size, part = 0, 0, list[Carried]()
@@ -142,11 +143,11 @@ class Carrier:
         self._bytes += sum(message.bytes for message in part) * added // len(part)
         self._progress(own, self._reader.lag())
 
-    async def _has_room(self) -> bool:
-        """Return whether less waits to be learned than may."""
+    async def _room(self) -> int:
+        """Return how many messages may follow before as much waits to be learned as may."""
         heard, extent = await self._log.heard(), await self._log.extent()
         cut, sent = heard.cut, max(1, self.counts.messages)
-        self._learned = Learned(
+        learned = self._learned = Learned(
             cut[1].position if cut else BEGINNING,
             cut[1].entries if cut else 0,
             extent.added,
@@ -157,8 +158,9 @@ class Carrier:
             self._backlog.check()
         except BacklogFullError as error:
             self._note("full", f"waiting: {error}")
-            return False
-        return True
+            return 0
+        one, waiting = learned.waiting(1), self._backlog.waiting()
+        return max(1, (self._most.examples - waiting.examples) // max(1, one.examples))
 
     def _check(self, name: str, last: int, own: Bounds) -> None:
         """Check that a partition still has the messages after one.
