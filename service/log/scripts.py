@@ -41,7 +41,8 @@ decides where a partition begins; all get the last offset that is in the log."""
 
 CARRY = """
 local function above(a, b)
-  if string.sub(b, 1, 1) == '-' then return string.sub(a, 1, 1) ~= '-' end
+  if string.sub(a, 1, 1) == '-' then return false end
+  if string.sub(b, 1, 1) == '-' then return true end
   return #a > #b or (#a == #b and a > b)
 end
 local last = redis.call('HGET', KEYS[2], ARGV[1])
@@ -64,10 +65,11 @@ end
 return {added, last}
 """
 """KEYS: log, sources. ARGV: partition, the offset of the message before these, then each message's
-offset, the number of its fields and values, and these. An offset is a decimal number of any length.
-A message whose offset is not above the partition's last is in the log already. It returns how many
-were appended, and the last offset; -1 and nothing appended if the message before is not in the log:
-a script that failed, or a log that lost its end, must leave no hole."""
+offset, the number of its fields and values, and these. An offset is a decimal number of any length,
+or -1 before the first. A message whose offset is not above the partition's last is in the log
+already. It returns how many were appended, and the last offset; -1, and nothing is appended, if the
+message before is not in the log: a script that failed, or a log that lost its end, must leave no
+hole."""
 
 CLAIM_INPUTS = """#!lua flags=allow-oom
 local inputs = redis.call('GET', KEYS[1])

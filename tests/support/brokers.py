@@ -69,7 +69,10 @@ class NatsProcess:
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncIterator[Client]:
         client = await nats.connect(
-            f"127.0.0.1:{self.port}", allow_reconnect=False, error_cb=_ignored
+            f"127.0.0.1:{self.port}",
+            allow_reconnect=False,
+            reconnect_time_wait=0,
+            error_cb=_ignored,
         )
         try:
             yield client

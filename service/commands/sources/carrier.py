@@ -23,7 +23,7 @@ from streams.batch import DEFAULT_MODEL, FORMER_MODEL
 from streams.client.backoff import PATIENCE, Backoff
 from streams.producer import REMINDER_SECONDS
 
-READ_AT_ONCE, READ_SECONDS = 1_000, 0.5
+READ_AT_ONCE, READ_SECONDS = 256, 0.5
 """Most messages that are carried at a time, and the longest wait for the first."""
 READ_BYTES = 8 << 20
 """Bytes of entries that go to the log at a time; the last may exceed them."""
@@ -33,7 +33,7 @@ FULL_SECONDS = 0.2
 
 @dataclass
 class Counts:
-    """What a carrier has done."""
+    """The work of a carrier so far."""
 
     messages: int = 0
     """Messages that it appended."""

@@ -48,6 +48,8 @@ class NatsReader(Reader):
             state = (await (await self._connected()).stream_info(self._stream)).state
         except NotFoundError as error:
             raise SourceError(f"there is no stream {self._stream!r}") from error
+        except ModuleNotFoundError as error:
+            raise SourceError(f"--config: credentials need the package {error.name}") from error
         except (nats.errors.Error, OSError) as error:
             raise AwayError(f"{self._stream}: {_reason(error)}") from error
         before = max(state.first_seq, 1) - 1
@@ -62,6 +64,7 @@ class NatsReader(Reader):
                 self._server,
                 allow_reconnect=False,
                 connect_timeout=CONNECT_SECONDS,
+                reconnect_time_wait=0,
                 error_cb=_ignored,
                 **files,
             )
@@ -94,7 +97,9 @@ class NatsReader(Reader):
         count = max(1, min(most, AT_ONCE, self._waiting or 0))
         try:
             raw = await self._messages.fetch(count, seconds)
-        except nats.errors.TimeoutError:
+        except TimeoutError as error:
+            if self._client is None or not self._client.is_connected:
+                raise AwayError(f"{self._stream}: the connection was lost") from error
             return None if time.monotonic() - self._heard_at > QUIET_SECONDS else []
         except (nats.errors.Error, OSError) as error:
             raise AwayError(f"{self._stream}: {_reason(error)}") from error
