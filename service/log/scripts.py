@@ -29,15 +29,23 @@ the others for so many seconds longer. An entry with the highest id is not accep
 not remembered."""
 
 BEGIN_PARTITIONS = """
-local found = {}
-for i = 1, #ARGV, 2 do
-  redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1])
+local found, chosen = {}, 1
+if ARGV[1] == 'latest' then
+  chosen = 2
+  for i = 2, #ARGV, 3 do
+    if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then chosen = 1 end
+  end
+end
+for i = 2, #ARGV, 3 do
+  redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + chosen])
   found[#found + 1] = redis.call('HGET', KEYS[1], ARGV[i])
 end
 return found
 """
-"""KEYS: sources. ARGV: partitions, each with the offset before its first message. The first caller
-decides where a partition begins; all get the last offset that is in the log."""
+"""KEYS: sources. ARGV: earliest or latest, then partitions, each with the offset before its first
+message and that of its last one. The first caller decides where a partition begins; all get the
+last offset that is in the log. If one partition is known, the others are younger, and begin with
+their first message."""
 
 CARRY = """
 local function above(a, b)

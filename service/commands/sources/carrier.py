@@ -53,8 +53,8 @@ class Carrier:
         offsets: of the same log.
         most: examples and bytes that may wait to be learned.
         label: name of the column of labels; None for none.
-        is_earliest: whether partitions that the log does not know begin with their oldest message,
-            or with the next.
+        is_earliest: whether a source that the log does not know begins with its oldest messages, or
+            with the next ones.
         accepts_gap: whether to go on if the source has lost messages that are not in the log.
         progress: called with the number of examples, and with the messages that wait in the source,
             after each append.
@@ -103,9 +103,9 @@ class Carrier:
     async def _follow(self, stop: asyncio.Event) -> None:
         """Carry until the event is set, or the source may have other partitions."""
         bounds = await self._reader.bounds()
-        start = {name: own.before if self._is_earliest else own.last
-                 for name, own in bounds.items()}  # fmt: skip
-        last = await self._offsets.begin(start)
+        places = {name: (own.before, own.last) for name, own in bounds.items()}
+        last = await self._offsets.begin(places, is_latest=not self._is_earliest)
+        self._is_earliest = True  # a file that comes later is read from its beginning
         for name, own in bounds.items():
             self._check(name, last[name], own)
         await self._reader.seek({name: max(last[name], own.before) for name, own in bounds.items()})

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from service.commands.sources.reader import AwayError, Bounds, Message, Reader, SourceError
+from streams.producer import REMINDER_SECONDS
 
 ANSWER_SECONDS = 5.0
 PARTITIONS_SECONDS = 30.0
@@ -50,9 +51,10 @@ class KafkaReader(Reader):
     ) -> None:
         self.title = topic
         self._topic, self._name = topic, name
+        self._notify, self._told_at = notify, -REMINDER_SECONDS
         own: dict[str, object] = {
             "bootstrap.servers": servers,
-            "error_cb": lambda error: notify(error.str()),
+            "error_cb": self._tell,
         }
         try:
             self._consumer = Consumer({**USUAL, **properties, **OWN, **own})
@@ -60,6 +62,13 @@ class KafkaReader(Reader):
             raise SourceError(f"--config: {_reason(error)}") from error
         self._next: dict[int, int] = {}
         self._looked_at = time.monotonic()
+
+    def _tell(self, error: KafkaError) -> None:
+        """Notify of an error of the connection, at most once in some seconds."""
+        now = time.monotonic()
+        if now - self._told_at >= REMINDER_SECONDS:
+            self._told_at = now
+            self._notify(f"trying again: {error.str()}")
 
     async def bounds(self) -> dict[str, Bounds]:
         return await asyncio.to_thread(self._bounds)

@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="begin",
         choices=("earliest", "latest"),
         default="earliest",
-        help="the first message of a partition that the log does not know yet [earliest]",
+        help="where a source begins that the log does not know yet [earliest]",
     )
     parser.add_argument(
         "--label",

@@ -51,22 +51,26 @@ class Offsets:
         self._redis, self._keys = redis, Keys(model)
         self._last: dict[str, int] = {}
 
-    async def begin(self, before: Mapping[str, int]) -> dict[str, int]:
+    async def begin(
+        self, bounds: Mapping[str, tuple[int, int]], is_latest: bool = False
+    ) -> dict[str, int]:
         """Return the last offset of each partition, and let messages after it follow.
 
         Args:
-            before: by partition, the offset before its first message. It counts only for one that
-                the log does not know.
+            bounds: by partition, the offset before its first message, and that of its last one.
+                They count only for one that the log does not know.
+            is_latest: whether partitions begin after their last message, if the log knows none.
 
         Raises:
             LogUnavailable: the log cannot be reached.
         """
-        pairs = [text for name, offset in before.items() for text in (name, str(offset))]
+        pairs = [str(part) for name, own in bounds.items() for part in (name, *own)]
+        choice = "latest" if is_latest else "earliest"
         try:
-            found = await self._redis.eval(BEGIN_PARTITIONS, 1, self._keys.sources, *pairs)
+            found = await self._redis.eval(BEGIN_PARTITIONS, 1, self._keys.sources, choice, *pairs)
         except (RedisError, OSError) as error:
             raise LogUnavailable(f"the log cannot be reached: {error}") from error
-        last = dict(zip(before, map(int, found), strict=True))
+        last = dict(zip(bounds, map(int, found), strict=True))
         self._last |= last
         return last
 

@@ -11,6 +11,7 @@ from service.log.server import connect
 from service.log.sources.offsets import CARRIED_AT_ONCE, Carried, HoleError, Offsets
 from tests.support.harness import RedisProcess
 
+FIRST = {"kafka:t/0": (-1, 9)}
 pytestmark = pytest.mark.anyio
 
 
@@ -30,9 +31,9 @@ async def sources(redis: Redis, model: str) -> list[str]:
     return [fields[b"source"].decode() for _, fields in found]
 
 
-async def begun(redis: Redis, model: str, **before: int) -> Offsets:
+async def begun(redis: Redis, model: str) -> Offsets:
     offsets = Offsets(redis, model)
-    await offsets.begin(before or {"kafka:t/0": -1})
+    await offsets.begin(FIRST)
     return offsets
 
 
@@ -46,8 +47,18 @@ async def test_only_offsets_above_the_last_are_appended(redis: Redis, model: str
 
 
 async def test_the_first_source_decides_where_a_partition_begins(redis: Redis, model: str) -> None:
-    assert await Offsets(redis, model).begin({"a": 7, "b": -1}) == {"a": 7, "b": -1}
-    assert await Offsets(redis, model).begin({"b": 4, "a": 9, "c": 0}) == {"b": -1, "a": 7, "c": 0}
+    offsets = Offsets(redis, model)
+    assert await offsets.begin({"a": (7, 9), "b": (-1, 9)}) == {"a": 7, "b": -1}
+    assert await offsets.begin({"b": (4, 9), "a": (9, 9)}) == {"b": -1, "a": 7}
+
+
+async def test_only_a_source_that_is_new_as_a_whole_begins_with_its_latest_messages(
+    redis: Redis, model: str
+) -> None:
+    offsets = Offsets(redis, model)
+    assert await offsets.begin({"a": (7, 9), "b": (-1, 4)}, is_latest=True) == {"a": 9, "b": 4}
+    younger = {"a": (7, 12), "b": (-1, 4), "c": (-1, 3)}
+    assert await offsets.begin(younger, is_latest=True) == {"a": 9, "b": 4, "c": -1}
 
 
 async def test_messages_after_a_hole_are_refused(redis: Redis, model: str) -> None:
@@ -56,7 +67,7 @@ async def test_messages_after_a_hole_are_refused(redis: Redis, model: str) -> No
     await redis.hset(Keys(model).sources, "kafka:t/0", "1")  # the log has lost its end
     with pytest.raises(HoleError):
         await offsets.append(messages(3))
-    assert await offsets.begin({"kafka:t/0": -1}) == {"kafka:t/0": 1}
+    assert await offsets.begin(FIRST) == {"kafka:t/0": 1}
     assert await offsets.append(messages(2, 3)) == 2
     await redis.delete(Keys(model).sources)
     with pytest.raises(HoleError):
@@ -74,9 +85,9 @@ async def test_offsets_are_exact_beyond_the_numbers_of_lua(redis: Redis, model: 
 async def test_partitions_are_in_order_each_however_they_are_mixed(
     redis: Redis, model: str
 ) -> None:
-    names = {"a": -1, "b": -1}
+    names = ("a", "b")
     offsets = Offsets(redis, model)
-    await offsets.begin(names)
+    await offsets.begin(dict.fromkeys(names, (-1, -1)))
     mixed = [
         own for k in range(3 * CARRIED_AT_ONCE) for name in names
         for own in messages(k, partition=name)
@@ -101,7 +112,7 @@ async def test_a_server_without_memory_appends_nothing_and_leaves_no_hole(
         await redis.config_set("maxmemory", 0)
     with pytest.raises(HoleError):
         await _skipping(redis, model).append(messages(3))
-    await offsets.begin({"kafka:t/0": -1})
+    await offsets.begin(FIRST)
     assert await offsets.append(messages(1, 2, 3)) == 3
 
 
