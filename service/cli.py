@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": "learn and serve one model over HTTP",
     "demo": "watch a model learn MNIST digits that start to rotate",
     "stream": "send a stream to a service or into its log",
+    "source": "carry a Kafka topic, a NATS stream or a growing file into a log",
     "compare": "compare Funnel with other learners on a stream",
     "schema": "infer the schema of a file of rows with names",
     "status": "show whether a service is ready, and how it learns",
@@ -42,9 +43,9 @@ COMMANDS = {
 }
 """Each command, with its line of help; the module of that name in `service.commands` runs it."""
 FOLDERS = dict.fromkeys(("pause", "resume", "promote", "skip", "rollback"), "orders.")
-FOLDERS |= {"replay": "history."}
+FOLDERS |= {"replay": "history.", "source": "sources."}
 """The package in `service.commands` of commands whose module is not there itself."""
-SERVERS = ("serve", "demo")
+SERVERS = ("serve", "demo", "source")
 """Commands that SIGTERM is meant to end: then their exit status is 0."""
 WITHOUT_OUTPUT = ("serve",)
 """Commands whose result is not on standard output."""

@@ -18,7 +18,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {"onnx", "client", "service", "experiments", "bench", "fuzz", "dev"}
+EXTRAS = {
+    "onnx", "client", "service", "kafka", "nats", "experiments", "bench", "fuzz", "dev",
+}  # fmt: skip
 INSTALLED_EXTRAS = sorted(EXTRAS - {"fuzz"})
 """By `make`; atheris has few platforms, and is installed where somebody fuzzes."""
 PINS = {

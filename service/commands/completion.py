@@ -10,7 +10,7 @@ DESCRIPTION = (
     'eval "$(funnel completion bash)" in ~/.bashrc. In zsh: funnel completion zsh > _funnel, in a '
     "folder of $fpath. In fish: funnel completion fish > ~/.config/fish/completions/funnel.fish."
 )
-FILES, FOLDERS = ("FILE", "STREAM"), ("DIR",)
+FILES, FOLDERS = ("FILE", "STREAM", "SOURCE"), ("DIR",)
 """Names that help gives to values that are files, and to folders."""
 
 

@@ -23,6 +23,7 @@ logger = logging.getLogger("funnel")
 BATCH, JSON, SOURCE = Field.BATCH.encode(), Field.JSON.encode(), Field.SOURCE.encode()
 ARROW, ROWS, ROW = Field.ARROW.encode(), Field.ROWS.encode(), Field.ROW.encode()
 LABELS, CRC32 = Field.LABELS.encode(), Field.CRC32.encode()
+FAULT = Field.FAULT.encode()
 DENSE, NAMED = (BATCH, JSON), (ARROW, ROWS, ROW)
 """Fields that hold the examples of a model of dense features, and of one of named rows."""
 Shape = tuple[int, int]
@@ -102,6 +103,8 @@ def read_entry(
     content = next((name for name in (*DENSE, *NAMED, LABELS) if name in fields), None)
     if content is not None and is_damaged(fields, content):
         return Entry(entry, None, source, 0, DAMAGED, is_damaged=True)
+    if content is None and FAULT in fields:
+        return Entry(entry, None, source, 0, fields[FAULT].decode(errors="replace")[:500])
     try:
         if content == LABELS:
             _check_length(fields[LABELS])

@@ -35,7 +35,12 @@ class Field:
     VERSION = "version"
     """Version of the model that gave them."""
     SOURCE = "source"
-    """``http`` if the service itself appended the entry."""
+    """``http`` if the service itself appended the entry; the partition and offset of the message,
+    as in ``kafka:orders/3@41``, if a source carried it there."""
+    MESSAGE = "message"
+    """The beginning of a message that a source could not read."""
+    FAULT = "fault"
+    """The reason why a source could not read it: the entry becomes a dead letter."""
     CUT = "cut"
     """A cut as JSON (see `service.log.cuts`)."""
     CRC32 = "crc32"
@@ -89,6 +94,9 @@ class Keys:
         self.inputs = f"{self._start}inputs"
         """Kind of the first examples of an open model (see `Inputs`), which is set only once. A
         recorded cut decides instead, once there is one."""
+        self.sources = f"{self._start}sources"
+        """Hash of the partitions of sources, each with the last offset that is in the log (see
+        `service.log.sources.offsets`)."""
         self.newest = f"{self._start}keys"
         """Stream of the newest Idempotency-Keys, by their digests, oldest first."""
 

@@ -385,6 +385,7 @@ class RedisLog(Log):
         numbers = (keys.aside, keys.epoch)
         strings = (*numbers, keys.uuid, keys.lease, keys.inputs, keys.learner)
         expected = dict.fromkeys(streams, "stream") | dict.fromkeys(strings, "string")
+        expected[keys.sources] = "hash"
         async with self.redis.pipeline(transaction=False) as pipe:
             for key in expected:
                 pipe.type(key)

@@ -28,6 +28,57 @@ keys kept, field of the payload. The newest keys are remembered whatever the ser
 the others for so many seconds longer. An entry with the highest id is not accepted, so its key is
 not remembered."""
 
+BEGIN_PARTITIONS = """
+local found, chosen = {}, 1
+if ARGV[1] == 'latest' then
+  chosen = 2
+  for i = 2, #ARGV, 3 do
+    if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then chosen = 1 end
+  end
+end
+for i = 2, #ARGV, 3 do
+  redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + chosen])
+  found[#found + 1] = redis.call('HGET', KEYS[1], ARGV[i])
+end
+return found
+"""
+"""KEYS: sources. ARGV: earliest or latest, then partitions, each with the offset before its first
+message and that of its last one. The first caller decides where a partition begins; all get the
+last offset that is in the log. If one partition is known, the others are younger, and begin with
+their first message."""
+
+CARRY = """
+local function above(a, b)
+  if string.sub(a, 1, 1) == '-' then return false end
+  if string.sub(b, 1, 1) == '-' then return true end
+  return #a > #b or (#a == #b and a > b)
+end
+local last = redis.call('HGET', KEYS[2], ARGV[1])
+if not last or above(ARGV[2], last) then return {-1, last or ''} end
+local added, i = 0, 3
+while i < #ARGV do
+  local offset, fields = ARGV[i], tonumber(ARGV[i + 1])
+  if above(offset, last) then
+    local own = {'source', ARGV[1] .. '@' .. offset}
+    for k = i + 2, i + 1 + fields do own[#own + 1] = ARGV[k] end
+    local id = redis.call('XADD', KEYS[1], '*', unpack(own))
+    if id == '18446744073709551615-18446744073709551615' then
+      return redis.error_reply('the log has given out its highest id')
+    end
+    redis.call('HSET', KEYS[2], ARGV[1], offset)
+    last, added = offset, added + 1
+  end
+  i = i + 2 + fields
+end
+return {added, last}
+"""
+"""KEYS: log, sources. ARGV: partition, the offset of the message before these, then each message's
+offset, the number of its fields and values, and these. An offset is a decimal number of any length,
+or -1 before the first. A message whose offset is not above the partition's last is in the log
+already. It returns how many were appended, and the last offset; -1, and nothing is appended, if the
+message before is not in the log: a script that failed, or a log that lost its end, must leave no
+hole."""
+
 CLAIM_INPUTS = """#!lua flags=allow-oom
 local inputs = redis.call('GET', KEYS[1])
 if inputs then return inputs end

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from tests.support.harness import context
@@ -34,11 +35,7 @@ def funnel(
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        where = str(cwd or Path.cwd())
-        process = context.Process(
-            target=_run, args=(arguments, where, environment() | variables, str(out), str(err))
-        )
-        process.start()
+        process = start(*arguments, out=out, err=err, cwd=cwd, **variables)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
@@ -47,6 +44,24 @@ def funnel(
         return subprocess.CompletedProcess(
             arguments, process.exitcode, out.read_text(), err.read_text()
         )
+
+
+def start(
+    *arguments: str, out: Path, err: Path, cwd: Path | None = None, **variables: str
+) -> ForkServerProcess:
+    """Start a command, and return its process.
+
+    Args:
+        arguments: of the command.
+        out, err: files of what it writes.
+        cwd: the working directory.
+        variables: of the environment, besides those of `environment`.
+    """
+    where, all_variables = str(cwd or Path.cwd()), environment() | variables
+    arguments_of_run = (arguments, where, all_variables, str(out), str(err))
+    process = context.Process(target=_run, args=arguments_of_run)
+    process.start()
+    return process
 
 
 def _run(

@@ -1,0 +1,1 @@
+"""``funnel source``: the messages of brokers and files that grow, carried into a log."""
