@@ -15,6 +15,7 @@ from funnel.families.rehearsal import rehearse as rehearse_families
 from service.export import Exported
 from service.families import folder_of, misfit
 from service.fold import networks
+from service.fold.fused.rehearsal import rehearse as rehearse_steps
 from service.fold.networks import BUILT_IN, ModelError, find_device
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator
@@ -76,7 +77,10 @@ class Model:
         self.history: History
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
         name = settings.called
-        store = _open_store(settings, numerics(state.device))
+        compiled = state.served.pool.fused is not None
+        if compiled:
+            rehearse_once("linear models", rehearse_steps)
+        store = _open_store(settings, numerics(state.device, compiled))
         folder = folder_of(settings.data_dir, name)
         self._lock = before._lock if before else Lock(folder / "lock")
         self.trainer = Trainer(

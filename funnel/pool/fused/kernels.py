@@ -64,13 +64,13 @@ def exponentials(x: Floats, bits: Codes, powers: Floats) -> None:
 
 @reordered
 def outputs(z: Floats, w: Floats, b: Floats, found: Floats) -> None:
-    """Write the outputs of all rows, [R, n]: w z + b.
+    """Write the outputs of all rows: w z + b.
 
     Args:
         z: inputs, [n, d].
         w: weights, [R, d].
-        b: biases, [R].
-        found: [R, n].
+        b: biases, [R, 1].
+        found: [R n].
     """
     n, rows, width = z.shape[0], w.shape[0], z.shape[1]
     for i in range(0, n, 4):
@@ -103,55 +103,55 @@ def outputs(z: Floats, w: Floats, b: Floats, found: Floats) -> None:
                 a13 += x1 * u
                 a23 += x2 * u
                 a33 += x3 * u
-            b0, b1, b2, b3 = b[r], b[r1], b[r2], b[r3]
-            found[r, i], found[r, i1], found[r, i2], found[r, i3] = (
-                a00 + b0, a10 + b0, a20 + b0, a30 + b0,
-            )  # fmt: skip
-            found[r1, i], found[r1, i1], found[r1, i2], found[r1, i3] = (
-                a01 + b1, a11 + b1, a21 + b1, a31 + b1,
-            )  # fmt: skip
-            found[r2, i], found[r2, i1], found[r2, i2], found[r2, i3] = (
-                a02 + b2, a12 + b2, a22 + b2, a32 + b2,
-            )  # fmt: skip
-            found[r3, i], found[r3, i1], found[r3, i2], found[r3, i3] = (
-                a03 + b3, a13 + b3, a23 + b3, a33 + b3,
-            )  # fmt: skip
+            own, bias = found[r * n : r * n + n], b[r, 0]
+            own[i], own[i1], own[i2], own[i3] = a00 + bias, a10 + bias, a20 + bias, a30 + bias
+            own, bias = found[r1 * n : r1 * n + n], b[r1, 0]
+            own[i], own[i1], own[i2], own[i3] = a01 + bias, a11 + bias, a21 + bias, a31 + bias
+            own, bias = found[r2 * n : r2 * n + n], b[r2, 0]
+            own[i], own[i1], own[i2], own[i3] = a02 + bias, a12 + bias, a22 + bias, a32 + bias
+            own, bias = found[r3 * n : r3 * n + n], b[r3, 0]
+            own[i], own[i1], own[i2], own[i3] = a03 + bias, a13 + bias, a23 + bias, a33 + bias
 
 
 @reordered
-def add_products(
-    z: Floats, error: Floats, begin: int, end: int, row: int, count: int, g: Floats
-) -> None:
-    """Add the products of inputs and errors to the gradients of four rows, or of one.
+def add_products(z: Floats, error: Floats, row: int, begin: int, end: int, g: Floats) -> None:
+    """Add the products of inputs and errors of some examples to the gradient of a row.
 
     Args:
         z: inputs, [n, d].
-        error: [R, n].
+        error: [R n].
+        row: its number.
         begin: the first example.
         end: the example after the last.
-        row: the first row, both of errors and of gradients.
-        count: 4 rows or 1.
-        g: gradients, [R, d].
+        g: [R, d].
     """
-    width = z.shape[1]
+    n, width = z.shape
+    own, g0 = error[row * n : row * n + n], g[row]
     for i in range(begin, end, 4):
         i1, i2, i3 = min(i + 1, end - 1), min(i + 2, end - 1), min(i + 3, end - 1)
         z0, z1, z2, z3 = z[i], z[i1], z[i2], z[i3]
         m1, m2, m3 = np.float32(i + 1 < end), np.float32(i + 2 < end), np.float32(i + 3 < end)
-        own = error[row]
         a0, a1, a2, a3 = own[i], own[i1] * m1, own[i2] * m2, own[i3] * m3
-        if count == 1:
-            g0 = g[row]
-            for j in range(width):
-                g0[j] += a0 * z0[j] + a1 * z1[j] + a2 * z2[j] + a3 * z3[j]
-            continue
-        own = error[row + 1]
-        b0, b1, b2, b3 = own[i], own[i1] * m1, own[i2] * m2, own[i3] * m3
-        own = error[row + 2]
-        c0, c1, c2, c3 = own[i], own[i1] * m1, own[i2] * m2, own[i3] * m3
-        own = error[row + 3]
-        d0, d1, d2, d3 = own[i], own[i1] * m1, own[i2] * m2, own[i3] * m3
-        g0, g1, g2, g3 = g[row], g[row + 1], g[row + 2], g[row + 3]
+        for j in range(width):
+            g0[j] += a0 * z0[j] + a1 * z1[j] + a2 * z2[j] + a3 * z3[j]
+
+
+@reordered
+def add_four(z: Floats, error: Floats, row: int, begin: int, end: int, g: Floats) -> None:
+    """Do the same for four rows, of which ``row`` is the first."""
+    n, width = z.shape
+    at = row * n
+    own0, own1 = error[at : at + n], error[at + n : at + 2 * n]
+    own2, own3 = error[at + 2 * n : at + 3 * n], error[at + 3 * n : at + 4 * n]
+    g0, g1, g2, g3 = g[row], g[row + 1], g[row + 2], g[row + 3]
+    for i in range(begin, end, 4):
+        i1, i2, i3 = min(i + 1, end - 1), min(i + 2, end - 1), min(i + 3, end - 1)
+        z0, z1, z2, z3 = z[i], z[i1], z[i2], z[i3]
+        m1, m2, m3 = np.float32(i + 1 < end), np.float32(i + 2 < end), np.float32(i + 3 < end)
+        a0, a1, a2, a3 = own0[i], own0[i1] * m1, own0[i2] * m2, own0[i3] * m3
+        b0, b1, b2, b3 = own1[i], own1[i1] * m1, own1[i2] * m2, own1[i3] * m3
+        c0, c1, c2, c3 = own2[i], own2[i1] * m1, own2[i2] * m2, own2[i3] * m3
+        d0, d1, d2, d3 = own3[i], own3[i1] * m1, own3[i2] * m2, own3[i3] * m3
         for j in range(width):
             x0, x1, x2, x3 = z0[j], z1[j], z2[j], z3[j]
             t0 = g0[j] + a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
@@ -162,78 +162,56 @@ def add_products(
 
 
 @contracted
-def standardize(
-    x: Floats, mean: Floats, scale: Floats, limit: float, inverse: Floats, z: Floats
-) -> None:
-    """Write the inputs of the experts, as `service.fold.standardizer.standardized` does.
-
-    Args:
-        x: [n, d].
-        mean, scale: [d].
-        limit: bound of what is written.
-        inverse: room for d numbers.
-        z: [n, d].
-    """
-    most = np.float32(limit)
-    for j in range(len(scale)):
-        inverse[j] = _ONE / scale[j]
-    for i in range(len(x)):
-        own, found = x[i], z[i]
-        for j in range(len(own)):
-            t = (own[j] - mean[j]) * inverse[j]
-            t = most if t > most else t  # NaN stays
-            found[j] = -most if t < -most else t
-
-
-@contracted
 def softmax(
-    logits: Floats, classes: int, labels: Ints, begin: int, bits: Codes, powers: Floats,
-    most: Floats, total: Floats, losses: Floats, is_scored: bool,
+    logits: Floats, classes: int, labels: Ints, bits: Codes, powers: Floats, room: Floats,
+    losses: Floats,
 ) -> None:  # fmt: skip
     """Let logits become probabilities, in place, and write the losses of the labels.
 
     Args:
-        logits: [R, n] of examples from ``begin`` on.
+        logits: [K C n].
         classes: C.
-        labels: of all examples.
-        begin: number of the first example.
+        labels: [n].
         bits, powers: room for as many numbers as there are logits (see `exponentials`).
-        most, total: room for n numbers.
-        losses: cross-entropy of each expert and example, [K, n]; untouched unless ``is_scored``.
-        is_scored: whether losses are written.
+        room: for n numbers.
+        losses: cross-entropy of each expert and example, [K, n]; of none if it is not wanted.
     """
-    n = logits.shape[1]
-    for k in range(logits.shape[0] // classes):
+    n = len(labels)
+    experts = len(logits) // (classes * n)
+    for k in range(experts):
         first = k * classes
-        most[:n] = logits[first]
-        for c in range(first + 1, first + classes):
-            row = logits[c]
-            for i in range(n):
-                most[i] = max(most[i], row[i])
-        if is_scored:
-            for i in range(n):
-                losses[k, i] = most[i] - logits[first + labels[begin + i], i]
-        for c in range(first, first + classes):
-            row = logits[c]
-            for i in range(n):
-                row[i] -= most[i]
-    exponentials(logits.reshape(logits.size), bits, powers)
-    for k in range(logits.shape[0] // classes):
-        first = k * classes
-        total[:n] = _NONE
-        for c in range(first, first + classes):
-            row = logits[c]
-            for i in range(n):
-                total[i] += row[i]
-        if is_scored:
-            for i in range(n):
-                losses[k, i] += np.float32(math.log(total[i]))
+        row = logits[first * n : first * n + n]
         for i in range(n):
-            total[i] = _ONE / total[i]
-        for c in range(first, first + classes):
-            row = logits[c]
+            room[i] = row[i]
+        for c in range(first + 1, first + classes):
+            row = logits[c * n : c * n + n]
             for i in range(n):
-                row[i] *= total[i]
+                room[i] = max(room[i], row[i])
+        if len(losses) > 0:
+            for i in range(n):
+                losses[k, i] = room[i] - logits[(first + labels[i]) * n + i]
+        for c in range(first, first + classes):
+            row = logits[c * n : c * n + n]
+            for i in range(n):
+                row[i] -= room[i]
+    exponentials(logits, bits, powers)
+    for k in range(experts):
+        first = k * classes
+        for i in range(n):
+            room[i] = _NONE
+        for c in range(first, first + classes):
+            row = logits[c * n : c * n + n]
+            for i in range(n):
+                room[i] += row[i]
+        if len(losses) > 0:
+            for i in range(n):
+                losses[k, i] += np.float32(math.log(room[i]))
+        for i in range(n):
+            room[i] = _ONE / room[i]
+        for c in range(first, first + classes):
+            row = logits[c * n : c * n + n]
+            for i in range(n):
+                row[i] *= room[i]
 
 
 @reordered
@@ -246,92 +224,90 @@ def dot(a: Floats, b: Floats) -> np.float32:
 
 
 @reordered
-def gradients(z: Floats, error: Floats, g: Floats, g_bias: Floats) -> None:
-    """Write the gradients of all rows.
+def gradients(z: Floats, error: Floats, g: Floats, g_bias: Floats, squares: Floats) -> bool:
+    """Write the gradients of all experts, and return whether their lengths are finite.
 
     Args:
         z: inputs, [n, d].
-        error: gradients of the mean loss by the outputs, [R, n].
-        g: [R, d].
-        g_bias: [R].
+        error: gradients of the mean loss by the outputs, [K C n].
+        g, g_bias: written: gradients, [K C, d] and [K C, 1].
+        squares: written: squared length of the gradient of each expert's weights, and of its
+            biases, [2, K].
     """
-    n, rows = z.shape[0], g.shape[0]
-    g[:] = _NONE
-    whole = rows - rows % 4
+    n, rows, width, experts = z.shape[0], g.shape[0], z.shape[1], squares.shape[1]
+    for r in range(rows):
+        own = g[r]
+        for j in range(width):
+            own[j] = _NONE
     for begin in range(0, n, _TILE):
         end = min(begin + _TILE, n)
-        for r in range(0, whole, 4):
-            add_products(z, error, begin, end, r, 4, g)
-        for r in range(whole, rows):
-            add_products(z, error, begin, end, r, 1, g)
+        for block in range(rows // 4):
+            add_four(z, error, 4 * block, begin, end, g)
+        for rest in range(rows % 4):
+            add_products(z, error, rows - 1 - rest, begin, end, g)
+    for k in range(experts):
+        squares[0, k] = squares[1, k] = _NONE
+    classes, sound = rows // experts, _NONE
     for r in range(rows):
-        own, total = error[r], _NONE
+        own, total, k = error[r * n : r * n + n], _NONE, r // classes
         for i in range(n):
             total += own[i]
-        g_bias[r] = total
+        g_bias[r, 0] = total
+        squares[1, k] += total * total
+        squares[0, k] += dot(g[r], g[r])
+    for k in range(experts):
+        sound += (squares[0, k] + squares[1, k]) * _NONE
+    return bool(sound == _NONE)
 
 
 @contracted
-def score(
-    z: Floats, labels: Ints, importance: Floats, w: Floats, b: Floats, log_weights: Floats,
-    rival: Floats, answers: Floats, chosen: Ints, mixed: Floats, losses: Floats,
-    probabilities: Floats, error: Floats, g: Floats, g_bias: Floats, squares: Floats,
+def judge(
+    probabilities: Floats, labels: Ints, importance: Floats, log_weights: Floats, rival: Floats,
+    answers: Floats, chosen: Ints, mixed: Floats, losses: Floats, error: Floats,
 ) -> bool:  # fmt: skip
-    """Score and differentiate a batch; return whether it can be learned: labels are
-    classes, and losses and gradients finite.
+    """Score a batch; return whether all losses are finite.
 
     Args:
-        z: inputs, [n, d].
+        probabilities: logits, [K C n]; changed: they become probabilities.
         labels: [n].
         importance: weights of the examples, [n]; of none for 1.
-        w, b: weights and biases, [K C, d] and [K C].
         log_weights: of experts, and of the answer of no change if it is mixed, [K] or [K + 1].
-        rival: probabilities of that answer, [C].
+        rival: probabilities of that answer, [C]; of none without.
         answers: written: probabilities of the mixture, [n, C].
         chosen: written: the likeliest class, [n].
         mixed: written: losses of the mixture, [n].
         losses: written: losses of all that is mixed, [K or K + 1, n].
-        probabilities: written: [K C, n].
-        error: written: gradients of the mean loss by the outputs, [K C, n].
-        g, g_bias: written: gradients, [K C, d] and [K C].
-        squares: written: squared length of the gradient of each expert's weights, and of its
-            biases, [2, K].
+        error: written: gradients of the mean loss by the outputs, [K C n].
     """
-    n, classes = z.shape[0], answers.shape[1]
-    experts, all_ = w.shape[0] // classes, len(log_weights)
-    for i in range(n):
-        if labels[i] < 0 or labels[i] >= classes:
-            return False
-    outputs(z, w, b, probabilities)
-    bits = np.empty(probabilities.size, np.int32)
-    powers = bits.view(np.float32)
-    most, total = np.empty(n, np.float32), np.empty(n, np.float32)
+    n, classes = answers.shape
+    all_ = len(log_weights)
+    experts = all_ - (1 if len(rival) > 0 else 0)
+    bits = np.empty(len(probabilities), np.int32)
+    powers, row = bits.view(np.float32), np.empty(n, np.float32)
     if experts == 1:  # equal probabilities may be of logits that are not
         for i in range(n):
             best = 0
             for c in range(1, classes):
-                if probabilities[c, i] > probabilities[best, i]:
+                if probabilities[c * n + i] > probabilities[best * n + i]:
                     best = c
             chosen[i] = best
-    softmax(probabilities, classes, labels, 0, bits, powers, most, total, losses, True)
+    softmax(probabilities, classes, labels, bits, powers, row, losses)
     share = _ONE / np.float32(n)
-    for r in range(len(w)):
-        own, found = probabilities[r], error[r]
-        for i in range(n):
-            found[i] = own[i] * share
+    for i in range(len(error)):
+        error[i] = probabilities[i] * share
     for i in range(n):
         for k in range(experts):
-            error[k * classes + labels[i], i] -= share
+            error[(k * classes + labels[i]) * n + i] -= share
     if len(importance) > 0:
-        for r in range(len(w)):
-            found = error[r]
+        for r in range(experts * classes):
+            found = error[r * n : r * n + n]
             for i in range(n):
                 found[i] *= importance[i]
     if all_ == 1:
         for i in range(n):
             mixed[i] = losses[0, i]
             for c in range(classes):
-                answers[i, c] = probabilities[c, i]
+                answers[i, c] = probabilities[c * n + i]
     else:
         if all_ > experts:
             for i in range(n):
@@ -340,11 +316,13 @@ def score(
         weights = np.empty(all_, np.float32)
         for k in range(all_):
             weights[k] = np.float32(math.exp(log_weights[k] - log_total))
-        row = np.empty(n, np.float32)
         for c in range(classes):
-            row[:] = weights[experts] * rival[c] if all_ > experts else _NONE
+            base = weights[experts] * rival[c] if all_ > experts else _NONE
+            for i in range(n):
+                row[i] = base
             for k in range(experts):
-                own, weight = probabilities[k * classes + c], weights[k]
+                at, weight = (k * classes + c) * n, weights[k]
+                own = probabilities[at : at + n]
                 for i in range(n):
                     row[i] += weight * own[i]
             for i in range(n):
@@ -356,18 +334,11 @@ def score(
                     if answers[i, c] > answers[i, best]:
                         best = c
                 chosen[i] = best
-        mix(losses, weights[None], bits, powers, most, mixed[None], row)
-    gradients(z, error, g, g_bias)
+        mix(losses, weights, bits, powers, np.empty(n, np.float32), mixed, row)
     sound = _NONE
     for i in range(n):
         sound += mixed[i] * _NONE
     for k in range(experts):
-        first, own, of_bias = k * classes, _NONE, _NONE
-        for r in range(first, first + classes):
-            own += dot(g[r], g[r])
-            of_bias += g_bias[r] * g_bias[r]
-        squares[0, k], squares[1, k] = own, of_bias
-        sound += (own + of_bias) * _NONE
         row = losses[k]
         for i in range(n):
             sound += row[i] * _NONE
@@ -395,29 +366,33 @@ def mix(
 
     Args:
         losses: [K, n].
-        weights: of each mixture, [A, K].
+        weights: of each mixture, [A K].
         bits, powers: room for n numbers (see `exponentials`).
         least, row: room for n numbers.
-        found: [A, n].
+        found: [A n].
     """
-    n = losses.shape[1]
-    least[:n] = losses[0]
-    for k in range(1, len(losses)):
+    all_, n = losses.shape
+    mixtures = len(weights) // all_
+    own = losses[0]
+    for i in range(n):
+        least[i] = own[i]
+    for k in range(1, all_):
         own = losses[k]
         for i in range(n):
             least[i] = min(least[i], own[i])
-    found[:] = _NONE
-    for k in range(len(losses)):
+    for i in range(len(found)):
+        found[i] = _NONE
+    for k in range(all_):
         own = losses[k]
         for i in range(n):
             row[i] = least[i] - own[i]
-        exponentials(row, bits, powers)
-        for a in range(len(weights)):
-            weight, mine = weights[a, k], found[a]
+        exponentials(row, bits[:n], powers[:n])
+        for a in range(mixtures):
+            weight, mine = weights[a * all_ + k], found[a * n : a * n + n]
             for i in range(n):
                 mine[i] += weight * row[i]
-    for a in range(len(weights)):
-        mine = found[a]
+    for a in range(mixtures):
+        mine = found[a * n : a * n + n]
         for i in range(n):
             mine[i] = least[i] - np.float32(math.log(mine[i]))
 
@@ -456,7 +431,7 @@ def decide(
             log_rate_weights: of `funnel.pool.mixing.FixedShare`.
         renews, excess, limit: of `funnel.pool.renewal.Renewal`.
         level, up, down, log_cap: of `funnel.pool.clipping.NormCap`.
-        squares: as `score` wrote them.
+        squares: as `gradients` wrote them.
         last, memory: of `funnel.pool.persistence`; ``last`` is of none without.
         labels: [n].
         factor: written: of the gradients, [K]; NaN where an expert is due for renewal.
@@ -499,18 +474,19 @@ def decide(
                 level[k] += np.float32(up) if log_norm > level[k] else -np.float32(down)
     if all_ > 1:
         rates = len(log_kept)
-        found, weights = np.empty((rates, n), np.float32), np.empty((rates, all_), np.float32)
+        found, weights = np.empty(rates * n, np.float32), np.empty(rates * all_, np.float32)
         bits = np.empty(n, np.int32)
         least, row = np.empty(n, np.float32), np.empty(n, np.float32)
         for a in range(rates):
             log_total = log_sum(log_weights_at[a])
             for k in range(all_):
-                weights[a, k] = np.float32(math.exp(log_weights_at[a, k] - log_total))
+                weights[a * all_ + k] = np.float32(math.exp(log_weights_at[a, k] - log_total))
         mix(losses, weights, bits, bits.view(np.float32), least, found, row)
         for a in range(rates):
             total = 0.0
             for i in range(n):
-                total += found[a, i] * importance[i] if has_weights else found[a, i]
+                more = found[a * n + i]
+                total += more * importance[i] if has_weights else more
             log_rate_weights[a] -= np.float32(rate * total)
             for k in range(all_):
                 log_weights_at[a, k] -= np.float32(rate) * own[k]
@@ -562,83 +538,116 @@ def walk_row_plainly(g: Floats, scaled: Floats, total: Floats, w: Floats) -> Non
 
 
 @contracted
+def reach(log_gain: Floats, log_scale: Floats, lr: Floats, first: int, found: Floats) -> None:
+    """Write s η p of the experts from ``first`` on.
+
+    Args:
+        log_gain: log p, [K C, d].
+        log_scale: log s, [K].
+        lr: η, [K].
+        first: number of an expert.
+        found: [k C, d].
+    """
+    width, classes = log_gain.shape[1], len(log_gain) // len(lr)
+    bits = np.empty(width, np.int32)
+    powers = bits.view(np.float32)
+    for r in range(first * classes, len(log_gain)):
+        own, mine, k = log_gain[r], found[r - first * classes], r // classes
+        factor = np.float32(math.exp(log_scale[k])) * lr[k]
+        for j in range(width):
+            mine[j] = own[j]
+        exponentials(mine, bits, powers)
+        for j in range(width):
+            mine[j] *= factor
+
+
+@contracted
 def walk(
-    z: Floats, labels: Ints, importance: Floats, classes: int, steps: int, factor: Floats,
-    has_sums: npt.NDArray[np.bool_], w: Floats, b: Floats, scaled: Floats, scaled_bias: Floats,
-    sums: Floats, sums_bias: Floats, total: Floats, total_bias: Floats, g: Floats,
+    z: Floats, labels: Ints, importance: Floats, first: int, steps: int, factor: Floats,
+    lr: Floats, has_sums: npt.NDArray[np.bool_], log_gain: Floats, log_gain_bias: Floats,
+    log_scale: Floats, log_scale_bias: Floats, w: Floats, b: Floats, sums: Floats,
+    sums_bias: Floats, total: Floats, total_bias: Floats,
 ) -> bool:  # fmt: skip
     """Walk through a batch, as `funnel.pool.walk` does; return whether Σ g̃ is finite.
+
+    The first dimension of arrays that are changed counts the rows of the k experts that walk, and
+    that of others those of all K.
 
     Args:
         z: inputs, [n, d].
         labels: [n].
         importance: weights of the examples, [n]; of none for 1.
-        classes: C.
+        first: the first expert that walks; all after it do, too.
         steps: of the walk, at least 1.
-        factor: of the gradients of each expert that walks, [k].
-        has_sums: which of them are AdaGrad; the others are SGD.
-        w, b: where the walk starts, [k C, d] and [k C]; changed.
-        scaled, scaled_bias: s η p.
+        factor: of the gradients of each expert, [K].
+        lr: η, [K].
+        has_sums: which experts are AdaGrad, [K]; the others are SGD.
+        log_gain, log_gain_bias: log p, [K C, d] and [K C, 1].
+        log_scale, log_scale_bias: log s, [K].
+        w, b: where the walk starts, [k C, d] and [k C, 1]; changed.
         sums, sums_bias: a; changed.
         total, total_bias: Σ g̃, from 0 on; changed.
-        g: room for [k C, d].
     """
-    n, rows = z.shape[0], len(w)
+    walkers = len(factor) - first
+    classes = len(w) // walkers
+    g, scaled, scaled_bias = np.empty_like(w), np.empty_like(w), np.empty_like(b)
+    reach(log_gain, log_scale, lr, first, scaled)
+    reach(log_gain_bias, log_scale_bias, lr, first, scaled_bias)
+    n, rows, width = z.shape[0], len(w), z.shape[1]
     count = min(steps, n)
-    room = n // count + 1
-    of_error = np.empty(rows * room, np.float32)
-    bits = np.empty(rows * room, np.int32)
+    most = n // count + 1
+    room, row = np.empty(rows * most, np.float32), np.empty(most, np.float32)
+    bits = np.empty(rows * most, np.int32)
     powers = bits.view(np.float32)
-    most, sum_ = np.empty(room, np.float32), np.empty(room, np.float32)
     none, of_bias = np.empty((0, 0), np.float32), np.empty(1, np.float32)
-    begin = 0
     for piece in range(count):
         m = n // count + (1 if piece < n % count else 0)
-        some = z[begin : begin + m]
-        error = of_error[: rows * m].reshape(rows, m)
+        begin = piece * (n // count) + min(piece, n % count)
+        some, own_labels = z[begin : begin + m], labels[begin : begin + m]
+        error = room[: rows * m]
         outputs(some, w, b, error)
-        softmax(error, classes, labels, begin, bits, powers, most, sum_, none, False)
-        for k in range(len(factor)):
+        softmax(error, classes, own_labels, bits, powers, row, none)
+        for k in range(walkers):
             for i in range(m):
-                error[k * classes + labels[begin + i], i] -= _ONE
-            share_ = factor[k] / np.float32(m)
-            for r in range(k * classes, (k + 1) * classes):
-                own = error[r]
-                for i in range(m):
-                    own[i] *= share_
+                error[(k * classes + own_labels[i]) * m + i] -= _ONE
+            share_, at = factor[first + k] / np.float32(m), k * classes * m
+            own = error[at : at + classes * m]
+            for i in range(len(own)):
+                own[i] *= share_
         if len(importance) > 0:
             for r in range(rows):
-                own = error[r]
                 for i in range(m):
-                    own[i] *= importance[begin + i]
-        whole = rows - rows % 4
-        for first in range(0, m, _TILE):
-            last = min(first + _TILE, m)
-            r = 0
-            while r < rows:
-                part = 4 if r < whole else 1
-                if first == 0:
-                    g[r : r + part] = _NONE
-                add_products(some, error, first, last, r, part, g)
-                for q in range(r, r + part if last == m else r):
-                    if has_sums[q // classes]:
-                        walk_row(g[q], scaled[q], sums[q], total[q], w[q])
+                    error[r * m + i] *= importance[begin + i]
+        for tile in range(0, m, _TILE):
+            last = min(tile + _TILE, m)
+            for block in range((rows + 3) // 4):
+                begins, ends = 4 * block, min(4 * block + 4, rows)
+                if tile == 0:
+                    for r in range(begins, ends):
+                        own = g[r]
+                        for j in range(width):
+                            own[j] = _NONE
+                if ends == begins + 4:
+                    add_four(some, error, begins, tile, last, g)
+                else:
+                    for r in range(begins, ends):
+                        add_products(some, error, r, tile, last, g)
+                for r in range(begins, ends if last == m else begins):
+                    if has_sums[first + r // classes]:
+                        walk_row(g[r], scaled[r], sums[r], total[r], w[r])
                     else:
-                        walk_row_plainly(g[q], scaled[q], total[q], w[q])
-                r += part
+                        walk_row_plainly(g[r], scaled[r], total[r], w[r])
         for r in range(rows):
             of_bias[0] = _NONE
             for i in range(m):
-                of_bias[0] += error[r, i]
-            one = slice(r, r + 1)
-            if has_sums[r // classes]:
-                walk_row(of_bias, scaled_bias[one], sums_bias[one], total_bias[one], b[one])
+                of_bias[0] += error[r * m + i]
+            if has_sums[first + r // classes]:
+                walk_row(of_bias, scaled_bias[r], sums_bias[r], total_bias[r], b[r])
             else:
-                walk_row_plainly(of_bias, scaled_bias[one], total_bias[one], b[one])
-        begin += m
+                walk_row_plainly(of_bias, scaled_bias[r], total_bias[r], b[r])
     sound = _NONE
     for r in range(rows):
-        sound += dot(total[r], total[r]) * _NONE + total_bias[r] * total_bias[r] * _NONE
+        sound += dot(total[r], total[r]) * _NONE + dot(total_bias[r], total_bias[r]) * _NONE
     return bool(sound == _NONE)
 
 
@@ -734,91 +743,24 @@ def cosines(
 
 
 @contracted
-def update(
-    z: Floats, labels: Ints, importance: Floats, factor: Floats, g: Floats, g_bias: Floats,
-    squares: Floats, rates: Floats, has_sums: npt.NDArray[np.bool_], first: int, steps: int,
-    fades: float, gain_bound: float, scale_bound: float, log_weights: Floats, pulls: Floats,
-    w: Floats, b: Floats, sums: Floats, sums_bias: Floats, log_gain: Floats,
-    log_gain_bias: Floats, velocity: Floats, velocity_bias: Floats, ema: Floats,
-    ema_bias: Floats, log_scale: Floats, log_scale_bias: Floats, found: Floats,
-) -> bool:  # fmt: skip
-    """Learn a batch that all experts learn; return False, with nothing changed, if a walk ends
-    where numbers are not finite.
-
-    Args:
-        z: inputs, [n, d].
-        labels: [n].
-        importance: weights of the examples, [n]; of none for 1.
-        factor, g, g_bias, squares: as `score` and `decide` wrote them.
-        rates: η, μ, γp and γs of the experts, [4, K].
-        has_sums: which experts are AdaGrad, [K]; the others are SGD.
-        first: the first expert that walks; all after it do, too.
-        steps: of the walks.
-        fades: 1 - β.
-        gain_bound, scale_bound: bounds of |log p| and |log s|.
-        log_weights: of the experts in the mixture, [K or K + 1].
-        pulls: of the experts, [K]; of none if none is pulled.
-        w, b: weights and biases, [K C, d] and [K C]; and, of these, ``sums`` a of AdaGrad,
-            ``log_gain`` log p, ``velocity`` ν and ``ema`` m̃; changed.
-        log_scale, log_scale_bias: log s of weights and biases, [K]; changed.
-        found: written: inner products, lengths and cosines, [2, 3, K] (see `cosines`).
-    """
-    experts, rows, width = len(factor), len(w), z.shape[1]
-    classes = rows // experts
-    place, walkers = first * classes, experts - first
-    bits = np.empty(max(width, rows), np.int32)
+def step_all(
+    g: Floats, factor: Floats, rates: Floats, has_sums: npt.NDArray[np.bool_], first: int,
+    total: Floats, ends: Floats, fades: float, bound: float, weights: Floats, pulls: Floats,
+    w: Floats, sums: Floats, log_gain: Floats, velocity: Floats, ema: Floats, log_scale: Floats,
+) -> None:  # fmt: skip
+    """Take Funnel's step of a parameter of all experts, and pull them; see `update`."""
+    experts, width = len(factor), g.shape[1]
+    classes = len(g) // experts
+    bits = np.empty(width, np.int32)
     powers = bits.view(np.float32)
     row, gains = np.empty(width, np.float32), np.empty(width, np.float32)
-    ends_w, ends_b = np.empty((0, 0), np.float32), np.empty(0, np.float32)
-    ends_a, ends_a_bias, total, total_bias = ends_w, ends_b, ends_w, ends_b
-    if walkers > 0:
-        ends_w, ends_b = w[place:].copy(), b[place:].copy()
-        ends_a, ends_a_bias = sums[place:].copy(), sums_bias[place:].copy()
-        total, total_bias = np.zeros_like(ends_w), np.zeros_like(ends_b)
-        scaled, scaled_bias = np.empty_like(ends_w), np.empty_like(ends_b)
-        for r in range(place, rows):
-            k = r // classes
-            factor_ = np.float32(math.exp(log_scale[k])) * rates[0, k]
-            mine = scaled[r - place]
-            own = log_gain[r]
-            for j in range(width):
-                mine[j] = own[j]
-            exponentials(mine, bits, powers)
-            for j in range(width):
-                mine[j] *= factor_
-            factor_ = np.float32(math.exp(log_scale_bias[k])) * rates[0, k]
-            scaled_bias[r - place] = np.float32(math.exp(log_gain_bias[r])) * factor_
-        room = np.empty_like(ends_w)
-        if not walk(
-            z, labels, importance, classes, steps, factor[first:], has_sums[first:], ends_w,
-            ends_b, scaled, scaled_bias, ends_a, ends_a_bias, total, total_bias, room,
-        ):  # fmt: skip
-            return False
-    cosines(g, velocity, factor, squares[0], found[0, 0], found[0, 1], found[0, 2])
-    as_rows = (rows, 1)
-    cosines(
-        g_bias.reshape(as_rows), velocity_bias.reshape(as_rows), factor, squares[1],
-        found[1, 0], found[1, 1], found[1, 2],
-    )  # fmt: skip
-    most = np.float32(scale_bound)
-    for k in range(experts):
-        s = log_scale[k] + rates[3, k] * found[0, 2, k]
-        log_scale[k] = min(max(s, -most), most)
-        s = log_scale_bias[k] + rates[3, k] * found[1, 2, k]
-        log_scale_bias[k] = min(max(s, -most), most)
-    weights = np.empty(experts, np.float32)
-    if len(pulls) > 0:
-        log_total = log_sum(log_weights[:experts]) if len(log_weights) > experts else _NONE
-        for k in range(experts):
-            weights[k] = np.float32(math.exp(log_weights[k] - log_total))
-    slow = np.float32(fades)
     for c in range(classes):
         for k in range(experts):
             r = k * classes + c
             precond = row
             if k >= first:
-                precond = total[r - place]
-                mine, own = sums[r], ends_a[r - place]
+                at = r - first * classes
+                precond, own, mine = total[at], ends[at], sums[r]
                 for j in range(width):
                     mine[j] = own[j]
             elif has_sums[k]:
@@ -827,38 +769,65 @@ def update(
                 own = g[r]
                 for j in range(width):
                     row[j] = own[j] * factor[k]
-            learn_gain(g[r], factor[k], ema[r], rates[2, k], gain_bound, log_gain[r])
             own = log_gain[r]
+            learn_gain(g[r], factor[k], ema[r], rates[2, k], bound, own)
             for j in range(width):
                 gains[j] = own[j]
             exponentials(gains, bits, powers)
+            scale = np.float32(math.exp(log_scale[k]))
             step_row(
-                precond, gains, rates[0, k], rates[1, k], slow,
-                np.float32(math.exp(log_scale[k])), ema[r], velocity[r], w[r],
+                precond, gains, rates[0, k], rates[1, k], np.float32(fades), scale, ema[r],
+                velocity[r], w[r],
             )  # fmt: skip
         if len(pulls) > 0:
             pull_row(weights, pulls, w, c, classes, row)
-    one = row[:1]
-    for c in range(classes):
-        for k in range(experts):
-            r = k * classes + c
-            at = slice(r, r + 1)
-            precond = one
-            if k >= first:
-                precond = total_bias[r - place : r - place + 1]
-                sums_bias[r] = ends_a_bias[r - place]
-            elif has_sums[k]:
-                precondition(g_bias[at], factor[k], sums_bias[at], one)
-            else:
-                one[0] = g_bias[r] * factor[k]
-            learn_gain(
-                g_bias[at], factor[k], ema_bias[at], rates[2, k], gain_bound, log_gain_bias[at]
-            )
-            gains[0] = np.float32(math.exp(log_gain_bias[r]))
-            step_row(
-                precond, gains[:1], rates[0, k], rates[1, k], slow,
-                np.float32(math.exp(log_scale_bias[k])), ema_bias[at], velocity_bias[at], b[at],
-            )  # fmt: skip
-        if len(pulls) > 0:
-            pull_row(weights, pulls, b.reshape(as_rows), c, classes, one)
-    return True
+
+
+@contracted
+def update(
+    factor: Floats, g: Floats, g_bias: Floats, squares: Floats, rates: Floats,
+    has_sums: npt.NDArray[np.bool_], first: int, total: Floats, total_bias: Floats,
+    ends: Floats, ends_bias: Floats, fades: float, gain_bound: float, scale_bound: float,
+    log_weights: Floats, pulls: Floats, w: Floats, b: Floats, sums: Floats, sums_bias: Floats,
+    log_gain: Floats, log_gain_bias: Floats, velocity: Floats, velocity_bias: Floats,
+    ema: Floats, ema_bias: Floats, log_scale: Floats, log_scale_bias: Floats, found: Floats,
+) -> None:  # fmt: skip
+    """Take Funnel's step of all experts.
+
+    Args:
+        factor, g, g_bias, squares: as `gradients` and `decide` wrote them.
+        rates: η, μ, γp and γs of the experts, [4, K].
+        has_sums: which experts are AdaGrad, [K]; the others are SGD.
+        first: the first expert that walks; all after it do, too.
+        total, total_bias: Σ g̃ of these, as `walk` left them.
+        ends, ends_bias: a of these, as `walk` left them.
+        fades: 1 - β.
+        gain_bound, scale_bound: bounds of |log p| and |log s|.
+        log_weights: of the experts in the mixture, [K or K + 1].
+        pulls: of the experts, [K]; of none if none is pulled.
+        w, b: weights and biases, [K C, d] and [K C, 1]; and, of these, ``sums`` a of AdaGrad,
+            ``log_gain`` log p, ``velocity`` ν and ``ema`` m̃; changed.
+        log_scale, log_scale_bias: log s of weights and biases, [K]; changed.
+        found: written: inner products, lengths and cosines, [2, 3, K] (see `cosines`).
+    """
+    experts = len(factor)
+    cosines(g, velocity, factor, squares[0], found[0, 0], found[0, 1], found[0, 2])
+    cosines(g_bias, velocity_bias, factor, squares[1], found[1, 0], found[1, 1], found[1, 2])
+    most = np.float32(scale_bound)
+    for k in range(experts):
+        s = log_scale[k] + rates[3, k] * found[0, 2, k]
+        log_scale[k] = min(max(s, -most), most)
+        s = log_scale_bias[k] + rates[3, k] * found[1, 2, k]
+        log_scale_bias[k] = min(max(s, -most), most)
+    weights = np.empty(experts, np.float32)
+    log_total = log_sum(log_weights[:experts]) if len(log_weights) > experts else _NONE
+    for k in range(experts):
+        weights[k] = np.float32(math.exp(log_weights[k] - log_total))
+    step_all(
+        g, factor, rates, has_sums, first, total, ends, fades, gain_bound, weights, pulls, w,
+        sums, log_gain, velocity, ema, log_scale,
+    )  # fmt: skip
+    step_all(
+        g_bias, factor, rates, has_sums, first, total_bias, ends_bias, fades, gain_bound,
+        weights, pulls, b, sums_bias, log_gain_bias, velocity_bias, ema_bias, log_scale_bias,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ between CPUs; a checkpoint names what they depend on (`numerics`).
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -147,7 +148,7 @@ class Fused:
 
         def arrays(tensors: Sequence[Tensor]) -> tuple[Floats, Floats]:
             of_weights, of_biases = (tensor.numpy() for tensor in tensors)
-            return of_weights.reshape(rows, width), of_biases.reshape(rows)
+            return of_weights.reshape(rows, width), of_biases.reshape(rows, 1)
 
         state = parts.state
         self._w = arrays(parts.parameters)
@@ -192,6 +193,7 @@ class Fused:
         )
         """Alignment of the last step."""
         self._batch: _Batch | None = None
+        self._nowhere = (np.empty((0, width), np.float32), np.empty((0, 1), np.float32)) * 2
         self.configure(experts)
 
     def configure(self, experts: Sequence[Expert]) -> None:
@@ -228,16 +230,18 @@ class Fused:
             return None
         z, y = inputs.contiguous().numpy(), labels.contiguous().numpy()
         w = _NOTHING if importance is None else importance.contiguous().numpy()
+        if y.min() < 0 or y.max() >= self.classes:
+            return None
         n, rows, all_ = len(y), len(self._w[0]), len(self._log_weights)
         rival = self._no_change() if len(self._last) else _NOTHING
         answers, chosen = np.empty((n, self.classes), np.float32), np.empty(n, np.int64)
         mixed, losses = np.empty(n, np.float32), np.empty((all_, n), np.float32)
-        each, error = np.empty((rows, n), np.float32), np.empty((rows, n), np.float32)
-        is_finite = kernels.score(
-            z, y, w, *self._w, self._log_weights, rival, answers, chosen, mixed, losses, each,
-            error, *self._g, self._squares,
-        )  # fmt: skip
-        if not is_finite:
+        each, error = np.empty(rows * n, np.float32), np.empty(rows * n, np.float32)
+        kernels.outputs(z, *self._w, each)
+        is_finite = kernels.judge(
+            each, y, w, self._log_weights, rival, answers, chosen, mixed, losses, error
+        )
+        if not (is_finite and kernels.gradients(z, error, *self._g, self._squares)):
             return None
         self._batch = _Batch(z, y, w, losses)
         return Found(
@@ -288,12 +292,31 @@ class Fused:
         assert batch is not None, "a batch is scored before it is learned"
         if np.isnan(self._factor).any():
             return False
-        is_taken: bool = kernels.update(
-            batch.z, batch.labels, batch.importance, self._factor, *self._g, self._squares,
-            self._rates, self._has_sums, self._first, self._steps, 1.0 - BETA, GAIN_BOUNDS[1],
-            SCALE_BOUNDS[1], self._log_weights, self._pulls, *self._changed, self._found,
+        walked = self._nowhere
+        if self._first < len(self._factor):
+            walked = self._walk(kernels, batch)
+        if walked is None:
+            return False
+        kernels.update(
+            self._factor, *self._g, self._squares, self._rates, self._has_sums, self._first,
+            *walked, 1.0 - BETA, GAIN_BOUNDS[1], SCALE_BOUNDS[1], self._log_weights, self._pulls,
+            *self._changed, self._found,
         )  # fmt: skip
-        if is_taken:
-            for taken in self._taken:
-                taken += 1
-        return is_taken
+        for taken in self._taken:
+            taken += 1
+        return True
+
+    def _walk(self, kernels: ModuleType, batch: _Batch) -> tuple[Floats, ...] | None:
+        """Return Σ g̃ and a of weights and biases at the ends of walks; None if not finite."""
+        place = self._first * self.classes
+        w, b, sums, sums_bias, log_gain, log_gain_bias, *_, log_scale, log_scale_bias = (
+            self._changed
+        )
+        ends = sums[place:].copy(), sums_bias[place:].copy()
+        total = np.zeros_like(ends[0]), np.zeros_like(ends[1])
+        is_finite = kernels.walk(
+            batch.z, batch.labels, batch.importance, self._first, self._steps, self._factor,
+            self._rates[0], self._has_sums, log_gain, log_gain_bias, log_scale, log_scale_bias,
+            w[place:].copy(), b[place:].copy(), *ends, *total,
+        )  # fmt: skip
+        return (*total, *ends) if is_finite else None

@@ -108,7 +108,8 @@ def middle(a: Floats, b: Floats, c: Floats, found: Floats) -> None:
 @contracted
 def moments(x: Floats, center: Floats, inverse: Floats, mean: Floats, variance: Floats) -> None:
     """Write mean and variance of (x - center) · inverse within ±WINSOR."""
-    mean[:], variance[:] = _NONE, _NONE
+    for j in range(len(mean)):
+        mean[j], variance[j] = _NONE, _NONE
     for i in range(len(x)):
         own = x[i]
         for j in range(len(own)):
@@ -135,14 +136,13 @@ def update(x: Floats, statistics: Floats, recent: Floats) -> None:
     n, width = x.shape
     window = len(recent)
     rows = np.empty((window, width), np.float32)
-    if n < window:
-        rows[: window - n] = recent[n:]
-        rows[window - n :] = x
-    else:
-        every = n // window
-        first = (n - 1) % every + ((n - 1) // every + 1 - window) * every
-        for q in range(window):
-            rows[q] = x[first + q * every]
+    every = max(1, n // window)
+    first = (n - 1) % every + ((n - 1) // every + 1 - window) * every
+    for q in range(window):
+        at, mine = first + q * every, rows[q]
+        own = x[at] if at >= 0 else recent[n + q]
+        for j in range(width):
+            mine[j] = own[j]
     mean, deviation, count = statistics[0], statistics[1], statistics[2]
     magnitude, evidence, away = statistics[3], statistics[4], statistics[5]
     thirds, center = np.empty((3, width), np.float32), np.empty(width, np.float32)

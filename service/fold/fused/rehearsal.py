@@ -26,7 +26,9 @@ def rehearse() -> str:
 
     It compiles for some seconds where no process has compiled it on this disk before.
     """
-    chosen = rehearsed(KERNELS, [partial(_learned, "funnel", 0), partial(_learned, "pool", 6)], TOLERANCE)
+    chosen = rehearsed(
+        KERNELS, [partial(_learned, "funnel", 0), partial(_learned, "pool", 6)], TOLERANCE
+    )
     if loops(KERNELS) is None:
         refuse(OF_INPUTS)
     return chosen
