@@ -71,8 +71,8 @@ def rehearsed(
 ) -> str:
     """Choose the code that runs in this process in place of a module's loops, and return which.
 
-    The loops are refused where a number of theirs differs by too much. It compiles for some seconds where no
-    process has compiled them on this disk before.
+    The loops are refused where a number of theirs differs by too much. It compiles for some seconds
+    where no process has compiled them on this disk before.
 
     Args:
         module: its name.

@@ -292,7 +292,7 @@ class Fused:
         assert batch is not None, "a batch is scored before it is learned"
         if np.isnan(self._factor).any():
             return False
-        walked = self._nowhere
+        walked: tuple[Floats, ...] | None = self._nowhere
         if self._first < len(self._factor):
             walked = self._walk(kernels, batch)
         if walked is None:
