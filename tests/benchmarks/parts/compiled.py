@@ -65,12 +65,10 @@ def run(plan: Plan) -> str:
     for _ in plan.rounds("compiled"):
         for key, contender in contenders.items():
             found[key].append(contender.turn())
-    rows = [
-        (
-            optimizer, f"{size:,}", *(show(found[optimizer, size, f], ".2f") for f in (False, True)),
-            ratios(found[optimizer, size, False], found[optimizer, size, True]),
-        )
-        for optimizer, size in cases
-    ]  # fmt: skip
+    rows = []
+    for optimizer, size in cases:
+        plain, compiled = (found[optimizer, size, is_fused] for is_fused in (False, True))
+        times = (show(each, ".2f") for each in (plain, compiled))
+        rows.append((optimizer, f"{size:,}", *times, ratios(plain, compiled)))
     head = ("optimizer", "batch", "operators, µs an example", "compiled", "operators ÷ compiled")
     return table(head, rows)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from funnel.compiled import is_installed, plainly
+from funnel.compiled import plainly
 from funnel.pool.fused.linear import KERNELS, Fused
 from service.fold.fused.rehearsal import rehearse
 from service.fold.spec import Hyperparameters, Spec
@@ -22,7 +22,7 @@ from streams.batch import Batch
 from streams.sources.catalog import get
 from tests.support.states import CPU, HYPERPARAMETERS, same_tensors
 
-pytestmark = pytest.mark.skipif(not is_installed(), reason="numba is not installed")
+pytest.importorskip("numba")
 FEATURES, CLASSES = 37, 5
 POOL = Spec(
     "logistic", FEATURES, CLASSES, (), "pool", True, 0, 6, no_change=True, is_fused=True
