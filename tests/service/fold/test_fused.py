@@ -18,6 +18,7 @@ from service.fold.spec import Hyperparameters, Spec
 from service.fold.standardizer import Standardizer
 from service.fold.state import State
 from service.fold.step import Fold
+from service.settings import load_settings
 from streams.batch import Batch
 from streams.sources.catalog import get
 from tests.support.states import CPU, HYPERPARAMETERS, same_tensors
@@ -250,6 +251,24 @@ def test_models_that_do_not_fit_learn_by_operators() -> None:
         replace(POOL, task="binary", classes=2),
     ):
         assert a_state(spec).served.pool.fused is None
+
+
+@pytest.mark.parametrize(
+    ("options", "is_fused"),
+    [
+        ({"model": "logistic"}, True),
+        ({"model": "auto"}, True),
+        ({"model": "logistic", "optimizer": "funnel"}, True),
+        ({"model": "logistic", "optimizer": "adagrad"}, False),
+        ({"model": "logistic", "task": "binary", "classes": 2}, False),
+        ({"model": "logistic", "task": "regression"}, False),
+        ({"model": "mlp"}, False),
+    ],
+)
+def test_new_models_that_fit_learn_by_compiled_steps(
+    options: dict[str, object], is_fused: bool
+) -> None:
+    assert load_settings({"features": 6, "classes": 3, **options}).spec.is_fused is is_fused
 
 
 def test_a_rehearsal_chooses_the_loops() -> None:
