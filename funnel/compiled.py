@@ -50,6 +50,12 @@ def refuse(module: str) -> None:
     _refused.add(module)
 
 
+def _is_alike(mine: Tensor, other: Tensor, tolerance: float) -> bool:
+    if not tolerance or not mine.is_floating_point():
+        return torch.equal(mine, other)
+    return torch.allclose(mine, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
 @contextmanager
 def plainly() -> Iterator[None]:
     """Let plain operators run inside, in all threads."""
@@ -60,15 +66,19 @@ def plainly() -> Iterator[None]:
         _plain[0] = before
 
 
-def rehearsed(module: str, parts: Sequence[Callable[[], Mapping[str, Tensor]]]) -> str:
+def rehearsed(
+    module: str, parts: Sequence[Callable[[], Mapping[str, Tensor]]], tolerance: float = 0.0
+) -> str:
     """Choose the code that runs in this process in place of a module's loops, and return which.
 
-    The loops are refused where a bit of theirs differs. It compiles for some seconds where no
-    process has compiled them on this disk before.
+    The loops are refused where a number of theirs differs by too much. It compiles for some seconds
+    where no process has compiled them on this disk before.
 
     Args:
         module: its name.
         parts: they compute tensors, by name, by the loops or by the operators that are their twins.
+        tolerance: how far numbers may be apart, as a share of them, and below 1 as a number; 0 to
+            compare bits.
     """
     if loops(module) is None:
         reason = "they were refused" if is_installed() else "numba is not installed"
@@ -77,10 +87,11 @@ def rehearsed(module: str, parts: Sequence[Callable[[], Mapping[str, Tensor]]]) 
         fast = part()
         with plainly():
             plain = part()
-        different = [name for name, tensor in fast.items() if not torch.equal(tensor, plain[name])]
-        if different:
-            refuse(module)
-            return f"torch operators, as compiled loops gave other bits in {different[0]}"
+        for name, tensor in fast.items():
+            if not _is_alike(tensor, plain[name], tolerance):
+                refuse(module)
+                kind = "numbers" if tolerance else "bits"
+                return f"torch operators, as compiled loops gave other {kind} in {name}"
     return "compiled loops"
 
 
@@ -91,10 +102,41 @@ def compiled(function: F) -> F:
     neither can be written, it lasts as long as the process. Floats are neither reordered nor
     contracted, and the interpreter's lock is free meanwhile.
     """
+    return _decorated(function, frozenset())
+
+
+def contracted(function: F) -> F:
+    """Return a function like `compiled`, in which products and sums may be rounded once.
+
+    Its bits depend on the machine; on one machine they repeat.
+    """
+    return _decorated(function, frozenset({"contract", "nsz"}))
+
+
+def reordered(function: F) -> F:
+    """Return a function like `contracted`, in which sums may also be taken in another order, and
+    quotients and roots may be approximated, to a unit in the last place or two.
+
+    Without this, no sum of floats is computed by the vector instructions of a CPU.
+    """
+    return _decorated(function, frozenset({"contract", "nsz", "reassoc", "arcp", "afn"}))
+
+
+def _decorated(function: F, liberties: frozenset[str]) -> F:
+    """Return a compiled function.
+
+    Args:
+        function: what numba compiles.
+        liberties: what the compiler may do with floats, as LLVM names it. NaN and infinity are
+            what they are in any case.
+    """
     import numba
 
     def decorated(is_cached: bool) -> F:
-        return cast(F, numba.njit(cache=is_cached, nogil=True, error_model="numpy")(function))
+        made = numba.njit(
+            cache=is_cached, nogil=True, error_model="numpy", fastmath=set(liberties) or False
+        )
+        return cast(F, made(function))
 
     try:
         return decorated(is_cached=True)

@@ -15,6 +15,7 @@ from funnel.families.rehearsal import rehearse as rehearse_families
 from service.export import Exported
 from service.families import folder_of, misfit
 from service.fold import networks
+from service.fold.fused.rehearsal import rehearse as rehearse_steps
 from service.fold.networks import BUILT_IN, ModelError, find_device
 from service.fold.schema.schema import Schema
 from service.fold.snapshot import Evaluator
@@ -91,7 +92,10 @@ class Model:
         self.settings, self.spec, self.device = settings, state.spec, str(state.device)
         name = settings.called
         folder = folder_of(settings.data_dir, name)
-        places = Places(settings, folder, numerics(state.device))
+        compiled = state.served.pool.fused is not None
+        if compiled and not settings.never_learns:
+            rehearse_once("linear models", rehearse_steps)
+        places = Places(settings, folder, numerics(state.device, compiled))
         history = before.history if before else None
         if settings.role == "intake":
             self._lock = None

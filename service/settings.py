@@ -739,8 +739,16 @@ class Settings(BaseModel):
             scores_as_sent=self.predicts.is_numeric,
             levels=self.calibrate is not False and not self.predicts.is_numeric,
             weighs_families=self.model == AUTO and not self.predicts.is_numeric,
+            is_fused=self._is_fused,
             families=self._families_of_auto,
         )
+
+    @property
+    def _is_fused(self) -> bool:
+        """True if compiled steps can take batches of the model, wherever there are any."""
+        is_linear = self.model in ("logistic", AUTO) and not self.schema
+        is_funnel = self.optimizer in ("pool", "funnel")
+        return is_linear and is_funnel and self.predicts.kind == "multiclass"
 
     @property
     def _families_of_auto(self) -> tuple[str, ...]:

@@ -78,12 +78,12 @@ class FixedShare:
         """log(1 - σ), [A, 1]."""
         self.log_rates_kept = torch.tensor(math.log1p(-RATE_SWITCH_RATE), device=device)
         self.log_weights = torch.full((experts,), -math.log(experts), device=device)
-        self._log_dealt: Tensor | None = None
+        self.log_dealt: Tensor | None = None
         """Logarithms of the shares that are dealt, [K]; None for equal ones."""
         if last_share is not None:
             self.log_weights.fill_(math.log((1.0 - last_share) / (experts - 1)))
             self.log_weights[-1] = math.log(last_share)
-            self._log_dealt = self.log_weights.clone()
+            self.log_dealt = self.log_weights.clone()
         """log Σ u v of the experts, fp32 [K], normalized up to rounding."""
         self.log_weights_at = self.log_weights.repeat(n, 1)
         """log v at each switch rate, [A, K]."""
@@ -118,7 +118,7 @@ class FixedShare:
         log_rates = _shared(log_rates, n * self.log_rates_kept)
         own = weighted(losses, importance).sum(dim=1)
         evidence = torch.where(healthy, log_weights - self.rate * own, -math.inf)
-        log_weights = _shared(evidence.log_softmax(dim=1), n * self.log_kept, self._log_dealt)
+        log_weights = _shared(evidence.log_softmax(dim=1), n * self.log_kept, self.log_dealt)
         mixture = torch.logsumexp(log_rates[:, None] + log_weights, dim=0)
         for mine, new in (
             (self.log_rate_weights, log_rates),

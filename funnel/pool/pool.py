@@ -28,12 +28,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from funnel.compiled import loops
 from funnel.graphs.execution import Execution
 from funnel.inner.interface import StateLists
 from funnel.pool import mixing, persistence
 from funnel.pool.classes import CLOSED, Classes
 from funnel.pool.clipping import NormCap
 from funnel.pool.expert import GAIN_BOUNDS, Expert, for_width
+from funnel.pool.fused.linear import KERNELS, Found, Fused, Parts, fits
 from funnel.pool.loss import CROSS_ENTROPY, CrossEntropy, Gaussian, Held, Loss, Pinball, is_far
 from funnel.pool.mixing import FixedShare
 from funnel.pool.networks import Experts, with_unit
@@ -135,6 +137,8 @@ class Pool:
         rate: how much an example's evidence weighs (see `funnel.pool.mixing`).
         switch_rates: shares of the weight that are redistributed per example.
         loss: what the experts answer, and how they are judged.
+        fuses: whether compiled steps take the batches that they can take, if they fit the experts
+            (`funnel.pool.fused.linear`). They round otherwise.
 
     Raises:
         TypeError, ValueError: an argument is outside its range, or the module cannot be learned;
@@ -149,6 +153,7 @@ class Pool:
         rate: float = mixing.RATE,
         switch_rates: Sequence[float] = mixing.SWITCH_RATES,
         loss: Loss = CROSS_ENTROPY,
+        fuses: bool = False,
     ) -> None:
         experts = for_width(features) if experts is None else tuple(experts)
         if not experts:
@@ -174,6 +179,10 @@ class Pool:
         self.state = fresh_state(parameters)
         each = [self.inner.init_state(p, p.dtype) for p in parameters]
         self.inner_state: StateLists = {key: [own[key] for own in each] for key in each[0]}
+        self.fused: Fused | None = None
+        """The compiled step; None if operators alone take batches."""
+        if fuses and self.models.is_plain and fits(experts, parameters, loss):
+            self.fused = self._fused(experts)
         self.alignment = Alignment(
             *([torch.zeros_like(s) for s in self.state.log_scale] for _ in Alignment._fields)
         )
@@ -187,6 +196,18 @@ class Pool:
             blank = self.restart.blank_of(self.classes.bias)
             blank.masked_fill_(self.classes.closed(), 0.0)
         self._configure(experts)
+
+    @property
+    def is_fused(self) -> bool:
+        """True if compiled steps take its batches; no trace can hold them."""
+        return self.fused is not None and loops(KERNELS) is not None
+
+    def _fused(self, experts: Sequence[Expert]) -> Fused:
+        parts = Parts(
+            list(self.parameters.values()), self.state, self.inner_state, self.held, self.mixing,
+            self.cap, self.renewal,
+        )  # fmt: skip
+        return Fused(experts, parts, [(prefix, own) for prefix, _, own in self.inner.slices])
 
     def _configure(self, experts: tuple[Expert, ...]) -> None:
         """Take rates and walks from the experts; traces hold them as constants."""
@@ -202,6 +223,8 @@ class Pool:
         tensors = [*self.tensors().values(), *chain.from_iterable(w.tensors() for w in self.walks)]
         self._walk = self.execution.part(partial(_walk, self), tensors)
         self._take = self.execution.part(partial(_take, self), tensors)
+        if self.fused is not None:
+            self.fused.configure(experts)
 
     def set_experts(self, experts: Sequence[Expert]) -> None:
         """Continue with other rates of the same experts.
@@ -290,6 +313,10 @@ class Pool:
             importance: weights of the examples, fp32 [n], finite and not below 0; None for 1. An
                 example of weight 0 is scored, and nothing is learned from it.
         """
+        if self.fused is not None and isinstance(inputs, Tensor):
+            fused = self.fused.score(inputs, labels, importance)
+            if fused is not None:
+                return self._scored(self.fused, fused, importance)
         loss, held = self.loss, self.held
         found = self.models.differentiate(
             self.parameters, self.buffers, inputs, labels, importance, held
@@ -314,6 +341,13 @@ class Pool:
             loss.completed(held, found.summary, answers, labels, importance),
             found.answers,
         )
+
+    @staticmethod
+    def _scored(fused: Fused, found: Found, importance: Tensor | None) -> Scored:
+        return Scored(
+            found.answers, found.chosen, found.mixed, found.losses, fused.norms, fused.healthy,
+            fused.gradients, importance, each=found.each,
+        )  # fmt: skip
 
     @torch.no_grad()
     def failed(self, labels: Tensor, outputs: int) -> Scored:
@@ -351,6 +385,9 @@ class Pool:
             keep: bool, 0-dim; where it is False, or no expert is healthy, the weights stay and the
                 gradients become NaN, at which `update` changes nothing.
         """
+        if self.fused is not None and scored.gradients is self.fused.gradients:
+            self.fused.decide(bool(keep))
+            return Decision(self.fused.factor, scored.gradients, scored.importance)
         keep = keep & scored.healthy.any()
         learned = scored.healthy & keep
         if not self.renewal.is_idle:
@@ -380,6 +417,11 @@ class Pool:
             decision: as `decide` returned it.
         """
         factor, gradients, importance = decision
+        if self.fused is not None and gradients is self.fused.gradients:
+            if self.fused.update():
+                self.alignment = self.fused.alignment
+                return
+            gradients = self.fused.capped()
         if self.execution.on_host and self._all_learn(inputs, labels, factor, importance):
             self.alignment = self._take(gradients)
             return

@@ -136,7 +136,8 @@ class Learner:
             trial = Trial(spec, module, loss, device)
             trial.run(experts)
             self.writes_inputs = trial.writes_inputs
-        self.pool = Pool(module.to(device).train(), size.features, experts, loss=loss)
+        fuses = spec.is_fused and optimizer in ("pool", "funnel") and not spec.schema
+        self.pool = Pool(module.to(device).train(), size.features, experts, loss=loss, fuses=fuses)
         self.table: Table | None = None
         """Rows for the keys of categories and words; None without."""
         if spec.table_bits:

@@ -41,6 +41,7 @@ UNSET = (
     "scores_as_sent",
     "levels",
     "weighs_families",
+    "is_fused",
 )
 """Fields of a spec that no setting chooses: a log goes on with those with which it began."""
 
@@ -128,6 +129,11 @@ class Spec:
     labels count less there, and linear experts of second order learn, too
     (`funnel.families.mixture`). No setting chooses it: it is so in every new model ``auto`` of
     classes, and a log goes on as it began."""
+    is_fused: bool = False
+    """True if compiled steps take the batches of the served model that they can take
+    (`funnel.pool.fused.linear`), which rounds otherwise. No setting chooses it: it is so in every
+    new linear model, or ``auto``, of dense features and several classes, learned by Funnel or its
+    pool, and a log goes on as it began."""
     families: tuple[str, ...] = ()
     """LINEAR, the families of FAMILIES that a model ``auto`` has, and ``package.module:factory`` of
     those that a user adds, in alphabetical order. Empty for all of FAMILIES and no other."""

@@ -38,6 +38,8 @@ inputs of 1, and inputs times a power of two give the same z.
 import torch
 from torch import Tensor
 
+from funnel.compiled import loops
+
 LIMIT = 5.0
 """Standardized inputs are clamped to ±LIMIT."""
 HORIZON = 1_000.0
@@ -72,6 +74,7 @@ MAX_DISTANCE = 1e36
 """Largest distance of the mean from the center in magnitudes, so that it is finite."""
 MAX_STEP = 80.0
 """Nats that the magnitude moves at most in one batch, so that it is finite."""
+KERNELS = "service.fold.fused.kernels"
 
 
 class Standardizer:
@@ -82,10 +85,12 @@ class Standardizer:
     Args:
         width: number of features d.
         device: where inputs will be.
+        fuses: whether compiled loops run in place of operators, if there are any. They round
+            otherwise.
     """
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.width = width
+    def __init__(self, width: int, device: torch.device, fuses: bool = False) -> None:
+        self.width, self._fuses = width, fuses and device.type == "cpu"
         initial = torch.tensor([0.0, 1.0, 0.0, UNKNOWN, 0.0, 0.0], device=device)
         self.statistics = initial[:, None].repeat(1, width)
         """By feature, fp32 [6, d]: mean; standard deviation; examples that both are averages of;
@@ -170,6 +175,11 @@ class Standardizer:
 
     def standardized(self, inputs: Tensor) -> Tensor:
         """Return the inputs of the model, fp32 [n, d], within ±LIMIT."""
+        if self._fuses and (kernels := loops(KERNELS)) is not None:
+            mean, deviation, _, magnitude, *_ = self.statistics.numpy()
+            found = torch.empty_like(inputs)
+            kernels.standardize(inputs.numpy(), mean, deviation, magnitude, found.numpy())
+            return found
         return standardized(inputs, self.mean, self.scale)
 
     def update(self, inputs: Tensor, keep: Tensor) -> None:
@@ -179,6 +189,10 @@ class Standardizer:
             inputs: fp32 [n, d]. A feature with a value that is not a number keeps its statistics.
             keep: bool, 0-dim; where it is False nothing changes.
         """
+        if self._fuses and (kernels := loops(KERNELS)) is not None:
+            if keep:
+                kernels.update(inputs.numpy(), self.statistics.numpy(), self.recent.numpy())
+            return
         n = len(inputs)
         mean, deviation, count, magnitude, evidence, away = self.statistics.unbind(0)
         rows = self._window(inputs)

@@ -121,7 +121,7 @@ class State:
         self.promoted = ""
         """Name of the shadow that answers instead; empty if none does."""
         width = self.schema.width if spec.schema else spec.features
-        self.standardizer = Standardizer(width, device)
+        self.standardizer = self._fresh_standardizer(width)
         self.guard = LossGuard(device)
         self.target = self._fresh_target()
         """The unit of the numbers that are predicted; None for classes."""
@@ -148,7 +148,7 @@ class State:
         promoted one stays."""
         self.hyperparameters = hyperparameters
         self.served.set_hyperparameters(hyperparameters)
-        shadows, spec = {}, self.spec
+        shadows, spec = {}, replace(self.spec, is_fused=False)
         if spec.model == AUTO:  # a shadow is one learner
             spec = replace(spec, model="logistic", hidden=(), families=())
         named = [*hyperparameters.shadow]
@@ -283,8 +283,13 @@ class State:
         self.served = Learner(spec, spec.optimizer, hyperparameters, self.device, self.size)
         self.shadows = {}
         self.set_hyperparameters(hyperparameters)
+        self.standardizer = self._fresh_standardizer(self.standardizer.width)
         self.target = self._fresh_target()
         self.calibration = self._fresh_calibration()
+
+    def _fresh_standardizer(self, width: int) -> Standardizer:
+        """Return a standardizer that has seen nothing."""
+        return Standardizer(width, self.device, fuses=self.served.pool.fused is not None)
 
     def _fresh_target(self) -> Target | None:
         """Return a unit of numbers of which none has been seen; None for classes."""

@@ -435,10 +435,11 @@ class Passes:
         self.learners = dict(learners)
         served, part = learners[SERVED], execution.pass_of_model
         is_apart = execution.on_host and loops(LOOPS) is not None
-        self.observe = part(
-            partial(observe, state, served, is_apart),
-            [*state.shared().values(), *served.tensors().values()],
-        )
+        observes = partial(observe, state, served, is_apart)
+        tensors = [*state.shared().values(), *served.tensors().values()]
+        self.observe: Callable[..., Observed] = observes
+        if not served.pool.is_fused:
+            self.observe = part(observes, tensors)
         self.shadows: dict[
             str, Callable[[Inputs, Tensor, Tensor | None, Tensor, Tensor, Tensor | None], Shadowed]
         ] = {

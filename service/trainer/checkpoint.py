@@ -44,6 +44,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from funnel.pool.fused import linear
 from funnel.pool.tables.table import COUNTS, KEYS
 from service.fold.spec import FOLD_VERSION, Hyperparameters, Spec
 from service.fold.state import PROMOTED, State
@@ -64,6 +65,8 @@ JOINS = "joins"
 TABLE = KEYS.partition(".")[0] + "."
 """The start of the names of a table's tensors, after that of its learner."""
 BLANK = "~" * 64
+STEPS = "steps"
+"""Name of what compiled steps depend on, among the numerics."""
 
 
 class DamagedError(FunnelError, ValueError):
@@ -191,10 +194,17 @@ def _is_of(name: str, starts: Collection[str]) -> bool:
     return any(name.startswith(start + TABLE) and name != start + COUNTS for start in starts)
 
 
-def numerics(device: torch.device) -> dict[str, str]:
-    """Return all that the bits of a step depend on, apart from state and batch."""
+def numerics(device: torch.device, compiled: bool = False) -> dict[str, str]:
+    """Return all that the bits of a step depend on, apart from state and batch.
+
+    Args:
+        device: where the model learns.
+        compiled: whether compiled steps take its batches, wherever there are any
+            (`funnel.pool.fused.linear`).
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
+    steps = {STEPS: linear.numerics()} if compiled else {}
+    return steps | {
         "torch": torch.__version__,
         "device": name,
         "threads": str(torch.get_num_threads()),

@@ -14,6 +14,7 @@ from pathlib import Path
 from service.log.position import Progress
 from service.trainer.blocks import Bytes
 from service.trainer.checkpoint import (
+    STEPS,
     Checkpoint,
     DamagedError,
     NewerError,
@@ -262,8 +263,11 @@ class CheckpointStore:
             raise DamagedError(str(error)) from error
 
     def _compare(self, theirs: dict[str, str], path: Path) -> None:
-        if different := [k for k in self.numerics if self.numerics[k] != theirs.get(k)]:
-            changes = ", ".join(f"{k} {theirs.get(k)} -> {self.numerics[k]}" for k in different)
+        mine = dict(self.numerics)
+        if STEPS not in theirs:  # it began before there were compiled steps, and goes on without
+            mine.pop(STEPS, None)
+        if different := [k for k in mine if mine[k] != theirs.get(k)]:
+            changes = ", ".join(f"{k} {theirs.get(k)} -> {mine[k]}" for k in different)
             self._warn(
                 f"checkpoint {path.name} was written under other numerics ({changes}): "
                 "replay from it may differ in the last bits"

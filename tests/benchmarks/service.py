@@ -23,13 +23,15 @@ of one round.
 - **rows**: named rows over HTTP, beside Vowpal Wabbit and beside dense features, and their memory.
 - **processes**: requests of one row, to one process and to several on the same port or log.
 - **checkpoints**: of a table of a million rows, of which one in a hundred changes, in this process.
+- **compiled**: the compiled step of linear models against operators, in this process.
 - **renewal**: of experts with a table of a million rows, in this process.
 - **table**: whole steps on sparse inputs, 13 numbers and 26 categories in a table, in this process.
 
 What bounds the figures on two cores:
 
 - Learning batches of 100 costs the dispatch of some hundred small operators. They are traced, so
-  they run without the interpreter and its lock. In batches of 1,000 an example costs a third as
+  they run without the interpreter and its lock. Linear models of classes learn by compiled steps,
+  which products of matrices bound. In batches of 1,000 an example costs a third as
   much, and passes over memory bound it. During a step the next batches are read and recorded, so
   the only wait left is for a core, which HTTP, the log's server and the clients also need. The
   trainer is nevertheless a thread: snapshots are swapped by reference, and weights on a GPU stay
@@ -60,6 +62,7 @@ import torch
 from tests.benchmarks.measure import Plan
 from tests.benchmarks.parts import (
     checkpoints,
+    compiled,
     latency,
     learning,
     memory,
@@ -82,6 +85,7 @@ PARTS = {
     "checkpoints": checkpoints.run,
     "renewal": renewal.run,
     "processes": processes.run,
+    "compiled": compiled.run,
     "rows": lambda plan: f"{named.run(plan)}\n{small.small(plan)}",
 }
 

@@ -9,11 +9,13 @@ import gc
 import torch
 
 from funnel.families.rehearsal import rehearse as rehearse_families
+from service.fold.fused.rehearsal import rehearse as rehearse_steps
 from service.model import rehearse_once
 from service.rehearsal import rehearse as rehearse_counts
 
 torch.set_num_threads(1)  # a process with threads of torch must not be forked
 rehearse_once("scores, floors and calibration", rehearse_counts)
+rehearse_once("linear models", rehearse_steps)
 for task in ("multiclass", "binary", "regression", "quantile"):
     rehearse_once("trees and neighbours", rehearse_families, task)
 gc.collect()

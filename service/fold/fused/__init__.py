@@ -1,0 +1,1 @@
+"""The statistics of inputs in compiled loops, for models whose step is compiled."""
