@@ -113,7 +113,9 @@ def run(options: argparse.Namespace) -> int:
         sha256 = copy.sha256()
         sys.stdout.write(_table(trainee))
     if options.out is not None:
-        write_file(options.out, encode(copy, sha256, numerics(device)))
+        state = replay.state if trainee is None else trainee.state
+        own_numerics = numerics(device, state.served.pool.fused is not None)
+        write_file(options.out, encode(copy, sha256, own_numerics))
     return 0
 
 
