@@ -1,7 +1,8 @@
 """Brokers on loopback: a real NATS server with JetStream, and librdkafka's mock cluster of Kafka.
 
-The mock cluster keeps offsets and answers fetches as a broker does. It writes nothing to disk, and
-does not fence an old producer of transactions.
+The mock cluster keeps offsets and answers fetches as a broker does. It writes nothing to disk,
+does not fence an old producer of transactions, and returns messages of transactions that were given
+up.
 """
 
 import asyncio
@@ -37,6 +38,16 @@ class MockKafka:
         for content in contents:
             self.producer.produce(topic, content, partition=partition)
         assert self.producer.flush(30) == 0
+
+    def commit(self, topic: str, contents: Sequence[bytes]) -> None:
+        """Produce messages to partition 0, each in a transaction, whose end has an offset too."""
+        own = {"bootstrap.servers": self.address, "transactional.id": topic, "log_level": 2}
+        producer = Producer(own)
+        producer.init_transactions(30)
+        for content in contents:
+            producer.begin_transaction()
+            producer.produce(topic, content, partition=0)
+            producer.commit_transaction(30)
 
 
 class NatsProcess:

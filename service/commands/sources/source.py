@@ -128,7 +128,8 @@ async def _carry(
         loop.add_signal_handler(number, stop.set)
     redis = connect(url)
     try:
-        model = options.model or settings.name
+        is_named = bool(settings.name) or "model" in settings.model_fields_set
+        model = options.model or (settings.called if is_named else "")
         model = model or await model_at(url, stop, notify)
         most = Load(settings.max_backlog, settings.max_backlog_bytes or memory_bytes() // 4)
         carrier = Carrier(
@@ -163,14 +164,14 @@ def reader_of(options: argparse.Namespace, notify: Callable[[str], object]) -> "
     try:
         parts = urlsplit(options.source)
     except ValueError as error:
-        raise FunnelError(f"{options.source!r} is not an address: {error}") from error
+        raise FunnelError(f"a source is {FORMS}: {error}") from error
     if parts.scheme in ("kafka", "nats", "tls"):
         where = parts.path.strip("/")
         if not parts.netloc or not where or "/" in where:
-            raise FunnelError(f"{options.source!r}: a source is {FORMS}")
+            raise FunnelError(f"a source is {FORMS}")
         return _of_broker(parts, where, options, notify)
     if "://" in options.source and parts.scheme != "file":
-        raise FunnelError(f"{options.source!r}: a source is {FORMS}")
+        raise FunnelError(f"a source is {FORMS}")
     from service.commands.sources.growing import GrowingFile
 
     path = parts.path if parts.scheme == "file" else options.source

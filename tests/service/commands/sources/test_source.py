@@ -194,9 +194,8 @@ def test_each_message_is_in_the_log_once_however_often_the_source_is_killed(
     rng, after = random.Random(0), [0]
     upstream.send(rows(0, 2_000))
     while after[-1] < 2_000:
-        process = log.source(upstream.url)
-        wait_for(lambda: len(log) > after[-1])
-        process.join(rng.uniform(0.0, 0.2))
+        process, enough = log.source(upstream.url), after[-1] + rng.randrange(1, 500)
+        log.holds(min(enough, 2_000))
         process.kill()
         process.join()
         after.append(len(log))
@@ -262,15 +261,17 @@ def test_gaps_in_offsets_are_fine(kafka: MockKafka, nats: NatsProcess, log: Log)
     topic, stream = Topic(kafka), Stream(nats)
     one, two, three = rows(0, 3)
     kafka.send(topic.name, 1, [one, None, two, None, None])  # None removes a key
+    kafka.commit(topic.name, [one, two])
     stream.send([one, two, two, three])
     for sequence in (2, 3):
         nats.remove(stream.name, sequence)
     log.source(topic.url)
     log.source(stream.url)
-    log.holds(4)
+    log.holds(6)
     kafka.send(topic.name, 1, [three])
-    log.holds(5)
+    log.holds(7)
     assert log.places() == {
+        f"kafka:{topic.name}/0": [0, 2],
         f"kafka:{topic.name}/1": [0, 2, 5], f"nats:{stream.name}": [1, 4],
     }  # fmt: skip
 
@@ -365,6 +366,20 @@ def test_what_is_no_source_or_no_log_is_refused(words: list[str], message: str) 
     ran = funnel("source", *words)
     assert ran.returncode in (1, 2)
     assert message in ran.stderr
+
+
+def test_the_properties_of_a_file_reach_librdkafka(topic: Topic, log: Log, tmp_path: Path) -> None:
+    path = tmp_path / "client.properties"
+    path.write_text("# comment\n\nclient.id = shop\nno.such.property = 1\n")
+    common = (topic.url, "--to", log.server.url, "--config", str(path))
+    ran = funnel("source", *common)
+    assert ran.returncode == 2
+    assert 'No such configuration property: "no.such.property"' in ran.stderr
+    path.write_text("client.id = shop\nenable.auto.commit = true\n")
+    topic.send(rows(0, 3))
+    process = log.source(topic.url, "--config", str(path))
+    log.holds_each_once(3)
+    assert log.end(process) == "3 messages with 3 examples\n"
 
 
 def test_a_topic_and_a_stream_that_are_not_there_are_named(topic: Topic, stream: Stream) -> None:
