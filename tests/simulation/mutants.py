@@ -310,7 +310,7 @@ MUTANTS = (
     Mutant(
         "an append that is not confirmed is sent again",
         "service/log/intake.py",
-        """        except (RedisError, OSError) as error:
+        """        except (RedisError, OSError, LogUnavailable) as error:
             replies = [error] * len(group)
 """,
         """        except (RedisError, OSError):
