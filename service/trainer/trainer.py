@@ -166,7 +166,8 @@ class Trainer:
         writing, archivist = workers("funnel-checkpoint"), None
         self._rebuilder: Rebuilder | None = None
         if archive is not None and settings.archive != "off":
-            archivist = Archivist(archive, writing, clock, self._wake.set)
+            most = settings.checkpoint_every_bytes
+            archivist = Archivist(archive, writing, clock, self._wake.set, most)
             self._rebuilder = Rebuilder(Place(archive, checkpoints), writing, clock)
         self._writer = CheckpointWriter(
             checkpoints,

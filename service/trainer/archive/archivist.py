@@ -125,12 +125,19 @@ class Archivist:
         worker: writes.
         clock: measures times.
         written: called in the event loop after each attempt.
+        bytes: of the log after which a segment is written; 0: SEGMENT_BYTES, which are the most.
     """
 
     def __init__(
-        self, archive: Archive, worker: Worker, clock: Clock, written: Callable[[], None]
+        self,
+        archive: Archive,
+        worker: Worker,
+        clock: Clock,
+        written: Callable[[], None],
+        bytes: int = 0,
     ) -> None:
         self.archive, self._worker = archive, worker
+        self._bytes = min(bytes or SEGMENT_BYTES, SEGMENT_BYTES)
         self._clock, self._written = clock, written
         self.end: Progress | None = None
         """Where the archive ends; None before that is known."""
@@ -174,7 +181,7 @@ class Archivist:
         if self.end is not None and self.end.cut >= info.progress.cut:
             self.summary = replace(self.summary, newest_at=self._clock.monotonic())
             return False
-        is_large = read_bytes - self._begun_bytes >= SEGMENT_BYTES and not self._failure
+        is_large = read_bytes - self._begun_bytes >= self._bytes and not self._failure
         return is_large or self._is_hurried or self._clock.monotonic() >= self._tries_at
 
     def reach(self, oldest: Progress) -> Progress | None:
