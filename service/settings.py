@@ -738,7 +738,7 @@ class Settings(BaseModel):
             follows_jumps=self.predicts.is_numeric,
             scores_as_sent=self.predicts.is_numeric,
             levels=self.calibrate is not False and not self.predicts.is_numeric,
-            weighs_families=self.model == AUTO and not self.predicts.is_numeric,
+            weighs_families=self.model == AUTO and not (is_named or self.predicts.is_numeric),
             is_fused=self._is_fused,
             families=self._families_of_auto,
         )

@@ -128,7 +128,7 @@ class Spec:
     """True if, of at most 64 inputs, each family of experts is a part of the mixture, runs of equal
     labels count less there, and linear experts of second order learn, too
     (`funnel.families.mixture`). No setting chooses it: it is so in every new model ``auto`` of
-    classes, and a log goes on as it began."""
+    dense features and classes, and a log goes on as it began."""
     is_fused: bool = False
     """True if compiled steps take the batches of the served model that they can take
     (`funnel.pool.fused.linear`), which rounds otherwise. No setting chooses it: it is so in every

@@ -279,6 +279,7 @@ def test_a_closed_output_is_one_line_before_the_work(command: str, tmp_path: Pat
     arguments = {
         "data": ["mnist"], "stream": ["rows.csv", "--to", "http://127.0.0.1:9"], "status": [],
         "dead": [], "pause": [], "resume": [], "promote": ["adam"], "completion": ["bash"],
+        "rollback": ["1"], "replay": ["--from", "data"],
     }  # fmt: skip
     shell = ["sh", "-c", 'exec "$@" >&-', "sh", *FUNNEL, command]
     ran = subprocess.run(

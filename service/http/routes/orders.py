@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -71,14 +71,18 @@ async def promote(request: Request, model: Deciding, promotion: Promotion) -> Or
     return await _carried_out(model, kind, sender_of(request.scope))
 
 
+MOST_ID = 41
+"""Characters of the longest id of an entry: two numbers of 64 bits."""
+
+
 class Skip(BaseModel):
     """Examples that the model is to be without: give entries, or a time."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    entries: list[str] = Field([], max_length=10_000)
+    entries: list[Annotated[str, Field(max_length=MOST_ID)]] = Field([], max_length=1_000)
     """Ids of entries of the log, as ``POST /learn`` returns them."""
-    source: str = ""
+    source: str = Field("", max_length=256)
     """Field ``source`` of the entries: ``http``, or the name that a producer gives; empty: any."""
     since: float = Field(0, ge=0, le=MOST_SECONDS)
     until: float = Field(0, ge=0, le=MOST_SECONDS)

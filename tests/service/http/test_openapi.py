@@ -25,7 +25,8 @@ from service.settings import load_settings
 from tests.service.fuzz import SEEDS
 from tests.support.harness import ServiceProcess, serving, wait_for
 
-SMALL = {"features": 6, "classes": 3, "batch_size": 5, "max_wait_ms": 10}
+SMALL = {"features": 6, "classes": 3, "batch_size": 5, "max_wait_ms": 10, "archive": "off"}
+"""Without an archive no rebuild takes examples back."""
 CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance,
     response_headers_conformance, response_schema_conformance, negative_data_rejection,
