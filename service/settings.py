@@ -867,7 +867,7 @@ def limits_of(archive: str) -> tuple[float, float] | None:
     ((604800.0, 1073741824), None)
 
     Raises:
-        ValueError: the text says something else.
+        ValueError: a part of the text is no age and no size, is 0, or is given twice.
     """
     if archive == "off":
         return None

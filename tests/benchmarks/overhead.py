@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -92,14 +92,17 @@ def transformer() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 NETWORKS = {"mobilenet": mobilenet, "transformer": transformer}
 
 
-def of(package: str, make: Callable[[Any, Params], Optimizer]) -> Callable[[Params], Optimizer]:
+def of(
+    package: str, make: Callable[[ModuleType, Params], Optimizer]
+) -> Callable[[Params], Optimizer]:
     """Return what makes an optimizer of a package, which it imports."""
     return lambda params: make(importlib.import_module(package), params)
 
 
-def schedulefree(package: Any, params: Params) -> Optimizer:
-    optimizer = package.AdamWScheduleFree(params)
-    optimizer.train()
+def schedulefree(package: ModuleType, params: Params) -> Optimizer:
+    made = package.AdamWScheduleFree(params)
+    made.train()
+    optimizer: Optimizer = made
     return optimizer
 
 

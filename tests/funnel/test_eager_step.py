@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from funnel import SGD, Adagrad, AdagradEMA, Adam, Funnel, RMSprop, update
+from funnel.inner.interface import Flags, StateLists
 from tests.benchmarks.step import Counted
 
 SHAPES = [(7, 5), (), (33,), (2, 3, 4), (300,)]
@@ -88,7 +89,7 @@ class Largest(Adagrad):
     """Divides by the largest gradient of the whole tensor."""
 
     def precondition(
-        self, grads: list[Tensor], state: Any, step: list[Tensor], active: Any
+        self, grads: list[Tensor], state: StateLists, step: list[Tensor], active: Flags
     ) -> list[Tensor]:
         return [g / g.abs().max().clamp(min=1e-6) for g in grads]
 

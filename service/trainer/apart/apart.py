@@ -202,12 +202,11 @@ class Apart(ABC):
             self._condition, self._reason = Condition.HALTED, repr(error)
         finally:
             self._worker.end()
-            self._close()
             if not self.ended.done():
                 self.ended.set_result(None)
             if self._condition != Condition.HALTED:
                 self._condition, self._reason = Condition.STOPPED, "the service is shutting down"
-            self.caught_up.set()
+            self._close()
 
     def _recover(self) -> None:
         """Note that a look has succeeded."""
@@ -215,8 +214,9 @@ class Apart(ABC):
             logger.info("what the learner writes can be read again")
             self._condition, self._reason = Condition.FOLLOWING, self._usual
 
-    def _close(self) -> None:  # noqa: B027  # there may be nothing
-        """Close what was opened, at the end."""
+    def _close(self) -> None:
+        """Let nobody wait any longer, and close what was opened."""
+        self.caught_up.set()
 
     def _status_at(self, progress: Progress, version: int) -> Status:
         """Return the status with a progress along the log, and a version of the model."""

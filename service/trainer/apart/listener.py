@@ -89,5 +89,6 @@ class Listener(Apart):
             self._status = self._status_at(progress, number)
 
     def _close(self) -> None:
+        super()._close()
         self._loop.run_until_complete(self._log.close())
         self._loop.close()

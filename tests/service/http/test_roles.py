@@ -283,7 +283,6 @@ def test_only_the_socket_of_the_workers_gives_a_request_the_address_of_another()
     assert all(scope["headers"] == headers[:1] for scope in seen)
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
 def test_a_port_is_taken_if_one_of_its_addresses_is() -> None:
     [other] = listeners("0.0.0.0", 0, is_shared=True)
     with other, pytest.raises(ListenError, match="Choose another --port"):

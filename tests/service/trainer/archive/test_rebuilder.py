@@ -1,5 +1,6 @@
 """A model is rebuilt without some examples, or as it was, and every replay follows that."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -193,11 +194,17 @@ async def test_what_is_too_old_cannot_be_skipped(bench: Bench, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "rule",
-    [{}, {"entries": ("x",)}, {"source": "bad"}, {"since": 5, "until": 5}, {"version": -1}],
+    [
+        lambda: Rule(),
+        lambda: Rule(entries=("x",)),
+        lambda: Rule(source="bad"),
+        lambda: Rule(since=5, until=5),
+        lambda: Rule(version=-1),
+    ],
 )
-def test_a_rule_names_something(rule: dict[str, object]) -> None:
+def test_a_rule_names_something(rule: Callable[[], Rule]) -> None:
     with pytest.raises(RuleError):
-        Rule(**rule)  # type: ignore[arg-type]
+        rule()
 
 
 async def test_a_damaged_archive_is_an_error_of_the_request_alone(
