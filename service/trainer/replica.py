@@ -74,7 +74,7 @@ lease, and Stopped if the work is to end."""
 
 
 class Skips(Protocol):
-    """The examples that a replay leaves aside."""
+    """The examples that a replay skips."""
 
     is_dry: bool
     """True if nothing is learned at all."""
@@ -117,7 +117,7 @@ class Replica:
         became: called with what became of labels, by the entry that holds them.
         take_epoch: takes the log over, and whatever else only one trainer may write.
         rebuilt: returns the state that a command has put in place of another.
-        skips: what a rebuild leaves aside: then such commands do nothing.
+        skips: what a rebuild skips: then such commands do nothing.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The examples that a rebuild leaves aside."""
+"""The examples that a rebuild skips."""
 
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
@@ -83,7 +83,7 @@ class Rule:
 
 @dataclass
 class RuledSkips:
-    """The examples that the rule of a new command leaves aside, and those of earlier ones."""
+    """The examples that the rule of a new command skips, and those of earlier ones."""
 
     rules: Sequence[tuple[int, Rule]]
     """Each with the number of the cut that carries it."""
